@@ -1,0 +1,51 @@
+// SPDX-License-Identifier: Apache-2.0
+// Owns bytes. Every large allocation of Cadre is a Buffer, so the bytes a rank holds are known at any moment.
+#pragma once
+
+#include <cstddef>
+#include <span>
+
+namespace cadre {
+
+// Page-aligned when large (huge pages are asked for), else aligned to a cache line. Contents start undefined. Move-only.
+class Buffer {
+ public:
+  Buffer() = default;
+  explicit Buffer(size_t bytes);
+  ~Buffer();
+  Buffer(Buffer&& other) noexcept;
+  Buffer& operator=(Buffer&& other) noexcept;
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
+
+  std::byte* data() { return data_; }
+  const std::byte* data() const { return data_; }
+  size_t bytes() const { return bytes_; }
+  bool empty() const { return bytes_ == 0; }
+  std::span<std::byte> span() { return {data_, bytes_}; }
+  std::span<const std::byte> span() const { return {data_, bytes_}; }
+
+  template <class T>
+  T* as() {
+    return reinterpret_cast<T*>(data_);
+  }
+  template <class T>
+  const T* as() const {
+    return reinterpret_cast<const T*>(data_);
+  }
+
+  // Fills with all-ones bytes: NaN for every floating type, -1 for every signed one.
+  void poison();
+
+ private:
+  void free_bytes() noexcept;
+
+  std::byte* data_ = nullptr;
+  size_t bytes_ = 0;
+};
+
+// Bytes that the Buffers of this process hold now, and the most they ever held.
+size_t buffer_bytes_now();
+size_t buffer_bytes_peak();
+
+}  // namespace cadre

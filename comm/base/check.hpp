@@ -1,0 +1,80 @@
+// SPDX-License-Identifier: Apache-2.0
+// How Cadre reports trouble. CADRE_CHECK guards input and environment and is always on; CADRE_ASSERT guards our own
+// mistakes and vanishes in release builds. Nothing in the libraries aborts: they throw Error, and `main` decides.
+#pragma once
+
+#include <fmt/format.h>
+
+#include <cstdint>
+#include <exception>
+#include <limits>
+#include <source_location>
+#include <string>
+#include <type_traits>
+
+namespace cadre {
+
+// What went wrong, and so which exit code `main` gives (launch/README.md lists them).
+enum class ErrorKind {
+  input,        // a configuration, command line or file that cannot be used
+  environment,  // the machine, the launcher or a library refused
+  timeout,      // a wait passed its deadline
+  numerics,     // NaN or Inf where a number is needed
+  internal,     // a mistake of ours
+};
+
+// One line of what, one line of hint. `rank` is filled by whoever knows it (-1: unknown).
+class Error : public std::exception {
+ public:
+  Error(ErrorKind kind, std::string text, std::string hint = {},
+        std::source_location where = std::source_location::current());
+
+  const char* what() const noexcept override { return full_.c_str(); }
+  ErrorKind kind() const { return kind_; }
+  const std::string& text() const { return text_; }
+  const std::string& hint() const { return hint_; }
+  const std::source_location& where() const { return where_; }
+
+  int rank = -1;
+
+ private:
+  ErrorKind kind_;
+  std::string text_;
+  std::string hint_;
+  std::source_location where_;
+  std::string full_;
+};
+
+// Exit code of the process for an error of this kind.
+int exit_code(ErrorKind kind);
+
+// Narrows to the `int` that MPI counts are. Throws when `value` does not fit; `what` names the count.
+template <class Integer>
+int checked_int(Integer value, const char* what, std::source_location where = std::source_location::current()) {
+  static_assert(std::is_integral_v<Integer>);
+  const auto wide = static_cast<int64_t>(value);
+  if (wide < 0 || wide > std::numeric_limits<int>::max()) {
+    throw Error(ErrorKind::input, fmt::format("{} = {} does not fit the int that MPI counts are", what, value),
+                "use more ranks, fewer tokens a micro-batch or a smaller buffer", where);
+  }
+  return static_cast<int>(wide);
+}
+
+}  // namespace cadre
+
+// CADRE_CHECK(condition, text [, hint]); text and hint are evaluated only on failure.
+#define CADRE_CHECK(condition, ...)                                      \
+  do {                                                                   \
+    if (!(condition)) [[unlikely]]                                       \
+      throw ::cadre::Error(::cadre::ErrorKind::input, __VA_ARGS__);      \
+  } while (false)
+
+#ifdef NDEBUG
+#define CADRE_ASSERT(condition) static_cast<void>(0)
+#else
+#define CADRE_ASSERT(condition)                                                                      \
+  do {                                                                                               \
+    if (!(condition)) [[unlikely]]                                                                   \
+      throw ::cadre::Error(::cadre::ErrorKind::internal, "assertion failed: " #condition);           \
+  } while (false)
+#endif

@@ -1,0 +1,145 @@
+// SPDX-License-Identifier: Apache-2.0
+// The list of mathematical functions that the layers use: the one place where a back end begins. Letters: T tokens,
+// H hidden, F ffn width, E experts, K top-k, V vocabulary, NH heads, D head dimension. Tensors are row-major views; all
+// floating tensors of one call have the same element type (f32, or f64 where the back end is the reference).
+// Outputs are overwritten unless the comment says "adds". No function allocates from an arena or communicates.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string_view>
+
+#include "layers/tensor/parameter.hpp"
+#include "layers/tensor/tensor.hpp"
+
+namespace cadre {
+
+enum class Accumulate { no, yes };
+enum class Activation { relu, gelu, silu };  // gelu: x Phi(x) with erf; silu: x sigmoid(x)
+enum class RopeDirection { forward, backward };
+
+// Sequences of equal length, stored one after the other. Query t of a sequence sits at absolute position
+// kv_len - q_len + t and sees keys 0 .. that position. Key/value row j of sequence b is row b * kv_stride + j.
+struct AttentionShape {
+  int64_t batch;
+  int64_t q_len;
+  int64_t kv_len;
+  int64_t kv_stride;
+  int64_t num_heads;
+  int64_t num_kv_heads;  // divides num_heads
+  int64_t head_dim;
+  double scale;
+};
+
+// Decoupled weight decay (Loshchilov and Hutter 2019, algorithm 2), bias-corrected.
+struct AdamWStep {
+  double learning_rate;
+  double beta1;
+  double beta2;
+  double epsilon;
+  double weight_decay;
+  double grad_scale;  // multiplies the gradient first (clipping)
+  int64_t step;       // 1 for the first update
+};
+
+class Kernels {
+ public:
+  virtual ~Kernels() = default;
+  virtual std::string_view name() const = 0;
+
+  // --- products with a weight W [N,K] -----------------------------------------------------------------------------
+  // y[T,N] = x[T,K] W^T
+  virtual void linear(const Tensor& x, const Parameter& weight, const Tensor& y) const = 0;
+  // dx[T,K] = dy[T,N] W, or adds
+  virtual void linear_input_grad(const Tensor& dy, const Parameter& weight, const Tensor& dx,
+                                 Accumulate accumulate) const = 0;
+  // dw[N,K] = dy[T,N]^T x[T,K], or adds. T = 0 writes zeros, or leaves dw.
+  virtual void linear_weight_grad(const Tensor& x, const Tensor& dy, const Tensor& dw,
+                                  Accumulate accumulate) const = 0;
+
+  // --- normalisation over the last axis ---------------------------------------------------------------------------
+  // RMSNorm (Zhang and Sennrich 2019): y = w x rstd, rstd[T] = (mean(x^2) + epsilon)^-1/2
+  virtual void rms_norm(const Tensor& x, const Tensor& weight, double epsilon, const Tensor& y,
+                        const Tensor& rstd) const = 0;
+  virtual void rms_norm_input_grad(const Tensor& dy, const Tensor& x, const Tensor& weight, const Tensor& rstd,
+                                   const Tensor& dx) const = 0;
+  // adds to dweight[H]
+  virtual void rms_norm_weight_grad(const Tensor& dy, const Tensor& x, const Tensor& rstd,
+                                    const Tensor& dweight) const = 0;
+  // LayerNorm (Ba et al. 2016): y = w (x - mean) rstd + b
+  virtual void layer_norm(const Tensor& x, const Tensor& weight, const Tensor& bias, double epsilon, const Tensor& y,
+                          const Tensor& mean, const Tensor& rstd) const = 0;
+  virtual void layer_norm_input_grad(const Tensor& dy, const Tensor& x, const Tensor& weight, const Tensor& mean,
+                                     const Tensor& rstd, const Tensor& dx) const = 0;
+  // adds to dweight[H] and dbias[H]
+  virtual void layer_norm_weight_grad(const Tensor& dy, const Tensor& x, const Tensor& mean, const Tensor& rstd,
+                                      const Tensor& dweight, const Tensor& dbias) const = 0;
+
+  // --- element-wise -----------------------------------------------------------------------------------------------
+  virtual void activation(Activation kind, const Tensor& x, const Tensor& y) const = 0;  // y may be x
+  // dx = dy f'(x); dx may be dy
+  virtual void activation_grad(Activation kind, const Tensor& x, const Tensor& dy, const Tensor& dx) const = 0;
+  // SwiGLU (Shazeer 2020): gate_up[T,2F] holds gate in columns 0..F and up in F..2F; y[T,F] = silu(gate) up
+  virtual void swiglu(const Tensor& gate_up, const Tensor& y) const = 0;
+  virtual void swiglu_grad(const Tensor& gate_up, const Tensor& dy, const Tensor& d_gate_up) const = 0;
+  virtual void add(const Tensor& a, const Tensor& b, const Tensor& out) const = 0;  // out may be a or b
+  virtual double sum_squares(const Tensor& x) const = 0;
+
+  // --- attention --------------------------------------------------------------------------------------------------
+  // Rotary embedding (Su et al. 2021), rotate-half form, in place on x[T,NH,D]: pair (i, i + D/2) turns by
+  // positions[t] theta^(-2i/D); backward turns the other way. positions is i32[T].
+  virtual void rope(const Tensor& x, const Tensor& positions, double theta, RopeDirection direction) const = 0;
+  // Causal softmax attention. q, out [batch q_len, NH, D]; k, v [batch kv_stride, NKV, D]; lse [batch, NH, q_len] is the
+  // log of the softmax denominator, which backward uses to rebuild the probabilities (Dao et al. 2022).
+  virtual void attention(const AttentionShape& shape, const Tensor& q, const Tensor& k, const Tensor& v,
+                         const Tensor& out, const Tensor& lse) const = 0;
+  virtual void attention_grad(const AttentionShape& shape, const Tensor& q, const Tensor& k, const Tensor& v,
+                              const Tensor& out, const Tensor& lse, const Tensor& dout, const Tensor& dq,
+                              const Tensor& dk, const Tensor& dv) const = 0;
+
+  // --- vocabulary -------------------------------------------------------------------------------------------------
+  // y[T,H] = table[ids[t], :]; ids is i32[T], every id in [0, V)
+  virtual void embedding(const Tensor& ids, const Tensor& table, const Tensor& y) const = 0;
+  // adds dy rows to dtable[V,H], in token order
+  virtual void embedding_grad(const Tensor& ids, const Tensor& dy, const Tensor& dtable) const = 0;
+  // losses[T] = logsumexp(logits[t]) - logits[t, targets[t]]; a target of -1 gives 0. targets is i32[T].
+  virtual void cross_entropy(const Tensor& logits, const Tensor& targets, const Tensor& losses) const = 0;
+  // dlogits = scale (softmax(logits) - onehot(target)), a zero row where the target is -1; dlogits may be logits
+  virtual void cross_entropy_grad(const Tensor& logits, const Tensor& targets, double scale,
+                                  const Tensor& dlogits) const = 0;
+
+  // --- router -----------------------------------------------------------------------------------------------------
+  virtual void softmax(const Tensor& x, const Tensor& y) const = 0;  // over the last axis
+  virtual void softmax_grad(const Tensor& y, const Tensor& dy, const Tensor& dx) const = 0;
+  virtual void sigmoid(const Tensor& x, const Tensor& y) const = 0;
+  virtual void sigmoid_grad(const Tensor& y, const Tensor& dy, const Tensor& dx) const = 0;
+  // ids[T,K] (i32): the K largest of scores[t,:] + bias, best first; ties go to the lower index. bias [E] is in the
+  // element type of scores, or undefined. A NaN score throws ErrorKind::numerics.
+  virtual void top_k(const Tensor& scores, const Tensor& bias, const Tensor& ids) const = 0;
+
+  // --- rows on their way to experts and back ----------------------------------------------------------------------
+  // dst[r] = scale[r] src[index[r]]; index is i32[R]; scale [R] or undefined (1)
+  virtual void gather_rows(const Tensor& src, const Tensor& index, const Tensor& scale, const Tensor& dst) const = 0;
+  // dst[r] = sum over j in [offsets[r], offsets[r+1]), in that order, of weight[j] src[index[j]].
+  // offsets i32[R+1], index i32[S]; weight [S] or undefined (1). An empty range gives a zero row.
+  virtual void sum_rows(const Tensor& src, const Tensor& offsets, const Tensor& index, const Tensor& weight,
+                        const Tensor& dst) const = 0;
+  // out[j] = <a[a_index[j]], b[b_index[j]]>; a_index, b_index i32[S]
+  virtual void dot_rows(const Tensor& a, const Tensor& a_index, const Tensor& b, const Tensor& b_index,
+                        const Tensor& out) const = 0;
+
+  // --- optimiser --------------------------------------------------------------------------------------------------
+  virtual void adamw(const AdamWStep& step, const Tensor& value, const Tensor& grad, const Tensor& m,
+                     const Tensor& v) const = 0;
+};
+
+enum class Precision { fp32, bf16 };  // of the products with weights; everything else is fp32
+
+// Plain loops, accumulation in fp64; f32 and f64 tensors. The oracle of every kernel test.
+std::unique_ptr<Kernels> make_reference_kernels();
+// Vector code, OpenBLAS, and oneDNN where it was found; f32 tensors. bf16 without oneDNN is an error.
+std::unique_ptr<Kernels> make_cpu_kernels(Precision precision);
+// Computes nothing and touches no memory: for dry runs of the memory plan.
+std::unique_ptr<Kernels> make_null_kernels();
+
+}  // namespace cadre

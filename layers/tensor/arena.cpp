@@ -1,0 +1,56 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "layers/tensor/arena.hpp"
+
+#include <algorithm>
+#include <cstring>
+
+namespace cadre {
+namespace {
+
+constexpr size_t kAlignment = 64;
+constexpr size_t kBlockBytes = size_t{8} << 20;
+
+}  // namespace
+
+Tensor Arena::take(std::string_view label, DType dtype, std::initializer_list<int64_t> shape) {
+  const Tensor shaped(nullptr, dtype, shape);
+  const size_t bytes = (shaped.bytes() + kAlignment - 1) / kAlignment * kAlignment;
+  used_bytes_ += bytes;
+  if (is_dry_run()) {
+    lines_.push_back({std::string(label), bytes});
+    if (used_bytes_ > peak_bytes_) note_peak();
+    return shaped;
+  }
+  peak_bytes_ = std::max(peak_bytes_, used_bytes_);
+  std::byte* data = carve(bytes);
+  if (poison_ && bytes > 0) std::memset(data, 0xff, bytes);
+  return Tensor(data, dtype, shape);
+}
+
+std::byte* Arena::carve(size_t bytes) {
+  while (block_ < blocks_.size() && offset_ + bytes > blocks_[block_].bytes()) {
+    ++block_;
+    offset_ = 0;
+  }
+  if (block_ == blocks_.size()) blocks_.emplace_back(std::max(bytes, kBlockBytes));
+  std::byte* data = blocks_[block_].data() + offset_;
+  offset_ += bytes;
+  return data;
+}
+
+Arena::Mark Arena::mark() const { return {block_, offset_, used_bytes_, lines_.size()}; }
+
+void Arena::release(const Mark& mark) {
+  block_ = mark.block;
+  offset_ = mark.offset;
+  used_bytes_ = mark.used_bytes;
+  lines_.resize(mark.num_lines);
+}
+
+void Arena::note_peak() {
+  peak_bytes_ = used_bytes_;
+  peak_table_.clear();
+  for (const Line& line : lines_) peak_table_[line.label] += line.bytes;
+}
+
+}  // namespace cadre

@@ -1,0 +1,79 @@
+// SPDX-License-Identifier: Apache-2.0
+// Carves tensors from a few large buffers, last in, first out. A dry run hands out tensors without memory and counts, so
+// the memory of a step is known by running the code that will use it, before anything is allocated.
+#pragma once
+
+#include <cstddef>
+#include <initializer_list>
+#include <map>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "comm/base/buffer.hpp"
+#include "layers/tensor/tensor.hpp"
+
+namespace cadre {
+
+class Arena {
+ public:
+  enum class Mode { real, dry_run };
+
+  // `poison` fills every tensor with NaN when it is handed out, so that an element nobody wrote shows.
+  explicit Arena(Mode mode = Mode::real, bool poison = false) : mode_(mode), poison_(poison) {}
+
+  bool is_dry_run() const { return mode_ == Mode::dry_run; }
+
+  // `label` names the line of the memory table that the bytes are counted under. Aligned to 64 bytes, contents undefined.
+  Tensor take(std::string_view label, DType dtype, std::initializer_list<int64_t> shape);
+
+  // Everything taken after `mark` is given back by `release(mark)`.
+  struct Mark {
+    size_t block = 0;
+    size_t offset = 0;
+    size_t used_bytes = 0;
+    size_t num_lines = 0;
+  };
+  Mark mark() const;
+  void release(const Mark& mark);
+
+  size_t used_bytes() const { return used_bytes_; }
+  size_t peak_bytes() const { return peak_bytes_; }
+
+  // Dry run only: bytes by label at the moment of the peak.
+  const std::map<std::string, size_t>& peak_table() const { return peak_table_; }
+
+ private:
+  struct Line {
+    std::string label;
+    size_t bytes;
+  };
+
+  std::byte* carve(size_t bytes);
+  void note_peak();
+
+  Mode mode_;
+  bool poison_;
+  std::vector<Buffer> blocks_;
+  size_t block_ = 0;   // the block that is carved from now
+  size_t offset_ = 0;  // first free byte in it
+  size_t used_bytes_ = 0;
+  size_t peak_bytes_ = 0;
+  std::vector<Line> lines_;  // dry run only
+  std::map<std::string, size_t> peak_table_;
+};
+
+// Gives back, at the end of a C++ scope, what was taken inside it.
+class ArenaScope {
+ public:
+  explicit ArenaScope(Arena& arena) : arena_(arena), mark_(arena.mark()) {}
+  ~ArenaScope() { arena_.release(mark_); }
+  ArenaScope(const ArenaScope&) = delete;
+  ArenaScope& operator=(const ArenaScope&) = delete;
+
+ private:
+  Arena& arena_;
+  Arena::Mark mark_;
+};
+
+}  // namespace cadre

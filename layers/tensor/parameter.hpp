@@ -1,0 +1,58 @@
+// SPDX-License-Identifier: Apache-2.0
+// A trained tensor: its value, its gradient, the name it has in a checkpoint and who owns it.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "layers/tensor/tensor.hpp"
+
+namespace cadre {
+
+// How a parameter starts. normal: N(0, scale) keyed by (seed, name, element), so it does not depend on placement.
+struct Init {
+  enum class Kind { zeros, ones, normal };
+  Kind kind = Kind::zeros;
+  double scale = 0.0;
+};
+
+// shared: every rank holds it, gradients are summed over the data-parallel group.
+// expert: only the ranks that own the expert hold it, gradients are summed over the expert-data-parallel group.
+// buffer: not trained by gradient (the selection bias), but saved.
+enum class Placement { shared, expert, buffer };
+
+// A row range of a fused parameter that has a name of its own in files (gate_proj and up_proj are one [2F,H] here).
+struct ParameterPart {
+  std::string name;
+  int64_t first_row;
+  int64_t num_rows;
+};
+
+// What a back end keeps beside a weight (packed or converted copies). Rebuilt when `version` moved on.
+struct PackedWeight {
+  virtual ~PackedWeight() = default;
+};
+
+struct Parameter {
+  std::vector<ParameterPart> parts;  // at least one; together they cover all rows
+  Placement placement = Placement::shared;
+  Init init;
+  bool decay = true;  // weight decay applies (not to norms and biases)
+
+  // Set when a store gives it memory. `grad` stays undefined for buffers and for inference.
+  Tensor value;
+  Tensor grad;
+  bool grad_is_zero = true;  // the next weight gradient may overwrite instead of add
+
+  uint64_t version = 0;  // moves on whenever `value` changes
+  mutable std::unique_ptr<PackedWeight> packed;
+
+  const std::string& name() const { return parts.front().name; }
+};
+
+using ParameterVisitor = std::function<void(Parameter&)>;
+
+}  // namespace cadre

@@ -1,0 +1,61 @@
+// SPDX-License-Identifier: Apache-2.0
+// A view of contiguous, row-major elements: pointer, element type, shape. It owns nothing; an Arena does.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <initializer_list>
+#include <string>
+
+#include "comm/base/check.hpp"
+#include "comm/base/dtype.hpp"
+
+namespace cadre {
+
+class Tensor {
+ public:
+  static constexpr int kMaxDims = 4;
+
+  Tensor() = default;
+  Tensor(void* data, DType dtype, std::initializer_list<int64_t> shape);
+
+  DType dtype() const { return dtype_; }
+  int num_dims() const { return num_dims_; }
+  int64_t dim(int axis) const { return shape_[static_cast<size_t>(axis)]; }
+  int64_t numel() const;
+  size_t bytes() const { return static_cast<size_t>(numel()) * size_of(dtype_); }
+  // Elements and bytes of one step along the first axis.
+  int64_t row_numel() const;
+  size_t row_bytes() const { return static_cast<size_t>(row_numel()) * size_of(dtype_); }
+  bool defined() const { return num_dims_ > 0; }
+
+  std::byte* raw() const { return static_cast<std::byte*>(data_); }
+
+  // Throws when T is not the element type.
+  template <class T>
+  T* data() const {
+    if (dtype_of<T> != dtype_) fail_dtype(dtype_of<T>);
+    return static_cast<T*>(data_);
+  }
+
+  // Rows [first, first + count) along the first axis.
+  Tensor rows(int64_t first, int64_t count) const;
+  // The same elements in another shape; numel must agree.
+  Tensor reshape(std::initializer_list<int64_t> shape) const;
+
+  bool same_shape(const Tensor& other) const;
+  std::string describe() const;  // "f32[128,512]"
+
+  void fill_zero() const;
+
+ private:
+  [[noreturn]] void fail_dtype(DType wanted) const;
+
+  void* data_ = nullptr;
+  DType dtype_ = DType::f32;
+  int num_dims_ = 0;
+  std::array<int64_t, kMaxDims> shape_{};
+};
+
+}  // namespace cadre
