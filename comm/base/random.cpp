@@ -43,8 +43,9 @@ double Random::normal(uint64_t index) const {
 }
 
 uint64_t Random::below(uint64_t bound, uint64_t index) const {
+  __extension__ using Wide = unsigned __int128;
   // Multiply-shift: the bias is below bound / 2^64.
-  return static_cast<uint64_t>((static_cast<unsigned __int128>(bits(index)) * bound) >> 64);
+  return static_cast<uint64_t>((static_cast<Wide>(bits(index)) * bound) >> 64);
 }
 
 }  // namespace cadre
