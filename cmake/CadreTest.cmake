@@ -1,12 +1,58 @@
-# cadre_add_test(FILE folder/unit_test.cpp [RANKS n...]): one executable a file. Its cases run in one process (ranks are
-# threads there); with RANKS they also run under mpirun with each of these rank counts.
+# SPDX-License-Identifier: Apache-2.0
+# How a test file becomes tests, and the check that no test file is forgotten.
+
+# Ranks of a test share the cores of one machine: they must yield while they wait and keep their libraries single-threaded.
+set(CADRE_TEST_ENVIRONMENT OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1)
+set(CADRE_MPI_ENVIRONMENT CADRE_TEST_MPI=1
+    OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
+    OMPI_MCA_mpi_yield_when_idle=1 OMPI_MCA_rmaps_base_oversubscribe=1)
+if(CADRE_SANITIZE)
+  # Open MPI keeps memory until the process ends and synchronises in ways that the thread sanitizer cannot see.
+  list(APPEND CADRE_TEST_ENVIRONMENT
+    "LSAN_OPTIONS=suppressions=${PROJECT_SOURCE_DIR}/cmake/sanitizers/lsan.supp:print_suppressions=0"
+    "TSAN_OPTIONS=suppressions=${PROJECT_SOURCE_DIR}/cmake/sanitizers/tsan.supp:halt_on_error=1"
+    "UBSAN_OPTIONS=print_stacktrace=1")
+endif()
+if(MPI_CXX_LIBRARY_VERSION_STRING MATCHES "Open MPI")
+  set(CADRE_MPIEXEC_FLAGS --oversubscribe --bind-to none)
+endif()
+
+# cadre_add_test(FILE folder/unit_test.cpp [RANKS n...] [LABELS label...]): the executable folder_unit_test, run as test
+# folder/unit in one process (its ranks are threads there) and, with RANKS, as folder/unit.mpi<n> under mpirun -n <n>.
 function(cadre_add_test)
-  cmake_parse_arguments(arg "" "FILE" "RANKS" ${ARGN})
-  get_filename_component(unit ${arg_FILE} NAME_WE)
-  get_filename_component(folder ${arg_FILE} DIRECTORY)
-  set(target ${folder}_${unit})
+  cmake_parse_arguments(arg "" "FILE" "RANKS;LABELS" ${ARGN})
+  cmake_path(GET arg_FILE PARENT_PATH folder)
+  cmake_path(GET arg_FILE STEM unit)
+  string(REPLACE "/" "_" target "${folder}_${unit}")
+  string(REGEX REPLACE "_test$" "" name "${folder}/${unit}")
+
   add_executable(${target} ${arg_FILE})
-  target_link_libraries(${target} PRIVATE cadre_test_support)
-  add_test(NAME ${folder}/${unit} COMMAND ${target})
-  set_tests_properties(${folder}/${unit} PROPERTIES TIMEOUT 300)
+  target_link_libraries(${target} PRIVATE cadre_test_support cadre_settings)
+  if(TARGET cadre::${folder})
+    target_link_libraries(${target} PRIVATE cadre::${folder})
+  endif()
+  set_property(GLOBAL APPEND PROPERTY CADRE_TEST_FILES "${CMAKE_CURRENT_SOURCE_DIR}/${arg_FILE}")
+
+  add_test(NAME ${name} COMMAND ${target})
+  set_tests_properties(${name} PROPERTIES
+    TIMEOUT 300 LABELS "${arg_LABELS}" ENVIRONMENT "${CADRE_TEST_ENVIRONMENT}")
+  foreach(ranks IN LISTS arg_RANKS)
+    add_test(NAME ${name}.mpi${ranks} COMMAND
+      ${MPIEXEC_EXECUTABLE} ${MPIEXEC_NUMPROC_FLAG} ${ranks} ${CADRE_MPIEXEC_FLAGS} $<TARGET_FILE:${target}>)
+    set_tests_properties(${name}.mpi${ranks} PROPERTIES
+      TIMEOUT 300 PROCESSORS ${ranks} LABELS "mpi;${arg_LABELS}"
+      ENVIRONMENT "${CADRE_TEST_ENVIRONMENT};${CADRE_MPI_ENVIRONMENT}")
+  endforeach()
+endfunction()
+
+# Complains about a tests/**/*_test.cpp that no cadre_add_test names. A warning while one writes; an error under
+# `cmake -Werror=dev`, which tests/run uses.
+function(cadre_require_registered_tests)
+  file(GLOB_RECURSE files CONFIGURE_DEPENDS "${PROJECT_SOURCE_DIR}/tests/*_test.cpp")
+  get_property(registered GLOBAL PROPERTY CADRE_TEST_FILES)
+  list(REMOVE_ITEM files ${registered})
+  foreach(file IN LISTS files)
+    cmake_path(RELATIVE_PATH file BASE_DIRECTORY "${PROJECT_SOURCE_DIR}/tests")
+    message(AUTHOR_WARNING "tests/${file} never runs: add cadre_add_test(FILE ${file}) to tests/CMakeLists.txt")
+  endforeach()
 endfunction()

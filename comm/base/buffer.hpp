@@ -7,7 +7,8 @@
 
 namespace cadre {
 
-// Page-aligned when large (huge pages are asked for), else aligned to a cache line. Contents start undefined. Move-only.
+// Page-aligned when large (huge pages are asked for), else aligned to a cache line. Contents start undefined.
+// Move-only.
 class Buffer {
  public:
   Buffer() = default;

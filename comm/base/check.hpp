@@ -63,18 +63,18 @@ int checked_int(Integer value, const char* what, std::source_location where = st
 }  // namespace cadre
 
 // CADRE_CHECK(condition, text [, hint]); text and hint are evaluated only on failure.
-#define CADRE_CHECK(condition, ...)                                      \
-  do {                                                                   \
-    if (!(condition)) [[unlikely]]                                       \
-      throw ::cadre::Error(::cadre::ErrorKind::input, __VA_ARGS__);      \
+#define CADRE_CHECK(condition, ...)                                 \
+  do {                                                              \
+    if (!(condition)) [[unlikely]]                                  \
+      throw ::cadre::Error(::cadre::ErrorKind::input, __VA_ARGS__); \
   } while (false)
 
 #ifdef NDEBUG
 #define CADRE_ASSERT(condition) static_cast<void>(0)
 #else
-#define CADRE_ASSERT(condition)                                                                      \
-  do {                                                                                               \
-    if (!(condition)) [[unlikely]]                                                                   \
-      throw ::cadre::Error(::cadre::ErrorKind::internal, "assertion failed: " #condition);           \
+#define CADRE_ASSERT(condition)                                                            \
+  do {                                                                                     \
+    if (!(condition)) [[unlikely]]                                                         \
+      throw ::cadre::Error(::cadre::ErrorKind::internal, "assertion failed: " #condition); \
   } while (false)
 #endif

@@ -14,9 +14,9 @@ class Random {
  public:
   Random(uint64_t seed, std::string_view purpose, uint64_t id);
 
-  uint64_t bits(uint64_t index) const;    // 64 random bits
-  double uniform(uint64_t index) const;   // in [0, 1), 53 bits
-  double normal(uint64_t index) const;    // N(0, 1), Box-Muller
+  uint64_t bits(uint64_t index) const;                   // 64 random bits
+  double uniform(uint64_t index) const;                  // in [0, 1), 53 bits
+  double normal(uint64_t index) const;                   // N(0, 1), Box-Muller
   uint64_t below(uint64_t bound, uint64_t index) const;  // in [0, bound), bound >= 1
 
  private:

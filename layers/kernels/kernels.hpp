@@ -54,8 +54,7 @@ class Kernels {
   virtual void linear_input_grad(const Tensor& dy, const Parameter& weight, const Tensor& dx,
                                  Accumulate accumulate) const = 0;
   // dw[N,K] = dy[T,N]^T x[T,K], or adds. T = 0 writes zeros, or leaves dw.
-  virtual void linear_weight_grad(const Tensor& x, const Tensor& dy, const Tensor& dw,
-                                  Accumulate accumulate) const = 0;
+  virtual void linear_weight_grad(const Tensor& x, const Tensor& dy, const Tensor& dw, Accumulate accumulate) const = 0;
 
   // --- normalisation over the last axis ---------------------------------------------------------------------------
   // RMSNorm (Zhang and Sennrich 2019): y = w x rstd, rstd[T] = (mean(x^2) + epsilon)^-1/2
@@ -89,10 +88,11 @@ class Kernels {
   // Rotary embedding (Su et al. 2021), rotate-half form, in place on x[T,NH,D]: pair (i, i + D/2) turns by
   // positions[t] theta^(-2i/D); backward turns the other way. positions is i32[T].
   virtual void rope(const Tensor& x, const Tensor& positions, double theta, RopeDirection direction) const = 0;
-  // Causal softmax attention. q, out [batch q_len, NH, D]; k, v [batch kv_stride, NKV, D]; lse [batch, NH, q_len] is the
-  // log of the softmax denominator, which backward uses to rebuild the probabilities (Dao et al. 2022).
+  // Causal softmax attention. q, out [batch q_len, NH, D]; k, v [batch kv_stride, NKV, D]; lse [batch, NH, q_len] is
+  // the log of the softmax denominator, which backward uses to rebuild the probabilities (Dao et al. 2022).
   virtual void attention(const AttentionShape& shape, const Tensor& q, const Tensor& k, const Tensor& v,
                          const Tensor& out, const Tensor& lse) const = 0;
+  // Writes all of dq, and of dk and dv the first kv_len rows of each sequence; rows behind them stay as they are.
   virtual void attention_grad(const AttentionShape& shape, const Tensor& q, const Tensor& k, const Tensor& v,
                               const Tensor& out, const Tensor& lse, const Tensor& dout, const Tensor& dq,
                               const Tensor& dk, const Tensor& dv) const = 0;
@@ -114,7 +114,7 @@ class Kernels {
   virtual void sigmoid(const Tensor& x, const Tensor& y) const = 0;
   virtual void sigmoid_grad(const Tensor& y, const Tensor& dy, const Tensor& dx) const = 0;
   // ids[T,K] (i32): the K largest of scores[t,:] + bias, best first; ties go to the lower index. bias [E] is in the
-  // element type of scores, or undefined. A NaN score throws ErrorKind::numerics.
+  // element type of scores, or undefined; the sum is rounded to that type. A NaN in it throws ErrorKind::numerics.
   virtual void top_k(const Tensor& scores, const Tensor& bias, const Tensor& ids) const = 0;
 
   // --- rows on their way to experts and back ----------------------------------------------------------------------
@@ -129,6 +129,8 @@ class Kernels {
                         const Tensor& out) const = 0;
 
   // --- optimiser --------------------------------------------------------------------------------------------------
+  // With g = grad_scale grad: m = beta1 m + (1 - beta1) g, v = beta2 v + (1 - beta2) g^2, and value -= learning_rate
+  // (m / (1 - beta1^step) / (sqrt(v / (1 - beta2^step)) + epsilon) + weight_decay value)
   virtual void adamw(const AdamWStep& step, const Tensor& value, const Tensor& grad, const Tensor& m,
                      const Tensor& v) const = 0;
 };

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Carves tensors from a few large buffers, last in, first out. A dry run hands out tensors without memory and counts, so
-// the memory of a step is known by running the code that will use it, before anything is allocated.
+// Carves tensors from a few large buffers, last in, first out. A dry run hands out tensors without memory and counts,
+// so the memory of a step is known by running the code that will use it, before anything is allocated.
 #pragma once
 
 #include <cstddef>
@@ -24,7 +24,8 @@ class Arena {
 
   bool is_dry_run() const { return mode_ == Mode::dry_run; }
 
-  // `label` names the line of the memory table that the bytes are counted under. Aligned to 64 bytes, contents undefined.
+  // `label` names the line of the memory table that the bytes are counted under. Aligned to 64 bytes, contents
+  // undefined.
   Tensor take(std::string_view label, DType dtype, std::initializer_list<int64_t> shape);
 
   // Everything taken after `mark` is given back by `release(mark)`.

@@ -4,8 +4,10 @@
 
 #include <cstdint>
 #include <functional>
+#include <initializer_list>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "layers/tensor/tensor.hpp"
@@ -42,7 +44,8 @@ struct Parameter {
   Init init;
   bool decay = true;  // weight decay applies (not to norms and biases)
 
-  // Set when a store gives it memory. `grad` stays undefined for buffers and for inference.
+  // `value` has its shape from the start and its memory from a ParameterStore. `grad` stays undefined for buffers and
+  // for inference.
   Tensor value;
   Tensor grad;
   bool grad_is_zero = true;  // the next weight gradient may overwrite instead of add
@@ -54,5 +57,11 @@ struct Parameter {
 };
 
 using ParameterVisitor = std::function<void(Parameter&)>;
+
+// A weight [sum of rows, width] of normal values, made of row ranges {name, rows} in this order.
+Parameter make_weight(std::initializer_list<std::pair<std::string, int64_t>> parts, int64_t width, double init_std,
+                      Placement placement = Placement::shared);
+// A vector [size] without weight decay: the gain or offset of a norm, a bias.
+Parameter make_vector(std::string name, int64_t size, Init::Kind init, Placement placement = Placement::shared);
 
 }  // namespace cadre

@@ -36,9 +36,14 @@ Tensor Tensor::reshape(std::initializer_list<int64_t> shape) const {
   return view;
 }
 
-bool Tensor::same_shape(const Tensor& other) const {
-  return num_dims_ == other.num_dims_ && shape_ == other.shape_;
+Tensor Tensor::with_memory(void* data, DType dtype) const {
+  Tensor view = *this;
+  view.data_ = data;
+  view.dtype_ = dtype;
+  return view;
 }
+
+bool Tensor::same_shape(const Tensor& other) const { return num_dims_ == other.num_dims_ && shape_ == other.shape_; }
 
 std::string Tensor::describe() const {
   std::string text = std::string(name_of(dtype_)) + "[";

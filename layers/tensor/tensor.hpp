@@ -43,6 +43,8 @@ class Tensor {
   Tensor rows(int64_t first, int64_t count) const;
   // The same elements in another shape; numel must agree.
   Tensor reshape(std::initializer_list<int64_t> shape) const;
+  // The same shape over other memory.
+  Tensor with_memory(void* data, DType dtype) const;
 
   bool same_shape(const Tensor& other) const;
   std::string describe() const;  // "f32[128,512]"

@@ -1,0 +1,28 @@
+# SPDX-License-Identifier: Apache-2.0
+# Tests of the tree itself: one script each in cmake/guards, run as guard/<name>. Exit code 77 means skipped, with the
+# reason printed. guard/self-test plants an offence for each of them and demands that it be found.
+
+foreach(guard layering files return-codes format shellcheck)
+  add_test(NAME guard/${guard} COMMAND "${PROJECT_SOURCE_DIR}/cmake/guards/${guard}" "${PROJECT_SOURCE_DIR}")
+endforeach()
+add_test(NAME guard/self-test COMMAND "${PROJECT_SOURCE_DIR}/cmake/guards/self-test")
+add_test(NAME guard/headers COMMAND "${CMAKE_COMMAND}" --build "${PROJECT_BINARY_DIR}" --target
+         all_verify_interface_header_sets)
+set_tests_properties(guard/layering guard/files guard/return-codes guard/format guard/shellcheck guard/self-test
+  PROPERTIES TIMEOUT 60 LABELS guard SKIP_RETURN_CODE 77)
+set_tests_properties(guard/headers PROPERTIES TIMEOUT 900 LABELS guard RUN_SERIAL ON)
+
+# Installs into the build folder, then builds and runs a project that knows Cadre only through find_package. Sanitized
+# libraries would force their flags on that project, so the other presets prove it.
+if(CADRE_INSTALL AND NOT CADRE_SANITIZE)
+  set(prefix "${PROJECT_BINARY_DIR}/consumer/prefix")
+  add_test(NAME guard/install COMMAND "${CMAKE_COMMAND}" --install "${PROJECT_BINARY_DIR}" --prefix "${prefix}")
+  add_test(NAME guard/consumer COMMAND "${CMAKE_CTEST_COMMAND}"
+    --build-and-test "${PROJECT_SOURCE_DIR}/tests/consumer" "${PROJECT_BINARY_DIR}/consumer/build"
+    --build-generator "${CMAKE_GENERATOR}"
+    --build-options "-DCMAKE_PREFIX_PATH=${prefix}" "-DCMAKE_CXX_COMPILER=${CMAKE_CXX_COMPILER}"
+    --test-command consumer)
+  set_tests_properties(guard/install PROPERTIES TIMEOUT 60 LABELS guard FIXTURES_SETUP installed)
+  set_tests_properties(guard/consumer PROPERTIES TIMEOUT 300 LABELS guard FIXTURES_REQUIRED installed
+    ENVIRONMENT "OMPI_ALLOW_RUN_AS_ROOT=1;OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1")
+endif()

@@ -1,0 +1,60 @@
+// SPDX-License-Identifier: Apache-2.0
+// A table of the fields of a plain struct: name, member, what is allowed, what it means. One table serves every reader
+// and writer of the struct (JSON, TOML, key=value, help, range checks), so none of them can disagree with another.
+//
+//   std::vector<Field> fields_of(Shape& shape) {
+//     return {{"width", &shape.width, at_least(1), "columns"}, {"name", &shape.name, any(), "label of the plot"}};
+//   }
+#pragma once
+
+#include <cstdint>
+#include <limits>
+#include <span>
+#include <string>
+#include <string_view>
+#include <variant>
+#include <vector>
+
+namespace cadre {
+
+using FieldValue = std::variant<bool, int64_t, double, std::string>;
+
+// What values a field takes. Numbers are always finite.
+struct Allowed {
+  double min = -std::numeric_limits<double>::infinity();
+  double max = std::numeric_limits<double>::infinity();
+  bool min_excluded = false;
+  bool max_excluded = false;
+  std::vector<std::string> choices = {};  // of text; none: any text
+};
+
+Allowed any();
+Allowed at_least(double min);
+Allowed more_than(double min);
+Allowed between(double min, double max);     // [min, max]
+Allowed from_below(double min, double max);  // [min, max)
+Allowed one_of(std::vector<std::string> choices);
+
+struct Field {
+  std::string name;
+  std::variant<bool*, int64_t*, double*, std::string*> member;
+  Allowed allowed;
+  std::string help;
+};
+
+FieldValue value_of(const Field& field);
+std::string allowed_text(const Field& field);     // "integer >= 1", "number in [0, 1)", "silu | gelu | relu"
+std::string value_text(const FieldValue& value);  // as JSON and TOML write it, without escapes
+
+// Writes the member. A value of the wrong type or out of range is an error; an integer is also a number. `prefix`
+// stands before the name in the message: "run.toml:12: train.".
+void assign(const Field& field, const FieldValue& value, const std::string& prefix);
+// The same from the text of a command line.
+void assign_text(const Field& field, const std::string& text, const std::string& prefix);
+// Checks the range of what the members hold now.
+void check_ranges(std::span<const Field> fields, const std::string& prefix);
+
+// A hint for an unknown name: the nearest of `known` by edit distance, or of its part after the last dot.
+std::string nearest_name_hint(std::string_view name, std::span<const std::string> known);
+
+}  // namespace cadre

@@ -1,0 +1,32 @@
+// SPDX-License-Identifier: Apache-2.0
+// Runs lanes on one thread: resumes whichever can go on, polls the requests of those that wait, keeps the deadlines.
+#pragma once
+
+#include <vector>
+
+#include "comm/progress/task.hpp"
+
+namespace cadre {
+
+class Engine {
+ public:
+  explicit Engine(double deadline_seconds = kDefaultDeadlineSeconds) : deadline_seconds_(deadline_seconds) {}
+
+  double deadline_seconds() const { return deadline_seconds_; }
+
+  // A lane and the task it runs.
+  struct Run {
+    Lane* lane;
+    Task<void>* task;
+  };
+  // Runs all to completion, interleaved at their waits. If a task throws, the others are left where they wait and the
+  // exception is thrown here. When every lane waits longer than the deadline, throws ErrorKind::timeout naming step,
+  // layer, operation and the missing peers.
+  void run(std::vector<Run> runs) const;
+  void run(Lane& lane, Task<void>& task) const { run({{&lane, &task}}); }
+
+ private:
+  double deadline_seconds_;
+};
+
+}  // namespace cadre

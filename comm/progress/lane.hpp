@@ -1,0 +1,40 @@
+// SPDX-License-Identifier: Apache-2.0
+// One micro-batch on its way through the model. Each lane has communicators of its own, so that the order in which
+// lanes reach an exchange can never mismatch between ranks.
+#pragma once
+
+#include <coroutine>
+#include <exception>
+#include <utility>
+
+#include "comm/group/communicator.hpp"
+#include "comm/transport/wait.hpp"
+
+namespace cadre {
+
+class Lane {
+ public:
+  // `expert`: the ranks that share the experts (dispatch and combine). `data`: all ranks that hold tokens of this step.
+  Lane(int id, Communicator expert, Communicator data)
+      : id_(id), expert_group_(std::move(expert)), data_group_(std::move(data)) {}
+
+  int id() const { return id_; }
+  const Communicator& expert_group() const { return expert_group_; }
+  const Communicator& data_group() const { return data_group_; }
+
+  Position position;  // where this micro-batch is; whoever moves it on writes it
+
+  // For the engine and the awaiters: the coroutine that goes on when `awaited` is complete.
+  struct Suspension {
+    Request* awaited = nullptr;
+    std::coroutine_handle<> resume;
+  };
+  Suspension suspension;
+
+ private:
+  int id_;
+  Communicator expert_group_;
+  Communicator data_group_;
+};
+
+}  // namespace cadre

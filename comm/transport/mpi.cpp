@@ -1,0 +1,278 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "comm/transport/mpi.hpp"
+
+#include <mpi.h>
+
+#include <cstdlib>
+#include <cstring>
+#include <exception>
+#include <vector>
+
+#include "comm/base/check.hpp"
+
+namespace cadre {
+namespace {
+
+void check_mpi(int code, const char* call, std::source_location where = std::source_location::current()) {
+  if (code == MPI_SUCCESS) [[likely]]
+    return;
+  char text[MPI_MAX_ERROR_STRING] = "";
+  int length = 0;
+  MPI_Error_string(code, text, &length);  // NOLINT: nothing to do if even this fails
+  throw Error(ErrorKind::environment, fmt::format("{} failed: {}", call, text), {}, where);
+}
+
+#define CADRE_MPI(call) check_mpi((call), #call)
+
+MPI_Datatype mpi_type(DType dtype) {
+  switch (dtype) {
+    case DType::f32: return MPI_FLOAT;
+    case DType::f64: return MPI_DOUBLE;
+    case DType::i32: return MPI_INT32_T;
+    case DType::i64: return MPI_INT64_T;
+    default: break;
+  }
+  throw Error(ErrorKind::internal, fmt::format("MPI cannot reduce {}", name_of(dtype)));
+}
+
+MPI_Op mpi_op(ReduceOp op) {
+  switch (op) {
+    case ReduceOp::sum: return MPI_SUM;
+    case ReduceOp::max: return MPI_MAX;
+    case ReduceOp::min: return MPI_MIN;
+  }
+  throw Error(ErrorKind::internal, "unknown reduction");
+}
+
+// A row as one MPI element, so that counts are rows and stay below 2^31.
+class RowType {
+ public:
+  explicit RowType(size_t row_bytes) {
+    CADRE_MPI(MPI_Type_contiguous(checked_int(row_bytes, "bytes of a row"), MPI_BYTE, &type_));
+    CADRE_MPI(MPI_Type_commit(&type_));
+  }
+  // MPI keeps a type that pending messages use; the return code is dropped because a destructor cannot throw.
+  ~RowType() { static_cast<void>(MPI_Type_free(&type_)); }
+  RowType(const RowType&) = delete;
+  RowType& operator=(const RowType&) = delete;
+  MPI_Datatype get() const { return type_; }
+
+ private:
+  MPI_Datatype type_ = MPI_DATATYPE_NULL;
+};
+
+// A nonblocking collective: MPI does not tell which peer is late.
+class CollectiveOperation : public PendingOperation {
+ public:
+  explicit CollectiveOperation(int size) : size_(size) {}
+  MPI_Request* handle() { return &request_; }
+  bool test() override {
+    int done = 0;
+    CADRE_MPI(MPI_Test(&request_, &done, MPI_STATUS_IGNORE));
+    return done != 0;
+  }
+  std::string missing() const override { return fmt::format("one or more of its {} ranks", size_); }
+
+ private:
+  MPI_Request request_ = MPI_REQUEST_NULL;
+  int size_;
+};
+
+// A set of messages, each with the peer it is from or to.
+class MessagesOperation : public PendingOperation {
+ public:
+  // Room for up to `count` messages: MPI holds the addresses of their handles only while a call runs.
+  explicit MessagesOperation(int count) {
+    requests_.reserve(static_cast<size_t>(count));
+    messages_.reserve(static_cast<size_t>(count));
+  }
+
+  MPI_Request* add(bool receiving, int peer, size_t bytes) {
+    messages_.push_back({receiving, peer, bytes});
+    return &requests_.emplace_back(MPI_REQUEST_NULL);
+  }
+
+  bool test() override {
+    int done = 0;
+    CADRE_MPI(MPI_Testall(static_cast<int>(requests_.size()), requests_.data(), &done, MPI_STATUSES_IGNORE));
+    return done != 0;
+  }
+
+  std::string missing() const override {
+    std::string text;
+    for (size_t i = 0; i < requests_.size(); ++i) {
+      int done = 0;
+      if (MPI_Request_get_status(requests_[i], &done, MPI_STATUS_IGNORE) == MPI_SUCCESS && done != 0) continue;
+      const Message& message = messages_[i];
+      if (!text.empty()) text += ", ";
+      text += message.receiving ? fmt::format("rank {} (expected {} bytes, received none)", message.peer, message.bytes)
+                                : fmt::format("rank {} (to take {} bytes)", message.peer, message.bytes);
+    }
+    return text.empty() ? "nobody" : text;
+  }
+
+ private:
+  struct Message {
+    bool receiving;
+    int peer;
+    size_t bytes;
+  };
+  std::vector<MPI_Request> requests_;
+  std::vector<Message> messages_;
+};
+
+class MpiTransport : public Transport {
+ public:
+  explicit MpiTransport(MPI_Comm comm) : comm_(comm) {
+    CADRE_MPI(MPI_Comm_set_errhandler(comm_, MPI_ERRORS_RETURN));
+    CADRE_MPI(MPI_Comm_rank(comm_, &rank_));
+    CADRE_MPI(MPI_Comm_size(comm_, &size_));
+  }
+  // Freeing is collective, and a destructor must not wait for peers that may have failed: the handle stays until
+  // MPI_Finalize. Groups are made once a run, so nothing grows.
+  ~MpiTransport() override = default;
+
+  std::string_view name() const override { return "mpi"; }
+  int rank() const override { return rank_; }
+  int size() const override { return size_; }
+
+  Request send(std::span<const std::byte> bytes, int peer, int tag) override {
+    auto operation = std::make_unique<MessagesOperation>(1);
+    CADRE_MPI(MPI_Isend(bytes.data(), checked_int(bytes.size(), "bytes to send"), MPI_BYTE, peer, tag, comm_,
+                        operation->add(false, peer, bytes.size())));
+    return {describe(fmt::format("send of {} bytes to rank {}, tag {}", bytes.size(), peer, tag)),
+            std::move(operation)};
+  }
+
+  Request receive(std::span<std::byte> bytes, int peer, int tag) override {
+    auto operation = std::make_unique<MessagesOperation>(1);
+    CADRE_MPI(MPI_Irecv(bytes.data(), checked_int(bytes.size(), "bytes to receive"), MPI_BYTE, peer, tag, comm_,
+                        operation->add(true, peer, bytes.size())));
+    return {describe(fmt::format("receive of {} bytes from rank {}, tag {}", bytes.size(), peer, tag)),
+            std::move(operation)};
+  }
+
+  Request all_to_all(std::span<const std::byte> send, std::span<std::byte> receive) override {
+    CADRE_CHECK(send.size() == receive.size() && send.size() % static_cast<size_t>(size_) == 0,
+                fmt::format("all_to_all of {} bytes over {} ranks", send.size(), size_));
+    const int block = checked_int(send.size() / static_cast<size_t>(size_), "bytes of an all_to_all block");
+    auto operation = std::make_unique<CollectiveOperation>(size_);
+    CADRE_MPI(MPI_Ialltoall(send.data(), block, MPI_BYTE, receive.data(), block, MPI_BYTE, comm_, operation->handle()));
+    return {describe(fmt::format("all_to_all of {} bytes a rank", block)), std::move(operation)};
+  }
+
+  // One message a pair instead of MPI_Ialltoallv, which is the same linear algorithm inside: counts and offsets stay 64
+  // bits wide, and a wait that fails can name the peer.
+  Request all_to_all_rows(const ConstRaggedRows& send, const RaggedRows& receive, size_t row_bytes) override {
+    const RowType row(row_bytes);
+    auto operation = std::make_unique<MessagesOperation>(2 * size_);
+    for (int step = 1; step < size_; ++step) {
+      const int peer = (rank_ - step + size_) % size_;
+      if (receive.counts[peer] == 0) continue;
+      const int rows = checked_int(receive.counts[peer], "rows to receive");
+      CADRE_MPI(MPI_Irecv(receive.base + receive.offsets[peer] * row_bytes, rows, row.get(), peer, kRowsTag, comm_,
+                          operation->add(true, peer, rows * row_bytes)));
+    }
+    for (int step = 1; step < size_; ++step) {
+      const int peer = (rank_ + step) % size_;
+      if (send.counts[peer] == 0) continue;
+      const int rows = checked_int(send.counts[peer], "rows to send");
+      CADRE_MPI(MPI_Isend(send.base + send.offsets[peer] * row_bytes, rows, row.get(), peer, kRowsTag, comm_,
+                          operation->add(false, peer, rows * row_bytes)));
+    }
+    if (send.counts[rank_] > 0) {
+      std::memcpy(receive.base + receive.offsets[rank_] * row_bytes, send.base + send.offsets[rank_] * row_bytes,
+                  static_cast<size_t>(send.counts[rank_]) * row_bytes);
+    }
+    return {describe(fmt::format("all_to_all of rows of {} bytes", row_bytes)), std::move(operation)};
+  }
+
+  Request all_gather(std::span<const std::byte> mine, std::span<std::byte> all) override {
+    const int bytes = checked_int(mine.size(), "bytes to gather");
+    auto operation = std::make_unique<CollectiveOperation>(size_);
+    CADRE_MPI(MPI_Iallgather(mine.data(), bytes, MPI_BYTE, all.data(), bytes, MPI_BYTE, comm_, operation->handle()));
+    return {describe(fmt::format("all_gather of {} bytes a rank", bytes)), std::move(operation)};
+  }
+
+  Request all_reduce(std::byte* data, int64_t count, DType dtype, ReduceOp op) override {
+    auto operation = std::make_unique<CollectiveOperation>(size_);
+    CADRE_MPI(MPI_Iallreduce(MPI_IN_PLACE, data, checked_int(count, "elements to reduce"), mpi_type(dtype), mpi_op(op),
+                             comm_, operation->handle()));
+    return {describe(fmt::format("all_reduce of {} {}", count, name_of(dtype))), std::move(operation)};
+  }
+
+  Request broadcast(std::span<std::byte> bytes, int root) override {
+    auto operation = std::make_unique<CollectiveOperation>(size_);
+    CADRE_MPI(MPI_Ibcast(bytes.data(), checked_int(bytes.size(), "bytes to broadcast"), MPI_BYTE, root, comm_,
+                         operation->handle()));
+    return {describe(fmt::format("broadcast of {} bytes from rank {}", bytes.size(), root)), std::move(operation)};
+  }
+
+  Request barrier() override {
+    auto operation = std::make_unique<CollectiveOperation>(size_);
+    CADRE_MPI(MPI_Ibarrier(comm_, operation->handle()));
+    return {describe("barrier"), std::move(operation)};
+  }
+
+  std::unique_ptr<Transport> split(int color, int key) override {
+    MPI_Comm part = MPI_COMM_NULL;
+    CADRE_MPI(MPI_Comm_split(comm_, color, key, &part));
+    return std::make_unique<MpiTransport>(part);
+  }
+
+ private:
+  // Above every tag that callers may use.
+  static constexpr int kRowsTag = 32768 - 1;
+
+  std::string describe(const std::string& what) const { return fmt::format("{} (rank {} of {})", what, rank_, size_); }
+
+  MPI_Comm comm_;
+  int rank_ = 0;
+  int size_ = 1;
+};
+
+}  // namespace
+
+MpiSession::MpiSession(int* argc, char*** argv) : exceptions_(std::uncaught_exceptions()) {
+  int provided = MPI_THREAD_SINGLE;
+  CADRE_MPI(MPI_Init_thread(argc, argv, MPI_THREAD_SERIALIZED, &provided));
+  CADRE_CHECK(provided >= MPI_THREAD_FUNNELED, "this MPI gives less than MPI_THREAD_FUNNELED",
+              "use an MPI library built with thread support");
+}
+
+MpiSession::~MpiSession() {
+  if (std::uncaught_exceptions() > exceptions_) abort_mpi_job(exit_code(ErrorKind::internal));
+  static_cast<void>(MPI_Finalize());
+}
+
+std::unique_ptr<Transport> make_mpi_world() {
+  MPI_Comm world = MPI_COMM_NULL;
+  CADRE_MPI(MPI_Comm_dup(MPI_COMM_WORLD, &world));
+  return std::make_unique<MpiTransport>(world);
+}
+
+void abort_mpi_job(int code) {
+  static_cast<void>(MPI_Abort(MPI_COMM_WORLD, code));
+  std::_Exit(code);
+}
+
+std::string mpi_library_version() {
+  char text[MPI_MAX_LIBRARY_VERSION_STRING] = "";
+  int length = 0;
+  CADRE_MPI(MPI_Get_library_version(text, &length));
+  const std::string version(text, static_cast<size_t>(length));
+  return version.substr(0, version.find_first_of(",\n"));
+}
+
+std::string mpi_thread_level() {
+  int level = MPI_THREAD_SINGLE;
+  CADRE_MPI(MPI_Query_thread(&level));
+  switch (level) {
+    case MPI_THREAD_SINGLE: return "single";
+    case MPI_THREAD_FUNNELED: return "funneled";
+    case MPI_THREAD_SERIALIZED: return "serialized";
+    default: return "multiple";
+  }
+}
+
+}  // namespace cadre

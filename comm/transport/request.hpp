@@ -1,0 +1,53 @@
+// SPDX-License-Identifier: Apache-2.0
+// A communication under way. Move-only; owns what the transport needs until the operation is complete.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "comm/base/buffer.hpp"
+
+namespace cadre {
+
+// What a transport keeps for one operation.
+class PendingOperation {
+ public:
+  virtual ~PendingOperation() = default;
+  // Drives the operation a step; true once it is complete. Never blocks.
+  virtual bool test() = 0;
+  // Who is still missing, e.g. "rank 3 (expected 4096 bytes, received none)".
+  virtual std::string missing() const = 0;
+};
+
+class [[nodiscard]] Request {
+ public:
+  Request() = default;  // complete from the start
+  // `what` names operation, group and rank: "all_reduce of 12 f64 on 'data' (rank 1 of 4)".
+  Request(std::string what, std::unique_ptr<PendingOperation> operation)
+      : what_(std::move(what)), operation_(std::move(operation)) {}
+  Request(Request&&) noexcept = default;
+  Request& operator=(Request&& other) noexcept;
+  // An operation that is still under way is abandoned: it and the buffers it owns are leaked on purpose, because a peer
+  // may yet write into them.
+  ~Request();
+
+  // True once complete.
+  bool test();
+  bool done() const { return operation_ == nullptr; }
+
+  const std::string& what() const { return what_; }
+  std::string missing() const { return done() ? "nobody" : operation_->missing(); }
+
+  // Hands over memory that the operation reads or writes; it lives until the operation is complete.
+  void own(Buffer buffer) { buffers_.push_back(std::move(buffer)); }
+
+ private:
+  void abandon() noexcept;
+
+  std::string what_;
+  std::unique_ptr<PendingOperation> operation_;
+  std::vector<Buffer> buffers_;
+};
+
+}  // namespace cadre

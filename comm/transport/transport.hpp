@@ -1,0 +1,62 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the ranks of one group can do with bytes. Every operation starts and returns a Request; nothing here blocks,
+// except split, which is rare. Operations of one group are started in the same order by all its ranks.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+
+#include "comm/base/dtype.hpp"
+#include "comm/transport/request.hpp"
+
+namespace cadre {
+
+enum class ReduceOp { sum, max, min };
+
+// One side of a ragged all-to-all: the rows of peer p are rows [offsets[p], offsets[p] + counts[p]) after `base`.
+struct RaggedRows {
+  std::byte* base;
+  std::span<const int64_t> counts;
+  std::span<const int64_t> offsets;
+};
+struct ConstRaggedRows {
+  const std::byte* base;
+  std::span<const int64_t> counts;
+  std::span<const int64_t> offsets;
+};
+
+// The memory of every span must stay valid, and what is received untouched, until the Request is complete.
+class Transport {
+ public:
+  virtual ~Transport() = default;
+
+  virtual std::string_view name() const = 0;  // "mpi", "local"
+  virtual int rank() const = 0;
+  virtual int size() const = 0;
+
+  // Point to point, matched by (sender, tag) in order; tag in [0, 32767]. Both sides know the size.
+  virtual Request send(std::span<const std::byte> bytes, int peer, int tag) = 0;
+  virtual Request receive(std::span<std::byte> bytes, int peer, int tag) = 0;
+
+  // Block p of `send` goes to rank p, block p of `receive` comes from rank p; blocks are equal. P = 3, two bytes each:
+  //   rank 0 sends  a0 a1 a2        rank 0 receives  a0 b0 c0
+  //   rank 1 sends  b0 b1 b2        rank 1 receives  a1 b1 c1
+  //   rank 2 sends  c0 c1 c2        rank 2 receives  a2 b2 c2
+  virtual Request all_to_all(std::span<const std::byte> send, std::span<std::byte> receive) = 0;
+  // The same with rows of `row_bytes`, any number from each rank to each other; a pair without rows sends no message.
+  virtual Request all_to_all_rows(const ConstRaggedRows& send, const RaggedRows& receive, size_t row_bytes) = 0;
+  // Block r of `all` becomes rank r's `mine`.
+  virtual Request all_gather(std::span<const std::byte> mine, std::span<std::byte> all) = 0;
+  // In place; f32, f64, i32 or i64. The order of additions is fixed for a given number of ranks.
+  virtual Request all_reduce(std::byte* data, int64_t count, DType dtype, ReduceOp op) = 0;
+  virtual Request broadcast(std::span<std::byte> bytes, int root) = 0;
+  virtual Request barrier() = 0;
+
+  // Blocking and collective over the group. Ranks of one colour form a new group, ordered by (key, old rank).
+  virtual std::unique_ptr<Transport> split(int color, int key) = 0;
+};
+
+}  // namespace cadre

@@ -1,0 +1,93 @@
+// SPDX-License-Identifier: Apache-2.0
+// The shape of a model: the keys of a Hugging Face config.json as a plain struct, the few keys that Cadre adds, and the
+// numbers that follow from the shape alone.
+#pragma once
+
+#include <nlohmann/json_fwd.hpp>
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "comm/base/fields.hpp"
+
+namespace cadre {
+
+// Field names are the JSON keys; config.cpp holds their ranges and meanings in one table. A key that a config.json may
+// leave out has the default of its architecture. model_type "deepseek" is DeepSeekMoE (Dai et al. 2024): multi-head
+// attention with rotate-half RoPE, dense layers first, then experts with shared experts beside them.
+struct ModelConfig {
+  std::string model_type = "deepseek";
+
+  int64_t vocab_size = 256;
+  int64_t hidden_size = 0;
+  int64_t num_hidden_layers = 0;
+  int64_t max_position_embeddings = 2048;
+  double initializer_range = 0.02;
+  bool tie_word_embeddings = false;
+  int64_t bos_token_id = -1;  // -1: none
+  int64_t eos_token_id = -1;
+
+  int64_t num_attention_heads = 0;
+  int64_t num_key_value_heads = 0;  // 0 becomes num_attention_heads, see fill_defaults
+  double rope_theta = 10000.0;
+
+  std::string norm = "rmsnorm";
+  double rms_norm_eps = 1e-6;  // of either norm
+
+  // silu: SwiGLU, down(silu(gate x) * up x). gelu, relu: down(act(up x)), no gate.
+  std::string hidden_act = "silu";
+  int64_t intermediate_size = 0;  // of a dense layer
+
+  int64_t n_routed_experts = 0;  // 0: every layer is dense
+  int64_t num_experts_per_tok = 0;
+  int64_t n_shared_experts = 0;
+  int64_t moe_intermediate_size = 0;  // of one expert
+  int64_t first_k_dense_replace = 0;
+  int64_t moe_layer_freq = 1;
+
+  std::string scoring_func = "softmax";
+  std::string topk_method = "greedy";  // noaux_tc: by score + selection bias (Wang et al. 2024, arXiv 2408.15664)
+  double bias_update_rate = 0.001;     // gamma of noaux_tc
+  bool norm_topk_prob = false;
+  double routed_scaling_factor = 1.0;
+  double aux_loss_alpha = 0.001;
+
+  bool operator==(const ModelConfig&) const = default;
+};
+
+// The table of keys, bound to the members of `config`.
+std::vector<Field> fields_of(ModelConfig& config);
+
+// What follows from other keys when it is left out: num_key_value_heads = num_attention_heads.
+void fill_defaults(ModelConfig& config);
+
+// Reads a parsed config.json and checks it. `where` names the file in messages. Keys that change nothing in Cadre are
+// ignored; any other unknown key is an error that names it, because it may change what the model computes.
+ModelConfig model_config_from_json(const nlohmann::json& json, const std::string& where);
+
+// A config.json that Hugging Face transformers reads.
+nlohmann::json to_json(const ModelConfig& config);
+
+// Throws on the first value out of range or combination that cannot run.
+void check(const ModelConfig& config);
+
+bool is_moe_layer(const ModelConfig& config, int64_t layer);
+inline bool is_gated(const ModelConfig& config) { return config.hidden_act == "silu"; }
+inline int64_t head_dim(const ModelConfig& config) { return config.hidden_size / config.num_attention_heads; }
+
+// Elements a checkpoint holds (selection biases included), what one token passes through (its top-k experts only, both
+// vocabulary tables), and the input embedding alone.
+struct ParameterCount {
+  int64_t total = 0;
+  int64_t active = 0;
+  int64_t embedding = 0;
+};
+ParameterCount count_parameters(const ModelConfig& config);
+
+// Forward and backward: 6 N + 6 L H (S + 1). N counts the active weights that are multiplied (no embedding, norm or
+// bias): 2 FLOPs forward, 4 backward each. A token sees (S + 1) / 2 keys on average; scores and their weighted sum cost
+// 2 H FLOPs a key each, three times with backward.
+double flops_per_token(const ModelConfig& config, int64_t sequence_length);
+
+}  // namespace cadre

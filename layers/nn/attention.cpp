@@ -1,0 +1,136 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "layers/nn/attention.hpp"
+
+#include <cmath>
+
+#include "comm/base/check.hpp"
+
+namespace cadre {
+
+void fill_positions(const Sequences& sequences, int64_t first) {
+  auto* position = sequences.positions.data<int32_t>();
+  for (int64_t b = 0; b < sequences.batch; ++b) {
+    for (int64_t t = 0; t < sequences.length; ++t) *position++ = static_cast<int32_t>(first + t);
+  }
+}
+
+CausalAttention::CausalAttention(const std::string& prefix, const AttentionOptions& options)
+    : options_(options),
+      q_proj_(prefix + ".q_proj", options.hidden, options.num_heads * options.head_dim, options.init_std),
+      k_proj_(prefix + ".k_proj", options.hidden, options.num_kv_heads * options.head_dim, options.init_std),
+      v_proj_(prefix + ".v_proj", options.hidden, options.num_kv_heads * options.head_dim, options.init_std),
+      o_proj_(prefix + ".o_proj", options.num_heads * options.head_dim, options.hidden, options.init_std) {
+  CADRE_CHECK(options.head_dim % 2 == 0, fmt::format("head_dim = {} is odd", options.head_dim),
+              "rotary positions turn pairs of elements");
+  CADRE_CHECK(
+      options.num_kv_heads >= 1 && options.num_heads % options.num_kv_heads == 0,
+      fmt::format("num_attention_heads = {}, num_key_value_heads = {}", options.num_heads, options.num_kv_heads),
+      "the number of key/value heads must divide the number of heads");
+}
+
+AttentionShape CausalAttention::shape_of(const Sequences& sequences, int64_t kv_len, int64_t kv_stride) const {
+  return {.batch = sequences.batch,
+          .q_len = sequences.length,
+          .kv_len = kv_len,
+          .kv_stride = kv_stride,
+          .num_heads = options_.num_heads,
+          .num_kv_heads = options_.num_kv_heads,
+          .head_dim = options_.head_dim,
+          .scale = 1.0 / std::sqrt(static_cast<double>(options_.head_dim))};
+}
+
+Tensor CausalAttention::forward(Context& ctx, const Tensor& x, const Sequences& sequences, Saved& saved) const {
+  const int64_t num_tokens = x.dim(0);
+  const int64_t head_dim = options_.head_dim;
+  saved.sequences = sequences;
+  saved.q = q_proj_.forward(ctx, x, saved.q_proj).reshape({num_tokens, options_.num_heads, head_dim});
+  saved.k = k_proj_.forward(ctx, x, saved.k_proj).reshape({num_tokens, options_.num_kv_heads, head_dim});
+  saved.v = v_proj_.forward(ctx, x, saved.v_proj).reshape({num_tokens, options_.num_kv_heads, head_dim});
+  ctx.kernels.rope(saved.q, sequences.positions, options_.rope_theta, RopeDirection::forward);
+  ctx.kernels.rope(saved.k, sequences.positions, options_.rope_theta, RopeDirection::forward);
+
+  saved.out = ctx.arena.take("attention", ctx.dtype, {num_tokens, options_.num_heads * head_dim});
+  saved.lse = ctx.arena.take("attention", ctx.dtype, {sequences.batch, options_.num_heads, sequences.length});
+  const AttentionShape shape = shape_of(sequences, sequences.length, sequences.length);
+  ctx.kernels.attention(shape, saved.q, saved.k, saved.v, saved.out, saved.lse);
+  return o_proj_.forward(ctx, saved.out, saved.o_proj);
+}
+
+Tensor CausalAttention::input_grad(Context& ctx, Saved& saved, const Tensor& dy) const {
+  const int64_t num_tokens = dy.dim(0);
+  const int64_t q_width = options_.num_heads * options_.head_dim;
+  const int64_t kv_width = options_.num_kv_heads * options_.head_dim;
+  const Sequences& sequences = saved.sequences;
+  const Tensor dout = o_proj_.input_grad(ctx, saved.o_proj, dy);
+  const Tensor dq = ctx.arena.take("attention", ctx.dtype, {num_tokens, options_.num_heads, options_.head_dim});
+  const Tensor dk = ctx.arena.take("attention", ctx.dtype, {num_tokens, options_.num_kv_heads, options_.head_dim});
+  const Tensor dv = ctx.arena.take("attention", ctx.dtype, {num_tokens, options_.num_kv_heads, options_.head_dim});
+
+  const AttentionShape shape = shape_of(sequences, sequences.length, sequences.length);
+  ctx.kernels.attention_grad(shape, saved.q, saved.k, saved.v, saved.out, saved.lse, dout, dq, dk, dv);
+  ctx.kernels.rope(dq, sequences.positions, options_.rope_theta, RopeDirection::backward);
+  ctx.kernels.rope(dk, sequences.positions, options_.rope_theta, RopeDirection::backward);
+
+  const Tensor dx = q_proj_.input_grad(ctx, saved.q_proj, dq.reshape({num_tokens, q_width}));
+  k_proj_.add_input_grad(ctx, saved.k_proj, dk.reshape({num_tokens, kv_width}), dx);
+  v_proj_.add_input_grad(ctx, saved.v_proj, dv.reshape({num_tokens, kv_width}), dx);
+  return dx;
+}
+
+void CausalAttention::weight_grad(Context& ctx, const Saved& saved) {
+  q_proj_.weight_grad(ctx, saved.q_proj);
+  k_proj_.weight_grad(ctx, saved.k_proj);
+  v_proj_.weight_grad(ctx, saved.v_proj);
+  o_proj_.weight_grad(ctx, saved.o_proj);
+}
+
+void CausalAttention::each_parameter(const ParameterVisitor& visit) {
+  q_proj_.each_parameter(visit);
+  k_proj_.each_parameter(visit);
+  v_proj_.each_parameter(visit);
+  o_proj_.each_parameter(visit);
+}
+
+KvCache CausalAttention::make_cache(Context& ctx, int64_t batch, int64_t capacity) const {
+  KvCache cache;
+  cache.k = ctx.arena.take("kv cache", ctx.dtype, {batch * capacity, options_.num_kv_heads, options_.head_dim});
+  cache.v = ctx.arena.take("kv cache", ctx.dtype, {batch * capacity, options_.num_kv_heads, options_.head_dim});
+  return cache;
+}
+
+// One product a sequence, so that keys and values are computed where they stay.
+void CausalAttention::append(Context& ctx, const Tensor& x, const Sequences& sequences, int64_t capacity,
+                             KvCache& cache) const {
+  const int64_t length = sequences.length;
+  const int64_t kv_width = options_.num_kv_heads * options_.head_dim;
+  for (int64_t b = 0; b < sequences.batch; ++b) {
+    const int64_t first_row = b * capacity + cache.length;
+    const Tensor new_x = x.rows(b * length, length);
+    const Tensor new_k = cache.k.rows(first_row, length);
+    const Tensor new_v = cache.v.rows(first_row, length);
+    ctx.kernels.linear(new_x, k_proj_.weight(), new_k.reshape({length, kv_width}));
+    ctx.kernels.linear(new_x, v_proj_.weight(), new_v.reshape({length, kv_width}));
+    ctx.kernels.rope(new_k, sequences.positions.rows(b * length, length), options_.rope_theta, RopeDirection::forward);
+  }
+  cache.length += length;
+}
+
+Tensor CausalAttention::decode(Context& ctx, const Tensor& x, const Sequences& sequences, KvCache& cache) const {
+  const int64_t num_tokens = x.dim(0);
+  const int64_t capacity = cache.k.dim(0) / sequences.batch;
+  CADRE_CHECK(cache.length + sequences.length <= capacity,
+              fmt::format("{} more tokens do not fit a key/value cache of {} rows that holds {}", sequences.length,
+                          capacity, cache.length),
+              "ask for fewer new tokens or raise the longest sequence");
+  append(ctx, x, sequences, capacity, cache);
+
+  Linear::Saved unused;
+  const Tensor q = q_proj_.forward(ctx, x, unused).reshape({num_tokens, options_.num_heads, options_.head_dim});
+  ctx.kernels.rope(q, sequences.positions, options_.rope_theta, RopeDirection::forward);
+  const Tensor out = ctx.arena.take("attention", ctx.dtype, {num_tokens, options_.num_heads * options_.head_dim});
+  const Tensor lse = ctx.arena.take("attention", ctx.dtype, {sequences.batch, options_.num_heads, sequences.length});
+  ctx.kernels.attention(shape_of(sequences, cache.length, capacity), q, cache.k, cache.v, out, lse);
+  return o_proj_.forward(ctx, out, unused);
+}
+
+}  // namespace cadre

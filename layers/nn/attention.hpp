@@ -1,0 +1,75 @@
+// SPDX-License-Identifier: Apache-2.0
+// Causal multi-head attention with rotary positions and grouped key/value heads (Ainslie et al. 2023): a form for whole
+// sequences, with gradients, and a form for decoding with a cache. Both give the same outputs.
+#pragma once
+
+#include <string>
+
+#include "layers/nn/linear.hpp"
+
+namespace cadre {
+
+// Sequences of equal length, stored one after the other.
+struct Sequences {
+  int64_t batch = 0;
+  int64_t length = 0;  // tokens of each in this call
+  Tensor positions;    // i32[batch length]: absolute, 0 for the first token of a sequence
+};
+
+// Writes first, first + 1, .. for each of the sequences into `positions` (host memory).
+void fill_positions(const Sequences& sequences, int64_t first);
+
+struct AttentionOptions {
+  int64_t hidden = 0;
+  int64_t num_heads = 0;
+  int64_t num_kv_heads = 0;  // divides num_heads
+  int64_t head_dim = 0;      // even
+  double rope_theta = 10000.0;
+  double init_std = 0.02;
+};
+
+// Keys (rotated) and values of `batch` sequences: row j of sequence b is row b * capacity + j of [batch capacity, NKV,
+// D].
+struct KvCache {
+  Tensor k;
+  Tensor v;
+  int64_t length = 0;  // tokens held of each sequence
+};
+
+// Parameters: `<prefix>.q_proj.weight` [NH D, H], `<prefix>.{k,v}_proj.weight` [NKV D, H], `<prefix>.o_proj.weight`
+// [H, NH D].
+class CausalAttention {
+ public:
+  CausalAttention(const std::string& prefix, const AttentionOptions& options);
+
+  struct Saved {
+    Sequences sequences;
+    Linear::Saved q_proj, k_proj, v_proj, o_proj;
+    Tensor q, k;  // after rotation
+    Tensor v;
+    Tensor out;  // before o_proj
+    Tensor lse;
+  };
+
+  Tensor forward(Context& ctx, const Tensor& x, const Sequences& sequences, Saved& saved) const;  // x, y [T,H]
+  Tensor input_grad(Context& ctx, Saved& saved, const Tensor& dy) const;
+  void weight_grad(Context& ctx, const Saved& saved);
+  void each_parameter(const ParameterVisitor& visit);
+
+  // An empty cache for `batch` sequences of up to `capacity` tokens.
+  KvCache make_cache(Context& ctx, int64_t batch, int64_t capacity) const;
+  // Appends the next tokens of every sequence to the cache and attends to all it holds. Throws when the cache is full.
+  Tensor decode(Context& ctx, const Tensor& x, const Sequences& sequences, KvCache& cache) const;
+
+ private:
+  AttentionShape shape_of(const Sequences& sequences, int64_t kv_len, int64_t kv_stride) const;
+  void append(Context& ctx, const Tensor& x, const Sequences& sequences, int64_t capacity, KvCache& cache) const;
+
+  AttentionOptions options_;
+  Linear q_proj_;
+  Linear k_proj_;
+  Linear v_proj_;
+  Linear o_proj_;
+};
+
+}  // namespace cadre

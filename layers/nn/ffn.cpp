@@ -1,0 +1,59 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "layers/nn/ffn.hpp"
+
+namespace cadre {
+namespace {
+
+Parameter make_up(const std::string& prefix, const FfnOptions& options) {
+  const std::string gate_name = prefix + ".gate_proj.weight";
+  const std::string up_name = prefix + ".up_proj.weight";
+  if (options.activation == Activation::silu) {
+    return make_weight({{gate_name, options.width}, {up_name, options.width}}, options.hidden, options.init_std,
+                       options.placement);
+  }
+  return make_weight({{up_name, options.width}}, options.hidden, options.init_std, options.placement);
+}
+
+Parameter make_down(const std::string& prefix, const FfnOptions& options) {
+  return make_weight({{prefix + ".down_proj.weight", options.hidden}}, options.width, options.init_std,
+                     options.placement);
+}
+
+}  // namespace
+
+Ffn::Ffn(const std::string& prefix, const FfnOptions& options)
+    : options_(options), up_(make_up(prefix, options)), down_(make_down(prefix, options)) {}
+
+Tensor Ffn::forward(Context& ctx, const Tensor& x, Saved& saved) const {
+  saved.up_out = up_.forward(ctx, x, saved.up);
+  const Tensor inner = ctx.arena.take("ffn", ctx.dtype, {x.dim(0), options_.width});
+  if (is_gated()) {
+    ctx.kernels.swiglu(saved.up_out, inner);
+  } else {
+    ctx.kernels.activation(options_.activation, saved.up_out, inner);
+  }
+  return down_.forward(ctx, inner, saved.down);
+}
+
+Tensor Ffn::input_grad(Context& ctx, Saved& saved, const Tensor& dy) const {
+  const Tensor d_inner = down_.input_grad(ctx, saved.down, dy);
+  if (!is_gated()) {
+    ctx.kernels.activation_grad(options_.activation, saved.up_out, d_inner, d_inner);
+    return up_.input_grad(ctx, saved.up, d_inner);
+  }
+  const Tensor d_gate_up = ctx.arena.take("ffn", ctx.dtype, {dy.dim(0), 2 * options_.width});
+  ctx.kernels.swiglu_grad(saved.up_out, d_inner, d_gate_up);
+  return up_.input_grad(ctx, saved.up, d_gate_up);
+}
+
+void Ffn::weight_grad(Context& ctx, const Saved& saved) {
+  up_.weight_grad(ctx, saved.up);
+  down_.weight_grad(ctx, saved.down);
+}
+
+void Ffn::each_parameter(const ParameterVisitor& visit) {
+  up_.each_parameter(visit);
+  down_.each_parameter(visit);
+}
+
+}  // namespace cadre

@@ -1,0 +1,45 @@
+// SPDX-License-Identifier: Apache-2.0
+// The feed-forward network of a dense layer, of a shared expert and of every routed expert.
+#pragma once
+
+#include <string>
+
+#include "layers/nn/linear.hpp"
+
+namespace cadre {
+
+struct FfnOptions {
+  int64_t hidden = 0;
+  int64_t width = 0;
+  Activation activation = Activation::silu;
+  double init_std = 0.02;
+  Placement placement = Placement::shared;
+};
+
+// silu: SwiGLU, down(silu(gate x) up x), where gate and up are one fused weight [2F,H] with the parts
+// `<prefix>.gate_proj.weight` and `<prefix>.up_proj.weight`. gelu, relu: down(f(up x)) with `<prefix>.up_proj.weight`
+// [F,H]. Both: `<prefix>.down_proj.weight` [H,F].
+class Ffn {
+ public:
+  Ffn(const std::string& prefix, const FfnOptions& options);
+
+  struct Saved {
+    Linear::Saved up;
+    Tensor up_out;  // before the activation: [T,2F] for SwiGLU, else [T,F]
+    Linear::Saved down;
+  };
+
+  Tensor forward(Context& ctx, const Tensor& x, Saved& saved) const;  // x, y [T,H]
+  Tensor input_grad(Context& ctx, Saved& saved, const Tensor& dy) const;
+  void weight_grad(Context& ctx, const Saved& saved);
+  void each_parameter(const ParameterVisitor& visit);
+
+ private:
+  bool is_gated() const { return options_.activation == Activation::silu; }
+
+  FfnOptions options_;
+  Linear up_;  // with the gate in front when gated
+  Linear down_;
+};
+
+}  // namespace cadre

@@ -1,0 +1,38 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "layers/nn/linear.hpp"
+
+#include <utility>
+
+namespace cadre {
+
+Linear::Linear(const std::string& prefix, int64_t in, int64_t out, double init_std)
+    : Linear(make_weight({{prefix + ".weight", out}}, in, init_std)) {}
+
+Linear::Linear(Parameter weight) : weight_(std::move(weight)) {}
+
+Tensor Linear::forward(Context& ctx, const Tensor& x, Saved& saved) const {
+  const Tensor y = ctx.arena.take("linear", ctx.dtype, {x.dim(0), weight_.value.dim(0)});
+  saved.x = x;
+  ctx.kernels.linear(x, weight_, y);
+  return y;
+}
+
+Tensor Linear::input_grad(Context& ctx, Saved& saved, const Tensor& dy) const {
+  const Tensor dx = ctx.arena.take("linear", ctx.dtype, {dy.dim(0), weight_.value.dim(1)});
+  saved.dy = dy;
+  ctx.kernels.linear_input_grad(dy, weight_, dx, Accumulate::no);
+  return dx;
+}
+
+void Linear::add_input_grad(Context& ctx, Saved& saved, const Tensor& dy, const Tensor& dx) const {
+  saved.dy = dy;
+  ctx.kernels.linear_input_grad(dy, weight_, dx, Accumulate::yes);
+}
+
+void Linear::weight_grad(Context& ctx, const Saved& saved) {
+  write_grad(weight_, [&](Accumulate accumulate) {
+    ctx.kernels.linear_weight_grad(saved.x, saved.dy, weight_.grad, accumulate);
+  });
+}
+
+}  // namespace cadre

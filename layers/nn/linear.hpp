@@ -1,0 +1,36 @@
+// SPDX-License-Identifier: Apache-2.0
+// A product with a weight, without bias.
+#pragma once
+
+#include <string>
+
+#include "layers/nn/module.hpp"
+
+namespace cadre {
+
+class Linear {
+ public:
+  // Parameter `<prefix>.weight` [out, in].
+  Linear(const std::string& prefix, int64_t in, int64_t out, double init_std);
+  // A weight made elsewhere: one with several parts, or one that belongs to an expert.
+  explicit Linear(Parameter weight);
+
+  struct Saved {
+    Tensor x;
+    Tensor dy;
+  };
+
+  Tensor forward(Context& ctx, const Tensor& x, Saved& saved) const;  // x [T,in], y [T,out]
+  Tensor input_grad(Context& ctx, Saved& saved, const Tensor& dy) const;
+  // The same, added to `dx`: for an input that several products share.
+  void add_input_grad(Context& ctx, Saved& saved, const Tensor& dy, const Tensor& dx) const;
+  void weight_grad(Context& ctx, const Saved& saved);
+  void each_parameter(const ParameterVisitor& visit) { visit(weight_); }
+
+  const Parameter& weight() const { return weight_; }
+
+ private:
+  Parameter weight_;
+};
+
+}  // namespace cadre

@@ -1,0 +1,120 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "layers/tensor/parameter_store.hpp"
+
+#include <cstring>
+
+#include "comm/base/check.hpp"
+#include "comm/base/random.hpp"
+
+namespace cadre {
+namespace {
+
+constexpr size_t kAlignment = 64;
+
+size_t group_of(Placement placement) { return static_cast<size_t>(placement); }
+
+template <class T>
+void initialise_part(const Init& init, const ParameterPart& part, const Tensor& rows, uint64_t seed) {
+  const Random random(seed, "init", hash_name(part.name));
+  T* values = rows.data<T>();
+  for (int64_t i = 0; i < rows.numel(); ++i) {
+    switch (init.kind) {
+      case Init::Kind::zeros: values[i] = T{0}; break;
+      case Init::Kind::ones: values[i] = T{1}; break;
+      case Init::Kind::normal: values[i] = static_cast<T>(init.scale * random.normal(static_cast<uint64_t>(i))); break;
+    }
+  }
+}
+
+}  // namespace
+
+void ParameterStore::add(Parameter& parameter) {
+  for (const ParameterPart& part : parameter.parts) {
+    CADRE_CHECK(names_.insert(part.name).second, fmt::format("two parameters are named {}", part.name),
+                "every module needs a prefix of its own");
+  }
+  parameters_.push_back(&parameter);
+}
+
+void ParameterStore::allocate(DType dtype, bool with_grad, bool dry_run) {
+  CADRE_CHECK(dtype == DType::f32 || dtype == DType::f64,
+              fmt::format("parameters cannot be stored as {}", name_of(dtype)), "use f32, or f64 for tests");
+  dtype_ = dtype;
+  with_grad_ = with_grad;
+  const std::vector<size_t> offsets = lay_out();
+  values_ = Buffer(dry_run ? 0 : value_bytes());
+  grads_ = Buffer(dry_run ? 0 : grad_bytes());
+  if (!grads_.empty()) std::memset(grads_.data(), 0, grads_.bytes());
+
+  for (size_t i = 0; i < parameters_.size(); ++i) {
+    Parameter& parameter = *parameters_[i];
+    const bool trained = parameter.placement != Placement::buffer;
+    parameter.value = parameter.value.with_memory(dry_run ? nullptr : values_.data() + offsets[i], dtype);
+    parameter.grad = Tensor();
+    if (with_grad && trained) {
+      parameter.grad = parameter.value.with_memory(dry_run ? nullptr : grads_.data() + offsets[i], dtype);
+    }
+    parameter.grad_is_zero = true;
+    ++parameter.version;
+  }
+}
+
+// Sets where each group starts and returns where each parameter starts, in bytes.
+std::vector<size_t> ParameterStore::lay_out() {
+  std::vector<size_t> offsets(parameters_.size());
+  size_t offset = 0;
+  for (size_t group = 0; group < kNumGroups; ++group) {
+    group_start_[group] = offset;
+    for (size_t i = 0; i < parameters_.size(); ++i) {
+      if (group_of(parameters_[i]->placement) != group) continue;
+      offsets[i] = offset;
+      const size_t bytes = static_cast<size_t>(parameters_[i]->value.numel()) * size_of(dtype_);
+      offset += (bytes + kAlignment - 1) / kAlignment * kAlignment;
+    }
+  }
+  group_start_[kNumGroups] = offset;
+  return offsets;
+}
+
+void ParameterStore::initialise(uint64_t seed) {
+  if (values_.empty()) return;
+  for (Parameter* parameter : parameters_) {
+    for (const ParameterPart& part : parameter->parts) {
+      const Tensor rows = parameter->value.rows(part.first_row, part.num_rows);
+      if (dtype_ == DType::f64) {
+        initialise_part<double>(parameter->init, part, rows, seed);
+      } else {
+        initialise_part<float>(parameter->init, part, rows, seed);
+      }
+    }
+    ++parameter->version;
+  }
+}
+
+Tensor ParameterStore::grads_of(Placement placement) {
+  CADRE_CHECK(with_grad_, "this store holds no gradients", "allocate it with gradients");
+  const size_t start = group_start_[group_of(placement)];
+  const size_t bytes = group_start_[group_of(placement) + 1] - start;
+  std::byte* data = grads_.empty() ? nullptr : grads_.data() + start;
+  return Tensor(data, dtype_, {static_cast<int64_t>(bytes / size_of(dtype_))});
+}
+
+void ParameterStore::forget_grads() {
+  for (Parameter* parameter : parameters_) parameter->grad_is_zero = true;
+}
+
+void ParameterStore::complete_grads() {
+  for (Parameter* parameter : parameters_) {
+    if (parameter->grad.defined() && parameter->grad_is_zero) parameter->grad.fill_zero();
+  }
+}
+
+int64_t ParameterStore::numel(Placement placement) const {
+  int64_t count = 0;
+  for (const Parameter* parameter : parameters_) {
+    if (parameter->placement == placement) count += parameter->value.numel();
+  }
+  return count;
+}
+
+}  // namespace cadre

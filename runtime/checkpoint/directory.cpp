@@ -1,0 +1,165 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "runtime/checkpoint/directory.hpp"
+
+#include <fcntl.h>
+
+#include <algorithm>
+#include <charconv>
+#include <cstdio>
+#include <string>
+#include <string_view>
+#include <tuple>
+
+#include "comm/base/check.hpp"
+#include "runtime/checkpoint/file.hpp"
+
+namespace cadre {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr std::string_view kPrefix = "step_";
+constexpr std::string_view kStagedSuffix = ".tmp";
+constexpr const char* kLatest = "latest";
+
+std::string checkpoint_name(int64_t step) {
+  CADRE_CHECK(step >= 0, fmt::format("a checkpoint has step {}; it must be at least 0", step));
+  return fmt::format("{}{:08}", kPrefix, step);
+}
+
+std::optional<int64_t> step_of(const std::string& name) {
+  if (!name.starts_with(kPrefix)) return std::nullopt;
+  int64_t step = -1;
+  const char* end = name.data() + name.size();
+  const auto parsed = std::from_chars(name.data() + kPrefix.size(), end, step);
+  // The round trip refuses other spellings of a number.
+  if (parsed.ec != std::errc{} || parsed.ptr != end || step < 0 || checkpoint_name(step) != name) return std::nullopt;
+  return step;
+}
+
+fs::path staged_path(const fs::path& root, int64_t step) {
+  return root / (checkpoint_name(step) + std::string(kStagedSuffix));
+}
+
+// Calls a std::filesystem function that reports through an error code; a failure names what was to be done.
+template <class Call>
+void attempt(const std::string& action, Call&& call) {
+  std::error_code error;
+  call(error);
+  if (error) {
+    throw Error(ErrorKind::environment, fmt::format("cannot {}: {}", action, error.message()),
+                "check that the folder exists, that you may write to it and that it has space");
+  }
+}
+
+void rename_path(const fs::path& from, const fs::path& to) {
+  attempt(fmt::format("rename {} to {}", from.string(), to.string()),
+          [&](std::error_code& error) { fs::rename(from, to, error); });
+}
+
+void remove_tree(const fs::path& path) {
+  attempt(fmt::format("remove {}", path.string()), [&](std::error_code& error) { fs::remove_all(path, error); });
+}
+
+std::vector<fs::path> children(const fs::path& directory) {
+  std::vector<fs::path> paths;
+  attempt(fmt::format("list {}", directory.string()), [&](std::error_code& error) {
+    for (fs::directory_iterator entry(directory, error), end; !error && entry != end; entry.increment(error)) {
+      paths.push_back(entry->path());
+    }
+  });
+  return paths;
+}
+
+void remove_leftovers(const fs::path& root) {
+  for (const fs::path& path : children(root)) {
+    const std::string name = path.filename().string();
+    if (name.starts_with(kPrefix) && name.ends_with(kStagedSuffix)) remove_tree(path);
+  }
+}
+
+// Files before the names that lead to them.
+void sync_tree(const fs::path& directory) {
+  for (const fs::path& path : children(directory)) fs::is_directory(path) ? sync_tree(path) : sync_path(path);
+  sync_path(directory);
+}
+
+// Where the file system can exchange two directories there is a whole checkpoint of this step at any moment. Elsewhere
+// the old one is set aside just before: an interruption between the two renames leaves the steps before this one.
+void replace_checkpoint(const fs::path& staged, const fs::path& target) {
+  if (::renameat2(AT_FDCWD, staged.c_str(), AT_FDCWD, target.c_str(), RENAME_EXCHANGE) == 0) return;
+  rename_path(target, target.string() + ".replaced" + std::string(kStagedSuffix));
+  rename_path(staged, target);
+}
+
+void point_latest_at(const fs::path& root, const std::string& name) {
+  const fs::path link = root / kLatest;
+  const fs::path fresh = link.string() + std::string(kStagedSuffix);
+  remove_tree(fresh);
+  attempt(fmt::format("create the link {}", fresh.string()),
+          [&](std::error_code& error) { fs::create_directory_symlink(name, fresh, error); });
+  rename_path(fresh, link);
+}
+
+}  // namespace
+
+fs::path stage_checkpoint(const fs::path& root, int64_t step) {
+  const fs::path staged = staged_path(root, step);
+  const auto create = [](const fs::path& path) {
+    attempt(fmt::format("create {}", path.string()),
+            [&](std::error_code& error) { fs::create_directories(path, error); });
+  };
+  create(root);
+  remove_leftovers(root);
+  create(staged);
+  return staged;
+}
+
+fs::path commit_checkpoint(const fs::path& root, int64_t step) {
+  const fs::path staged = staged_path(root, step);
+  const fs::path target = root / checkpoint_name(step);
+  CADRE_CHECK(fs::is_directory(staged), fmt::format("{} is gone; it cannot be committed", staged.string()),
+              "do two runs save to the same directory?");
+  sync_tree(staged);
+  fs::exists(target) ? replace_checkpoint(staged, target) : rename_path(staged, target);
+  sync_path(root);
+  point_latest_at(root, checkpoint_name(step));
+  sync_path(root);
+  remove_leftovers(root);
+  return target;
+}
+
+std::optional<CheckpointPath> latest_checkpoint(const fs::path& root) {
+  std::error_code error;
+  const fs::path name = fs::read_symlink(root / kLatest, error);
+  const auto step = step_of(name.string());
+  if (error || !step || !fs::is_directory(root / name)) return std::nullopt;
+  return CheckpointPath{*step, root / name};
+}
+
+std::vector<CheckpointPath> list_checkpoints(const fs::path& root) {
+  std::vector<CheckpointPath> checkpoints;
+  if (!fs::exists(root)) return checkpoints;
+  for (const fs::path& path : children(root)) {
+    const auto step = step_of(path.filename().string());
+    if (step && fs::is_directory(path)) checkpoints.push_back({*step, path});
+  }
+  const auto latest = latest_checkpoint(root);
+  std::ranges::sort(checkpoints, {}, [&](const CheckpointPath& checkpoint) {
+    return std::tuple(latest && checkpoint.step > latest->step, -checkpoint.step);
+  });
+  return checkpoints;
+}
+
+void prune_checkpoints(const fs::path& root, size_t keep) {
+  CADRE_CHECK(keep >= 1, fmt::format("{} checkpoints are to be kept; it must be at least 1", keep));
+  const auto checkpoints = list_checkpoints(root);
+  for (size_t i = keep; i < checkpoints.size(); ++i) {
+    // First out of the list, then away: a half-removed checkpoint must not look like one.
+    const fs::path doomed = checkpoints[i].path.string() + ".pruned" + std::string(kStagedSuffix);
+    rename_path(checkpoints[i].path, doomed);
+    remove_tree(doomed);
+  }
+}
+
+}  // namespace cadre

@@ -1,0 +1,40 @@
+// SPDX-License-Identifier: Apache-2.0
+// Where checkpoints live and how one comes into being. Below a root directory:
+//   step_00000100/        a whole checkpoint: the name appears only when every byte is on the disk
+//   step_00000200.tmp/    one that is being written, or was when its run died
+//   latest                a symbolic link to the checkpoint committed last
+// A checkpoint is never touched before the one that replaces it is committed. One process of a run calls these.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <optional>
+#include <vector>
+
+namespace cadre {
+
+struct CheckpointPath {
+  int64_t step;
+  std::filesystem::path path;
+
+  bool operator==(const CheckpointPath&) const = default;
+};
+
+// Removes what earlier, interrupted saves left behind and creates an empty step_<step>.tmp, to be filled by every rank.
+std::filesystem::path stage_checkpoint(const std::filesystem::path& root, int64_t step);
+
+// Puts the staged files onto the disk, gives the directory its final name and moves `latest` to it. A checkpoint of the
+// same step is replaced. Returns the final path.
+std::filesystem::path commit_checkpoint(const std::filesystem::path& root, int64_t step);
+
+// Where `latest` points, if that is a checkpoint.
+std::optional<CheckpointPath> latest_checkpoint(const std::filesystem::path& root);
+
+// In the order in which to try them: `latest`, the steps before it newest first, then steps beyond it newest first,
+// which a run left behind that went back to an earlier step. Without `latest`: newest first. Empty without a root.
+std::vector<CheckpointPath> list_checkpoints(const std::filesystem::path& root);
+
+// Removes all but the first `keep` >= 1 of list_checkpoints.
+void prune_checkpoints(const std::filesystem::path& root, size_t keep);
+
+}  // namespace cadre

@@ -1,0 +1,159 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "runtime/checkpoint/file.hpp"
+
+#include <fcntl.h>
+#include <nlohmann/json.hpp>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <utility>
+
+#include "comm/base/check.hpp"
+
+namespace cadre {
+namespace {
+
+constexpr size_t kWriteBytes = size_t{16} << 20;
+constexpr size_t kMaxJsonBytes = size_t{1} << 30;
+
+// A file descriptor that closes itself.
+class Descriptor {
+ public:
+  Descriptor(const std::filesystem::path& path, int flags) : value_(::open(path.c_str(), flags | O_CLOEXEC)) {
+    CADRE_CHECK(value_ >= 0, fmt::format("cannot open {}: {}", path.string(), std::strerror(errno)));
+  }
+  ~Descriptor() { ::close(value_); }
+  Descriptor(const Descriptor&) = delete;
+  Descriptor& operator=(const Descriptor&) = delete;
+
+  int value() const { return value_; }
+
+ private:
+  int value_;
+};
+
+std::filesystem::path parent_of(const std::filesystem::path& path) {
+  return path.has_parent_path() ? path.parent_path() : std::filesystem::path(".");
+}
+
+}  // namespace
+
+MappedFile::MappedFile(const std::filesystem::path& path) {
+  std::error_code error;
+  const bool regular = std::filesystem::is_regular_file(path, error);
+  CADRE_CHECK(regular,
+              fmt::format("cannot read {}: {}", path.string(), error ? error.message() : "it is not a regular file"));
+  const Descriptor file(path, O_RDONLY);
+  struct stat status {};
+  CADRE_CHECK(::fstat(file.value(), &status) == 0,
+              fmt::format("cannot read {}: {}", path.string(), std::strerror(errno)));
+  const auto size = static_cast<size_t>(status.st_size);
+  if (size == 0) return;
+  void* start = ::mmap(nullptr, size, PROT_READ, MAP_PRIVATE, file.value(), 0);
+  if (start == MAP_FAILED) {
+    throw Error(ErrorKind::environment,
+                fmt::format("cannot map the {} bytes of {}: {}", size, path.string(), std::strerror(errno)),
+                "raise the address-space limit (ulimit -v)");
+  }
+  bytes_ = {static_cast<const std::byte*>(start), size};
+}
+
+MappedFile::~MappedFile() { unmap(); }
+
+MappedFile::MappedFile(MappedFile&& other) noexcept : bytes_(std::exchange(other.bytes_, {})) {}
+
+MappedFile& MappedFile::operator=(MappedFile&& other) noexcept {
+  if (this != &other) {
+    unmap();
+    bytes_ = std::exchange(other.bytes_, {});
+  }
+  return *this;
+}
+
+void MappedFile::unmap() noexcept {
+  if (!bytes_.empty()) ::munmap(const_cast<std::byte*>(bytes_.data()), bytes_.size());
+}
+
+StagedFile::StagedFile(std::filesystem::path path, uint64_t total_bytes)
+    : path_(std::move(path)), temporary_(path_.string() + ".tmp"), total_bytes_(total_bytes) {
+  descriptor_ = ::open(temporary_.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
+  if (descriptor_ < 0) fail("create", errno);
+}
+
+StagedFile::~StagedFile() {
+  if (descriptor_ < 0) return;
+  ::close(descriptor_);
+  ::unlink(temporary_.c_str());
+}
+
+void StagedFile::append(std::span<const std::byte> bytes) {
+  while (!bytes.empty()) {
+    const auto block = bytes.first(std::min(bytes.size(), kWriteBytes));
+    const ssize_t written = ::write(descriptor_, block.data(), block.size());
+    if (written < 0 && errno == EINTR) continue;
+    if (written < 0) fail("write", errno);
+    digester_.append(block.first(static_cast<size_t>(written)));
+    bytes = bytes.subspan(static_cast<size_t>(written));
+  }
+}
+
+FileDigest StagedFile::commit() {
+  CADRE_ASSERT(digester_.digest().bytes == total_bytes_);
+  if (::fsync(descriptor_) != 0) fail("write", errno);
+  // Some file systems report a failed write only here.
+  if (::close(std::exchange(descriptor_, -1)) != 0) {
+    const int error = errno;
+    ::unlink(temporary_.c_str());
+    fail("write", error);
+  }
+  if (::rename(temporary_.c_str(), path_.c_str()) != 0) {
+    const int error = errno;
+    ::unlink(temporary_.c_str());
+    fail("rename its temporary file to", error);
+  }
+  sync_path(parent_of(path_));
+  return digester_.digest();
+}
+
+void StagedFile::fail(std::string_view action, int error) const {
+  const bool no_space = error == ENOSPC || error == EDQUOT || error == EFBIG;
+  throw Error(ErrorKind::environment,
+              fmt::format("cannot {} {}: {} of {} bytes written: {}", action, path_.string(), digester_.digest().bytes,
+                          total_bytes_, std::strerror(error)),
+              no_space ? "free some space, raise the quota or file-size limit (ulimit -f), or save elsewhere"
+                       : "check that the folder exists and that you may write to it");
+}
+
+FileDigest write_text_file(const std::filesystem::path& path, std::string_view text) {
+  StagedFile file(path, text.size());
+  file.append(text);
+  return file.commit();
+}
+
+nlohmann::json read_json_file(const std::filesystem::path& path) {
+  const MappedFile file(path);
+  const auto bytes = file.bytes();
+  CADRE_CHECK(bytes.size() <= kMaxJsonBytes, fmt::format("{} has {} bytes; a JSON file may have up to {}",
+                                                         path.string(), bytes.size(), kMaxJsonBytes));
+  const auto* text = reinterpret_cast<const char*>(bytes.data());
+  try {
+    return nlohmann::json::parse(text, text + bytes.size());
+  } catch (const nlohmann::json::parse_error& error) {
+    throw Error(ErrorKind::input, fmt::format("{} is not JSON: {}", path.string(), error.what()));
+  }
+}
+
+void sync_path(const std::filesystem::path& path) {
+  const Descriptor target(path, O_RDONLY);
+  // EINVAL: a file system that cannot sync a directory, and needs not.
+  if (::fsync(target.value()) != 0 && errno != EINVAL) {
+    throw Error(ErrorKind::environment,
+                fmt::format("cannot put {} onto the disk: {}", path.string(), std::strerror(errno)));
+  }
+}
+
+}  // namespace cadre

@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: Apache-2.0
+// Reads and writes safetensors files: 8 bytes of header length, a JSON header, then the bytes of every tensor. Both
+// sides move no tensor byte more than needed: the reader maps the file, the writer streams from where the tensors lie.
+#pragma once
+
+#include <cstddef>
+#include <filesystem>
+#include <span>
+#include <string_view>
+#include <unordered_map>
+#include <vector>
+
+#include "runtime/checkpoint/file.hpp"
+#include "runtime/checkpoint/safetensors_header.hpp"
+
+namespace cadre {
+
+// A file that passed every check of the format. Throws an Error that names the file, the tensor and what is wrong.
+// Move-only; entries and bytes live as long as the reader.
+class SafetensorsReader {
+ public:
+  explicit SafetensorsReader(const std::filesystem::path& path);
+
+  // In the order of their data.
+  const std::vector<TensorEntry>& entries() const { return header_.entries; }
+  const std::map<std::string, std::string>& metadata() const { return header_.metadata; }
+
+  // nullptr when the file has no tensor of this name.
+  const TensorEntry* find(std::string_view name) const;
+
+  // May start at any address when another program wrote the file: copy, do not cast.
+  std::span<const std::byte> bytes(const TensorEntry& entry) const { return data_.subspan(entry.begin, entry.bytes()); }
+
+ private:
+  MappedFile file_;
+  SafetensorsHeader header_;
+  std::span<const std::byte> data_;
+  std::unordered_map<std::string_view, size_t> index_by_name_;
+};
+
+// A tensor to be written; the bytes are the caller's and are only read.
+struct TensorSource {
+  std::string name;
+  DType dtype = DType::f32;
+  std::vector<int64_t> shape;  // empty: a scalar
+  std::span<const std::byte> bytes;
+};
+
+// Writes the file whole or not at all (see StagedFile). Tensors of wide elements come first, then by name.
+FileDigest write_safetensors(const std::filesystem::path& path, std::span<const TensorSource> tensors);
+
+}  // namespace cadre

@@ -1,0 +1,129 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "runtime/config/run_config.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <iterator>
+#include <utility>
+
+#include "comm/base/check.hpp"
+
+namespace cadre {
+namespace {
+
+void check_train(const TrainConfig& train) {
+  CADRE_CHECK(train.micro_batches <= train.batch,
+              fmt::format("train.micro_batches = {}, allowed: integer in [1, train.batch = {}]", train.micro_batches,
+                          train.batch),
+              "a micro-batch holds at least one sequence");
+  CADRE_CHECK(train.min_learning_rate <= train.learning_rate,
+              fmt::format("train.min_learning_rate = {}, allowed: number in [0, train.learning_rate = {}]",
+                          train.min_learning_rate, train.learning_rate),
+              "the schedule decays from learning_rate to min_learning_rate");
+  const bool decays_late = train.schedule == "wsd";
+  CADRE_CHECK(
+      !decays_late || (train.decay_steps >= 1 && train.decay_steps <= train.steps),
+      fmt::format("train.decay_steps = {}, allowed: integer in [1, train.steps = {}]", train.decay_steps, train.steps),
+      "the last steps of schedule wsd, in which the learning rate falls");
+  const int64_t most_warmup = train.steps - (decays_late ? train.decay_steps : 0);
+  CADRE_CHECK(train.warmup_steps <= most_warmup,
+              fmt::format("train.warmup_steps = {}, allowed: integer in [0, {}]", train.warmup_steps, most_warmup),
+              "warm-up ends before the last step, and with wsd before the decay begins");
+}
+
+}  // namespace
+
+std::vector<Section> sections_of(RunConfig& c) {
+  std::vector<Field> model = {{"config", &c.model_config, any(), "a Hugging Face config.json to start from"}};
+  std::ranges::move(fields_of(c.model), std::back_inserter(model));
+  return {
+      {"",
+       {
+           {"out", &c.out, any(), "folder for checkpoints, logs and traces"},
+           {"seed", &c.seed, at_least(0), "seed of weights, data order and sampling"},
+       }},
+      {"model", std::move(model)},
+      {"data",
+       {
+           {"path", &c.data.path, any(), "a text file, a folder of them, or an llm.c token file"},
+           {"tokenizer", &c.data.tokenizer, one_of({"bytes"}), "how text becomes tokens"},
+           {"sequence_length", &c.data.sequence_length, at_least(1), "tokens of one training sequence"},
+           {"validation_fraction", &c.data.validation_fraction, from_below(0, 1), "held out at the end of the data"},
+       }},
+      {"train",
+       {
+           {"steps", &c.train.steps, at_least(1), "optimiser steps"},
+           {"batch", &c.train.batch, at_least(1), "sequences of a step, over all ranks"},
+           {"micro_batches", &c.train.micro_batches, at_least(1), "the batch is cut in that many"},
+           {"learning_rate", &c.train.learning_rate, at_least(0), "peak learning rate"},
+           {"min_learning_rate", &c.train.min_learning_rate, at_least(0), "learning rate of the last step"},
+           {"schedule", &c.train.schedule, one_of({"cosine", "linear", "constant", "wsd"}),
+            "from peak to minimum; wsd: warm up, stay, decay"},
+           {"warmup_steps", &c.train.warmup_steps, at_least(0), "steps of linear warm-up"},
+           {"decay_steps", &c.train.decay_steps, at_least(0), "last steps that wsd decays in"},
+           {"weight_decay", &c.train.weight_decay, at_least(0), "decoupled weight decay of matrices"},
+           {"beta1", &c.train.beta1, from_below(0, 1), "AdamW mean"},
+           {"beta2", &c.train.beta2, from_below(0, 1), "AdamW variance"},
+           {"epsilon", &c.train.epsilon, more_than(0), "AdamW epsilon"},
+           {"grad_clip", &c.train.grad_clip, at_least(0), "largest gradient norm; 0 for no clipping"},
+           {"eval_every", &c.train.eval_every, at_least(0), "steps between evaluations; 0 for only at the end"},
+           {"eval_batches", &c.train.eval_batches, at_least(1), "batches of one evaluation"},
+       }},
+      {"parallel",
+       {
+           {"expert", &c.parallel.expert, at_least(0), "ranks that share one set of experts; 0 for all ranks"},
+       }},
+      {"exchange",
+       {
+           {"strategy", &c.exchange.strategy, one_of({"flat"}), "how rows travel to experts"},
+           {"combine", &c.exchange.combine, one_of({"partial", "slot_order"}),
+            "partial: one weighted sum a row and rank; slot_order: a row per expert, bit-equal however experts lie"},
+           {"deadline_s", &c.exchange.deadline_s, more_than(0), "seconds a rank waits before it stops the job"},
+       }},
+      {"compute",
+       {
+           {"precision", &c.compute.precision, one_of({"fp32", "bf16"}), "of products with weights"},
+           {"threads", &c.compute.threads, at_least(1), "BLAS threads of a rank"},
+       }},
+      {"checkpoint",
+       {
+           {"every", &c.checkpoint.every, at_least(0), "steps between checkpoints; 0 for only at the end"},
+           {"keep", &c.checkpoint.keep, at_least(1), "newest checkpoints that stay"},
+           {"resume", &c.checkpoint.resume, any(), "auto (the newest in out), never, or a checkpoint's path"},
+       }},
+      {"log",
+       {
+           {"every", &c.log.every, at_least(1), "steps between lines"},
+           {"trace", &c.log.trace, any(), "record a timeline"},
+       }},
+  };
+}
+
+std::string key_prefix(const Section& section) { return section.name.empty() ? "" : section.name + "."; }
+
+void check(const RunConfig& config, int num_ranks) {
+  RunConfig copy = config;
+  for (const Section& section : sections_of(copy)) check_ranges(section.fields, key_prefix(section));
+  check(config.model);
+  check_train(config.train);
+  CADRE_CHECK(!config.out.empty(), "out = \"\", allowed: a path", "folder for checkpoints, logs and traces");
+  CADRE_CHECK(!config.data.path.empty(), "data.path = \"\", allowed: a path",
+              "a text file, a folder of them, or an llm.c token file");
+  CADRE_CHECK(!config.checkpoint.resume.empty(), "checkpoint.resume = \"\", allowed: auto | never | a path",
+              "auto starts afresh when there is nothing to resume");
+  CADRE_CHECK(config.data.sequence_length <= config.model.max_position_embeddings,
+              fmt::format("data.sequence_length = {}, allowed: integer in [1, model.max_position_embeddings = {}]",
+                          config.data.sequence_length, config.model.max_position_embeddings),
+              "raise max_position_embeddings or shorten the sequences");
+  CADRE_CHECK(
+      config.train.eval_every == 0 || config.data.validation_fraction > 0,
+      fmt::format("train.eval_every = {}, allowed: 0 with data.validation_fraction = 0", config.train.eval_every),
+      "hold out some data, for example data.validation_fraction=0.05");
+  CADRE_CHECK(
+      config.parallel.expert == 0 || num_ranks % config.parallel.expert == 0,
+      fmt::format("parallel.expert = {}, allowed: 0 or a divisor of the {} ranks", config.parallel.expert, num_ranks),
+      "the ranks are cut in groups of this size, and each group holds all experts");
+}
+
+}  // namespace cadre

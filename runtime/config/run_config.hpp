@@ -1,0 +1,111 @@
+// SPDX-License-Identifier: Apache-2.0
+// Everything a run can be told: nested plain structs with defaults. run_config.cpp holds one table of fields a struct;
+// run_file makes the reader, the overrides, the help and the printed configuration from it.
+// Paths are relative to the working directory.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "comm/base/fields.hpp"
+#include "layers/model/config.hpp"
+
+namespace cadre {
+
+struct DataConfig {
+  std::string path;
+  std::string tokenizer = "bytes";
+  int64_t sequence_length = 128;
+  double validation_fraction = 0.05;
+
+  bool operator==(const DataConfig&) const = default;
+};
+
+struct TrainConfig {
+  int64_t steps = 1000;
+  int64_t batch = 32;         // sequences of the global batch, over all ranks
+  int64_t micro_batches = 1;  // the global batch is cut in that many
+  double learning_rate = 1e-3;
+  double min_learning_rate = 1e-4;
+  std::string schedule = "cosine";
+  int64_t warmup_steps = 0;
+  int64_t decay_steps = 0;  // of wsd
+  double weight_decay = 0.1;
+  double beta1 = 0.9;
+  double beta2 = 0.95;
+  double epsilon = 1e-8;
+  double grad_clip = 1.0;  // 0: off
+  int64_t eval_every = 0;  // 0: only at the end
+  int64_t eval_batches = 8;
+
+  bool operator==(const TrainConfig&) const = default;
+};
+
+struct ParallelConfig {
+  int64_t expert = 0;  // ranks that share one set of experts; 0: all ranks
+
+  bool operator==(const ParallelConfig&) const = default;
+};
+
+struct ExchangeConfig {
+  std::string strategy = "flat";
+  std::string combine = "partial";
+  double deadline_s = 120.0;
+
+  bool operator==(const ExchangeConfig&) const = default;
+};
+
+struct ComputeConfig {
+  std::string precision = "fp32";
+  int64_t threads = 1;  // BLAS threads of a rank
+
+  bool operator==(const ComputeConfig&) const = default;
+};
+
+struct CheckpointConfig {
+  int64_t every = 0;  // steps; 0: only at the end
+  int64_t keep = 2;
+  std::string resume = "auto";  // auto, never, or the path of a checkpoint
+
+  bool operator==(const CheckpointConfig&) const = default;
+};
+
+struct LogConfig {
+  int64_t every = 1;
+  bool trace = false;
+
+  bool operator==(const LogConfig&) const = default;
+};
+
+struct RunConfig {
+  std::string out = "runs/default";
+  int64_t seed = 1234;
+
+  std::string model_config;  // [model] config; empty once its keys have been read
+  ModelConfig model;
+  DataConfig data;
+  TrainConfig train;
+  ParallelConfig parallel;
+  ExchangeConfig exchange;
+  ComputeConfig compute;
+  CheckpointConfig checkpoint;
+  LogConfig log;
+
+  bool operator==(const RunConfig&) const = default;
+};
+
+// The tables, bound to the members of `config`: one per section, the top level first with an empty name.
+struct Section {
+  std::string name;
+  std::vector<Field> fields;
+};
+std::vector<Section> sections_of(RunConfig& config);
+
+// What stands before the name of a field: "train.", or nothing at the top level.
+std::string key_prefix(const Section& section);
+
+// Throws on the first value or combination that cannot run on this many ranks.
+void check(const RunConfig& config, int num_ranks);
+
+}  // namespace cadre

@@ -1,0 +1,201 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "comm/transport/transport.hpp"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <numeric>
+#include <vector>
+
+#include "comm/base/check.hpp"
+#include "comm/exchange/plan.hpp"
+#include "comm/group/grid.hpp"
+#include "comm/group/topology.hpp"
+#include "comm/transport/local.hpp"
+#include "comm/transport/wait.hpp"
+#include "tests/support/ranks.hpp"
+
+namespace cadre {
+namespace {
+
+using test::on_ranks;
+
+TEST(Transport, messages_arrive_in_order_and_by_tag) {
+  on_ranks([](Communicator& world) {
+    const int next = (world.rank() + 1) % world.size();
+    const int previous = (world.rank() + world.size() - 1) % world.size();
+    const std::vector<int32_t> sent = {world.rank() * 10, world.rank() * 10 + 1, world.rank() * 10 + 2};
+    std::vector<int32_t> got(3, -1);
+    const auto bytes = [](auto& values, size_t i) {
+      return std::as_writable_bytes(std::span(values)).subspan(i * 4, 4);
+    };
+    Request first = world.transport().receive(bytes(got, 0), previous, 5);
+    Request other_tag = world.transport().receive(bytes(got, 2), previous, 6);
+    Request second = world.transport().receive(bytes(got, 1), previous, 5);
+    std::vector<Request> sends;
+    for (const size_t i : {2, 0, 1}) {
+      sends.push_back(world.transport().send(std::as_bytes(std::span(sent)).subspan(i * 4, 4), next, i == 2 ? 6 : 5));
+    }
+    wait(first);
+    wait(second);
+    wait(other_tag);
+    for (Request& send : sends) wait(send);
+    EXPECT_EQ(got, (std::vector<int32_t>{previous * 10, previous * 10 + 1, previous * 10 + 2}));
+  });
+}
+
+TEST(Transport, all_reduce_sums_and_takes_the_extremes) {
+  on_ranks([](Communicator& world) {
+    const int size = world.size();
+    std::vector<double> sums = {world.rank() + 1.0, 0.5};
+    std::vector<int64_t> most = {world.rank(), -world.rank()};
+    std::vector<float> least = {static_cast<float>(world.rank())};
+    Request sum = world.all_reduce(std::span(sums), ReduceOp::sum);
+    Request max = world.all_reduce(std::span(most), ReduceOp::max);
+    Request min = world.all_reduce(std::span(least), ReduceOp::min);
+    wait(sum);
+    wait(max);
+    wait(min);
+    EXPECT_EQ(sums, (std::vector<double>{size * (size + 1) / 2.0, size * 0.5}));
+    EXPECT_EQ(most, (std::vector<int64_t>{size - 1, 0}));
+    EXPECT_EQ(least, std::vector<float>{0.0F});
+  });
+}
+
+TEST(Transport, gather_broadcast_and_all_to_all) {
+  on_ranks([](Communicator& world) {
+    const auto size = static_cast<size_t>(world.size());
+    const std::vector<int32_t> mine = {world.rank(), world.rank() * world.rank()};
+    std::vector<int32_t> all(2 * size, -1);
+    Request gathered = world.all_gather(std::span(mine), std::span(all));
+    wait(gathered);
+
+    std::vector<int32_t> word = {world.rank() == world.size() - 1 ? 42 : 0};
+    Request sent = world.broadcast(std::span(word), world.size() - 1);
+    wait(sent);
+    EXPECT_EQ(word[0], 42);
+
+    std::vector<int32_t> to(size);
+    std::vector<int32_t> from(size, -1);
+    for (size_t peer = 0; peer < size; ++peer) to[peer] = world.rank() * 100 + static_cast<int32_t>(peer);
+    Request exchanged = world.all_to_all(std::span<const int32_t>(to), std::span(from));
+    wait(exchanged);
+    for (size_t peer = 0; peer < size; ++peer) {
+      const auto rank = static_cast<int32_t>(peer);
+      EXPECT_EQ(all[2 * peer + 1], rank * rank);
+      EXPECT_EQ(from[peer], rank * 100 + world.rank());
+    }
+  });
+}
+
+// Rank r sends (r + p) % 3 rows to rank p, so that some pairs have none.
+TEST(Transport, ragged_rows_reach_their_places) {
+  on_ranks([](Communicator& world) {
+    const int size = world.size();
+    const auto rows_between = [](int from, int to) { return (from + to) % 3; };
+    std::vector<int64_t> send_counts, receive_counts;
+    for (int peer = 0; peer < size; ++peer) {
+      send_counts.push_back(rows_between(world.rank(), peer));
+      receive_counts.push_back(rows_between(peer, world.rank()));
+    }
+    const std::vector<int64_t> send_offsets = offsets_of(send_counts);
+    const std::vector<int64_t> receive_offsets = offsets_of(receive_counts);
+    std::vector<int32_t> sent, received(static_cast<size_t>(receive_offsets.back()), -1);
+    for (int peer = 0; peer < size; ++peer) {
+      for (int64_t row = 0; row < send_counts[static_cast<size_t>(peer)]; ++row) {
+        sent.push_back(world.rank() * 1000 + peer * 10 + static_cast<int32_t>(row));
+      }
+    }
+    Request request = world.transport().all_to_all_rows(
+        {reinterpret_cast<const std::byte*>(sent.data()), send_counts, send_offsets},
+        {reinterpret_cast<std::byte*>(received.data()), receive_counts, receive_offsets}, sizeof(int32_t));
+    wait(request);
+    size_t at = 0;
+    for (int peer = 0; peer < size; ++peer) {
+      for (int row = 0; row < rows_between(peer, world.rank()); ++row, ++at) {
+        EXPECT_EQ(received[at], peer * 1000 + world.rank() * 10 + row);
+      }
+    }
+    EXPECT_EQ(at, received.size());
+  });
+}
+
+TEST(Communicator, split_orders_by_key_and_keeps_groups_apart) {
+  on_ranks([](Communicator& world) {
+    const Communicator reversed = world.split(0, -world.rank(), "reversed");
+    EXPECT_EQ(reversed.rank(), world.size() - 1 - world.rank());
+    const Communicator parity = world.split(world.rank() % 2, world.rank(), "parity");
+    const Communicator copy = parity.duplicate("copy");
+    std::vector<int32_t> sum = {world.rank()};
+    std::vector<int32_t> count = {1};
+    Request summed = parity.all_reduce(std::span(sum), ReduceOp::sum);
+    Request counted = copy.all_reduce(std::span(count), ReduceOp::sum);
+    wait(counted);
+    wait(summed);
+    int expected = 0;
+    for (int rank = world.rank() % 2; rank < world.size(); rank += 2) expected += rank;
+    EXPECT_EQ(sum[0], expected);
+    EXPECT_EQ(count[0], parity.size());
+  });
+}
+
+TEST(Wait, names_rank_position_and_peer_when_the_deadline_passes) {
+  on_ranks(
+      [](Communicator& world) {
+        std::vector<std::byte> never(16);
+        const int peer = world.size() - 1 - world.rank();
+        Request request = world.transport().receive(std::span(never), peer, 1);
+        try {
+          wait(request, 0.05, {.step = 12, .layer = 3, .phase = "dispatch"});
+          FAIL() << "the wait ended";
+        } catch (const Error& error) {
+          EXPECT_EQ(error.kind(), ErrorKind::timeout);
+          EXPECT_NE(error.text().find("step 12, layer 3, dispatch"), std::string::npos) << error.text();
+          EXPECT_NE(error.text().find(fmt::format("(rank {} of {})", world.rank(), world.size())), std::string::npos);
+          EXPECT_NE(error.text().find(fmt::format("rank {} (expected 16 bytes, received none)", peer)),
+                    std::string::npos);
+        }
+        // Once both have given up, let each have its message, so that the group ends clean.
+        Request barrier = world.barrier();
+        wait(barrier);
+        Request sent = world.transport().send(std::as_bytes(std::span(never)), peer, 1);
+        wait(request);
+        wait(sent);
+      },
+      {2});
+}
+
+TEST(LocalRanks, a_failing_rank_releases_the_others) {
+  if (test::runs_under_mpi()) return;
+  EXPECT_THROW(run_local_ranks(3,
+                               [](std::unique_ptr<Transport> transport) {
+                                 if (transport->rank() == 1) throw std::runtime_error("rank 1 is gone");
+                                 Request barrier = transport->barrier();
+                                 wait(barrier);
+                               }),
+               std::runtime_error);
+}
+
+TEST(Topology, counts_local_ranks_by_host) {
+  const Topology given = Topology::from_host_names({"a", "b", "a", "b", "b"});
+  EXPECT_EQ(given.host_of_rank, (std::vector<int>{0, 1, 0, 1, 1}));
+  EXPECT_EQ(given.local_rank, (std::vector<int>{0, 0, 1, 1, 2}));
+  EXPECT_EQ(Topology::uniform(128, 8).ranks_on_host(127), 8);
+  on_ranks([](Communicator& world) {
+    const Topology found = discover_topology(world);
+    EXPECT_EQ(found.num_hosts(), 1);
+    EXPECT_EQ(found.local_rank[static_cast<size_t>(world.rank())], world.rank());
+  });
+}
+
+TEST(Grid, fits_or_says_why_not) {
+  const Grid grid = Grid::make(6, 3);
+  EXPECT_EQ(grid.num_expert_groups(), 2);
+  EXPECT_EQ(grid.expert_group(4), 1);
+  EXPECT_EQ(grid.expert_rank(4), 1);
+  EXPECT_EQ(Grid::make(6, 0).expert, 6);
+  EXPECT_THROW(Grid::make(6, 4), Error);
+}
+
+}  // namespace
+}  // namespace cadre

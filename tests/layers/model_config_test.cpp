@@ -1,0 +1,189 @@
+// SPDX-License-Identifier: Apache-2.0
+// Reading and writing config.json, every refusal with its key and value, and counts against published models.
+#include <gtest/gtest.h>
+#include <nlohmann/json.hpp>
+
+#include "layers/model/config.hpp"
+#include "tests/support/messages.hpp"
+
+namespace cadre {
+namespace {
+
+using test::expect_message;
+using test::message_of;
+
+using nlohmann::json;
+
+// DeepSeekMoE 16B as published: shape keys, and keys that Cadre has no use for.
+json deepseek_moe_16b() {
+  return json::parse(R"({
+    "architectures": ["DeepseekForCausalLM"], "attention_bias": false, "attention_dropout": 0.0,
+    "aux_loss_alpha": 0.001, "bos_token_id": 100000, "eos_token_id": 100001, "first_k_dense_replace": 1,
+    "hidden_act": "silu", "hidden_size": 2048, "initializer_range": 0.02, "intermediate_size": 10944,
+    "max_position_embeddings": 4096, "model_type": "deepseek", "moe_intermediate_size": 1408, "moe_layer_freq": 1,
+    "n_routed_experts": 64, "n_shared_experts": 2, "norm_topk_prob": false, "num_attention_heads": 16,
+    "num_experts_per_tok": 6, "num_hidden_layers": 28, "num_key_value_heads": 16, "pretraining_tp": 1,
+    "rms_norm_eps": 1e-06, "rope_scaling": null, "rope_theta": 10000, "scoring_func": "softmax", "seq_aux": true,
+    "tie_word_embeddings": false, "torch_dtype": "bfloat16", "transformers_version": "4.33.1", "use_cache": true,
+    "vocab_size": 102400})");
+}
+
+ModelConfig small() {
+  ModelConfig config;
+  config.hidden_size = 64;
+  config.num_hidden_layers = 4;
+  config.num_attention_heads = 4;
+  config.num_key_value_heads = 2;
+  config.intermediate_size = 96;
+  config.n_routed_experts = 6;
+  config.num_experts_per_tok = 2;
+  config.n_shared_experts = 1;
+  config.moe_intermediate_size = 32;
+  config.first_k_dense_replace = 1;
+  return config;
+}
+
+TEST(ModelConfig, ReadsPublishedConfig) {
+  const ModelConfig config = model_config_from_json(deepseek_moe_16b(), "config.json");
+  EXPECT_EQ(config.hidden_size, 2048);
+  EXPECT_EQ(config.n_routed_experts, 64);
+  EXPECT_EQ(config.eos_token_id, 100001);
+  EXPECT_EQ(config.rope_theta, 10000.0);
+  EXPECT_EQ(config.scoring_func, "softmax");
+  EXPECT_FALSE(is_moe_layer(config, 0));
+  EXPECT_TRUE(is_moe_layer(config, 1));
+  EXPECT_TRUE(is_moe_layer(config, 27));
+}
+
+TEST(ModelConfig, AbsentAndNullKeysTakeTheDefaultOfTheArchitecture) {
+  json source = deepseek_moe_16b();
+  source.erase("num_key_value_heads");
+  source.erase("rope_theta");
+  source["eos_token_id"] = nullptr;
+  const ModelConfig config = model_config_from_json(source, "config.json");
+  EXPECT_EQ(config.num_key_value_heads, 16);
+  EXPECT_EQ(config.rope_theta, 10000.0);
+  EXPECT_EQ(config.eos_token_id, -1);
+}
+
+TEST(ModelConfig, JsonRoundTripKeepsEveryField) {
+  ModelConfig config = small();
+  config.norm = "layernorm";
+  config.topk_method = "noaux_tc";
+  config.scoring_func = "sigmoid";
+  config.bias_update_rate = 0.1;  // not representable: shortest text must come back to the same double
+  config.rope_theta = 5e5;
+  config.norm_topk_prob = true;
+  config.eos_token_id = 0;
+  const json written = to_json(config);
+  EXPECT_EQ(model_config_from_json(json::parse(written.dump(2)), "config.json"), config);
+  EXPECT_EQ(written["architectures"], json::array({"DeepseekForCausalLM"}));
+  EXPECT_EQ(written["torch_dtype"], "float32");
+  EXPECT_TRUE(written["bos_token_id"].is_null());
+  EXPECT_EQ(written["eos_token_id"], 0);
+  EXPECT_EQ(written["tie_word_embeddings"], false);
+}
+
+TEST(ModelConfig, RefusesJson) {
+  struct Case {
+    const char* key;
+    json value;
+    std::initializer_list<const char*> parts;
+  };
+  const Case cases[] = {
+      {"model_type", "llama", {"config.json: model_type = \"llama\"", "allowed: deepseek"}},
+      {"hidden_size", "wide", {"config.json: hidden_size = \"wide\"", "allowed: integer >= 1"}},
+      {"hidden_size", 2048.5, {"hidden_size = 2048.5", "integer >= 1"}},
+      {"hidden_size", json::array({1}), {"hidden_size = [1]", "integer >= 1"}},
+      {"hidden_act", "swish", {"hidden_act = \"swish\"", "silu | gelu | relu"}},
+      {"rope_theta", 0, {"rope_theta = 0", "number > 0"}},
+      {"attention_bias", true, {"attention_bias = true", "allowed: false"}},
+      {"rope_scaling", json::object({{"type", "yarn"}}), {"rope_scaling = {\"type\":\"yarn\"}", "allowed: null"}},
+      {"tie_word_embeddings", true, {"tie_word_embeddings = true", "allowed: false"}},
+      {"n_routed_expert",
+       8,
+       {"config.json: unknown key n_routed_expert", "the nearest known name is n_routed_experts"}},
+      {"num_experts_per_tok", 65, {"num_experts_per_tok = 65", "[1, n_routed_experts = 64]"}},
+      {"num_attention_heads", 24, {"num_attention_heads = 24", "hidden_size = 2048"}},
+      {"num_key_value_heads", 3, {"num_key_value_heads = 3", "num_attention_heads = 16"}},
+      {"eos_token_id", 102400, {"eos_token_id = 102400", "vocab_size = 102400"}},
+  };
+  for (const Case& c : cases) {
+    json source = deepseek_moe_16b();
+    source[c.key] = c.value;
+    expect_message(message_of([&] { model_config_from_json(source, "config.json"); }), c.parts);
+  }
+  json incomplete = deepseek_moe_16b();
+  incomplete.erase("vocab_size");
+  expect_message(message_of([&] { model_config_from_json(incomplete, "a.json"); }),
+                 {"a.json: key vocab_size is missing"});
+  expect_message(message_of([] { model_config_from_json(json::array(), "a.json"); }), {"a.json: not a JSON object"});
+}
+
+TEST(ModelConfig, ChecksCombinations) {
+  EXPECT_NO_THROW(check(small()));
+  const auto with = [](auto&& change) {
+    return message_of([&] {
+      ModelConfig config = small();
+      change(config);
+      check(config);
+    });
+  };
+  expect_message(with([](ModelConfig& c) { c.hidden_size = 0; }), {"model.hidden_size = 0", "integer >= 1"});
+  expect_message(with([](ModelConfig& c) { c.hidden_size = 60; }), {"num_attention_heads = 4", "even"});  // 15 a head
+  expect_message(with([](ModelConfig& c) { c.num_key_value_heads = 0; }), {"num_key_value_heads = 0"});
+  expect_message(with([](ModelConfig& c) { c.num_experts_per_tok = 0; }), {"num_experts_per_tok = 0", "[1,"});
+  expect_message(with([](ModelConfig& c) { c.moe_intermediate_size = 0; }), {"moe_intermediate_size = 0"});
+  expect_message(with([](ModelConfig& c) { c.first_k_dense_replace = 5; }), {"first_k_dense_replace = 5", "= 4]"});
+  expect_message(with([](ModelConfig& c) { c.intermediate_size = 0; }), {"intermediate_size = 0", "dense"});
+  expect_message(with([](ModelConfig& c) { c.aux_loss_alpha = std::numeric_limits<double>::quiet_NaN(); }),
+                 {"aux_loss_alpha = nan"});
+  ModelConfig all_experts = small();
+  all_experts.first_k_dense_replace = 0;
+  all_experts.intermediate_size = 0;
+  EXPECT_NO_THROW(check(all_experts));
+}
+
+TEST(ModelConfig, LayerFrequencyCountsFromLayerZero) {
+  ModelConfig config = small();
+  config.num_hidden_layers = 6;
+  config.moe_layer_freq = 2;
+  std::string layers;
+  for (int64_t layer = 0; layer < 6; ++layer) layers += is_moe_layer(config, layer) ? 'M' : 'd';
+  EXPECT_EQ(layers, "ddMdMd");
+}
+
+TEST(ModelConfig, CountsTheParametersOfThePublishedModel) {
+  const ModelConfig config = model_config_from_json(deepseek_moe_16b(), "config.json");
+  const ParameterCount count = count_parameters(config);
+  // Two vocabulary tables, 28 layers of four square matrices and two norms, the last norm, one dense FFN, 27 layers of
+  // a router and 66 experts. The paper says 16.4B.
+  const int64_t moe_layer = 64 * 2048 + int64_t{66} * 3 * 2048 * 1408;
+  const int64_t rest = 2 * 102400 * 2048 + 28 * (4 * 2048 * 2048 + 2 * 2048) + 2048 + 3 * 2048 * 10944;
+  EXPECT_EQ(count.total, 27 * moe_layer + rest);
+  EXPECT_EQ(count.total / 100'000'000, 163);
+  EXPECT_EQ(count.embedding, 102400 * 2048);
+  // 27 layers of 58 experts of 3 * 2048 * 1408 that a token does not visit.
+  EXPECT_EQ(count.total - count.active, int64_t{27} * 58 * 3 * 2048 * 1408);
+}
+
+TEST(ModelConfig, CountsEveryVariantByHand) {
+  ModelConfig config = small();
+  config.num_hidden_layers = 2;
+  config.hidden_act = "gelu";
+  config.norm = "layernorm";
+  config.topk_method = "noaux_tc";
+  // q and o 64 * 64, k and v 64 * 32; two matrices an FFN; weight and bias a norm; one selection bias an expert.
+  const int64_t attention = 2 * 64 * 64 + 2 * 64 * 32;
+  const int64_t expert = 2 * 64 * 32;
+  const int64_t norms = 5 * 2 * 64;
+  const int64_t products = 2 * attention + 2 * 64 * 96 + 6 * 64 + (6 + 1) * expert + 64 * 256;
+  const ParameterCount count = count_parameters(config);
+  EXPECT_EQ(count.total, products + norms + 6 + 64 * 256);
+  EXPECT_EQ(count.total - count.active, 4 * expert);
+  // Each of 2 layers: 2 * 2 * 64 FLOPs a key forward, three times with backward, (100 + 1) / 2 keys.
+  EXPECT_DOUBLE_EQ(flops_per_token(config, 100), 6.0 * (products - 4 * expert) + 2 * 3 * 4 * 64 * 50.5);
+}
+
+}  // namespace
+}  // namespace cadre

@@ -1,0 +1,275 @@
+// SPDX-License-Identifier: Apache-2.0
+// Text and token files, the split, and the order of sequences: complete, resumable, independent of the rank count.
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <filesystem>
+#include <fstream>
+#include <numeric>
+#include <set>
+
+#include "runtime/data/dataset.hpp"
+#include "runtime/data/order.hpp"
+#include "runtime/data/text.hpp"
+#include "runtime/data/token_file.hpp"
+#include "runtime/data/tokenizer.hpp"
+#include "tests/support/messages.hpp"
+
+namespace cadre {
+namespace {
+
+using test::expect_message;
+using test::message_of;
+
+namespace fs = std::filesystem;
+
+// A folder that is gone after the test.
+class DataTest : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    const auto* test = ::testing::UnitTest::GetInstance()->current_test_info();
+    folder_ = fs::path(::testing::TempDir()) / (std::string("cadre_data_") + test->name() + std::to_string(getpid()));
+    fs::create_directories(folder_);
+  }
+  void TearDown() override { fs::remove_all(folder_); }
+
+  std::string write(const std::string& name, const std::string& bytes) {
+    const fs::path path = folder_ / name;
+    fs::create_directories(path.parent_path());
+    std::ofstream(path, std::ios::binary) << bytes;
+    return path.string();
+  }
+
+  template <class Id>
+  std::string write_tokens(const std::string& name, int32_t magic, int32_t version, int32_t num_tokens,
+                           const std::vector<Id>& ids) {
+    std::vector<int32_t> header(256, 0);
+    header[0] = magic;
+    header[1] = version;
+    header[2] = num_tokens;
+    std::string bytes(reinterpret_cast<const char*>(header.data()), 1024);
+    bytes.append(reinterpret_cast<const char*>(ids.data()), ids.size() * sizeof(Id));
+    return write(name, bytes);
+  }
+
+  fs::path folder_;
+};
+
+std::vector<int32_t> read_all(const TokenSource& source) {
+  std::vector<int32_t> tokens(static_cast<size_t>(source.num_tokens()), -1);
+  source.read(0, tokens);
+  return tokens;
+}
+
+// Token i has id i.
+TokenSource counting_source(int64_t num_tokens) {
+  auto ids = std::make_shared<std::vector<uint32_t>>(num_tokens);
+  std::iota(ids->begin(), ids->end(), 0U);
+  const uint32_t* data = ids->data();
+  return {"counting", std::move(ids), data, num_tokens, num_tokens};
+}
+
+TEST_F(DataTest, ReadsAFolderInPathOrder) {
+  write("b.txt", "second");
+  write("a.txt", "first");
+  write("b/deep/c.md", "third\n");
+  write("empty.txt", "");
+  write("skip.dat", "data");
+  write("image.bin", std::string("x\0y", 3));
+  fs::create_symlink(folder_ / "a.txt", folder_ / "link.txt");
+  fs::create_directory_symlink(folder_ / "b", folder_ / "linked");
+  write("z.txt", "last");
+  // '.' sorts before '/': b.txt before b/deep/c.md.
+  EXPECT_EQ(read_text(folder_.string()), "first\nsecond\nthird\n\nlast");
+  EXPECT_EQ(read_text((folder_ / "link.txt").string()), "first");  // asked for by name
+}
+
+TEST_F(DataTest, RefusesPathsWithoutText) {
+  expect_message(message_of([&] { read_text((folder_ / "absent").string()); }), {"absent does not exist"});
+  expect_message(message_of([&] { read_text(folder_.string()); }), {"holds no text"});
+  const std::string empty = write("empty.txt", "");
+  expect_message(message_of([&] { read_text(empty); }), {"empty.txt holds no text"});
+  const std::string binary = write("a.bin", std::string("x\0y", 3));
+  expect_message(message_of([&] { read_text(binary); }), {"a.bin: holds a zero byte"});
+}
+
+TEST_F(DataTest, RefusesAnUnreadableFile) {
+  const std::string path = write("secret.txt", "text");
+  fs::permissions(path, fs::perms::none);
+  // The superuser may read everything, so become somebody else for a moment.
+  const uid_t user = geteuid();
+  ASSERT_EQ(seteuid(user == 0 ? 65534 : user), 0);
+  const std::string single = message_of([&] { read_text(path); });
+  const std::string whole = message_of([&] { read_text(folder_.string()); });
+  ASSERT_EQ(seteuid(user), 0);
+  expect_message(single, {"secret.txt: cannot read this file"});
+  expect_message(whole, {"secret.txt: cannot read this file"});
+}
+
+TEST_F(DataTest, BytesAreTokensAndBack) {
+  const std::string text = "h\xc3\xbc\xff\x01";
+  const auto tokens = encode_bytes(text);
+  EXPECT_EQ(tokens, (std::vector<int32_t>{'h', 0xc3, 0xbc, 0xff, 1}));
+  EXPECT_EQ(decode_bytes(tokens), text);
+  expect_message(message_of([] { decode_bytes(std::vector<int32_t>{256}); }), {"token id 256", "[0, 255]"});
+
+  DataConfig config;
+  config.path = write("a.txt", text);
+  EXPECT_EQ(read_all(open_tokens(config, 256)), tokens);
+  expect_message(message_of([&] { open_tokens(config, 255); }), {"model.vocab_size = 255", ">= 256"});
+}
+
+TEST_F(DataTest, ReadsBothTokenFormats) {
+  const std::string narrow = write_tokens<uint16_t>("gpt2.bin", 20240520, 1, 3, {5, 50256, 0});
+  EXPECT_TRUE(is_token_file(narrow));
+  EXPECT_EQ(read_all(open_token_file(narrow, 50257)), (std::vector<int32_t>{5, 50256, 0}));
+  const std::string wide = write_tokens<uint32_t>("llama3.bin", 20240801, 7, 3, {5, 128000, 0});
+  EXPECT_EQ(read_all(open_token_file(wide, 128256)), (std::vector<int32_t>{5, 128000, 0}));
+  DataConfig config;
+  config.path = wide;
+  EXPECT_EQ(open_tokens(config, 128256).num_tokens(), 3);
+  EXPECT_FALSE(is_token_file(write("a.txt", "text")));
+  EXPECT_FALSE(is_token_file(folder_.string()));
+}
+
+TEST_F(DataTest, RefusesDamagedTokenFiles) {
+  const auto refused = [](const std::string& path) { return message_of([&] { open_token_file(path, 50257); }); };
+  expect_message(refused(write_tokens<uint16_t>("a", 20240522, 1, 1, {5})), {"magic = 20240522", "20240520 or"});
+  expect_message(refused(write_tokens<uint16_t>("b", 20240520, 2, 1, {5})), {"version = 2", "allowed: 1 with magic"});
+  expect_message(refused(write_tokens<uint16_t>("c", 20240520, 1, 3, {5, 6})), {"1028 bytes", "1030 for the 3 tokens"});
+  expect_message(refused(write_tokens<uint16_t>("d", 20240520, 1, 1, {5, 6})), {"1028 bytes", "1026 for the 1 tokens"});
+  expect_message(refused(write_tokens<uint16_t>("e", 20240520, 1, 0, {})), {"number of tokens = 0"});
+  expect_message(refused(write_tokens<uint16_t>("f", 20240520, 1, -5, {})), {"number of tokens = -5"});
+  expect_message(refused(write("g", "short")), {"5 bytes", "at least the 1024"});
+  expect_message(refused((folder_ / "absent").string()), {"absent: cannot map"});
+}
+
+TEST_F(DataTest, ChecksIdsWhenTheyAreRead) {
+  const TokenSource source =
+      open_token_file(write_tokens<uint32_t>("wide.bin", 20240801, 7, 4, {1, 2, 300, 0xffffffffU}), 300);
+  std::vector<int32_t> two(2);
+  EXPECT_NO_THROW(source.read(0, two));
+  expect_message(message_of([&] { source.read(1, two); }), {"token 2 has id 300", "[0, model.vocab_size = 300)"});
+  // Positions in messages are those of the file, also from a slice.
+  expect_message(message_of([&] { source.slice(3, 1).read(0, std::span(two).first(1)); }), {"token 3", "4294967295"});
+}
+
+TEST_F(DataTest, ReadsBeyondFourGigabytes) {
+  // A sparse file: 2^31 - 1 ids of four bytes, zero but for the last.
+  constexpr int32_t kNumTokens = 0x7fffffff;
+  const std::string path = write_tokens<uint32_t>("huge.bin", 20240801, 7, kNumTokens, {});
+  fs::resize_file(path, 1024 + int64_t{4} * kNumTokens);
+  const uint32_t last = 77;
+  std::fstream file(path, std::ios::binary | std::ios::in | std::ios::out);
+  file.seekp(1024 + int64_t{4} * (kNumTokens - 1));
+  file.write(reinterpret_cast<const char*>(&last), sizeof(last));
+  file.close();
+  std::vector<int32_t> tail(2, -1);
+  open_token_file(path, 100).read(kNumTokens - 2, tail);
+  EXPECT_EQ(tail, (std::vector<int32_t>{0, 77}));
+}
+
+TEST_F(DataTest, SplitsOffTheEnd) {
+  DataConfig config;
+  config.path = write("a.txt", "0123456789");
+  config.sequence_length = 2;
+  config.validation_fraction = 0.39;
+  const Dataset data = open_dataset(config, 256);
+  EXPECT_EQ(decode_bytes(read_all(data.train)), "0123456");
+  EXPECT_EQ(decode_bytes(read_all(data.validation)), "789");
+
+  config.validation_fraction = 0.2;
+  expect_message(message_of([&] { open_dataset(config, 256); }), {"2 tokens for validation", "+ 1 = 3"});
+  config.validation_fraction = 0.8;
+  expect_message(message_of([&] { open_dataset(config, 256); }), {"2 tokens for training", "now 0.8"});
+  config.validation_fraction = 0;
+  EXPECT_EQ(open_dataset(config, 256).train.num_tokens(), 10);
+  EXPECT_EQ(open_dataset(config, 256).validation.num_tokens(), 0);
+}
+
+TEST(Order, PermutationVisitsEverythingOnce) {
+  for (const int64_t size : {1, 2, 3, 4, 5, 7, 64, 65, 1000}) {
+    const Permutation permutation(size, 42, 0);
+    std::set<int64_t> seen;
+    for (int64_t i = 0; i < size; ++i) seen.insert(permutation(i));
+    EXPECT_EQ(static_cast<int64_t>(seen.size()), size);
+    EXPECT_EQ(*seen.begin(), 0);
+    EXPECT_EQ(*seen.rbegin(), size - 1);
+  }
+}
+
+TEST(Order, PermutationDependsOnSeedAndEpochAndMixes) {
+  constexpr int64_t kSize = 1000;
+  const auto fixed_points = [](const Permutation& a, const auto& b) {
+    int64_t count = 0;
+    for (int64_t i = 0; i < kSize; ++i) count += a(i) == b(i) ? 1 : 0;
+    return count;
+  };
+  const Permutation base(kSize, 42, 0);
+  // Two random permutations agree in about one place (Poisson of mean 1): more than 10 has probability 1e-8.
+  EXPECT_LE(fixed_points(base, Permutation(kSize, 43, 0)), 10);
+  EXPECT_LE(fixed_points(base, Permutation(kSize, 42, 1)), 10);
+  EXPECT_LE(fixed_points(base, [](int64_t i) { return i; }), 10);
+  EXPECT_EQ(fixed_points(base, Permutation(kSize, 42, 0)), kSize);
+  // The mean step between neighbours is a third of the size, its standard deviation over 999 pairs below 1 %.
+  double distance = 0;
+  for (int64_t i = 1; i < kSize; ++i) distance += static_cast<double>(std::abs(base(i) - base(i - 1)));
+  EXPECT_NEAR(distance / (kSize - 1), kSize / 3.0, 0.05 * kSize);
+}
+
+TEST(Order, EveryEpochReadsEveryWindowOnce) {
+  // 103 tokens: 25 windows of 4, the last two tokens after the last target are left. A batch of 10 cuts epochs in two.
+  const BatchReader reader(counting_source(103), 4, 10, 7);
+  ASSERT_EQ(reader.num_windows(), 25);
+  std::vector<std::vector<int64_t>> epochs(4);
+  for (int64_t step = 0; step < 10; ++step) {
+    for (int64_t i = 0; i < 10; ++i) epochs[(step * 10 + i) / 25].push_back(reader.window(step, i));
+  }
+  EXPECT_NE(epochs[0], epochs[1]);
+  for (auto& epoch : epochs) {
+    std::ranges::sort(epoch);
+    std::vector<int64_t> all(25);
+    std::iota(all.begin(), all.end(), 0);
+    EXPECT_EQ(epoch, all);
+  }
+}
+
+TEST(Order, BatchesDoNotDependOnHowRanksCutThem) {
+  constexpr int64_t kBatch = 7;
+  constexpr size_t kLength = 5;
+  const BatchReader reader(counting_source(500), kLength, kBatch, 11);
+  std::vector<int32_t> tokens(kBatch * kLength, -1);
+  std::vector<int32_t> targets(kBatch * kLength, -1);
+  reader.fill_batch(3, 0, kBatch, tokens, targets);
+  for (size_t i = 0; i < tokens.size(); ++i) {
+    EXPECT_EQ(targets[i], tokens[i] + 1);
+    EXPECT_EQ(tokens[i], reader.window(3, static_cast<int64_t>(i / kLength)) * 5 + static_cast<int64_t>(i % kLength));
+  }
+  EXPECT_GT(std::set<int32_t>(tokens.begin(), tokens.end()).size(), kLength);
+
+  const BatchReader resumed(counting_source(500), kLength, kBatch, 11);
+  for (const int64_t num_ranks : {2, 3, 8}) {
+    std::vector<int32_t> all_tokens;
+    std::vector<int32_t> all_targets;
+    for (int64_t rank = 0; rank < num_ranks; ++rank) {
+      const int64_t first = kBatch * rank / num_ranks;
+      const int64_t count = kBatch * (rank + 1) / num_ranks - first;  // 0 for one of 8 ranks
+      std::vector<int32_t> part(static_cast<size_t>(count) * kLength, -1);
+      std::vector<int32_t> part_targets(part.size(), -1);
+      resumed.fill_batch(3, first, count, part, part_targets);
+      all_tokens.insert(all_tokens.end(), part.begin(), part.end());
+      all_targets.insert(all_targets.end(), part_targets.begin(), part_targets.end());
+    }
+    EXPECT_EQ(all_tokens, tokens);
+    EXPECT_EQ(all_targets, targets);
+  }
+}
+
+TEST(Order, NeedsOneWindow) {
+  EXPECT_EQ(BatchReader(counting_source(5), 4, 1, 0).num_windows(), 1);
+  expect_message(message_of([] { BatchReader(counting_source(4), 4, 1, 0); }), {"counting: 4 tokens", "+ 1 = 5"});
+}
+
+}  // namespace
+}  // namespace cadre

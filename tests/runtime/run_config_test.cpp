@@ -1,0 +1,200 @@
+// SPDX-License-Identifier: Apache-2.0
+// Run files and overrides: what they set, what they refuse and in which words, and that a saved one reads back equal.
+#include "runtime/config/run_config.hpp"
+
+#include <gtest/gtest.h>
+#include <nlohmann/json.hpp>
+
+#include <filesystem>
+#include <fstream>
+
+#include "runtime/config/run_file.hpp"
+#include "tests/support/messages.hpp"
+
+namespace cadre {
+namespace {
+
+using test::expect_message;
+using test::message_of;
+
+constexpr const char* kRun = R"(out = "runs/a"
+
+[model]
+hidden_size = 64
+num_hidden_layers = 2
+num_attention_heads = 4
+intermediate_size = 128
+n_routed_experts = 10
+num_experts_per_tok = 2
+moe_intermediate_size = 32
+
+[data]
+path = "text"
+sequence_length = 32
+
+[train]
+steps = 50
+batch = 8
+)";
+
+RunConfig parse(const std::string& toml, const std::vector<std::string>& overrides = {}) {
+  return parse_run_config(toml, "run.toml", overrides);
+}
+
+TEST(RunConfig, FileThenOverrides) {
+  const RunConfig config = parse(kRun, {"train.steps=7", "seed=9", "data=books/a b", "log.trace=true",
+                                        "train.learning_rate=1", "model.rms_norm_eps=1e-5", "out=12"});
+  EXPECT_EQ(config.train.steps, 7);
+  EXPECT_EQ(config.train.batch, 8);
+  EXPECT_EQ(config.seed, 9);
+  EXPECT_EQ(config.data.path, "books/a b");
+  EXPECT_TRUE(config.log.trace);
+  EXPECT_EQ(config.train.learning_rate, 1.0);
+  EXPECT_EQ(config.model.rms_norm_eps, 1e-5);
+  EXPECT_EQ(config.out, "12");
+  EXPECT_EQ(config.model.hidden_size, 64);
+  EXPECT_EQ(config.model.num_key_value_heads, 4);
+  EXPECT_EQ(config.train.beta2, TrainConfig{}.beta2);
+  EXPECT_NO_THROW(check(config, 4));  // 10 experts on 4 ranks
+}
+
+TEST(RunConfig, TheLastOfTwoOverridesWins) { EXPECT_EQ(parse(kRun, {"steps=7", "train.steps=8"}).train.steps, 8); }
+
+TEST(RunConfig, EveryFieldSurvivesTheSavedFile) {
+  RunConfig config = parse(kRun);
+  // Moves every field away from its default, so that a field the writer or the reader forgot shows.
+  const RunConfig before = config;
+  for (Section& section : sections_of(config)) {
+    for (Field& field : section.fields) {
+      if (field.name == "config") continue;
+      if (auto* flag = std::get_if<bool*>(&field.member)) **flag = !**flag;
+      if (auto* integer = std::get_if<int64_t*>(&field.member)) **integer += 3;
+      if (auto* real = std::get_if<double*>(&field.member)) **real = **real * 0.3 + 1e-9;
+      if (auto* text = std::get_if<std::string*>(&field.member)) {
+        **text = field.allowed.choices.empty() ? "a \"quoted\"\\ pa'th ü" : field.allowed.choices.back();
+      }
+    }
+  }
+  ASSERT_NE(config, before);
+  EXPECT_EQ(parse(to_toml(config)), config) << to_toml(config);
+}
+
+TEST(RunConfig, HelpNamesEveryKey) {
+  const std::string help = run_config_help();
+  RunConfig config;
+  size_t num_fields = 0;
+  for (const Section& section : sections_of(config)) {
+    for (const Field& field : section.fields) {
+      ++num_fields;
+      EXPECT_NE(help.find("  " + field.name + " "), std::string::npos) << field.name;
+      EXPECT_FALSE(field.help.empty()) << field.name;
+    }
+  }
+  EXPECT_GT(num_fields, 50U);
+  expect_message(help, {"[train]", "silu | gelu | relu", "number in [0, 1)", "steps= is train.steps="});
+}
+
+TEST(RunConfig, RefusesFiles) {
+  struct Case {
+    const char* toml;
+    std::initializer_list<const char*> parts;
+  };
+  const Case cases[] = {
+      {"[train]\n\nstpes = 5", {"run.toml:3: unknown key train.stpes", "train.steps"}},
+      {"steps = 5", {"run.toml:1: unknown key steps", "train.steps"}},
+      {"[trian]\nsteps = 5", {"run.toml:1: unknown section [trian]", "nearest known name is train"}},
+      {"[trian]", {"unknown section [trian]"}},
+      {"train = 5", {"run.toml:1: unknown key train"}},
+      {"[model]\nn_routed_expert = 8", {"run.toml:2: unknown key model.n_routed_expert", "model.n_routed_experts"}},
+      {"[train]\nsteps = 0", {"run.toml:2: train.steps = 0", "allowed: integer >= 1"}},
+      {"[train]\nsteps = \"many\"", {"run.toml:2: train.steps = \"many\"", "integer >= 1"}},
+      {"[train]\nsteps = 1.5", {"train.steps = 1.5", "integer >= 1"}},
+      {"[train]\nsteps = [1, 2]", {"run.toml:2: train.steps is of type array", "integer >= 1"}},
+      {"[train.steps]\na = 1", {"run.toml:1: train.steps is of type table"}},
+      {"[train]\nbeta1 = 1", {"train.beta1 = 1", "number in [0, 1)"}},
+      {"[train]\nlearning_rate = nan", {"train.learning_rate = nan", "number >= 0"}},
+      {"[train]\nlearning_rate = inf", {"train.learning_rate = inf"}},
+      {"[train]\nschedule = \"step\"", {"train.schedule = \"step\"", "cosine | linear | constant | wsd"}},
+      {"[log]\ntrace = 1", {"log.trace = 1", "true | false"}},
+      {"[model]\nmodel_type = \"llama\"", {"model.model_type = \"llama\"", "allowed: deepseek"}},
+      {"[train]\nsteps = ", {"run.toml:2: "}},
+      {"[train]\nsteps = 1\nsteps = 2", {"run.toml:3: "}},
+  };
+  for (const Case& c : cases) expect_message(message_of([&] { parse(c.toml); }), c.parts);
+}
+
+TEST(RunConfig, RefusesOverrides) {
+  const auto refused = [](const char* argument) { return message_of([&] { parse(kRun, {argument}); }); };
+  expect_message(refused("train.stps=5"), {"command line: unknown key train.stps", "train.steps"});
+  expect_message(refused("steps"), {"command line: steps is not key=value"});
+  expect_message(refused("=5"), {"=5 is not key=value"});
+  expect_message(refused("steps=5x"), {"command line: train.steps = 5x", "integer >= 1"});
+  expect_message(refused("steps="), {"command line: train.steps = ", "integer >= 1"});
+  expect_message(refused("steps=-1"), {"train.steps = -1"});
+  expect_message(refused("steps=99999999999999999999"), {"train.steps = 99999999999999999999"});
+  expect_message(refused("log.trace=yes"), {"log.trace = yes", "true | false"});
+  expect_message(refused("compute.precision=fp8"), {"compute.precision = \"fp8\"", "fp32 | bf16"});
+}
+
+TEST(RunConfig, ChecksCombinations) {
+  const auto refused = [](std::vector<std::string> overrides, int num_ranks) {
+    return message_of([&] { check(parse(kRun, overrides), num_ranks); });
+  };
+  EXPECT_EQ(refused({}, 3), "no error");
+  EXPECT_EQ(refused({"parallel.expert=2"}, 4), "no error");
+  expect_message(refused({"parallel.expert=3"}, 4), {"parallel.expert = 3", "divisor of the 4 ranks"});
+  expect_message(refused({"train.micro_batches=9"}, 1), {"train.micro_batches = 9", "[1, train.batch = 8]"});
+  expect_message(refused({"data.sequence_length=4096"}, 1),
+                 {"data.sequence_length = 4096", "model.max_position_embeddings = 2048"});
+  expect_message(refused({"train.min_learning_rate=0.5"}, 1), {"train.min_learning_rate = 0.5", "= 0.001]"});
+  expect_message(refused({"train.warmup_steps=51"}, 1), {"train.warmup_steps = 51", "[0, 50]"});
+  expect_message(refused({"train.warmup_steps=30", "train.schedule=wsd", "train.decay_steps=21"}, 1),
+                 {"train.warmup_steps = 30", "[0, 29]"});
+  expect_message(refused({"train.schedule=wsd", "train.decay_steps=51"}, 1),
+                 {"train.decay_steps = 51", "[1, train.steps = 50]"});
+  expect_message(refused({"train.eval_every=5", "data.validation_fraction=0"}, 1), {"train.eval_every = 5"});
+  expect_message(refused({"data="}, 1), {"data.path = \"\""});
+  expect_message(refused({"out="}, 1), {"out = \"\""});
+  expect_message(refused({"checkpoint.resume="}, 1), {"checkpoint.resume = \"\""});
+  expect_message(refused({"model.num_experts_per_tok=11"}, 1),
+                 {"model.num_experts_per_tok = 11", "n_routed_experts = 10"});
+}
+
+TEST(RunConfig, ModelConfigFileLiesBelowTheOtherKeys) {
+  const auto folder = std::filesystem::path(::testing::TempDir()) / "cadre_run_config_test";
+  std::filesystem::create_directories(folder);
+  const std::string model_path = (folder / "config.json").string();
+  ModelConfig model = parse(kRun).model;
+  model.rope_theta = 5e5;
+  model.hidden_act = "gelu";
+  std::ofstream(model_path) << to_json(model).dump();
+
+  const std::string toml = "[model]\nhidden_size = 128\nconfig = \"" + model_path + "\"\n";
+  const RunConfig config = parse(toml, {"model.hidden_act=relu"});
+  EXPECT_EQ(config.model.rope_theta, 5e5);
+  EXPECT_EQ(config.model.hidden_size, 128);
+  EXPECT_EQ(config.model.hidden_act, "relu");
+  EXPECT_EQ(config.model_config, "");
+  EXPECT_EQ(parse("", {"model.config=" + model_path}).model, model);
+
+  expect_message(message_of([] { parse("", {"model.config=absent.json"}); }), {"absent.json: cannot read"});
+  std::ofstream(model_path) << "{";
+  expect_message(message_of([&] { parse(toml); }), {"config.json: not valid JSON"});
+  expect_message(message_of([] { load_run_config("absent.toml", {}); }), {"absent.toml: cannot read"});
+  expect_message(message_of([&] { load_run_config(folder.string(), {}); }), {"cannot read this file"});
+  std::filesystem::remove_all(folder);
+}
+
+TEST(RunConfig, ShippedRunFilesAreValid) {
+  const auto folder = std::filesystem::path(__FILE__).parent_path() / "../../launch/configs";
+  int num_files = 0;
+  for (const auto& entry : std::filesystem::directory_iterator(folder)) {
+    if (entry.path().extension() != ".toml") continue;
+    ++num_files;
+    EXPECT_NO_THROW(check(load_run_config(entry.path().string(), {"data=text"}), 1)) << entry.path();
+  }
+  EXPECT_GE(num_files, 1);
+}
+
+}  // namespace
+}  // namespace cadre

@@ -1,0 +1,36 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "tests/support/ranks.hpp"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <string_view>
+
+#include "comm/transport/local.hpp"
+#include "comm/transport/mpi.hpp"
+
+namespace cadre::test {
+
+bool runs_under_mpi() {
+  const char* flag = std::getenv("CADRE_TEST_MPI");
+  return flag != nullptr && std::string_view(flag) == "1";
+}
+
+void on_ranks(const std::function<void(Communicator&)>& body, const std::vector<int>& rank_counts) {
+  if (runs_under_mpi()) {
+    Communicator world(make_mpi_world(), "world");
+    const bool wanted = std::find(rank_counts.begin(), rank_counts.end(), world.size()) != rank_counts.end();
+    if (wanted) body(world);
+    return;
+  }
+  for (const int num_ranks : rank_counts) {
+    SCOPED_TRACE(testing::Message() << num_ranks << " thread ranks");
+    run_local_ranks(num_ranks, [&](std::unique_ptr<Transport> transport) {
+      Communicator world(std::move(transport), "world");
+      body(world);
+    });
+  }
+}
+
+}  // namespace cadre::test

@@ -1,0 +1,21 @@
+// SPDX-License-Identifier: Apache-2.0
+// Runs a test body on several ranks: on threads of this process at 1, 2, 3 and 4 ranks, or, when the test was started
+// by mpirun (CADRE_TEST_MPI=1), once over MPI at the size of the job, if that is among
+// the rank counts asked for. One body serves both.
+#pragma once
+
+#include <functional>
+#include <vector>
+
+#include "comm/group/communicator.hpp"
+
+namespace cadre::test {
+
+inline const std::vector<int> kRankCounts = {1, 2, 3, 4};
+
+bool runs_under_mpi();
+
+// A failed expectation inside the body counts for the test of the calling thread.
+void on_ranks(const std::function<void(Communicator&)>& body, const std::vector<int>& rank_counts = kRankCounts);
+
+}  // namespace cadre::test
