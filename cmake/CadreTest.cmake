@@ -7,11 +7,11 @@ set(CADRE_MPI_ENVIRONMENT CADRE_TEST_MPI=1
     OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
     OMPI_MCA_mpi_yield_when_idle=1 OMPI_MCA_rmaps_base_oversubscribe=1)
 if(CADRE_SANITIZE)
-  # Open MPI keeps memory until the process ends and synchronises in ways that the thread sanitizer cannot see.
-  list(APPEND CADRE_TEST_ENVIRONMENT
-    "LSAN_OPTIONS=suppressions=${PROJECT_SOURCE_DIR}/cmake/sanitizers/lsan.supp:print_suppressions=0"
-    "TSAN_OPTIONS=suppressions=${PROJECT_SOURCE_DIR}/cmake/sanitizers/tsan.supp:halt_on_error=1"
-    "UBSAN_OPTIONS=print_stacktrace=1")
+  # Open MPI holds memory until the process ends, in plug-ins that no suppression can name, so leaks are looked for where
+  # ranks are threads. Its locks are invisible to the thread sanitizer.
+  list(APPEND CADRE_MPI_ENVIRONMENT ASAN_OPTIONS=detect_leaks=0)
+  list(APPEND CADRE_TEST_ENVIRONMENT UBSAN_OPTIONS=print_stacktrace=1
+    "TSAN_OPTIONS=suppressions=${PROJECT_SOURCE_DIR}/cmake/sanitizers/tsan.supp:halt_on_error=1")
 endif()
 if(MPI_CXX_LIBRARY_VERSION_STRING MATCHES "Open MPI")
   set(CADRE_MPIEXEC_FLAGS --oversubscribe --bind-to none)

@@ -65,23 +65,23 @@ class Exchange {
 
   // Tells every rank how many rows and slots of route.plan come to it. route.receive is filled by learn_counts once the
   // returned request is complete.
-  Request announce(Route& route);
-  static void learn_counts(Route& route);
+  virtual Request announce(Route& route) = 0;
+  virtual void learn_counts(Route& route) = 0;
 
   // An element is `element_bytes` long. The route must outlive the transfer.
   virtual std::unique_ptr<RowTransfer> transfer(const Route& route, Direction direction, Unit unit,
                                                 size_t element_bytes) = 0;
-
-  const Communicator& group() const { return group_; }
-
- protected:
-  explicit Exchange(const Communicator& group) : group_(group) {}
-
- private:
-  const Communicator& group_;
 };
 
 // Packs, sends one message to each rank, needs nothing of the network but point-to-point. `group` must outlive it.
 std::unique_ptr<Exchange> make_flat_exchange(const Communicator& group);
+
+// Sends nothing, for dry runs: assumes that every rank sends this one as much as this one sends itself, and hands out
+// transfers without memory. `bytes` follows what the flat exchange would hold.
+struct ExchangeBytes {
+  size_t now = 0;
+  size_t peak = 0;
+};
+std::unique_ptr<Exchange> make_dry_exchange(int rank, ExchangeBytes& bytes);
 
 }  // namespace cadre

@@ -101,21 +101,48 @@ class FlatTransfer : public RowTransfer {
 
 class FlatExchange : public Exchange {
  public:
-  explicit FlatExchange(const Communicator& group) : Exchange(group) {}
+  explicit FlatExchange(const Communicator& group) : group_(group) {}
 
   std::string_view name() const override { return "flat"; }
+
+  // Until learn_counts, route.receive.row_counts holds what arrives: rows and slots of each peer in turn.
+  Request announce(Route& route) override {
+    const auto num_ranks = static_cast<size_t>(group_.size());
+    Buffer message(num_ranks * 2 * sizeof(int64_t));
+    for (size_t peer = 0; peer < num_ranks; ++peer) {
+      message.as<int64_t>()[2 * peer] = route.plan.row_counts[peer];
+      message.as<int64_t>()[2 * peer + 1] = route.plan.slot_counts[peer];
+    }
+    route.receive.row_counts.assign(2 * num_ranks, -1);
+    Request request = group_.all_to_all(std::span<const int64_t>(message.as<int64_t>(), 2 * num_ranks),
+                                        std::span<int64_t>(route.receive.row_counts));
+    request.own(std::move(message));
+    return request;
+  }
+
+  void learn_counts(Route& route) override {
+    ReceiveCounts& receive = route.receive;
+    const std::vector<int64_t> pairs = std::exchange(receive.row_counts, {});
+    for (size_t i = 0; i < pairs.size(); i += 2) {
+      receive.row_counts.push_back(pairs[i]);
+      receive.slot_counts.push_back(pairs[i + 1]);
+    }
+    receive.row_offsets = offsets_of(receive.row_counts);
+    receive.slot_offsets = offsets_of(receive.slot_counts);
+  }
 
   std::unique_ptr<RowTransfer> transfer(const Route& route, Direction direction, Unit unit,
                                         size_t element_bytes) override {
     const Side planned = plan_side(route, unit);
     const Side received = receive_side(route, unit);
     if (direction == Direction::to_experts) {
-      return std::make_unique<FlatTransfer>(group(), pool_, planned, received, element_bytes);
+      return std::make_unique<FlatTransfer>(group_, pool_, planned, received, element_bytes);
     }
-    return std::make_unique<FlatTransfer>(group(), pool_, received, planned, element_bytes);
+    return std::make_unique<FlatTransfer>(group_, pool_, received, planned, element_bytes);
   }
 
  private:
+  const Communicator& group_;
   BufferPool pool_;
 };
 

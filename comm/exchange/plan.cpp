@@ -59,7 +59,7 @@ void place(std::span<const int32_t> expert_ids, const ExpertMap& map, DispatchPl
   for (int64_t token = 0; token < plan.num_tokens; ++token) {
     plan.token_slots.push_back(static_cast<int32_t>(plan.token_slot.size()));
     for (int64_t slot = token * plan.top_k; slot < (token + 1) * plan.top_k; ++slot) {
-      const int32_t expert = expert_ids[static_cast<size_t>(slot)];
+      const int32_t expert = expert_ids[slot];
       if (expert < 0) continue;
       const auto rank = static_cast<size_t>(map.owner(expert));
       const auto at = static_cast<size_t>(next_slot[rank]++);
@@ -79,7 +79,7 @@ void place(std::span<const int32_t> expert_ids, const ExpertMap& map, DispatchPl
 // Rows by token, each token's in rank order: a counting sort of the rows by token keeps the rank order.
 void index_tokens(DispatchPlan& plan) {
   plan.token_rows.assign(static_cast<size_t>(plan.num_tokens) + 1, 0);
-  for (const int32_t token : plan.row_token) ++plan.token_rows[static_cast<size_t>(token) + 1];
+  for (const int32_t token : plan.row_token) ++plan.token_rows[token + 1];
   std::partial_sum(plan.token_rows.begin(), plan.token_rows.end(), plan.token_rows.begin());
   std::vector<int32_t> next(plan.token_rows.begin(), plan.token_rows.end() - 1);
   plan.token_row.resize(plan.row_token.size());
@@ -123,7 +123,7 @@ ExpertBatch make_expert_batch(std::span<const int32_t> row_slot_counts, std::spa
   for (const int32_t expert : slot_expert) {
     CADRE_CHECK(expert >= 0 && expert < num_local_experts,
                 fmt::format("received a row for local expert {}, this rank has {}", expert, num_local_experts));
-    ++batch.expert_offsets[static_cast<size_t>(expert) + 1];
+    ++batch.expert_offsets[expert + 1];
   }
   std::partial_sum(batch.expert_offsets.begin(), batch.expert_offsets.end(), batch.expert_offsets.begin());
 
@@ -132,15 +132,17 @@ ExpertBatch make_expert_batch(std::span<const int32_t> row_slot_counts, std::spa
   batch.place_row.resize(num_slots);
   batch.place_slot.resize(num_slots);
   batch.row_place.resize(num_slots);
+  batch.slot_row.resize(num_slots);
   batch.row_places.reserve(row_slot_counts.size() + 1);
   size_t slot = 0;
   for (size_t row = 0; row < row_slot_counts.size(); ++row) {
     batch.row_places.push_back(static_cast<int32_t>(slot));
     for (int32_t i = 0; i < row_slot_counts[row]; ++i, ++slot) {
       const int32_t at = next[static_cast<size_t>(slot_expert[slot])]++;
-      batch.place_row[static_cast<size_t>(at)] = static_cast<int32_t>(row);
-      batch.place_slot[static_cast<size_t>(at)] = static_cast<int32_t>(slot);
+      batch.place_row[at] = static_cast<int32_t>(row);
+      batch.place_slot[at] = static_cast<int32_t>(slot);
       batch.row_place[slot] = at;
+      batch.slot_row[slot] = static_cast<int32_t>(row);
     }
   }
   batch.row_places.push_back(static_cast<int32_t>(slot));

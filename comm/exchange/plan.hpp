@@ -67,6 +67,7 @@ struct ExpertBatch {
   std::vector<int32_t> row_places;      // [rows + 1]           row r is worked on at ...
   std::vector<int32_t> row_place;       // [slots]              ... these places, by k
   std::vector<int32_t> place_slot;      // [slots]              received slot (row order, then k) at each place
+  std::vector<int32_t> slot_row;        // [slots]              received row of each received slot
 };
 
 // `row_slot_counts[r]` slots of row r, `slot_expert[s]` local expert of each, in the order they arrived.

@@ -139,8 +139,11 @@ enum class Precision { fp32, bf16 };  // of the products with weights; everythin
 
 // Plain loops, accumulation in fp64; f32 and f64 tensors. The oracle of every kernel test.
 std::unique_ptr<Kernels> make_reference_kernels();
-// Vector code, OpenBLAS, and oneDNN where it was found; f32 tensors. bf16 without oneDNN is an error.
+// Vector code, OpenBLAS, and oneDNN where it was found; f32 tensors. On a CPU without bf16 products bf16 rounds the
+// operands and multiplies in fp32: the same numbers but for the order of additions, and no gain in speed.
 std::unique_ptr<Kernels> make_cpu_kernels(Precision precision);
+// Threads that one product of the CPU back end may use in each rank; 1 from the start, whatever the environment says.
+void set_kernel_threads(int threads);
 // Computes nothing and touches no memory: for dry runs of the memory plan.
 std::unique_ptr<Kernels> make_null_kernels();
 

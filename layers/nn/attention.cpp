@@ -72,8 +72,8 @@ Tensor CausalAttention::input_grad(Context& ctx, Saved& saved, const Tensor& dy)
   ctx.kernels.rope(dk, sequences.positions, options_.rope_theta, RopeDirection::backward);
 
   const Tensor dx = q_proj_.input_grad(ctx, saved.q_proj, dq.reshape({num_tokens, q_width}));
-  k_proj_.add_input_grad(ctx, saved.k_proj, dk.reshape({num_tokens, kv_width}), dx);
-  v_proj_.add_input_grad(ctx, saved.v_proj, dv.reshape({num_tokens, kv_width}), dx);
+  k_proj_.input_grad_into(ctx, saved.k_proj, dk.reshape({num_tokens, kv_width}), dx, Accumulate::yes);
+  v_proj_.input_grad_into(ctx, saved.v_proj, dv.reshape({num_tokens, kv_width}), dx, Accumulate::yes);
   return dx;
 }
 
@@ -93,18 +93,18 @@ void CausalAttention::each_parameter(const ParameterVisitor& visit) {
 
 KvCache CausalAttention::make_cache(Context& ctx, int64_t batch, int64_t capacity) const {
   KvCache cache;
+  cache.capacity = capacity;
   cache.k = ctx.arena.take("kv cache", ctx.dtype, {batch * capacity, options_.num_kv_heads, options_.head_dim});
   cache.v = ctx.arena.take("kv cache", ctx.dtype, {batch * capacity, options_.num_kv_heads, options_.head_dim});
   return cache;
 }
 
 // One product a sequence, so that keys and values are computed where they stay.
-void CausalAttention::append(Context& ctx, const Tensor& x, const Sequences& sequences, int64_t capacity,
-                             KvCache& cache) const {
+void CausalAttention::append(Context& ctx, const Tensor& x, const Sequences& sequences, KvCache& cache) const {
   const int64_t length = sequences.length;
   const int64_t kv_width = options_.num_kv_heads * options_.head_dim;
   for (int64_t b = 0; b < sequences.batch; ++b) {
-    const int64_t first_row = b * capacity + cache.length;
+    const int64_t first_row = b * cache.capacity + cache.length;
     const Tensor new_x = x.rows(b * length, length);
     const Tensor new_k = cache.k.rows(first_row, length);
     const Tensor new_v = cache.v.rows(first_row, length);
@@ -117,19 +117,18 @@ void CausalAttention::append(Context& ctx, const Tensor& x, const Sequences& seq
 
 Tensor CausalAttention::decode(Context& ctx, const Tensor& x, const Sequences& sequences, KvCache& cache) const {
   const int64_t num_tokens = x.dim(0);
-  const int64_t capacity = cache.k.dim(0) / sequences.batch;
-  CADRE_CHECK(cache.length + sequences.length <= capacity,
+  CADRE_CHECK(cache.length + sequences.length <= cache.capacity,
               fmt::format("{} more tokens do not fit a key/value cache of {} rows that holds {}", sequences.length,
-                          capacity, cache.length),
+                          cache.capacity, cache.length),
               "ask for fewer new tokens or raise the longest sequence");
-  append(ctx, x, sequences, capacity, cache);
+  append(ctx, x, sequences, cache);
 
   Linear::Saved unused;
   const Tensor q = q_proj_.forward(ctx, x, unused).reshape({num_tokens, options_.num_heads, options_.head_dim});
   ctx.kernels.rope(q, sequences.positions, options_.rope_theta, RopeDirection::forward);
   const Tensor out = ctx.arena.take("attention", ctx.dtype, {num_tokens, options_.num_heads * options_.head_dim});
   const Tensor lse = ctx.arena.take("attention", ctx.dtype, {sequences.batch, options_.num_heads, sequences.length});
-  ctx.kernels.attention(shape_of(sequences, cache.length, capacity), q, cache.k, cache.v, out, lse);
+  ctx.kernels.attention(shape_of(sequences, cache.length, cache.capacity), q, cache.k, cache.v, out, lse);
   return o_proj_.forward(ctx, out, unused);
 }
 

@@ -33,7 +33,8 @@ struct AttentionOptions {
 struct KvCache {
   Tensor k;
   Tensor v;
-  int64_t length = 0;  // tokens held of each sequence
+  int64_t capacity = 0;  // rows for each sequence
+  int64_t length = 0;    // of them in use
 };
 
 // Parameters: `<prefix>.q_proj.weight` [NH D, H], `<prefix>.{k,v}_proj.weight` [NKV D, H], `<prefix>.o_proj.weight`
@@ -63,7 +64,7 @@ class CausalAttention {
 
  private:
   AttentionShape shape_of(const Sequences& sequences, int64_t kv_len, int64_t kv_stride) const;
-  void append(Context& ctx, const Tensor& x, const Sequences& sequences, int64_t capacity, KvCache& cache) const;
+  void append(Context& ctx, const Tensor& x, const Sequences& sequences, KvCache& cache) const;
 
   AttentionOptions options_;
   Linear q_proj_;

@@ -25,6 +25,18 @@ Ffn::Ffn(const std::string& prefix, const FfnOptions& options)
     : options_(options), up_(make_up(prefix, options)), down_(make_down(prefix, options)) {}
 
 Tensor Ffn::forward(Context& ctx, const Tensor& x, Saved& saved) const {
+  const Tensor y = ctx.arena.take("ffn", ctx.dtype, {x.dim(0), options_.hidden});
+  forward_into(ctx, x, saved, y);
+  return y;
+}
+
+Tensor Ffn::input_grad(Context& ctx, Saved& saved, const Tensor& dy) const {
+  const Tensor dx = ctx.arena.take("ffn", ctx.dtype, {dy.dim(0), options_.hidden});
+  input_grad_into(ctx, saved, dy, dx);
+  return dx;
+}
+
+void Ffn::forward_into(Context& ctx, const Tensor& x, Saved& saved, const Tensor& y) const {
   saved.up_out = up_.forward(ctx, x, saved.up);
   const Tensor inner = ctx.arena.take("ffn", ctx.dtype, {x.dim(0), options_.width});
   if (is_gated()) {
@@ -32,18 +44,18 @@ Tensor Ffn::forward(Context& ctx, const Tensor& x, Saved& saved) const {
   } else {
     ctx.kernels.activation(options_.activation, saved.up_out, inner);
   }
-  return down_.forward(ctx, inner, saved.down);
+  down_.forward_into(ctx, inner, saved.down, y);
 }
 
-Tensor Ffn::input_grad(Context& ctx, Saved& saved, const Tensor& dy) const {
+void Ffn::input_grad_into(Context& ctx, Saved& saved, const Tensor& dy, const Tensor& dx) const {
   const Tensor d_inner = down_.input_grad(ctx, saved.down, dy);
   if (!is_gated()) {
     ctx.kernels.activation_grad(options_.activation, saved.up_out, d_inner, d_inner);
-    return up_.input_grad(ctx, saved.up, d_inner);
+    return up_.input_grad_into(ctx, saved.up, d_inner, dx, Accumulate::no);
   }
   const Tensor d_gate_up = ctx.arena.take("ffn", ctx.dtype, {dy.dim(0), 2 * options_.width});
   ctx.kernels.swiglu_grad(saved.up_out, d_inner, d_gate_up);
-  return up_.input_grad(ctx, saved.up, d_gate_up);
+  up_.input_grad_into(ctx, saved.up, d_gate_up, dx, Accumulate::no);
 }
 
 void Ffn::weight_grad(Context& ctx, const Saved& saved) {

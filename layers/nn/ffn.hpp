@@ -31,6 +31,9 @@ class Ffn {
 
   Tensor forward(Context& ctx, const Tensor& x, Saved& saved) const;  // x, y [T,H]
   Tensor input_grad(Context& ctx, Saved& saved, const Tensor& dy) const;
+  // The same two with memory of the caller's.
+  void forward_into(Context& ctx, const Tensor& x, Saved& saved, const Tensor& y) const;
+  void input_grad_into(Context& ctx, Saved& saved, const Tensor& dy, const Tensor& dx) const;
   void weight_grad(Context& ctx, const Saved& saved);
   void each_parameter(const ParameterVisitor& visit);
 

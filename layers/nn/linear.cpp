@@ -12,21 +12,25 @@ Linear::Linear(Parameter weight) : weight_(std::move(weight)) {}
 
 Tensor Linear::forward(Context& ctx, const Tensor& x, Saved& saved) const {
   const Tensor y = ctx.arena.take("linear", ctx.dtype, {x.dim(0), weight_.value.dim(0)});
-  saved.x = x;
-  ctx.kernels.linear(x, weight_, y);
+  forward_into(ctx, x, saved, y);
   return y;
 }
 
 Tensor Linear::input_grad(Context& ctx, Saved& saved, const Tensor& dy) const {
   const Tensor dx = ctx.arena.take("linear", ctx.dtype, {dy.dim(0), weight_.value.dim(1)});
-  saved.dy = dy;
-  ctx.kernels.linear_input_grad(dy, weight_, dx, Accumulate::no);
+  input_grad_into(ctx, saved, dy, dx, Accumulate::no);
   return dx;
 }
 
-void Linear::add_input_grad(Context& ctx, Saved& saved, const Tensor& dy, const Tensor& dx) const {
+void Linear::forward_into(Context& ctx, const Tensor& x, Saved& saved, const Tensor& y) const {
+  saved.x = x;
+  ctx.kernels.linear(x, weight_, y);
+}
+
+void Linear::input_grad_into(Context& ctx, Saved& saved, const Tensor& dy, const Tensor& dx,
+                             Accumulate accumulate) const {
   saved.dy = dy;
-  ctx.kernels.linear_input_grad(dy, weight_, dx, Accumulate::yes);
+  ctx.kernels.linear_input_grad(dy, weight_, dx, accumulate);
 }
 
 void Linear::weight_grad(Context& ctx, const Saved& saved) {

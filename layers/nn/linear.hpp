@@ -22,8 +22,9 @@ class Linear {
 
   Tensor forward(Context& ctx, const Tensor& x, Saved& saved) const;  // x [T,in], y [T,out]
   Tensor input_grad(Context& ctx, Saved& saved, const Tensor& dy) const;
-  // The same, added to `dx`: for an input that several products share.
-  void add_input_grad(Context& ctx, Saved& saved, const Tensor& dy, const Tensor& dx) const;
+  // The same two with memory of the caller's; yes adds to `dx`, for an input that several products share.
+  void forward_into(Context& ctx, const Tensor& x, Saved& saved, const Tensor& y) const;
+  void input_grad_into(Context& ctx, Saved& saved, const Tensor& dy, const Tensor& dx, Accumulate accumulate) const;
   void weight_grad(Context& ctx, const Saved& saved);
   void each_parameter(const ParameterVisitor& visit) { visit(weight_); }
 

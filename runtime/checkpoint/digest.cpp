@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "runtime/checkpoint/digest.hpp"
 
+#include <xxhash.h>
+
 #include <cerrno>
 #include <cstring>
 #include <fstream>
@@ -13,9 +15,11 @@ namespace {
 
 constexpr size_t kReadBytes = size_t{4} << 20;
 
+void free_state(XXH64_state_t* state) { static_cast<void>(XXH64_freeState(state)); }
+
 }  // namespace
 
-Digester::Digester() : state_(XXH64_createState(), XXH64_freeState) {
+Digester::Digester() : state_(XXH64_createState(), free_state) {
   if (state_ == nullptr) throw Error(ErrorKind::environment, "cannot allocate the state of a checksum");
   static_cast<void>(XXH64_reset(state_.get(), 0));
 }

@@ -3,14 +3,14 @@
 // `xxhsum FILE` prints the same 16 digits.
 #pragma once
 
-#include <xxhash.h>
-
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
 #include <memory>
 #include <span>
 #include <string>
+
+struct XXH64_state_s;
 
 namespace cadre {
 
@@ -29,7 +29,7 @@ class Digester {
   FileDigest digest() const;
 
  private:
-  std::unique_ptr<XXH64_state_t, XXH_errorcode (*)(XXH64_state_t*)> state_;
+  std::unique_ptr<XXH64_state_s, void (*)(XXH64_state_s*)> state_;
   uint64_t bytes_ = 0;
 };
 

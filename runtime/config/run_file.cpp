@@ -142,7 +142,8 @@ std::optional<std::string> model_config_path(const toml::table& table, const std
 std::string toml_text(const FieldValue& value) {
   if (const auto* text = std::get_if<std::string>(&value)) {
     std::ostringstream quoted;
-    quoted << toml::value<std::string>(*text);
+    const toml::value<std::string> node(*text);
+    quoted << toml::toml_formatter(node, toml::format_flags::allow_unicode_strings);
     return quoted.str();
   }
   return value_text(value);
@@ -197,9 +198,9 @@ std::string run_config_help() {
                           field.help);
     }
   }
-  text += "\nOn the command line:";
-  for (const Alias& alias : kAliases) text += fmt::format(" {}= is {}=", alias.name, alias.key);
-  return text + "\n";
+  text += "\nShort on the command line:\n";
+  for (const Alias& alias : kAliases) text += fmt::format("  {:<24}{}\n", alias.name, alias.key);
+  return text;
 }
 
 }  // namespace cadre

@@ -55,7 +55,7 @@ Route make_route(const Case& test_case, const Communicator& world, Exchange& exc
   route.plan = make_dispatch_plan(ids, test_case.top_k, ExpertMap::contiguous(test_case.num_experts, world.size()));
   Request counts = exchange.announce(route);
   wait(counts);
-  Exchange::learn_counts(route);
+  exchange.learn_counts(route);
   return route;
 }
 

@@ -126,6 +126,7 @@ TEST(ExpertBatch, keeps_source_order_inside_each_expert) {
   EXPECT_EQ(batch.place_slot, (std::vector<int32_t>{1, 3, 0, 2, 4}));
   EXPECT_EQ(batch.row_places, (std::vector<int32_t>{0, 2, 3, 5}));
   EXPECT_EQ(batch.row_place, (std::vector<int32_t>{2, 0, 3, 1, 4}));
+  EXPECT_EQ(batch.slot_row, (std::vector<int32_t>{0, 0, 1, 2, 2}));
 }
 
 }  // namespace

@@ -71,7 +71,7 @@ TEST(RunConfig, EveryFieldSurvivesTheSavedFile) {
       if (auto* integer = std::get_if<int64_t*>(&field.member)) **integer += 3;
       if (auto* real = std::get_if<double*>(&field.member)) **real = **real * 0.3 + 1e-9;
       if (auto* text = std::get_if<std::string*>(&field.member)) {
-        **text = field.allowed.choices.empty() ? "a \"quoted\"\\ pa'th ü" : field.allowed.choices.back();
+        **text = field.allowed.choices.empty() ? "a \"quoted\"\\ pa'th\n\tü" : field.allowed.choices.back();
       }
     }
   }
@@ -91,7 +91,7 @@ TEST(RunConfig, HelpNamesEveryKey) {
     }
   }
   EXPECT_GT(num_fields, 50U);
-  expect_message(help, {"[train]", "silu | gelu | relu", "number in [0, 1)", "steps= is train.steps="});
+  expect_message(help, {"[train]", "silu | gelu | relu", "number in [0, 1)", "  steps                   train.steps"});
 }
 
 TEST(RunConfig, RefusesFiles) {

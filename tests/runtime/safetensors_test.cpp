@@ -134,7 +134,7 @@ TEST_F(SafetensorsTest, RefusesWhatIsNotJson) {
   EXPECT_THAT(header_error(std::string("{}\0 {", 5)), HasSubstr("not JSON at byte 3"));
   EXPECT_THAT(header_error(std::string("{}\0\0\0\0\0\0", 8)), HasSubstr("not JSON at byte 3"));
   EXPECT_THAT(header_error("{,}"), HasSubstr("not JSON at byte"));
-  EXPECT_THAT(header_error(R"({"x":01})"), HasSubstr("not JSON at byte"));
+  EXPECT_THAT(header_error(R"({"x":.5})"), HasSubstr("not JSON at byte"));
 }
 
 TEST_F(SafetensorsTest, RefusesTheWrongStructure) {
@@ -296,7 +296,10 @@ TEST_F(SafetensorsTest, ATruncationAtAnyByteIsAnError) {
   write_safetensors(path_, Sample().tensors());
   const std::string whole = read_file(path_);
   ASSERT_GT(whole.size(), 500U);
-  for (size_t size = 0; size < whole.size(); ++size) EXPECT_NE(error_for(whole.substr(0, size)), "") << size;
+  for (size_t size = whole.size(); size-- > 0;) {
+    std::filesystem::resize_file(path_, size);
+    EXPECT_NE(error_of([&] { SafetensorsReader reader(path_); }), "") << size;
+  }
 }
 
 TEST_F(SafetensorsTest, ABitFlipInTheHeaderIsAnErrorOrAnotherValidFile) {
@@ -304,19 +307,24 @@ TEST_F(SafetensorsTest, ABitFlipInTheHeaderIsAnErrorOrAnotherValidFile) {
   const std::string whole = read_file(path_);
   uint64_t header_bytes = 0;
   std::memcpy(&header_bytes, whole.data(), sizeof header_bytes);
+  const auto write_byte = [&](size_t place, int value) {
+    std::fstream(path_, std::ios::binary | std::ios::in | std::ios::out)
+        .seekp(static_cast<std::streamoff>(place))
+        .put(static_cast<char>(value));
+  };
   size_t num_refused = 0;
   for (size_t bit = 0; bit < 8 * (8 + header_bytes); ++bit) {
-    std::string flipped = whole;
-    flipped[bit / 8] = static_cast<char>(flipped[bit / 8] ^ (1 << (bit % 8)));
+    write_byte(bit / 8, whole[bit / 8] ^ (1 << (bit % 8)));
     try {
       // A flip inside a name or between equally wide types leaves a valid file; its data must still be in place.
-      const SafetensorsReader reader = open(flipped);
+      const SafetensorsReader reader(path_);
       uint64_t data_bytes = 0;
       for (const TensorEntry& entry : reader.entries()) data_bytes += reader.bytes(entry).size();
       EXPECT_EQ(data_bytes, whole.size() - 8 - header_bytes) << bit;
     } catch (const Error&) {
       ++num_refused;
     }
+    write_byte(bit / 8, whole[bit / 8]);
   }
   EXPECT_GT(num_refused, 8 * header_bytes / 2);
   EXPECT_LT(num_refused, 8 * (8 + header_bytes));
@@ -367,15 +375,15 @@ TEST_F(SafetensorsTest, AFullDiskKeepsTheOldFile) {
   write_file(path_, "the old file");
   std::string text;
   {
-    const FullDisk full_disk(600);
+    const FullDisk full_disk(560);
     text = error_of([&] { write_safetensors(path_, Sample().tensors()); });
   }
-  EXPECT_THAT(text, AllOf(HasSubstr(path_.string()), HasSubstr("600 of "), HasSubstr("File too large"),
+  EXPECT_THAT(text, AllOf(HasSubstr(path_.string()), HasSubstr("560 of "), HasSubstr("File too large"),
                           HasSubstr("free some space")));
   EXPECT_EQ(read_file(path_), "the old file");
   EXPECT_FALSE(std::filesystem::exists(directory_ / "model.safetensors.tmp"));
   write_safetensors(path_, Sample().tensors());
-  EXPECT_GT(read_file(path_).size(), 600U);
+  EXPECT_GT(read_file(path_).size(), 560U);
 }
 
 }  // namespace

@@ -1,0 +1,74 @@
+// SPDX-License-Identifier: Apache-2.0
+// An exchange that only counts the memory the flat one would take.
+#include <algorithm>
+
+#include "comm/exchange/exchange.hpp"
+
+namespace cadre {
+namespace {
+
+class DryTransfer : public RowTransfer {
+ public:
+  // `sent` and `received` are elements; what is packed costs memory too.
+  DryTransfer(ExchangeBytes& bytes, int64_t sent, int64_t received, size_t element_bytes)
+      : bytes_(bytes),
+        packed_bytes_(static_cast<size_t>(sent) * element_bytes),
+        received_bytes_(static_cast<size_t>(received) * element_bytes) {
+    hold(received_bytes_);
+  }
+  ~DryTransfer() override { bytes_.now -= held_; }
+
+  void pack(const std::byte* /*rows*/, std::span<const int32_t> index) override {
+    if (!index.empty()) hold(packed_bytes_);
+  }
+  void start() override {}
+  std::span<const std::byte> unpack() override { return {static_cast<const std::byte*>(nullptr), received_bytes_}; }
+
+ private:
+  void hold(size_t bytes) {
+    held_ += bytes;
+    bytes_.now += bytes;
+    bytes_.peak = std::max(bytes_.peak, bytes_.now);
+  }
+
+  ExchangeBytes& bytes_;
+  size_t packed_bytes_;
+  size_t received_bytes_;
+  size_t held_ = 0;
+};
+
+class DryExchange : public Exchange {
+ public:
+  DryExchange(int rank, ExchangeBytes& bytes) : rank_(rank), bytes_(bytes) {}
+
+  std::string_view name() const override { return "dry"; }
+  Request announce(Route& /*route*/) override { return {}; }
+
+  void learn_counts(Route& route) override {
+    const auto num_ranks = static_cast<size_t>(route.plan.num_ranks());
+    route.receive.row_counts.assign(num_ranks, route.plan.row_counts[static_cast<size_t>(rank_)]);
+    route.receive.slot_counts.assign(num_ranks, route.plan.slot_counts[static_cast<size_t>(rank_)]);
+    route.receive.row_offsets = offsets_of(route.receive.row_counts);
+    route.receive.slot_offsets = offsets_of(route.receive.slot_counts);
+  }
+
+  std::unique_ptr<RowTransfer> transfer(const Route& route, Direction direction, Unit unit,
+                                        size_t element_bytes) override {
+    int64_t sent = unit == Unit::row ? route.plan.num_rows() : route.plan.num_slots();
+    int64_t received = unit == Unit::row ? route.receive.num_rows() : route.receive.num_slots();
+    if (direction == Direction::to_tokens) std::swap(sent, received);
+    return std::make_unique<DryTransfer>(bytes_, sent, received, element_bytes);
+  }
+
+ private:
+  int rank_;
+  ExchangeBytes& bytes_;
+};
+
+}  // namespace
+
+std::unique_ptr<Exchange> make_dry_exchange(int rank, ExchangeBytes& bytes) {
+  return std::make_unique<DryExchange>(rank, bytes);
+}
+
+}  // namespace cadre

@@ -1,0 +1,40 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "layers/kernels/cpu.hpp"
+
+#include "comm/base/buffer.hpp"
+#include "layers/kernels/cpu_gemm.hpp"
+
+namespace cadre {
+
+void CpuKernels::linear(const Tensor& x, const Parameter& weight, const Tensor& y) const {
+  if (x.dim(0) > 0) products_->linear(x, weight, y);
+}
+
+void CpuKernels::linear_input_grad(const Tensor& dy, const Parameter& weight, const Tensor& dx,
+                                   Accumulate accumulate) const {
+  if (dy.dim(0) > 0) products_->linear_input_grad(dy, weight, dx, accumulate);
+}
+
+void CpuKernels::linear_weight_grad(const Tensor& x, const Tensor& dy, const Tensor& dw, Accumulate accumulate) const {
+  if (x.dim(0) > 0) {
+    products_->linear_weight_grad(x, dy, dw, accumulate);
+  } else if (accumulate == Accumulate::no) {
+    dw.fill_zero();
+  }
+}
+
+float* cpu::scratch_floats(size_t count) {
+  thread_local Buffer buffer;
+  if (buffer.bytes() < count * sizeof(float)) {
+    buffer = Buffer();  // given back first: the two never exist together
+    buffer = Buffer(count * sizeof(float));
+  }
+  return buffer.as<float>();
+}
+
+std::unique_ptr<Kernels> make_cpu_kernels(Precision precision) {
+  apply_blas_threads();
+  return std::make_unique<CpuKernels>(precision == Precision::fp32 ? make_fp32_products() : make_bf16_products());
+}
+
+}  // namespace cadre

@@ -1,0 +1,30 @@
+// SPDX-License-Identifier: Apache-2.0
+// The one door to BLAS: a row-major single-precision product on strided views.
+#pragma once
+
+#include <cstdint>
+
+namespace cadre {
+
+// op(A) where A is stored with `stride` elements from a row to the next; `transposed` reads it by columns.
+struct GemmOperand {
+  const float* data;
+  int64_t stride;
+  bool transposed = false;
+};
+
+struct GemmShape {
+  int64_t m;
+  int64_t n;
+  int64_t k;
+};
+
+// c[m,n] = alpha op(a)[m,k] op(b)[k,n] + beta c, c stored with c_stride. beta = 0 never reads c. Any extent may be 0.
+void gemm(const GemmShape& shape, const GemmOperand& a, const GemmOperand& b, float* c, int64_t c_stride,
+          float alpha = 1.0F, float beta = 0.0F);
+
+// Threads of one product, as set_kernel_threads says. BLAS keeps one number for the process, OpenMP one for each thread.
+int kernel_threads();
+void apply_blas_threads();
+
+}  // namespace cadre

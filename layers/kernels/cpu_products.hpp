@@ -1,0 +1,34 @@
+// SPDX-License-Identifier: Apache-2.0
+// Products with a weight in the precisions and libraries of the CPU back end, private to it. The three functions are
+// those of kernels.hpp; the number of rows is at least 1.
+#pragma once
+
+#include <memory>
+
+#include "layers/kernels/kernels.hpp"
+
+namespace cadre {
+
+class WeightProducts {
+ public:
+  virtual ~WeightProducts() = default;
+  virtual void linear(const Tensor& x, const Parameter& weight, const Tensor& y) const = 0;
+  virtual void linear_input_grad(const Tensor& dy, const Parameter& weight, const Tensor& dx,
+                                 Accumulate accumulate) const = 0;
+  virtual void linear_weight_grad(const Tensor& x, const Tensor& dy, const Tensor& dw, Accumulate accumulate) const = 0;
+};
+
+// OpenBLAS, and oneDNN for few rows times a weight that does not train.
+std::unique_ptr<WeightProducts> make_fp32_products();
+
+// Operands in bf16, sums and results in fp32: oneDNN where this CPU multiplies bf16, else rounded_products.
+std::unique_ptr<WeightProducts> make_bf16_products();
+
+// bf16 on any CPU: operands are rounded to bf16 and multiplied by OpenBLAS in fp32. A product of two bf16 is exact in
+// fp32, so this differs from bf16 instructions in the order of additions only; it is no faster than fp32.
+std::unique_ptr<WeightProducts> make_rounded_products();
+
+// oneDNN with operands in `precision`; null where the build has no oneDNN or this CPU no such instructions.
+std::unique_ptr<WeightProducts> make_onednn_products(Precision precision);
+
+}  // namespace cadre

@@ -1,0 +1,241 @@
+// SPDX-License-Identifier: Apache-2.0
+// Products by oneDNN. A weight is kept in the layout oneDNN asks for (`any`), once for each version and direction;
+// activations are copied to the operand type. Primitives are compiled for a shape, so row counts, which are ragged in a
+// mixture of experts, are cut to multiples of kRowStep plus a rest: few shapes, each compiled once a thread.
+#include <omp.h>
+
+#include <algorithm>
+#include <array>
+#include <cstring>
+#include <dnnl.hpp>
+#include <map>
+#include <utility>
+
+#include "layers/kernels/cpu.hpp"
+#include "layers/kernels/cpu_bf16.hpp"
+#include "layers/kernels/cpu_gemm.hpp"
+#include "layers/kernels/cpu_products.hpp"
+
+namespace cadre {
+namespace {
+
+using dnnl::memory;
+using ElementType = memory::data_type;
+
+constexpr int64_t kRowStep = 16;
+constexpr size_t kMaxPrimitives = 1024;  // of each kind and thread
+
+dnnl::engine& engine() {
+  static dnnl::engine cpu_engine(dnnl::engine::kind::cpu, 0);
+  return cpu_engine;
+}
+
+memory::desc row_major(int64_t num_rows, int64_t width, ElementType type) {
+  return {{num_rows, width}, type, memory::dims{width, 1}};
+}
+
+memory::desc column_major(int64_t num_rows, int64_t width, ElementType type) {
+  return {{num_rows, width}, type, memory::dims{1, num_rows}};
+}
+
+memory view(const memory::desc& desc, const void* data) { return {desc, engine(), const_cast<void*>(data)}; }
+
+// y[rows, width_out] = x[rows, width_in] w[width_out, width_in]^T, or y += it
+struct Shape {
+  int64_t num_rows;
+  int64_t width_out;
+  int64_t width_in;
+  Accumulate accumulate;
+  ElementType type;
+  auto operator<=>(const Shape&) const = default;
+};
+
+dnnl::primitive_attr add_to_output(Accumulate accumulate) {
+  dnnl::primitive_attr attributes;
+  if (accumulate == Accumulate::yes) {
+    dnnl::post_ops sum;
+    sum.append_sum(1.0F);
+    attributes.set_post_ops(sum);
+  }
+  return attributes;
+}
+
+dnnl::inner_product_forward::primitive_desc describe_product(const Shape& shape, const memory::desc& weight) {
+  const dnnl::inner_product_forward::desc desc(
+      dnnl::prop_kind::forward_inference, row_major(shape.num_rows, shape.width_in, shape.type), weight,
+      row_major(shape.num_rows, shape.width_out, ElementType::f32));
+  return {desc, add_to_output(shape.accumulate), engine()};
+}
+
+// dw[width_out, width_in] = dy[rows, width_out]^T x[rows, width_in]
+dnnl::matmul::primitive_desc describe_weight_grad(const Shape& shape) {
+  const dnnl::matmul::desc desc(column_major(shape.width_out, shape.num_rows, shape.type),
+                                row_major(shape.num_rows, shape.width_in, shape.type),
+                                row_major(shape.width_out, shape.width_in, ElementType::f32));
+  return {desc, add_to_output(shape.accumulate), engine()};
+}
+
+// What a thread keeps: its stream and the primitives it has compiled.
+struct ThreadState {
+  dnnl::stream stream{engine()};
+  std::map<Shape, dnnl::inner_product_forward> products;
+  std::map<Shape, dnnl::matmul> weight_grads;
+  int num_threads = 0;
+
+  static ThreadState& mine() {
+    thread_local ThreadState state;
+    if (state.num_threads != kernel_threads()) {
+      state.num_threads = kernel_threads();
+      omp_set_num_threads(state.num_threads);
+    }
+    return state;
+  }
+};
+
+template <class Primitive, class Create>
+Primitive& find_or_create(std::map<Shape, Primitive>& primitives, const Shape& shape, Create&& create) {
+  const auto found = primitives.find(shape);
+  if (found != primitives.end()) return found->second;
+  if (primitives.size() >= kMaxPrimitives) primitives.clear();
+  return primitives.emplace(shape, Primitive(create())).first->second;
+}
+
+// A weight in the layout oneDNN asks for; `data` stays empty when the weight itself lies like that.
+struct Packed {
+  memory::desc layout;
+  memory data;
+  uint64_t version = 0;
+};
+
+struct OneDnnWeight final : PackedWeight {
+  explicit OneDnnWeight(ElementType element_type) : type(element_type) {}
+  ElementType type;
+  Packed forward;
+  Packed input_grad;
+};
+
+OneDnnWeight& kept_copies(const Parameter& weight, ElementType type) {
+  auto* kept = dynamic_cast<OneDnnWeight*>(weight.packed.get());
+  if (kept == nullptr || kept->type != type) {
+    weight.packed = std::make_unique<OneDnnWeight>(type);
+    kept = static_cast<OneDnnWeight*>(weight.packed.get());
+  }
+  return *kept;
+}
+
+memory::desc wanted_layout(const memory::desc& stored, ElementType type) {
+  const memory::dims extents = stored.dims();
+  const Shape typical{4 * kRowStep, extents[0], extents[1], Accumulate::no, type};
+  return describe_product(typical, {extents, type, memory::format_tag::any}).weights_desc();
+}
+
+// The weight in oneDNN's layout, brought up to its version. `stored` says how the f32 weight lies in memory.
+memory pack(const Parameter& weight, const memory::desc& stored, ElementType type, Packed& packed) {
+  memory source = view(stored, weight.value.raw());
+  if (packed.layout.is_zero()) packed.layout = wanted_layout(stored, type);
+  if (packed.layout == stored) return source;
+  if (packed.data && packed.version == weight.version) return packed.data;
+  if (!packed.data) packed.data = memory(packed.layout, engine());
+  dnnl::stream& stream = ThreadState::mine().stream;
+  dnnl::reorder(source, packed.data).execute(stream, source, packed.data);
+  stream.wait();
+  packed.version = weight.version;
+  return packed.data;
+}
+
+// Rows of the operand type behind `rows`: themselves if they are f32 and none is missing, else a copy with zero rows
+// behind. The copy lies in `room`, which has space for padded_rows of f32.
+const std::byte* to_operand(const Tensor& rows, int64_t padded_rows, ElementType type, float* room) {
+  if (type == ElementType::f32 && padded_rows == rows.dim(0)) return rows.raw();
+  auto* copy = reinterpret_cast<std::byte*>(room);
+  const size_t element_bytes = type == ElementType::f32 ? sizeof(float) : sizeof(bf16);
+  if (type == ElementType::f32) {
+    std::memcpy(copy, rows.raw(), rows.bytes());
+  } else {
+    round_to_bf16(rows.data<float>(), reinterpret_cast<bf16*>(copy), cpu::count_of(rows));
+  }
+  const size_t copied = cpu::count_of(rows) * element_bytes;
+  const size_t missing = static_cast<size_t>((padded_rows - rows.dim(0)) * rows.row_numel()) * element_bytes;
+  std::memset(copy + copied, 0, missing);
+  return copy;
+}
+
+class OneDnnProducts final : public WeightProducts {
+ public:
+  explicit OneDnnProducts(ElementType type) : type_(type) {}
+
+  void linear(const Tensor& x, const Parameter& weight, const Tensor& y) const override {
+    const memory::desc stored = row_major(weight.value.dim(0), weight.value.dim(1), ElementType::f32);
+    multiply(x, pack(weight, stored, type_, kept_copies(weight, type_).forward), y, Accumulate::no);
+  }
+
+  void linear_input_grad(const Tensor& dy, const Parameter& weight, const Tensor& dx,
+                         Accumulate accumulate) const override {
+    const memory::desc stored = column_major(weight.value.dim(1), weight.value.dim(0), ElementType::f32);
+    multiply(dy, pack(weight, stored, type_, kept_copies(weight, type_).input_grad), dx, accumulate);
+  }
+
+  void linear_weight_grad(const Tensor& x, const Tensor& dy, const Tensor& dw, Accumulate accumulate) const override {
+    const int64_t padded_rows = (x.dim(0) + kRowStep - 1) / kRowStep * kRowStep;
+    const auto x_floats = static_cast<size_t>(padded_rows * x.row_numel());
+    const auto dy_floats = static_cast<size_t>(padded_rows * dy.row_numel());
+    float* room = cpu::scratch_floats(x_floats + dy_floats);
+    const Shape shape{padded_rows, dw.dim(0), dw.dim(1), accumulate, type_};
+    const memory inputs = view(row_major(padded_rows, dw.dim(1), type_), to_operand(x, padded_rows, type_, room));
+    const memory grads =
+        view(column_major(dw.dim(0), padded_rows, type_), to_operand(dy, padded_rows, type_, room + x_floats));
+    const memory output = view(row_major(dw.dim(0), dw.dim(1), ElementType::f32), dw.raw());
+    ThreadState& state = ThreadState::mine();
+    dnnl::matmul& product =
+        find_or_create(state.weight_grads, shape, [&] { return describe_weight_grad(shape); });
+    product.execute(state.stream, {{DNNL_ARG_SRC, grads}, {DNNL_ARG_WEIGHTS, inputs}, {DNNL_ARG_DST, output}});
+    state.stream.wait();
+  }
+
+ private:
+  // out[rows] = in[rows] weight^T, or adds
+  void multiply(const Tensor& in, const memory& weight, const Tensor& out, Accumulate accumulate) const {
+    float* room = type_ == ElementType::f32 ? nullptr : cpu::scratch_floats(cpu::count_of(in));
+    const std::byte* operand = to_operand(in, in.dim(0), type_, room);
+    const size_t operand_row = static_cast<size_t>(in.row_numel()) * memory::data_type_size(type_);
+    const int64_t even_rows = in.dim(0) / kRowStep * kRowStep;
+    multiply_rows(operand, weight, out.rows(0, even_rows), accumulate);
+    multiply_rows(operand + static_cast<size_t>(even_rows) * operand_row, weight,
+                  out.rows(even_rows, in.dim(0) - even_rows), accumulate);
+  }
+
+  void multiply_rows(const std::byte* in, const memory& weight, const Tensor& out, Accumulate accumulate) const {
+    if (out.dim(0) == 0) return;
+    const memory::dims extents = weight.get_desc().dims();
+    const Shape shape{out.dim(0), extents[0], extents[1], accumulate, type_};
+    ThreadState& state = ThreadState::mine();
+    dnnl::inner_product_forward& product =
+        find_or_create(state.products, shape, [&] { return describe_product(shape, weight.get_desc()); });
+    const memory source = view(row_major(shape.num_rows, shape.width_in, type_), in);
+    const memory output = view(row_major(shape.num_rows, shape.width_out, ElementType::f32), out.raw());
+    product.execute(state.stream, {{DNNL_ARG_SRC, source}, {DNNL_ARG_WEIGHTS, weight}, {DNNL_ARG_DST, output}});
+    state.stream.wait();
+  }
+
+  ElementType type_;
+};
+
+// Whether oneDNN has products with operands of this type on this CPU.
+bool is_supported(ElementType type) {
+  const Shape probe{kRowStep, kRowStep, kRowStep, Accumulate::no, type};
+  try {
+    describe_product(probe, {{kRowStep, kRowStep}, type, memory::format_tag::any});
+    return true;
+  } catch (const dnnl::error&) {
+    return false;
+  }
+}
+
+}  // namespace
+
+std::unique_ptr<WeightProducts> make_onednn_products(Precision precision) {
+  const ElementType type = precision == Precision::bf16 ? ElementType::bf16 : ElementType::f32;
+  return is_supported(type) ? std::make_unique<OneDnnProducts>(type) : nullptr;
+}
+
+}  // namespace cadre

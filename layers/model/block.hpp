@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: Apache-2.0
+// One pre-LN transformer layer: h = x + attention(norm(x)); y = h + ffn(norm(h)), where ffn is dense or a mixture.
+#pragma once
+
+#include <optional>
+#include <string>
+
+#include "layers/model/config.hpp"
+#include "layers/moe/moe_layer.hpp"
+#include "layers/nn/attention.hpp"
+#include "layers/nn/ffn.hpp"
+#include "layers/nn/norm.hpp"
+
+namespace cadre {
+
+class Block {
+ public:
+  // Layer `index` of the model, with those experts that `map` gives to `expert_rank`.
+  Block(const ModelConfig& config, int index, const ExpertMap& map, int expert_rank);
+
+  struct Saved {
+    Norm::Saved attention_norm, ffn_norm;
+    CausalAttention::Saved attention;
+    Ffn::Saved ffn;       // dense layer
+    MoeLayer::Saved moe;  // mixture
+  };
+
+  // x, y [T,H]. `saved` and `ctx` must outlive the task.
+  Task<Tensor> forward(LaneContext& ctx, Tensor x, Sequences sequences, Saved& saved) const;
+  // The next tokens of cached sequences; appends to the cache.
+  Task<Tensor> decode(LaneContext& ctx, Tensor x, Sequences sequences, KvCache& cache) const;
+  // dy [T,H] to dx [T,H], which the caller gives; both must live until weight_grad.
+  Task<void> input_grad(LaneContext& ctx, Saved& saved, Tensor dy, Tensor dx) const;
+  void weight_grad(Context& ctx, const Saved& saved);
+  void each_parameter(const ParameterVisitor& visit);
+
+  bool is_moe() const { return moe_.has_value(); }
+  MoeLayer& moe() { return *moe_; }
+  const CausalAttention& attention() const { return attention_; }
+
+ private:
+  Task<Tensor> ffn_part(LaneContext& ctx, Tensor h, Saved& saved) const;
+
+  int index_;
+  Norm attention_norm_;
+  CausalAttention attention_;
+  Norm ffn_norm_;
+  std::optional<Ffn> ffn_;
+  std::optional<MoeLayer> moe_;
+};
+
+}  // namespace cadre

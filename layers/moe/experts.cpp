@@ -1,0 +1,45 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "layers/moe/experts.hpp"
+
+namespace cadre {
+
+Experts::Experts(const std::string& prefix, std::span<const int> expert_ids, const FfnOptions& options)
+    : options_(options) {
+  experts_.reserve(expert_ids.size());
+  for (const int id : expert_ids) experts_.emplace_back(fmt::format("{}.{}", prefix, id), options);
+}
+
+Tensor Experts::forward(Context& ctx, const Tensor& rows, const Tensor& place_row, Saved& saved) const {
+  const int64_t num_places = place_row.dim(0);
+  const Tensor x = ctx.arena.take("experts", ctx.dtype, {num_places, options_.hidden});
+  const Tensor y = ctx.arena.take("experts", ctx.dtype, {num_places, options_.hidden});
+  saved.experts.resize(experts_.size());
+  for (size_t e = 0; e < experts_.size(); ++e) {
+    const int64_t first = saved.offsets[e];
+    const int64_t count = saved.offsets[e + 1] - first;
+    const Tensor expert_x = x.rows(first, count);
+    ctx.kernels.gather_rows(rows, place_row.rows(first, count), Tensor(), expert_x);
+    experts_[e].forward_into(ctx, expert_x, saved.experts[e], y.rows(first, count));
+  }
+  return y;
+}
+
+Tensor Experts::input_grad(Context& ctx, Saved& saved, const Tensor& dy) const {
+  const Tensor dx = ctx.arena.take("experts", ctx.dtype, {dy.dim(0), options_.hidden});
+  for (size_t e = 0; e < experts_.size(); ++e) {
+    const int64_t first = saved.offsets[e];
+    const int64_t count = saved.offsets[e + 1] - first;
+    experts_[e].input_grad_into(ctx, saved.experts[e], dy.rows(first, count), dx.rows(first, count));
+  }
+  return dx;
+}
+
+void Experts::weight_grad(Context& ctx, const Saved& saved) {
+  for (size_t e = 0; e < experts_.size(); ++e) experts_[e].weight_grad(ctx, saved.experts[e]);
+}
+
+void Experts::each_parameter(const ParameterVisitor& visit) {
+  for (Ffn& expert : experts_) expert.each_parameter(visit);
+}
+
+}  // namespace cadre

@@ -1,0 +1,38 @@
+// SPDX-License-Identifier: Apache-2.0
+// The routed experts that live on this rank, run one after the other over rows in expert order.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "layers/nn/ffn.hpp"
+
+namespace cadre {
+
+class Experts {
+ public:
+  // One Ffn `<prefix>.<id>` for each of the global ids.
+  Experts(const std::string& prefix, std::span<const int> expert_ids, const FfnOptions& options);
+
+  struct Saved {
+    std::vector<int32_t> offsets;  // [experts + 1]: expert e works on places offsets[e] .. offsets[e+1]
+    std::vector<Ffn::Saved> experts;
+  };
+
+  int size() const { return static_cast<int>(experts_.size()); }
+
+  // rows [R,H]; place p reads row place_row[p] (i32[S]). The rows of an expert are gathered just before its products,
+  // so that they are still in cache. y [S,H].
+  Tensor forward(Context& ctx, const Tensor& rows, const Tensor& place_row, Saved& saved) const;
+  Tensor input_grad(Context& ctx, Saved& saved, const Tensor& dy) const;  // dy, dx [S,H]
+  void weight_grad(Context& ctx, const Saved& saved);
+  void each_parameter(const ParameterVisitor& visit);
+
+ private:
+  FfnOptions options_;
+  std::vector<Ffn> experts_;
+};
+
+}  // namespace cadre

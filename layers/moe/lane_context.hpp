@@ -1,0 +1,22 @@
+// SPDX-License-Identifier: Apache-2.0
+// What a module needs when it talks to other ranks: the context of its micro-batch, and the lane that carries it.
+#pragma once
+
+#include "comm/exchange/exchange.hpp"
+#include "comm/progress/task.hpp"
+#include "layers/nn/module.hpp"
+
+namespace cadre {
+
+// How results come home. partial: one weighted sum per (token, rank), the fewest bytes. slot_order: one row per slot,
+// added in top-k order on the token's rank: the same bits however the experts are spread.
+enum class CombineMode { partial, slot_order };
+
+struct LaneContext : Context {
+  Lane& lane;
+  Exchange& exchange;  // of this lane
+  CombineMode combine = CombineMode::partial;
+  double token_scale = 1.0;  // 1 / tokens of the global batch; every loss is a mean over it
+};
+
+}  // namespace cadre

@@ -1,0 +1,306 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "layers/moe/moe_layer.hpp"
+
+#include <cstring>
+#include <utility>
+
+#include "comm/base/random.hpp"
+
+namespace cadre {
+namespace {
+
+// What travels beside the rows: one a slot.
+struct SlotRecord {
+  int32_t row;     // which row of this (source, destination) pair
+  int32_t expert;  // index on the destination rank
+  double weight;
+};
+
+// Indices of a plan as a tensor; the plan keeps the memory.
+Tensor index_tensor(const std::vector<int32_t>& index) {
+  return {const_cast<int32_t*>(index.data()), DType::i32, {static_cast<int64_t>(index.size())}};
+}
+
+// Received elements as rows of `width`.
+Tensor row_tensor(std::span<const std::byte> bytes, DType dtype, int64_t width) {
+  const auto num_rows = static_cast<int64_t>(bytes.size() / (static_cast<size_t>(width) * size_of(dtype)));
+  return {const_cast<std::byte*>(bytes.data()), dtype, {num_rows, width}};
+}
+
+double element(const Tensor& tensor, int64_t i) {
+  return tensor.dtype() == DType::f64 ? tensor.data<double>()[i] : static_cast<double>(tensor.data<float>()[i]);
+}
+
+void set_element(const Tensor& tensor, int64_t i, double value) {
+  if (tensor.dtype() == DType::f64) {
+    tensor.data<double>()[i] = value;
+  } else {
+    tensor.data<float>()[i] = static_cast<float>(value);
+  }
+}
+
+// For dry runs: experts drawn evenly, so that tokens share destination ranks as often as in a balanced run.
+std::vector<int32_t> balanced_routing(int64_t num_tokens, int top_k, int num_experts) {
+  const Random random(0, "dry run", 0);
+  std::vector<int32_t> ids;
+  for (int64_t token = 0; token < num_tokens; ++token) {
+    const uint64_t first = random.below(static_cast<uint64_t>(num_experts), static_cast<uint64_t>(token));
+    const int stride = std::max(1, num_experts / top_k);
+    for (int k = 0; k < top_k; ++k) {
+      ids.push_back(
+          static_cast<int32_t>((first + static_cast<uint64_t>(k * stride)) % static_cast<uint64_t>(num_experts)));
+    }
+  }
+  return ids;
+}
+
+std::vector<SlotRecord> make_records(const DispatchPlan& plan, const Tensor& weights) {
+  std::vector<SlotRecord> records;
+  records.reserve(plan.slots.size());
+  for (int rank = 0; rank < plan.num_ranks(); ++rank) {
+    const int64_t first_row = plan.row_offsets[rank];
+    for (int64_t row = first_row; row < plan.row_offsets[rank + 1]; ++row) {
+      for (int32_t at = plan.row_slots[row]; at < plan.row_slots[row + 1]; ++at) {
+        records.push_back(
+            {static_cast<int32_t>(row - first_row), plan.slot_expert[at], element(weights, plan.slots[at])});
+      }
+    }
+  }
+  return records;
+}
+
+FfnOptions expert_options(const MoeOptions& options) {
+  return {.hidden = options.hidden,
+          .width = options.expert_width,
+          .activation = options.activation,
+          .init_std = options.init_std,
+          .placement = Placement::expert};
+}
+
+}  // namespace
+
+MoeLayer::MoeLayer(const std::string& prefix, const MoeOptions& options, const ExpertMap& map, int expert_rank)
+    : options_(options),
+      map_(map),
+      router_(prefix + ".gate", options.router),
+      experts_(prefix + ".experts", map.experts_of(expert_rank), expert_options(options)) {
+  if (options.shared_width == 0) return;
+  shared_.emplace(prefix + ".shared_experts", FfnOptions{.hidden = options.hidden,
+                                                         .width = options.shared_width,
+                                                         .activation = options.activation,
+                                                         .init_std = options.init_std});
+}
+
+Task<Tensor> MoeLayer::forward(LaneContext& ctx, Tensor x, Saved& saved) const {
+  router_.forward(ctx, x, saved.router);
+  Request counted = start_counting(ctx, saved);
+
+  ctx.lane.position.phase = "dispatch";
+  make_plan(ctx, x.dim(0), saved);
+  Request announced = ctx.exchange.announce(saved.route);
+  co_await announced;
+  ctx.exchange.learn_counts(saved.route);
+
+  const DispatchPlan& plan = saved.route.plan;
+  const auto slots = ctx.exchange.transfer(saved.route, Direction::to_experts, Unit::slot, sizeof(SlotRecord));
+  const auto rows = ctx.exchange.transfer(saved.route, Direction::to_experts, Unit::row, x.row_bytes());
+  std::vector<SlotRecord> records;
+  if (!ctx.arena.is_dry_run()) records = make_records(plan, saved.router.weights);
+  slots->pack(reinterpret_cast<const std::byte*>(records.data()), {});
+  rows->pack(x.raw(), plan.row_token);
+  slots->start();
+  rows->start();
+
+  Tensor shared_y;  // computed while the rows travel
+  if (shared_) shared_y = shared_->forward(ctx, x, saved.shared.emplace());
+
+  Request& slots_here = slots->finish();
+  co_await slots_here;
+  learn_batch(ctx, slots->unpack(), saved);
+  Request& rows_here = rows->finish();
+  co_await rows_here;
+
+  const Tensor received = row_tensor(rows->unpack(), ctx.dtype, options_.hidden);
+  saved.expert_out = experts_.forward(ctx, received, index_tensor(saved.batch.place_row), saved.experts);
+
+  ctx.lane.position.phase = "combine";
+  Task<Tensor> combine = bring_home(ctx, saved.expert_out, Weighted::yes, saved);
+  const Tensor y = co_await combine;
+  if (shared_) ctx.kernels.add(y, shared_y, y);
+
+  co_await counted;
+  if (!saved.global_counts.empty()) saved.balance_loss = balance_of(ctx, saved).value(saved.router.scores);
+  co_return y;
+}
+
+Task<Tensor> MoeLayer::input_grad(LaneContext& ctx, Saved& saved, Tensor dy) const {
+  // Output gradients travel to the experts as the tokens did.
+  ctx.lane.position.phase = "combine gradient";
+  const auto rows = ctx.exchange.transfer(saved.route, Direction::to_experts, Unit::row, dy.row_bytes());
+  rows->pack(dy.raw(), saved.route.plan.row_token);
+  rows->start();
+
+  Tensor shared_dx;  // computed while they travel
+  if (shared_) shared_dx = shared_->input_grad(ctx, *saved.shared, dy);
+
+  Request& rows_here = rows->finish();
+  co_await rows_here;
+  const Tensor d_rows = row_tensor(rows->unpack(), ctx.dtype, options_.hidden);
+  const Tensor d_out = ctx.arena.take("experts", ctx.dtype, {saved.place_weight.dim(0), options_.hidden});
+  ctx.kernels.gather_rows(d_rows, index_tensor(saved.batch.place_row), saved.place_weight, d_out);
+
+  Task<Tensor> weights = weights_grad(ctx, d_rows, dy, saved);
+  const Tensor dweights = co_await weights;
+  const Tensor d_places = experts_.input_grad(ctx, saved.experts, d_out);
+
+  ctx.lane.position.phase = "dispatch gradient";
+  Task<Tensor> home = bring_home(ctx, d_places, Weighted::no, saved);
+  const Tensor dx = co_await home;
+  ctx.kernels.add(dx, router_.input_grad(ctx, saved.router, dweights, balance_of(ctx, saved)), dx);
+  if (shared_) ctx.kernels.add(dx, shared_dx, dx);
+  co_return dx;
+}
+
+void MoeLayer::weight_grad(Context& ctx, const Saved& saved) {
+  router_.weight_grad(ctx, saved.router);
+  experts_.weight_grad(ctx, saved.experts);
+  if (shared_) shared_->weight_grad(ctx, *saved.shared);
+}
+
+void MoeLayer::each_parameter(const ParameterVisitor& visit) {
+  router_.each_parameter(visit);
+  experts_.each_parameter(visit);
+  if (shared_) shared_->each_parameter(visit);
+}
+
+void MoeLayer::make_plan(LaneContext& ctx, int64_t num_tokens, Saved& saved) const {
+  const int top_k = options_.router.top_k;
+  if (ctx.arena.is_dry_run()) {
+    saved.route.plan = make_dispatch_plan(balanced_routing(num_tokens, top_k, map_.num_experts()), top_k, map_);
+    return;
+  }
+  const Tensor& ids = saved.router.ids;
+  saved.route.plan = make_dispatch_plan({ids.data<int32_t>(), static_cast<size_t>(ids.numel())}, top_k, map_);
+}
+
+Request MoeLayer::start_counting(LaneContext& ctx, Saved& saved) const {
+  if (options_.balance_alpha == 0.0 || ctx.arena.is_dry_run()) return {};
+  saved.global_counts = saved.router.counts;
+  return ctx.lane.data_group().all_reduce(std::span(saved.global_counts), ReduceOp::sum);
+}
+
+BalanceLoss MoeLayer::balance_of(const LaneContext& ctx, const Saved& saved) const {
+  return {.alpha = saved.global_counts.empty() ? 0.0 : options_.balance_alpha,
+          .token_scale = ctx.token_scale,
+          .global_counts = saved.global_counts};
+}
+
+void MoeLayer::learn_batch(LaneContext& ctx, std::span<const std::byte> bytes, Saved& saved) const {
+  const ReceiveCounts& receive = saved.route.receive;
+  const auto num_slots = receive.num_slots();
+  saved.slot_weight = ctx.arena.take("experts", ctx.dtype, {num_slots});
+  saved.place_weight = ctx.arena.take("experts", ctx.dtype, {num_slots});
+
+  std::vector<int32_t> row_slot_counts(static_cast<size_t>(receive.num_rows()), 0);
+  std::vector<int32_t> slot_expert(static_cast<size_t>(num_slots));
+  if (ctx.arena.is_dry_run()) {
+    for (size_t slot = 0; slot < slot_expert.size(); ++slot) {
+      slot_expert[slot] = static_cast<int32_t>(slot % static_cast<size_t>(experts_.size()));
+      ++row_slot_counts[slot % row_slot_counts.size()];
+    }
+    saved.batch = make_expert_batch(row_slot_counts, slot_expert, experts_.size());
+    saved.experts.offsets = saved.batch.expert_offsets;
+    return;
+  }
+  const auto* records = reinterpret_cast<const SlotRecord*>(bytes.data());
+  for (size_t source = 0; source < receive.slot_counts.size(); ++source) {
+    for (int64_t slot = receive.slot_offsets[source]; slot < receive.slot_offsets[source + 1]; ++slot) {
+      const SlotRecord& record = records[slot];
+      ++row_slot_counts[receive.row_offsets[source] + record.row];
+      slot_expert[slot] = record.expert;
+      set_element(saved.slot_weight, slot, record.weight);
+    }
+  }
+  saved.batch = make_expert_batch(row_slot_counts, slot_expert, experts_.size());
+  saved.experts.offsets = saved.batch.expert_offsets;
+  for (int64_t place = 0; place < num_slots; ++place) {
+    set_element(saved.place_weight, place, records[saved.batch.place_slot[place]].weight);
+  }
+}
+
+Task<Tensor> MoeLayer::bring_home(LaneContext& ctx, Tensor places, Weighted weighted, Saved& saved) const {
+  const DispatchPlan& plan = saved.route.plan;
+  const Tensor y = ctx.arena.take("moe", ctx.dtype, {plan.num_tokens, options_.hidden});
+  const size_t row_bytes = y.row_bytes();
+
+  if (ctx.combine == CombineMode::partial) {
+    // The slots of a row are added here, so one row goes back for each that came.
+    ArenaScope scope(ctx.arena);
+    const Tensor sums = ctx.arena.take("experts", ctx.dtype, {saved.route.receive.num_rows(), options_.hidden});
+    ctx.kernels.sum_rows(places, index_tensor(saved.batch.row_places), index_tensor(saved.batch.row_place),
+                         weighted == Weighted::yes ? saved.slot_weight : Tensor(), sums);
+    const auto back = ctx.exchange.transfer(saved.route, Direction::to_tokens, Unit::row, row_bytes);
+    back->pack(sums.raw(), {});
+    back->start();
+    Request& rows_home = back->finish();
+    co_await rows_home;
+    ctx.kernels.sum_rows(row_tensor(back->unpack(), ctx.dtype, options_.hidden), index_tensor(plan.token_rows),
+                         index_tensor(plan.token_row), Tensor(), y);
+    co_return y;
+  }
+
+  auto back = ctx.exchange.transfer(saved.route, Direction::to_tokens, Unit::slot, row_bytes);
+  back->pack(places.raw(), saved.batch.row_place);
+  back->start();
+  Request& slots_home = back->finish();
+  co_await slots_home;
+  Tensor slot_weights;
+  if (weighted == Weighted::yes) {
+    slot_weights = ctx.arena.take("moe", ctx.dtype, {plan.num_slots()});
+    for (int64_t i = 0; !ctx.arena.is_dry_run() && i < plan.num_slots(); ++i) {
+      const int32_t slot = plan.slots[plan.token_slot[i]];
+      set_element(slot_weights, i, element(saved.router.weights, slot));
+    }
+  }
+  ctx.kernels.sum_rows(row_tensor(back->unpack(), ctx.dtype, options_.hidden), index_tensor(plan.token_slots),
+                       index_tensor(plan.token_slot), slot_weights, y);
+  if (weighted == Weighted::yes) saved.home = std::move(back);
+  co_return y;
+}
+
+Task<Tensor> MoeLayer::weights_grad(LaneContext& ctx, Tensor d_rows, Tensor dy, Saved& saved) const {
+  const DispatchPlan& plan = saved.route.plan;
+  const Tensor dweights = ctx.arena.take("router", ctx.dtype, {plan.num_tokens, options_.router.top_k});
+  const Tensor by_slot = ctx.arena.take("router", ctx.dtype, {plan.num_slots()});
+
+  if (ctx.combine == CombineMode::partial) {
+    // The expert's rank has both factors; one number a slot goes home.
+    const Tensor here = ctx.arena.take("router", ctx.dtype, {saved.slot_weight.dim(0)});
+    ctx.kernels.dot_rows(d_rows, index_tensor(saved.batch.slot_row), saved.expert_out,
+                         index_tensor(saved.batch.row_place), here);
+    const auto back = ctx.exchange.transfer(saved.route, Direction::to_tokens, Unit::slot, size_of(ctx.dtype));
+    back->pack(here.raw(), {});
+    back->start();
+    Request& numbers_home = back->finish();
+    co_await numbers_home;
+    const auto bytes = back->unpack();
+    if (!ctx.arena.is_dry_run() && !bytes.empty()) std::memcpy(by_slot.raw(), bytes.data(), bytes.size());
+  } else {
+    std::vector<int32_t> token(plan.slots.size());
+    std::vector<int32_t> slot(plan.slots.size());
+    for (size_t i = 0; i < slot.size(); ++i) {
+      token[i] = plan.slots[i] / plan.top_k;
+      slot[i] = static_cast<int32_t>(i);
+    }
+    ctx.kernels.dot_rows(dy, index_tensor(token), row_tensor(saved.home->unpack(), ctx.dtype, options_.hidden),
+                         index_tensor(slot), by_slot);
+  }
+  if (ctx.arena.is_dry_run()) co_return dweights;
+  dweights.fill_zero();  // masked slots have no gradient
+  for (int64_t i = 0; i < plan.num_slots(); ++i) {
+    set_element(dweights, plan.slots[i], element(by_slot, i));
+  }
+  co_return dweights;
+}
+
+}  // namespace cadre

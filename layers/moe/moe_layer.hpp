@@ -1,0 +1,80 @@
+// SPDX-License-Identifier: Apache-2.0
+// A mixture-of-experts layer, y = shared(x) + sum_k w_k E_k(x), whose experts are spread over the lane's
+// expert-parallel group. Forward and backward read as straight-line code: each co_await is a place where another lane
+// may run.
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "layers/moe/experts.hpp"
+#include "layers/moe/lane_context.hpp"
+#include "layers/moe/router.hpp"
+
+namespace cadre {
+
+struct MoeOptions {
+  int64_t hidden = 0;
+  int64_t expert_width = 0;
+  int64_t shared_width = 0;  // 0: no shared expert
+  Activation activation = Activation::silu;
+  double init_std = 0.02;
+  double balance_alpha = 0.0;  // of the Switch balance loss; 0: off
+  RouterOptions router;
+};
+
+class MoeLayer {
+ public:
+  // `map` says which experts are here; names are `<prefix>.gate`, `<prefix>.experts.<id>`, `<prefix>.shared_experts`.
+  MoeLayer(const std::string& prefix, const MoeOptions& options, const ExpertMap& map, int expert_rank);
+
+  struct Saved {
+    Router::Saved router;
+    std::optional<Ffn::Saved> shared;
+    std::vector<int64_t> global_counts;  // [E], over the data group; empty when the balance loss is off
+    double balance_loss = 0.0;           // this rank's share
+    Route route;
+
+    // The expert side: R rows came, with S slots.
+    ExpertBatch batch;
+    Tensor slot_weight;   // [S] in the order of arrival
+    Tensor place_weight;  // [S] in expert order
+    Experts::Saved experts;
+    Tensor expert_out;  // [S,H] in expert order; partial mode only
+
+    // What came home, one row per slot; slot_order mode only.
+    std::unique_ptr<RowTransfer> home;
+  };
+
+  // All ranks of the lane's expert group call both, in the same order. `ctx` and `saved` must outlive the task.
+  Task<Tensor> forward(LaneContext& ctx, Tensor x, Saved& saved) const;      // x, y [T,H]
+  Task<Tensor> input_grad(LaneContext& ctx, Saved& saved, Tensor dy) const;  // dy, dx [T,H]
+  void weight_grad(Context& ctx, const Saved& saved);
+  void each_parameter(const ParameterVisitor& visit);
+
+  void update_bias(std::span<const int64_t> global_counts, double rate) { router_.update_bias(global_counts, rate); }
+  const ExpertMap& expert_map() const { return map_; }
+
+ private:
+  enum class Weighted { no, yes };
+
+  void make_plan(LaneContext& ctx, int64_t num_tokens, Saved& saved) const;
+  Request start_counting(LaneContext& ctx, Saved& saved) const;
+  BalanceLoss balance_of(const LaneContext& ctx, const Saved& saved) const;
+  void learn_batch(LaneContext& ctx, std::span<const std::byte> records, Saved& saved) const;
+  // One row per place goes home to its token, where the rows of a token are added up. places [S,H], result [T,H].
+  Task<Tensor> bring_home(LaneContext& ctx, Tensor places, Weighted weighted, Saved& saved) const;
+  // The gradient of the routing weights, [T,K], from the output gradients: d_rows [R,H] as they came to the experts, dy
+  // [T,H] as they left.
+  Task<Tensor> weights_grad(LaneContext& ctx, Tensor d_rows, Tensor dy, Saved& saved) const;
+
+  MoeOptions options_;
+  ExpertMap map_;
+  Router router_;
+  std::optional<Ffn> shared_;
+  Experts experts_;
+};
+
+}  // namespace cadre

@@ -1,0 +1,227 @@
+// SPDX-License-Identifier: Apache-2.0
+// Every module's input and weight gradients against central differences, in fp64 on the reference kernels.
+#include <gtest/gtest.h>
+
+#include <vector>
+
+#include "layers/nn/attention.hpp"
+#include "layers/nn/embedding.hpp"
+#include "layers/nn/ffn.hpp"
+#include "layers/nn/head.hpp"
+#include "layers/nn/norm.hpp"
+#include "layers/tensor/parameter_store.hpp"
+#include "tests/support/gradient_check.hpp"
+#include "tests/support/tensors.hpp"
+
+namespace cadre {
+namespace {
+
+using test::dot;
+using test::expect_gradient;
+using test::expect_near;
+using test::poison;
+using test::values_of;
+
+class GradientsTest : public testing::Test {
+ protected:
+  // Random values everywhere (also where a module starts at zeros or ones) and NaN in the gradients.
+  template <class Module>
+  void give_memory(Module& module) {
+    store.add_all(module);
+    store.allocate(DType::f64, true, false);
+    uint64_t id = 100;
+    module.each_parameter([&](Parameter& parameter) {
+      test::fill_random(parameter.value, id++, 0.5);
+      poison(parameter.grad);
+    });
+  }
+
+  Tensor random(std::initializer_list<int64_t> shape, uint64_t id) {
+    return test::random_tensor(arena, DType::f64, shape, id);
+  }
+
+  Sequences sequences_of(int64_t batch, int64_t length, int64_t first = 0) {
+    const Sequences sequences{batch, length, arena.take("test", DType::i32, {batch * length})};
+    fill_positions(sequences, first);
+    return sequences;
+  }
+
+  // Checks the parameters, then that a second micro-batch adds the same again.
+  template <class Module, class Loss>
+  void expect_weight_gradients(Module& module, const typename Module::Saved& saved, Loss&& loss) {
+    module.weight_grad(ctx, saved);
+    std::vector<std::vector<double>> first;
+    module.each_parameter([&](Parameter& parameter) {
+      expect_gradient(parameter.name(), loss, parameter.value, parameter.grad);
+      first.push_back(values_of(parameter.grad));
+    });
+    ASSERT_FALSE(first.empty());
+    module.weight_grad(ctx, saved);
+    size_t i = 0;
+    module.each_parameter([&](Parameter& parameter) {
+      std::vector<double> twice = first[i++];
+      for (double& value : twice) value *= 2.0;
+      // The second sum starts from the first one: a few roundings of values of order 10.
+      expect_near(values_of(parameter.grad), twice, 1e-13);
+    });
+  }
+
+  // For a module whose forward, given `saved`, is a function of x and of its parameters.
+  template <class Module, class Forward>
+  void expect_gradients(Module& module, const Tensor& x, Forward&& forward) {
+    typename Module::Saved saved;
+    const Tensor y = forward(saved);
+    const Tensor dy = random({y.dim(0), y.dim(1)}, 1);
+    const Tensor dx = module.input_grad(ctx, saved, dy);
+    const auto loss = [&] {
+      const ArenaScope scope(arena);
+      typename Module::Saved scratch;
+      return dot(forward(scratch), dy);
+    };
+    expect_gradient("x", loss, x, dx);
+    expect_weight_gradients(module, saved, loss);
+  }
+
+  template <class Module>
+  void expect_plain_gradients(Module& module, int64_t width) {
+    give_memory(module);
+    const Tensor x = random({5, width}, 2);
+    expect_gradients(module, x, [&](typename Module::Saved& saved) { return module.forward(ctx, x, saved); });
+  }
+
+  // A rank without tokens writes zero gradients.
+  template <class Module>
+  void expect_zero_gradients(Module& module) {
+    module.each_parameter([&](Parameter& parameter) {
+      const std::vector<double> zeros(static_cast<size_t>(parameter.grad.numel()), 0.0);
+      EXPECT_EQ(values_of(parameter.grad), zeros) << parameter.name();
+    });
+  }
+
+  std::unique_ptr<Kernels> kernels = make_reference_kernels();
+  Arena arena{Arena::Mode::real, true};
+  Context ctx{*kernels, arena, DType::f64};
+  ParameterStore store;
+};
+
+TEST_F(GradientsTest, RmsNorm) {
+  Norm norm("norm", {.kind = NormKind::rms, .hidden = 6, .epsilon = 1e-2});
+  expect_plain_gradients(norm, 6);
+}
+
+TEST_F(GradientsTest, LayerNorm) {
+  Norm norm("norm", {.kind = NormKind::layer, .hidden = 6, .epsilon = 1e-2});
+  expect_plain_gradients(norm, 6);
+}
+
+TEST_F(GradientsTest, Linear) {
+  Linear linear("linear", 4, 3, 0.0);
+  expect_plain_gradients(linear, 4);
+}
+
+TEST_F(GradientsTest, FfnOfEachActivation) {
+  for (const Activation activation : {Activation::silu, Activation::gelu, Activation::relu}) {
+    SCOPED_TRACE(static_cast<int>(activation));
+    store = ParameterStore();
+    Ffn ffn("ffn", {.hidden = 4, .width = 7, .activation = activation});
+    expect_plain_gradients(ffn, 4);
+  }
+}
+
+TEST_F(GradientsTest, AttentionWithAndWithoutGroupedHeads) {
+  for (const int64_t num_kv_heads : {4, 2, 1}) {
+    SCOPED_TRACE(num_kv_heads);
+    store = ParameterStore();
+    CausalAttention attention(
+        "attention", {.hidden = 6, .num_heads = 4, .num_kv_heads = num_kv_heads, .head_dim = 4, .rope_theta = 10.0});
+    give_memory(attention);
+    const Sequences sequences = sequences_of(2, 5);
+    const Tensor x = random({10, 6}, 2);
+    expect_gradients(attention, x,
+                     [&](CausalAttention::Saved& saved) { return attention.forward(ctx, x, sequences, saved); });
+  }
+}
+
+TEST_F(GradientsTest, Embedding) {
+  Embedding embedding("embedding", 5, 3, 0.0);
+  give_memory(embedding);
+  const Tensor ids = test::tensor_of(arena, DType::i32, {4}, {1, 4, 1, 0});  // 1 twice, 2 and 3 never
+  const Tensor dy = random({4, 3}, 1);
+  Embedding::Saved saved;
+  embedding.forward(ctx, ids, saved);
+  embedding.input_grad(ctx, saved, dy);
+  expect_weight_gradients(embedding, saved, [&] {
+    const ArenaScope scope(arena);
+    Embedding::Saved scratch;
+    return dot(embedding.forward(ctx, ids, scratch), dy);
+  });
+}
+
+TEST_F(GradientsTest, Head) {
+  constexpr double kScale = 0.25;
+  Head head("head", 4, 6, 0.0);
+  give_memory(head);
+  const Tensor x = random({5, 4}, 2);
+  const Tensor targets = test::tensor_of(arena, DType::i32, {5}, {0, 5, -1, 3, 3});
+  const auto loss = [&] {
+    const ArenaScope scope(arena);
+    Head::Saved scratch;
+    double sum = 0.0;
+    for (const double token_loss : values_of(head.forward(ctx, x, targets, scratch))) sum += token_loss;
+    return kScale * sum;
+  };
+  Head::Saved saved;
+  const Tensor losses = head.forward(ctx, x, targets, saved);
+  EXPECT_EQ(values_of(losses)[2], 0.0);
+  const Tensor dx = head.input_grad(ctx, saved, kScale);
+  expect_gradient("x", loss, x, dx);
+  expect_weight_gradients(head, saved, loss);
+}
+
+TEST_F(GradientsTest, ModulesWithoutTokens) {
+  const Tensor x = random({0, 4}, 1);
+  const auto run = [&](auto& module, auto&& forward) {
+    store = ParameterStore();
+    give_memory(module);
+    typename std::remove_reference_t<decltype(module)>::Saved saved;
+    EXPECT_EQ(forward(saved).dim(0), 0);
+    EXPECT_EQ(module.input_grad(ctx, saved, x).dim(0), 0);
+    module.weight_grad(ctx, saved);
+    expect_zero_gradients(module);
+  };
+  Norm rms_norm("norm", {.kind = NormKind::rms, .hidden = 4});
+  run(rms_norm, [&](Norm::Saved& saved) { return rms_norm.forward(ctx, x, saved); });
+  Norm layer_norm("norm", {.kind = NormKind::layer, .hidden = 4});
+  run(layer_norm, [&](Norm::Saved& saved) { return layer_norm.forward(ctx, x, saved); });
+  Ffn ffn("ffn", {.hidden = 4, .width = 3});
+  run(ffn, [&](Ffn::Saved& saved) { return ffn.forward(ctx, x, saved); });
+  CausalAttention attention("attention", {.hidden = 4, .num_heads = 2, .num_kv_heads = 1, .head_dim = 2});
+  const Sequences sequences = sequences_of(0, 5);
+  run(attention, [&](CausalAttention::Saved& saved) { return attention.forward(ctx, x, sequences, saved); });
+}
+
+// Softmax and sigmoid have no module of their own yet a gradient kernel each.
+TEST_F(GradientsTest, SoftmaxAndSigmoid) {
+  const Tensor x = random({3, 5}, 1);
+  const Tensor dy = random({3, 5}, 2);
+  const Tensor y = arena.take("test", DType::f64, {3, 5});
+  const Tensor dx = arena.take("test", DType::f64, {3, 5});
+  const auto softmax_loss = [&] {
+    kernels->softmax(x, y);
+    return dot(y, dy);
+  };
+  softmax_loss();
+  kernels->softmax_grad(y, dy, dx);
+  expect_gradient("softmax", softmax_loss, x, dx);
+  const auto sigmoid_loss = [&] {
+    kernels->sigmoid(x, y);
+    return dot(y, dy);
+  };
+  sigmoid_loss();
+  poison(dx);
+  kernels->sigmoid_grad(y, dy, dx);
+  expect_gradient("sigmoid", sigmoid_loss, x, dx);
+}
+
+}  // namespace
+}  // namespace cadre
