@@ -11,6 +11,7 @@
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "layers/kernels/cpu_attention.cpp"
 #include <hwy/foreach_target.h>
+
 #include "layers/kernels/cpu_vector_inl.hpp"
 // clang-format on
 
@@ -167,8 +168,8 @@ void attend_grad(const Tile& tile, const AttentionShape& shape, const GradTensor
   const GemmShape to_keys{width, head_dim, tile.rows};
   gemm(to_keys, {grads, width, /*transposed=*/true}, {at.q + tile.q_offset, tile.q_stride}, at.dk + tile.kv_offset,
        tile.kv_stride, 1.0F, 1.0F);
-  gemm(to_keys, {scores, width, /*transposed=*/true}, {at.dout + tile.q_offset, tile.q_stride},
-       at.dv + tile.kv_offset, tile.kv_stride, 1.0F, 1.0F);
+  gemm(to_keys, {scores, width, /*transposed=*/true}, {at.dout + tile.q_offset, tile.q_stride}, at.dv + tile.kv_offset,
+       tile.kv_stride, 1.0F, 1.0F);
 }
 
 void clear_live_rows(const AttentionShape& shape, const Tensor& grad) {
@@ -189,8 +190,9 @@ void CpuKernels::attention(const AttentionShape& shape, const Tensor& q, const T
 void CpuKernels::attention_grad(const AttentionShape& shape, const Tensor& q, const Tensor& k, const Tensor& v,
                                 const Tensor& out, const Tensor& lse, const Tensor& dout, const Tensor& dq,
                                 const Tensor& dk, const Tensor& dv) const {
-  const GradTensors tensors{q.data<float>(),    k.data<float>(),  v.data<float>(),  out.data<float>(), lse.data<float>(),
-                            dout.data<float>(), dq.data<float>(), dk.data<float>(), dv.data<float>()};
+  const GradTensors tensors{q.data<float>(),   k.data<float>(),   v.data<float>(),
+                            out.data<float>(), lse.data<float>(), dout.data<float>(),
+                            dq.data<float>(),  dk.data<float>(),  dv.data<float>()};
   clear_live_rows(shape, dk);
   clear_live_rows(shape, dv);
   const int64_t tile_floats = kTileRows * shape.kv_len;

@@ -6,6 +6,7 @@
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "layers/kernels/cpu_elementwise.cpp"
 #include <hwy/foreach_target.h>
+
 #include "layers/kernels/cpu_vector_inl.hpp"
 // clang-format on
 
@@ -29,9 +30,8 @@ HWY_INLINE void map(const float* x, float* y, size_t count, Function&& function)
 // y[i] = function(a[i], b[i])
 template <class Function>
 HWY_INLINE void map(const float* a, const float* b, float* y, size_t count, Function&& function) {
-  for_each_vector(count, [&](size_t i, auto lanes) HWY_ATTR {
-    lanes.store(function(lanes.load(a + i), lanes.load(b + i)), y + i);
-  });
+  for_each_vector(count, [&](size_t i, auto lanes)
+                             HWY_ATTR { lanes.store(function(lanes.load(a + i), lanes.load(b + i)), y + i); });
 }
 
 void map_relu(const float* x, float* y, size_t count) {
@@ -49,8 +49,7 @@ void map_sigmoid(const float* x, float* y, size_t count) {
 }
 
 void map_relu_grad(const float* x, const float* dy, float* dx, size_t count) {
-  map(x, dy, dx, count,
-      [](Float v, Float g) HWY_ATTR { return hn::IfThenElseZero(hn::Gt(v, splat(0.0F)), g); });
+  map(x, dy, dx, count, [](Float v, Float g) HWY_ATTR { return hn::IfThenElseZero(hn::Gt(v, splat(0.0F)), g); });
 }
 void map_gelu_grad(const float* x, const float* dy, float* dx, size_t count) {
   map(x, dy, dx, count, [](Float v, Float g) HWY_ATTR {
@@ -62,8 +61,7 @@ void map_silu_grad(const float* x, const float* dy, float* dx, size_t count) {
   map(x, dy, dx, count, [](Float v, Float g) HWY_ATTR { return hn::Mul(g, silu_slope(v)); });
 }
 void map_sigmoid_grad(const float* y, const float* dy, float* dx, size_t count) {
-  map(y, dy, dx, count,
-      [](Float s, Float g) HWY_ATTR { return hn::Mul(hn::Mul(g, s), hn::Sub(splat(1.0F), s)); });
+  map(y, dy, dx, count, [](Float s, Float g) HWY_ATTR { return hn::Mul(hn::Mul(g, s), hn::Sub(splat(1.0F), s)); });
 }
 
 void map_add(const float* a, const float* b, float* out, size_t count) {

@@ -23,7 +23,8 @@ struct GemmShape {
 void gemm(const GemmShape& shape, const GemmOperand& a, const GemmOperand& b, float* c, int64_t c_stride,
           float alpha = 1.0F, float beta = 0.0F);
 
-// Threads of one product, as set_kernel_threads says. BLAS keeps one number for the process, OpenMP one for each thread.
+// Threads of one product, as set_kernel_threads says. BLAS keeps one number for the process, OpenMP one for each
+// thread.
 int kernel_threads();
 void apply_blas_threads();
 

@@ -8,6 +8,7 @@
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "layers/kernels/cpu_norm.cpp"
 #include <hwy/foreach_target.h>
+
 #include "layers/kernels/cpu_vector_inl.hpp"
 // clang-format on
 
@@ -85,9 +86,8 @@ void layer_norm_input_grad_rows(const float* dy, const float* x, const float* we
   for (size_t t = 0; t < num_rows; ++t, dy += width, x += width, dx += width) {
     const Float centre = splat(mean[t]);
     const Float inverse = splat(rstd[t]);
-    const double sum_g = sum_vectors(width, [=](size_t i, auto lanes) HWY_ATTR {
-      return hn::Mul(lanes.load(dy + i), lanes.load(weight + i));
-    });
+    const double sum_g = sum_vectors(
+        width, [=](size_t i, auto lanes) HWY_ATTR { return hn::Mul(lanes.load(dy + i), lanes.load(weight + i)); });
     const double sum_gn = sum_vectors(width, [=](size_t i, auto lanes) HWY_ATTR {
       const Float n = hn::Mul(hn::Sub(lanes.load(x + i), centre), inverse);
       return hn::Mul(hn::Mul(lanes.load(dy + i), lanes.load(weight + i)), n);

@@ -8,6 +8,7 @@
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "layers/kernels/cpu_optimizer.cpp"
 #include <hwy/foreach_target.h>
+
 #include "layers/kernels/cpu_vector_inl.hpp"
 // clang-format on
 
@@ -34,8 +35,8 @@ double sum_of_squares(const float* x, size_t count) {
   return total;
 }
 
-// The constants are folded so that an element needs one square root and one division. Decay and move are added up before
-// they meet the value: 1 - learning_rate weight_decay would lose most of its digits.
+// The constants are folded so that an element needs one square root and one division. Decay and move are added up
+// before they meet the value: 1 - learning_rate weight_decay would lose most of its digits.
 void adamw_elements(const AdamWStep& step, float* value, const float* grad, float* m, float* v, size_t count) {
   const auto steps = static_cast<double>(step.step);
   const double correction1 = 1.0 - std::pow(step.beta1, steps);

@@ -2,12 +2,12 @@
 // Products by oneDNN. A weight is kept in the layout oneDNN asks for (`any`), once for each version and direction;
 // activations are copied to the operand type. Primitives are compiled for a shape, so row counts, which are ragged in a
 // mixture of experts, are cut to multiples of kRowStep plus a rest: few shapes, each compiled once a thread.
+#include <dnnl.hpp>
 #include <omp.h>
 
 #include <algorithm>
 #include <array>
 #include <cstring>
-#include <dnnl.hpp>
 #include <map>
 #include <utility>
 
@@ -61,9 +61,9 @@ dnnl::primitive_attr add_to_output(Accumulate accumulate) {
 }
 
 dnnl::inner_product_forward::primitive_desc describe_product(const Shape& shape, const memory::desc& weight) {
-  const dnnl::inner_product_forward::desc desc(
-      dnnl::prop_kind::forward_inference, row_major(shape.num_rows, shape.width_in, shape.type), weight,
-      row_major(shape.num_rows, shape.width_out, ElementType::f32));
+  const dnnl::inner_product_forward::desc desc(dnnl::prop_kind::forward_inference,
+                                               row_major(shape.num_rows, shape.width_in, shape.type), weight,
+                                               row_major(shape.num_rows, shape.width_out, ElementType::f32));
   return {desc, add_to_output(shape.accumulate), engine()};
 }
 
@@ -186,8 +186,7 @@ class OneDnnProducts final : public WeightProducts {
         view(column_major(dw.dim(0), padded_rows, type_), to_operand(dy, padded_rows, type_, room + x_floats));
     const memory output = view(row_major(dw.dim(0), dw.dim(1), ElementType::f32), dw.raw());
     ThreadState& state = ThreadState::mine();
-    dnnl::matmul& product =
-        find_or_create(state.weight_grads, shape, [&] { return describe_weight_grad(shape); });
+    dnnl::matmul& product = find_or_create(state.weight_grads, shape, [&] { return describe_weight_grad(shape); });
     product.execute(state.stream, {{DNNL_ARG_SRC, grads}, {DNNL_ARG_WEIGHTS, inputs}, {DNNL_ARG_DST, output}});
     state.stream.wait();
   }

@@ -11,6 +11,7 @@
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "layers/kernels/cpu_rope.cpp"
 #include <hwy/foreach_target.h>
+
 #include "layers/kernels/cpu_vector_inl.hpp"
 // clang-format on
 
@@ -50,7 +51,8 @@ void rope_rows(float* x, const int32_t* positions, double theta, double sign, si
   const size_t half = head_dim / 2;
   const size_t padded = half + hn::Lanes(hn::ScalableTag<double>());
   std::vector<double> frequencies(padded);
-  for (size_t i = 0; i < half; ++i) frequencies[i] = std::pow(theta, -static_cast<double>(i) / static_cast<double>(half));
+  for (size_t i = 0; i < half; ++i)
+    frequencies[i] = std::pow(theta, -static_cast<double>(i) / static_cast<double>(half));
   std::vector<float> cosines(padded);
   std::vector<float> sines(padded);
   for (size_t t = 0; t < num_rows; ++t) {

@@ -8,6 +8,7 @@
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "layers/kernels/cpu_rows.cpp"
 #include <hwy/foreach_target.h>
+
 #include "layers/kernels/cpu_vector_inl.hpp"
 // clang-format on
 
@@ -57,18 +58,16 @@ void dot_pairs_of_rows(const float* a, const int32_t* a_index, const float* b, c
   for (size_t j = 0; j < count; ++j) {
     const float* left = a + static_cast<size_t>(a_index[j]) * width;
     const float* right = b + static_cast<size_t>(b_index[j]) * width;
-    out[j] = static_cast<float>(sum_vectors(width, [=](size_t i, auto lanes) HWY_ATTR {
-      return hn::Mul(lanes.load(left + i), lanes.load(right + i));
-    }));
+    out[j] = static_cast<float>(sum_vectors(
+        width, [=](size_t i, auto lanes) HWY_ATTR { return hn::Mul(lanes.load(left + i), lanes.load(right + i)); }));
   }
 }
 
 void scatter_add_rows(const float* src, const int32_t* index, float* dst, size_t num_rows, size_t width) {
   for (size_t r = 0; r < num_rows; ++r, src += width) {
     float* row = dst + static_cast<size_t>(index[r]) * width;
-    for_each_vector(width, [=](size_t i, auto lanes) HWY_ATTR {
-      lanes.store(hn::Add(lanes.load(row + i), lanes.load(src + i)), row + i);
-    });
+    for_each_vector(width, [=](size_t i, auto lanes)
+                               HWY_ATTR { lanes.store(hn::Add(lanes.load(row + i), lanes.load(src + i)), row + i); });
   }
 }
 
@@ -113,8 +112,8 @@ void CpuKernels::sum_rows(const Tensor& src, const Tensor& offsets, const Tensor
 void CpuKernels::dot_rows(const Tensor& a, const Tensor& a_index, const Tensor& b, const Tensor& b_index,
                           const Tensor& out) const {
   HWY_DYNAMIC_DISPATCH(dot_pairs_of_rows)
-  (a.data<float>(), a_index.data<int32_t>(), b.data<float>(), b_index.data<int32_t>(), out.data<float>(),
-   count_of(out), static_cast<size_t>(a.row_numel()));
+  (a.data<float>(), a_index.data<int32_t>(), b.data<float>(), b_index.data<int32_t>(), out.data<float>(), count_of(out),
+   static_cast<size_t>(a.row_numel()));
 }
 
 }  // namespace cadre

@@ -9,6 +9,7 @@
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "layers/kernels/cpu_softmax.cpp"
 #include <hwy/foreach_target.h>
+
 #include "layers/kernels/cpu_vector_inl.hpp"
 // clang-format on
 
@@ -58,12 +59,13 @@ void cross_entropy_rows(const float* logits, const int32_t* targets, float* loss
     const Float shift = splat(largest);
     const double sum = sum_vectors(
         width, [=](size_t i, auto lanes) HWY_ATTR { return exponential(hn::Sub(lanes.load(logits + i), shift)); });
-    losses[t] = static_cast<float>(static_cast<double>(largest) - static_cast<double>(logits[targets[t]]) + std::log(sum));
+    losses[t] =
+        static_cast<float>(static_cast<double>(largest) - static_cast<double>(logits[targets[t]]) + std::log(sum));
   }
 }
 
-void cross_entropy_grad_rows(const float* logits, const int32_t* targets, double scale, float* dlogits,
-                             size_t num_rows, size_t width) {
+void cross_entropy_grad_rows(const float* logits, const int32_t* targets, double scale, float* dlogits, size_t num_rows,
+                             size_t width) {
   for (size_t t = 0; t < num_rows; ++t, logits += width, dlogits += width) {
     if (targets[t] < 0) {
       std::fill_n(dlogits, width, 0.0F);

@@ -9,6 +9,7 @@
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "layers/kernels/cpu_top_k.cpp"
 #include <hwy/foreach_target.h>
+
 #include "layers/kernels/cpu_vector_inl.hpp"
 // clang-format on
 
@@ -78,9 +79,9 @@ void CpuKernels::top_k(const Tensor& scores, const Tensor& bias, const Tensor& i
   const auto num_chosen = static_cast<size_t>(ids.dim(1));
   const size_t num_rows = cpu::num_rows_of(scores);
   if (num_chosen == 0) return;
-  const size_t bad_row = HWY_DYNAMIC_DISPATCH(rank_rows)(scores.data<float>(), cpu::data_or_null(bias),
-                                                         ids.data<int32_t>(), cpu::scratch_floats(num_chosen), num_rows,
-                                                         cpu::width_of(scores), num_chosen);
+  const size_t bad_row =
+      HWY_DYNAMIC_DISPATCH(rank_rows)(scores.data<float>(), cpu::data_or_null(bias), ids.data<int32_t>(),
+                                      cpu::scratch_floats(num_chosen), num_rows, cpu::width_of(scores), num_chosen);
   if (bad_row < num_rows) {
     throw Error(ErrorKind::numerics, fmt::format("router scores of token row {} hold a NaN", bad_row),
                 "the activations or the router weights are no longer finite; lower the learning rate");

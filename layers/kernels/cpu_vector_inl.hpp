@@ -101,9 +101,8 @@ HWY_INLINE float max_of_row(const float* row, size_t count) {
   const FloatTag tag;
   const Float lowest = splat(-std::numeric_limits<float>::infinity());
   Float largest = lowest;
-  for_each_vector(count, [&](size_t i, auto lanes) HWY_ATTR {
-    largest = hn::Max(largest, lanes.load_or(row + i, lowest));
-  });
+  for_each_vector(count,
+                  [&](size_t i, auto lanes) HWY_ATTR { largest = hn::Max(largest, lanes.load_or(row + i, lowest)); });
   return hn::GetLane(hn::MaxOfLanes(tag, largest));
 }
 

@@ -26,7 +26,7 @@ struct AttentionShape {
   int64_t kv_len;
   int64_t kv_stride;
   int64_t num_heads;
-  int64_t num_kv_heads;  // divides num_heads
+  int64_t num_kv_heads;  // divides num_heads; head h reads key/value head h / (num_heads / num_kv_heads)
   int64_t head_dim;
   double scale;
 };

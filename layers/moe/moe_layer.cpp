@@ -15,6 +15,7 @@ struct SlotRecord {
   int32_t expert;  // index on the destination rank
   double weight;
 };
+static_assert(sizeof(SlotRecord) == kSlotRecordBytes);
 
 // Indices of a plan as a tensor; the plan keeps the memory.
 Tensor index_tensor(const std::vector<int32_t>& index) {

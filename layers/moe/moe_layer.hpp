@@ -25,6 +25,9 @@ struct MoeOptions {
   RouterOptions router;
 };
 
+// What travels to an expert's rank beside the rows, for each slot: row, expert and weight.
+inline constexpr int64_t kSlotRecordBytes = 16;
+
 class MoeLayer {
  public:
   // `map` says which experts are here; names are `<prefix>.gate`, `<prefix>.experts.<id>`, `<prefix>.shared_experts`.

@@ -15,7 +15,6 @@ namespace {
 namespace fs = std::filesystem;
 using nlohmann::json;
 
-constexpr const char* kManifestFile = "cadre.json";
 constexpr const char* kOwnChecksum = "xxh64";
 constexpr const char* kHint = "use an older checkpoint, or fetch this one again";
 

@@ -14,6 +14,8 @@
 
 namespace cadre {
 
+inline constexpr const char* kManifestFile = "cadre.json";
+
 struct Manifest {
   static constexpr int kFormatVersion = 1;
 

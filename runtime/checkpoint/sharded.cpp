@@ -12,7 +12,6 @@ namespace cadre {
 namespace {
 
 constexpr const char* kSingleFile = "model.safetensors";
-constexpr const char* kIndexFile = "model.safetensors.index.json";
 
 bool is_plain_file_name(const std::string& name) {
   return !name.empty() && name != "." && name.find_first_of(std::string_view("/\\\0", 3)) == std::string::npos &&

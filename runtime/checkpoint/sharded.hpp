@@ -17,6 +17,8 @@
 
 namespace cadre {
 
+inline constexpr const char* kIndexFile = "model.safetensors.index.json";
+
 // Tensor name -> name of the file that holds it.
 using WeightMap = std::map<std::string, std::string, std::less<>>;
 

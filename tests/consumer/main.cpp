@@ -1,14 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
-// Uses an installed Cadre from outside: a header and a symbol of each library. Returns 0 when the numbers are right.
+// Uses an installed Cadre from outside: headers and symbols of its libraries. Returns 0 when the answers are right.
+#include <cstdint>
 #include <cstdio>
 
-#include "comm/base/dtype.hpp"
 #include "comm/base/random.hpp"
 #include "layers/tensor/tensor.hpp"
 
 int main() {
-  const cadre::Random random(1, "consumer", 7);
-  const double draw = random.uniform(0);
-  std::printf("a number from Cadre: %.6f\n", draw);
-  return draw >= 0.0 && draw < 1.0 ? 0 : 1;
+  const cadre::Random random(1, "consumer", cadre::hash_name("a name"));
+  const std::uint64_t draw = random.below(6, 0);
+  const cadre::Tensor tensor(nullptr, cadre::DType::f32, {2, 3});
+  std::printf("drew %llu, tensor %s\n", static_cast<unsigned long long>(draw), tensor.describe().c_str());
+  return draw < 6 && tensor.numel() == 6 ? 0 : 1;
 }

@@ -5,7 +5,10 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <string>
+#include <vector>
 
+#include "layers/nn/attention.hpp"
 #include "layers/nn/ffn.hpp"
 #include "layers/nn/norm.hpp"
 #include "tests/support/messages.hpp"
@@ -44,6 +47,9 @@ TEST(ParameterStore, GradientsOfAGroupAreOneSpan) {
   EXPECT_EQ(experts.numel(), 32 + 16);  // 30 and 15 floats
   EXPECT_EQ(f.store.grad_bytes(), shared.bytes() + experts.bytes());
   EXPECT_EQ(f.store.value_bytes(), f.store.grad_bytes() + 64);
+
+  EXPECT_EQ(values_of(shared), std::vector<double>(16, 0.0));
+  EXPECT_EQ(values_of(experts), std::vector<double>(48, 0.0));
 
   // Ones in every gradient: the spans must sum to the number of elements, so padding is zero.
   for (Parameter* parameter : f.store.parameters()) {
@@ -138,6 +144,28 @@ TEST(ParameterStore, InitialValuesFollowSeedKindAndType) {
   // 10,000 draws: the mean has a standard error of std / 100, the standard deviation one of std / 141. Five of them.
   EXPECT_NEAR(sum / 1e4, 0.0, 5.0 * kStd / 100.0);
   EXPECT_NEAR(std::sqrt(squares / 1e4), kStd, 5.0 * kStd / 141.0);
+}
+
+template <class Module>
+std::vector<std::string> part_names(Module module) {
+  std::vector<std::string> names;
+  module.each_parameter([&](Parameter& parameter) {
+    for (const ParameterPart& part : parameter.parts) names.push_back(part.name);
+  });
+  return names;
+}
+
+TEST(ParameterStore, PartsHaveTheNamesOfPublishedCheckpoints) {
+  using Names = std::vector<std::string>;
+  EXPECT_EQ(part_names(Ffn("mlp", {.hidden = 2, .width = 2, .activation = Activation::silu})),
+            (Names{"mlp.gate_proj.weight", "mlp.up_proj.weight", "mlp.down_proj.weight"}));
+  EXPECT_EQ(part_names(Ffn("mlp", {.hidden = 2, .width = 2, .activation = Activation::gelu})),
+            (Names{"mlp.up_proj.weight", "mlp.down_proj.weight"}));
+  EXPECT_EQ(part_names(CausalAttention("self_attn", {.hidden = 2, .num_heads = 1, .num_kv_heads = 1, .head_dim = 2})),
+            (Names{"self_attn.q_proj.weight", "self_attn.k_proj.weight", "self_attn.v_proj.weight",
+                   "self_attn.o_proj.weight"}));
+  EXPECT_EQ(part_names(Norm("norm", {.kind = NormKind::rms, .hidden = 2})), (Names{"norm.weight"}));
+  EXPECT_EQ(part_names(Norm("norm", {.kind = NormKind::layer, .hidden = 2})), (Names{"norm.weight", "norm.bias"}));
 }
 
 TEST(ParameterStore, RefusesTwoParametersOfOneName) {

@@ -136,6 +136,24 @@ TEST_P(ReferenceKernels, AttentionToEqualKeysIsTheMeanOfWhatIsSeen) {
   EXPECT_EQ(values_of(dk)[3], 9.0);
 }
 
+TEST_P(ReferenceKernels, ConsecutiveHeadsShareAKeyValueHead) {
+  const AttentionShape shape{.batch = 1,
+                             .q_len = 1,
+                             .kv_len = 1,
+                             .kv_stride = 1,
+                             .num_heads = 4,
+                             .num_kv_heads = 2,
+                             .head_dim = 1,
+                             .scale = 1.0};
+  const Tensor q = of({1, 4, 1}, {1, 1, 1, 1});
+  const Tensor k = of({1, 2, 1}, {3, 5});
+  const Tensor y = out({1, 4, 1});
+  const Tensor lse = out({1, 4, 1});
+  kernels->attention(shape, q, k, of({1, 2, 1}, {7, 8}), y, lse);
+  expect(y, {7, 7, 8, 8});
+  expect(lse, {3, 3, 5, 5});
+}
+
 TEST_P(ReferenceKernels, Embedding) {
   const Tensor ids = ints({2, 0, 2});
   const Tensor y = out({3, 2});

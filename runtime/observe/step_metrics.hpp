@@ -1,0 +1,72 @@
+// SPDX-License-Identifier: Apache-2.0
+// What a step was like over all ranks, in one reduction: every rank puts its numbers into one vector of doubles, a
+// nonblocking all_reduce adds them while the backward pass runs, and each rank reads the same totals.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "comm/group/communicator.hpp"
+
+namespace cadre {
+
+// One rank's share of a step.
+struct LocalStep {
+  double loss_sum = 0.0;      // over this rank's tokens
+  double balance_loss = 0.0;  // this rank's share, all layers
+  int64_t num_tokens = 0;
+  int64_t slots_planned = 0;   // routed by this rank's tokens, masked ones not counted
+  int64_t slots_received = 0;  // computed by this rank's experts
+  int64_t slots_dropped = 0;
+  int64_t crossing_bytes = 0;                       // sent to other ranks by dispatch and combine, forward
+  std::vector<std::vector<int64_t>> expert_counts;  // [mixture layers][E], by this rank's tokens
+  double last_step_ms = 0.0;  // of the step before: this one is not over when the reduction starts
+  double last_wait_ms = 0.0;
+};
+
+// The same over all ranks.
+struct GlobalStep {
+  double loss = 0.0;  // mean over tokens, without the balance loss
+  double balance_loss = 0.0;
+  int64_t num_tokens = 0;
+  int64_t slots_planned = 0;
+  int64_t slots_received = 0;
+  int64_t slots_dropped = 0;
+  int64_t crossing_bytes = 0;
+  std::vector<std::vector<int64_t>> expert_counts;  // [mixture layers][E]
+  std::vector<int64_t> device_slots;                // [ranks] slots computed by each rank, all layers
+  std::vector<double> device_step_ms;               // [ranks] of the step before
+  std::vector<double> device_wait_ms;
+};
+
+// The reduction under way.
+class StepReduction {
+ public:
+  // Collective over `world`.
+  StepReduction(const Communicator& world, const LocalStep& local);
+
+  Request& request() { return request_; }
+  // Only once the request is complete. Throws ErrorKind::internal when the law of conservation is broken:
+  // slots planned = slots received = sum of the expert counts.
+  GlobalStep finish() const;
+
+ private:
+  int num_ranks_;
+  size_t num_layers_;
+  size_t num_experts_;
+  std::vector<double> values_;
+  Request request_;
+};
+
+// How even a load is. Zero entries everywhere give zeros and `dead` = all.
+struct BalanceFigures {
+  double cv = 0.0;       // standard deviation / mean (population)
+  double max_vio = 0.0;  // max / mean - 1 (Wang et al. 2024)
+  double min = 0.0, max = 0.0, mean = 0.0;
+  double entropy = 0.0;  // of the shares, divided by log(n): 1 is even, 0 is all on one
+  int64_t dead = 0;      // entries without load
+};
+BalanceFigures balance_figures(std::span<const int64_t> load);
+
+}  // namespace cadre

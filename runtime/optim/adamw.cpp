@@ -1,0 +1,50 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "runtime/optim/adamw.hpp"
+
+#include <cstring>
+
+namespace cadre {
+namespace {
+
+constexpr size_t kAlignment = 64;
+
+size_t aligned(size_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
+
+}  // namespace
+
+AdamW::AdamW(ParameterStore& store, const TrainConfig& config) : config_(config) {
+  size_t bytes = 0;
+  for (Parameter* parameter : store.parameters()) {
+    if (parameter->placement == Placement::buffer) continue;
+    moments_.push_back({parameter, parameter->value, parameter->value});
+    bytes += 2 * aligned(parameter->value.bytes());
+  }
+  buffer_ = Buffer(bytes);
+  if (bytes > 0) std::memset(buffer_.data(), 0, bytes);
+  std::byte* next = buffer_.data();
+  for (Moments& moments : moments_) {
+    for (Tensor* moment : {&moments.first, &moments.second}) {
+      *moment = moments.parameter->value.with_memory(next, moments.parameter->value.dtype());
+      next += aligned(moment->bytes());
+    }
+  }
+}
+
+void AdamW::update(const Kernels& kernels, double learning_rate, double grad_scale, int64_t step) {
+  for (const Moments& moments : moments_) {
+    Parameter& parameter = *moments.parameter;
+    const AdamWStep settings = {.learning_rate = learning_rate,
+                                .beta1 = config_.beta1,
+                                .beta2 = config_.beta2,
+                                .epsilon = config_.epsilon,
+                                .weight_decay = parameter.decay ? config_.weight_decay : 0.0,
+                                .grad_scale = grad_scale,
+                                .step = step};
+    kernels.adamw(settings, parameter.value, parameter.grad, moments.first, moments.second);
+    ++parameter.version;
+  }
+}
+
+double clip_factor(double norm, double limit) { return limit > 0.0 && norm > limit ? limit / norm : 1.0; }
+
+}  // namespace cadre

@@ -1,0 +1,42 @@
+// SPDX-License-Identifier: Apache-2.0
+// AdamW over the parameters of a rank: owns the two moments, updates values from gradients.
+#pragma once
+
+#include <vector>
+
+#include "comm/base/buffer.hpp"
+#include "layers/kernels/kernels.hpp"
+#include "layers/tensor/parameter_store.hpp"
+#include "runtime/config/run_config.hpp"
+
+namespace cadre {
+
+class AdamW {
+ public:
+  // Moments of one trained parameter, in its shape.
+  struct Moments {
+    Parameter* parameter;
+    Tensor first;   // exp_avg in checkpoints
+    Tensor second;  // exp_avg_sq
+  };
+
+  // Moments start at zero. The store must outlive it.
+  AdamW(ParameterStore& store, const TrainConfig& config);
+
+  // One update of every trained parameter. `grad_scale` multiplies gradients first; `step` counts from 1. Parameters
+  // that do not decay (norms, biases) get no weight decay.
+  void update(const Kernels& kernels, double learning_rate, double grad_scale, int64_t step);
+
+  const std::vector<Moments>& moments() const { return moments_; }
+  size_t bytes() const { return buffer_.bytes(); }
+
+ private:
+  TrainConfig config_;
+  Buffer buffer_;
+  std::vector<Moments> moments_;
+};
+
+// The factor that brings a gradient of this norm down to `limit`; 1 when it is below, or when limit is 0 (off).
+double clip_factor(double norm, double limit);
+
+}  // namespace cadre

@@ -1,0 +1,24 @@
+// SPDX-License-Identifier: Apache-2.0
+// Held-out loss and how evenly the experts were used.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "runtime/data/order.hpp"
+#include "runtime/train/worker.hpp"
+
+namespace cadre {
+
+struct Evaluation {
+  double loss = 0.0;  // mean nats a token
+  int64_t num_tokens = 0;
+  std::vector<std::vector<int64_t>> expert_counts;  // [mixture layers][E]
+};
+
+// Over the first `num_batches` global batches of `batch` sequences. Collective over the world; the same on all ranks
+// and for any number of them.
+Evaluation evaluate(Worker& worker, const BatchReader& reader, int64_t batch, int64_t sequence_length,
+                    int64_t num_batches);
+
+}  // namespace cadre

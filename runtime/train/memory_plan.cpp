@@ -1,0 +1,110 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "runtime/train/memory_plan.hpp"
+
+#include <unistd.h>
+
+#include <numeric>
+
+#include "comm/group/grid.hpp"
+#include "comm/progress/engine.hpp"
+#include "comm/transport/local.hpp"
+#include "layers/model/model.hpp"
+#include "layers/tensor/parameter_store.hpp"
+#include "runtime/train/micro_batch.hpp"
+
+namespace cadre {
+namespace {
+
+constexpr double kMiB = 1024.0 * 1024.0;
+
+Task<void> dry_step(Model& model, LaneContext& ctx, TokenBatch batch) {
+  Model::Saved saved;
+  Task<double> forward = model.forward(ctx, batch, saved);
+  co_await forward;
+  Task<void> backward = model.backward(ctx, saved);
+  co_await backward;
+}
+
+TokenBatch dry_batch(const RunConfig& config, int num_ranks, int rank) {
+  // The first micro-batch is as large as any up to one sequence.
+  const SequenceRange global =
+      part_of({0, config.train.batch}, config.train.micro_batches - 1, config.train.micro_batches);
+  const SequenceRange mine = part_of(global, rank, num_ranks);
+  const int64_t length = config.data.sequence_length;
+  const Tensor ids(nullptr, DType::i32, {mine.count * length});
+  return {ids, ids, {mine.count, length, ids}};
+}
+
+// Copies of the weights in the format of the bf16 products: one for forward, one for the input gradient.
+size_t packed_bytes(const RunConfig& config, const ParameterStore& store) {
+  if (config.compute.precision != "bf16") return 0;
+  size_t bytes = 0;
+  for (const Parameter* parameter : store.parameters()) {
+    const bool is_product = parameter->value.num_dims() == 2 && parameter->name() != "model.embed_tokens.weight";
+    if (is_product) bytes += 2 * size_of(DType::bf16) * static_cast<size_t>(parameter->value.numel());
+  }
+  return bytes;
+}
+
+void plan_on(std::unique_ptr<Transport> transport, const RunConfig& config, int num_ranks, int rank, MemoryPlan& plan) {
+  const Grid grid = Grid::make(num_ranks, static_cast<int>(config.parallel.expert));
+  Model model(config.model, make_expert_map(config.model, grid.expert), grid.expert_rank(rank));
+  ParameterStore store;
+  store.add_all(model);
+  store.allocate(DType::f32, /*with_grad=*/true, /*dry_run=*/true);
+
+  const Communicator alone(std::move(transport), "dry run");
+  Lane lane(0, alone.duplicate("expert"), alone.duplicate("data"));
+  ExchangeBytes exchange_bytes;
+  const auto exchange = make_dry_exchange(grid.expert_rank(rank), exchange_bytes);
+  const auto kernels = make_null_kernels();
+  Arena arena(Arena::Mode::dry_run);
+  LaneContext ctx = {{*kernels, arena, DType::f32},
+                     lane,
+                     *exchange,
+                     config.exchange.combine == "partial" ? CombineMode::partial : CombineMode::slot_order};
+  Task<void> step = dry_step(model, ctx, dry_batch(config, num_ranks, rank));
+  Engine().run(lane, step);
+
+  plan.lines = {{"parameters", store.value_bytes()},
+                {"gradients", store.grad_bytes()},
+                {"optimizer moments", 2 * store.grad_bytes()}};
+  if (const size_t packed = packed_bytes(config, store); packed > 0) plan.lines.push_back({"packed weights", packed});
+  for (const auto& [label, bytes] : arena.peak_table()) plan.lines.push_back({"activations: " + label, bytes});
+  plan.lines.push_back({"exchange", exchange_bytes.peak});
+}
+
+}  // namespace
+
+size_t MemoryPlan::total_bytes() const {
+  return std::accumulate(lines.begin(), lines.end(), size_t{0},
+                         [](size_t sum, const MemoryLine& line) { return sum + line.bytes; });
+}
+
+std::string MemoryPlan::table() const {
+  std::string text;
+  for (const MemoryLine& line : lines) {
+    text += fmt::format("  {:<28} {:>10.1f} MiB\n", line.what, static_cast<double>(line.bytes) / kMiB);
+  }
+  return text + fmt::format("  {:<28} {:>10.1f} MiB\n", "total", static_cast<double>(total_bytes()) / kMiB);
+}
+
+MemoryPlan plan_memory(const RunConfig& config, int num_ranks, int rank) {
+  MemoryPlan plan;
+  run_local_ranks(
+      1, [&](std::unique_ptr<Transport> transport) { plan_on(std::move(transport), config, num_ranks, rank, plan); });
+  return plan;
+}
+
+void check_memory(const MemoryPlan& plan, int ranks_on_host) {
+  const auto available = static_cast<size_t>(sysconf(_SC_AVPHYS_PAGES)) * static_cast<size_t>(sysconf(_SC_PAGESIZE));
+  const size_t wanted = plan.total_bytes() * static_cast<size_t>(ranks_on_host);
+  const auto physical = static_cast<size_t>(sysconf(_SC_PHYS_PAGES)) * static_cast<size_t>(sysconf(_SC_PAGESIZE));
+  CADRE_CHECK(wanted <= physical,
+              fmt::format("{} ranks of this host want {:.0f} MiB each, the host has {:.0f} MiB ({:.0f} free)",
+                          ranks_on_host, static_cast<double>(plan.total_bytes()) / kMiB,
+                          static_cast<double>(physical) / kMiB, static_cast<double>(available) / kMiB),
+              "lower train.batch, raise train.micro_batches, or use more hosts");
+}
+
+}  // namespace cadre

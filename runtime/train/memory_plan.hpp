@@ -1,0 +1,33 @@
+// SPDX-License-Identifier: Apache-2.0
+// The memory of a rank, known before it is allocated: one training step is run with the null back end over a dry arena
+// and a dry exchange, so the plan is what the code does and not a second description of it. Routing is assumed
+// balanced.
+#pragma once
+
+#include <cstddef>
+#include <string>
+#include <vector>
+
+#include "runtime/config/run_config.hpp"
+
+namespace cadre {
+
+struct MemoryLine {
+  std::string what;
+  size_t bytes;
+};
+
+struct MemoryPlan {
+  std::vector<MemoryLine> lines;
+
+  size_t total_bytes() const;
+  std::string table() const;  // one line each and the total, in MiB
+};
+
+// Of rank `rank` of `num_ranks`. Needs neither MPI nor the memory.
+MemoryPlan plan_memory(const RunConfig& config, int num_ranks, int rank);
+
+// Throws when the ranks of a host want more than it has available.
+void check_memory(const MemoryPlan& plan, int ranks_on_host);
+
+}  // namespace cadre

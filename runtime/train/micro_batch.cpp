@@ -1,0 +1,29 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "runtime/train/micro_batch.hpp"
+
+namespace cadre {
+
+SequenceRange part_of(const SequenceRange& range, int64_t index, int64_t parts) {
+  const int64_t begin = range.count * index / parts;
+  const int64_t end = range.count * (index + 1) / parts;
+  return {range.first + begin, end - begin};
+}
+
+MicroBatch::MicroBatch(const BatchReader& reader, int64_t step, const SequenceRange& range, int64_t sequence_length)
+    : num_sequences_(range.count),
+      sequence_length_(sequence_length),
+      ids_(static_cast<size_t>(range.count * sequence_length)),
+      targets_(ids_.size()),
+      positions_(ids_.size()) {
+  reader.fill_batch(step, range.first, range.count, ids_, targets_);
+  fill_positions(tokens().sequences, 0);
+}
+
+TokenBatch MicroBatch::tokens() {
+  const auto view = [](std::vector<int32_t>& values) {
+    return Tensor(values.data(), DType::i32, {static_cast<int64_t>(values.size())});
+  };
+  return {view(ids_), view(targets_), {num_sequences_, sequence_length_, view(positions_)}};
+}
+
+}  // namespace cadre

@@ -1,0 +1,38 @@
+// SPDX-License-Identifier: Apache-2.0
+// This rank's part of a global micro-batch. What a global micro-batch consists of depends on step and configuration
+// only; the ranks share it evenly, so results do not depend on their number.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "layers/model/model.hpp"
+#include "runtime/data/order.hpp"
+
+namespace cadre {
+
+// Sequences [first, first + count) of a global batch.
+struct SequenceRange {
+  int64_t first = 0;
+  int64_t count = 0;
+};
+
+// Part `index` of `range` cut in `parts`, as even as possible.
+SequenceRange part_of(const SequenceRange& range, int64_t index, int64_t parts);
+
+class MicroBatch {
+ public:
+  // Reads the sequences of `range` of the global batch of `step`.
+  MicroBatch(const BatchReader& reader, int64_t step, const SequenceRange& range, int64_t sequence_length);
+
+  // Views into this object.
+  TokenBatch tokens();
+  int64_t num_tokens() const { return static_cast<int64_t>(ids_.size()); }
+
+ private:
+  int64_t num_sequences_;
+  int64_t sequence_length_;
+  std::vector<int32_t> ids_, targets_, positions_;
+};
+
+}  // namespace cadre

@@ -1,0 +1,182 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "runtime/train/trainer.hpp"
+
+#include <cmath>
+#include <filesystem>
+#include <nlohmann/json.hpp>
+#include <utility>
+
+#include "comm/base/random.hpp"
+#include "comm/base/trace.hpp"
+#include "runtime/checkpoint/directory.hpp"
+#include "runtime/checkpoint/file.hpp"
+#include "runtime/config/run_file.hpp"
+#include "runtime/optim/lr_schedule.hpp"
+#include "runtime/train/evaluate.hpp"
+#include "runtime/train/step.hpp"
+
+namespace cadre {
+namespace {
+
+namespace fs = std::filesystem;
+
+double milliseconds(int64_t begin_ns) { return static_cast<double>(trace_clock_ns() - begin_ns) * 1e-6; }
+
+fs::path checkpoint_root(const RunConfig& config) { return fs::path(config.out) / "checkpoints"; }
+
+// What must not change between a save and the run that goes on from it: it decides the data order and the model.
+std::string continuity_hash(const RunConfig& config) {
+  return fmt::format("{:016x}", hash_name(fmt::format("{} seed {} batch {} micro_batches {} sequence_length {}",
+                                                      to_json(config.model).dump(), config.seed, config.train.batch,
+                                                      config.train.micro_batches, config.data.sequence_length)));
+}
+
+// Rank 0 only.
+void prepare_folder(const RunConfig& config) {
+  std::error_code error;
+  fs::create_directories(config.out, error);
+  CADRE_CHECK(!error, fmt::format("out = {} cannot be created: {}", config.out, error.message()),
+              "name a folder that can be written with out=PATH");
+  write_text_file(fs::path(config.out) / "run.toml", to_toml(config));
+  fs::remove(fs::path(config.out) / "FINISHED");
+}
+
+WorkerOptions worker_options(const RunConfig& config) {
+  return {.model = config.model,
+          .parallel = config.parallel,
+          .exchange = config.exchange,
+          .compute = config.compute,
+          .with_grad = true};
+}
+
+}  // namespace
+
+Trainer::Trainer(Communicator world, const RunConfig& config)
+    : config_(config),
+      dataset_(open_dataset(config.data, config.model.vocab_size)),
+      worker_(std::move(world), worker_options(config)),
+      train_reader_(dataset_.train, config.data.sequence_length, config.train.batch,
+                    static_cast<uint64_t>(config.seed)),
+      optimizer_(worker_.store(), config.train) {
+  worker_.store().initialise(static_cast<uint64_t>(config.seed));
+  resume();
+  if (worker_.world().rank() == 0) {
+    prepare_folder(config_);
+    log_.emplace(config_.out, steps_done_, config_.log.every);
+    if (steps_done_ > 0) log_->note(fmt::format("resumed after step {}", steps_done_));
+  }
+}
+
+void Trainer::run() {
+  const TrainConfig& train = config_.train;
+  const auto due = [&](int64_t every) { return every > 0 && steps_done_ % every == 0; };
+  while (steps_done_ < train.steps) {
+    const StepRecord record = step();
+    if (log_) log_->step(record);
+    const bool last = steps_done_ == train.steps;
+    if (last || due(train.eval_every)) {
+      const double loss = evaluate();
+      if (log_ && std::isfinite(loss)) log_->evaluation(steps_done_, loss);
+    }
+    if (last || due(config_.checkpoint.every)) save();
+  }
+  if (log_) write_text_file(fs::path(config_.out) / "FINISHED", fmt::format("{}\n", steps_done_));
+}
+
+StepRecord Trainer::step() {
+  const int64_t begin_ns = trace_clock_ns();
+  const Communicator& world = worker_.world();
+  const TrainConfig& train = config_.train;
+  const int64_t sequence_length = config_.data.sequence_length;
+  worker_.lane().position.step = steps_done_ + 1;
+  worker_.store().forget_grads();
+
+  LocalStep local = empty_local_step(worker_.model());
+  local.last_step_ms = last_step_ms_;
+  local.last_wait_ms = last_wait_ms_;
+  std::optional<StepReduction> reduction;
+  for (int64_t i = 0; i < train.micro_batches; ++i) {
+    const SequenceRange global = part_of({0, train.batch}, i, train.micro_batches);
+    MicroBatch micro_batch(train_reader_, steps_done_, part_of(global, world.rank(), world.size()), sequence_length);
+    ArenaScope scope(worker_.arena());
+    LaneContext ctx = worker_.context(1.0 / static_cast<double>(train.batch * sequence_length));
+    Model::Saved saved;
+    forward(worker_, ctx, micro_batch, saved, local);
+    // The metrics are known now; they travel while the last backward pass runs.
+    if (i + 1 == train.micro_batches) reduction.emplace(world, local);
+    backward(worker_, ctx, saved);
+  }
+  reduce_gradients(worker_);
+
+  StepRecord record;
+  record.step = steps_done_ + 1;
+  record.steps = train.steps;
+  record.moe_layers = worker_.model().moe_layers();
+  worker_.await(reduction->request());
+  record.global = reduction->finish();
+  record.grad_norm = gradient_norm(worker_);
+  if (!std::isfinite(record.global.loss) || !std::isfinite(record.grad_norm)) {
+    throw Error(ErrorKind::numerics,
+                fmt::format("step {}: loss {}, gradient norm {}", record.step, record.global.loss, record.grad_norm),
+                "lower train.learning_rate, or set train.grad_clip");
+  }
+  record.learning_rate = learning_rate_at(train, steps_done_);
+  optimizer_.update(worker_.kernels(), record.learning_rate, clip_factor(record.grad_norm, train.grad_clip),
+                    record.step);
+  update_biases(record.global);
+  ++steps_done_;
+
+  record.step_ms = last_step_ms_ = milliseconds(begin_ns);
+  last_wait_ms_ = static_cast<double>(trace_.take_totals()[static_cast<size_t>(TraceKind::wait)]) * 1e-6;
+  return record;
+}
+
+double Trainer::evaluate() {
+  const int64_t sequence_length = config_.data.sequence_length;
+  if (dataset_.validation.num_tokens() <= sequence_length) return std::nan("");
+  const BatchReader reader(dataset_.validation, sequence_length, config_.train.batch,
+                           static_cast<uint64_t>(config_.seed));
+  return cadre::evaluate(worker_, reader, config_.train.batch, sequence_length, config_.train.eval_batches).loss;
+}
+
+void Trainer::save() {
+  const CheckpointRanks ranks = {.world = worker_.world(),
+                                 .writes_experts = worker_.grid().expert_group(worker_.world().rank()) == 0,
+                                 .deadline_seconds = worker_.deadline_seconds()};
+  CheckpointState state;
+  state.model = config_.model;
+  state.run_toml = to_toml(config_);
+  state.manifest.step = steps_done_;
+  state.manifest.seed = static_cast<uint64_t>(config_.seed);
+  state.manifest.tokens_seen = steps_done_ * config_.train.batch * config_.data.sequence_length;
+  state.manifest.world_size = worker_.world().size();
+  state.manifest.config_hash = continuity_hash(config_);
+  const fs::path path = save_checkpoint(ranks, checkpoint_root(config_), state, worker_.store(), optimizer_,
+                                        static_cast<size_t>(config_.checkpoint.keep));
+  if (log_) log_->note(fmt::format("saved {}", path.string()));
+}
+
+void Trainer::resume() {
+  const std::string& from = config_.checkpoint.resume;
+  if (from == "never") return;
+  fs::path path = from;
+  if (from == "auto") {
+    const auto latest = latest_checkpoint(checkpoint_root(config_));
+    if (!latest) return;
+    path = latest->path;
+  }
+  const Manifest manifest = load_checkpoint(path, worker_.store(), &optimizer_);
+  CADRE_CHECK(manifest.config_hash == continuity_hash(config_),
+              fmt::format("{} was saved with another model, seed, batch or sequence length", path.string()),
+              "go on with the configuration in its run.toml, choose another out=, or checkpoint.resume=never");
+  steps_done_ = manifest.step;
+}
+
+void Trainer::update_biases(const GlobalStep& global) {
+  const std::vector<int>& moe_layers = worker_.model().moe_layers();
+  for (size_t i = 0; i < moe_layers.size(); ++i) {
+    worker_.model().block(moe_layers[i]).moe().update_bias(global.expert_counts[i], config_.model.bias_update_rate);
+  }
+}
+
+}  // namespace cadre

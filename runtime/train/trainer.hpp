@@ -1,0 +1,56 @@
+// SPDX-License-Identifier: Apache-2.0
+// The training run of one rank: steps, evaluation, checkpoints, logs.
+#pragma once
+
+#include <optional>
+
+#include "comm/base/trace.hpp"
+#include "runtime/checkpoint/model_checkpoint.hpp"
+#include "runtime/data/dataset.hpp"
+#include "runtime/data/order.hpp"
+#include "runtime/observe/run_log.hpp"
+#include "runtime/observe/step_metrics.hpp"
+#include "runtime/optim/adamw.hpp"
+#include "runtime/train/worker.hpp"
+
+namespace cadre {
+
+class Trainer {
+ public:
+  // Collective over `world`. Opens the data, builds the model, resumes when the configuration and the output folder say
+  // so. Throws before the first step on anything that cannot run.
+  Trainer(Communicator world, const RunConfig& config);
+
+  // Runs all steps that are left, then evaluates, saves and marks the run as finished.
+  void run();
+
+  // One optimiser step; the result is the same on all ranks.
+  StepRecord step();
+
+  // Mean loss in nats a token over `train.eval_batches` batches of the validation part, the same on all ranks.
+  double evaluate();
+
+  // Collective over the world. Writes out/checkpoints/step_<steps done>.
+  void save();
+
+  int64_t steps_done() const { return steps_done_; }
+  Worker& worker() { return worker_; }
+
+ private:
+  void resume();
+  void update_biases(const GlobalStep& global);
+
+  RunConfig config_;
+  Dataset dataset_;  // first: missing data is found before anything large is built
+  Worker worker_;
+  BatchReader train_reader_;
+  AdamW optimizer_;
+  std::optional<RunLog> log_;  // rank 0 only
+  TraceRecorder trace_{0};     // only its totals are used
+  TraceScope trace_scope_{trace_};
+  int64_t steps_done_ = 0;
+  double last_step_ms_ = 0.0;
+  double last_wait_ms_ = 0.0;
+};
+
+}  // namespace cadre
