@@ -6,6 +6,12 @@ foreach(guard layering files return-codes format shellcheck)
   add_test(NAME guard/${guard} COMMAND "${PROJECT_SOURCE_DIR}/cmake/guards/${guard}" "${PROJECT_SOURCE_DIR}")
 endforeach()
 add_test(NAME guard/self-test COMMAND "${PROJECT_SOURCE_DIR}/cmake/guards/self-test")
+
+# The program's own headers belong to no library; this one exists to have them compiled alone too.
+file(GLOB_RECURSE launch_headers CONFIGURE_DEPENDS "${PROJECT_SOURCE_DIR}/launch/*.hpp")
+add_library(cadre_launch_headers INTERFACE)
+target_sources(cadre_launch_headers INTERFACE FILE_SET HEADERS BASE_DIRS "${PROJECT_SOURCE_DIR}" FILES ${launch_headers})
+target_link_libraries(cadre_launch_headers INTERFACE cadre::runtime Boost::program_options)
 add_test(NAME guard/headers COMMAND "${CMAKE_COMMAND}" --build "${PROJECT_BINARY_DIR}" --target
          all_verify_interface_header_sets)
 set_tests_properties(guard/layering guard/files guard/return-codes guard/format guard/shellcheck guard/self-test

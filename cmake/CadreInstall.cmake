@@ -7,9 +7,7 @@ include(CMakePackageConfigHelpers)
 set(package_dir "${CMAKE_INSTALL_LIBDIR}/cmake/cadre")
 get_property(libraries GLOBAL PROPERTY CADRE_LIBRARIES)
 install(TARGETS ${libraries} EXPORT cadreTargets FILE_SET HEADERS DESTINATION "${CMAKE_INSTALL_INCLUDEDIR}/cadre")
-if(TARGET cadre)
-  install(TARGETS cadre)
-endif()
+install(TARGETS cadre)
 install(DIRECTORY launch/configs launch/mpirun launch/slurm DESTINATION "${CMAKE_INSTALL_DATADIR}/cadre"
         OPTIONAL USE_SOURCE_PERMISSIONS)
 

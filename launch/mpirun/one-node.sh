@@ -20,4 +20,4 @@ if ((EUID == 0)); then export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CO
 
 exec mpirun -n "$ranks" "${placement[@]}" \
   -x OMP_NUM_THREADS="$threads" -x OPENBLAS_NUM_THREADS="$threads" \
-  "$cadre" train "$@"
+  "$cadre" train "$1" compute.threads="$threads" "${@:2}"

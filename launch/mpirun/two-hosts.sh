@@ -25,4 +25,4 @@ if ((EUID == 0)); then export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CO
 exec mpirun --hostfile "$hostfile" --map-by "slot:PE=$threads" --bind-to core \
   --mca pml ob1 --mca btl self,vader,tcp "${network[@]}" \
   -x OMP_NUM_THREADS="$threads" -x OPENBLAS_NUM_THREADS="$threads" \
-  "$cadre" train "$@"
+  "$cadre" train "$1" compute.threads="$threads" "${@:2}"

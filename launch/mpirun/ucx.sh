@@ -24,4 +24,4 @@ if ((EUID == 0)); then export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CO
 
 exec mpirun --hostfile "$hostfile" --map-by "slot:PE=$threads" --bind-to core "${options[@]}" \
   -x OMP_NUM_THREADS="$threads" -x OPENBLAS_NUM_THREADS="$threads" \
-  "$cadre" train "$@"
+  "$cadre" train "$1" compute.threads="$threads" "${@:2}"

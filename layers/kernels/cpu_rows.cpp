@@ -1,7 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
 // Rows on their way to experts and back, and the embedding: every loop runs at the speed of memory.
-#include <algorithm>
-
 #include "layers/kernels/cpu.hpp"
 
 // clang-format off: foreach_target.h compiles this file once for each instruction set, and must come first.
@@ -21,8 +19,8 @@ void gather_scaled_rows(const float* src, const int32_t* index, const float* fac
                         size_t width) {
   for (size_t r = 0; r < num_rows; ++r, dst += width) {
     const float* row = src + static_cast<size_t>(index[r]) * width;
-    if (factors == nullptr) {
-      std::copy_n(row, width, dst);
+    if (factors == nullptr) {  // not memcpy, which takes 1.5 times as long on rows of some KiB
+      for_each_vector(width, [=](size_t i, auto lanes) HWY_ATTR { lanes.store(lanes.load(row + i), dst + i); });
       continue;
     }
     const Float factor = splat(factors[r]);

@@ -3,16 +3,14 @@
 
 #include <nlohmann/json.hpp>
 
-#include <array>
+#include <algorithm>
 #include <cstring>
-#include <functional>
-#include <memory>
 #include <optional>
 #include <set>
-#include <utility>
 
-#include "comm/transport/wait.hpp"
+#include "runtime/checkpoint/all_or_none.hpp"
 #include "runtime/checkpoint/directory.hpp"
+#include "runtime/checkpoint/named_tensors.hpp"
 #include "runtime/checkpoint/sharded.hpp"
 
 namespace cadre {
@@ -24,129 +22,32 @@ constexpr const char* kConfigFile = "config.json";
 constexpr const char* kRunFile = "run.toml";
 constexpr const char* kOptimizerFolder = "optimizer";
 
-// --- names ----------------------------------------------------------------------------------------------------------
-
-// A tensor of a file and the memory that it is written from or read into, f32.
-struct NamedTensor {
-  std::string name;
-  Tensor memory;
-};
-
-std::vector<int64_t> shape_of(const Tensor& tensor) {
-  std::vector<int64_t> shape;
-  for (int axis = 0; axis < tensor.num_dims(); ++axis) shape.push_back(tensor.dim(axis));
-  return shape;
-}
-
-// `whole` has the shape of the parameter; each of its parts has a name of its own.
-void append_parts(const Parameter& parameter, const Tensor& whole, std::string_view suffix,
-                  std::vector<NamedTensor>& tensors) {
-  for (const ParameterPart& part : parameter.parts) {
-    tensors.push_back({fmt::format("{}{}", part.name, suffix), whole.rows(part.first_row, part.num_rows)});
-  }
-}
-
-using Choice = std::function<bool(const Parameter&)>;
-
-std::vector<NamedTensor> values_of(const ParameterStore& store, const Choice& chosen) {
-  std::vector<NamedTensor> tensors;
-  for (const Parameter* parameter : store.parameters()) {
-    if (chosen(*parameter)) append_parts(*parameter, parameter->value, "", tensors);
-  }
-  return tensors;
-}
-
-std::vector<NamedTensor> moments_of(const AdamW& optimizer, const Choice& chosen) {
-  std::vector<NamedTensor> tensors;
-  for (const AdamW::Moments& moments : optimizer.moments()) {
-    if (!chosen(*moments.parameter)) continue;
-    append_parts(*moments.parameter, moments.first, ".exp_avg", tensors);
-    append_parts(*moments.parameter, moments.second, ".exp_avg_sq", tensors);
-  }
-  return tensors;
-}
-
-bool any_parameter(const Parameter& /*parameter*/) { return true; }
-
 // --- saving ---------------------------------------------------------------------------------------------------------
 
-void await(const CheckpointRanks& ranks, Request request) {
-  wait(request, ranks.deadline_seconds, {.phase = "saving a checkpoint"});
-}
-
-// Collective: the text of rank `root`.
-std::string broadcast_text(const CheckpointRanks& ranks, std::string text, int root) {
-  auto length = static_cast<int64_t>(text.size());
-  await(ranks, ranks.world.broadcast(std::span(&length, 1), root));
-  text.resize(static_cast<size_t>(length));
-  await(ranks, ranks.world.broadcast(std::span(text), root));
-  return text;
-}
-
-std::optional<Error> error_of(const std::function<void()>& action) {
-  try {
-    action();
-  } catch (const Error& error) {
-    return error;
-  } catch (const std::exception& error) {
-    return Error(ErrorKind::environment, error.what());
-  }
-  return std::nullopt;
-}
-
-// Collective. When `action` throws on any rank, all ranks throw: that one its own error, the others one that names it.
-void all_or_none(const CheckpointRanks& ranks, const std::function<void()>& action) {
-  const int rank = ranks.world.rank();
-  std::optional<Error> error = error_of(action);
-  int32_t first_failed = error ? rank : ranks.world.size();
-  await(ranks, ranks.world.all_reduce(std::span(&first_failed, 1), ReduceOp::min));
-  if (first_failed == ranks.world.size()) return;
-  const std::string text = broadcast_text(ranks, error ? error->text() : "", first_failed);
-  if (!error) {
-    error.emplace(ErrorKind::environment, fmt::format("rank {} failed to save the checkpoint: {}", first_failed, text),
-                  fmt::format("see the message of rank {}; the checkpoint before this one stands", first_failed));
-  }
-  error->rank = rank;
-  throw *error;
-}
-
-void on_rank_0(const CheckpointRanks& ranks, const std::function<void()>& action) {
-  all_or_none(ranks, [&] {
-    if (ranks.world.rank() == 0) action();
-  });
-}
-
-// What this rank, or a rank, wrote: one file in each folder.
+// What a rank that writes wrote: a file of values and one of moments.
 struct Shard {
   FileDigest values;
   FileDigest moments;
-};
-
-// The ranks that write, counted from 0: which of them this rank is, and how many there are.
-struct ShardNumber {
-  bool writes;
-  size_t index;
-  size_t count;
 };
 
 std::string shard_file(size_t index, size_t count) {
   return fmt::format("model-{:05}-of-{:05}.safetensors", index + 1, count);
 }
 
-// Collective.
-ShardNumber number_shards(const CheckpointRanks& ranks, bool writes) {
+// Collective: the name of this rank's files; only ranks that write are counted.
+std::string my_shard_file(const Communicator& world, const AllOrNone& together, bool writes) {
   const int32_t mine = writes ? 1 : 0;
-  std::vector<int32_t> all(static_cast<size_t>(ranks.world.size()));
-  await(ranks, ranks.world.all_gather(std::span(&mine, 1), std::span(all)));
-  const auto my_place = all.begin() + ranks.world.rank();
-  return {writes, static_cast<size_t>(std::count(all.begin(), my_place, 1)),
-          static_cast<size_t>(std::count(all.begin(), all.end(), 1))};
+  std::vector<int32_t> all(static_cast<size_t>(world.size()));
+  together.await(world.all_gather(std::span(&mine, 1), std::span(all)));
+  const auto index = std::count(all.begin(), all.begin() + world.rank(), 1);
+  const auto count = std::count(all.begin(), all.end(), 1);
+  return shard_file(static_cast<size_t>(index), static_cast<size_t>(count));
 }
 
-// Collective: what each shard was written with, in order of shards.
-std::vector<Shard> gather_shards(const CheckpointRanks& ranks, const Shard& mine) {
-  std::vector<Shard> all(static_cast<size_t>(ranks.world.size()));
-  await(ranks, ranks.world.all_gather(std::span(&mine, 1), std::span(all)));
+// Collective: all shards in their order. A rank that wrote none gives an empty one.
+std::vector<Shard> gather_shards(const Communicator& world, const AllOrNone& together, const Shard& mine) {
+  std::vector<Shard> all(static_cast<size_t>(world.size()));
+  together.await(world.all_gather(std::span(&mine, 1), std::span(all)));
   std::erase_if(all, [](const Shard& shard) { return shard.values.bytes == 0; });
   return all;
 }
@@ -193,8 +94,8 @@ void write_descriptions(const fs::path& staged, const CheckpointState& state, co
   const uint64_t bytes = write_index_of(staged, "", shards.size(), manifest);
   const auto wanted_bytes = static_cast<uint64_t>(count_parameters(state.model).total) * sizeof(float);
   if (bytes != wanted_bytes) {
-    throw Error(ErrorKind::internal, fmt::format("the ranks wrote {} bytes of parameters, the whole model has {}",
-                                                 bytes, wanted_bytes));
+    throw Error(ErrorKind::internal,
+                fmt::format("the ranks wrote {} bytes of parameters, the whole model has {}", bytes, wanted_bytes));
   }
   write_index_of(staged, kOptimizerFolder, shards.size(), manifest);
   manifest.files[kConfigFile] = write_text_file(staged / kConfigFile, to_json(state.model).dump(2) + "\n");
@@ -293,35 +194,35 @@ std::optional<Manifest> read_verified_manifest(const fs::path& directory) {
 
 fs::path save_checkpoint(const CheckpointRanks& ranks, const fs::path& root, const CheckpointState& state,
                          const ParameterStore& store, const AdamW& optimizer, size_t keep) {
-  const bool is_rank_0 = ranks.world.rank() == 0;
-  const Choice is_mine = [&](const Parameter& parameter) {
-    return parameter.placement == Placement::expert ? ranks.writes_experts : is_rank_0;
+  const Communicator& world = ranks.world;
+  const ParameterChoice is_mine = [&](const Parameter& parameter) {
+    return parameter.placement == Placement::expert ? ranks.writes_experts : world.rank() == 0;
   };
-  const std::vector<NamedTensor> values = values_of(store, is_mine);
-  const std::vector<NamedTensor> moments = moments_of(optimizer, is_mine);
-  const ShardNumber number = number_shards(ranks, !values.empty());
+  const std::vector<NamedTensor> values = name_values(store, is_mine);
+  const std::vector<NamedTensor> moments = name_moments(optimizer, is_mine);
+  const AllOrNone together(world, ranks.deadline_seconds, "saving a checkpoint");
+  const std::string file = my_shard_file(world, together, !values.empty());
 
   fs::path path;
-  on_rank_0(ranks, [&] {
+  together.run_on_rank_0([&] {
     path = stage_checkpoint(root, state.manifest.step);
     fs::create_directory(path / kOptimizerFolder);
   });
-  path = broadcast_text(ranks, path.string(), 0);
+  path = together.broadcast(path.string(), 0);
 
   Shard mine;
-  all_or_none(ranks, [&] {
-    if (!number.writes) return;
-    const std::string file = shard_file(number.index, number.count);
+  together.run([&] {
+    if (values.empty()) return;
     mine = {write_tensors(path / file, values), write_tensors(path / kOptimizerFolder / file, moments)};
   });
 
-  const std::vector<Shard> shards = gather_shards(ranks, mine);
-  on_rank_0(ranks, [&] {
+  const std::vector<Shard> shards = gather_shards(world, together, mine);
+  together.run_on_rank_0([&] {
     write_descriptions(path, state, shards);
     path = commit_checkpoint(root, state.manifest.step);
     prune_checkpoints(root, keep);
   });
-  return broadcast_text(ranks, path.string(), 0);
+  return together.broadcast(path.string(), 0);
 }
 
 Manifest load_checkpoint(const fs::path& directory, const ParameterStore& store, AdamW* optimizer) {
@@ -333,9 +234,10 @@ Manifest load_checkpoint(const fs::path& directory, const ParameterStore& store,
               "only a checkpoint that Cadre wrote holds the state of the optimiser");
 
   const Manifest* known = manifest ? &*manifest : nullptr;
-  const TensorLoad values(directory, "", known, values_of(store, any_parameter));
+  const TensorLoad values(directory, "", known, name_values(store, any_parameter));
   std::optional<TensorLoad> moments;
-  if (optimizer != nullptr) moments.emplace(directory, kOptimizerFolder, known, moments_of(*optimizer, any_parameter));
+  if (optimizer != nullptr)
+    moments.emplace(directory, kOptimizerFolder, known, name_moments(*optimizer, any_parameter));
 
   values.copy();
   if (moments) moments->copy();

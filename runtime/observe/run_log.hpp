@@ -1,14 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
-// What a run says: one line and one JSON object a step, a progress bar on a terminal. Rank 0 only.
+// What a run says: one line and one JSON object a step, a progress bar on a terminal, a warning in the end. Rank 0
+// only.
 #pragma once
 
 #include <cstdint>
 #include <filesystem>
 #include <fstream>
-#include <optional>
 #include <string>
 #include <vector>
 
+#include "runtime/observe/balance_alarm.hpp"
+#include "runtime/observe/progress_bar.hpp"
 #include "runtime/observe/step_metrics.hpp"
 
 namespace cadre {
@@ -23,25 +25,36 @@ struct StepRecord {
   std::vector<int> moe_layers;  // the layer of each row of global.expert_counts
 };
 
-// "step   12/300 | loss 2.1034 | norm 0.81 | lr 3.00e-03 | 112.4 ms | 36.4k tok/s | experts cv 0.31 maxvio 0.74 dead 0
-// |
-//  ranks cv 0.08 max/mean 1.10 | drop 0.00%"
+// "step  12/300 | loss 2.1034 | norm 0.81 | lr 3.00e-03 | 112.4 ms | 36.4k tok/s | wait 7.1% | experts cv 0.31
+//  maxvio 0.74 (layer 3) dead 0 | ranks cv 0.08 max/mean 1.10 | drop 0.00%", in one line.
+// `wait` is the share of the step before that the ranks waited, on average; "-" in the first step. A model without
+// mixture layers has no part from `experts` on.
 std::string step_line(const StepRecord& record);
-// The schema is written down in launch/README.md.
+
+// The schema is written down in launch/README.md. A number that is not finite becomes null.
 std::string step_json(const StepRecord& record);
 
 class RunLog {
  public:
-  // Appends to out/metrics.jsonl, first cut back to steps below or at `resumed_step` (0: a fresh run starts empty).
+  // Appends to out/metrics.jsonl, first cut back to steps below or at `resumed_step` (0: a fresh run starts empty). A
+  // last line that a crash tore is cut off too; any other damage is an error.
   RunLog(const std::filesystem::path& out, int64_t resumed_step, int64_t log_every);
 
+  // A JSON line for every step; a line of text for the first, the last and each `log_every`th. Throws
+  // ErrorKind::environment when the file cannot be written.
   void step(const StepRecord& record);
   void evaluation(int64_t step, double validation_loss);
   void note(const std::string& line);  // any other line
+  void summary();                      // at the end of the run: what the balance alarm has to say, if anything
 
  private:
+  void append(const std::string& json);
+
+  std::filesystem::path path_;
   std::ofstream metrics_;
   int64_t log_every_;
+  ProgressBar bar_;
+  BalanceAlarm alarm_;
 };
 
 }  // namespace cadre

@@ -7,9 +7,22 @@
 #include <span>
 #include <vector>
 
+#include "comm/base/buffer.hpp"
 #include "comm/group/communicator.hpp"
 
 namespace cadre {
+
+// How even a load is. All zero: zeros, and every entry is dead.
+struct BalanceFigures {
+  double cv = 0.0;       // standard deviation / mean (population)
+  double max_vio = 0.0;  // max / mean - 1 (Wang et al. 2024, arXiv 2408.15664)
+  int64_t min = 0;
+  int64_t max = 0;
+  double mean = 0.0;
+  double entropy = 0.0;  // of the shares, divided by log(n): 1 is even, 0 is all on one
+  int64_t dead = 0;      // entries without load
+};
+BalanceFigures balance_figures(std::span<const int64_t> load);
 
 // One rank's share of a step.
 struct LocalStep {
@@ -20,14 +33,14 @@ struct LocalStep {
   int64_t slots_received = 0;  // computed by this rank's experts
   int64_t slots_dropped = 0;
   int64_t crossing_bytes = 0;                       // sent to other ranks by dispatch and combine, forward
-  std::vector<std::vector<int64_t>> expert_counts;  // [mixture layers][E], by this rank's tokens
+  std::vector<std::vector<int64_t>> expert_counts;  // [mixture layers][E], by this rank's tokens; one E for all layers
   double last_step_ms = 0.0;  // of the step before: this one is not over when the reduction starts
   double last_wait_ms = 0.0;
 };
 
 // The same over all ranks.
 struct GlobalStep {
-  double loss = 0.0;  // mean over tokens, without the balance loss
+  double loss = 0.0;  // mean over tokens, without the balance loss; 0 when there was no token
   double balance_loss = 0.0;
   int64_t num_tokens = 0;
   int64_t slots_planned = 0;
@@ -38,35 +51,32 @@ struct GlobalStep {
   std::vector<int64_t> device_slots;                // [ranks] slots computed by each rank, all layers
   std::vector<double> device_step_ms;               // [ranks] of the step before
   std::vector<double> device_wait_ms;
+
+  double drop_rate() const;  // dropped / (planned + dropped)
+  // Over the experts of all layers together; the entropy is the mean over layers.
+  BalanceFigures expert_balance() const;
 };
 
-// The reduction under way.
+// The reduction under way. Move-only. Given up before the end, it leaves its memory to the transport.
 class StepReduction {
  public:
-  // Collective over `world`.
+  // Collective over `world`: all ranks have the same layers and experts.
   StepReduction(const Communicator& world, const LocalStep& local);
+  ~StepReduction();
+  StepReduction(StepReduction&&) noexcept = default;
+  StepReduction& operator=(StepReduction&&) = delete;
 
   Request& request() { return request_; }
-  // Only once the request is complete. Throws ErrorKind::internal when the law of conservation is broken:
-  // slots planned = slots received = sum of the expert counts.
+  // Only once the request is complete. Throws ErrorKind::internal, on all ranks, when the law of conservation is
+  // broken: slots planned = slots received = sum of the expert counts.
   GlobalStep finish() const;
 
  private:
-  int num_ranks_;
+  size_t num_ranks_;
   size_t num_layers_;
   size_t num_experts_;
-  std::vector<double> values_;
+  Buffer values_;  // of doubles
   Request request_;
 };
-
-// How even a load is. Zero entries everywhere give zeros and `dead` = all.
-struct BalanceFigures {
-  double cv = 0.0;       // standard deviation / mean (population)
-  double max_vio = 0.0;  // max / mean - 1 (Wang et al. 2024)
-  double min = 0.0, max = 0.0, mean = 0.0;
-  double entropy = 0.0;  // of the shares, divided by log(n): 1 is even, 0 is all on one
-  int64_t dead = 0;      // entries without load
-};
-BalanceFigures balance_figures(std::span<const int64_t> load);
 
 }  // namespace cadre

@@ -1,0 +1,195 @@
+// SPDX-License-Identifier: Apache-2.0
+// `cadre bench layer`: one mixture-of-experts layer, forward, backward and optimiser step, beside the time of exactly
+// the same products alone, measured in turn in the same process on fresh random tokens.
+#include "launch/bench_layer.hpp"
+
+#include <fmt/core.h>
+#include <nlohmann/json.hpp>
+
+#include <algorithm>
+#include <fstream>
+#include <memory>
+#include <vector>
+
+#include "comm/base/random.hpp"
+#include "comm/base/trace.hpp"
+#include "comm/progress/engine.hpp"
+#include "launch/statistics.hpp"
+#include "layers/moe/moe_layer.hpp"
+#include "layers/tensor/parameter_store.hpp"
+#include "runtime/optim/adamw.hpp"
+
+namespace cadre {
+namespace {
+
+MoeOptions layer_options(const BenchLayerOptions& options) {
+  return {.hidden = options.hidden,
+          .expert_width = options.ffn,
+          .activation = options.activation,
+          .router = {.hidden = options.hidden, .num_experts = options.experts, .top_k = options.top_k, .weights = {}}};
+}
+
+class LayerBench {
+ public:
+  LayerBench(const Communicator& world, const BenchLayerOptions& options)
+      : options_(options),
+        lane_(0, world.duplicate("expert"), world.duplicate("data")),
+        kernels_(make_cpu_kernels(options.precision)),
+        exchange_(make_flat_exchange(lane_.expert_group())),
+        layer_("mlp", layer_options(options), ExpertMap::contiguous(options.experts, world.size()), world.rank()),
+        ctx_{{*kernels_, arena_, DType::f32},
+             lane_,
+             *exchange_,
+             CombineMode::partial,
+             1.0 / static_cast<double>(options.tokens * world.size())} {
+    store_.add_all(layer_);
+    store_.allocate(DType::f32, /*with_grad=*/true, /*dry_run=*/false);
+    store_.initialise(1);
+    optimizer_.emplace(store_, TrainConfig{});
+    x_ = inputs_.take("x", DType::f32, {options.tokens, options.hidden});
+    dy_ = inputs_.take("dy", DType::f32, {options.tokens, options.hidden});
+  }
+
+  // Other tokens for every iteration, so that nothing is learned or cached.
+  void draw_tokens(int64_t iteration) {
+    const Random random(7, "bench", static_cast<uint64_t>(iteration * 4096 + lane_.data_group().rank()));
+    for (const Tensor& tensor : {x_, dy_}) {
+      auto* values = tensor.data<float>();
+      for (int64_t i = 0; i < tensor.numel(); ++i) {
+        values[i] = static_cast<float>(random.uniform(static_cast<uint64_t>(i)) * 2.0 - 1.0);
+      }
+    }
+  }
+
+  double step_ms() {
+    settle();
+    const int64_t begin = trace_clock_ns();
+    arena_.release({});
+    store_.forget_grads();
+    Task<void> task = forward_and_backward();
+    Engine().run(lane_, task);
+    store_.complete_grads();
+    optimizer_->update(*kernels_, 1e-3, 1.0, ++num_steps_);
+    return static_cast<double>(trace_clock_ns() - begin) * 1e-6;
+  }
+
+  // The products of the last step: per weight with its number of rows, forward, input gradient, weight gradient.
+  double floor_ms() {
+    arena_.release({});
+    settle();
+    const int64_t begin = trace_clock_ns();
+    for (Parameter* weight : store_.parameters()) {
+      const int64_t rows = rows_of(*weight);
+      ArenaScope scope(arena_);
+      const Tensor x = arena_.take("floor", DType::f32, {rows, weight->value.dim(1)});
+      const Tensor y = arena_.take("floor", DType::f32, {rows, weight->value.dim(0)});
+      kernels_->linear(x, *weight, y);
+      kernels_->linear_input_grad(y, *weight, x, Accumulate::no);
+      kernels_->linear_weight_grad(x, y, weight->grad, Accumulate::no);
+    }
+    return static_cast<double>(trace_clock_ns() - begin) * 1e-6;
+  }
+
+  double gflop() const {
+    double flops = 0.0;
+    for (Parameter* weight : store_.parameters()) {
+      flops += 6.0 * static_cast<double>(rows_of(*weight)) * static_cast<double>(weight->value.numel());
+    }
+    return flops * 1e-9;
+  }
+
+ private:
+  // All ranks start together.
+  void settle() const {
+    Request barrier = lane_.data_group().barrier();
+    wait(barrier);
+  }
+
+  Task<void> forward_and_backward() {
+    saved_ = {};
+    Task<Tensor> forward = layer_.forward(ctx_, x_, saved_);
+    co_await forward;
+    Task<Tensor> backward = layer_.input_grad(ctx_, saved_, dy_);
+    co_await backward;
+    layer_.weight_grad(ctx_, saved_);
+  }
+
+  // Rows of the last step: those of the expert, or all tokens for the router.
+  int64_t rows_of(const Parameter& weight) const {
+    if (weight.placement != Placement::expert) return options_.tokens;
+    const auto experts = layer_.expert_map().experts_of(lane_.expert_group().rank());
+    for (size_t e = 0; e < experts.size(); ++e) {
+      if (weight.name().starts_with(fmt::format("mlp.experts.{}.", experts[e]))) {
+        return saved_.experts.offsets[e + 1] - saved_.experts.offsets[e];
+      }
+    }
+    throw Error(ErrorKind::internal, fmt::format("{} belongs to no expert of this rank", weight.name()));
+  }
+
+  BenchLayerOptions options_;
+  Lane lane_;
+  std::unique_ptr<Kernels> kernels_;
+  std::unique_ptr<Exchange> exchange_;
+  MoeLayer layer_;
+  ParameterStore store_;
+  std::optional<AdamW> optimizer_;
+  Arena inputs_;
+  Arena arena_;
+  LaneContext ctx_;
+  MoeLayer::Saved saved_;
+  Tensor x_, dy_;
+  int64_t num_steps_ = 0;
+};
+
+nlohmann::json to_json(const Summary& summary) {
+  return {{"min", summary.min}, {"p50", summary.p50}, {"p95", summary.p95}};
+}
+
+}  // namespace
+
+void bench_layer(const Communicator& world, const BenchLayerOptions& options) {
+  LayerBench bench(world, options);
+  std::vector<double> steps, floors;
+  for (int64_t i = 0; i < options.warmup + options.iterations; ++i) {
+    bench.draw_tokens(i);
+    const double step = bench.step_ms();
+    const double floor = bench.floor_ms();
+    if (i < options.warmup) continue;
+    steps.push_back(step);
+    floors.push_back(floor);
+  }
+  // An iteration is over when its slowest rank is done.
+  const RankTimes step = gather_times(world, steps);
+  const RankTimes floor = gather_times(world, floors);
+  if (world.rank() != 0) return;
+
+  const double ratio = step.slowest.p50 / floor.slowest.p50;
+  fmt::print("layer {} ranks, {} tokens a rank, hidden {}, ffn {}, {} experts, top-{}, {}\n", world.size(),
+             options.tokens, options.hidden, options.ffn, options.experts, options.top_k,
+             options.precision == Precision::bf16 ? "bf16" : "fp32");
+  fmt::print("  step        min {:8.2f}  p50 {:8.2f}  p95 {:8.2f} ms   worst rank {}\n", step.slowest.min,
+             step.slowest.p50, step.slowest.p95, step.worst_rank);
+  fmt::print("  gemm floor  min {:8.2f}  p50 {:8.2f}  p95 {:8.2f} ms   {:.1f} GFLOP, {:.0f} GFLOP/s a rank\n",
+             floor.slowest.min, floor.slowest.p50, floor.slowest.p95, bench.gflop(),
+             bench.gflop() / (floor.slowest.p50 * 1e-3));
+  fmt::print("  ratio to floor {:.3f}\n", ratio);
+  if (options.json.empty()) return;
+
+  nlohmann::json json = {{"bench", "layer"},
+                         {"ranks", world.size()},
+                         {"tokens", options.tokens},
+                         {"hidden", options.hidden},
+                         {"ffn", options.ffn},
+                         {"experts", options.experts},
+                         {"top_k", options.top_k},
+                         {"precision", options.precision == Precision::bf16 ? "bf16" : "fp32"},
+                         {"step_ms", to_json(step.slowest)},
+                         {"gemm_floor_ms", floor.slowest.p50},
+                         {"gflop", bench.gflop()},
+                         {"ratio_to_floor", ratio}};
+  json["step_ms"]["worst_rank"] = step.worst_rank;
+  json["step_ms"]["worst_rank_p50"] = step.worst_rank_p50;
+  write_json_report(options.json, json);
+}
+
+}  // namespace cadre

@@ -1,0 +1,47 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "launch/checkpoint_argument.hpp"
+
+#include <algorithm>
+
+#include "comm/base/check.hpp"
+#include "runtime/checkpoint/directory.hpp"
+#include "runtime/checkpoint/model_checkpoint.hpp"
+#include "runtime/config/run_file.hpp"
+
+namespace cadre {
+
+namespace fs = std::filesystem;
+
+Field checkpoint_argument(std::string& path) {
+  return {"CHECKPOINT", &path, any(), "a checkpoint directory, or the folder of a run for its latest one"};
+}
+
+fs::path find_checkpoint(const std::string& argument) {
+  const fs::path path = argument;
+  CADRE_CHECK(fs::exists(path), fmt::format("{}: no such directory", argument),
+              "give a checkpoint directory or the folder of a run");
+  if (fs::exists(path / "config.json")) return path;
+  const auto latest = latest_checkpoint(path / "checkpoints");
+  CADRE_CHECK(latest.has_value(), fmt::format("{}: neither a checkpoint nor the folder of a run", argument),
+              "a checkpoint holds config.json and *.safetensors, the folder of a run checkpoints/latest");
+  return latest->path;
+}
+
+RunConfig run_config_of(const fs::path& checkpoint) {
+  const fs::path run_file = checkpoint / "run.toml";
+  RunConfig config = fs::exists(run_file) ? load_run_config(run_file.string(), {}) : RunConfig();
+  config.model = read_model_config(checkpoint);
+  config.data.sequence_length = std::min(config.data.sequence_length, config.model.max_position_embeddings);
+  config.parallel = {};
+  return config;
+}
+
+WorkerOptions inference_options(const RunConfig& config) {
+  return {.model = config.model,
+          .parallel = config.parallel,
+          .exchange = config.exchange,
+          .compute = config.compute,
+          .with_grad = false};
+}
+
+}  // namespace cadre

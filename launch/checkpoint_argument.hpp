@@ -1,0 +1,25 @@
+// SPDX-License-Identifier: Apache-2.0
+// The CHECKPOINT argument of commands: which directory it means, and how the model in it was trained.
+#pragma once
+
+#include <filesystem>
+#include <string>
+
+#include "comm/base/fields.hpp"
+#include "runtime/train/worker.hpp"
+
+namespace cadre {
+
+Field checkpoint_argument(std::string& path);
+
+// A checkpoint directory is itself; a run folder means its checkpoints/latest. Throws when it is neither.
+std::filesystem::path find_checkpoint(const std::string& argument);
+
+// The run.toml of the checkpoint, or defaults for one that another program wrote, with the model of its config.json.
+// All ranks share one set of experts, whatever the grid of the run was.
+RunConfig run_config_of(const std::filesystem::path& checkpoint);
+
+// A worker without gradients.
+WorkerOptions inference_options(const RunConfig& config);
+
+}  // namespace cadre

@@ -1,0 +1,30 @@
+// SPDX-License-Identifier: Apache-2.0
+// What a command of `cadre` is: one table of arguments and options, which the parser and --help are both made from, and
+// what to run. Each command lies in a file of its own; main.cpp lists them.
+#pragma once
+
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "comm/base/fields.hpp"
+#include "launch/job.hpp"
+
+namespace cadre {
+
+struct Command {
+  std::string name;
+  std::string summary;                            // one line
+  std::vector<Field> arguments = {};              // by place, all required; named as help shows them
+  std::vector<std::string>* overrides = nullptr;  // takes key=value arguments too
+  std::vector<Field> options = {};                // --name VALUE; a bool is a switch
+  std::function<std::string()> more_help = {};    // what --help says at the end
+  std::function<void(const Job&)> run = {};
+};
+
+Command train_command();
+Command eval_command();
+Command generate_command();
+Command inspect_command();
+
+}  // namespace cadre

@@ -1,0 +1,150 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "launch/command_line.hpp"
+
+#include <boost/program_options.hpp>
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <sstream>
+
+#include "comm/base/check.hpp"
+
+namespace cadre {
+namespace {
+
+namespace po = boost::program_options;
+
+constexpr unsigned kHelpWidth = 120;
+constexpr const char* kPlaced = "placed";  // where the parser collects the words without --
+
+std::string placeholder(const Field& field) {
+  if (std::holds_alternative<int64_t*>(field.member)) return "N";
+  return std::holds_alternative<double*>(field.member) ? "X" : "TEXT";
+}
+
+std::string option_help(const Field& field) {
+  const std::string allowed = allowed_text(field);
+  return allowed == "text" ? field.help : fmt::format("{}; {}", field.help, allowed);
+}
+
+void add_option(po::options_description& options, const Field& field) {
+  if (std::holds_alternative<bool*>(field.member)) {
+    options.add_options()(field.name.c_str(), po::bool_switch(std::get<bool*>(field.member)), field.help.c_str());
+    return;
+  }
+  auto* value = po::value<std::string>()->value_name(placeholder(field))->notifier([field](const std::string& text) {
+    assign_text(field, text, "--");
+  });
+  if (value_of(field) != FieldValue(std::string())) {
+    value->default_value(std::visit([](const auto& now) { return fmt::format("{}", now); }, value_of(field)));
+  }
+  options.add_options()(field.name.c_str(), value, option_help(field).c_str());
+}
+
+po::options_description options_of(const Command& command) {
+  po::options_description options("Options", kHelpWidth, kHelpWidth / 2);
+  for (const Field& field : command.options) add_option(options, field);
+  options.add_options()("help", po::bool_switch(), "print this and stop");
+  return options;
+}
+
+std::string help_of(const Command& command) {
+  std::ostringstream text;
+  text << "Usage: cadre " << command.name;
+  for (const Field& argument : command.arguments) text << ' ' << argument.name;
+  if (command.overrides != nullptr) text << " [key=value ...]";
+  text << " [options]\n" << command.summary << "\n\n";
+  for (const Field& argument : command.arguments) text << fmt::format("  {:<22}{}\n", argument.name, argument.help);
+  text << '\n' << options_of(command);
+  if (command.more_help) text << '\n' << command.more_help();
+  return text.str();
+}
+
+std::string help_of(const std::vector<Command>& commands) {
+  std::string text =
+      "Usage: cadre COMMAND [arguments] [options]\n"
+      "Trains and runs mixture-of-experts models over MPI. Works alone and under mpirun or srun.\n\n";
+  for (const Command& command : commands) text += fmt::format("  {:<14}{}\n", command.name, command.summary);
+  return text + "\n  cadre COMMAND --help   its arguments and options\n  cadre --version\n";
+}
+
+std::string see_help(const Command& command) { return fmt::format("see cadre {} --help", command.name); }
+
+po::variables_map parse(const Command& command, const po::options_description& visible,
+                        const std::vector<std::string>& words) {
+  po::options_description all;
+  all.add(visible).add_options()(kPlaced, po::value<std::vector<std::string>>());
+  po::positional_options_description placed;
+  placed.add(kPlaced, -1);
+  namespace style = po::command_line_style;
+  const int long_options = style::allow_long | style::long_allow_adjacent | style::long_allow_next;
+  po::variables_map values;
+  try {
+    po::store(po::command_line_parser(words).options(all).positional(placed).style(long_options).run(), values);
+  } catch (const po::unknown_option& error) {
+    std::vector<std::string> known;
+    for (const auto& option : visible.options()) known.push_back("--" + option->long_name());
+    throw Error(ErrorKind::input, fmt::format("unknown option {}", error.get_option_name()),
+                fmt::format("{}; {}", nearest_name_hint(error.get_option_name(), known), see_help(command)));
+  } catch (const po::error& error) {
+    throw Error(ErrorKind::input, fmt::format("command line: {}", error.what()), see_help(command));
+  }
+  return values;
+}
+
+void take_placed(const Command& command, const std::vector<std::string>& words) {
+  const size_t num_arguments = command.arguments.size();
+  for (size_t i = 0; i < num_arguments; ++i) {
+    const Field& argument = command.arguments[i];
+    CADRE_CHECK(i < words.size(), fmt::format("cadre {}: {} is missing", command.name, argument.name),
+                fmt::format("{}; {}", argument.help, see_help(command)));
+    assign_text(argument, words[i], "");
+  }
+  if (words.size() <= num_arguments) return;
+  CADRE_CHECK(command.overrides != nullptr,
+              fmt::format("cadre {}: one argument too many: {}", command.name, words[num_arguments]),
+              see_help(command));
+  command.overrides->assign(words.begin() + static_cast<std::ptrdiff_t>(num_arguments), words.end());
+}
+
+void print(const Job& job, const std::string& text) {
+  if (job.rank() == 0) fmt::print("{}", text);
+}
+
+// Names may have several words: "bench gemm".
+std::vector<std::string> parts_of(const std::string& name) {
+  std::istringstream words(name);
+  return {std::istream_iterator<std::string>(words), {}};
+}
+
+void run_command(const Command& command, const std::vector<std::string>& words, const Job& job) {
+  const po::options_description options = options_of(command);
+  po::variables_map values = parse(command, options, words);
+  if (values["help"].as<bool>()) return print(job, help_of(command));
+  po::notify(values);
+  take_placed(command,
+              values.count(kPlaced) > 0 ? values[kPlaced].as<std::vector<std::string>>() : std::vector<std::string>());
+  command.run(job);
+}
+
+}  // namespace
+
+void run_command_line(const std::vector<Command>& commands, const std::vector<std::string>& words, const Job& job) {
+  CADRE_CHECK(!words.empty(), "no command given", "see cadre --help");
+  const std::string& name = words.front();
+  if (name == "--help" || name == "-h" || name == "help") return print(job, help_of(commands));
+  if (name == "--version") return print(job, fmt::format("cadre {}\n", CADRE_VERSION));
+
+  std::vector<std::string> known;
+  for (const Command& command : commands) {
+    const std::vector<std::string> parts = parts_of(command.name);
+    if (std::ranges::mismatch(parts, words).in1 == parts.end()) {
+      return run_command(command, {words.begin() + static_cast<std::ptrdiff_t>(parts.size()), words.end()}, job);
+    }
+    known.push_back(command.name);
+  }
+  throw Error(ErrorKind::input, fmt::format("unknown command {}", name),
+              nearest_name_hint(name, known) + "; see cadre --help");
+}
+
+}  // namespace cadre

@@ -1,0 +1,78 @@
+// SPDX-License-Identifier: Apache-2.0
+// cadre eval: the loss on data that the model was not trained on, and how evenly its experts are used there.
+#include <fmt/format.h>
+
+#include <cmath>
+#include <memory>
+
+#include "launch/banner.hpp"
+#include "launch/checkpoint_argument.hpp"
+#include "launch/command.hpp"
+#include "layers/kernels/kernels.hpp"
+#include "runtime/checkpoint/model_checkpoint.hpp"
+#include "runtime/data/dataset.hpp"
+#include "runtime/observe/step_metrics.hpp"
+#include "runtime/train/evaluate.hpp"
+
+namespace cadre {
+namespace {
+
+struct Options {
+  std::string checkpoint;
+  std::string data;
+  int64_t batches = TrainConfig().eval_batches;
+  int64_t ranks = 0;
+};
+
+TokenSource held_out(const RunConfig& config) {
+  const DataConfig& data = config.data;
+  CADRE_CHECK(!data.path.empty(), "--data is missing, and the checkpoint does not say what it was trained on",
+              "a text file, a folder of them, or an llm.c token file");
+  if (data.validation_fraction == 0.0) return open_dataset(data, config.model.vocab_size).train;
+  return open_dataset(data, config.model.vocab_size).validation;
+}
+
+void print_evaluation(const Evaluation& evaluation, const std::vector<int>& moe_layers) {
+  fmt::print("loss {:.4f} nats a token, perplexity {:.3f}, over {} held-out tokens\n", evaluation.loss,
+             std::exp(evaluation.loss), evaluation.num_tokens);
+  for (size_t i = 0; i < moe_layers.size(); ++i) {
+    const BalanceFigures figures = balance_figures(evaluation.expert_counts[i]);
+    fmt::print("layer {:3} | experts cv {:.2f} maxvio {:.2f} entropy {:.3f} dead {} of {}\n", moe_layers[i], figures.cv,
+               figures.max_vio, figures.entropy, figures.dead, evaluation.expert_counts[i].size());
+  }
+}
+
+void run_eval(const Options& options, const Job& job) {
+  const std::filesystem::path checkpoint = find_checkpoint(options.checkpoint);
+  RunConfig config = run_config_of(checkpoint);
+  if (!options.data.empty()) config.data.path = options.data;
+  const BatchReader reader(held_out(config), config.data.sequence_length, config.train.batch,
+                           static_cast<uint64_t>(config.seed));
+  const WorkerOptions worker_options = inference_options(config);
+  set_kernel_threads(static_cast<int>(config.compute.threads));
+  job.on_ranks(options.ranks, [&](Communicator world) {
+    print_banner(world, config);
+    Worker worker(std::move(world), worker_options);
+    load_checkpoint(checkpoint, worker.store(), nullptr);
+    const Evaluation evaluation =
+        evaluate(worker, reader, config.train.batch, config.data.sequence_length, options.batches);
+    if (worker.world().rank() == 0) print_evaluation(evaluation, worker.model().moe_layers());
+  });
+}
+
+}  // namespace
+
+Command eval_command() {
+  const auto options = std::make_shared<Options>();
+  return {.name = "eval",
+          .summary = "measures the held-out loss of a checkpoint and the balance of its experts",
+          .arguments = {checkpoint_argument(options->checkpoint)},
+          .options = {{"data", &options->data, any(),
+                       "a text file, a folder of them, or an llm.c token file; the last data.validation_fraction of it "
+                       "is read. Without it: what the model was trained on"},
+                      {"batches", &options->batches, at_least(1), "batches of train.batch sequences"},
+                      ranks_option(options->ranks)},
+          .run = [options](const Job& job) { run_eval(*options, job); }};
+}
+
+}  // namespace cadre

@@ -1,0 +1,95 @@
+// SPDX-License-Identifier: Apache-2.0
+// cadre inspect: the size of a model, from its shape alone.
+#include <fmt/format.h>
+#include <nlohmann/json.hpp>
+
+#include <filesystem>
+#include <memory>
+
+#include "launch/checkpoint_argument.hpp"
+#include "launch/command.hpp"
+#include "layers/model/model.hpp"
+#include "layers/tensor/parameter_store.hpp"
+#include "runtime/checkpoint/file.hpp"
+#include "runtime/checkpoint/model_checkpoint.hpp"
+
+namespace cadre {
+namespace {
+
+struct Options {
+  std::string model;
+  std::string json_file;
+  int64_t ranks = 1;
+  int64_t sequence_length = 0;
+};
+
+struct RankBytes {
+  size_t parameters = 0;
+  size_t gradients = 0;
+  size_t optimizer = 0;  // the two moments of AdamW
+
+  size_t total() const { return parameters + gradients + optimizer; }
+};
+
+// Of the first rank, which holds as many experts as any.
+RankBytes bytes_of_a_rank(const ModelConfig& config, int num_ranks) {
+  Model model(config, make_expert_map(config, num_ranks), 0);
+  ParameterStore store;
+  store.add_all(model);
+  store.allocate(DType::f32, /*with_grad=*/true, /*dry_run=*/true);
+  return {store.value_bytes(), store.grad_bytes(), 2 * store.grad_bytes()};
+}
+
+std::string mebibytes(size_t bytes) { return fmt::format("{:.1f} MiB", static_cast<double>(bytes) / (1 << 20)); }
+
+ModelConfig find_model(const std::string& argument) {
+  if (std::filesystem::is_regular_file(argument)) return read_model_config(argument);
+  return read_model_config(find_checkpoint(argument));
+}
+
+void run_inspect(const Options& options, const Job& job) {
+  if (job.rank() != 0) return;
+  const ModelConfig config = find_model(options.model);
+  const int64_t length = options.sequence_length == 0 ? config.max_position_embeddings : options.sequence_length;
+  const ParameterCount count = count_parameters(config);
+  const double flops = flops_per_token(config, length);
+  const RankBytes bytes = bytes_of_a_rank(config, static_cast<int>(options.ranks));
+
+  fmt::print("parameters   {} in all, {} active for a token, {} of them in the embedding\n", count.total, count.active,
+             count.embedding);
+  fmt::print("FLOPs        {:.4g} a token, forward and backward, at sequence length {}\n", flops, length);
+  fmt::print("memory       {} a rank on {} ranks: parameters {}, gradients {}, optimizer {}\n",
+             mebibytes(bytes.total()), options.ranks, mebibytes(bytes.parameters), mebibytes(bytes.gradients),
+             mebibytes(bytes.optimizer));
+  if (options.json_file.empty()) return;
+  const nlohmann::json json = {
+      {"schema", "cadre.inspect/1"},
+      {"model", to_json(config)},
+      {"parameters", {{"total", count.total}, {"active", count.active}, {"embedding", count.embedding}}},
+      {"sequence_length", length},
+      {"flops_per_token", flops},
+      {"ranks", options.ranks},
+      {"bytes_per_rank",
+       {{"parameters", bytes.parameters},
+        {"gradients", bytes.gradients},
+        {"optimizer", bytes.optimizer},
+        {"total", bytes.total()}}},
+  };
+  write_text_file(options.json_file, json.dump(2) + "\n");
+}
+
+}  // namespace
+
+Command inspect_command() {
+  const auto options = std::make_shared<Options>();
+  return {.name = "inspect",
+          .summary = "says how large a model is: parameters, FLOPs, memory of a rank",
+          .arguments = {{"MODEL", &options->model, any(), "a config.json, a checkpoint, or the folder of a run"}},
+          .options = {{"json", &options->json_file, any(), "write it to this file too, as JSON"},
+                      {"ranks", &options->ranks, between(1, 1 << 20), "ranks that share one set of experts"},
+                      {"sequence-length", &options->sequence_length, at_least(0),
+                       "for the FLOPs of attention; 0 for the longest the model takes"}},
+          .run = [options](const Job& job) { run_inspect(*options, job); }};
+}
+
+}  // namespace cadre

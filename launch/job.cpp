@@ -1,0 +1,159 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "launch/job.hpp"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <filesystem>
+#include <new>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "comm/transport/local.hpp"
+
+namespace cadre {
+namespace {
+
+// What a launcher tells each process it starts. The variables of a Slurm allocation (SLURM_NTASKS) do not count: a
+// batch script may well run one process.
+struct Launcher {
+  const char* size_variable;
+  const char* rank_variable;
+};
+constexpr std::array<Launcher, 3> kLaunchers = {{
+    {"OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"},
+    {"PMI_SIZE", "PMI_RANK"},
+    {"SLURM_STEP_NUM_TASKS", "SLURM_PROCID"},
+}};
+
+struct Launched {
+  const char* variable = nullptr;
+  int size = 1;
+  int rank = 0;
+};
+
+// By the innermost launcher.
+Launched launched_as() {
+  for (const Launcher& launcher : kLaunchers) {
+    const char* size = std::getenv(launcher.size_variable);
+    const char* rank = std::getenv(launcher.rank_variable);
+    if (size != nullptr) return {launcher.size_variable, std::atoi(size), rank == nullptr ? 0 : std::atoi(rank)};
+  }
+  return {};
+}
+
+std::string host_name() {
+  std::array<char, 256> name{};
+  return gethostname(name.data(), name.size() - 1) == 0 ? name.data() : "an unknown host";
+}
+
+// One line, whatever the text of a library looks like, in one write.
+void print_error(const std::string& rank, const Error& error) {
+  std::string line = fmt::format("cadre: error: {}{}", rank, error.what());
+  std::ranges::replace(line, '\n', ' ');
+  std::fflush(stdout);
+  fmt::print(stderr, "{}\n", line);
+}
+
+constexpr int kFailureTag = 0;
+constexpr std::chrono::seconds kNewsTime{2};    // for a lower rank that runs into the same error
+constexpr std::chrono::seconds kAbortTime{10};  // for it to end the job
+
+}  // namespace
+
+Field ranks_option(int64_t& thread_ranks) {
+  return {"ranks", &thread_ranks, between(0, 1024), "threads of this process as ranks, without MPI; 0 for MPI's ranks"};
+}
+
+Job::Job(int* argc, char*** argv) : session_(argc, argv), failures_(make_mpi_world()) {}
+
+void Job::check_launcher() const {
+  const Launched launched = launched_as();
+  if (size() > 1 || launched.size <= 1) return;
+  throw Error(
+      ErrorKind::environment,
+      fmt::format("{} processes were started ({}) but MPI runs each of them alone", launched.size, launched.variable),
+      "use srun --mpi=pmix, or the mpirun of the MPI library that cadre was built with");
+}
+
+int Job::num_ranks(int64_t thread_ranks) const {
+  CADRE_CHECK(thread_ranks == 0 || size() == 1,
+              fmt::format("--ranks = {}, allowed: 0 in a job of {} processes", thread_ranks, size()),
+              "--ranks makes ranks of threads; leave it out under mpirun and srun");
+  return thread_ranks == 0 ? size() : static_cast<int>(thread_ranks);
+}
+
+void Job::on_ranks(int64_t thread_ranks, const std::function<void(Communicator)>& body) const {
+  if (thread_ranks == 0) return body(Communicator(make_mpi_world(), "world"));
+  run_local_ranks(num_ranks(thread_ranks),
+                  [&](std::unique_ptr<Transport> transport) { body(Communicator(std::move(transport), "world")); });
+}
+
+// Most errors come to all ranks alike. So each one that fails tells those above it, and listens to those below it
+// before it speaks.
+bool Job::lower_rank_failed() const {
+  std::byte news{1};
+  std::vector<Request> told;
+  std::vector<Request> heard;
+  for (int peer = rank() + 1; peer < size(); ++peer) {
+    told.push_back(failures_->send(std::span(&news, 1), peer, kFailureTag));
+  }
+  std::vector<std::byte> lower(static_cast<size_t>(rank()));
+  for (int peer = 0; peer < rank(); ++peer) {
+    heard.push_back(failures_->receive(std::span(lower).subspan(static_cast<size_t>(peer), 1), peer, kFailureTag));
+  }
+  const auto end = std::chrono::steady_clock::now() + kNewsTime;
+  while (!heard.empty() && std::chrono::steady_clock::now() < end) {
+    for (Request& request : told) static_cast<void>(request.test());
+    if (std::ranges::any_of(heard, [](Request& request) { return request.test(); })) return true;
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  }
+  return false;
+}
+
+int Job::fail(const Error& error) const {
+  const int code = exit_code(error.kind());
+  if (size() == 1) {
+    if (launched_as().rank == 0) print_error("", error);
+    return code;
+  }
+  try {
+    if (lower_rank_failed()) std::this_thread::sleep_for(kAbortTime);
+  } catch (const std::exception&) {
+    // MPI itself is broken: the error at hand matters more.
+  }
+  const bool tell_rank = rank() > 0 || error.kind() != ErrorKind::input;
+  print_error(tell_rank ? fmt::format("rank {} on {}: ", rank(), host_name()) : "", error);
+  abort_mpi_job(code);
+}
+
+Error as_error(const std::exception_ptr& exception) {
+  try {
+    std::rethrow_exception(exception);
+  } catch (const Error& error) {
+    return error;
+  } catch (const std::bad_alloc&) {
+    return {ErrorKind::environment, "out of memory", "use more ranks, smaller batches or a smaller model"};
+  } catch (const std::filesystem::filesystem_error& error) {
+    return {ErrorKind::environment, error.what(), "check that the path exists and that you may use it"};
+  } catch (const std::exception& error) {
+    return {ErrorKind::internal, error.what()};
+  } catch (...) {
+    return {ErrorKind::internal, "an exception of unknown type"};
+  }
+}
+
+void terminate_job() {
+  const std::exception_ptr exception = std::current_exception();
+  const Error error =
+      exception ? as_error(exception) : Error(ErrorKind::internal, "std::terminate without an exception");
+  print_error("", error);
+  abort_mpi_job(exit_code(error.kind()));
+}
+
+}  // namespace cadre

@@ -1,0 +1,54 @@
+// SPDX-License-Identifier: Apache-2.0
+// This process as a part of its job: alone, or one of the ranks that mpirun or srun started. Knows how a job ends with
+// an error: one line on stderr, every rank gone, a code that tells the kind (README.md lists them).
+#pragma once
+
+#include <cstdint>
+#include <exception>
+#include <functional>
+#include <memory>
+
+#include "comm/base/check.hpp"
+#include "comm/base/fields.hpp"
+#include "comm/group/communicator.hpp"
+#include "comm/transport/mpi.hpp"
+
+namespace cadre {
+
+// --ranks of a command; 0 means those of the job.
+Field ranks_option(int64_t& thread_ranks);
+
+class Job {
+ public:
+  // Starts MPI; the one Job of a process lives as long as `main`.
+  Job(int* argc, char*** argv);
+
+  int rank() const { return failures_->rank(); }
+  int size() const { return failures_->size(); }
+
+  // Throws when a launcher started several processes that MPI does not know to be one job.
+  void check_launcher() const;
+
+  // How many ranks on_ranks gives. Throws when thread ranks are asked for in a job of several processes.
+  int num_ranks(int64_t thread_ranks) const;
+  // Runs `body` with the world of each rank: the processes of the job, or that many threads of this process.
+  void on_ranks(int64_t thread_ranks, const std::function<void(Communicator)>& body) const;
+
+  // Prints the error and returns the exit code; in a job of several processes ends all of them instead. When ranks fail
+  // together, the lowest speaks.
+  int fail(const Error& error) const;
+
+ private:
+  bool lower_rank_failed() const;
+
+  MpiSession session_;
+  std::unique_ptr<Transport> failures_;  // carries nothing but news of failure
+};
+
+// The Error that is, or stands for, this exception.
+Error as_error(const std::exception_ptr& exception);
+
+// For std::set_terminate: prints what was thrown and ends the job.
+[[noreturn]] void terminate_job();
+
+}  // namespace cadre

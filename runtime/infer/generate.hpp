@@ -1,0 +1,25 @@
+// SPDX-License-Identifier: Apache-2.0
+// Lets a model go on with a text, token by token, with the keys and values of what it has read in a cache.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <span>
+
+#include "runtime/infer/sample.hpp"
+#include "runtime/train/worker.hpp"
+
+namespace cadre {
+
+struct GenerateOptions {
+  int64_t max_new = 200;
+  Sampling sampling;
+};
+
+// Makes up to `max_new` tokens, fewer when the model chooses its eos_token_id, which is not emitted. Collective over
+// the expert-parallel group: its first rank holds the text and calls `emit` with each token as it is made; the others
+// lend their experts, bring no token of their own and never call it. `prompt` and options are the same on all ranks.
+void generate(Worker& worker, std::span<const int32_t> prompt, const GenerateOptions& options,
+              const std::function<void(int32_t)>& emit);
+
+}  // namespace cadre

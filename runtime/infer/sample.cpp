@@ -1,0 +1,49 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "runtime/infer/sample.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+#include <vector>
+
+#include "comm/base/check.hpp"
+#include "comm/base/random.hpp"
+
+namespace cadre {
+namespace {
+
+// The ids to choose among, likeliest first when some are left out.
+std::vector<int32_t> kept_tokens(std::span<const float> logits, const Sampling& sampling) {
+  std::vector<int32_t> ids(logits.size());
+  std::iota(ids.begin(), ids.end(), 0);
+  const size_t wanted = sampling.temperature == 0.0 ? 1 : static_cast<size_t>(sampling.top_k);
+  if (wanted == 0 || wanted >= ids.size()) return ids;
+  const auto likelier = [&](int32_t a, int32_t b) { return logits[a] != logits[b] ? logits[a] > logits[b] : a < b; };
+  std::partial_sort(ids.begin(), ids.begin() + static_cast<std::ptrdiff_t>(wanted), ids.end(), likelier);
+  ids.resize(wanted);
+  return ids;
+}
+
+}  // namespace
+
+int32_t sample_token(std::span<const float> logits, const Sampling& sampling, int64_t position) {
+  if (!std::ranges::all_of(logits, [](float logit) { return std::isfinite(logit); })) {
+    throw Error(ErrorKind::numerics, fmt::format("the logits of token {} are not finite", position),
+                "the weights are damaged, or the model diverged in training");
+  }
+  const std::vector<int32_t> ids = kept_tokens(logits, sampling);
+  if (ids.size() == 1) return ids.front();
+
+  const float largest = *std::ranges::max_element(logits);
+  std::vector<double> cumulative(ids.size());
+  double sum = 0.0;
+  for (size_t i = 0; i < ids.size(); ++i) {
+    sum += std::exp((static_cast<double>(logits[ids[i]]) - largest) / sampling.temperature);
+    cumulative[i] = sum;
+  }
+  const double drawn = sum * Random(sampling.seed, "sample", 0).uniform(static_cast<uint64_t>(position));
+  const auto found = std::ranges::upper_bound(cumulative, drawn);
+  return ids[std::min(static_cast<size_t>(found - cumulative.begin()), ids.size() - 1)];
+}
+
+}  // namespace cadre

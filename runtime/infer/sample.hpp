@@ -1,0 +1,21 @@
+// SPDX-License-Identifier: Apache-2.0
+// From logits to the next token.
+#pragma once
+
+#include <cstdint>
+#include <span>
+
+namespace cadre {
+
+struct Sampling {
+  double temperature = 1.0;  // 0: always the likeliest token
+  int64_t top_k = 0;         // choose among that many likeliest tokens; 0: among all
+  uint64_t seed = 0;
+};
+
+// Draws from softmax(logits / temperature) over the kept tokens, with the random number of (seed, position): the same
+// text wherever and on however many ranks it is made. Of equal logits the lower id counts as likelier. Throws
+// ErrorKind::numerics on a NaN or infinite logit.
+int32_t sample_token(std::span<const float> logits, const Sampling& sampling, int64_t position);
+
+}  // namespace cadre

@@ -1,0 +1,53 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "runtime/observe/progress_bar.hpp"
+
+#include <fmt/format.h>
+#include <unistd.h>
+
+#include <cstdio>
+#include <cstdlib>
+
+namespace cadre {
+namespace {
+
+constexpr int kBarWidth = 20;
+constexpr const char* kEraseLine = "\r\x1b[K";
+
+std::string clock_text(int64_t seconds) {
+  return fmt::format("{}:{:02}:{:02}", seconds / 3600, seconds / 60 % 60, seconds % 60);
+}
+
+// A bar is not worth an error: what cannot be written is lost.
+void write_stderr(const std::string& text) {
+  static_cast<void>(std::fputs(text.c_str(), stderr));
+  static_cast<void>(std::fflush(stderr));
+}
+
+}  // namespace
+
+std::string progress_text(double fraction, int64_t elapsed_seconds, int64_t left_seconds) {
+  const auto filled = static_cast<size_t>(fraction * kBarWidth);
+  return fmt::format("[{:.<{}}] {:>3}% | {} elapsed | {} left", std::string(filled, '#'), kBarWidth,
+                     static_cast<int>(fraction * 100.0), clock_text(elapsed_seconds), clock_text(left_seconds));
+}
+
+ProgressBar::ProgressBar(int64_t done_before)
+    : enabled_(::isatty(STDERR_FILENO) == 1 && std::getenv("SLURM_JOB_ID") == nullptr), done_before_(done_before) {}
+
+void ProgressBar::update(int64_t done, int64_t total) {
+  if (!enabled_) return;
+  if (done <= done_before_ || done >= total) return clear();
+  const std::chrono::duration<double> elapsed = Clock::now() - begin_;
+  const double left = elapsed.count() / static_cast<double>(done - done_before_) * static_cast<double>(total - done);
+  const double fraction = static_cast<double>(done) / static_cast<double>(total);
+  write_stderr(kEraseLine + progress_text(fraction, static_cast<int64_t>(elapsed.count()), static_cast<int64_t>(left)));
+  drawn_ = true;
+}
+
+void ProgressBar::clear() {
+  if (!drawn_) return;
+  write_stderr(kEraseLine);
+  drawn_ = false;
+}
+
+}  // namespace cadre

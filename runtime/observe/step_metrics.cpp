@@ -1,0 +1,152 @@
+// SPDX-License-Identifier: Apache-2.0
+// The vector that is reduced: sums | expert counts [layers][E] | per rank: slots received, step time, wait time. A rank
+// writes its own place of the last three and zeros elsewhere, so that the sum gathers. Whole numbers below 2^53 stay
+// exact in a double, in any order of additions.
+#include "runtime/observe/step_metrics.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <numeric>
+
+#include "comm/base/check.hpp"
+
+namespace cadre {
+namespace {
+
+std::vector<double> values_of(const LocalStep& local, size_t rank, size_t num_ranks) {
+  std::vector<double> values = {local.loss_sum,
+                                local.balance_loss,
+                                static_cast<double>(local.num_tokens),
+                                static_cast<double>(local.slots_planned),
+                                static_cast<double>(local.slots_dropped),
+                                static_cast<double>(local.crossing_bytes)};
+  for (const std::vector<int64_t>& counts : local.expert_counts) {
+    CADRE_ASSERT(counts.size() == local.expert_counts.front().size());
+    for (const int64_t count : counts) values.push_back(static_cast<double>(count));
+  }
+  for (const double mine : {static_cast<double>(local.slots_received), local.last_step_ms, local.last_wait_ms}) {
+    const size_t first = values.size();
+    values.resize(first + num_ranks, 0.0);
+    values[first + rank] = mine;
+  }
+  return values;
+}
+
+// Takes the totals in the order in which values_of wrote them.
+class Totals {
+ public:
+  explicit Totals(const double* first) : next_(first) {}
+
+  double number() { return *next_++; }
+  int64_t integer() { return std::llround(number()); }
+  std::vector<double> numbers(size_t count) {
+    std::vector<double> result(count);
+    for (double& value : result) value = number();
+    return result;
+  }
+  std::vector<int64_t> integers(size_t count) {
+    std::vector<int64_t> result(count);
+    for (int64_t& value : result) value = integer();
+    return result;
+  }
+
+ private:
+  const double* next_;
+};
+
+int64_t sum_of(std::span<const int64_t> values) { return std::accumulate(values.begin(), values.end(), int64_t{0}); }
+
+void check_conservation(const GlobalStep& global) {
+  int64_t counted = 0;
+  for (const std::vector<int64_t>& counts : global.expert_counts) counted += sum_of(counts);
+  if (global.slots_planned == global.slots_received && global.slots_received == counted) return;
+  throw Error(ErrorKind::internal,
+              fmt::format("token slots are not conserved over the world: {} planned by the senders, {} received by the "
+                          "experts, {} counted by the routers; all three must be equal",
+                          global.slots_planned, global.slots_received, counted),
+              "an exchange lost or doubled rows; set another exchange.strategy and report the case");
+}
+
+}  // namespace
+
+BalanceFigures balance_figures(std::span<const int64_t> load) {
+  BalanceFigures figures;
+  if (load.empty()) return figures;
+  const auto [min, max] = std::ranges::minmax(load);
+  const auto total = static_cast<double>(sum_of(load));
+  const auto num_entries = static_cast<double>(load.size());
+  figures.min = min;
+  figures.max = max;
+  figures.mean = total / num_entries;
+  figures.dead = std::ranges::count(load, 0);
+  if (max == 0) return figures;
+
+  double squares = 0.0;
+  double entropy = 0.0;
+  for (const int64_t entry : load) {
+    const double deviation = static_cast<double>(entry) - figures.mean;
+    const double share = static_cast<double>(entry) / total;
+    squares += deviation * deviation;
+    if (entry > 0) entropy -= share * std::log(share);
+  }
+  figures.cv = std::sqrt(squares / num_entries) / figures.mean;
+  figures.max_vio = static_cast<double>(max) / figures.mean - 1.0;
+  figures.entropy = load.size() == 1 ? 1.0 : entropy / std::log(num_entries);
+  return figures;
+}
+
+double GlobalStep::drop_rate() const {
+  const int64_t wanted = slots_planned + slots_dropped;
+  return wanted == 0 ? 0.0 : static_cast<double>(slots_dropped) / static_cast<double>(wanted);
+}
+
+BalanceFigures GlobalStep::expert_balance() const {
+  if (expert_counts.empty()) return {};
+  std::vector<int64_t> all_layers;
+  double entropy_sum = 0.0;
+  for (const std::vector<int64_t>& counts : expert_counts) {
+    all_layers.insert(all_layers.end(), counts.begin(), counts.end());
+    entropy_sum += balance_figures(counts).entropy;
+  }
+  BalanceFigures figures = balance_figures(all_layers);
+  figures.entropy = entropy_sum / static_cast<double>(expert_counts.size());
+  return figures;
+}
+
+StepReduction::StepReduction(const Communicator& world, const LocalStep& local)
+    : num_ranks_(static_cast<size_t>(world.size())),
+      num_layers_(local.expert_counts.size()),
+      num_experts_(num_layers_ == 0 ? 0 : local.expert_counts.front().size()) {
+  const std::vector<double> mine = values_of(local, static_cast<size_t>(world.rank()), num_ranks_);
+  values_ = Buffer(mine.size() * sizeof(double));
+  std::memcpy(values_.data(), mine.data(), values_.bytes());
+  request_ = world.all_reduce(std::span(values_.as<double>(), mine.size()), ReduceOp::sum);
+}
+
+StepReduction::~StepReduction() {
+  if (!request_.done()) request_.own(std::move(values_));
+}
+
+GlobalStep StepReduction::finish() const {
+  CADRE_ASSERT(request_.done());
+  Totals totals(values_.as<double>());
+  GlobalStep global;
+  const double loss_sum = totals.number();
+  global.balance_loss = totals.number();
+  global.num_tokens = totals.integer();
+  global.slots_planned = totals.integer();
+  global.slots_dropped = totals.integer();
+  global.crossing_bytes = totals.integer();
+  for (size_t layer = 0; layer < num_layers_; ++layer) global.expert_counts.push_back(totals.integers(num_experts_));
+  global.device_slots = totals.integers(num_ranks_);
+  global.device_step_ms = totals.numbers(num_ranks_);
+  global.device_wait_ms = totals.numbers(num_ranks_);
+
+  global.slots_received = sum_of(global.device_slots);
+  if (global.num_tokens > 0) global.loss = loss_sum / static_cast<double>(global.num_tokens);
+  check_conservation(global);
+  return global;
+}
+
+}  // namespace cadre

@@ -1,0 +1,65 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+# The life of a run on two ranks: train, evaluate, generate, carry on. Usage: run_test.sh CADRE [LAUNCHER...]
+# shellcheck source=tests/launch/common.sh
+source "$(dirname "$0")/common.sh" "$@"
+
+run=$folder/run.toml
+checkpoint=$folder/run/checkpoints/latest
+
+# steps_logged: the steps of metrics.jsonl, in order; an evaluation logs its step too, so each counts once.
+steps_logged() { grep -o '"step": *[0-9]*' "$folder/run/metrics.jsonl" | grep -o '[0-9]*' | uniq | xargs; }
+
+on_two_ranks train "$run" --print-config
+succeeded print-config
+says "hidden_size = 16" "deadline_s = 30"
+[[ ! -e "$folder/run" ]] || fail "--print-config trained"
+
+on_two_ranks train "$run"
+succeeded train
+says "2 ranks on 1 hosts" "data 2 x expert 2" "combine slot_order" "fp32" "cpus"
+[[ -e "$folder/run/FINISHED" ]] || fail "no FINISHED"
+[[ "$(steps_logged)" == "1 2 3" ]] || fail "logged steps: $(steps_logged)"
+
+# The same numbers from a checkpoint directory, from the folder of the run, and on one rank. An untrained byte model has
+# a loss of ln 256 = 5.545; three steps must not have made it worse.
+on_two_ranks eval "$checkpoint" --data "$folder/text" --batches 2
+succeeded eval
+says "held-out tokens" "layer   1 | experts"
+grep '^loss' "$output" >"$folder/loss"
+awk '{ exit !($2 > 1.0 && $2 < 5.6) }' "$folder/loss" || fail "the loss is not that of a model that learns"
+alone eval "$folder/run" --batches 2
+succeeded "eval on one rank"
+diff <(grep '^loss' "$output") "$folder/loss" >&2 || fail "the loss depends on the number of ranks"
+
+generate=(generate "$checkpoint" --prompt "line " --max-new 40 --seed 7)
+on_two_ranks "${generate[@]}"
+succeeded generate
+cp "$output" "$folder/generated"
+[[ "$(head -c 5 "$folder/generated")" == "line " ]] || fail "the prompt does not come first"
+(($(wc -c <"$folder/generated") == 46)) || fail "not prompt, 40 bytes and an end of line"
+alone "${generate[@]}"
+cmp "$output" "$folder/generated" >&2 || fail "the text depends on the number of ranks"
+alone "${generate[@]/7/8}"
+if cmp -s "$output" "$folder/generated"; then fail "the text does not depend on the seed"; fi
+on_two_ranks generate "$checkpoint" --prompt "line " --max-new 60
+refused 2 "60 new tokens after a prompt of 5" "64"
+on_two_ranks generate "$checkpoint"
+refused 2 "prompt is empty"
+
+alone inspect "$checkpoint" --ranks 2 --json "$folder/inspect.json"
+succeeded inspect
+says "parameters" "FLOPs" "memory"
+grep -q '"schema": "cadre.inspect/1"' "$folder/inspect.json" || fail "no inspect.json"
+cp "$output" "$folder/inspected"
+alone inspect "$checkpoint/config.json" --ranks 2
+cmp "$output" "$folder/inspected" >&2 || fail "config.json and its checkpoint differ"
+
+# Two more steps, then none.
+on_two_ranks train "$run" steps=5
+succeeded resume
+says "resumed after step 3"
+[[ "$(steps_logged)" == "1 2 3 4 5" ]] || fail "logged steps: $(steps_logged)"
+on_two_ranks train "$run" steps=5
+succeeded "a finished run"
+[[ "$(steps_logged)" == "1 2 3 4 5" ]] || fail "logged steps: $(steps_logged)"

@@ -1,0 +1,453 @@
+// SPDX-License-Identifier: Apache-2.0
+// The vector kernels of the CPU back end against the reference: odd sizes, outputs poisoned with NaN, aliasing where it
+// is allowed. u = 2^-24 is half a unit in the last place; the reference sums in fp64 and rounds once.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstring>
+#include <functional>
+#include <limits>
+#include <utility>
+#include <vector>
+
+#include "layers/kernels/kernels.hpp"
+#include "tests/support/tensors.hpp"
+
+namespace cadre {
+namespace {
+
+constexpr double u = 0x1p-24;
+
+// A row sum in fp32: blocks of 1,024 in at least 16 running sums, 64 additions each and 6 to join them, on positive
+// terms.
+constexpr double kSumError = 70 * u;
+
+// Below, at and above the vector widths of 4, 8 and 16, and more than one block of a row sum.
+constexpr int64_t kWidths[] = {1, 3, 7, 8, 17, 64, 129, 1100};
+
+class CpuKernels : public testing::Test {
+ protected:
+  Tensor out(std::initializer_list<int64_t> shape) { return arena.take("out", DType::f32, shape); }  // NaN
+  Tensor random(std::initializer_list<int64_t> shape, double scale = 1.0) {
+    const Tensor tensor = out(shape);
+    test::fill_random(tensor, next_id++, scale);
+    return tensor;
+  }
+  Tensor ints(const std::vector<double>& values) {
+    return test::tensor_of(arena, DType::i32, {static_cast<int64_t>(values.size())}, values);
+  }
+  Tensor copy(const Tensor& tensor) {
+    const Tensor twin = arena.take("copy", tensor.dtype(), {tensor.numel()});
+    std::memcpy(twin.raw(), tensor.raw(), tensor.bytes());
+    return twin;
+  }
+
+  // |actual - expected| <= bound(i, expected); a NaN fails.
+  void expect_within(const Tensor& actual, const Tensor& expected, const std::function<double(size_t, double)>& bound) {
+    const std::vector<double> got = test::values_of(actual);
+    const std::vector<double> want = test::values_of(expected);
+    ASSERT_EQ(got.size(), want.size());
+    for (size_t i = 0; i < got.size(); ++i) ASSERT_NEAR(got[i], want[i], bound(i, want[i])) << "element " << i;
+  }
+  void expect_relative(const Tensor& actual, const Tensor& expected, double relative, double absolute = 1e-37) {
+    expect_within(actual, expected, [=](size_t, double value) { return relative * std::abs(value) + absolute; });
+  }
+  void expect_absolute(const Tensor& actual, const Tensor& expected, double absolute) {
+    expect_within(actual, expected, [=](size_t, double) { return absolute; });
+  }
+  void expect_same_bits(const Tensor& actual, const Tensor& expected) {
+    ASSERT_EQ(actual.bytes(), expected.bytes());
+    EXPECT_EQ(std::memcmp(actual.raw(), expected.raw(), actual.bytes()), 0);
+  }
+
+  // Every magnitude that matters to exp: dense around 0, to where the results underflow.
+  Tensor sweep() {
+    const Tensor x = out({20'001});
+    for (int64_t i = 0; i < x.numel(); ++i) {
+      const double position = static_cast<double>(i - 10'000) / 10'000.0;
+      x.data<float>()[i] = static_cast<float>(110.0 * position * position * position);
+    }
+    return x;
+  }
+
+  std::unique_ptr<Kernels> reference = make_reference_kernels();
+  std::unique_ptr<Kernels> cpu = make_cpu_kernels(Precision::fp32);
+  Arena arena{Arena::Mode::real, true};
+  uint64_t next_id = 0;
+};
+
+// exp 2u, one addition, one division, one product: 5u for the logistic function, 6u with the product by x. Phi is
+// within 10u (exponential 3u, polynomial and its division 6u, products); the reference's own erf loses 1e-16 near -1.
+TEST_F(CpuKernels, ActivationsStayCloseToRounding) {
+  const Tensor x = sweep();
+  const Tensor actual = out({x.numel()});
+  const Tensor expected = out({x.numel()});
+  const auto compare = [&](Activation kind, double relative, double absolute) {
+    cpu->activation(kind, x, actual);
+    reference->activation(kind, x, expected);
+    expect_relative(actual, expected, relative, absolute);
+    const Tensor in_place = copy(x);
+    cpu->activation(kind, in_place, in_place);
+    expect_same_bits(in_place, actual);
+  };
+  compare(Activation::relu, 0.0, 0.0);
+  compare(Activation::silu, 6 * u, 1e-37);
+  compare(Activation::gelu, 12 * u, 1e-14);
+  cpu->sigmoid(x, actual);
+  reference->sigmoid(x, expected);
+  expect_relative(actual, expected, 5 * u);
+}
+
+// A slope is a sum of two terms below 1.13 that may cancel: 12u of the larger.
+TEST_F(CpuKernels, ActivationGradients) {
+  const Tensor x = sweep();
+  const Tensor dy = random({x.numel()});
+  const Tensor actual = out({x.numel()});
+  const Tensor expected = out({x.numel()});
+  for (const Activation kind : {Activation::relu, Activation::silu, Activation::gelu}) {
+    cpu->activation_grad(kind, x, dy, actual);
+    reference->activation_grad(kind, x, dy, expected);
+    expect_within(actual, expected, [&](size_t i, double) { return 14 * u * std::abs(dy.data<float>()[i]) + 1e-37; });
+    const Tensor in_place = copy(dy);
+    cpu->activation_grad(kind, x, in_place, in_place);
+    expect_same_bits(in_place, actual);
+  }
+}
+
+TEST_F(CpuKernels, NaNAndInfinityPassThrough) {
+  constexpr float inf = std::numeric_limits<float>::infinity();
+  constexpr float nan = std::numeric_limits<float>::quiet_NaN();
+  const Tensor x = test::tensor_of(arena, DType::f32, {3}, {nan, inf, -inf});
+  const Tensor y = out({3});
+  for (const Activation kind : {Activation::relu, Activation::silu, Activation::gelu}) {
+    cpu->activation(kind, x, y);
+    EXPECT_TRUE(std::isnan(y.data<float>()[0]));
+    EXPECT_EQ(y.data<float>()[1], inf);
+  }
+  cpu->sigmoid(x, y);
+  EXPECT_TRUE(std::isnan(y.data<float>()[0]));
+  EXPECT_EQ(y.data<float>()[1], 1.0F);
+  EXPECT_EQ(y.data<float>()[2], 0.0F);
+  cpu->softmax(x, y);
+  EXPECT_TRUE(std::isnan(y.data<float>()[2]));
+}
+
+TEST_F(CpuKernels, SwiGlu) {
+  for (const int64_t width : kWidths) {
+    const Tensor gate_up = random({5, 2 * width}, 3.0);
+    const Tensor dy = random({5, width});
+    const Tensor actual = out({5, width});
+    const Tensor expected = out({5, width});
+    cpu->swiglu(gate_up, actual);
+    reference->swiglu(gate_up, expected);
+    expect_relative(actual, expected, 8 * u);
+
+    const Tensor actual_grad = out({5, 2 * width});
+    const Tensor expected_grad = out({5, 2 * width});
+    cpu->swiglu_grad(gate_up, dy, actual_grad);
+    reference->swiglu_grad(gate_up, dy, expected_grad);
+    expect_within(actual_grad, expected_grad, [&](size_t i, double) {
+      const size_t row = i / static_cast<size_t>(2 * width);
+      const size_t column = i % static_cast<size_t>(2 * width);
+      const auto half = static_cast<size_t>(width);
+      const double grad = dy.data<float>()[row * half + column % half];
+      const double other = gate_up.data<float>()[row * 2 * half + (column + half) % (2 * half)];
+      return 14 * u * std::abs(grad * other);
+    });
+  }
+}
+
+TEST_F(CpuKernels, AddAndSigmoidGrad) {
+  for (const int64_t width : kWidths) {
+    const Tensor a = random({width});
+    const Tensor b = random({width});
+    const Tensor actual = out({width});
+    const Tensor expected = out({width});
+    cpu->add(a, b, actual);
+    reference->add(a, b, expected);
+    expect_same_bits(actual, expected);
+    const Tensor in_place = copy(b);
+    cpu->add(a, in_place, in_place);
+    expect_same_bits(in_place, expected);
+
+    const Tensor y = out({width});
+    reference->sigmoid(a, y);
+    cpu->sigmoid_grad(y, b, actual);
+    reference->sigmoid_grad(y, b, expected);
+    expect_relative(actual, expected, 4 * u);
+  }
+}
+
+// rstd: half the error of the mean square. Gradients: elements stay below 5 and mean |g n| below 2, so the mean's error
+// times n is below 5 x 2 kSumError and the rest below 100 u.
+TEST_F(CpuKernels, RmsNorm) {
+  for (const int64_t width : kWidths) {
+    const Tensor x = random({9, width});
+    const Tensor w = random({width});
+    const Tensor dy = random({9, width});
+    const Tensor y[] = {out({9, width}), out({9, width})};
+    const Tensor rstd[] = {out({9}), out({9})};
+    const Tensor dx[] = {out({9, width}), out({9, width})};
+    const Tensor start = random({width});
+    const Tensor dw[] = {copy(start), copy(start)};
+    for (const int side : {0, 1}) {
+      const Kernels& kernels = side == 0 ? *cpu : *reference;
+      kernels.rms_norm(x, w, 1e-6, y[side], rstd[side]);
+      kernels.rms_norm_input_grad(dy, x, w, rstd[side], dx[side]);
+      kernels.rms_norm_weight_grad(dy, x, rstd[side], dw[side]);
+    }
+    expect_relative(rstd[0], rstd[1], kSumError / 2 + 3 * u);
+    expect_relative(y[0], y[1], kSumError / 2 + 6 * u);
+    const double largest = 1.0 / std::sqrt(1e-6);
+    expect_within(dx[0], dx[1], [&](size_t i, double) {
+      const double inverse = rstd[1].data<float>()[i / static_cast<size_t>(width)];
+      return std::min(inverse, largest) * (20 * kSumError + 100 * u);
+    });
+    expect_absolute(dw[0], dw[1], 9 * 15 * (kSumError + 10 * u));  // 9 rows, terms below 15
+  }
+}
+
+TEST_F(CpuKernels, LayerNorm) {
+  for (const int64_t width : kWidths) {
+    if (width == 1) continue;  // the deviation is 0: nothing but the rounding of the mean
+    const Tensor x = random({9, width});
+    const Tensor w = random({width});
+    const Tensor b = random({width});
+    const Tensor dy = random({9, width});
+    const Tensor y[] = {out({9, width}), out({9, width})};
+    const Tensor mean[] = {out({9}), out({9})};
+    const Tensor rstd[] = {out({9}), out({9})};
+    const Tensor dx[] = {out({9, width}), out({9, width})};
+    const Tensor start = random({width});
+    const Tensor dw[] = {copy(start), copy(start)};
+    const Tensor db[] = {copy(start), copy(start)};
+    for (const int side : {0, 1}) {
+      const Kernels& kernels = side == 0 ? *cpu : *reference;
+      kernels.layer_norm(x, w, b, 1e-5, y[side], mean[side], rstd[side]);
+      kernels.layer_norm_input_grad(dy, x, w, mean[side], rstd[side], dx[side]);
+      kernels.layer_norm_weight_grad(dy, x, mean[side], rstd[side], dw[side], db[side]);
+    }
+    expect_absolute(mean[0], mean[1], 4 * kSumError);
+    // A mean off by kSumError moves rstd by that much of rstd^3 mean|x|; rows of 3 have rstd up to 10.
+    expect_relative(rstd[0], rstd[1], 10 * kSumError);
+    expect_absolute(y[0], y[1], 60 * kSumError);
+    expect_absolute(dx[0], dx[1], 1000 * kSumError);
+    expect_absolute(dw[0], dw[1], 9 * 60 * kSumError);
+    expect_absolute(db[0], db[1], 9 * 40 * u);
+  }
+}
+
+// exp 2u and its argument's rounding, |x - max| u < 30 u; then the sum.
+TEST_F(CpuKernels, Softmax) {
+  for (const int64_t width : kWidths) {
+    const Tensor x = random({5, width}, 3.0);
+    const Tensor dy = random({5, width});
+    const Tensor y[] = {out({5, width}), out({5, width})};
+    cpu->softmax(x, y[0]);
+    reference->softmax(x, y[1]);
+    expect_relative(y[0], y[1], kSumError + 36 * u);
+    const Tensor dx[] = {out({5, width}), out({5, width})};
+    cpu->softmax_grad(y[1], dy, dx[0]);
+    reference->softmax_grad(y[1], dy, dx[1]);
+    expect_absolute(dx[0], dx[1], 5 * kSumError + 10 * u);
+  }
+}
+
+TEST_F(CpuKernels, SoftmaxOfMaskedScores) {
+  constexpr float inf = std::numeric_limits<float>::infinity();
+  const Tensor x = test::tensor_of(arena, DType::f32, {1, 4}, {-inf, 2.0, -inf, 2.0});
+  const Tensor y = out({1, 4});
+  cpu->softmax(x, y);
+  EXPECT_EQ(test::values_of(y), (std::vector<double>{0.0, 0.5, 0.0, 0.5}));
+}
+
+TEST_F(CpuKernels, CrossEntropy) {
+  for (const int64_t vocabulary : {int64_t{2}, int64_t{7}, int64_t{1000}, int64_t{33'333}}) {
+    const Tensor logits = random({4, vocabulary}, 4.0);
+    const Tensor targets = ints({0, -1, static_cast<double>(vocabulary - 1), 1});
+    const Tensor losses[] = {out({4}), out({4})};
+    cpu->cross_entropy(logits, targets, losses[0]);
+    reference->cross_entropy(logits, targets, losses[1]);
+    EXPECT_EQ(losses[0].data<float>()[1], 0.0F);
+    // The logarithm's error is the sum's relative error; the loss itself, below 64, is rounded.
+    expect_absolute(losses[0], losses[1], kSumError + 36 * u + 64 * u);
+
+    const Tensor grads[] = {out({4, vocabulary}), out({4, vocabulary})};
+    cpu->cross_entropy_grad(logits, targets, 0.25, grads[0]);
+    reference->cross_entropy_grad(logits, targets, 0.25, grads[1]);
+    expect_absolute(grads[0], grads[1], 0.25 * (kSumError + 36 * u));
+    const Tensor in_place = copy(logits).reshape({4, vocabulary});
+    cpu->cross_entropy_grad(in_place, targets, 0.25, in_place);
+    expect_same_bits(in_place, grads[0]);
+  }
+}
+
+TEST_F(CpuKernels, TopK) {
+  constexpr float inf = std::numeric_limits<float>::infinity();
+  for (const int64_t experts : {int64_t{1}, int64_t{5}, int64_t{16}, int64_t{67}, int64_t{256}}) {
+    const Tensor scores = random({50, experts});
+    for (int64_t i = 0; i < scores.numel(); ++i) {  // coarse values make ties, every seventh expert is masked
+      float& score = scores.data<float>()[i];
+      score = i % 7 == 3 ? -inf : std::round(4.0F * score) / 4.0F;
+    }
+    const Tensor bias = random({experts});
+    for (const int64_t chosen : {int64_t{1}, std::min<int64_t>(8, experts), experts}) {
+      const Tensor ids[] = {arena.take("ids", DType::i32, {50, chosen}), arena.take("ids", DType::i32, {50, chosen})};
+      for (const Tensor& offset : {Tensor(), bias}) {
+        cpu->top_k(scores, offset, ids[0]);
+        reference->top_k(scores, offset, ids[1]);
+        EXPECT_EQ(test::values_of(ids[0]), test::values_of(ids[1])) << experts << " experts, top " << chosen;
+      }
+    }
+  }
+}
+
+TEST_F(CpuKernels, TopKRejectsNaN) {
+  const Tensor scores = random({3, 21});
+  const Tensor ids = arena.take("ids", DType::i32, {3, 2});
+  for (const int64_t bad : {int64_t{0}, int64_t{20 + 21}, int64_t{62}}) {
+    const float kept = std::exchange(scores.data<float>()[bad], std::numeric_limits<float>::quiet_NaN());
+    try {
+      cpu->top_k(scores, Tensor(), ids);
+      FAIL() << "no error for a NaN at " << bad;
+    } catch (const Error& error) {
+      EXPECT_EQ(error.kind(), ErrorKind::numerics);
+    }
+    scores.data<float>()[bad] = kept;
+  }
+  cpu->top_k(scores, Tensor(), ids);
+}
+
+TEST_F(CpuKernels, MovingRows) {
+  for (const int64_t width : kWidths) {
+    const Tensor src = random({11, width});
+    const Tensor index = ints({3, 3, 0, 10, 7, 5, 1});
+    const Tensor weight = random({7});
+    for (const Tensor& factor : {Tensor(), weight}) {
+      const Tensor rows[] = {out({7, width}), out({7, width})};
+      cpu->gather_rows(src, index, factor, rows[0]);
+      reference->gather_rows(src, index, factor, rows[1]);
+      expect_same_bits(rows[0], rows[1]);
+
+      const Tensor offsets = ints({0, 0, 2, 7, 7});  // two empty ranges
+      const Tensor sums[] = {out({4, width}), out({4, width})};
+      cpu->sum_rows(src, offsets, index, factor, sums[0]);
+      reference->sum_rows(src, offsets, index, factor, sums[1]);
+      expect_absolute(sums[0], sums[1], 5 * 5 * 12 * u);  // 5 terms below 12, 5 additions
+    }
+    const Tensor b = random({4, width});
+    const Tensor b_index = ints({0, 1, 2, 3, 0, 1, 2});
+    const Tensor dots[] = {out({7}), out({7})};
+    cpu->dot_rows(src, index, b, b_index, dots[0]);
+    reference->dot_rows(src, index, b, b_index, dots[1]);
+    expect_absolute(dots[0], dots[1], kSumError * static_cast<double>(width));  // mean |a b| below 1
+  }
+}
+
+TEST_F(CpuKernels, Embedding) {
+  const Tensor table = random({13, 37});
+  const Tensor ids = ints({12, 0, 5, 5, 5});
+  const Tensor rows[] = {out({5, 37}), out({5, 37})};
+  cpu->embedding(ids, table, rows[0]);
+  reference->embedding(ids, table, rows[1]);
+  expect_same_bits(rows[0], rows[1]);
+  const Tensor dy = random({5, 37});
+  const Tensor grads[] = {copy(table).reshape({13, 37}), copy(table).reshape({13, 37})};
+  cpu->embedding_grad(ids, dy, grads[0]);
+  reference->embedding_grad(ids, dy, grads[1]);
+  expect_same_bits(grads[0], grads[1]);  // the same additions in the same order
+}
+
+// Sine and cosine are rounded once, then two products and an addition: 4u of |low| + |high| < 10.
+TEST_F(CpuKernels, Rope) {
+  for (const int64_t head_dim : {int64_t{2}, int64_t{6}, int64_t{34}, int64_t{128}}) {
+    const Tensor positions = ints({0, 1, 77, 4095, 163'839});
+    for (const RopeDirection direction : {RopeDirection::forward, RopeDirection::backward}) {
+      const Tensor actual = random({5, 3, head_dim});
+      const Tensor expected = copy(actual).reshape({5, 3, head_dim});
+      cpu->rope(actual, positions, 10'000.0, direction);
+      reference->rope(expected, positions, 10'000.0, direction);
+      expect_absolute(actual, expected, 40 * u);
+    }
+  }
+}
+
+// Every constant and operation loses u. m and v: 4u of their two positive or bounded terms; value: u of itself and 12u
+// of the step, which is below learning_rate (|m| / sqrt(v) + decay |value|) < 10 learning_rate here.
+TEST_F(CpuKernels, AdamW) {
+  for (const int64_t count : {int64_t{0}, int64_t{1}, int64_t{19}, int64_t{1000}}) {
+    const Tensor grad = random({count});
+    const Tensor start = random({count});
+    const Tensor start_m = random({count}, 0.1);
+    const Tensor start_v = out({count});
+    for (int64_t i = 0; i < count; ++i) {
+      const float g = grad.data<float>()[i];
+      start_v.data<float>()[i] = 0.05F + 0.1F * g * g;
+    }
+    const Tensor value[] = {copy(start), copy(start)};
+    const Tensor m[] = {copy(start_m), copy(start_m)};
+    const Tensor v[] = {copy(start_v), copy(start_v)};
+    const AdamWStep step{.learning_rate = 3e-3,
+                         .beta1 = 0.9,
+                         .beta2 = 0.95,
+                         .epsilon = 1e-8,
+                         .weight_decay = 0.1,
+                         .grad_scale = 0.7,
+                         .step = 3};
+    cpu->adamw(step, value[0], grad, m[0], v[0]);
+    reference->adamw(step, value[1], grad, m[1], v[1]);
+    expect_absolute(m[0], m[1], 4 * u);
+    expect_relative(v[0], v[1], 6 * u);
+    expect_within(value[0], value[1],
+                  [&](size_t, double expected) { return 2 * u * std::abs(expected) + 12 * u * 10 * 3e-3; });
+    if (count > 0) {
+      EXPECT_GT(std::abs(value[0].data<float>()[0] - start.data<float>()[0]), 1e-5);
+    }
+  }
+}
+
+TEST_F(CpuKernels, SumSquares) {
+  for (const int64_t count : {int64_t{0}, int64_t{1}, int64_t{29}, int64_t{100'003}}) {
+    const Tensor x = random({count});
+    const double expected = reference->sum_squares(x);
+    EXPECT_NEAR(cpu->sum_squares(x), expected, 1e-11 * expected);  // 1e5 additions of 2^-53 each
+  }
+  const Tensor large = test::tensor_of(arena, DType::f32, {2}, {1e30, 1e30});
+  EXPECT_NEAR(cpu->sum_squares(large), 2e60, 1e54);
+}
+
+// What a row becomes depends neither on its place in memory nor on the rows around it.
+TEST_F(CpuKernels, RowsAreIndependent) {
+  constexpr int64_t kRows = 6;
+  constexpr int64_t kWidth = 131;
+  const Tensor x = random({kRows, kWidth});
+  const Tensor w = random({kWidth});
+  const Tensor all = out({kRows, kWidth});
+  const Tensor one = out({1, kWidth});
+  const Tensor rstd = out({kRows});
+  const auto check = [&](const std::function<void(const Tensor&, const Tensor&)>& kernel) {
+    kernel(x, all);
+    for (int64_t t = 0; t < kRows; ++t) {
+      kernel(x.rows(t, 1), one);
+      expect_same_bits(one, all.rows(t, 1));
+    }
+  };
+  check([&](const Tensor& in, const Tensor& result) { cpu->softmax(in, result); });
+  check([&](const Tensor& in, const Tensor& result) { cpu->sigmoid(in, result); });
+  check([&](const Tensor& in, const Tensor& result) { cpu->activation(Activation::gelu, in, result); });
+  check([&](const Tensor& in, const Tensor& result) { cpu->rms_norm(in, w, 1e-6, result, rstd.rows(0, in.dim(0))); });
+}
+
+TEST_F(CpuKernels, EmptyBatches) {
+  const Tensor none = out({0, 8});
+  const Tensor w = random({8});
+  cpu->softmax(none, none);
+  cpu->rms_norm(none, w, 1e-6, none, out({0}));
+  cpu->swiglu(out({0, 16}), none);
+  cpu->activation(Activation::silu, none, none);
+  cpu->gather_rows(w.reshape({1, 8}), ints({}), Tensor(), none);
+  cpu->sum_rows(w.reshape({1, 8}), ints({0}), ints({}), Tensor(), none);
+}
+
+}  // namespace
+}  // namespace cadre

@@ -1,0 +1,113 @@
+// SPDX-License-Identifier: Apache-2.0
+// Generation: the cache changes nothing, nor does the number of ranks; only the first rank of a group holds the text;
+// the end token ends it on all ranks.
+#include "runtime/infer/generate.hpp"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <memory>
+#include <vector>
+
+#include "comm/transport/local.hpp"
+#include "tests/support/messages.hpp"
+#include "tests/support/ranks.hpp"
+
+namespace cadre {
+namespace {
+
+using Tokens = std::vector<int32_t>;
+
+const Tokens kPrompt = {3, 14, 15, 9, 2, 6};
+
+// Large weights, so that the logits lie far apart and a greedy choice does not hang on the rounding of a sum.
+WorkerOptions tiny_options() {
+  WorkerOptions options;
+  options.model = {.vocab_size = 32,
+                   .hidden_size = 16,
+                   .num_hidden_layers = 3,
+                   .max_position_embeddings = 40,
+                   .initializer_range = 0.3,
+                   .num_attention_heads = 2,
+                   .num_key_value_heads = 2,
+                   .intermediate_size = 24,
+                   .n_routed_experts = 5,
+                   .num_experts_per_tok = 2,
+                   .n_shared_experts = 1,
+                   .moe_intermediate_size = 8,
+                   .first_k_dense_replace = 1};
+  options.exchange.combine = "slot_order";
+  options.with_grad = false;
+  return options;
+}
+
+Tokens generate_on(Communicator world, const WorkerOptions& worker_options, const GenerateOptions& options,
+                   const Tokens& prompt = kPrompt) {
+  Worker worker(std::move(world), worker_options);
+  worker.store().initialise(5);
+  Tokens tokens;
+  generate(worker, prompt, options, [&](int32_t token) { tokens.push_back(token); });
+  if (worker.expert_group().rank() != 0) {
+    EXPECT_TRUE(tokens.empty());
+  }
+  return tokens;
+}
+
+template <class Body>
+void on_one_rank(Body&& body) {
+  run_local_ranks(1, [&](std::unique_ptr<Transport> transport) { body(Communicator(std::move(transport), "world")); });
+}
+
+// What one rank makes; every rank of a test computes it for itself.
+Tokens expected_tokens(const WorkerOptions& worker_options, const GenerateOptions& options) {
+  Tokens tokens;
+  on_one_rank([&](Communicator world) { tokens = generate_on(std::move(world), worker_options, options); });
+  return tokens;
+}
+
+TEST(Generate, IsTheSameOnAnyNumberOfRanks) {
+  const GenerateOptions options = {.max_new = 20, .sampling = {.temperature = 0.8, .top_k = 12, .seed = 9}};
+  const Tokens expected = expected_tokens(tiny_options(), options);
+  ASSERT_EQ(expected.size(), 20U);
+  test::on_ranks([&](Communicator& world) {
+    const bool first = world.rank() == 0;
+    const Tokens tokens = generate_on(std::move(world), tiny_options(), options);
+    if (first) EXPECT_EQ(tokens, expected);
+  });
+}
+
+TEST(Generate, ReadingAllAgainGivesTheSameTokens) {
+  const Tokens expected = expected_tokens(tiny_options(), {.max_new = 8, .sampling = {.temperature = 0.0}});
+  Tokens text = kPrompt;
+  for (const int32_t token : expected) {
+    on_one_rank([&](Communicator world) {
+      EXPECT_EQ(generate_on(std::move(world), tiny_options(), {.max_new = 1, .sampling = {.temperature = 0.0}}, text),
+                Tokens{token});
+    });
+    text.push_back(token);
+  }
+}
+
+TEST(Generate, EndsAtTheEndTokenOnAllRanks) {
+  const GenerateOptions options = {.max_new = 20, .sampling = {.seed = 4}};
+  const Tokens endless = expected_tokens(tiny_options(), options);
+  WorkerOptions ending = tiny_options();
+  ending.model.eos_token_id = endless[3];
+  const auto end = std::find(endless.begin(), endless.end(), endless[3]);
+  test::on_ranks([&](Communicator& world) {
+    const bool first = world.rank() == 0;
+    const Tokens tokens = generate_on(std::move(world), ending, options);
+    if (first) EXPECT_EQ(tokens, Tokens(endless.begin(), end));
+  });
+}
+
+TEST(Generate, RefusesWhatTheModelCannotHold) {
+  on_one_rank([&](Communicator world) {
+    const std::string message =
+        test::message_of([&] { generate_on(std::move(world), tiny_options(), {.max_new = 35}); });
+    test::expect_message(message, {"35 new tokens after a prompt of 6", "40"});
+  });
+}
+
+}  // namespace
+}  // namespace cadre

@@ -1,0 +1,86 @@
+// SPDX-License-Identifier: Apache-2.0
+// The bar on a pseudo-terminal, and its silence everywhere else.
+#include "runtime/observe/progress_bar.hpp"
+
+#include <fcntl.h>
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <pty.h>
+#include <unistd.h>
+
+#include <cstdlib>
+#include <functional>
+
+namespace cadre {
+namespace {
+
+using testing::AllOf;
+using testing::EndsWith;
+using testing::HasSubstr;
+
+constexpr const char* kEraseLine = "\r\x1b[K";
+
+class ProgressBarTest : public testing::Test {
+ protected:
+  void SetUp() override { ::unsetenv("SLURM_JOB_ID"); }
+  void TearDown() override { ::unsetenv("SLURM_JOB_ID"); }
+};
+
+// What `action` writes to stderr when that is a terminal.
+std::string on_terminal(const std::function<void()>& action) {
+  int terminal = -1;
+  int program = -1;
+  EXPECT_EQ(::openpty(&terminal, &program, nullptr, nullptr, nullptr), 0);
+  const int original = ::dup(STDERR_FILENO);
+  ::dup2(program, STDERR_FILENO);
+  action();
+  ::dup2(original, STDERR_FILENO);
+  ::close(original);
+  std::string text(4096, '\0');
+  ::fcntl(terminal, F_SETFL, O_NONBLOCK);
+  const ssize_t count = ::read(terminal, text.data(), text.size());
+  ::close(program);
+  ::close(terminal);
+  text.resize(count > 0 ? static_cast<size_t>(count) : 0);
+  return text;
+}
+
+TEST(ProgressText, Golden) {
+  EXPECT_EQ(progress_text(0.305, 65, 3752), "[######..............]  30% | 0:01:05 elapsed | 1:02:32 left");
+  EXPECT_EQ(progress_text(0.0, 0, 0), "[....................]   0% | 0:00:00 elapsed | 0:00:00 left");
+  EXPECT_EQ(progress_text(1.0, 0, 0), "[####################] 100% | 0:00:00 elapsed | 0:00:00 left");
+}
+
+TEST_F(ProgressBarTest, RedrawsOneLineAndTakesItAway) {
+  const std::string text = on_terminal([] {
+    ProgressBar bar(0);
+    bar.update(1, 4);
+    bar.update(2, 4);
+  });
+  EXPECT_THAT(text, AllOf(HasSubstr(" 25% | "), HasSubstr(" 50% | "), EndsWith(kEraseLine)));
+  EXPECT_EQ(text.find('\n'), std::string::npos);
+}
+
+TEST_F(ProgressBarTest, IsGoneAtTheEnd) {
+  const std::string text = on_terminal([] {
+    ProgressBar bar(0);
+    bar.update(3, 4);
+    bar.update(4, 4);
+  });
+  EXPECT_THAT(text, EndsWith(kEraseLine));
+  EXPECT_EQ(text.find("100%"), std::string::npos);
+}
+
+TEST_F(ProgressBarTest, DrawsNothingUnderSlurm) {
+  ::setenv("SLURM_JOB_ID", "7", /*replace=*/1);
+  EXPECT_EQ(on_terminal([] { ProgressBar(0).update(1, 4); }), "");
+}
+
+TEST_F(ProgressBarTest, DrawsNothingIntoAFile) {
+  testing::internal::CaptureStderr();
+  ProgressBar(0).update(1, 4);
+  EXPECT_EQ(testing::internal::GetCapturedStderr(), "");
+}
+
+}  // namespace
+}  // namespace cadre

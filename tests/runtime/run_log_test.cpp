@@ -1,0 +1,282 @@
+// SPDX-License-Identifier: Apache-2.0
+// The line of a step to the letter, the keys of its JSON, and the file that survives a resume and a crash.
+#include "runtime/observe/run_log.hpp"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <nlohmann/json.hpp>
+
+#include <limits>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "tests/support/files.hpp"
+
+namespace cadre {
+namespace {
+
+using test::error_of;
+using test::read_file;
+using test::TemporaryDirectory;
+using test::write_file;
+using testing::AllOf;
+using testing::ElementsAre;
+using testing::HasSubstr;
+using testing::StartsWith;
+using Json = nlohmann::ordered_json;
+
+constexpr const char* kFile = "metrics.jsonl";
+
+// Layers 1 and 3 together have the loads 1 2 3 2 4 0 2 2: mean 2, variance 10/8.
+StepRecord example(int64_t step = 12) {
+  StepRecord record;
+  record.step = step;
+  record.steps = 300;
+  record.learning_rate = 3e-3;
+  record.grad_norm = 0.8125;
+  record.step_ms = 112.4;
+  record.moe_layers = {1, 3};
+  GlobalStep& global = record.global;
+  global.loss = 2.1034;
+  global.balance_loss = 0.5;
+  global.num_tokens = 4096;
+  global.slots_planned = global.slots_received = 16;
+  global.slots_dropped = 4;
+  global.crossing_bytes = 1000;
+  global.expert_counts = {{1, 2, 3, 2}, {4, 0, 2, 2}};
+  global.device_slots = {10, 6};
+  global.device_step_ms = {100.0, 110.0};
+  global.device_wait_ms = {10.0, 4.7};
+  return record;
+}
+
+StepRecord dense_example() {
+  StepRecord record = example(1);
+  record.moe_layers.clear();
+  record.global.expert_counts.clear();
+  record.global.device_step_ms = {0.0, 0.0};
+  return record;
+}
+
+std::vector<Json> lines_of(const std::filesystem::path& path) {
+  std::vector<Json> lines;
+  std::ifstream file(path);
+  for (std::string line; std::getline(file, line);) lines.push_back(Json::parse(line));
+  return lines;
+}
+
+std::vector<int64_t> steps_of(const std::filesystem::path& path) {
+  std::vector<int64_t> steps;
+  for (const Json& line : lines_of(path)) steps.push_back(line.at("step").get<int64_t>());
+  return steps;
+}
+
+template <class Action>
+std::string printed_by(Action&& action) {
+  testing::internal::CaptureStdout();
+  action();
+  return testing::internal::GetCapturedStdout();
+}
+
+class RunLogTest : public testing::Test {
+ protected:
+  // A run from `first` to `last`, silent, as a process that resumed after first - 1.
+  void run(int64_t first, int64_t last) {
+    printed_by([&] {
+      RunLog log(out_.path(), first - 1, 1);
+      for (int64_t step = first; step <= last; ++step) log.step(example(step));
+    });
+  }
+
+  TemporaryDirectory out_;
+  std::filesystem::path file_ = out_ / kFile;
+};
+
+TEST(StepLine, Golden) {
+  EXPECT_EQ(step_line(example()),
+            "step  12/300 | loss 2.1034 | norm 0.81 | lr 3.00e-03 | 112.4 ms | 36.4k tok/s | wait 7.0% | "
+            "experts cv 0.56 maxvio 1.00 (layer 3) dead 1 | ranks cv 0.25 max/mean 1.25 | drop 20.00%");
+}
+
+TEST(StepLine, OfTheFirstStepOfADenseModel) {
+  EXPECT_EQ(step_line(dense_example()),
+            "step   1/300 | loss 2.1034 | norm 0.81 | lr 3.00e-03 | 112.4 ms | 36.4k tok/s | wait -");
+}
+
+TEST(StepLine, ShortensNumbers) {
+  StepRecord record = example();
+  record.step_ms = 1000.0;
+  record.global.num_tokens = 812;
+  EXPECT_THAT(step_line(record), HasSubstr("| 812 tok/s |"));
+  record.global.num_tokens = 1'254'000;
+  EXPECT_THAT(step_line(record), HasSubstr("| 1.25M tok/s |"));
+}
+
+TEST(StepJson, HasAStableSchema) {
+  const Json json = Json::parse(step_json(example()));
+  std::vector<std::string> keys;
+  for (const auto& item : json.items()) keys.push_back(item.key());
+  EXPECT_THAT(keys, ElementsAre("step", "loss", "balance_loss", "grad_norm", "lr", "step_ms", "tokens_per_s", "tokens",
+                                "drop_rate", "dropped", "crossing_bytes", "expert_cv", "expert_max_vio", "expert_min",
+                                "expert_max", "expert_mean", "expert_entropy", "dead_experts", "device_cv",
+                                "device_max_over_mean", "wait_ms_max", "wait_ms_mean", "step_ms_max", "layers"));
+  std::vector<std::string> layer_keys;
+  for (const auto& item : json["layers"][1].items()) layer_keys.push_back(item.key());
+  EXPECT_THAT(layer_keys, ElementsAre("layer", "expert_cv", "max_vio", "entropy", "dead", "counts"));
+}
+
+TEST(StepJson, HasTheValues) {
+  const Json json = Json::parse(step_json(example()));
+  EXPECT_EQ(json["step"], 12);
+  EXPECT_EQ(json["loss"], 2.1034);
+  EXPECT_EQ(json["balance_loss"], 0.5);
+  EXPECT_EQ(json["grad_norm"], 0.8125);
+  EXPECT_EQ(json["lr"], 3e-3);
+  EXPECT_DOUBLE_EQ(json["tokens_per_s"], 4096 / 0.1124);
+  EXPECT_EQ(json["tokens"], 4096);
+  EXPECT_EQ(json["drop_rate"], 0.2);
+  EXPECT_EQ(json["dropped"], 4);
+  EXPECT_EQ(json["crossing_bytes"], 1000);
+  EXPECT_EQ(json["expert_min"], 0);
+  EXPECT_EQ(json["expert_max"], 4);
+  EXPECT_EQ(json["expert_max_vio"], 1.0);
+  EXPECT_EQ(json["expert_mean"], 2.0);
+  EXPECT_EQ(json["dead_experts"], 1);
+  EXPECT_EQ(json["device_cv"], 0.25);
+  EXPECT_EQ(json["device_max_over_mean"], 1.25);
+  EXPECT_EQ(json["wait_ms_max"], 10.0);
+  EXPECT_DOUBLE_EQ(json["wait_ms_mean"], 7.35);
+  EXPECT_EQ(json["step_ms_max"], 110.0);
+  EXPECT_EQ(json["layers"][1]["layer"], 3);
+  EXPECT_EQ(json["layers"][1]["dead"], 1);
+  EXPECT_EQ(json["layers"][1]["max_vio"], 1.0);
+  EXPECT_EQ(json["layers"][1]["counts"], (std::vector<int64_t>{4, 0, 2, 2}));
+}
+
+TEST(StepJson, StaysJsonWhenNumbersAreNotFinite) {
+  StepRecord record = example();
+  record.global.loss = std::numeric_limits<double>::quiet_NaN();
+  record.grad_norm = std::numeric_limits<double>::infinity();
+  record.step_ms = 0.0;
+  const Json json = Json::parse(step_json(record));
+  EXPECT_TRUE(json["loss"].is_null());
+  EXPECT_TRUE(json["grad_norm"].is_null());
+  EXPECT_TRUE(json["tokens_per_s"].is_null());
+}
+
+TEST_F(RunLogTest, WritesEveryStepAndPrintsSome) {
+  const std::string printed = printed_by([&] {
+    RunLog log(out_.path(), 0, 4);
+    for (int64_t step = 1; step <= 6; ++step) {
+      StepRecord record = example(step);
+      record.steps = 6;
+      log.step(record);
+      EXPECT_EQ(steps_of(file_).size(), static_cast<size_t>(step)) << "a line reaches the file at once";
+    }
+    log.evaluation(6, 1.25);
+    log.note("saved");
+  });
+  EXPECT_THAT(steps_of(file_), ElementsAre(1, 2, 3, 4, 5, 6, 6));
+  EXPECT_EQ(lines_of(file_).back().dump(), R"({"step":6,"validation_loss":1.25})");
+  std::vector<std::string> starts;
+  std::istringstream lines(printed);
+  for (std::string line; std::getline(lines, line);) starts.push_back(line.substr(0, 8));
+  EXPECT_THAT(starts, ElementsAre("step 1/6", "step 4/6", "step 6/6", "step 6 |", "saved"));
+}
+
+TEST_F(RunLogTest, AFreshRunStartsEmpty) {
+  run(1, 5);
+  run(1, 2);
+  EXPECT_THAT(steps_of(file_), ElementsAre(1, 2));
+}
+
+TEST_F(RunLogTest, AResumedRunCutsBackAndAppends) {
+  run(1, 5);
+  const std::string first = read_file(file_);
+  run(4, 7);
+  EXPECT_THAT(steps_of(file_), ElementsAre(1, 2, 3, 4, 5, 6, 7));
+  EXPECT_THAT(read_file(file_), StartsWith(first));
+}
+
+TEST_F(RunLogTest, AnEvaluationStaysWithItsStep) {
+  printed_by([&] {
+    RunLog log(out_.path(), 0, 1);
+    for (int64_t step = 1; step <= 3; ++step) {
+      log.step(example(step));
+      log.evaluation(step, 1.0);
+    }
+  });
+  run(3, 3);
+  EXPECT_THAT(steps_of(file_), ElementsAre(1, 1, 2, 2, 3));
+}
+
+TEST_F(RunLogTest, ResumesWithoutAFile) {
+  run(4, 5);
+  EXPECT_THAT(steps_of(file_), ElementsAre(4, 5));
+}
+
+TEST_F(RunLogTest, CutsATornLastLine) {
+  run(1, 3);
+  const std::string whole = read_file(file_);
+  const std::string torn = step_json(example(4));
+  for (const size_t length : {size_t{1}, torn.size() / 2, torn.size() - 1}) {
+    write_file(file_, whole + torn.substr(0, length));
+    run(6, 6);
+    EXPECT_THAT(steps_of(file_), ElementsAre(1, 2, 3, 6)) << "torn after " << length << " bytes";
+  }
+}
+
+TEST_F(RunLogTest, RefusesADamagedLine) {
+  for (const char* line : {"{\"step\":", "[1]", "{\"loss\":1.0}", "{\"step\":\"2\"}"}) {
+    write_file(file_, fmt::format("{{\"step\":1}}\n{}\n{{\"step\":3}}\n", line));
+    EXPECT_THAT(error_of([&] { RunLog(out_.path(), 4, 1); }),
+                AllOf(HasSubstr("metrics.jsonl:2 is not"), HasSubstr("move the file")))
+        << line;
+  }
+}
+
+TEST_F(RunLogTest, SaysWhyTheFileCannotBeOpened) {
+  EXPECT_THAT(error_of([&] { RunLog(out_ / "nowhere", 0, 1); }),
+              AllOf(HasSubstr("nowhere/metrics.jsonl"), HasSubstr("No such file")));
+  std::filesystem::create_directory(file_);
+  EXPECT_THAT(error_of([&] { RunLog(out_.path(), 0, 1); }), HasSubstr("Is a directory"));
+  EXPECT_THAT(error_of([&] { RunLog(out_.path(), 5, 1); }), HasSubstr("Is a directory"));
+}
+
+TEST_F(RunLogTest, AFullDiskIsAnError) {
+  std::filesystem::create_symlink("/dev/full", file_);
+  RunLog log(out_.path(), 0, 1);
+  EXPECT_THAT(error_of([&] { log.step(example()); }),
+              AllOf(HasSubstr("cannot write"), HasSubstr(kFile), HasSubstr("No space left"), HasSubstr("quota")));
+}
+
+std::string summary_of(const std::filesystem::path& out, const std::vector<std::vector<int64_t>>& counts) {
+  std::optional<RunLog> log;
+  printed_by([&] {
+    log.emplace(out, 0, 1);
+    for (int64_t step = 1; step <= 2; ++step) {
+      StepRecord record = example(step);
+      record.global.expert_counts = counts;
+      log->step(record);
+    }
+  });
+  return printed_by([&] { log->summary(); });
+}
+
+TEST_F(RunLogTest, TheSummaryIsSilentWhenExpertsAreEven) {
+  EXPECT_EQ(summary_of(out_.path(), {{2, 2, 2, 2}, {4, 2, 1, 1}}), "");
+  EXPECT_EQ(summary_of(out_.path(), {}), "");
+}
+
+TEST_F(RunLogTest, TheSummaryNamesTheOptionToChange) {
+  const std::string line = summary_of(out_.path(), {{2, 2, 2, 2}, {5, 1, 1, 1}});
+  EXPECT_THAT(line, AllOf(StartsWith("NOTE: "), HasSubstr("over 2 steps the average maxvio was 1.50"),
+                          HasSubstr("model.aux_loss_alpha"), HasSubstr("model.bias_update_rate")));
+  EXPECT_EQ(std::ranges::count(line, '\n'), 1);
+  // The busiest has twice the mean, which is still allowed; two dead experts a step are not.
+  EXPECT_THAT(summary_of(out_.path(), {{4, 4, 0, 0}}), HasSubstr("2.0 experts a step had no token"));
+}
+
+}  // namespace
+}  // namespace cadre

@@ -1,0 +1,86 @@
+// SPDX-License-Identifier: Apache-2.0
+// The choice of a token: greedy, top-k, and frequencies that follow the softmax.
+#include "runtime/infer/sample.hpp"
+
+#include <gtest/gtest.h>
+
+#include <array>
+#include <cmath>
+#include <limits>
+#include <set>
+#include <vector>
+
+#include "comm/base/check.hpp"
+
+namespace cadre {
+namespace {
+
+const std::vector<float> kLogits = {0.5F, 2.0F, -1.0F, 2.0F, 1.0F};
+
+TEST(Sample, TemperatureZeroTakesTheLikeliestAndTheLowerIdOfEquals) {
+  for (int64_t position = 0; position < 20; ++position) {
+    EXPECT_EQ(sample_token(kLogits, {.temperature = 0.0, .seed = 3}, position), 1);
+  }
+}
+
+TEST(Sample, TopKKeepsTheLikeliest) {
+  std::set<int32_t> seen;
+  for (int64_t position = 0; position < 200; ++position) {
+    seen.insert(sample_token(kLogits, {.temperature = 5.0, .top_k = 3}, position));
+  }
+  EXPECT_EQ(seen, (std::set<int32_t>{1, 3, 4}));
+}
+
+TEST(Sample, TopKBeyondTheVocabularyKeepsAll) {
+  std::set<int32_t> seen;
+  for (int64_t position = 0; position < 500; ++position) {
+    seen.insert(sample_token(kLogits, {.temperature = 5.0, .top_k = 100}, position));
+  }
+  EXPECT_EQ(seen.size(), kLogits.size());
+}
+
+TEST(Sample, FrequenciesFollowTheSoftmax) {
+  constexpr int64_t kDraws = 40000;
+  constexpr double kTemperature = 0.7;
+  std::array<double, 5> counts{};
+  for (int64_t position = 0; position < kDraws; ++position) {
+    counts[static_cast<size_t>(sample_token(kLogits, {.temperature = kTemperature, .seed = 11}, position))] += 1.0;
+  }
+  double sum = 0.0;
+  for (const float logit : kLogits) sum += std::exp(logit / kTemperature);
+  for (size_t id = 0; id < kLogits.size(); ++id) {
+    const double probability = std::exp(kLogits[id] / kTemperature) / sum;
+    // Five standard deviations of a binomial share.
+    const double tolerance = 5.0 * std::sqrt(probability * (1.0 - probability) / kDraws);
+    EXPECT_NEAR(counts[id] / kDraws, probability, tolerance) << "token " << id;
+  }
+}
+
+TEST(Sample, DependsOnSeedAndPositionOnly) {
+  const auto text = [](uint64_t seed) {
+    std::vector<int32_t> tokens;
+    for (int64_t position = 0; position < 50; ++position) {
+      tokens.push_back(sample_token(kLogits, {.seed = seed}, position));
+    }
+    return tokens;
+  };
+  EXPECT_EQ(text(1), text(1));
+  EXPECT_NE(text(1), text(2));
+}
+
+TEST(Sample, RefusesLogitsThatAreNoNumbers) {
+  for (const float bad : {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity()}) {
+    std::vector<float> logits = kLogits;
+    logits[2] = bad;
+    try {
+      sample_token(logits, {}, 7);
+      ADD_FAILURE() << "no Error for " << bad;
+    } catch (const Error& error) {
+      EXPECT_EQ(error.kind(), ErrorKind::numerics);
+      EXPECT_NE(error.text().find("token 7"), std::string::npos);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace cadre

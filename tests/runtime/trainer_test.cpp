@@ -1,0 +1,193 @@
+// SPDX-License-Identifier: Apache-2.0
+// A whole run: the answer does not depend on the number of ranks, a repeated command gives the same bits, and a resumed
+// run goes on as if it had never stopped.
+#include "runtime/train/trainer.hpp"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <filesystem>
+
+#include "comm/base/random.hpp"
+#include "comm/transport/local.hpp"
+#include "runtime/train/memory_plan.hpp"
+#include "tests/support/files.hpp"
+#include "tests/support/ranks.hpp"
+#include "tests/support/shared_directory.hpp"
+
+namespace cadre {
+namespace {
+
+namespace fs = std::filesystem;
+
+// fp32 sums in another order: relative 1e-7 a sum, which some 30 steps of training let grow. The bound is the one that
+// users are promised.
+constexpr double kRankTolerance = 1e-5;
+
+// Text with something to learn: words drawn from a few, so that the loss falls.
+std::string some_text() {
+  const char* words[] = {"the ", "expert ", "token ", "rank ", "moves ", "to ", "and ", "back ", "again.\n"};
+  const Random random(3, "text", 0);
+  std::string text;
+  for (uint64_t i = 0; text.size() < 20000; ++i) text += words[random.below(9, i)];
+  return text;
+}
+
+RunConfig small_run(const fs::path& folder) {
+  RunConfig config;
+  config.out = (folder / "run").string();
+  config.data.path = (folder / "text").string();
+  config.data.sequence_length = 24;
+  config.data.validation_fraction = 0.1;
+  config.model.hidden_size = 32;
+  config.model.num_hidden_layers = 3;
+  config.model.num_attention_heads = 2;
+  config.model.intermediate_size = 48;
+  config.model.moe_intermediate_size = 16;
+  config.model.n_routed_experts = 10;
+  config.model.num_experts_per_tok = 2;
+  config.model.n_shared_experts = 1;
+  config.model.first_k_dense_replace = 1;
+  config.model.scoring_func = "sigmoid";
+  config.model.topk_method = "noaux_tc";
+  config.model.norm_topk_prob = true;
+  config.model.aux_loss_alpha = 0.01;
+  config.model.max_position_embeddings = 64;
+  fill_defaults(config.model);
+  config.train.steps = 30;
+  config.train.batch = 7;
+  config.train.micro_batches = 2;
+  config.train.learning_rate = 3e-3;
+  config.train.eval_batches = 2;
+  config.checkpoint.resume = "never";
+  config.log.every = 0;
+  return config;
+}
+
+// Takes `steps` steps; what rank 0 saw, the validation loss last.
+std::vector<double> train(Communicator world, const RunConfig& config, int steps, bool save = false) {
+  Trainer trainer(std::move(world), config);
+  std::vector<double> losses;
+  for (int i = 0; i < steps; ++i) losses.push_back(trainer.step().global.loss);
+  losses.push_back(trainer.evaluate());
+  if (save) trainer.save();
+  return losses;
+}
+
+std::vector<double> train_on_threads(int num_ranks, const RunConfig& config, int steps, bool save = false) {
+  std::vector<double> losses;
+  run_local_ranks(num_ranks, [&](std::unique_ptr<Transport> transport) {
+    const bool first = transport->rank() == 0;
+    std::vector<double> mine = train(Communicator(std::move(transport), "world"), config, steps, save);
+    if (first) losses = std::move(mine);
+  });
+  return losses;
+}
+
+void expect_close(const std::vector<double>& expected, const std::vector<double>& actual) {
+  ASSERT_EQ(expected.size(), actual.size());
+  for (size_t i = 0; i < expected.size(); ++i) {
+    EXPECT_NEAR(actual[i], expected[i], kRankTolerance * expected[i]) << "step " << i + 1;
+  }
+}
+
+// Same bits, and not because both are NaN.
+void expect_same(const std::vector<double>& expected, const std::vector<double>& actual) {
+  EXPECT_EQ(expected, actual);
+}
+
+RunConfig resumed(RunConfig config) {
+  config.checkpoint.resume = "auto";
+  return config;
+}
+
+TEST(Trainer, losses_do_not_depend_on_the_number_of_ranks) {
+  test::on_ranks(
+      [](Communicator& world) {
+        const test::SharedDirectory folder(world);
+        if (world.rank() == 0) test::write_file(folder / "text", some_text());
+        Request written = world.barrier();
+        wait(written);
+        const RunConfig config = small_run(folder.path());
+        RunConfig alone = config;
+        alone.out += fmt::format(".alone{}", world.rank());
+        const std::vector<double> expected = train_on_threads(1, alone, 30);
+        ASSERT_LT(expected[29], 0.8 * expected[0]) << "nothing was learned";
+        expect_close(expected, train(world.duplicate("run"), config, 30));
+
+        RunConfig groups = config;
+        groups.parallel.expert = world.size() % 2 == 0 ? world.size() / 2 : 1;
+        groups.exchange.combine = "slot_order";
+        expect_close(expected, train(world.duplicate("groups"), groups, 30));
+      },
+      {1, 2, 3, 4});
+}
+
+TEST(Trainer, the_same_command_twice_gives_the_same_bits) {
+  if (test::runs_under_mpi()) GTEST_SKIP() << "thread ranks only";
+  const test::TemporaryDirectory folder;
+  test::write_file(folder / "text", some_text());
+  const RunConfig config = small_run(folder.path());
+  expect_same(train_on_threads(3, config, 8), train_on_threads(3, config, 8));
+}
+
+TEST(Trainer, a_resumed_run_goes_on_with_the_same_bits) {
+  if (test::runs_under_mpi()) GTEST_SKIP() << "thread ranks only";
+  const test::TemporaryDirectory folder;
+  test::write_file(folder / "text", some_text());
+  const RunConfig config = small_run(folder.path());
+  const std::vector<double> whole = train_on_threads(2, config, 20);
+  train_on_threads(2, config, 10, /*save=*/true);
+  const std::vector<double> rest = train_on_threads(2, resumed(config), 10);
+  expect_same({whole.begin() + 10, whole.end()}, rest);
+}
+
+TEST(Trainer, any_number_of_ranks_resumes) {
+  if (test::runs_under_mpi()) GTEST_SKIP() << "thread ranks only";
+  const test::TemporaryDirectory folder;
+  test::write_file(folder / "text", some_text());
+  const RunConfig config = small_run(folder.path());
+  const std::vector<double> whole = train_on_threads(4, config, 16);
+  train_on_threads(4, config, 8, /*save=*/true);
+  for (const int num_ranks : {1, 2, 3}) {
+    SCOPED_TRACE(num_ranks);
+    expect_close({whole.begin() + 8, whole.end()}, train_on_threads(num_ranks, resumed(config), 8));
+  }
+}
+
+TEST(Trainer, another_model_does_not_resume) {
+  if (test::runs_under_mpi()) GTEST_SKIP() << "thread ranks only";
+  const test::TemporaryDirectory folder;
+  test::write_file(folder / "text", some_text());
+  RunConfig config = small_run(folder.path());
+  train_on_threads(1, config, 1, /*save=*/true);
+  config.seed += 1;
+  EXPECT_THROW(train_on_threads(1, resumed(config), 1), Error);
+}
+
+// The dry run walks the code that the step walks, so only the raggedness of routing tells them apart.
+TEST(MemoryPlan, foresees_the_memory_of_a_step) {
+  if (test::runs_under_mpi()) GTEST_SKIP() << "thread ranks only";
+  const test::TemporaryDirectory folder;
+  test::write_file(folder / "text", some_text());
+  RunConfig config = small_run(folder.path());
+  config.model.topk_method = "greedy";
+  for (const int num_ranks : {1, 2, 4}) {
+    SCOPED_TRACE(num_ranks);
+    run_local_ranks(num_ranks, [&](std::unique_ptr<Transport> transport) {
+      const int rank = transport->rank();
+      size_t planned = 0;
+      for (const MemoryLine& line : plan_memory(config, num_ranks, rank).lines) {
+        if (line.what.starts_with("activations")) planned += line.bytes;
+      }
+      Trainer trainer(Communicator(std::move(transport), "world"), config);
+      trainer.step();
+      const auto measured = static_cast<double>(trainer.worker().arena().peak_bytes());
+      EXPECT_GT(planned, 100000U);
+      EXPECT_NEAR(static_cast<double>(planned), measured, 0.25 * measured) << "rank " << rank;
+    });
+  }
+}
+
+}  // namespace
+}  // namespace cadre
