@@ -84,8 +84,16 @@ std::string crowding_note(const Topology& topology, const std::vector<Binding>& 
   const int num_cores = bindings[static_cast<size_t>(first)].num_cores;
   const int num_ranks = topology.ranks_on_host(host);
   if (num_cores <= 0 || num_ranks * threads <= num_cores) return "";
-  return fmt::format("  note      {} has {} cores for {} ranks of {} threads: they take turns\n",
+  return fmt::format("  note      {}: cores {}, fewer than ranks {} x threads {}: they take turns\n",
                      topology.host_names[static_cast<size_t>(host)], num_cores, num_ranks, threads);
+}
+
+// "4", or "2-4" when hosts differ.
+std::string ranks_a_host(const Topology& topology) {
+  std::vector<int> counts;
+  for (int host = 0; host < topology.num_hosts(); ++host) counts.push_back(topology.ranks_on_host(host));
+  const auto [least, most] = std::ranges::minmax(counts);
+  return least == most ? fmt::format("{}", most) : fmt::format("{}-{}", least, most);
 }
 
 std::string transport_text(const Communicator& world) {
@@ -101,12 +109,12 @@ void print_banner(const Communicator& world, const RunConfig& config) {
   if (world.rank() != 0) return;
 
   const Grid grid = Grid::make(world.size(), static_cast<int>(config.parallel.expert));
-  std::string text = fmt::format("cadre {} | {} ranks on {} hosts, {} on the first | {}\n", CADRE_VERSION, world.size(),
-                                 topology.num_hosts(), topology.ranks_on_host(0), grid.describe());
+  std::string text = fmt::format("cadre {} | ranks {} | hosts {} | ranks a host {} | grid {}\n", CADRE_VERSION,
+                                 world.size(), topology.num_hosts(), ranks_a_host(topology), grid.describe());
   text += fmt::format("  transport {}\n", transport_text(world));
   text += fmt::format("  exchange  {}, combine {}, deadline {} s\n", config.exchange.strategy, config.exchange.combine,
                       config.exchange.deadline_s);
-  text += fmt::format("  compute   {}, {} threads a rank\n", config.compute.precision, config.compute.threads);
+  text += fmt::format("  compute   {}, threads a rank {}\n", config.compute.precision, config.compute.threads);
   for (int host = 0; host < topology.num_hosts(); ++host) text += host_line(topology, bindings, host);
   for (int host = 0; host < topology.num_hosts(); ++host) {
     text += crowding_note(topology, bindings, host, config.compute.threads);

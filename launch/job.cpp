@@ -47,9 +47,10 @@ Launched launched_as() {
   return {};
 }
 
-std::string host_name() {
-  std::array<char, 256> name{};
-  return gethostname(name.data(), name.size() - 1) == 0 ? name.data() : "an unknown host";
+std::string rank_text(int rank) {
+  std::array<char, 256> host{};
+  const bool known = gethostname(host.data(), host.size() - 1) == 0;
+  return fmt::format("rank {} on {}: ", rank, known ? host.data() : "an unknown host");
 }
 
 // One line, whatever the text of a library looks like, in one write.
@@ -128,7 +129,7 @@ int Job::fail(const Error& error) const {
     // MPI itself is broken: the error at hand matters more.
   }
   const bool tell_rank = rank() > 0 || error.kind() != ErrorKind::input;
-  print_error(tell_rank ? fmt::format("rank {} on {}: ", rank(), host_name()) : "", error);
+  print_error(tell_rank ? rank_text(rank()) : "", error);
   abort_mpi_job(code);
 }
 
@@ -152,7 +153,8 @@ void terminate_job() {
   const std::exception_ptr exception = std::current_exception();
   const Error error =
       exception ? as_error(exception) : Error(ErrorKind::internal, "std::terminate without an exception");
-  print_error("", error);
+  const Launched launched = launched_as();
+  print_error(launched.variable == nullptr ? "" : rank_text(launched.rank), error);
   abort_mpi_job(exit_code(error.kind()));
 }
 

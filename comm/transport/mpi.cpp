@@ -6,6 +6,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <exception>
+#include <tuple>
 #include <vector>
 
 #include "comm/base/check.hpp"
@@ -18,7 +19,7 @@ void check_mpi(int code, const char* call, std::source_location where = std::sou
     return;
   char text[MPI_MAX_ERROR_STRING] = "";
   int length = 0;
-  MPI_Error_string(code, text, &length);  // NOLINT: nothing to do if even this fails
+  std::ignore = MPI_Error_string(code, text, &length);  // the text stays empty if even this fails
   throw Error(ErrorKind::environment, fmt::format("{} failed: {}", call, text), {}, where);
 }
 

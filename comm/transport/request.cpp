@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "comm/transport/request.hpp"
 
+#include <mutex>
 #include <utility>
 
 namespace cadre {
@@ -27,9 +28,11 @@ bool Request::test() {
 
 void Request::abandon() noexcept {
   if (operation_ == nullptr) return;
-  static_cast<void>(operation_.release());
-  // Growing this list may fail for lack of memory; then the process ends, which is what an abandoned job does anyway.
-  static_cast<void>(new std::vector<Buffer>(std::move(buffers_)));
+  // Kept to the end of the process. Where there is no memory for that, the process ends here, as an abandoned job does.
+  static std::mutex mutex;
+  static auto* const abandoned = new std::vector<Request>;
+  const std::lock_guard lock(mutex);
+  abandoned->emplace_back(std::move(*this));
 }
 
 }  // namespace cadre

@@ -28,8 +28,8 @@ class [[nodiscard]] Request {
       : what_(std::move(what)), operation_(std::move(operation)) {}
   Request(Request&&) noexcept = default;
   Request& operator=(Request&& other) noexcept;
-  // An operation that is still under way is abandoned: it and the buffers it owns are leaked on purpose, because a peer
-  // may yet write into them.
+  // An operation that is still under way is abandoned: it and the buffers it owns are kept to the end of the process,
+  // because a peer may yet write into them.
   ~Request();
 
   // True once complete.

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 // What every module has, by convention and not by inheritance:
 //
-//   struct Saved { ... };                                            what forward keeps for backward, views into the
-//   arena Tensor forward(Context&, const Tensor& x, Saved&) const;         input -> output Tensor input_grad(Context&,
-//   Saved&, const Tensor& dy) const;     output gradient -> input gradient; keeps in Saved
-//                                                                    what the weight gradient will need
-//   void weight_grad(Context&, const Saved&);                        adds to the gradients of its parameters; any time
-//                                                                    after input_grad, so it can fill a wait
-//   void each_parameter(const ParameterVisitor&);                    every parameter, in a fixed order
+//   struct Saved { ... };                                          what forward keeps for backward, views into the arena
+//   Tensor forward(Context&, const Tensor& x, Saved&) const;       input -> output
+//   Tensor input_grad(Context&, Saved&, const Tensor& dy) const;   output gradient -> input gradient; keeps in Saved what
+//                                                                  the weight gradient will need
+//   void weight_grad(Context&, const Saved&);                      adds to the gradients of its parameters; any time after
+//                                                                  input_grad, so it can fill a wait
+//   void each_parameter(const ParameterVisitor&);                  every parameter, in a fixed order
 //
 // Where a module needs more than x (ids, targets, positions) they are further arguments in the same places. A
 // constructor sets names, shapes and initial values of the parameters and allocates nothing; a ParameterStore gives

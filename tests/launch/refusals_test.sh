@@ -74,6 +74,12 @@ refused 2 "$folder/foreign/config.json" "llama" "deepseek"
 if ((${#launcher[@]} > 0)); then
   on_two_ranks train "$run" --ranks 2
   refused 2 "--ranks = 2" "2 processes"
+  # Only the second process finds no data: it says who it is, and takes the other one with it.
+  # shellcheck disable=SC2016  # the shell of each rank expands it
+  one_fails='if ((${OMPI_COMM_WORLD_RANK:-$PMI_RANK} == 1)); then exec "$0" train "$1" data=/nothing; else exec "$0" train "$1"; fi'
+  launcher+=(bash -c "$one_fails")
+  on_two_ranks "$run"
+  refused 2 "rank 1 on" "/nothing"
 else
   # Processes that a launcher started together and MPI knows apart: the first one tells.
   PMI_SIZE=2 PMI_RANK=0 alone train "$run"

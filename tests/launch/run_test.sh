@@ -17,7 +17,7 @@ says "hidden_size = 16" "deadline_s = 30"
 
 on_two_ranks train "$run"
 succeeded train
-says "2 ranks on 1 hosts" "data 2 x expert 2" "combine slot_order" "fp32" "cpus"
+says "ranks 2 | hosts 1 | ranks a host 2 | grid data 2 x expert 2" "combine slot_order" "fp32" "cpus"
 [[ -e "$folder/run/FINISHED" ]] || fail "no FINISHED"
 [[ "$(steps_logged)" == "1 2 3" ]] || fail "logged steps: $(steps_logged)"
 

@@ -2,7 +2,6 @@
 // The bar on a pseudo-terminal, and its silence everywhere else.
 #include "runtime/observe/progress_bar.hpp"
 
-#include <fcntl.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <pty.h>
@@ -36,12 +35,12 @@ std::string on_terminal(const std::function<void()>& action) {
   action();
   ::dup2(original, STDERR_FILENO);
   ::close(original);
-  std::string text(4096, '\0');
-  ::fcntl(terminal, F_SETFL, O_NONBLOCK);
-  const ssize_t count = ::read(terminal, text.data(), text.size());
   ::close(program);
+  // The last writer is gone: what it wrote is read to the end, and then comes an error.
+  std::string text;
+  char block[256];
+  for (ssize_t count = 0; (count = ::read(terminal, block, sizeof(block))) > 0;) text.append(block, count);
   ::close(terminal);
-  text.resize(count > 0 ? static_cast<size_t>(count) : 0);
   return text;
 }
 

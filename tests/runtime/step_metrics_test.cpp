@@ -173,7 +173,7 @@ std::string refusal_of(const Communicator& world, const LocalStep& local) {
 TEST(StepReduction, FindsSlotsThatAreNotConserved) {
   on_ranks([](Communicator& world) {
     const int ranks = world.size();
-    const int64_t slots = 2 * ranks * (ranks + 1);
+    const int64_t slots = int64_t{2} * ranks * (ranks + 1);
     const bool wrong = world.rank() == ranks / 2;
     LocalStep lost = example(world.rank(), ranks);
     lost.slots_received -= wrong ? 1 : 0;
