@@ -26,5 +26,6 @@ Command train_command();
 Command eval_command();
 Command generate_command();
 Command inspect_command();
+Command bench_command();
 
 }  // namespace cadre

@@ -64,7 +64,7 @@ std::string help_of(const std::vector<Command>& commands) {
   std::string text =
       "Usage: cadre COMMAND [arguments] [options]\n"
       "Trains and runs mixture-of-experts models over MPI. Works alone and under mpirun or srun.\n\n";
-  for (const Command& command : commands) text += fmt::format("  {:<14}{}\n", command.name, command.summary);
+  for (const Command& command : commands) text += fmt::format("  {:<10}{}\n", command.name, command.summary);
   return text + "\n  cadre COMMAND --help   its arguments and options\n  cadre --version\n";
 }
 
@@ -111,12 +111,6 @@ void print(const Job& job, const std::string& text) {
   if (job.rank() == 0) fmt::print("{}", text);
 }
 
-// Names may have several words: "bench gemm".
-std::vector<std::string> parts_of(const std::string& name) {
-  std::istringstream words(name);
-  return {std::istream_iterator<std::string>(words), {}};
-}
-
 void run_command(const Command& command, const std::vector<std::string>& words, const Job& job) {
   const po::options_description options = options_of(command);
   po::variables_map values = parse(command, options, words);
@@ -135,16 +129,12 @@ void run_command_line(const std::vector<Command>& commands, const std::vector<st
   if (name == "--help" || name == "-h" || name == "help") return print(job, help_of(commands));
   if (name == "--version") return print(job, fmt::format("cadre {}\n", CADRE_VERSION));
 
+  const auto command = std::ranges::find(commands, name, &Command::name);
   std::vector<std::string> known;
-  for (const Command& command : commands) {
-    const std::vector<std::string> parts = parts_of(command.name);
-    if (std::ranges::mismatch(parts, words).in1 == parts.end()) {
-      return run_command(command, {words.begin() + static_cast<std::ptrdiff_t>(parts.size()), words.end()}, job);
-    }
-    known.push_back(command.name);
-  }
-  throw Error(ErrorKind::input, fmt::format("unknown command {}", name),
+  for (const Command& other : commands) known.push_back(other.name);
+  CADRE_CHECK(command != commands.end(), fmt::format("unknown command {}", name),
               nearest_name_hint(name, known) + "; see cadre --help");
+  run_command(*command, {words.begin() + 1, words.end()}, job);
 }
 
 }  // namespace cadre

@@ -3,11 +3,16 @@
 #include <fmt/format.h>
 
 #include <memory>
+#include <vector>
 
+#include "comm/group/topology.hpp"
+#include "comm/transport/wait.hpp"
 #include "launch/banner.hpp"
 #include "launch/command.hpp"
 #include "layers/kernels/kernels.hpp"
 #include "runtime/config/run_file.hpp"
+#include "runtime/observe/process_memory.hpp"
+#include "runtime/train/memory_plan.hpp"
 #include "runtime/train/trainer.hpp"
 
 namespace cadre {
@@ -20,6 +25,38 @@ struct Options {
   bool print_config = false;
 };
 
+constexpr double kMiB = 1024.0 * 1024.0;
+
+// What each rank was foreseen to take, and what its process then took beyond where it started.
+class MemoryReport {
+ public:
+  // Collective over `world`. Prints the plan of rank 0; throws when a host has not that much.
+  MemoryReport(const Communicator& world, const RunConfig& config, int ranks_of_process)
+      : ranks_of_process_(static_cast<size_t>(ranks_of_process)), resident_at_start_(resident_bytes()) {
+    const MemoryPlan plan = plan_memory(config, world.size(), world.rank());
+    planned_ = plan.total_bytes();
+    const Topology topology = discover_topology(world);
+    check_memory(plan, topology.ranks_on_host(topology.host_of_rank[world.rank()]));
+    if (world.rank() == 0) fmt::print("memory of a rank, planned:\n{}", plan.table());
+  }
+
+  // Collective over `world`.
+  void print(const Communicator& world) const {
+    const size_t taken = (peak_resident_bytes() - resident_at_start_) / ranks_of_process_;
+    std::vector<double> most = {static_cast<double>(planned_) / kMiB, static_cast<double>(taken) / kMiB};
+    Request reduced = world.all_reduce(std::span(most), ReduceOp::max);
+    wait(reduced);
+    if (world.rank() == 0) {
+      fmt::print("memory of a rank, at most: planned {:.1f} MiB, measured {:.1f} MiB\n", most[0], most[1]);
+    }
+  }
+
+ private:
+  size_t ranks_of_process_;
+  size_t resident_at_start_;
+  size_t planned_ = 0;
+};
+
 void run_train(const Options& options, const Job& job) {
   const RunConfig config = load_run_config(options.run_file, options.overrides);
   check(config, job.num_ranks(options.ranks));
@@ -30,8 +67,10 @@ void run_train(const Options& options, const Job& job) {
   set_kernel_threads(static_cast<int>(config.compute.threads));
   job.on_ranks(options.ranks, [&](Communicator world) {
     print_banner(world, config);
+    const MemoryReport memory(world, config, job.size() == 1 ? world.size() : 1);
     Trainer trainer(std::move(world), config);
     trainer.run();
+    memory.print(trainer.worker().world());
   });
 }
 

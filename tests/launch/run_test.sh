@@ -20,14 +20,15 @@ succeeded train
 says "ranks 2 | hosts 1 | ranks a host 2 | grid data 2 x expert 2" "combine slot_order" "fp32" "cpus"
 [[ -e "$folder/run/FINISHED" ]] || fail "no FINISHED"
 [[ "$(steps_logged)" == "1 2 3" ]] || fail "logged steps: $(steps_logged)"
+trained_loss=$(sed -n 's/^step 3 | validation loss //p' "$output")
+[[ "$trained_loss" == 5.* ]] || fail "no validation loss near ln 256 = 5.545"
 
-# The same numbers from a checkpoint directory, from the folder of the run, and on one rank. An untrained byte model has
-# a loss of ln 256 = 5.545; three steps must not have made it worse.
+# The number of the training, from a checkpoint directory, from the folder of the run, on two ranks and on one.
 on_two_ranks eval "$checkpoint" --data "$folder/text" --batches 2
 succeeded eval
 says "held-out tokens" "layer   1 | experts"
 grep '^loss' "$output" >"$folder/loss"
-awk '{ exit !($2 > 1.0 && $2 < 5.6) }' "$folder/loss" || fail "the loss is not that of a model that learns"
+says "loss $trained_loss nats a token"
 alone eval "$folder/run" --batches 2
 succeeded "eval on one rank"
 diff <(grep '^loss' "$output") "$folder/loss" >&2 || fail "the loss depends on the number of ranks"

@@ -72,7 +72,9 @@ TEST(Generate, IsTheSameOnAnyNumberOfRanks) {
   test::on_ranks([&](Communicator& world) {
     const bool first = world.rank() == 0;
     const Tokens tokens = generate_on(std::move(world), tiny_options(), options);
-    if (first) EXPECT_EQ(tokens, expected);
+    if (first) {
+      EXPECT_EQ(tokens, expected);
+    }
   });
 }
 
@@ -97,14 +99,16 @@ TEST(Generate, EndsAtTheEndTokenOnAllRanks) {
   test::on_ranks([&](Communicator& world) {
     const bool first = world.rank() == 0;
     const Tokens tokens = generate_on(std::move(world), ending, options);
-    if (first) EXPECT_EQ(tokens, Tokens(endless.begin(), end));
+    if (first) {
+      EXPECT_EQ(tokens, Tokens(endless.begin(), end));
+    }
   });
 }
 
 TEST(Generate, RefusesWhatTheModelCannotHold) {
   on_one_rank([&](Communicator world) {
     const std::string message =
-        test::message_of([&] { generate_on(std::move(world), tiny_options(), {.max_new = 35}); });
+        test::message_of([&] { generate_on(std::move(world), tiny_options(), {.max_new = 35, .sampling = {}}); });
     test::expect_message(message, {"35 new tokens after a prompt of 6", "40"});
   });
 }

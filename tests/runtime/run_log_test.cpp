@@ -6,8 +6,11 @@
 #include <gtest/gtest.h>
 #include <nlohmann/json.hpp>
 
+#include <algorithm>
+#include <fstream>
 #include <limits>
 #include <optional>
+#include <sstream>
 #include <string>
 #include <vector>
 
@@ -72,10 +75,11 @@ std::vector<int64_t> steps_of(const std::filesystem::path& path) {
   return steps;
 }
 
+// What the action prints; an Error fails the test.
 template <class Action>
 std::string printed_by(Action&& action) {
   testing::internal::CaptureStdout();
-  action();
+  EXPECT_NO_THROW(action());
   return testing::internal::GetCapturedStdout();
 }
 

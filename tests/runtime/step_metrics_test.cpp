@@ -6,7 +6,9 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
-#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
 
 #include "comm/base/check.hpp"
 #include "comm/transport/wait.hpp"
@@ -90,7 +92,7 @@ GlobalStep reduce(const Communicator& world, const LocalStep& local) {
 // last rank compute one slot; the last computes the rest.
 LocalStep example(int rank, int num_ranks) {
   const int64_t units = rank + 1;
-  const int64_t total_units = num_ranks * (num_ranks + 1) / 2;
+  const int64_t total_units = int64_t{num_ranks} * (num_ranks + 1) / 2;
   const bool last = rank == num_ranks - 1;
   LocalStep local;
   local.loss_sum = 0.5 * rank;
