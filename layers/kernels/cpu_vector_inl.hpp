@@ -124,8 +124,8 @@ HWY_INLINE Logistic logistic(Float x) {
 }
 
 // Distribution function and density of N(0, 1), both within 5 ulp where they are normal numbers. The upper tail is
-// density(x) times Mills' ratio; the ratio times e^(x^2/2)'s share is t P(t) with t = 1 / (1 + 0.3 |x|) and P the
-// interpolating polynomial of degree 9 in Chebyshev points of [0, 14.5], relative error 5e-9.
+// e^(-x^2/2) t P(t) with t = 1 / (1 + 0.3 |x|), where P interpolates the quotient with degree 9 in the Chebyshev points of
+// 0 <= |x| <= 14.5, relative error 5e-9.
 struct Normal {
   Float distribution;
   Float density;
