@@ -3,7 +3,6 @@
 
 #include <sys/mman.h>
 
-#include <atomic>
 #include <cstdlib>
 #include <cstring>
 #include <utility>
@@ -15,16 +14,6 @@ namespace {
 
 constexpr size_t kCacheLine = 64;
 constexpr size_t kHugePage = size_t{2} << 20;
-
-std::atomic<size_t> bytes_now{0};
-std::atomic<size_t> bytes_peak{0};
-
-void count_allocation(size_t bytes) {
-  const size_t now = bytes_now.fetch_add(bytes, std::memory_order_relaxed) + bytes;
-  size_t peak = bytes_peak.load(std::memory_order_relaxed);
-  while (now > peak && !bytes_peak.compare_exchange_weak(peak, now, std::memory_order_relaxed)) {
-  }
-}
 
 }  // namespace
 
@@ -40,7 +29,6 @@ Buffer::Buffer(size_t bytes) : bytes_(bytes) {
   }
   // Advice only: a kernel without huge pages serves small ones.
   if (alignment == kHugePage) static_cast<void>(madvise(data_, rounded, MADV_HUGEPAGE));
-  count_allocation(bytes);
 }
 
 Buffer::~Buffer() { free_bytes(); }
@@ -64,10 +52,6 @@ void Buffer::poison() {
 void Buffer::free_bytes() noexcept {
   if (data_ == nullptr) return;
   std::free(data_);
-  bytes_now.fetch_sub(bytes_, std::memory_order_relaxed);
 }
-
-size_t buffer_bytes_now() { return bytes_now.load(std::memory_order_relaxed); }
-size_t buffer_bytes_peak() { return bytes_peak.load(std::memory_order_relaxed); }
 
 }  // namespace cadre

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Owns bytes. Every large allocation of Cadre is a Buffer, so the bytes a rank holds are known at any moment.
+// Owns bytes: every large allocation of Cadre is a Buffer.
 #pragma once
 
 #include <cstddef>
@@ -44,9 +44,5 @@ class Buffer {
   std::byte* data_ = nullptr;
   size_t bytes_ = 0;
 };
-
-// Bytes that the Buffers of this process hold now, and the most they ever held.
-size_t buffer_bytes_now();
-size_t buffer_bytes_peak();
 
 }  // namespace cadre

@@ -126,9 +126,7 @@ class [[nodiscard]] Task {
   }
 
   // For the engine, which runs the outermost task of a lane.
-  void start(Lane& lane) {
-    enter(&lane, nullptr).resume();
-  }
+  void start(Lane& lane) { enter(&lane, nullptr).resume(); }
   bool done() const { return handle_.done(); }
   T result() { return handle_.promise().take(); }
 

@@ -12,6 +12,11 @@ constexpr size_t kBlockBytes = size_t{8} << 20;
 
 }  // namespace
 
+void Arena::reserve(size_t bytes) {
+  CADRE_ASSERT(used_bytes_ == 0);
+  if (!is_dry_run() && blocks_.empty()) blocks_.emplace_back(bytes);
+}
+
 Tensor Arena::take(std::string_view label, DType dtype, std::initializer_list<int64_t> shape) {
   const Tensor shaped(nullptr, dtype, shape);
   const size_t bytes = (shaped.bytes() + kAlignment - 1) / kAlignment * kAlignment;

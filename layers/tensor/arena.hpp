@@ -24,6 +24,10 @@ class Arena {
 
   bool is_dry_run() const { return mode_ == Mode::dry_run; }
 
+  // Before the first take: one buffer for about `bytes`, so that nothing is lost between buffers. What it cannot hold goes
+  // to further ones; what is never written costs address space and no memory.
+  void reserve(size_t bytes);
+
   // `label` names the line of the memory table that the bytes are counted under. Aligned to 64 bytes, contents
   // undefined.
   Tensor take(std::string_view label, DType dtype, std::initializer_list<int64_t> shape);

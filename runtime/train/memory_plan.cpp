@@ -16,6 +16,9 @@ namespace cadre {
 namespace {
 
 constexpr double kMiB = 1024.0 * 1024.0;
+// What the libraries were seen to take for themselves once they are used.
+constexpr size_t kLibraryBytes = size_t{8} << 20;
+constexpr char kActivations[] = "activations: ";
 
 Task<void> dry_step(Model& model, LaneContext& ctx, TokenBatch batch) {
   Model::Saved saved;
@@ -69,8 +72,11 @@ void plan_on(std::unique_ptr<Transport> transport, const RunConfig& config, int 
   plan.lines = {{"parameters", store.value_bytes()},
                 {"gradients", store.grad_bytes()},
                 {"optimizer moments", 2 * store.grad_bytes()}};
+  // MPI reduces into a copy of what it is given.
+  if (num_ranks > 1) plan.lines.push_back({"gradient reduction", store.shared_grads().bytes()});
+  plan.lines.push_back({"BLAS and MPI", kLibraryBytes});
   if (const size_t packed = packed_bytes(config, store); packed > 0) plan.lines.push_back({"packed weights", packed});
-  for (const auto& [label, bytes] : arena.peak_table()) plan.lines.push_back({"activations: " + label, bytes});
+  for (const auto& [label, bytes] : arena.peak_table()) plan.lines.push_back({kActivations + label, bytes});
   plan.lines.push_back({"exchange", exchange_bytes.peak});
 }
 
@@ -79,6 +85,12 @@ void plan_on(std::unique_ptr<Transport> transport, const RunConfig& config, int 
 size_t MemoryPlan::total_bytes() const {
   return std::accumulate(lines.begin(), lines.end(), size_t{0},
                          [](size_t sum, const MemoryLine& line) { return sum + line.bytes; });
+}
+
+size_t MemoryPlan::activation_bytes() const {
+  size_t bytes = 0;
+  for (const MemoryLine& line : lines) bytes += line.what.starts_with(kActivations) ? line.bytes : 0;
+  return bytes;
 }
 
 std::string MemoryPlan::table() const {

@@ -21,6 +21,7 @@ struct MemoryPlan {
   std::vector<MemoryLine> lines;
 
   size_t total_bytes() const;
+  size_t activation_bytes() const;
   std::string table() const;  // one line each and the total, in MiB
 };
 

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "runtime/train/trainer.hpp"
 
+#include <nlohmann/json.hpp>
+
 #include <cmath>
 #include <filesystem>
-#include <nlohmann/json.hpp>
 #include <utility>
 
 #include "comm/base/random.hpp"
@@ -13,12 +14,16 @@
 #include "runtime/config/run_file.hpp"
 #include "runtime/optim/lr_schedule.hpp"
 #include "runtime/train/evaluate.hpp"
+#include "runtime/train/memory_plan.hpp"
 #include "runtime/train/step.hpp"
 
 namespace cadre {
 namespace {
 
 namespace fs = std::filesystem;
+
+// The plan assumes balanced routing. Address space for twice as much leaves room for the steps that are not.
+constexpr size_t kArenaReserve = 2;
 
 double milliseconds(int64_t begin_ns) { return static_cast<double>(trace_clock_ns() - begin_ns) * 1e-6; }
 
@@ -58,6 +63,8 @@ Trainer::Trainer(Communicator world, const RunConfig& config)
       train_reader_(dataset_.train, config.data.sequence_length, config.train.batch,
                     static_cast<uint64_t>(config.seed)),
       optimizer_(worker_.store(), config.train) {
+  const MemoryPlan plan = plan_memory(config, worker_.world().size(), worker_.world().rank());
+  worker_.arena().reserve(kArenaReserve * plan.activation_bytes());
   worker_.store().initialise(static_cast<uint64_t>(config.seed));
   resume();
   if (worker_.world().rank() == 0) {
@@ -80,7 +87,9 @@ void Trainer::run() {
     }
     if (last || due(config_.checkpoint.every)) save();
   }
-  if (log_) write_text_file(fs::path(config_.out) / "FINISHED", fmt::format("{}\n", steps_done_));
+  if (!log_) return;
+  log_->summary();
+  write_text_file(fs::path(config_.out) / "FINISHED", fmt::format("{}\n", steps_done_));
 }
 
 StepRecord Trainer::step() {
@@ -146,6 +155,7 @@ void Trainer::save() {
   CheckpointState state;
   state.model = config_.model;
   state.run_toml = to_toml(config_);
+  state.manifest.cadre_version = CADRE_VERSION;
   state.manifest.step = steps_done_;
   state.manifest.seed = static_cast<uint64_t>(config_.seed);
   state.manifest.tokens_seen = steps_done_ * config_.train.batch * config_.data.sequence_length;

@@ -176,10 +176,7 @@ TEST(MemoryPlan, foresees_the_memory_of_a_step) {
     SCOPED_TRACE(num_ranks);
     run_local_ranks(num_ranks, [&](std::unique_ptr<Transport> transport) {
       const int rank = transport->rank();
-      size_t planned = 0;
-      for (const MemoryLine& line : plan_memory(config, num_ranks, rank).lines) {
-        if (line.what.starts_with("activations")) planned += line.bytes;
-      }
+      const size_t planned = plan_memory(config, num_ranks, rank).activation_bytes();
       Trainer trainer(Communicator(std::move(transport), "world"), config);
       trainer.step();
       const auto measured = static_cast<double>(trainer.worker().arena().peak_bytes());
