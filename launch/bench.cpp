@@ -5,6 +5,7 @@
 #include "launch/bench_gemm.hpp"
 #include "launch/bench_layer.hpp"
 #include "launch/command.hpp"
+#include "layers/nn/ffn.hpp"
 
 namespace cadre {
 namespace {
@@ -20,11 +21,6 @@ struct Options {
   BenchLayerOptions layer;
 };
 
-Activation activation_of(const std::string& name) {
-  if (name == "gelu") return Activation::gelu;
-  return name == "relu" ? Activation::relu : Activation::silu;
-}
-
 void run_bench(Options options, const Job& job) {
   set_kernel_threads(static_cast<int>(options.threads));
   if (options.what == "gemm") {
@@ -37,7 +33,7 @@ void run_bench(Options options, const Job& job) {
       "lower --top-k or raise --experts");
   options.layer.experts = static_cast<int>(options.experts);
   options.layer.top_k = static_cast<int>(options.top_k);
-  options.layer.activation = activation_of(options.activation);
+  options.layer.activation = activation_named(options.activation);
   options.layer.precision = options.precision == "bf16" ? Precision::bf16 : Precision::fp32;
   job.on_ranks(options.ranks, [&](Communicator world) { bench_layer(world, options.layer); });
 }

@@ -54,8 +54,7 @@ void run_eval(const Options& options, const Job& job) {
     print_banner(world, config);
     Worker worker(std::move(world), worker_options);
     load_checkpoint(checkpoint, worker.store(), nullptr);
-    const Evaluation evaluation =
-        evaluate(worker, reader, config.train.batch, config.data.sequence_length, options.batches);
+    const Evaluation evaluation = evaluate(worker, reader, config, options.batches);
     if (worker.world().rank() == 0) print_evaluation(evaluation, worker.model().moe_layers());
   });
 }

@@ -7,6 +7,14 @@
 
 namespace cadre {
 
+inline constexpr size_t kCacheLine = 64;
+
+// `bytes` rounded up to whole cache lines.
+constexpr size_t whole_cache_lines(size_t bytes) { return (bytes + kCacheLine - 1) / kCacheLine * kCacheLine; }
+
+// From now on no Buffer of this process gives its memory back: a peer may yet write into what it was lent.
+void keep_all_buffers();
+
 // Page-aligned when large (huge pages are asked for), else aligned to a cache line. Contents start undefined.
 // Move-only.
 class Buffer {
@@ -34,9 +42,6 @@ class Buffer {
   const T* as() const {
     return reinterpret_cast<const T*>(data_);
   }
-
-  // Fills with all-ones bytes: NaN for every floating type, -1 for every signed one.
-  void poison();
 
  private:
   void free_bytes() noexcept;

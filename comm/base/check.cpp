@@ -7,11 +7,11 @@
 namespace cadre {
 
 Error::Error(ErrorKind kind, std::string text, std::string hint, std::source_location where)
-    : kind_(kind), text_(std::move(text)), hint_(std::move(hint)), where_(where) {
+    : kind_(kind), text_(std::move(text)), hint_(std::move(hint)) {
   full_ = text_;
   if (!hint_.empty()) full_ += " (hint: " + hint_ + ")";
   if (kind_ == ErrorKind::internal) {
-    full_ += fmt::format(" [{}:{}]", std::string_view(where_.file_name()), where_.line());
+    full_ += fmt::format(" [{}:{}]", std::string_view(where.file_name()), where.line());
   }
 }
 

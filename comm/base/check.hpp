@@ -23,7 +23,7 @@ enum class ErrorKind {
   internal,     // a mistake of ours
 };
 
-// One line of what, one line of hint. `rank` is filled by whoever knows it (-1: unknown).
+// What and where in one line, and a hint that says what to do.
 class Error : public std::exception {
  public:
   Error(ErrorKind kind, std::string text, std::string hint = {},
@@ -33,15 +33,11 @@ class Error : public std::exception {
   ErrorKind kind() const { return kind_; }
   const std::string& text() const { return text_; }
   const std::string& hint() const { return hint_; }
-  const std::source_location& where() const { return where_; }
-
-  int rank = -1;
 
  private:
   ErrorKind kind_;
   std::string text_;
   std::string hint_;
-  std::source_location where_;
   std::string full_;
 };
 

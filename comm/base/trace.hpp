@@ -10,8 +10,8 @@
 
 namespace cadre {
 
-enum class TraceKind : uint8_t { compute, communicate, wait, optimizer, input };
-inline constexpr size_t kNumTraceKinds = 5;
+enum class TraceKind : uint8_t { compute, wait };
+inline constexpr size_t kNumTraceKinds = 2;
 
 struct TraceEvent {
   const char* name;  // a string literal

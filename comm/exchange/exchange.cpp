@@ -6,7 +6,7 @@
 namespace cadre {
 
 Buffer BufferPool::take(size_t bytes) {
-  // The smallest that is large enough, if it is not wastefully large.
+  // The smallest that is large enough; if none is, a larger one takes the place of the largest.
   auto best = free_.end();
   for (auto it = free_.begin(); it != free_.end(); ++it) {
     if (it->bytes() >= bytes && (best == free_.end() || it->bytes() < best->bytes())) best = it;

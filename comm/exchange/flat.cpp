@@ -4,6 +4,7 @@
 #include <cstring>
 #include <utility>
 
+#include "comm/base/check.hpp"
 #include "comm/exchange/exchange.hpp"
 
 namespace cadre {
@@ -123,12 +124,15 @@ class FlatExchange : public Exchange {
   void learn_counts(Route& route) override {
     ReceiveCounts& receive = route.receive;
     const std::vector<int64_t> pairs = std::exchange(receive.row_counts, {});
+    receive.slot_counts.clear();
     for (size_t i = 0; i < pairs.size(); i += 2) {
       receive.row_counts.push_back(pairs[i]);
       receive.slot_counts.push_back(pairs[i + 1]);
     }
     receive.row_offsets = offsets_of(receive.row_counts);
     receive.slot_offsets = offsets_of(receive.slot_counts);
+    checked_int(receive.num_rows(), "rows to receive");
+    checked_int(receive.num_slots(), "slots to receive");
   }
 
   std::unique_ptr<RowTransfer> transfer(const Route& route, Direction direction, Unit unit,

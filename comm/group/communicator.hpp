@@ -9,6 +9,7 @@
 #include <type_traits>
 
 #include "comm/transport/transport.hpp"
+#include "comm/transport/wait.hpp"
 
 namespace cadre {
 
@@ -26,6 +27,8 @@ class Communicator {
   Communicator duplicate(std::string name) const { return split(0, rank(), std::move(name)); }
   // Collective: ranks of one `color` form a group, ordered by (key, rank).
   Communicator split(int color, int key, std::string name) const {
+    Request all_here = barrier();  // split itself cannot tell who is late
+    wait(all_here);
     return {transport_->split(color, key), std::move(name)};
   }
 

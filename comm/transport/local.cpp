@@ -8,6 +8,7 @@
 #include <deque>
 #include <map>
 #include <mutex>
+#include <numeric>
 #include <thread>
 #include <vector>
 
@@ -52,8 +53,14 @@ using Failed = std::shared_ptr<std::atomic<bool>>;
 
 // What the ranks of one group share.
 struct Group {
-  Group(int size, Failed failed_flag) : mailboxes(static_cast<size_t>(size)), failed(std::move(failed_flag)) {}
+  Group(std::vector<int> world_ranks, int size_of_world, Failed failed_flag)
+      : world_rank(std::move(world_ranks)),
+        world_size(size_of_world),
+        mailboxes(world_rank.size()),
+        failed(std::move(failed_flag)) {}
 
+  std::vector<int> world_rank;  // of each rank of this group: what messages name
+  int world_size;
   std::vector<Mailbox> mailboxes;
   Failed failed;
 
@@ -98,7 +105,8 @@ class ReceivesOperation : public PendingOperation {
     std::string text;
     for (const Waiting& wait : waiting_) {
       if (!text.empty()) text += ", ";
-      text += fmt::format("rank {} (expected {} bytes, received none)", wait.source, wait.into.size());
+      text +=
+          fmt::format("rank {} (expected {} bytes, received none)", group_->world_rank[wait.source], wait.into.size());
     }
     return text;
   }
@@ -113,8 +121,8 @@ class ReceivesOperation : public PendingOperation {
     Message message;
     if (!group_->mailboxes[static_cast<size_t>(rank_)].take(wait.source, tag_, message)) return false;
     CADRE_CHECK(message.bytes.bytes() == wait.into.size(),
-                fmt::format("rank {} expected {} bytes from rank {} (tag {}) and received {}", rank_, wait.into.size(),
-                            wait.source, tag_, message.bytes.bytes()));
+                fmt::format("expected {} bytes from rank {} and received {}", wait.into.size(),
+                            group_->world_rank[wait.source], message.bytes.bytes()));
     if (!wait.into.empty()) std::memcpy(wait.into.data(), message.bytes.data(), wait.into.size());
     return true;
   }
@@ -168,8 +176,9 @@ class LocalTransport : public Transport {
   Request receive(std::span<std::byte> bytes, int peer, int tag) override {
     auto operation = std::make_unique<ReceivesOperation>(group_, rank_, tag);
     operation->add(peer, bytes);
-    return make_request(fmt::format("receive of {} bytes from rank {}, tag {}", bytes.size(), peer, tag),
-                        std::move(operation));
+    return make_request(
+        fmt::format("receive of {} bytes from rank {}, tag {}", bytes.size(), group_->world_rank[peer], tag),
+        std::move(operation));
   }
 
   Request all_to_all(std::span<const std::byte> send, std::span<std::byte> receive) override {
@@ -236,7 +245,8 @@ class LocalTransport : public Transport {
     } else {
       operation->add(root, bytes);
     }
-    return make_request(fmt::format("broadcast of {} bytes from rank {}", bytes.size(), root), std::move(operation));
+    return make_request(fmt::format("broadcast of {} bytes from rank {}", bytes.size(), group_->world_rank[root]),
+                        std::move(operation));
   }
 
   Request barrier() override {
@@ -272,7 +282,11 @@ class LocalTransport : public Transport {
     const auto me = std::find(members.begin(), members.end(), std::pair{key, rank_});
     std::shared_ptr<Group>& part = split.groups[color];
     const int part_size = static_cast<int>(members.size());
-    if (part == nullptr) part = std::make_shared<Group>(part_size, group_->failed);
+    if (part == nullptr) {
+      std::vector<int> world_ranks;
+      for (const auto& [member_key, member] : members) world_ranks.push_back(group_->world_rank[member]);
+      part = std::make_shared<Group>(std::move(world_ranks), group_->world_size, group_->failed);
+    }
     auto transport = std::make_unique<LocalTransport>(part, static_cast<int>(me - members.begin()), part_size);
 
     if (++split.num_taken == size_) {
@@ -296,7 +310,8 @@ class LocalTransport : public Transport {
   }
 
   Request make_request(const std::string& what, std::unique_ptr<ReceivesOperation> operation) const {
-    return {fmt::format("{} (rank {} of {})", what, rank_, size_), std::move(operation)};
+    return {fmt::format("{} (rank {} of {})", what, group_->world_rank[rank_], group_->world_size),
+            std::move(operation)};
   }
 
   std::shared_ptr<Group> group_;
@@ -311,7 +326,9 @@ class LocalTransport : public Transport {
 void run_local_ranks(int num_ranks, const std::function<void(std::unique_ptr<Transport>)>& body) {
   CADRE_CHECK(num_ranks >= 1, fmt::format("{} ranks", num_ranks), "use at least one");
   const auto failed = std::make_shared<std::atomic<bool>>(false);
-  const auto world = std::make_shared<Group>(num_ranks, failed);
+  std::vector<int> world_ranks(static_cast<size_t>(num_ranks));
+  std::iota(world_ranks.begin(), world_ranks.end(), 0);
+  const auto world = std::make_shared<Group>(std::move(world_ranks), num_ranks, failed);
   std::exception_ptr first;
   std::mutex first_mutex;
   {

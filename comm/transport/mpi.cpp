@@ -6,6 +6,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <exception>
+#include <numeric>
 #include <tuple>
 #include <vector>
 
@@ -88,6 +89,7 @@ class MessagesOperation : public PendingOperation {
     messages_.reserve(static_cast<size_t>(count));
   }
 
+  // `peer` is a world rank.
   MPI_Request* add(bool receiving, int peer, size_t bytes) {
     messages_.push_back({receiving, peer, bytes});
     return &requests_.emplace_back(MPI_REQUEST_NULL);
@@ -95,7 +97,9 @@ class MessagesOperation : public PendingOperation {
 
   bool test() override {
     int done = 0;
-    CADRE_MPI(MPI_Testall(static_cast<int>(requests_.size()), requests_.data(), &done, MPI_STATUSES_IGNORE));
+    statuses_.resize(requests_.size());
+    CADRE_MPI(MPI_Testall(static_cast<int>(requests_.size()), requests_.data(), &done, statuses_.data()));
+    if (done != 0) check_sizes();
     return done != 0;
   }
 
@@ -118,7 +122,20 @@ class MessagesOperation : public PendingOperation {
     int peer;
     size_t bytes;
   };
+  // A message that is too long fails in MPI; one that is too short would pass.
+  void check_sizes() const {
+    for (size_t i = 0; i < messages_.size(); ++i) {
+      const Message& message = messages_[i];
+      if (!message.receiving) continue;
+      MPI_Count received = 0;
+      CADRE_MPI(MPI_Get_elements_x(&statuses_[i], MPI_BYTE, &received));
+      CADRE_CHECK(static_cast<size_t>(received) == message.bytes,
+                  fmt::format("expected {} bytes from rank {} and received {}", message.bytes, message.peer, received));
+    }
+  }
+
   std::vector<MPI_Request> requests_;
+  std::vector<MPI_Status> statuses_;
   std::vector<Message> messages_;
 };
 
@@ -128,6 +145,17 @@ class MpiTransport : public Transport {
     CADRE_MPI(MPI_Comm_set_errhandler(comm_, MPI_ERRORS_RETURN));
     CADRE_MPI(MPI_Comm_rank(comm_, &rank_));
     CADRE_MPI(MPI_Comm_size(comm_, &size_));
+    world_rank_.resize(static_cast<size_t>(size_));
+    std::vector<int> ranks(world_rank_.size());
+    std::iota(ranks.begin(), ranks.end(), 0);
+    MPI_Group group = MPI_GROUP_NULL;
+    MPI_Group world = MPI_GROUP_NULL;
+    CADRE_MPI(MPI_Comm_group(comm_, &group));
+    CADRE_MPI(MPI_Comm_group(MPI_COMM_WORLD, &world));
+    CADRE_MPI(MPI_Group_translate_ranks(group, size_, ranks.data(), world, world_rank_.data()));
+    CADRE_MPI(MPI_Group_free(&group));
+    CADRE_MPI(MPI_Group_free(&world));
+    CADRE_MPI(MPI_Comm_size(MPI_COMM_WORLD, &world_size_));
   }
   // Freeing is collective, and a destructor must not wait for peers that may have failed: the handle stays until
   // MPI_Finalize. Groups are made once a run, so nothing grows.
@@ -140,16 +168,16 @@ class MpiTransport : public Transport {
   Request send(std::span<const std::byte> bytes, int peer, int tag) override {
     auto operation = std::make_unique<MessagesOperation>(1);
     CADRE_MPI(MPI_Isend(bytes.data(), checked_int(bytes.size(), "bytes to send"), MPI_BYTE, peer, tag, comm_,
-                        operation->add(false, peer, bytes.size())));
-    return {describe(fmt::format("send of {} bytes to rank {}, tag {}", bytes.size(), peer, tag)),
+                        operation->add(false, world_rank_[peer], bytes.size())));
+    return {describe(fmt::format("send of {} bytes to rank {}, tag {}", bytes.size(), world_rank_[peer], tag)),
             std::move(operation)};
   }
 
   Request receive(std::span<std::byte> bytes, int peer, int tag) override {
     auto operation = std::make_unique<MessagesOperation>(1);
     CADRE_MPI(MPI_Irecv(bytes.data(), checked_int(bytes.size(), "bytes to receive"), MPI_BYTE, peer, tag, comm_,
-                        operation->add(true, peer, bytes.size())));
-    return {describe(fmt::format("receive of {} bytes from rank {}, tag {}", bytes.size(), peer, tag)),
+                        operation->add(true, world_rank_[peer], bytes.size())));
+    return {describe(fmt::format("receive of {} bytes from rank {}, tag {}", bytes.size(), world_rank_[peer], tag)),
             std::move(operation)};
   }
 
@@ -166,20 +194,24 @@ class MpiTransport : public Transport {
   // bits wide, and a wait that fails can name the peer.
   Request all_to_all_rows(const ConstRaggedRows& send, const RaggedRows& receive, size_t row_bytes) override {
     const RowType row(row_bytes);
+    for (int peer = 0; peer < size_; ++peer) {
+      checked_int(receive.counts[peer], "rows to receive");
+      checked_int(send.counts[peer], "rows to send");
+    }
     auto operation = std::make_unique<MessagesOperation>(2 * size_);
     for (int step = 1; step < size_; ++step) {
       const int peer = (rank_ - step + size_) % size_;
       if (receive.counts[peer] == 0) continue;
-      const int rows = checked_int(receive.counts[peer], "rows to receive");
+      const auto rows = static_cast<int>(receive.counts[peer]);
       CADRE_MPI(MPI_Irecv(receive.base + receive.offsets[peer] * row_bytes, rows, row.get(), peer, kRowsTag, comm_,
-                          operation->add(true, peer, rows * row_bytes)));
+                          operation->add(true, world_rank_[peer], rows * row_bytes)));
     }
     for (int step = 1; step < size_; ++step) {
       const int peer = (rank_ + step) % size_;
       if (send.counts[peer] == 0) continue;
-      const int rows = checked_int(send.counts[peer], "rows to send");
+      const auto rows = static_cast<int>(send.counts[peer]);
       CADRE_MPI(MPI_Isend(send.base + send.offsets[peer] * row_bytes, rows, row.get(), peer, kRowsTag, comm_,
-                          operation->add(false, peer, rows * row_bytes)));
+                          operation->add(false, world_rank_[peer], rows * row_bytes)));
     }
     if (send.counts[rank_] > 0) {
       std::memcpy(receive.base + receive.offsets[rank_] * row_bytes, send.base + send.offsets[rank_] * row_bytes,
@@ -206,7 +238,8 @@ class MpiTransport : public Transport {
     auto operation = std::make_unique<CollectiveOperation>(size_);
     CADRE_MPI(MPI_Ibcast(bytes.data(), checked_int(bytes.size(), "bytes to broadcast"), MPI_BYTE, root, comm_,
                          operation->handle()));
-    return {describe(fmt::format("broadcast of {} bytes from rank {}", bytes.size(), root)), std::move(operation)};
+    return {describe(fmt::format("broadcast of {} bytes from rank {}", bytes.size(), world_rank_[root])),
+            std::move(operation)};
   }
 
   Request barrier() override {
@@ -223,13 +256,17 @@ class MpiTransport : public Transport {
 
  private:
   // Above every tag that callers may use.
-  static constexpr int kRowsTag = 32768 - 1;
+  static constexpr int kRowsTag = 32767;
 
-  std::string describe(const std::string& what) const { return fmt::format("{} (rank {} of {})", what, rank_, size_); }
+  std::string describe(const std::string& what) const {
+    return fmt::format("{} (rank {} of {})", what, world_rank_[rank_], world_size_);
+  }
 
   MPI_Comm comm_;
   int rank_ = 0;
   int size_ = 1;
+  std::vector<int> world_rank_;  // of each rank of this group: what messages name
+  int world_size_ = 1;
 };
 
 }  // namespace

@@ -28,6 +28,7 @@ bool Request::test() {
 
 void Request::abandon() noexcept {
   if (operation_ == nullptr) return;
+  keep_all_buffers();
   // Kept to the end of the process. Where there is no memory for that, the process ends here, as an abandoned job does.
   static std::mutex mutex;
   static auto* const abandoned = new std::vector<Request>;

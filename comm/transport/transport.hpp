@@ -37,7 +37,7 @@ class Transport {
   virtual int rank() const = 0;
   virtual int size() const = 0;
 
-  // Point to point, matched by (sender, tag) in order; tag in [0, 32767]. Both sides know the size.
+  // Point to point, matched by (sender, tag) in order; tag in [0, 32766]. Both sides know the size.
   virtual Request send(std::span<const std::byte> bytes, int peer, int tag) = 0;
   virtual Request receive(std::span<std::byte> bytes, int peer, int tag) = 0;
 

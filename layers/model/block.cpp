@@ -6,18 +6,6 @@
 namespace cadre {
 namespace {
 
-NormOptions norm_options(const ModelConfig& config) {
-  return {.kind = config.norm == "layernorm" ? NormKind::layer : NormKind::rms,
-          .hidden = config.hidden_size,
-          .epsilon = config.rms_norm_eps};
-}
-
-Activation activation_of(const ModelConfig& config) {
-  if (config.hidden_act == "gelu") return Activation::gelu;
-  if (config.hidden_act == "relu") return Activation::relu;
-  return Activation::silu;
-}
-
 AttentionOptions attention_options(const ModelConfig& config) {
   return {.hidden = config.hidden_size,
           .num_heads = config.num_attention_heads,
@@ -31,7 +19,7 @@ MoeOptions moe_options(const ModelConfig& config) {
   return {.hidden = config.hidden_size,
           .expert_width = config.moe_intermediate_size,
           .shared_width = config.n_shared_experts * config.moe_intermediate_size,
-          .activation = activation_of(config),
+          .activation = activation_named(config.hidden_act),
           .init_std = config.initializer_range,
           .balance_alpha = config.aux_loss_alpha,
           .router = {.hidden = config.hidden_size,
@@ -47,6 +35,12 @@ std::string layer_name(int index, const char* part) { return fmt::format("model.
 
 }  // namespace
 
+NormOptions norm_options(const ModelConfig& config) {
+  return {.kind = config.norm == "layernorm" ? NormKind::layer : NormKind::rms,
+          .hidden = config.hidden_size,
+          .epsilon = config.rms_norm_eps};
+}
+
 Block::Block(const ModelConfig& config, int index, const ExpertMap& map, int expert_rank)
     : index_(index),
       attention_norm_(layer_name(index, "input_layernorm"), norm_options(config)),
@@ -58,7 +52,7 @@ Block::Block(const ModelConfig& config, int index, const ExpertMap& map, int exp
   } else {
     ffn_.emplace(prefix, FfnOptions{.hidden = config.hidden_size,
                                     .width = config.intermediate_size,
-                                    .activation = activation_of(config),
+                                    .activation = activation_named(config.hidden_act),
                                     .init_std = config.initializer_range});
   }
 }

@@ -13,6 +13,9 @@
 
 namespace cadre {
 
+// The norm that the model uses everywhere.
+NormOptions norm_options(const ModelConfig& config);
+
 class Block {
  public:
   // Layer `index` of the model, with those experts that `map` gives to `expert_rank`.

@@ -7,12 +7,6 @@
 namespace cadre {
 namespace {
 
-NormOptions final_norm_options(const ModelConfig& config) {
-  return {.kind = config.norm == "layernorm" ? NormKind::layer : NormKind::rms,
-          .hidden = config.hidden_size,
-          .epsilon = config.rms_norm_eps};
-}
-
 double sum_of(const Tensor& losses) {
   double sum = 0.0;
   for (int64_t t = 0; t < losses.numel(); ++t) {
@@ -42,7 +36,7 @@ Model::Model(const ModelConfig& config, const ExpertMap& map, int expert_rank)
     : config_(config),
       map_(map),
       embedding_("model.embed_tokens", config.vocab_size, config.hidden_size, config.initializer_range),
-      norm_("model.norm", final_norm_options(config)),
+      norm_("model.norm", norm_options(config)),
       head_("lm_head", config.hidden_size, config.vocab_size, config.initializer_range) {
   for (int layer = 0; layer < config.num_hidden_layers; ++layer) {
     blocks_.push_back(std::make_unique<Block>(config, layer, map, expert_rank));

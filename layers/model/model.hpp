@@ -33,8 +33,8 @@ class Model {
     Head::Saved head;
   };
 
-  // The sum of the losses over this rank's tokens. All ranks of the lane's expert group call all of these, in the same
-  // order, with any number of tokens each. `ctx` and `saved` must outlive the task.
+  // The sum of the losses over this rank's tokens. Collective over the lane's expert group, forward in training also over
+  // its data group; any number of tokens on each rank. `ctx` and `saved` must outlive the task.
   Task<double> forward(LaneContext& ctx, TokenBatch batch, Saved& saved) const;
   // Adds the gradients of (token_scale x losses + balance losses) to all parameters.
   Task<void> backward(LaneContext& ctx, Saved& saved);

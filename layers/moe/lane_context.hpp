@@ -17,6 +17,7 @@ struct LaneContext : Context {
   Exchange& exchange;  // of this lane
   CombineMode combine = CombineMode::partial;
   double token_scale = 1.0;  // 1 / tokens of the global batch; every loss is a mean over it
+  bool training = true;      // a backward pass follows: the balance loss is wanted
 };
 
 }  // namespace cadre

@@ -103,8 +103,8 @@ Task<Tensor> MoeLayer::forward(LaneContext& ctx, Tensor x, Saved& saved) const {
   ctx.exchange.learn_counts(saved.route);
 
   const DispatchPlan& plan = saved.route.plan;
-  const auto slots = ctx.exchange.transfer(saved.route, Direction::to_experts, Unit::slot, sizeof(SlotRecord));
-  const auto rows = ctx.exchange.transfer(saved.route, Direction::to_experts, Unit::row, x.row_bytes());
+  auto slots = ctx.exchange.transfer(saved.route, Direction::to_experts, Unit::slot, sizeof(SlotRecord));
+  auto rows = ctx.exchange.transfer(saved.route, Direction::to_experts, Unit::row, x.row_bytes());
   std::vector<SlotRecord> records;
   if (!ctx.arena.is_dry_run()) records = make_records(plan, saved.router.weights);
   slots->pack(reinterpret_cast<const std::byte*>(records.data()), {});
@@ -118,17 +118,20 @@ Task<Tensor> MoeLayer::forward(LaneContext& ctx, Tensor x, Saved& saved) const {
   Request& slots_here = slots->finish();
   co_await slots_here;
   learn_batch(ctx, slots->unpack(), saved);
+  slots.reset();
   Request& rows_here = rows->finish();
   co_await rows_here;
 
   const Tensor received = row_tensor(rows->unpack(), ctx.dtype, options_.hidden);
   saved.expert_out = experts_.forward(ctx, received, index_tensor(saved.batch.place_row), saved.experts);
+  rows.reset();
 
   ctx.lane.position.phase = "combine";
   Task<Tensor> combine = bring_home(ctx, saved.expert_out, Weighted::yes, saved);
   const Tensor y = co_await combine;
   if (shared_) ctx.kernels.add(y, shared_y, y);
 
+  ctx.lane.position.phase = "expert counts";
   co_await counted;
   if (!saved.global_counts.empty()) saved.balance_loss = balance_of(ctx, saved).value(saved.router.scores);
   co_return y;
@@ -185,7 +188,7 @@ void MoeLayer::make_plan(LaneContext& ctx, int64_t num_tokens, Saved& saved) con
 }
 
 Request MoeLayer::start_counting(LaneContext& ctx, Saved& saved) const {
-  if (options_.balance_alpha == 0.0 || ctx.arena.is_dry_run()) return {};
+  if (!ctx.training || options_.balance_alpha == 0.0 || ctx.arena.is_dry_run()) return {};
   saved.global_counts = saved.router.counts;
   return ctx.lane.data_group().all_reduce(std::span(saved.global_counts), ReduceOp::sum);
 }
@@ -217,6 +220,9 @@ void MoeLayer::learn_batch(LaneContext& ctx, std::span<const std::byte> bytes, S
   for (size_t source = 0; source < receive.slot_counts.size(); ++source) {
     for (int64_t slot = receive.slot_offsets[source]; slot < receive.slot_offsets[source + 1]; ++slot) {
       const SlotRecord& record = records[slot];
+      CADRE_CHECK(record.row >= 0 && record.row < receive.row_counts[source],
+                  fmt::format("a slot from rank {} of the expert group names row {} of {}", source, record.row,
+                              receive.row_counts[source]));
       ++row_slot_counts[receive.row_offsets[source] + record.row];
       slot_expert[slot] = record.expert;
       set_element(saved.slot_weight, slot, record.weight);

@@ -51,7 +51,7 @@ class MoeLayer {
     std::unique_ptr<RowTransfer> home;
   };
 
-  // All ranks of the lane's expert group call both, in the same order. `ctx` and `saved` must outlive the task.
+  // Collective over the lane's expert group and, for the balance loss in training, over its data group. `ctx` and `saved` must outlive the task.
   Task<Tensor> forward(LaneContext& ctx, Tensor x, Saved& saved) const;      // x, y [T,H]
   Task<Tensor> input_grad(LaneContext& ctx, Saved& saved, Tensor dy) const;  // dy, dx [T,H]
   void weight_grad(Context& ctx, const Saved& saved);

@@ -46,8 +46,6 @@ class Router {
   // After a step: moves the selection bias against the load of the whole global batch. Nothing without a bias.
   void update_bias(std::span<const int64_t> global_counts, double rate);
 
-  const RouterOptions& options() const { return options_; }
-
  private:
   RouterOptions options_;
   Linear gate_;

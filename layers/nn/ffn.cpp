@@ -21,6 +21,13 @@ Parameter make_down(const std::string& prefix, const FfnOptions& options) {
 
 }  // namespace
 
+Activation activation_named(const std::string& name) {
+  if (name == "relu") return Activation::relu;
+  if (name == "gelu") return Activation::gelu;
+  CADRE_CHECK(name == "silu", fmt::format("hidden_act = {}, allowed: silu | gelu | relu", name));
+  return Activation::silu;
+}
+
 Ffn::Ffn(const std::string& prefix, const FfnOptions& options)
     : options_(options), up_(make_up(prefix, options)), down_(make_down(prefix, options)) {}
 

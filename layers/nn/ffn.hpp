@@ -8,6 +8,9 @@
 
 namespace cadre {
 
+// "relu", "gelu" or "silu", as hidden_act names them. Throws on anything else.
+Activation activation_named(const std::string& name);
+
 struct FfnOptions {
   int64_t hidden = 0;
   int64_t width = 0;

@@ -7,7 +7,6 @@
 namespace cadre {
 namespace {
 
-constexpr size_t kAlignment = 64;
 constexpr size_t kBlockBytes = size_t{8} << 20;
 
 }  // namespace
@@ -19,7 +18,7 @@ void Arena::reserve(size_t bytes) {
 
 Tensor Arena::take(std::string_view label, DType dtype, std::initializer_list<int64_t> shape) {
   const Tensor shaped(nullptr, dtype, shape);
-  const size_t bytes = (shaped.bytes() + kAlignment - 1) / kAlignment * kAlignment;
+  const size_t bytes = whole_cache_lines(shaped.bytes());
   used_bytes_ += bytes;
   if (is_dry_run()) {
     lines_.push_back({std::string(label), bytes});

@@ -42,7 +42,6 @@ class Arena {
   Mark mark() const;
   void release(const Mark& mark);
 
-  size_t used_bytes() const { return used_bytes_; }
   size_t peak_bytes() const { return peak_bytes_; }
 
   // Dry run only: bytes by label at the moment of the peak.

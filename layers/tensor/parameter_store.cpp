@@ -9,8 +9,6 @@
 namespace cadre {
 namespace {
 
-constexpr size_t kAlignment = 64;
-
 size_t group_of(Placement placement) { return static_cast<size_t>(placement); }
 
 template <class T>
@@ -69,7 +67,7 @@ std::vector<size_t> ParameterStore::lay_out() {
       if (group_of(parameters_[i]->placement) != group) continue;
       offsets[i] = offset;
       const size_t bytes = static_cast<size_t>(parameters_[i]->value.numel()) * size_of(dtype_);
-      offset += (bytes + kAlignment - 1) / kAlignment * kAlignment;
+      offset += whole_cache_lines(bytes);
     }
   }
   group_start_[kNumGroups] = offset;

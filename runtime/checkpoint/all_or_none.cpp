@@ -33,7 +33,6 @@ void AllOrNone::run(const std::function<void()>& action) const {
     error.emplace(ErrorKind::environment, fmt::format("{} failed on rank {}: {}", phase_, first_failed, text),
                   fmt::format("see the message of rank {}", first_failed));
   }
-  error->rank = world_.rank();
   throw Error(*error);
 }
 

@@ -40,7 +40,7 @@ std::vector<Section> sections_of(RunConfig& c) {
   return {
       {"",
        {
-           {"out", &c.out, any(), "folder for checkpoints, logs and traces"},
+           {"out", &c.out, any(), "folder for checkpoints and logs"},
            {"seed", &c.seed, at_least(0), "seed of weights, data order and sampling"},
        }},
       {"model", std::move(model)},
@@ -79,7 +79,7 @@ std::vector<Section> sections_of(RunConfig& c) {
            {"strategy", &c.exchange.strategy, one_of({"flat"}), "how rows travel to experts"},
            {"combine", &c.exchange.combine, one_of({"partial", "slot_order"}),
             "partial: one weighted sum a row and rank; slot_order: a row per expert, bit-equal however experts lie"},
-           {"deadline_s", &c.exchange.deadline_s, more_than(0), "seconds a rank waits before it stops the job"},
+           {"deadline_s", &c.exchange.deadline_s, between(0.001, 1e6), "seconds a rank waits before it stops the job"},
        }},
       {"compute",
        {
@@ -95,7 +95,6 @@ std::vector<Section> sections_of(RunConfig& c) {
       {"log",
        {
            {"every", &c.log.every, at_least(1), "steps between lines"},
-           {"trace", &c.log.trace, any(), "record a timeline"},
        }},
   };
 }
@@ -107,7 +106,7 @@ void check(const RunConfig& config, int num_ranks) {
   for (const Section& section : sections_of(copy)) check_ranges(section.fields, key_prefix(section));
   check(config.model);
   check_train(config.train);
-  CADRE_CHECK(!config.out.empty(), "out = \"\", allowed: a path", "folder for checkpoints, logs and traces");
+  CADRE_CHECK(!config.out.empty(), "out = \"\", allowed: a path", "folder for checkpoints and logs");
   CADRE_CHECK(!config.data.path.empty(), "data.path = \"\", allowed: a path",
               "a text file, a folder of them, or an llm.c token file");
   CADRE_CHECK(!config.checkpoint.resume.empty(), "checkpoint.resume = \"\", allowed: auto | never | a path",

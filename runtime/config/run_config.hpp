@@ -73,7 +73,6 @@ struct CheckpointConfig {
 
 struct LogConfig {
   int64_t every = 1;
-  bool trace = false;
 
   bool operator==(const LogConfig&) const = default;
 };

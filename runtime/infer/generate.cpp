@@ -37,7 +37,7 @@ class Decoder {
     num_read_ += length;
 
     const ArenaScope activations(worker_.arena());
-    LaneContext ctx = worker_.context();
+    LaneContext ctx = worker_.inference_context();
     Tensor logits;
     Task<void> task =
         decode_into(logits, worker_.model(), ctx, Tensor(tokens.data(), DType::i32, {rows}), sequences, caches_);

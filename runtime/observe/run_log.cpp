@@ -134,6 +134,7 @@ std::string step_json(const StepRecord& record) {
                      {"grad_norm", record.grad_norm},
                      {"lr", record.learning_rate},
                      {"step_ms", record.step_ms},
+                     {"balance_ms", record.balance_ms},
                      {"tokens_per_s", tokens_per_second(record)},
                      {"tokens", global.num_tokens},
                      {"drop_rate", global.drop_rate()},

@@ -22,6 +22,7 @@ struct StepRecord {
   double learning_rate = 0.0;
   double grad_norm = 0.0;
   double step_ms = 0.0;         // of rank 0
+  double balance_ms = 0.0;      // of it, what the reduction of the metrics cost
   std::vector<int> moe_layers;  // the layer of each row of global.expert_counts
 };
 

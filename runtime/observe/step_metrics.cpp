@@ -66,7 +66,7 @@ void check_conservation(const GlobalStep& global) {
               fmt::format("token slots are not conserved over the world: {} planned by the senders, {} received by the "
                           "experts, {} counted by the routers; all three must be equal",
                           global.slots_planned, global.slots_received, counted),
-              "an exchange lost or doubled rows; set another exchange.strategy and report the case");
+              "an exchange lost or doubled rows: please report the case");
 }
 
 }  // namespace

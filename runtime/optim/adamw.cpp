@@ -4,20 +4,12 @@
 #include <cstring>
 
 namespace cadre {
-namespace {
-
-constexpr size_t kAlignment = 64;
-
-size_t aligned(size_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
-
-}  // namespace
-
 AdamW::AdamW(ParameterStore& store, const TrainConfig& config) : config_(config) {
   size_t bytes = 0;
   for (Parameter* parameter : store.parameters()) {
     if (parameter->placement == Placement::buffer) continue;
     moments_.push_back({parameter, parameter->value, parameter->value});
-    bytes += 2 * aligned(parameter->value.bytes());
+    bytes += 2 * whole_cache_lines(parameter->value.bytes());
   }
   buffer_ = Buffer(bytes);
   if (bytes > 0) std::memset(buffer_.data(), 0, bytes);
@@ -25,7 +17,7 @@ AdamW::AdamW(ParameterStore& store, const TrainConfig& config) : config_(config)
   for (Moments& moments : moments_) {
     for (Tensor* moment : {&moments.first, &moments.second}) {
       *moment = moments.parameter->value.with_memory(next, moments.parameter->value.dtype());
-      next += aligned(moment->bytes());
+      next += whole_cache_lines(moment->bytes());
     }
   }
 }

@@ -28,7 +28,6 @@ class AdamW {
   void update(const Kernels& kernels, double learning_rate, double grad_scale, int64_t step);
 
   const std::vector<Moments>& moments() const { return moments_; }
-  size_t bytes() const { return buffer_.bytes(); }
 
  private:
   TrainConfig config_;

@@ -6,14 +6,16 @@
 
 namespace cadre {
 
-Evaluation evaluate(Worker& worker, const BatchReader& reader, int64_t batch, int64_t sequence_length,
-                    int64_t num_batches) {
+Evaluation evaluate(Worker& worker, const BatchReader& reader, const RunConfig& config, int64_t num_batches) {
   LocalStep local = empty_local_step(worker.model());
   const Communicator& world = worker.world();
-  for (int64_t i = 0; i < num_batches; ++i) {
-    MicroBatch micro_batch(reader, i, part_of({0, batch}, world.rank(), world.size()), sequence_length);
+  const TrainConfig& train = config.train;
+  for (int64_t i = 0; i < num_batches * train.micro_batches; ++i) {
+    const SequenceRange global = part_of({0, train.batch}, i % train.micro_batches, train.micro_batches);
+    MicroBatch micro_batch(reader, i / train.micro_batches, part_of(global, world.rank(), world.size()),
+                           config.data.sequence_length);
     ArenaScope scope(worker.arena());
-    LaneContext ctx = worker.context();
+    LaneContext ctx = worker.inference_context();
     Model::Saved saved;
     forward(worker, ctx, micro_batch, saved, local);
   }

@@ -16,9 +16,8 @@ struct Evaluation {
   std::vector<std::vector<int64_t>> expert_counts;  // [mixture layers][E]
 };
 
-// Over the first `num_batches` global batches of `batch` sequences. Collective over the world; the same on all ranks
-// and for any number of them.
-Evaluation evaluate(Worker& worker, const BatchReader& reader, int64_t batch, int64_t sequence_length,
-                    int64_t num_batches);
+// Over the first `num_batches` global batches of train.batch sequences, cut in micro-batches as in training. Collective
+// over the world; the same on all ranks and for any number of them.
+Evaluation evaluate(Worker& worker, const BatchReader& reader, const RunConfig& config, int64_t num_batches);
 
 }  // namespace cadre

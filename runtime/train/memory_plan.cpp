@@ -11,6 +11,7 @@
 #include "layers/model/model.hpp"
 #include "layers/tensor/parameter_store.hpp"
 #include "runtime/train/micro_batch.hpp"
+#include "runtime/train/worker.hpp"
 
 namespace cadre {
 namespace {
@@ -28,11 +29,11 @@ Task<void> dry_step(Model& model, LaneContext& ctx, TokenBatch batch) {
   co_await backward;
 }
 
-TokenBatch dry_batch(const RunConfig& config, int num_ranks, int rank) {
-  // The first micro-batch is as large as any up to one sequence.
-  const SequenceRange global =
-      part_of({0, config.train.batch}, config.train.micro_batches - 1, config.train.micro_batches);
-  const SequenceRange mine = part_of(global, rank, num_ranks);
+// The last part of a range is as large as any.
+TokenBatch largest_batch(const RunConfig& config, int num_ranks) {
+  const int64_t micro_batches = config.train.micro_batches;
+  const SequenceRange global = part_of({0, config.train.batch}, micro_batches - 1, micro_batches);
+  const SequenceRange mine = part_of(global, num_ranks - 1, num_ranks);
   const int64_t length = config.data.sequence_length;
   const Tensor ids(nullptr, DType::i32, {mine.count * length});
   return {ids, ids, {mine.count, length, ids}};
@@ -62,11 +63,8 @@ void plan_on(std::unique_ptr<Transport> transport, const RunConfig& config, int 
   const auto exchange = make_dry_exchange(grid.expert_rank(rank), exchange_bytes);
   const auto kernels = make_null_kernels();
   Arena arena(Arena::Mode::dry_run);
-  LaneContext ctx = {{*kernels, arena, DType::f32},
-                     lane,
-                     *exchange,
-                     config.exchange.combine == "partial" ? CombineMode::partial : CombineMode::slot_order};
-  Task<void> step = dry_step(model, ctx, dry_batch(config, num_ranks, rank));
+  LaneContext ctx = {{*kernels, arena, DType::f32}, lane, *exchange, combine_mode(config.exchange)};
+  Task<void> step = dry_step(model, ctx, largest_batch(config, num_ranks));
   Engine().run(lane, step);
 
   plan.lines = {{"parameters", store.value_bytes()},

@@ -28,7 +28,7 @@ struct MemoryPlan {
 // Of rank `rank` of `num_ranks`. Needs neither MPI nor the memory.
 MemoryPlan plan_memory(const RunConfig& config, int num_ranks, int rank);
 
-// Throws when the ranks of a host want more than it has available.
+// Throws when the ranks of a host want more than all its memory.
 void check_memory(const MemoryPlan& plan, int ranks_on_host);
 
 }  // namespace cadre

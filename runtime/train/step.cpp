@@ -87,6 +87,7 @@ void reduce_gradients(Worker& worker) {
 }
 
 double gradient_norm(Worker& worker) {
+  worker.lane().position.phase = "gradient norm";
   std::vector<double> squares = {worker.kernels().sum_squares(worker.store().expert_grads())};
   Request summed = worker.expert_group().all_reduce(std::span(squares), ReduceOp::sum);
   worker.await(summed);

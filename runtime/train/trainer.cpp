@@ -3,6 +3,8 @@
 
 #include <nlohmann/json.hpp>
 
+#include <algorithm>
+#include <array>
 #include <cmath>
 #include <filesystem>
 #include <utility>
@@ -24,6 +26,9 @@ namespace fs = std::filesystem;
 
 // The plan assumes balanced routing. Address space for twice as much leaves room for the steps that are not.
 constexpr size_t kArenaReserve = 2;
+
+// Ranks wait this long for those that write or read files.
+constexpr double kFileDeadlineSeconds = 1800.0;
 
 double milliseconds(int64_t begin_ns) { return static_cast<double>(trace_clock_ns() - begin_ns) * 1e-6; }
 
@@ -81,11 +86,11 @@ void Trainer::run() {
     const StepRecord record = step();
     if (log_) log_->step(record);
     const bool last = steps_done_ == train.steps;
+    if (last || due(config_.checkpoint.every)) save();
     if (last || due(train.eval_every)) {
       const double loss = evaluate();
       if (log_ && std::isfinite(loss)) log_->evaluation(steps_done_, loss);
     }
-    if (last || due(config_.checkpoint.every)) save();
   }
   if (!log_) return;
   log_->summary();
@@ -94,12 +99,17 @@ void Trainer::run() {
 
 StepRecord Trainer::step() {
   const int64_t begin_ns = trace_clock_ns();
+  trace_.take_totals();  // what evaluation and saving waited is not this step's
   const Communicator& world = worker_.world();
   const TrainConfig& train = config_.train;
   const int64_t sequence_length = config_.data.sequence_length;
   worker_.lane().position.step = steps_done_ + 1;
   worker_.store().forget_grads();
 
+  StepRecord record;
+  record.step = steps_done_ + 1;
+  record.steps = train.steps;
+  record.moe_layers = worker_.model().moe_layers();
   LocalStep local = empty_local_step(worker_.model());
   local.last_step_ms = last_step_ms_;
   local.last_wait_ms = last_wait_ms_;
@@ -108,21 +118,24 @@ StepRecord Trainer::step() {
     const SequenceRange global = part_of({0, train.batch}, i, train.micro_batches);
     MicroBatch micro_batch(train_reader_, steps_done_, part_of(global, world.rank(), world.size()), sequence_length);
     ArenaScope scope(worker_.arena());
-    LaneContext ctx = worker_.context(1.0 / static_cast<double>(train.batch * sequence_length));
+    LaneContext ctx = worker_.training_context(1.0 / static_cast<double>(train.batch * sequence_length));
     Model::Saved saved;
     forward(worker_, ctx, micro_batch, saved, local);
     // The metrics are known now; they travel while the last backward pass runs.
-    if (i + 1 == train.micro_batches) reduction.emplace(world, local);
+    if (i + 1 == train.micro_batches) {
+      const int64_t reduction_begin_ns = trace_clock_ns();
+      reduction.emplace(world, local);
+      record.balance_ms += milliseconds(reduction_begin_ns);
+    }
     backward(worker_, ctx, saved);
   }
   reduce_gradients(worker_);
 
-  StepRecord record;
-  record.step = steps_done_ + 1;
-  record.steps = train.steps;
-  record.moe_layers = worker_.model().moe_layers();
+  const int64_t reduction_begin_ns = trace_clock_ns();
+  worker_.lane().position.phase = "metrics";
   worker_.await(reduction->request());
   record.global = reduction->finish();
+  record.balance_ms += milliseconds(reduction_begin_ns);
   record.grad_norm = gradient_norm(worker_);
   if (!std::isfinite(record.global.loss) || !std::isfinite(record.grad_norm)) {
     throw Error(ErrorKind::numerics,
@@ -145,13 +158,13 @@ double Trainer::evaluate() {
   if (dataset_.validation.num_tokens() <= sequence_length) return std::nan("");
   const BatchReader reader(dataset_.validation, sequence_length, config_.train.batch,
                            static_cast<uint64_t>(config_.seed));
-  return cadre::evaluate(worker_, reader, config_.train.batch, sequence_length, config_.train.eval_batches).loss;
+  return cadre::evaluate(worker_, reader, config_, config_.train.eval_batches).loss;
 }
 
 void Trainer::save() {
   const CheckpointRanks ranks = {.world = worker_.world(),
                                  .writes_experts = worker_.grid().expert_group(worker_.world().rank()) == 0,
-                                 .deadline_seconds = worker_.deadline_seconds()};
+                                 .deadline_seconds = std::max(worker_.deadline_seconds(), kFileDeadlineSeconds)};
   CheckpointState state;
   state.model = config_.model;
   state.run_toml = to_toml(config_);
@@ -167,19 +180,43 @@ void Trainer::save() {
 }
 
 void Trainer::resume() {
-  const std::string& from = config_.checkpoint.resume;
-  if (from == "never") return;
-  fs::path path = from;
-  if (from == "auto") {
-    const auto latest = latest_checkpoint(checkpoint_root(config_));
-    if (!latest) return;
-    path = latest->path;
+  const fs::path path = agree_on_checkpoint();
+  if (!path.empty()) {
+    CADRE_CHECK(read_manifest(path).config_hash == continuity_hash(config_),
+                fmt::format("{} was saved with another model, seed, batch or sequence length", path.string()),
+                "go on with the configuration in its run.toml, choose another out=, or checkpoint.resume=never");
+    steps_done_ = load_checkpoint(path, worker_.store(), &optimizer_).step;
   }
-  const Manifest manifest = load_checkpoint(path, worker_.store(), &optimizer_);
-  CADRE_CHECK(manifest.config_hash == continuity_hash(config_),
-              fmt::format("{} was saved with another model, seed, batch or sequence length", path.string()),
-              "go on with the configuration in its run.toml, choose another out=, or checkpoint.resume=never");
-  steps_done_ = manifest.step;
+  check_agreement();
+}
+
+// Rank 0 looks, because only one view of a shared file system can be right.
+fs::path Trainer::agree_on_checkpoint() {
+  const std::string& wanted = config_.checkpoint.resume;
+  std::array<char, 4096> name{};
+  if (worker_.world().rank() == 0 && wanted != "never") {
+    const auto latest = latest_checkpoint(checkpoint_root(config_));
+    const std::string found = wanted == "auto" ? (latest ? latest->path.string() : "") : wanted;
+    CADRE_CHECK(found.size() < name.size(), fmt::format("the path of a checkpoint has {} characters", found.size()));
+    found.copy(name.data(), found.size());
+  }
+  Request told = worker_.world().broadcast(std::span<char>(name), 0);
+  wait(told, kFileDeadlineSeconds, worker_.lane().position);
+  return name.data();
+}
+
+// Every rank reads data and checkpoint for itself; a rank that sees other files must not train along.
+void Trainer::check_agreement() {
+  const int64_t tokens = dataset_.train.num_tokens();
+  std::array<int64_t, 4> least = {steps_done_, tokens, -steps_done_, -tokens};
+  Request reduced = worker_.world().all_reduce(std::span<int64_t>(least), ReduceOp::min);
+  wait(reduced, kFileDeadlineSeconds, worker_.lane().position);
+  CADRE_CHECK(
+      least[0] == -least[2] && least[1] == -least[3],
+      fmt::format("rank {} starts after step {} with {} training tokens; over the ranks the steps are {} to {}, the "
+                  "tokens {} to {}",
+                  worker_.world().rank(), steps_done_, tokens, least[0], -least[2], least[1], -least[3]),
+      "all ranks must see the same data and the same out folder");
 }
 
 void Trainer::update_biases(const GlobalStep& global) {

@@ -38,6 +38,8 @@ class Trainer {
 
  private:
   void resume();
+  std::filesystem::path agree_on_checkpoint();
+  void check_agreement();
   void update_biases(const GlobalStep& global);
 
   RunConfig config_;

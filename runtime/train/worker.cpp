@@ -13,6 +13,10 @@ Lane make_lane(const Communicator& world, const Grid& grid, int id) {
 
 }  // namespace
 
+CombineMode combine_mode(const ExchangeConfig& config) {
+  return config.combine == "slot_order" ? CombineMode::slot_order : CombineMode::partial;
+}
+
 Worker::Worker(Communicator world, const WorkerOptions& options)
     : world_(std::move(world)),
       grid_(Grid::make(world_.size(), static_cast<int>(options.parallel.expert))),
@@ -21,14 +25,18 @@ Worker::Worker(Communicator world, const WorkerOptions& options)
       engine_(options.exchange.deadline_s),
       kernels_(make_cpu_kernels(options.compute.precision == "bf16" ? Precision::bf16 : Precision::fp32)),
       exchange_(make_flat_exchange(lane_.expert_group())),
-      combine_(options.exchange.combine == "slot_order" ? CombineMode::slot_order : CombineMode::partial),
+      combine_(combine_mode(options.exchange)),
       model_(options.model, make_expert_map(options.model, grid_.expert), grid_.expert_rank(world_.rank())) {
   store_.add_all(model_);
   store_.allocate(DType::f32, options.with_grad, /*dry_run=*/false);
 }
 
-LaneContext Worker::context(double token_scale) {
-  return {{*kernels_, arena_, DType::f32}, lane_, *exchange_, combine_, token_scale};
+LaneContext Worker::training_context(double token_scale) {
+  return {{*kernels_, arena_, DType::f32}, lane_, *exchange_, combine_, token_scale, /*training=*/true};
+}
+
+LaneContext Worker::inference_context() {
+  return {{*kernels_, arena_, DType::f32}, lane_, *exchange_, combine_, 1.0, /*training=*/false};
 }
 
 }  // namespace cadre

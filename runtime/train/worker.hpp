@@ -21,6 +21,8 @@ struct WorkerOptions {
   bool with_grad = true;
 };
 
+CombineMode combine_mode(const ExchangeConfig& config);
+
 class Worker {
  public:
   // Collective over `world`. Parameters have memory and no values yet.
@@ -40,8 +42,9 @@ class Worker {
   Lane& lane() { return lane_; }
   double deadline_seconds() const { return engine_.deadline_seconds(); }
 
-  // The context of a micro-batch whose losses are scaled by `token_scale`.
-  LaneContext context(double token_scale = 1.0);
+  // The context of a micro-batch that is trained on, its losses scaled by `token_scale`, and of one that is not.
+  LaneContext training_context(double token_scale);
+  LaneContext inference_context();
   // Runs a task on the lane to its end.
   void run(Task<void>& task) { engine_.run(lane_, task); }
   // Waits for a request of this rank outside of a task.

@@ -42,13 +42,13 @@ RunConfig parse(const std::string& toml, const std::vector<std::string>& overrid
 }
 
 TEST(RunConfig, FileThenOverrides) {
-  const RunConfig config = parse(kRun, {"train.steps=7", "seed=9", "data=books/a b", "log.trace=true",
+  const RunConfig config = parse(kRun, {"train.steps=7", "seed=9", "data=books/a b", "model.norm_topk_prob=true",
                                         "train.learning_rate=1", "model.rms_norm_eps=1e-5", "out=12"});
   EXPECT_EQ(config.train.steps, 7);
   EXPECT_EQ(config.train.batch, 8);
   EXPECT_EQ(config.seed, 9);
   EXPECT_EQ(config.data.path, "books/a b");
-  EXPECT_TRUE(config.log.trace);
+  EXPECT_TRUE(config.model.norm_topk_prob);
   EXPECT_EQ(config.train.learning_rate, 1.0);
   EXPECT_EQ(config.model.rms_norm_eps, 1e-5);
   EXPECT_EQ(config.out, "12");
@@ -115,7 +115,7 @@ TEST(RunConfig, RefusesFiles) {
       {"[train]\nlearning_rate = nan", {"train.learning_rate = nan", "number >= 0"}},
       {"[train]\nlearning_rate = inf", {"train.learning_rate = inf"}},
       {"[train]\nschedule = \"step\"", {"train.schedule = \"step\"", "cosine | linear | constant | wsd"}},
-      {"[log]\ntrace = 1", {"log.trace = 1", "true | false"}},
+      {"[model]\nnorm_topk_prob = 1", {"model.norm_topk_prob = 1", "true | false"}},
       {"[model]\nmodel_type = \"llama\"", {"model.model_type = \"llama\"", "allowed: deepseek"}},
       {"[train]\nsteps = ", {"run.toml:2: "}},
       {"[train]\nsteps = 1\nsteps = 2", {"run.toml:3: "}},
@@ -132,7 +132,7 @@ TEST(RunConfig, RefusesOverrides) {
   expect_message(refused("steps="), {"command line: train.steps = ", "integer >= 1"});
   expect_message(refused("steps=-1"), {"train.steps = -1"});
   expect_message(refused("steps=99999999999999999999"), {"train.steps = 99999999999999999999"});
-  expect_message(refused("log.trace=yes"), {"log.trace = yes", "true | false"});
+  expect_message(refused("model.norm_topk_prob=yes"), {"model.norm_topk_prob = yes", "true | false"});
   expect_message(refused("compute.precision=fp8"), {"compute.precision = \"fp8\"", "fp32 | bf16"});
 }
 
