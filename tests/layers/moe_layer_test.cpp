@@ -48,6 +48,12 @@ const Case kCases[] = {
      .shared = false},
     {.name = "not renormalised, slot order", .renormalise = false, .combine = CombineMode::slot_order},
     {.name = "rank 0 without tokens", .combine = CombineMode::slot_order, .first_rank_empty = true},
+    {.name = "all tokens to one expert",
+     .top_k = 1,
+     .score = ScoreFunction::sigmoid,
+     .renormalise = false,
+     .bias = true,
+     .all_to_one = true},
     {.name = "all tokens to two experts", .score = ScoreFunction::sigmoid, .bias = true, .all_to_one = true},
     {.name = "fewer experts than ranks, all chosen", .num_experts = 2, .top_k = 2, .first_rank_empty = true},
 };
