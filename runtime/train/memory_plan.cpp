@@ -51,7 +51,7 @@ size_t packed_bytes(const RunConfig& config, const ParameterStore& store) {
 }
 
 void plan_on(std::unique_ptr<Transport> transport, const RunConfig& config, int num_ranks, int rank, MemoryPlan& plan) {
-  const Grid grid = Grid::make(num_ranks, static_cast<int>(config.parallel.expert));
+  const Grid grid = Grid::make(num_ranks, /*pipeline=*/1, static_cast<int>(config.parallel.expert));
   Model model(config.model, make_expert_map(config.model, grid.expert), grid.expert_rank(rank));
   ParameterStore store;
   store.add_all(model);

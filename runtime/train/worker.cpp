@@ -19,9 +19,9 @@ CombineMode combine_mode(const ExchangeConfig& config) {
 
 Worker::Worker(Communicator world, const WorkerOptions& options)
     : world_(std::move(world)),
-      grid_(Grid::make(world_.size(), static_cast<int>(options.parallel.expert))),
+      grid_(Grid::make(world_.size(), /*pipeline=*/1, static_cast<int>(options.parallel.expert))),
       lane_(make_lane(world_, grid_, 0)),
-      expert_data_group_(world_.split(grid_.expert_rank(world_.rank()), world_.rank(), "expert data")),
+      expert_data_group_(world_.split(grid_.expert_data_group(world_.rank()), world_.rank(), "expert data")),
       engine_(options.exchange.deadline_s),
       kernels_(make_cpu_kernels(options.compute.precision == "bf16" ? Precision::bf16 : Precision::fp32)),
       exchange_(make_flat_exchange(lane_.expert_group())),

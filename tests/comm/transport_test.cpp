@@ -188,13 +188,27 @@ TEST(Topology, counts_local_ranks_by_host) {
   });
 }
 
+TEST(Grid, equals_the_worked_example) {
+  const Grid grid = Grid::make(8, 2, 2);
+  EXPECT_EQ(grid.data, 4);
+  const auto all = [&](int (Grid::*place)(int) const) {
+    std::vector<int> places;
+    for (int rank = 0; rank < 8; ++rank) places.push_back((grid.*place)(rank));
+    return places;
+  };
+  EXPECT_EQ(all(&Grid::stage), (std::vector<int>{0, 0, 0, 0, 1, 1, 1, 1}));
+  EXPECT_EQ(all(&Grid::pipeline_group), (std::vector<int>{0, 1, 2, 3, 0, 1, 2, 3}));
+  EXPECT_EQ(all(&Grid::expert_group), (std::vector<int>{0, 0, 1, 1, 2, 2, 3, 3}));
+  EXPECT_EQ(all(&Grid::expert_rank), (std::vector<int>{0, 1, 0, 1, 0, 1, 0, 1}));
+  EXPECT_EQ(all(&Grid::expert_data_group), (std::vector<int>{0, 1, 0, 1, 2, 3, 2, 3}));
+}
+
 TEST(Grid, fits_or_says_why_not) {
-  const Grid grid = Grid::make(6, 3);
-  EXPECT_EQ(grid.num_expert_groups(), 2);
-  EXPECT_EQ(grid.expert_group(4), 1);
-  EXPECT_EQ(grid.expert_rank(4), 1);
-  EXPECT_EQ(Grid::make(6, 0).expert, 6);
-  EXPECT_THROW(Grid::make(6, 4), Error);
+  EXPECT_EQ(Grid::make(6, 1, 0).expert, 6);
+  EXPECT_EQ(Grid::make(6, 3, 0).expert, 2);
+  EXPECT_THROW(Grid::make(6, 1, 4), Error);
+  EXPECT_THROW(Grid::make(6, 4, 1), Error);
+  EXPECT_THROW(Grid::make(6, 1, 7), Error);
 }
 
 }  // namespace
