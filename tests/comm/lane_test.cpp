@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "comm/base/buffer.hpp"
 #include "comm/base/check.hpp"
 #include "comm/base/trace.hpp"
 #include "comm/progress/engine.hpp"
@@ -77,8 +78,8 @@ TEST(Engine, a_missing_message_is_named_when_the_deadline_passes) {
       [](Communicator& world) {
         Lane lane = make_lane(world, 0);
         const int peer = 1 - world.rank();
-        auto* bytes = new std::vector<std::byte>(8);  // abandoned with the request, like the receive itself
-        Task<void> task = hear_from(lane, peer, *bytes);
+        Buffer bytes(8);  // outlives the abandoned receive
+        Task<void> task = hear_from(lane, peer, bytes.span());
         try {
           Engine(0.05).run(lane, task);
           FAIL() << "the wait ended";
@@ -90,7 +91,7 @@ TEST(Engine, a_missing_message_is_named_when_the_deadline_passes) {
         // Once both have given up, let each have its message, so that the group ends clean.
         Request barrier = world.barrier();
         wait(barrier);
-        Request sent = lane.expert_group().transport().send(std::span(*bytes), peer, 0);
+        Request sent = lane.expert_group().transport().send(bytes.span(), peer, 0);
         wait(sent);
       },
       {2});
