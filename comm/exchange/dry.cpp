@@ -37,6 +37,9 @@ class DryTransfer : public RowTransfer {
   size_t held_ = 0;
 };
 
+// Routing is uneven, most of all while a router is fresh: the busiest rank is planned to receive half more than the mean.
+int64_t expected(int64_t count, size_t num_ranks) { return num_ranks == 1 ? count : count + (count + 1) / 2; }
+
 class DryExchange : public Exchange {
  public:
   DryExchange(int rank, ExchangeBytes& bytes) : rank_(rank), bytes_(bytes) {}
@@ -46,8 +49,8 @@ class DryExchange : public Exchange {
 
   void learn_counts(Route& route) override {
     const auto num_ranks = static_cast<size_t>(route.plan.num_ranks());
-    route.receive.row_counts.assign(num_ranks, route.plan.row_counts[static_cast<size_t>(rank_)]);
-    route.receive.slot_counts.assign(num_ranks, route.plan.slot_counts[static_cast<size_t>(rank_)]);
+    route.receive.row_counts.assign(num_ranks, expected(route.plan.row_counts[rank_], num_ranks));
+    route.receive.slot_counts.assign(num_ranks, expected(route.plan.slot_counts[rank_], num_ranks));
     route.receive.row_offsets = offsets_of(route.receive.row_counts);
     route.receive.slot_offsets = offsets_of(route.receive.slot_counts);
   }

@@ -76,8 +76,8 @@ class Exchange {
 // Packs, sends one message to each rank, needs nothing of the network but point-to-point. `group` must outlive it.
 std::unique_ptr<Exchange> make_flat_exchange(const Communicator& group);
 
-// Sends nothing, for dry runs: assumes that every rank sends this one as much as this one sends itself, and hands out
-// transfers without memory. `bytes` follows what the flat exchange would hold.
+// Sends nothing, for dry runs: assumes that every rank sends this one half more than this one sends itself (the busiest
+// rank of an uneven routing), and hands out transfers without memory. `bytes` follows what the flat exchange would hold.
 struct ExchangeBytes {
   size_t now = 0;
   size_t peak = 0;

@@ -24,7 +24,7 @@ namespace {
 
 namespace fs = std::filesystem;
 
-// The plan assumes balanced routing. Address space for twice as much leaves room for the steps that are not.
+// Address space for twice the plan leaves room for steps whose routing is more uneven than it assumes.
 constexpr size_t kArenaReserve = 2;
 
 // Ranks wait this long for those that write or read files.
