@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The memory of a rank, known before it is allocated: one training step is run with the null back end over a dry arena
-// and a dry exchange, so the plan is what the code does and not a second description of it. Routing is assumed
-// balanced.
+// and a dry exchange, so the plan is what the code does and not a second description of it. The rank is
+// planned as the busiest one of an uneven routing.
 #pragma once
 
 #include <cstddef>
