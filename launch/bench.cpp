@@ -53,6 +53,7 @@ Command bench_command() {
                       {"experts", &options->experts, at_least(1), "routed experts, over all ranks"},
                       {"top-k", &options->top_k, at_least(1), "experts of a token"},
                       {"precision", &options->precision, one_of({"fp32", "bf16"}), "of the products"},
+                      {"strategy", &layer.strategy, one_of({"flat", "all_gather", "shared"}), "of the exchange"},
                       {"iterations", &layer.iterations, at_least(1), "measured, after the warm-up"},
                       {"warmup", &layer.warmup, at_least(0), "iterations before them"},
                       {"threads", &options->threads, at_least(1), "BLAS threads a rank"},

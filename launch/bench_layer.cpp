@@ -29,23 +29,38 @@ MoeOptions layer_options(const BenchLayerOptions& options) {
           .router = {.hidden = options.hidden, .num_experts = options.experts, .top_k = options.top_k, .weights = {}}};
 }
 
+// Three times the rows of a balanced step, several of them at once.
+ExchangeSetup exchange_setup(const Communicator& group, const BenchLayerOptions& options) {
+  const auto slots = static_cast<size_t>(options.tokens) * static_cast<size_t>(options.top_k);
+  const size_t row_bytes = static_cast<size_t>(options.hidden) * sizeof(float);
+  const size_t inner_bytes = static_cast<size_t>(options.ffn) * sizeof(float);
+  return {.group = group,
+          .topology = discover_topology(group),
+          .max_tokens = options.tokens,
+          .top_k = options.top_k,
+          .max_row_bytes = row_bytes,
+          .memory_bytes = 3 * slots * (8 * row_bytes + 6 * inner_bytes)};
+}
+
 class LayerBench {
  public:
   LayerBench(const Communicator& world, const BenchLayerOptions& options)
       : options_(options),
         lane_(0, world.duplicate("expert"), world.duplicate("data")),
         kernels_(make_cpu_kernels(options.precision)),
-        exchange_(make_flat_exchange(lane_.expert_group())),
+        exchange_(make_exchange(options.strategy, exchange_setup(lane_.expert_group(), options))),
         layer_("mlp", layer_options(options), ExpertMap::contiguous(options.experts, world.size()), world.rank()),
         ctx_{{*kernels_, arena_, DType::f32},
              lane_,
              *exchange_,
              CombineMode::partial,
+             {},
              1.0 / static_cast<double>(options.tokens * world.size())} {
     store_.add_all(layer_);
     store_.allocate(DType::f32, /*with_grad=*/true, /*dry_run=*/false);
     store_.initialise(1);
     optimizer_.emplace(store_, TrainConfig{});
+    if (exchange_->reads_in_place()) arena_.lend(exchange_->memory());
     x_ = inputs_.take("x", DType::f32, {options.tokens, options.hidden});
     dy_ = inputs_.take("dy", DType::f32, {options.tokens, options.hidden});
   }

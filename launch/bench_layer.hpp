@@ -16,6 +16,7 @@ struct BenchLayerOptions {
   int experts = 16;
   int top_k = 4;
   Activation activation = Activation::silu;
+  std::string strategy = "flat";
   Precision precision = Precision::fp32;
   int64_t iterations = 20;
   int64_t warmup = 3;

@@ -33,9 +33,9 @@ class MemoryReport {
   // Collective over `world`. Prints the plan of rank 0; throws when a host has not that much.
   MemoryReport(const Communicator& world, const RunConfig& config, int ranks_of_process)
       : ranks_of_process_(static_cast<size_t>(ranks_of_process)), resident_at_start_(resident_bytes()) {
-    const MemoryPlan plan = plan_memory(config, world.size(), world.rank());
-    planned_ = plan.total_bytes();
     const Topology topology = discover_topology(world);
+    const MemoryPlan plan = plan_memory(config, topology, world.rank());
+    planned_ = plan.total_bytes();
     check_memory(plan, topology.ranks_on_host(topology.host_of_rank[world.rank()]));
     if (world.rank() == 0) fmt::print("memory of a rank, planned:\n{}", plan.table());
   }

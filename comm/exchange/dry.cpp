@@ -2,7 +2,7 @@
 // An exchange that only counts the memory the flat one would take.
 #include <algorithm>
 
-#include "comm/exchange/exchange.hpp"
+#include "comm/exchange/group_exchange.hpp"
 
 namespace cadre {
 namespace {
@@ -18,11 +18,11 @@ class DryTransfer : public RowTransfer {
   }
   ~DryTransfer() override { bytes_.now -= held_; }
 
-  void pack(const std::byte* /*rows*/, std::span<const int32_t> index) override {
-    if (!index.empty()) hold(packed_bytes_);
+  void pack(const Elements& rows) override {
+    if (!rows.index.empty()) hold(packed_bytes_);
   }
   void start() override {}
-  std::span<const std::byte> unpack() override { return {static_cast<const std::byte*>(nullptr), received_bytes_}; }
+  Elements unpack() override { return {}; }
 
  private:
   void hold(size_t bytes) {
@@ -42,9 +42,10 @@ int64_t expected(int64_t count, size_t num_ranks) { return num_ranks == 1 ? coun
 
 class DryExchange : public Exchange {
  public:
-  DryExchange(int rank, ExchangeBytes& bytes) : rank_(rank), bytes_(bytes) {}
+  DryExchange(int rank, bool in_place, ExchangeBytes& bytes) : rank_(rank), in_place_(in_place), bytes_(bytes) {}
 
   std::string_view name() const override { return "dry"; }
+  std::span<std::byte> memory() override { return in_place_ ? std::span(&no_memory_, 1) : std::span<std::byte>(); }
   Request announce(Route& /*route*/) override { return {}; }
 
   void learn_counts(Route& route) override {
@@ -56,22 +57,23 @@ class DryExchange : public Exchange {
   }
 
   std::unique_ptr<RowTransfer> transfer(const Route& route, Direction direction, Unit unit,
-                                        size_t element_bytes) override {
-    int64_t sent = unit == Unit::row ? route.plan.num_rows() : route.plan.num_slots();
-    int64_t received = unit == Unit::row ? route.receive.num_rows() : route.receive.num_slots();
-    if (direction == Direction::to_tokens) std::swap(sent, received);
-    return std::make_unique<DryTransfer>(bytes_, sent, received, element_bytes);
+                                        const RowFormat& format) override {
+    const Sides sides = sides_of(route, direction, unit);
+    const size_t bytes = in_place_ && format.row_bytes() >= kSmallestRowInPlace ? 0 : format.wire_bytes();
+    return std::make_unique<DryTransfer>(bytes_, sides.out.total(), sides.in.total(), bytes);
   }
 
  private:
   int rank_;
+  bool in_place_;
+  std::byte no_memory_{};  // only its address is used
   ExchangeBytes& bytes_;
 };
 
 }  // namespace
 
-std::unique_ptr<Exchange> make_dry_exchange(int rank, ExchangeBytes& bytes) {
-  return std::make_unique<DryExchange>(rank, bytes);
+std::unique_ptr<Exchange> make_dry_exchange(int rank, bool in_place, ExchangeBytes& bytes) {
+  return std::make_unique<DryExchange>(rank, in_place, bytes);
 }
 
 }  // namespace cadre

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // Moves token rows to the ranks of their experts and results back. One strategy a file behind the same four verbs:
 //
-//   transfer->pack(rows, index);     // message row i is rows[index[i]]
+//   transfer->pack(rows);            // element i of the plan is rows.base + rows.index[i] * rows.stride
 //   transfer->start();
 //   co_await transfer->finish();     // or wait(transfer->finish()); other work runs before this
-//   ... = transfer->unpack();        // what came, by (source rank, row)
+//   ... = transfer->unpack();        // what came
 //
 // The blocking exchange is the four in a row. A transfer owns its buffers and hands them back to its exchange when it
 // ends.
@@ -12,52 +12,62 @@
 
 #include <memory>
 #include <span>
+#include <string>
 #include <string_view>
 #include <vector>
 
-#include "comm/base/buffer.hpp"
-#include "comm/exchange/plan.hpp"
+#include "comm/exchange/route.hpp"
 #include "comm/group/communicator.hpp"
+#include "comm/group/topology.hpp"
+#include "comm/wire/format.hpp"
 
 namespace cadre {
 
-// to_experts: from the token's rank to the ranks of its experts (dispatch; in backward, of output gradients).
-// to_tokens: back (combine; in backward, of input gradients).
-enum class Direction { to_experts, to_tokens };
-// One element per row of the plan (token, rank), or per slot (token, k).
-enum class Unit { row, slot };
+// Elements anywhere in memory: element i starts at base + index[i] * stride; without an index, at base + i * stride.
+struct Elements {
+  const std::byte* base = nullptr;
+  size_t stride = 0;  // bytes
+  std::span<const int32_t> index = {};
+  // On the way to the tokens: token t has elements offsets[t] .. offsets[t+1], which are to be added up.
+  std::span<const int32_t> offsets = {};
 
-// A plan and what the others plan for this rank.
-struct Route {
-  DispatchPlan plan;
-  ReceiveCounts receive;
+  const std::byte* at(int64_t i) const {
+    return base + static_cast<size_t>(index.empty() ? i : index[static_cast<size_t>(i)]) * stride;
+  }
 };
 
 class RowTransfer {
  public:
   virtual ~RowTransfer() = default;
-  // `rows` are elements of row_bytes; an empty index means 0, 1, 2, ... and the rows may be read until the finish.
-  virtual void pack(const std::byte* rows, std::span<const int32_t> index) = 0;
+  // Elements in the order of what leaves this rank: of the plan to the experts, of what was received to the tokens.
+  // They must stay as they are until the finish and, where the exchange reads in place, until all peers have read them:
+  // for dispatch when the results are back, for what goes to the tokens when release() is complete.
+  virtual void pack(const Elements& rows) = 0;
   virtual void start() = 0;
-  Request& finish() { return request_; }
-  // Valid as long as this transfer. Only after the finish.
-  virtual std::span<const std::byte> unpack() = 0;
+  Request& finish() { return finished_; }
+  // Only after the finish; valid until release() or the end of this transfer. To the experts: by (source rank, token),
+  // slots also by k. To the tokens: by token, with offsets.
+  virtual Elements unpack() = 0;
+  // This rank has read what came. Complete once all peers have read what they got from it.
+  virtual Request& release() { return released_; }
 
  protected:
-  Request request_;
+  Request finished_;
+  Request released_;
 };
 
-// Buffers that are used again, so that a step touches no fresh pages.
-class BufferPool {
- public:
-  Buffer take(size_t bytes);
-  void give_back(Buffer buffer);
+// Bytes that left this rank since the exchange was made; what stays on the rank does not count.
+struct Traffic {
+  int64_t between_ranks = 0;  // all of it
+  int64_t between_hosts = 0;  // what left the host
 
- private:
-  std::vector<Buffer> free_;
+  Traffic operator-(const Traffic& other) const {
+    return {between_ranks - other.between_ranks, between_hosts - other.between_hosts};
+  }
 };
 
-// One per lane. Every call is collective over the lane's expert-parallel group, in the same order on all its ranks.
+// One per lane. Every call is collective over the lane's expert-parallel group, in the same order on all its ranks. Of
+// each (direction, unit) one transfer is under way at a time.
 class Exchange {
  public:
   virtual ~Exchange() = default;
@@ -68,20 +78,47 @@ class Exchange {
   virtual Request announce(Route& route) = 0;
   virtual void learn_counts(Route& route) = 0;
 
-  // An element is `element_bytes` long. The route must outlive the transfer.
+  // The route must outlive the transfer.
   virtual std::unique_ptr<RowTransfer> transfer(const Route& route, Direction direction, Unit unit,
-                                                size_t element_bytes) = 0;
+                                                const RowFormat& format) = 0;
+
+  // Memory of this rank that its peers can read. Rows that lie in it are not copied to be sent; so the activations
+  // belong here. Empty where the strategy sends messages.
+  virtual std::span<std::byte> memory() { return {}; }
+  bool reads_in_place() { return !memory().empty(); }
+
+  virtual Traffic traffic() const { return {}; }
 };
 
-// Packs, sends one message to each rank, needs nothing of the network but point-to-point. `group` must outlive it.
-std::unique_ptr<Exchange> make_flat_exchange(const Communicator& group);
+// What an exchange is made for. `group` must outlive the exchange, and `topology` is of its ranks.
+struct ExchangeSetup {
+  const Communicator& group;
+  Topology topology;
+  int64_t max_tokens = 0;    // of one plan, on any rank of the group
+  int top_k = 0;             // of one plan
+  size_t max_row_bytes = 0;  // as computed
+  size_t memory_bytes = 0;   // wanted of Exchange::memory()
+};
+
+// Packs, sends one message to each rank, needs nothing of the network but point-to-point.
+std::unique_ptr<Exchange> make_flat_exchange(const ExchangeSetup& setup);
+// Every rank gets all rows and picks its own; results come back as in the flat exchange. For few rows, or large top-k.
+std::unique_ptr<Exchange> make_all_gather_exchange(const ExchangeSetup& setup);
+// Ranks of one host read each other's rows where they are. Collective; throws ErrorKind::environment on all ranks when
+// the group spans hosts or the host has not the memory.
+std::unique_ptr<Exchange> make_shared_exchange(const ExchangeSetup& setup);
+
+// By name: "flat", "all_gather", "shared".
+std::unique_ptr<Exchange> make_exchange(std::string_view strategy, const ExchangeSetup& setup);
+inline constexpr std::string_view kStrategies[] = {"flat", "all_gather", "shared"};
 
 // Sends nothing, for dry runs: assumes that every rank sends this one half more than this one sends itself (the busiest
-// rank of an uneven routing), and hands out transfers without memory. `bytes` follows what the flat exchange would hold.
+// rank of an uneven routing), and hands out transfers without memory. `bytes` follows what the shared exchange would
+// hold (in_place), or the flat one.
 struct ExchangeBytes {
   size_t now = 0;
   size_t peak = 0;
 };
-std::unique_ptr<Exchange> make_dry_exchange(int rank, ExchangeBytes& bytes);
+std::unique_ptr<Exchange> make_dry_exchange(int rank, bool in_place, ExchangeBytes& bytes);
 
 }  // namespace cadre

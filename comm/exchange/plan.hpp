@@ -51,15 +51,6 @@ struct DispatchPlan {
 // `expert_ids` is [tokens, top_k]; -1 masks a slot. Throws on an id outside of the map.
 DispatchPlan make_dispatch_plan(std::span<const int32_t> expert_ids, int top_k, const ExpertMap& map);
 
-// What comes from each rank, learned from the others.
-struct ReceiveCounts {
-  std::vector<int64_t> row_counts, row_offsets;
-  std::vector<int64_t> slot_counts, slot_offsets;
-
-  int64_t num_rows() const { return row_offsets.back(); }
-  int64_t num_slots() const { return slot_offsets.back(); }
-};
-
 // The received slots in expert order: by (expert, source rank, token), which is the order of the grouped product.
 struct ExpertBatch {
   std::vector<int32_t> expert_offsets;  // [local experts + 1]  expert e works on places offsets[e] .. offsets[e+1]

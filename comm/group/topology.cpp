@@ -18,40 +18,54 @@ int Topology::ranks_on_host(int host) const {
 Topology Topology::uniform(int num_hosts, int ranks_per_host) {
   CADRE_CHECK(num_hosts >= 1 && ranks_per_host >= 1,
               fmt::format("a topology of {} hosts with {} ranks each", num_hosts, ranks_per_host));
+  std::vector<int> leaders;
   std::vector<std::string> names;
   for (int rank = 0; rank < num_hosts * ranks_per_host; ++rank) {
+    leaders.push_back(rank - rank % ranks_per_host);
     names.push_back(fmt::format("host{}", rank / ranks_per_host));
   }
-  return from_host_names(names);
+  return from_leaders(leaders, names);
 }
 
-Topology Topology::from_host_names(const std::vector<std::string>& name_of_rank) {
+Topology Topology::from_leaders(const std::vector<int>& leader_of_rank, const std::vector<std::string>& name_of_rank) {
   Topology topology;
+  std::vector<int> leaders;  // of the hosts found so far
   std::vector<int> ranks_seen;
-  for (const std::string& name : name_of_rank) {
-    auto found = std::find(topology.host_names.begin(), topology.host_names.end(), name);
-    if (found == topology.host_names.end()) {
-      found = topology.host_names.insert(found, name);
+  for (size_t rank = 0; rank < leader_of_rank.size(); ++rank) {
+    const auto found = std::find(leaders.begin(), leaders.end(), leader_of_rank[rank]);
+    const auto host = static_cast<size_t>(found - leaders.begin());
+    if (found == leaders.end()) {
+      leaders.push_back(leader_of_rank[rank]);
+      topology.host_names.push_back(name_of_rank[rank]);
       ranks_seen.push_back(0);
     }
-    const auto host = static_cast<size_t>(found - topology.host_names.begin());
     topology.host_of_rank.push_back(static_cast<int>(host));
     topology.local_rank.push_back(ranks_seen[host]++);
   }
   return topology;
 }
 
-Topology discover_topology(const Communicator& world) {
-  using Name = std::array<char, 256>;
-  Name mine{};
-  gethostname(mine.data(), mine.size() - 1);
-  std::vector<Name> all(static_cast<size_t>(world.size()));
+Topology discover_topology(const Communicator& group) {
+  struct Place {
+    int32_t leader = 0;
+    std::array<char, 252> name{};
+  };
+  Request all_here = group.barrier();  // host_leader itself cannot tell who is late
+  wait(all_here);
+  Place mine;
+  mine.leader = group.transport().host_leader();
+  gethostname(mine.name.data(), mine.name.size() - 1);
+  std::vector<Place> all(static_cast<size_t>(group.size()));
   Request gathered =
-      world.transport().all_gather(std::as_bytes(std::span(mine)), std::as_writable_bytes(std::span(all)));
+      group.transport().all_gather(std::as_bytes(std::span(&mine, 1)), std::as_writable_bytes(std::span(all)));
   wait(gathered);
+  std::vector<int> leaders;
   std::vector<std::string> names;
-  for (const Name& name : all) names.emplace_back(name.data());
-  return Topology::from_host_names(names);
+  for (const Place& place : all) {
+    leaders.push_back(place.leader);
+    names.emplace_back(place.name.data());
+  }
+  return Topology::from_leaders(leaders, names);
 }
 
 }  // namespace cadre

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Which ranks share a host: a plain value, found over a communicator or given by hand for planning.
+// Which ranks of a group share a host, that is memory: a plain value, found over a communicator or given by hand for planning.
 #pragma once
 
 #include <string>
@@ -20,10 +20,13 @@ struct Topology {
 
   // Ranks 0 .. hosts*ranks_per_host - 1, filled host by host.
   static Topology uniform(int num_hosts, int ranks_per_host);
-  static Topology from_host_names(const std::vector<std::string>& name_of_rank);
+  // Ranks with the same leader share a host.
+  static Topology from_leaders(const std::vector<int>& leader_of_rank, const std::vector<std::string>& name_of_rank);
+
+  bool operator==(const Topology&) const = default;
 };
 
-// Collective over `world`.
-Topology discover_topology(const Communicator& world);
+// Collective over `group`.
+Topology discover_topology(const Communicator& group);
 
 }  // namespace cadre

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "comm/base/check.hpp"
+#include "comm/transport/wait.hpp"
 
 namespace cadre {
 namespace {
@@ -81,6 +82,15 @@ Buffer copy_of(std::span<const std::byte> bytes) {
   if (!bytes.empty()) std::memcpy(copy.data(), bytes.data(), bytes.size());
   return copy;
 }
+
+class LocalSharedMemory : public SharedMemory {
+ public:
+  LocalSharedMemory(std::shared_ptr<Buffer> buffer, size_t bytes_per_rank)
+      : SharedMemory(buffer->data(), bytes_per_rank), buffer_(std::move(buffer)) {}
+
+ private:
+  std::shared_ptr<Buffer> buffer_;
+};
 
 // Receives still to be matched, and a last action once all of them are in.
 class ReceivesOperation : public PendingOperation {
@@ -167,6 +177,7 @@ class LocalTransport : public Transport {
   std::string_view name() const override { return "local"; }
   int rank() const override { return rank_; }
   int size() const override { return size_; }
+  int world_rank(int peer) const override { return group_->world_rank[peer]; }
 
   Request send(std::span<const std::byte> bytes, int peer, int tag) override {
     post(peer, tag, bytes);
@@ -256,6 +267,26 @@ class LocalTransport : public Transport {
       operation->add(peer, {});
     }
     return make_request("barrier", std::move(operation));
+  }
+
+  void progress() override { CADRE_CHECK(!*group_->failed, "another rank of this process failed"); }
+
+  int host_leader() override { return 0; }
+
+  // Rank 0 makes the memory and lends its handle to the others until all have a copy.
+  std::unique_ptr<SharedMemory> share(size_t bytes) override {
+    std::shared_ptr<Buffer> buffer;
+    std::shared_ptr<Buffer>* lent = &buffer;
+    if (rank_ == 0) {
+      buffer = std::make_shared<Buffer>(std::max<size_t>(1, bytes * static_cast<size_t>(size_)));
+      std::memset(buffer->data(), 0, buffer->bytes());
+    }
+    Request lending = broadcast(std::as_writable_bytes(std::span(&lent, 1)), 0);
+    wait(lending);
+    if (rank_ != 0) buffer = *lent;
+    Request all_have_it = barrier();
+    wait(all_have_it);
+    return std::make_unique<LocalSharedMemory>(std::move(buffer), bytes);
   }
 
   std::unique_ptr<Transport> split(int color, int key) override {

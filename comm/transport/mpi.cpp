@@ -2,7 +2,9 @@
 #include "comm/transport/mpi.hpp"
 
 #include <mpi.h>
+#include <sys/statvfs.h>
 
+#include <array>
 #include <cstdlib>
 #include <cstring>
 #include <exception>
@@ -60,6 +62,28 @@ class RowType {
   MPI_Datatype get() const { return type_; }
 
  private:
+  MPI_Datatype type_ = MPI_DATATYPE_NULL;
+};
+
+// A block of any size as one MPI element.
+class BlockType {
+ public:
+  explicit BlockType(size_t bytes) {
+    const RowType chunk(kChunk);
+    const std::array<int, 2> counts = {checked_int(bytes / kChunk, "chunks of a message"),
+                                       static_cast<int>(bytes % kChunk)};
+    const std::array<MPI_Aint, 2> offsets = {0, static_cast<MPI_Aint>(bytes / kChunk * kChunk)};
+    const std::array<MPI_Datatype, 2> types = {chunk.get(), MPI_BYTE};
+    CADRE_MPI(MPI_Type_create_struct(2, counts.data(), offsets.data(), types.data(), &type_));
+    CADRE_MPI(MPI_Type_commit(&type_));
+  }
+  ~BlockType() { static_cast<void>(MPI_Type_free(&type_)); }
+  BlockType(const BlockType&) = delete;
+  BlockType& operator=(const BlockType&) = delete;
+  MPI_Datatype get() const { return type_; }
+
+ private:
+  static constexpr size_t kChunk = size_t{1} << 20;
   MPI_Datatype type_ = MPI_DATATYPE_NULL;
 };
 
@@ -139,6 +163,15 @@ class MessagesOperation : public PendingOperation {
   std::vector<Message> messages_;
 };
 
+// Where MPI puts the memory that ranks of a host share.
+constexpr char kSharedMemoryPath[] = "/dev/shm";
+
+size_t free_shared_bytes() {
+  struct statvfs space {};
+  if (statvfs(kSharedMemoryPath, &space) != 0) return 0;
+  return static_cast<size_t>(space.f_bavail) * space.f_frsize;
+}
+
 class MpiTransport : public Transport {
  public:
   explicit MpiTransport(MPI_Comm comm) : comm_(comm) {
@@ -164,10 +197,12 @@ class MpiTransport : public Transport {
   std::string_view name() const override { return "mpi"; }
   int rank() const override { return rank_; }
   int size() const override { return size_; }
+  int world_rank(int peer) const override { return world_rank_[peer]; }
 
   Request send(std::span<const std::byte> bytes, int peer, int tag) override {
     auto operation = std::make_unique<MessagesOperation>(1);
-    CADRE_MPI(MPI_Isend(bytes.data(), checked_int(bytes.size(), "bytes to send"), MPI_BYTE, peer, tag, comm_,
+    const BlockType block(bytes.size());
+    CADRE_MPI(MPI_Isend(bytes.data(), 1, block.get(), peer, tag, comm_,
                         operation->add(false, world_rank_[peer], bytes.size())));
     return {describe(fmt::format("send of {} bytes to rank {}, tag {}", bytes.size(), world_rank_[peer], tag)),
             std::move(operation)};
@@ -175,7 +210,8 @@ class MpiTransport : public Transport {
 
   Request receive(std::span<std::byte> bytes, int peer, int tag) override {
     auto operation = std::make_unique<MessagesOperation>(1);
-    CADRE_MPI(MPI_Irecv(bytes.data(), checked_int(bytes.size(), "bytes to receive"), MPI_BYTE, peer, tag, comm_,
+    const BlockType block(bytes.size());
+    CADRE_MPI(MPI_Irecv(bytes.data(), 1, block.get(), peer, tag, comm_,
                         operation->add(true, world_rank_[peer], bytes.size())));
     return {describe(fmt::format("receive of {} bytes from rank {}, tag {}", bytes.size(), world_rank_[peer], tag)),
             std::move(operation)};
@@ -246,6 +282,44 @@ class MpiTransport : public Transport {
     auto operation = std::make_unique<CollectiveOperation>(size_);
     CADRE_MPI(MPI_Ibarrier(comm_, operation->handle()));
     return {describe("barrier"), std::move(operation)};
+  }
+
+  void progress() override {
+    int arrived = 0;
+    CADRE_MPI(MPI_Iprobe(MPI_ANY_SOURCE, MPI_ANY_TAG, comm_, &arrived, MPI_STATUS_IGNORE));
+  }
+
+  int host_leader() override {
+    MPI_Comm host = MPI_COMM_NULL;
+    CADRE_MPI(MPI_Comm_split_type(comm_, MPI_COMM_TYPE_SHARED, rank_, MPI_INFO_NULL, &host));
+    int leader = rank_;
+    CADRE_MPI(MPI_Bcast(&leader, 1, MPI_INT, 0, host));
+    CADRE_MPI(MPI_Comm_free(&host));
+    return leader;
+  }
+
+  std::unique_ptr<SharedMemory> share(size_t bytes) override {
+    const size_t wanted = bytes * static_cast<size_t>(size_);
+    auto free_bytes = static_cast<uint64_t>(free_shared_bytes());
+    CADRE_MPI(MPI_Allreduce(MPI_IN_PLACE, &free_bytes, 1, MPI_UINT64_T, MPI_MIN, comm_));  // so that all decide alike
+    CADRE_CHECK(wanted <= free_bytes,
+                fmt::format("{} ranks of this host want to share {} MiB, {} has {} MiB free", size_, wanted >> 20,
+                            kSharedMemoryPath, free_bytes >> 20),
+                "give the host or container more of it (docker --shm-size), or set exchange.strategy=flat");
+    void* mine = nullptr;
+    MPI_Win window = MPI_WIN_NULL;
+    CADRE_MPI(MPI_Win_allocate_shared(static_cast<MPI_Aint>(bytes), 1, MPI_INFO_NULL, comm_, &mine, &window));
+    CADRE_MPI(MPI_Win_lock_all(MPI_MODE_NOCHECK, window));  // loads and stores from here on, no MPI calls
+    MPI_Aint size_of_first = 0;
+    int unit = 0;
+    void* base = nullptr;
+    CADRE_MPI(MPI_Win_shared_query(window, 0, &size_of_first, &unit, &base));
+    // Never freed, as communicators are not: that is collective, and a destructor must not wait for peers that may have
+    // failed. The file is gone as soon as every rank has mapped it.
+    auto memory = std::make_unique<SharedMemory>(static_cast<std::byte*>(base), bytes);
+    CADRE_CHECK(memory->of(rank_).data() == mine, "this MPI library does not lay shared windows out contiguously",
+                "set exchange.strategy=flat");
+    return memory;
   }
 
   std::unique_ptr<Transport> split(int color, int key) override {

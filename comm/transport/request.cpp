@@ -5,6 +5,30 @@
 #include <utility>
 
 namespace cadre {
+namespace {
+
+class AllOf : public PendingOperation {
+ public:
+  explicit AllOf(std::vector<Request> requests) : requests_(std::move(requests)) {}
+
+  bool test() override {
+    bool done = true;
+    for (Request& request : requests_) done = request.test() && done;
+    return done;
+  }
+  std::string missing() const override {
+    std::string text;
+    for (const Request& request : requests_) {
+      if (!request.done()) text += (text.empty() ? "" : ", ") + request.missing();
+    }
+    return text;
+  }
+
+ private:
+  std::vector<Request> requests_;
+};
+
+}  // namespace
 
 Request& Request::operator=(Request&& other) noexcept {
   if (this != &other) {
@@ -34,6 +58,12 @@ void Request::abandon() noexcept {
   static auto* const abandoned = new std::vector<Request>;
   const std::lock_guard lock(mutex);
   abandoned->emplace_back(std::move(*this));
+}
+
+Request all_of(std::vector<Request> requests) {
+  std::string what;
+  for (const Request& request : requests) what += (what.empty() ? "" : " and ") + request.what();
+  return {std::move(what), std::make_unique<AllOf>(std::move(requests))};
 }
 
 }  // namespace cadre

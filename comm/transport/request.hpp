@@ -50,4 +50,7 @@ class [[nodiscard]] Request {
   std::vector<Buffer> buffers_;
 };
 
+// Complete when all of them are.
+Request all_of(std::vector<Request> requests);
+
 }  // namespace cadre

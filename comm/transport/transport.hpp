@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // What the ranks of one group can do with bytes. Every operation starts and returns a Request; nothing here blocks,
-// except split, which is rare. Operations of one group are started in the same order by all its ranks.
+// except split and what makes shared memory, which are rare. Operations of one group are started in the same order by all its ranks.
 #pragma once
 
 #include <cstdint>
@@ -28,6 +28,24 @@ struct ConstRaggedRows {
   std::span<const int64_t> offsets;
 };
 
+// Memory of the ranks of one host, mapped by all of them: `bytes` of rank 0, then `bytes` of rank 1, ... Zero from the
+// start. What one rank writes and publishes with a release store, another that saw the store with acquire may read.
+class SharedMemory {
+ public:
+  SharedMemory(std::byte* base, size_t bytes_per_rank) : base_(base), bytes_per_rank_(bytes_per_rank) {}
+  virtual ~SharedMemory() = default;
+
+  std::byte* base() const { return base_; }
+  size_t bytes_per_rank() const { return bytes_per_rank_; }
+  std::span<std::byte> of(int rank) const {
+    return {base_ + static_cast<size_t>(rank) * bytes_per_rank_, bytes_per_rank_};
+  }
+
+ private:
+  std::byte* base_;
+  size_t bytes_per_rank_;
+};
+
 // The memory of every span must stay valid, and what is received untouched, until the Request is complete.
 class Transport {
  public:
@@ -36,6 +54,8 @@ class Transport {
   virtual std::string_view name() const = 0;  // "mpi", "local"
   virtual int rank() const = 0;
   virtual int size() const = 0;
+  // The rank of the job that `peer` of this group is: what messages name.
+  virtual int world_rank(int peer) const = 0;
 
   // Point to point, matched by (sender, tag) in order; tag in [0, 32766]. Both sides know the size.
   virtual Request send(std::span<const std::byte> bytes, int peer, int tag) = 0;
@@ -55,8 +75,16 @@ class Transport {
   virtual Request broadcast(std::span<std::byte> bytes, int root) = 0;
   virtual Request barrier() = 0;
 
+  // Moves on what nobody tests right now; throws where a rank is known to have failed. For waits on shared memory.
+  virtual void progress() = 0;
+
   // Blocking and collective over the group. Ranks of one colour form a new group, ordered by (key, old rank).
   virtual std::unique_ptr<Transport> split(int color, int key) = 0;
+  // Blocking and collective: the lowest rank of this group that can share memory with this one.
+  virtual int host_leader() = 0;
+  // Blocking and collective over ranks that can share memory; `bytes` is the same on all of them. Throws
+  // ErrorKind::environment, on all ranks alike, when the host has not that much.
+  virtual std::unique_ptr<SharedMemory> share(size_t bytes) = 0;
 };
 
 }  // namespace cadre

@@ -70,10 +70,10 @@ class CpuKernels final : public Kernels {
   // cpu_rows.cpp
   void embedding(const Tensor& ids, const Tensor& table, const Tensor& y) const override;
   void embedding_grad(const Tensor& ids, const Tensor& dy, const Tensor& dtable) const override;
-  void gather_rows(const Tensor& src, const Tensor& index, const Tensor& scale, const Tensor& dst) const override;
-  void sum_rows(const Tensor& src, const Tensor& offsets, const Tensor& index, const Tensor& weight,
+  void gather_rows(const Rows& src, const Tensor& index, const Tensor& scale, const Tensor& dst) const override;
+  void sum_rows(const Rows& src, const Tensor& offsets, const Tensor& index, const Tensor& weight,
                 const Tensor& dst) const override;
-  void dot_rows(const Tensor& a, const Tensor& a_index, const Tensor& b, const Tensor& b_index,
+  void dot_rows(const Rows& a, const Tensor& a_index, const Rows& b, const Tensor& b_index,
                 const Tensor& out) const override;
 
   // cpu_optimizer.cpp

@@ -119,13 +119,13 @@ class Kernels {
 
   // --- rows on their way to experts and back ----------------------------------------------------------------------
   // dst[r] = scale[r] src[index[r]]; index is i32[R]; scale [R] or undefined (1)
-  virtual void gather_rows(const Tensor& src, const Tensor& index, const Tensor& scale, const Tensor& dst) const = 0;
+  virtual void gather_rows(const Rows& src, const Tensor& index, const Tensor& scale, const Tensor& dst) const = 0;
   // dst[r] = sum over j in [offsets[r], offsets[r+1]), in that order, of weight[j] src[index[j]].
   // offsets i32[R+1], index i32[S]; weight [S] or undefined (1). An empty range gives a zero row.
-  virtual void sum_rows(const Tensor& src, const Tensor& offsets, const Tensor& index, const Tensor& weight,
+  virtual void sum_rows(const Rows& src, const Tensor& offsets, const Tensor& index, const Tensor& weight,
                         const Tensor& dst) const = 0;
   // out[j] = <a[a_index[j]], b[b_index[j]]>; a_index, b_index i32[S]
-  virtual void dot_rows(const Tensor& a, const Tensor& a_index, const Tensor& b, const Tensor& b_index,
+  virtual void dot_rows(const Rows& a, const Tensor& a_index, const Rows& b, const Tensor& b_index,
                         const Tensor& out) const = 0;
 
   // --- optimiser --------------------------------------------------------------------------------------------------

@@ -43,9 +43,9 @@ class NullKernels final : public Kernels {
   void sigmoid(const Tensor&, const Tensor&) const override {}
   void sigmoid_grad(const Tensor&, const Tensor&, const Tensor&) const override {}
   void top_k(const Tensor&, const Tensor&, const Tensor&) const override {}
-  void gather_rows(const Tensor&, const Tensor&, const Tensor&, const Tensor&) const override {}
-  void sum_rows(const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&) const override {}
-  void dot_rows(const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&) const override {}
+  void gather_rows(const Rows&, const Tensor&, const Tensor&, const Tensor&) const override {}
+  void sum_rows(const Rows&, const Tensor&, const Tensor&, const Tensor&, const Tensor&) const override {}
+  void dot_rows(const Rows&, const Tensor&, const Rows&, const Tensor&, const Tensor&) const override {}
 };
 
 }  // namespace

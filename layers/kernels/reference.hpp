@@ -65,10 +65,10 @@ class ReferenceKernels final : public Kernels {
   void sigmoid(const Tensor& x, const Tensor& y) const override;
   void sigmoid_grad(const Tensor& y, const Tensor& dy, const Tensor& dx) const override;
   void top_k(const Tensor& scores, const Tensor& bias, const Tensor& ids) const override;
-  void gather_rows(const Tensor& src, const Tensor& index, const Tensor& scale, const Tensor& dst) const override;
-  void sum_rows(const Tensor& src, const Tensor& offsets, const Tensor& index, const Tensor& weight,
+  void gather_rows(const Rows& src, const Tensor& index, const Tensor& scale, const Tensor& dst) const override;
+  void sum_rows(const Rows& src, const Tensor& offsets, const Tensor& index, const Tensor& weight,
                 const Tensor& dst) const override;
-  void dot_rows(const Tensor& a, const Tensor& a_index, const Tensor& b, const Tensor& b_index,
+  void dot_rows(const Rows& a, const Tensor& a_index, const Rows& b, const Tensor& b_index,
                 const Tensor& out) const override;
 };
 

@@ -83,19 +83,19 @@ void ReferenceKernels::top_k(const Tensor& scores, const Tensor& bias, const Ten
   });
 }
 
-void ReferenceKernels::gather_rows(const Tensor& src, const Tensor& index, const Tensor& scale,
+void ReferenceKernels::gather_rows(const Rows& src, const Tensor& index, const Tensor& scale,
                                    const Tensor& dst) const {
   const int64_t width = dst.row_numel();
-  dispatch(src, [&]<class T>(std::type_identity<T>) {
+  dispatch(dst, [&]<class T>(std::type_identity<T>) {
     for (int64_t r = 0; r < index.numel(); ++r) {
-      const T* from = src.data<T>() + index.data<int32_t>()[r] * width;
+      const T* from = src.row<T>(index.data<int32_t>()[r]);
       const T factor = scale.defined() ? scale.data<T>()[r] : T{1};
       for (int64_t h = 0; h < width; ++h) dst.data<T>()[r * width + h] = factor * from[h];
     }
   });
 }
 
-void ReferenceKernels::sum_rows(const Tensor& src, const Tensor& offsets, const Tensor& index, const Tensor& weight,
+void ReferenceKernels::sum_rows(const Rows& src, const Tensor& offsets, const Tensor& index, const Tensor& weight,
                                 const Tensor& dst) const {
   const int64_t width = dst.row_numel();
   const int32_t* first = offsets.data<int32_t>();
@@ -105,7 +105,7 @@ void ReferenceKernels::sum_rows(const Tensor& src, const Tensor& offsets, const 
         double sum = 0.0;
         for (int64_t j = first[r]; j < first[r + 1]; ++j) {
           const double factor = weight.defined() ? double{weight.data<T>()[j]} : 1.0;
-          sum += factor * double{src.data<T>()[index.data<int32_t>()[j] * width + h]};
+          sum += factor * double{src.row<T>(index.data<int32_t>()[j])[h]};
         }
         dst.data<T>()[r * width + h] = static_cast<T>(sum);
       }
@@ -113,13 +113,13 @@ void ReferenceKernels::sum_rows(const Tensor& src, const Tensor& offsets, const 
   });
 }
 
-void ReferenceKernels::dot_rows(const Tensor& a, const Tensor& a_index, const Tensor& b, const Tensor& b_index,
+void ReferenceKernels::dot_rows(const Rows& a, const Tensor& a_index, const Rows& b, const Tensor& b_index,
                                 const Tensor& out) const {
-  const int64_t width = a.row_numel();
+  const int64_t width = a.width;
   dispatch(out, [&]<class T>(std::type_identity<T>) {
     for (int64_t j = 0; j < out.numel(); ++j) {
-      const T* left = a.data<T>() + a_index.data<int32_t>()[j] * width;
-      const T* right = b.data<T>() + b_index.data<int32_t>()[j] * width;
+      const T* left = a.row<T>(a_index.data<int32_t>()[j]);
+      const T* right = b.row<T>(b_index.data<int32_t>()[j]);
       double sum = 0.0;
       for (int64_t h = 0; h < width; ++h) sum += double{left[h]} * double{right[h]};
       out.data<T>()[j] = static_cast<T>(sum);

@@ -9,7 +9,7 @@ Experts::Experts(const std::string& prefix, std::span<const int> expert_ids, con
   for (const int id : expert_ids) experts_.emplace_back(fmt::format("{}.{}", prefix, id), options);
 }
 
-Tensor Experts::forward(Context& ctx, const Tensor& rows, const Tensor& place_row, Saved& saved) const {
+Tensor Experts::forward(Context& ctx, const Rows& rows, const Tensor& place_row, Saved& saved) const {
   const int64_t num_places = place_row.dim(0);
   const Tensor x = ctx.arena.take("experts", ctx.dtype, {num_places, options_.hidden});
   const Tensor y = ctx.arena.take("experts", ctx.dtype, {num_places, options_.hidden});

@@ -23,9 +23,9 @@ class Experts {
 
   int size() const { return static_cast<int>(experts_.size()); }
 
-  // rows [R,H]; place p reads row place_row[p] (i32[S]). The rows of an expert are gathered just before its products,
-  // so that they are still in cache. y [S,H].
-  Tensor forward(Context& ctx, const Tensor& rows, const Tensor& place_row, Saved& saved) const;
+  // Place p reads rows[place_row[p]] of width H; place_row i32[S]. The rows of an expert are gathered just before its
+  // products, so that they are still in cache. y [S,H].
+  Tensor forward(Context& ctx, const Rows& rows, const Tensor& place_row, Saved& saved) const;
   Tensor input_grad(Context& ctx, Saved& saved, const Tensor& dy) const;  // dy, dx [S,H]
   void weight_grad(Context& ctx, const Saved& saved);
   void each_parameter(const ParameterVisitor& visit);

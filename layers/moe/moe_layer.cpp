@@ -9,23 +9,28 @@
 namespace cadre {
 namespace {
 
-// What travels beside the rows: one a slot.
-struct SlotRecord {
-  int32_t row;     // which row of this (source, destination) pair
-  int32_t expert;  // index on the destination rank
-  double weight;
-};
-static_assert(sizeof(SlotRecord) == kSlotRecordBytes);
+const RowFormat kRecordFormat = RowFormat::of_bytes(sizeof(SlotRecord));
 
 // Indices of a plan as a tensor; the plan keeps the memory.
-Tensor index_tensor(const std::vector<int32_t>& index) {
+Tensor index_tensor(std::span<const int32_t> index) {
   return {const_cast<int32_t*>(index.data()), DType::i32, {static_cast<int64_t>(index.size())}};
 }
 
-// Received elements as rows of `width`.
-Tensor row_tensor(std::span<const std::byte> bytes, DType dtype, int64_t width) {
-  const auto num_rows = static_cast<int64_t>(bytes.size() / (static_cast<size_t>(width) * size_of(dtype)));
-  return {const_cast<std::byte*>(bytes.data()), dtype, {num_rows, width}};
+Rows rows_of(const Elements& elements, DType dtype, int64_t width) {
+  return {elements.base, static_cast<int64_t>(elements.stride), dtype, width};
+}
+
+Elements elements_of(const Tensor& rows, std::span<const int32_t> index = {}) {
+  return {rows.raw(), rows.row_bytes(), index};
+}
+
+// Which of the elements are those at `places`: the index of an index.
+std::vector<int32_t> through(const Elements& elements, const std::vector<int32_t>& places) {
+  if (elements.index.empty()) return places;
+  std::vector<int32_t> index;
+  index.reserve(places.size());
+  for (const int32_t place : places) index.push_back(elements.index[place]);
+  return index;
 }
 
 double element(const Tensor& tensor, int64_t i) {
@@ -103,12 +108,12 @@ Task<Tensor> MoeLayer::forward(LaneContext& ctx, Tensor x, Saved& saved) const {
   ctx.exchange.learn_counts(saved.route);
 
   const DispatchPlan& plan = saved.route.plan;
-  auto slots = ctx.exchange.transfer(saved.route, Direction::to_experts, Unit::slot, sizeof(SlotRecord));
-  auto rows = ctx.exchange.transfer(saved.route, Direction::to_experts, Unit::row, x.row_bytes());
+  auto slots = ctx.exchange.transfer(saved.route, Direction::to_experts, Unit::slot, kRecordFormat);
+  auto rows = ctx.exchange.transfer(saved.route, Direction::to_experts, Unit::row, dispatch_format(ctx));
   std::vector<SlotRecord> records;
   if (!ctx.arena.is_dry_run()) records = make_records(plan, saved.router.weights);
-  slots->pack(reinterpret_cast<const std::byte*>(records.data()), {});
-  rows->pack(x.raw(), plan.row_token);
+  slots->pack({reinterpret_cast<const std::byte*>(records.data()), sizeof(SlotRecord)});
+  rows->pack(elements_of(x, plan.row_token));
   slots->start();
   rows->start();
 
@@ -117,13 +122,14 @@ Task<Tensor> MoeLayer::forward(LaneContext& ctx, Tensor x, Saved& saved) const {
 
   Request& slots_here = slots->finish();
   co_await slots_here;
-  learn_batch(ctx, slots->unpack(), saved);
+  learn_batch(ctx, reinterpret_cast<const SlotRecord*>(slots->unpack().base), saved);
   slots.reset();
   Request& rows_here = rows->finish();
   co_await rows_here;
 
-  const Tensor received = row_tensor(rows->unpack(), ctx.dtype, options_.hidden);
-  saved.expert_out = experts_.forward(ctx, received, index_tensor(saved.batch.place_row), saved.experts);
+  const Elements received = rows->unpack();
+  saved.expert_out = experts_.forward(ctx, rows_of(received, ctx.dtype, options_.hidden),
+                                      index_tensor(through(received, saved.batch.place_row)), saved.experts);
   rows.reset();
 
   ctx.lane.position.phase = "combine";
@@ -140,8 +146,8 @@ Task<Tensor> MoeLayer::forward(LaneContext& ctx, Tensor x, Saved& saved) const {
 Task<Tensor> MoeLayer::input_grad(LaneContext& ctx, Saved& saved, Tensor dy) const {
   // Output gradients travel to the experts as the tokens did.
   ctx.lane.position.phase = "combine gradient";
-  const auto rows = ctx.exchange.transfer(saved.route, Direction::to_experts, Unit::row, dy.row_bytes());
-  rows->pack(dy.raw(), saved.route.plan.row_token);
+  const auto rows = ctx.exchange.transfer(saved.route, Direction::to_experts, Unit::row, dispatch_format(ctx));
+  rows->pack(elements_of(dy, saved.route.plan.row_token));
   rows->start();
 
   Tensor shared_dx;  // computed while they travel
@@ -149,11 +155,12 @@ Task<Tensor> MoeLayer::input_grad(LaneContext& ctx, Saved& saved, Tensor dy) con
 
   Request& rows_here = rows->finish();
   co_await rows_here;
-  const Tensor d_rows = row_tensor(rows->unpack(), ctx.dtype, options_.hidden);
+  const Elements received = rows->unpack();
   const Tensor d_out = ctx.arena.take("experts", ctx.dtype, {saved.place_weight.dim(0), options_.hidden});
-  ctx.kernels.gather_rows(d_rows, index_tensor(saved.batch.place_row), saved.place_weight, d_out);
+  ctx.kernels.gather_rows(rows_of(received, ctx.dtype, options_.hidden),
+                          index_tensor(through(received, saved.batch.place_row)), saved.place_weight, d_out);
 
-  Task<Tensor> weights = weights_grad(ctx, d_rows, dy, saved);
+  Task<Tensor> weights = weights_grad(ctx, received, saved);
   const Tensor dweights = co_await weights;
   const Tensor d_places = experts_.input_grad(ctx, saved.experts, d_out);
 
@@ -199,7 +206,7 @@ BalanceLoss MoeLayer::balance_of(const LaneContext& ctx, const Saved& saved) con
           .global_counts = saved.global_counts};
 }
 
-void MoeLayer::learn_batch(LaneContext& ctx, std::span<const std::byte> bytes, Saved& saved) const {
+void MoeLayer::learn_batch(LaneContext& ctx, const SlotRecord* records, Saved& saved) const {
   const ReceiveCounts& receive = saved.route.receive;
   const auto num_slots = receive.num_slots();
   saved.slot_weight = ctx.arena.take("experts", ctx.dtype, {num_slots});
@@ -216,7 +223,6 @@ void MoeLayer::learn_batch(LaneContext& ctx, std::span<const std::byte> bytes, S
     saved.experts.offsets = saved.batch.expert_offsets;
     return;
   }
-  const auto* records = reinterpret_cast<const SlotRecord*>(bytes.data());
   for (size_t source = 0; source < receive.slot_counts.size(); ++source) {
     for (int64_t slot = receive.slot_offsets[source]; slot < receive.slot_offsets[source + 1]; ++slot) {
       const SlotRecord& record = records[slot];
@@ -236,76 +242,61 @@ void MoeLayer::learn_batch(LaneContext& ctx, std::span<const std::byte> bytes, S
 }
 
 Task<Tensor> MoeLayer::bring_home(LaneContext& ctx, Tensor places, Weighted weighted, Saved& saved) const {
-  const DispatchPlan& plan = saved.route.plan;
-  const Tensor y = ctx.arena.take("moe", ctx.dtype, {plan.num_tokens, options_.hidden});
-  const size_t row_bytes = y.row_bytes();
-
-  if (ctx.combine == CombineMode::partial) {
+  const Tensor y = ctx.arena.take("moe", ctx.dtype, {saved.route.plan.num_tokens, options_.hidden});
+  ArenaScope scope(ctx.arena);
+  const bool by_slot = ctx.combine == CombineMode::slot_order || ctx.exchange.reads_in_place();
+  const RowFormat format = {ctx.dtype, options_.hidden, ctx.wire.combine};
+  const auto back = ctx.exchange.transfer(saved.route, Direction::to_tokens, by_slot ? Unit::slot : Unit::row, format);
+  if (by_slot) {
+    back->pack(elements_of(places, saved.batch.row_place));
+  } else {
     // The slots of a row are added here, so one row goes back for each that came.
-    ArenaScope scope(ctx.arena);
     const Tensor sums = ctx.arena.take("experts", ctx.dtype, {saved.route.receive.num_rows(), options_.hidden});
     ctx.kernels.sum_rows(places, index_tensor(saved.batch.row_places), index_tensor(saved.batch.row_place),
                          weighted == Weighted::yes ? saved.slot_weight : Tensor(), sums);
-    const auto back = ctx.exchange.transfer(saved.route, Direction::to_tokens, Unit::row, row_bytes);
-    back->pack(sums.raw(), {});
-    back->start();
-    Request& rows_home = back->finish();
-    co_await rows_home;
-    ctx.kernels.sum_rows(row_tensor(back->unpack(), ctx.dtype, options_.hidden), index_tensor(plan.token_rows),
-                         index_tensor(plan.token_row), Tensor(), y);
-    co_return y;
+    back->pack(elements_of(sums));
   }
-
-  auto back = ctx.exchange.transfer(saved.route, Direction::to_tokens, Unit::slot, row_bytes);
-  back->pack(places.raw(), saved.batch.row_place);
   back->start();
-  Request& slots_home = back->finish();
-  co_await slots_home;
-  Tensor slot_weights;
-  if (weighted == Weighted::yes) {
-    slot_weights = ctx.arena.take("moe", ctx.dtype, {plan.num_slots()});
-    for (int64_t i = 0; !ctx.arena.is_dry_run() && i < plan.num_slots(); ++i) {
-      const int32_t slot = plan.slots[plan.token_slot[i]];
-      set_element(slot_weights, i, element(saved.router.weights, slot));
-    }
-  }
-  ctx.kernels.sum_rows(row_tensor(back->unpack(), ctx.dtype, options_.hidden), index_tensor(plan.token_slots),
-                       index_tensor(plan.token_slot), slot_weights, y);
-  if (weighted == Weighted::yes) saved.home = std::move(back);
+  Request& rows_home = back->finish();
+  co_await rows_home;
+  const Elements home = back->unpack();
+  const Tensor weights = by_slot && weighted == Weighted::yes ? weights_by_token(ctx, saved) : Tensor();
+  ctx.kernels.sum_rows(rows_of(home, ctx.dtype, options_.hidden), index_tensor(home.offsets), index_tensor(home.index),
+                       weights, y);
+  Request& all_read = back->release();
+  co_await all_read;
   co_return y;
 }
 
-Task<Tensor> MoeLayer::weights_grad(LaneContext& ctx, Tensor d_rows, Tensor dy, Saved& saved) const {
+Tensor MoeLayer::weights_by_token(LaneContext& ctx, const Saved& saved) const {
+  const DispatchPlan& plan = saved.route.plan;
+  const Tensor weights = ctx.arena.take("moe", ctx.dtype, {plan.num_slots()});
+  for (int64_t i = 0; !ctx.arena.is_dry_run() && i < plan.num_slots(); ++i) {
+    set_element(weights, i, element(saved.router.weights, plan.slots[plan.token_slot[i]]));
+  }
+  return weights;
+}
+
+Task<Tensor> MoeLayer::weights_grad(LaneContext& ctx, Elements d_rows, Saved& saved) const {
   const DispatchPlan& plan = saved.route.plan;
   const Tensor dweights = ctx.arena.take("router", ctx.dtype, {plan.num_tokens, options_.router.top_k});
-  const Tensor by_slot = ctx.arena.take("router", ctx.dtype, {plan.num_slots()});
-
-  if (ctx.combine == CombineMode::partial) {
-    // The expert's rank has both factors; one number a slot goes home.
-    const Tensor here = ctx.arena.take("router", ctx.dtype, {saved.slot_weight.dim(0)});
-    ctx.kernels.dot_rows(d_rows, index_tensor(saved.batch.slot_row), saved.expert_out,
-                         index_tensor(saved.batch.row_place), here);
-    const auto back = ctx.exchange.transfer(saved.route, Direction::to_tokens, Unit::slot, size_of(ctx.dtype));
-    back->pack(here.raw(), {});
-    back->start();
-    Request& numbers_home = back->finish();
-    co_await numbers_home;
-    const auto bytes = back->unpack();
-    if (!ctx.arena.is_dry_run() && !bytes.empty()) std::memcpy(by_slot.raw(), bytes.data(), bytes.size());
-  } else {
-    std::vector<int32_t> token(plan.slots.size());
-    std::vector<int32_t> slot(plan.slots.size());
-    for (size_t i = 0; i < slot.size(); ++i) {
-      token[i] = plan.slots[i] / plan.top_k;
-      slot[i] = static_cast<int32_t>(i);
-    }
-    ctx.kernels.dot_rows(dy, index_tensor(token), row_tensor(saved.home->unpack(), ctx.dtype, options_.hidden),
-                         index_tensor(slot), by_slot);
-  }
+  // The expert's rank has both factors; one number a slot goes home.
+  const Tensor here = ctx.arena.take("router", ctx.dtype, {saved.slot_weight.dim(0)});
+  ctx.kernels.dot_rows(rows_of(d_rows, ctx.dtype, options_.hidden), index_tensor(through(d_rows, saved.batch.slot_row)),
+                       saved.expert_out, index_tensor(saved.batch.row_place), here);
+  const size_t number_bytes = size_of(ctx.dtype);
+  const auto back =
+      ctx.exchange.transfer(saved.route, Direction::to_tokens, Unit::slot, RowFormat::of_bytes(number_bytes));
+  back->pack({here.raw(), number_bytes});
+  back->start();
+  Request& numbers_home = back->finish();
+  co_await numbers_home;
   if (ctx.arena.is_dry_run()) co_return dweights;
+  const Elements home = back->unpack();
   dweights.fill_zero();  // masked slots have no gradient
   for (int64_t i = 0; i < plan.num_slots(); ++i) {
-    set_element(dweights, plan.slots[i], element(by_slot, i));
+    std::memcpy(dweights.raw() + static_cast<size_t>(plan.slots[plan.token_slot[i]]) * number_bytes, home.at(i),
+                number_bytes);
   }
   co_return dweights;
 }

@@ -25,8 +25,12 @@ struct MoeOptions {
   RouterOptions router;
 };
 
-// What travels to an expert's rank beside the rows, for each slot: row, expert and weight.
-inline constexpr int64_t kSlotRecordBytes = 16;
+// What travels to an expert's rank beside the rows: one a slot.
+struct SlotRecord {
+  int32_t row;     // which row of this (source, destination) pair
+  int32_t expert;  // index on the destination rank
+  double weight;
+};
 
 class MoeLayer {
  public:
@@ -45,10 +49,7 @@ class MoeLayer {
     Tensor slot_weight;   // [S] in the order of arrival
     Tensor place_weight;  // [S] in expert order
     Experts::Saved experts;
-    Tensor expert_out;  // [S,H] in expert order; partial mode only
-
-    // What came home, one row per slot; slot_order mode only.
-    std::unique_ptr<RowTransfer> home;
+    Tensor expert_out;  // [S,H] in expert order
   };
 
   // Collective over the lane's expert group and, for the balance loss in training, over its data group. `ctx` and `saved` must outlive the task.
@@ -66,12 +67,15 @@ class MoeLayer {
   void make_plan(LaneContext& ctx, int64_t num_tokens, Saved& saved) const;
   Request start_counting(LaneContext& ctx, Saved& saved) const;
   BalanceLoss balance_of(const LaneContext& ctx, const Saved& saved) const;
-  void learn_batch(LaneContext& ctx, std::span<const std::byte> records, Saved& saved) const;
+  RowFormat dispatch_format(const LaneContext& ctx) const { return {ctx.dtype, options_.hidden, ctx.wire.dispatch}; }
+  // records [S] in the order of arrival
+  void learn_batch(LaneContext& ctx, const SlotRecord* records, Saved& saved) const;
   // One row per place goes home to its token, where the rows of a token are added up. places [S,H], result [T,H].
   Task<Tensor> bring_home(LaneContext& ctx, Tensor places, Weighted weighted, Saved& saved) const;
-  // The gradient of the routing weights, [T,K], from the output gradients: d_rows [R,H] as they came to the experts, dy
-  // [T,H] as they left.
-  Task<Tensor> weights_grad(LaneContext& ctx, Tensor d_rows, Tensor dy, Saved& saved) const;
+  // The weights of the plan's slots, [slots], token by token.
+  Tensor weights_by_token(LaneContext& ctx, const Saved& saved) const;
+  // The gradient of the routing weights, [T,K], from the output gradients as they came to the experts, R rows.
+  Task<Tensor> weights_grad(LaneContext& ctx, Elements d_rows, Saved& saved) const;
 
   MoeOptions options_;
   ExpertMap map_;

@@ -13,7 +13,18 @@ constexpr size_t kBlockBytes = size_t{8} << 20;
 
 void Arena::reserve(size_t bytes) {
   CADRE_ASSERT(used_bytes_ == 0);
-  if (!is_dry_run() && blocks_.empty()) blocks_.emplace_back(bytes);
+  if (!is_dry_run() && blocks_.empty()) add_block(bytes);
+}
+
+void Arena::lend(std::span<std::byte> memory) {
+  CADRE_ASSERT(used_bytes_ == 0 && blocks_.empty());
+  blocks_.push_back({memory, Buffer()});
+}
+
+void Arena::add_block(size_t bytes) {
+  Buffer buffer(bytes);
+  const std::span<std::byte> memory = buffer.span();
+  blocks_.push_back({memory, std::move(buffer)});
 }
 
 Tensor Arena::take(std::string_view label, DType dtype, std::initializer_list<int64_t> shape) {
@@ -32,12 +43,12 @@ Tensor Arena::take(std::string_view label, DType dtype, std::initializer_list<in
 }
 
 std::byte* Arena::carve(size_t bytes) {
-  while (block_ < blocks_.size() && offset_ + bytes > blocks_[block_].bytes()) {
+  while (block_ < blocks_.size() && offset_ + bytes > blocks_[block_].memory.size()) {
     ++block_;
     offset_ = 0;
   }
-  if (block_ == blocks_.size()) blocks_.emplace_back(std::max(bytes, kBlockBytes));
-  std::byte* data = blocks_[block_].data() + offset_;
+  if (block_ == blocks_.size()) add_block(std::max(bytes, kBlockBytes));
+  std::byte* data = blocks_[block_].memory.data() + offset_;
   offset_ += bytes;
   return data;
 }

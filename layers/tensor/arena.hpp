@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <initializer_list>
 #include <map>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -27,6 +28,8 @@ class Arena {
   // Before the first take: one buffer for about `bytes`, so that nothing is lost between buffers. What it cannot hold goes
   // to further ones; what is never written costs address space and no memory.
   void reserve(size_t bytes);
+  // The same with memory of someone else, which must outlive the arena.
+  void lend(std::span<std::byte> memory);
 
   // `label` names the line of the memory table that the bytes are counted under. Aligned to 64 bytes, contents
   // undefined.
@@ -53,12 +56,18 @@ class Arena {
     size_t bytes;
   };
 
+  struct Block {
+    std::span<std::byte> memory;
+    Buffer owned;  // empty where the memory is lent
+  };
+
   std::byte* carve(size_t bytes);
+  void add_block(size_t bytes);
   void note_peak();
 
   Mode mode_;
   bool poison_;
-  std::vector<Buffer> blocks_;
+  std::vector<Block> blocks_;
   size_t block_ = 0;   // the block that is carved from now
   size_t offset_ = 0;  // first free byte in it
   size_t used_bytes_ = 0;

@@ -60,4 +60,27 @@ class Tensor {
   std::array<int64_t, kMaxDims> shape_{};
 };
 
+// Rows of equal width anywhere in memory: row i starts at base + i * stride. Rows may overlap, so that one base and one
+// index reach the rows of several tensors. A tensor is the case without gaps.
+struct Rows {
+  const std::byte* base = nullptr;
+  int64_t stride = 0;  // bytes, whole elements
+  DType dtype = DType::f32;
+  int64_t width = 0;
+
+  Rows(const std::byte* base_of_rows, int64_t stride_bytes, DType element, int64_t elements)
+      : base(base_of_rows), stride(stride_bytes), dtype(element), width(elements) {}
+  Rows(const Tensor& tensor)  // NOLINT(google-explicit-constructor): a tensor is rows
+      : base(tensor.raw()),
+        stride(static_cast<int64_t>(tensor.row_bytes())),
+        dtype(tensor.dtype()),
+        width(tensor.row_numel()) {}
+
+  template <class T>
+  const T* row(int64_t i) const {
+    CADRE_ASSERT(dtype_of<T> == dtype);
+    return reinterpret_cast<const T*>(base + i * stride);
+  }
+};
+
 }  // namespace cadre

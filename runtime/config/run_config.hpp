@@ -51,6 +51,8 @@ struct ParallelConfig {
 struct ExchangeConfig {
   std::string strategy = "flat";
   std::string combine = "partial";
+  std::string dispatch_format = "fp32";
+  std::string combine_format = "fp32";
   double deadline_s = 120.0;
 
   bool operator==(const ExchangeConfig&) const = default;

@@ -29,14 +29,13 @@ Task<void> dry_step(Model& model, LaneContext& ctx, TokenBatch batch) {
   co_await backward;
 }
 
-// The last part of a range is as large as any.
-TokenBatch largest_batch(const RunConfig& config, int num_ranks) {
-  const int64_t micro_batches = config.train.micro_batches;
-  const SequenceRange global = part_of({0, config.train.batch}, micro_batches - 1, micro_batches);
-  const SequenceRange mine = part_of(global, num_ranks - 1, num_ranks);
-  const int64_t length = config.data.sequence_length;
-  const Tensor ids(nullptr, DType::i32, {mine.count * length});
-  return {ids, ids, {mine.count, length, ids}};
+TokenBatch tokens_of(int64_t num_sequences, int64_t length) {
+  const Tensor ids(nullptr, DType::i32, {num_sequences * length});
+  return {ids, ids, {num_sequences, length, ids}};
+}
+
+bool reads_in_place(const ExchangeConfig& config, const Topology& topology) {
+  return config.strategy == "shared" || (config.strategy == "auto" && topology.num_hosts() == 1);
 }
 
 // Copies of the weights in the format of the bf16 products: one for forward, one for the input gradient.
@@ -50,7 +49,9 @@ size_t packed_bytes(const RunConfig& config, const ParameterStore& store) {
   return bytes;
 }
 
-void plan_on(std::unique_ptr<Transport> transport, const RunConfig& config, int num_ranks, int rank, MemoryPlan& plan) {
+void plan_on(std::unique_ptr<Transport> transport, const RunConfig& config, const Topology& topology, int rank,
+             MemoryPlan& plan) {
+  const int num_ranks = topology.num_ranks();
   const Grid grid = Grid::make(num_ranks, /*pipeline=*/1, static_cast<int>(config.parallel.expert));
   Model model(config.model, make_expert_map(config.model, grid.expert), grid.expert_rank(rank));
   ParameterStore store;
@@ -60,11 +61,11 @@ void plan_on(std::unique_ptr<Transport> transport, const RunConfig& config, int 
   const Communicator alone(std::move(transport), "dry run");
   Lane lane(0, alone.duplicate("expert"), alone.duplicate("data"));
   ExchangeBytes exchange_bytes;
-  const auto exchange = make_dry_exchange(grid.expert_rank(rank), exchange_bytes);
+  const auto exchange = make_dry_exchange(grid.expert_rank(rank), reads_in_place(config.exchange, topology), exchange_bytes);
   const auto kernels = make_null_kernels();
   Arena arena(Arena::Mode::dry_run);
   LaneContext ctx = {{*kernels, arena, DType::f32}, lane, *exchange, combine_mode(config.exchange)};
-  Task<void> step = dry_step(model, ctx, largest_batch(config, num_ranks));
+  Task<void> step = dry_step(model, ctx, tokens_of(largest_batch(config, num_ranks), config.data.sequence_length));
   Engine().run(lane, step);
 
   plan.lines = {{"parameters", store.value_bytes()},
@@ -99,10 +100,17 @@ std::string MemoryPlan::table() const {
   return text + fmt::format("  {:<28} {:>10.1f} MiB\n", "total", static_cast<double>(total_bytes()) / kMiB);
 }
 
-MemoryPlan plan_memory(const RunConfig& config, int num_ranks, int rank) {
+// The last part of a range is as large as any.
+int64_t largest_batch(const RunConfig& config, int num_ranks) {
+  const int64_t micro_batches = config.train.micro_batches;
+  const SequenceRange global = part_of({0, config.train.batch}, micro_batches - 1, micro_batches);
+  return part_of(global, num_ranks - 1, num_ranks).count;
+}
+
+MemoryPlan plan_memory(const RunConfig& config, const Topology& topology, int rank) {
   MemoryPlan plan;
   run_local_ranks(
-      1, [&](std::unique_ptr<Transport> transport) { plan_on(std::move(transport), config, num_ranks, rank, plan); });
+      1, [&](std::unique_ptr<Transport> transport) { plan_on(std::move(transport), config, topology, rank, plan); });
   return plan;
 }
 

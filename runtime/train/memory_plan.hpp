@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "comm/group/topology.hpp"
 #include "runtime/config/run_config.hpp"
 
 namespace cadre {
@@ -25,8 +26,11 @@ struct MemoryPlan {
   std::string table() const;  // one line each and the total, in MiB
 };
 
-// Of rank `rank` of `num_ranks`. Needs neither MPI nor the memory.
-MemoryPlan plan_memory(const RunConfig& config, int num_ranks, int rank);
+// Of rank `rank` of a job laid out like that. Needs neither MPI nor the memory.
+MemoryPlan plan_memory(const RunConfig& config, const Topology& topology, int rank);
+
+// Sequences of one forward pass on the rank that has most of them.
+int64_t largest_batch(const RunConfig& config, int num_ranks);
 
 // Throws when the ranks of a host want more than all its memory.
 void check_memory(const MemoryPlan& plan, int ranks_on_host);

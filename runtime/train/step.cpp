@@ -27,18 +27,6 @@ void start_reduction(const Communicator& group, const Tensor& values, std::vecto
   }
 }
 
-int64_t others(const std::vector<int64_t>& counts, int me) {
-  return std::accumulate(counts.begin(), counts.end(), int64_t{0}) - counts[me];
-}
-
-// What dispatch and combine of one layer send to other ranks.
-int64_t crossing_bytes(const Route& route, const LaneContext& ctx, int64_t row_bytes) {
-  const int me = ctx.lane.expert_group().rank();
-  const auto& back = ctx.combine == CombineMode::partial ? route.receive.row_counts : route.receive.slot_counts;
-  return (others(route.plan.row_counts, me) + others(back, me)) * row_bytes +
-         others(route.plan.slot_counts, me) * kSlotRecordBytes;
-}
-
 void add_layer(const MoeLayer::Saved& saved, std::vector<int64_t>& counts, LocalStep& local) {
   for (size_t e = 0; e < counts.size(); ++e) counts[e] += saved.router.counts[e];
   local.balance_loss += saved.balance_loss;
@@ -58,16 +46,16 @@ LocalStep empty_local_step(const Model& model) {
 
 void forward(Worker& worker, LaneContext& ctx, MicroBatch& micro_batch, Model::Saved& saved, LocalStep& local) {
   double loss_sum = 0.0;
+  const Traffic before = ctx.exchange.traffic();
   Task<void> task = forward_task(worker.model(), ctx, micro_batch, saved, loss_sum);
   worker.run(task);
+  local.crossing_bytes += (ctx.exchange.traffic() - before).between_ranks;
   local.loss_sum += loss_sum;
   local.num_tokens += micro_batch.num_tokens();
   const std::vector<int>& moe_layers = worker.model().moe_layers();
-  const int64_t row_bytes = worker.model().config().hidden_size * static_cast<int64_t>(size_of(ctx.dtype));
   for (size_t i = 0; i < moe_layers.size(); ++i) {
     const MoeLayer::Saved& layer = saved.blocks[moe_layers[i]].moe;
     add_layer(layer, local.expert_counts[i], local);
-    local.crossing_bytes += crossing_bytes(layer.route, ctx, row_bytes);
   }
 }
 

@@ -24,9 +24,6 @@ namespace {
 
 namespace fs = std::filesystem;
 
-// Address space for twice the plan leaves room for steps whose routing is more uneven than it assumes.
-constexpr size_t kArenaReserve = 2;
-
 // Ranks wait this long for those that write or read files.
 constexpr double kFileDeadlineSeconds = 1800.0;
 
@@ -51,12 +48,20 @@ void prepare_folder(const RunConfig& config) {
   fs::remove(fs::path(config.out) / "FINISHED");
 }
 
-WorkerOptions worker_options(const RunConfig& config) {
+WorkerOptions worker_options(const RunConfig& config, const Communicator& world) {
+  const MemoryPlan plan = plan_memory(config, discover_topology(world), world.rank());
   return {.model = config.model,
           .parallel = config.parallel,
           .exchange = config.exchange,
           .compute = config.compute,
-          .with_grad = true};
+          .with_grad = true,
+          .max_tokens = largest_batch(config, world.size()) * config.data.sequence_length,
+          .activation_bytes = plan.activation_bytes()};
+}
+
+Worker make_worker(Communicator world, const RunConfig& config) {
+  const WorkerOptions options = worker_options(config, world);
+  return Worker(std::move(world), options);
 }
 
 }  // namespace
@@ -64,12 +69,10 @@ WorkerOptions worker_options(const RunConfig& config) {
 Trainer::Trainer(Communicator world, const RunConfig& config)
     : config_(config),
       dataset_(open_dataset(config.data, config.model.vocab_size)),
-      worker_(std::move(world), worker_options(config)),
+      worker_(make_worker(std::move(world), config)),
       train_reader_(dataset_.train, config.data.sequence_length, config.train.batch,
                     static_cast<uint64_t>(config.seed)),
       optimizer_(worker_.store(), config.train) {
-  const MemoryPlan plan = plan_memory(config, worker_.world().size(), worker_.world().rank());
-  worker_.arena().reserve(kArenaReserve * plan.activation_bytes());
   worker_.store().initialise(static_cast<uint64_t>(config.seed));
   resume();
   if (worker_.world().rank() == 0) {

@@ -19,9 +19,12 @@ struct WorkerOptions {
   ExchangeConfig exchange;
   ComputeConfig compute;
   bool with_grad = true;
+  int64_t max_tokens = 0;       // that one forward pass on this rank is expected to take
+  size_t activation_bytes = 0;  // that it is expected to need; 0: not known
 };
 
 CombineMode combine_mode(const ExchangeConfig& config);
+WireFormats wire_formats(const ExchangeConfig& config);
 
 class Worker {
  public:
@@ -45,6 +48,7 @@ class Worker {
   // The context of a micro-batch that is trained on, its losses scaled by `token_scale`, and of one that is not.
   LaneContext training_context(double token_scale);
   LaneContext inference_context();
+  Exchange& exchange() { return *exchange_; }
   // Runs a task on the lane to its end.
   void run(Task<void>& task) { engine_.run(lane_, task); }
   // Waits for a request of this rank outside of a task.
@@ -59,6 +63,7 @@ class Worker {
   std::unique_ptr<Kernels> kernels_;
   std::unique_ptr<Exchange> exchange_;
   CombineMode combine_;
+  WireFormats wire_;
   Model model_;
   ParameterStore store_;
   Arena arena_;

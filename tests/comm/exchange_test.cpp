@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Every strategy delivers each row exactly once to each rank that needs it, and nothing else.
+// Every strategy delivers each row exactly once to each rank that needs it, and nothing else. A row is known by its
+// payload, which says (source rank, token).
 #include "comm/exchange/exchange.hpp"
 
 #include <gtest/gtest.h>
@@ -8,12 +9,13 @@
 
 #include "comm/base/random.hpp"
 #include "comm/transport/wait.hpp"
+#include "tests/support/exchanges.hpp"
 #include "tests/support/ranks.hpp"
 
 namespace cadre {
 namespace {
 
-using test::on_ranks;
+using test::each_exchange;
 
 struct Case {
   const char* name;
@@ -29,20 +31,35 @@ int32_t spread(int rank, int64_t token, int k, int num_experts) {
                               static_cast<uint64_t>(num_experts));
 }
 
+int32_t partly_masked(int rank, int64_t token, int k, int num_experts) {
+  return (token + k) % 3 == 0 ? -1 : spread(rank, token, k, num_experts);
+}
+
+int32_t to_last_rank(int /*rank*/, int64_t /*token*/, int k, int num_experts) { return num_experts - 1 - k; }
+
 const Case kCases[] = {
     {"balanced", 8, 2, [](int) { return int64_t{40}; }, spread},
     {"ten experts", 10, 3, [](int) { return int64_t{17}; }, spread},
+    {"sixty-four experts, top-8", 64, 8, [](int) { return int64_t{23}; }, spread},
+    {"every expert", 5, 5, [](int) { return int64_t{11}; }, spread},
+    {"one expert", 1, 1, [](int) { return int64_t{6}; }, spread},
     {"fewer experts than ranks", 2, 1, [](int) { return int64_t{9}; }, spread},
     {"ragged, rank 0 empty", 8, 4, [](int rank) { return int64_t{rank * 7}; }, spread},
     {"all to one expert", 8, 1, [](int) { return int64_t{12}; }, [](int, int64_t, int, int) { return 5; }},
+    {"all to the last rank", 16, 2, [](int) { return int64_t{31}; }, to_last_rank},
+    {"masked slots", 12, 4, [](int rank) { return int64_t{20 + rank}; }, partly_masked},
     {"all masked", 4, 2, [](int) { return int64_t{6}; }, [](int, int64_t, int, int) { return -1; }},
     {"no token anywhere", 4, 2, [](int) { return int64_t{0}; }, spread},
 };
+constexpr int kMaxTokens = 100;
+constexpr int kMaxTopK = 8;
 
-constexpr int kRowWords = 5;
+constexpr int kWords = 20;  // of a row: more than the strategies call small
+constexpr size_t kRowBytes = kWords * sizeof(int64_t);
+const RowFormat kFormat = RowFormat::of_bytes(kRowBytes);
 
 // Word w of the row that (rank, token) carries: unique.
-int64_t payload(int rank, int64_t token, int word) { return (rank * 1000 + token) * 10 + word; }
+int64_t payload(int rank, int64_t token, int word) { return (rank * 1000 + token) * 100 + word; }
 
 Route make_route(const Case& test_case, const Communicator& world, Exchange& exchange) {
   std::vector<int32_t> ids;
@@ -76,87 +93,153 @@ std::vector<std::pair<int, int64_t>> expected_rows(const Case& test_case, const 
   return rows;
 }
 
-std::span<const std::byte> run(RowTransfer& transfer, const std::vector<int64_t>& rows,
-                               std::span<const int32_t> index) {
-  transfer.pack(reinterpret_cast<const std::byte*>(rows.data()), index);
+// Where a test keeps the rows it sends: in memory of its own, or in the exchange's, where peers can read them.
+enum class Keep { own, exchange };
+
+class RowMemory {
+ public:
+  RowMemory(Keep keep, Exchange& exchange) : keep_(keep), memory_(exchange.memory()) {}
+
+  int64_t* rows(int64_t count) {
+    const auto bytes = static_cast<size_t>(count) * kRowBytes;
+    if (keep_ == Keep::exchange && used_ + bytes <= memory_.size()) {
+      auto* rows = reinterpret_cast<int64_t*>(memory_.data() + used_);
+      used_ += whole_cache_lines(bytes);
+      return rows;
+    }
+    own_.emplace_back(bytes);
+    return own_.back().as<int64_t>();
+  }
+
+ private:
+  Keep keep_;
+  std::span<std::byte> memory_;
+  size_t used_ = 0;
+  std::vector<Buffer> own_;
+};
+
+Elements run(RowTransfer& transfer, const Elements& rows) {
+  transfer.pack(rows);
   transfer.start();
   wait(transfer.finish());
   return transfer.unpack();
 }
 
-TEST(FlatExchange, delivers_each_row_once_and_brings_it_back) {
-  on_ranks([](Communicator& world) {
-    const auto exchange = make_flat_exchange(world);
-    for (const Case& test_case : kCases) {
-      SCOPED_TRACE(test_case.name);
-      const Route route = make_route(test_case, world, *exchange);
-      std::vector<int64_t> tokens;
-      for (int64_t token = 0; token < route.plan.num_tokens; ++token) {
-        for (int word = 0; word < kRowWords; ++word) tokens.push_back(payload(world.rank(), token, word));
-      }
-      const auto there = exchange->transfer(route, Direction::to_experts, Unit::row, kRowWords * sizeof(int64_t));
-      const auto bytes = run(*there, tokens, route.plan.row_token);
-
-      const auto expected = expected_rows(test_case, world);
-      ASSERT_EQ(bytes.size(), expected.size() * kRowWords * sizeof(int64_t));
-      std::vector<int64_t> received(expected.size() * kRowWords);
-      if (!bytes.empty()) std::memcpy(received.data(), bytes.data(), bytes.size());
-      for (size_t row = 0; row < expected.size(); ++row) {
-        for (int word = 0; word < kRowWords; ++word) {
-          ASSERT_EQ(received[row * kRowWords + word], payload(expected[row].first, expected[row].second, word));
-        }
-      }
-
-      // Back, one answer a row: the payload plus one, so that an echo of old memory would show.
-      for (int64_t& word : received) ++word;
-      const auto back = exchange->transfer(route, Direction::to_tokens, Unit::row, kRowWords * sizeof(int64_t));
-      const auto answers = run(*back, received, {});
-      ASSERT_EQ(answers.size(), static_cast<size_t>(route.plan.num_rows()) * kRowWords * sizeof(int64_t));
-      for (int64_t row = 0; row < route.plan.num_rows(); ++row) {
-        int64_t first = 0;
-        std::memcpy(&first, answers.data() + static_cast<size_t>(row) * kRowWords * sizeof(int64_t), sizeof first);
-        EXPECT_EQ(first, payload(world.rank(), route.plan.row_token[static_cast<size_t>(row)], 0) + 1);
-      }
-    }
-  });
+int64_t word_at(const Elements& elements, int64_t i, int word) {
+  int64_t value = 0;
+  std::memcpy(&value, elements.at(i) + static_cast<size_t>(word) * sizeof value, sizeof value);
+  return value;
 }
 
-TEST(FlatExchange, slots_travel_like_rows) {
-  on_ranks([](Communicator& world) {
-    const auto exchange = make_flat_exchange(world);
-    const Case& test_case = kCases[1];
-    const Route route = make_route(test_case, world, *exchange);
-    ASSERT_GT(route.plan.num_slots(), route.plan.num_rows()) << "no row carries two slots";
-    std::vector<int64_t> slot_words;
-    for (const int32_t slot : route.plan.slots) slot_words.push_back(world.rank() * 100000 + slot);
-    const auto there = exchange->transfer(route, Direction::to_experts, Unit::slot, sizeof(int64_t));
-    const auto bytes = run(*there, slot_words, {});
-    ASSERT_EQ(bytes.size(), static_cast<size_t>(route.receive.num_slots()) * sizeof(int64_t));
-    std::vector<int64_t> received(bytes.size() / sizeof(int64_t));
-    std::memcpy(received.data(), bytes.data(), bytes.size());
-    const auto back = exchange->transfer(route, Direction::to_tokens, Unit::slot, sizeof(int64_t));
-    const auto echoed = run(*back, received, {});
-    EXPECT_TRUE(std::equal(echoed.begin(), echoed.end(), reinterpret_cast<const std::byte*>(slot_words.data())));
+Elements elements_of(const int64_t* rows, std::span<const int32_t> index = {}) {
+  return {reinterpret_cast<const std::byte*>(rows), kRowBytes, index};
+}
+
+// There and back: every row arrives once, in order; every answer (the payload plus one, so that an echo of old memory
+// would show) comes home to its token.
+void expect_round_trip(const Case& test_case, const Communicator& world, Exchange& exchange, Keep keep) {
+  const Route route = make_route(test_case, world, exchange);
+  RowMemory memory(keep, exchange);
+  int64_t* tokens = memory.rows(route.plan.num_tokens);
+  for (int64_t token = 0; token < route.plan.num_tokens; ++token) {
+    for (int word = 0; word < kWords; ++word) tokens[token * kWords + word] = payload(world.rank(), token, word);
+  }
+  auto there = exchange.transfer(route, Direction::to_experts, Unit::row, kFormat);
+  const Elements received = run(*there, elements_of(tokens, route.plan.row_token));
+
+  const auto expected = expected_rows(test_case, world);
+  const auto num_received = static_cast<int64_t>(expected.size());
+  ASSERT_EQ(route.receive.num_rows(), num_received);
+  int64_t* answers = memory.rows(num_received);
+  for (int64_t row = 0; row < num_received; ++row) {
+    const auto [source, token] = expected[static_cast<size_t>(row)];
+    for (int word = 0; word < kWords; ++word) {
+      ASSERT_EQ(word_at(received, row, word), payload(source, token, word)) << "row " << row;
+      answers[row * kWords + word] = word_at(received, row, word) + 1;
+    }
+  }
+  there.reset();
+
+  const auto back = exchange.transfer(route, Direction::to_tokens, Unit::row, kFormat);
+  const Elements home = run(*back, elements_of(answers));
+  ASSERT_EQ(home.offsets.size(), static_cast<size_t>(route.plan.num_tokens) + 1);
+  for (int64_t token = 0; token < route.plan.num_tokens; ++token) {
+    const TokenOrder rows = token_order(route.plan, Unit::row);
+    ASSERT_EQ(home.offsets[token + 1] - home.offsets[token], rows.offsets[token + 1] - rows.offsets[token]);
+    for (int32_t i = home.offsets[token]; i < home.offsets[token + 1]; ++i) {
+      ASSERT_EQ(word_at(home, i, kWords - 1), payload(world.rank(), token, kWords - 1) + 1);
+    }
+  }
+  wait(back->release());
+}
+
+TEST(Exchange, delivers_each_row_once_and_brings_it_back) {
+  each_exchange({.max_tokens = kMaxTokens, .top_k = kMaxTopK, .row_bytes = kRowBytes},
+                [](Communicator& world, Exchange& exchange) {
+                  for (const Case& test_case : kCases) {
+                    for (const Keep keep : {Keep::exchange, Keep::own}) {
+                      SCOPED_TRACE(testing::Message() << test_case.name << (keep == Keep::own ? ", own memory" : ""));
+                      expect_round_trip(test_case, world, exchange, keep);
+                    }
+                  }
+                });
+}
+
+// Answers per slot: each tells (token, k), and they come home in that order.
+TEST(Exchange, brings_slots_home_in_top_k_order) {
+  each_exchange({.max_tokens = kMaxTokens, .top_k = kMaxTopK, .row_bytes = kRowBytes}, [](Communicator& world,
+                                                                                          Exchange& exchange) {
+    for (const Case& test_case : kCases) {
+      SCOPED_TRACE(test_case.name);
+      const Route route = make_route(test_case, world, exchange);
+      std::vector<int64_t> names;  // of this rank's slots, in the plan's order
+      for (const int32_t slot : route.plan.slots) names.push_back(world.rank() * 100000 + slot);
+      auto there = exchange.transfer(route, Direction::to_experts, Unit::slot, RowFormat::of_bytes(sizeof(int64_t)));
+      const Elements received = run(*there, {reinterpret_cast<const std::byte*>(names.data()), sizeof(int64_t)});
+
+      // Sent in reverse, through an index, so that order is the transfer's work and not the caller's.
+      const int64_t num_slots = route.receive.num_slots();
+      RowMemory memory(Keep::exchange, exchange);
+      int64_t* rows = memory.rows(num_slots);
+      std::vector<int32_t> index;
+      for (int64_t slot = 0; slot < num_slots; ++slot) {
+        const int64_t place = num_slots - 1 - slot;
+        index.push_back(static_cast<int32_t>(place));
+        for (int word = 0; word < kWords; ++word) rows[place * kWords + word] = word_at(received, slot, 0);
+      }
+      const auto back = exchange.transfer(route, Direction::to_tokens, Unit::slot, kFormat);
+      const Elements home = run(*back, elements_of(rows, index));
+      int64_t next = 0;
+      for (int64_t token = 0; token < route.plan.num_tokens; ++token) {
+        for (int k = 0; k < test_case.top_k; ++k) {
+          if (test_case.expert(world.rank(), token, k, test_case.num_experts) < 0) continue;
+          ASSERT_EQ(word_at(home, next, 3), world.rank() * 100000 + token * test_case.top_k + k);
+          ++next;
+        }
+        ASSERT_EQ(home.offsets[token + 1], next);
+      }
+      wait(back->release());
+    }
   });
 }
 
 // Conservation: what all send is what all receive, and with what was masked it is tokens x top-k.
-TEST(FlatExchange, conserves_rows_and_slots) {
-  on_ranks([](Communicator& world) {
-    const auto exchange = make_flat_exchange(world);
-    for (const Case& test_case : kCases) {
-      SCOPED_TRACE(test_case.name);
-      const Route route = make_route(test_case, world, *exchange);
-      std::vector<int64_t> sums = {route.plan.num_rows(),  route.receive.num_rows(),
-                                   route.plan.num_slots(), route.receive.num_slots(),
-                                   route.plan.num_dropped, route.plan.num_tokens * route.plan.top_k};
-      Request summed = world.all_reduce(std::span(sums), ReduceOp::sum);
-      wait(summed);
-      EXPECT_EQ(sums[0], sums[1]);
-      EXPECT_EQ(sums[2], sums[3]);
-      EXPECT_EQ(sums[2] + sums[4], sums[5]);
-    }
-  });
+TEST(Exchange, conserves_rows_and_slots) {
+  each_exchange({.max_tokens = kMaxTokens, .top_k = kMaxTopK, .row_bytes = kRowBytes},
+                [](Communicator& world, Exchange& exchange) {
+                  for (const Case& test_case : kCases) {
+                    SCOPED_TRACE(test_case.name);
+                    const Route route = make_route(test_case, world, exchange);
+                    std::vector<int64_t> sums = {route.plan.num_rows(),  route.receive.num_rows(),
+                                                 route.plan.num_slots(), route.receive.num_slots(),
+                                                 route.plan.num_dropped, route.plan.num_tokens * route.plan.top_k};
+                    Request summed = world.all_reduce(std::span(sums), ReduceOp::sum);
+                    wait(summed);
+                    EXPECT_EQ(sums[0], sums[1]);
+                    EXPECT_EQ(sums[2], sums[3]);
+                    EXPECT_EQ(sums[2] + sums[4], sums[5]);
+                  }
+                });
 }
 
 }  // namespace

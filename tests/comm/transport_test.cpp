@@ -177,7 +177,7 @@ TEST(LocalRanks, a_failing_rank_releases_the_others) {
 }
 
 TEST(Topology, counts_local_ranks_by_host) {
-  const Topology given = Topology::from_host_names({"a", "b", "a", "b", "b"});
+  const Topology given = Topology::from_leaders({0, 1, 0, 1, 1}, {"a", "b", "a", "b", "b"});
   EXPECT_EQ(given.host_of_rank, (std::vector<int>{0, 1, 0, 1, 1}));
   EXPECT_EQ(given.local_rank, (std::vector<int>{0, 0, 1, 1, 2}));
   EXPECT_EQ(Topology::uniform(128, 8).ranks_on_host(127), 8);

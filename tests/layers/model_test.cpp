@@ -45,9 +45,9 @@ class ModelRun {
   ModelRun(const ModelConfig& config, Communicator& world)
       : lane_(0, world.duplicate("expert"), world.duplicate("data")),
         model_(config, make_expert_map(config, 1), 0),
-        exchange_(make_flat_exchange(lane_.expert_group())),
+        exchange_(make_flat_exchange({lane_.expert_group(), Topology::uniform(1, world.size())})),
         kernels_(make_reference_kernels()),
-        ctx_{{*kernels_, arena_, DType::f64}, lane_, *exchange_, CombineMode::partial, 1.0 / kTokens} {
+        ctx_{{*kernels_, arena_, DType::f64}, lane_, *exchange_, CombineMode::partial, {}, 1.0 / kTokens} {
     store_.add_all(model_);
     store_.allocate(DType::f64, /*with_grad=*/true, /*dry_run=*/false);
     store_.initialise(5);

@@ -11,15 +11,17 @@
 #include "comm/progress/engine.hpp"
 #include "comm/transport/local.hpp"
 #include "layers/tensor/parameter_store.hpp"
+#include "tests/support/exchanges.hpp"
 #include "tests/support/gradient_check.hpp"
 #include "tests/support/ranks.hpp"
 
 namespace cadre {
 namespace {
 
-constexpr int64_t kHidden = 6;
+constexpr int64_t kHidden = 10;  // rows large enough to be read in place
 constexpr int64_t kWidth = 5;
 constexpr int64_t kTokens = 22;  // of all ranks together
+const test::ExchangeNeeds kNeeds = {.max_tokens = 64 * kTokens, .top_k = 3, .row_bytes = kHidden * sizeof(double)};
 
 // Every rank adds up in another order than one rank does: rounding of a few sums of order one in fp64.
 constexpr double kSameUpToRounding = 1e-12;
@@ -36,6 +38,7 @@ struct Case {
   CombineMode combine = CombineMode::partial;
   bool first_rank_empty = false;
   bool all_to_one = false;  // the bias sends every token to expert 1 (and 2)
+  std::string_view strategy = "flat";
 };
 
 const Case kCases[] = {
@@ -97,9 +100,10 @@ class LayerRun {
         lane_(0, world.duplicate("expert"), world.duplicate("data")),
         slice_(slice_of(test_case, world.rank(), world.size())),
         layer_("mlp", options_of(test_case), ExpertMap::contiguous(test_case.num_experts, world.size()), world.rank()),
-        exchange_(make_flat_exchange(lane_.expert_group())),
+        exchange_(make_exchange(test_case.strategy, test::setup_of(lane_.expert_group(), kNeeds))),
         kernels_(make_reference_kernels()),
-        ctx_{{*kernels_, arena_, DType::f64}, lane_, *exchange_, test_case.combine, 1.0 / kTokens} {
+        ctx_{{*kernels_, arena_, DType::f64}, lane_, *exchange_, test_case.combine, {}, 1.0 / kTokens} {
+    if (exchange_->reads_in_place()) arena_.lend(exchange_->memory());
     store_.add_all(layer_);
     store_.allocate(DType::f64, true, false);
     store_.initialise(7);
@@ -204,13 +208,25 @@ void expect_near(const Values& expected, const double* actual, const std::string
   }
 }
 
+// Forward and backward with every exchange strategy on every number of ranks.
+void each_strategy(Case test_case, const std::function<void(LayerRun&, Communicator&)>& check_run) {
+  test::on_ranks([&](Communicator& world) {
+    for (const std::string_view strategy : test::strategies_for(world)) {
+      SCOPED_TRACE(strategy);
+      Case with_strategy = test_case;
+      with_strategy.strategy = strategy;
+      LayerRun run(with_strategy, world);
+      run.run();
+      check_run(run, world);
+    }
+  });
+}
+
 TEST(MoeLayer, equals_the_single_rank_layer_on_any_number_of_ranks) {
   for (const Case& test_case : kCases) {
     SCOPED_TRACE(test_case.name);
     const Reference reference = single_rank(test_case);
-    test::on_ranks([&](Communicator& world) {
-      LayerRun run(test_case, world);
-      run.run();
+    each_strategy(test_case, [&](LayerRun& run, Communicator& world) {
       const auto [first, count] = run.slice();
       const auto part = [&, first = first, count = count](const Values& all) {
         return Values(all.begin() + first * kHidden, all.begin() + (first + count) * kHidden);
@@ -268,11 +284,8 @@ TEST(MoeLayer, cases_are_what_they_say) {
 }
 
 TEST(MoeLayer, slot_order_gives_the_same_bits_for_any_spread_of_experts) {
-  Case test_case = kCases[3];
-  const Reference reference = single_rank(test_case);
-  test::on_ranks([&](Communicator& world) {
-    LayerRun run(test_case, world);
-    run.run();
+  const Reference reference = single_rank(kCases[3]);
+  each_strategy(kCases[3], [&](LayerRun& run, Communicator& /*world*/) {
     const auto [first, count] = run.slice();
     for (int64_t i = 0; i < count * kHidden; ++i) {
       ASSERT_EQ(reference.y[first * kHidden + i], run.y().data<double>()[i]);

@@ -176,7 +176,7 @@ TEST(MemoryPlan, foresees_the_memory_of_a_step) {
     SCOPED_TRACE(num_ranks);
     run_local_ranks(num_ranks, [&](std::unique_ptr<Transport> transport) {
       const int rank = transport->rank();
-      const size_t planned = plan_memory(config, num_ranks, rank).activation_bytes();
+      const size_t planned = plan_memory(config, Topology::uniform(1, num_ranks), rank).activation_bytes();
       Trainer trainer(Communicator(std::move(transport), "world"), config);
       trainer.step();
       const auto measured = static_cast<double>(trainer.worker().arena().peak_bytes());

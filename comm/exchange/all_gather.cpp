@@ -1,0 +1,121 @@
+// SPDX-License-Identifier: Apache-2.0
+// The all-gather strategy: every rank gets the rows of all ranks as they are, and the list of those that are for it.
+// Nothing is packed, so it is best where nearly every rank needs nearly every row: large top-k, or few rows. Results
+// come back as a ragged reduce-scatter: each rank sends the sums it has, and those that it has not are left out.
+#include <utility>
+
+#include "comm/exchange/group_exchange.hpp"
+
+namespace cadre {
+namespace {
+
+class GatherTransfer : public RowTransfer {
+ public:
+  GatherTransfer(GroupExchange& exchange, const Route& route, const RowFormat& format)
+      : exchange_(exchange),
+        route_(route),
+        format_(format),
+        wire_bytes_(format.wire_bytes()),
+        me_(static_cast<size_t>(exchange.group().rank())),
+        token_counts_(route.receive.extra),
+        token_offsets_(offsets_of(token_counts_)),
+        gathered_(exchange.pool().take(static_cast<size_t>(token_offsets_.back()) * wire_bytes_)),
+        tokens_here_(exchange.pool().take(static_cast<size_t>(route.receive.num_rows()) * sizeof(int32_t))) {}
+
+  ~GatherTransfer() override {
+    for (Buffer* buffer : {&gathered_, &tokens_here_}) {
+      if (finished_.done()) {
+        exchange_.pool().give_back(std::move(*buffer));
+      } else {
+        finished_.own(std::move(*buffer));
+      }
+    }
+    exchange_.pool().give_back(std::move(decoded_));
+  }
+
+  // The index must be the plan's row_token: base + t * stride is the row of token t.
+  void pack(const Elements& rows) override {
+    std::byte* mine = gathered_.data() + static_cast<size_t>(token_offsets_[me_]) * wire_bytes_;
+    for (int64_t token = 0; token < route_.plan.num_tokens; ++token) {
+      encode_row(format_, rows.base + static_cast<size_t>(token) * rows.stride,
+                 mine + static_cast<size_t>(token) * wire_bytes_);
+    }
+  }
+
+  void start() override {
+    Transport& transport = exchange_.group().transport();
+    const std::byte* mine = gathered_.data() + static_cast<size_t>(token_offsets_[me_]) * wire_bytes_;
+    rows_to_.assign(token_counts_.size(), route_.plan.num_tokens);
+    rows_to_[me_] = 0;
+    token_counts_[me_] = 0;  // already in place
+    same_rows_.assign(token_counts_.size(), 0);
+    const auto* tokens = reinterpret_cast<const std::byte*>(route_.plan.row_token.data());
+    for (size_t peer = 0; peer < rows_to_.size(); ++peer) {
+      const int64_t bytes = rows_to_[peer] * static_cast<int64_t>(wire_bytes_) +
+                            route_.plan.row_counts[peer] * static_cast<int64_t>(sizeof(int32_t));
+      exchange_.count_traffic(static_cast<int>(peer), bytes);
+    }
+    std::vector<Request> both;
+    both.push_back(transport.all_to_all_rows(
+        {tokens, route_.plan.row_counts, route_.plan.row_offsets},
+        {tokens_here_.data(), route_.receive.row_counts, route_.receive.row_offsets}, sizeof(int32_t)));
+    both.push_back(transport.all_to_all_rows({mine, rows_to_, same_rows_},
+                                             {gathered_.data(), token_counts_, token_offsets_}, wire_bytes_));
+    finished_ = all_of(std::move(both));
+  }
+
+  Elements unpack() override {
+    index_.resize(static_cast<size_t>(route_.receive.num_rows()));
+    for (size_t source = 0; source < token_counts_.size(); ++source) {
+      for (int64_t row = route_.receive.row_offsets[source]; row < route_.receive.row_offsets[source + 1]; ++row) {
+        index_[row] = static_cast<int32_t>(token_offsets_[source]) + tokens_here_.as<int32_t>()[row];
+      }
+    }
+    if (format_.wire == Wire::same) return {gathered_.data(), wire_bytes_, index_};
+    decoded_ = exchange_.pool().take(index_.size() * format_.row_bytes());
+    for (size_t row = 0; row < index_.size(); ++row) {
+      decode_row(format_, gathered_.data() + static_cast<size_t>(index_[row]) * wire_bytes_,
+                 decoded_.data() + row * format_.row_bytes());
+    }
+    return {decoded_.data(), format_.row_bytes()};
+  }
+
+ private:
+  GroupExchange& exchange_;
+  const Route& route_;
+  RowFormat format_;
+  size_t wire_bytes_;
+  size_t me_;
+  std::vector<int64_t> token_counts_, token_offsets_;  // of each source
+  std::vector<int64_t> rows_to_, same_rows_;           // every peer gets the same rows
+  Buffer gathered_;                                    // rows of all ranks, by (source, token)
+  Buffer tokens_here_;                                 // i32: which tokens of each source are for this rank
+  Buffer decoded_;
+  std::vector<int32_t> index_;
+};
+
+class AllGatherExchange : public GroupExchange {
+ public:
+  using GroupExchange::GroupExchange;
+
+  std::string_view name() const override { return "all_gather"; }
+
+  std::unique_ptr<RowTransfer> transfer(const Route& route, Direction direction, Unit unit,
+                                        const RowFormat& format) override {
+    if (direction == Direction::to_experts && unit == Unit::row) {
+      return std::make_unique<GatherTransfer>(*this, route, format);
+    }
+    return make_message_transfer(*this, route, direction, unit, format);
+  }
+
+ protected:
+  int64_t extra_for(const DispatchPlan& plan, int /*peer*/) const override { return plan.num_tokens; }
+};
+
+}  // namespace
+
+std::unique_ptr<Exchange> make_all_gather_exchange(const ExchangeSetup& setup) {
+  return std::make_unique<AllGatherExchange>(setup);
+}
+
+}  // namespace cadre

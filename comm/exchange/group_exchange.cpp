@@ -1,0 +1,79 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "comm/exchange/group_exchange.hpp"
+
+#include <algorithm>
+#include <utility>
+
+#include "comm/base/check.hpp"
+
+namespace cadre {
+
+Buffer BufferPool::take(size_t bytes) {
+  // The smallest that is large enough; if none is, a larger one takes the place of the largest.
+  auto best = free_.end();
+  for (auto it = free_.begin(); it != free_.end(); ++it) {
+    if (it->bytes() >= bytes && (best == free_.end() || it->bytes() < best->bytes())) best = it;
+  }
+  if (best == free_.end()) {
+    if (!free_.empty())
+      free_.erase(std::max_element(free_.begin(), free_.end(),
+                                   [](const Buffer& a, const Buffer& b) { return a.bytes() < b.bytes(); }));
+    return Buffer(bytes + bytes / 8);  // room for the next steps' raggedness
+  }
+  Buffer buffer = std::move(*best);
+  free_.erase(best);
+  return buffer;
+}
+
+void BufferPool::give_back(Buffer buffer) {
+  if (!buffer.empty()) free_.push_back(std::move(buffer));
+}
+
+// Until learn_counts, route.receive.row_counts holds what arrives: rows, slots and the extra number of each peer in turn.
+Request GroupExchange::announce(Route& route) {
+  constexpr size_t kNumbers = 3;
+  const auto num_ranks = static_cast<size_t>(group_.size());
+  Buffer message(num_ranks * kNumbers * sizeof(int64_t));
+  auto* numbers = message.as<int64_t>();
+  for (size_t peer = 0; peer < num_ranks; ++peer) {
+    numbers[kNumbers * peer] = route.plan.row_counts[peer];
+    numbers[kNumbers * peer + 1] = route.plan.slot_counts[peer];
+    numbers[kNumbers * peer + 2] = extra_for(route.plan, static_cast<int>(peer));
+  }
+  route.receive.row_counts.assign(kNumbers * num_ranks, -1);
+  Request request = group_.all_to_all(std::span<const int64_t>(numbers, kNumbers * num_ranks),
+                                      std::span<int64_t>(route.receive.row_counts));
+  request.own(std::move(message));
+  return request;
+}
+
+void GroupExchange::learn_counts(Route& route) {
+  ReceiveCounts& receive = route.receive;
+  const std::vector<int64_t> numbers = std::exchange(receive.row_counts, {});
+  receive.slot_counts.clear();
+  receive.extra.clear();
+  for (size_t i = 0; i < numbers.size(); i += 3) {
+    receive.row_counts.push_back(numbers[i]);
+    receive.slot_counts.push_back(numbers[i + 1]);
+    receive.extra.push_back(numbers[i + 2]);
+  }
+  receive.row_offsets = offsets_of(receive.row_counts);
+  receive.slot_offsets = offsets_of(receive.slot_counts);
+  checked_int(receive.num_rows(), "rows to receive");
+  checked_int(receive.num_slots(), "slots to receive");
+}
+
+void GroupExchange::count_traffic(int peer, int64_t bytes) {
+  if (peer == group_.rank()) return;
+  traffic_.between_ranks += bytes;
+  if (!same_host(peer)) traffic_.between_hosts += bytes;
+}
+
+std::unique_ptr<Exchange> make_exchange(std::string_view strategy, const ExchangeSetup& setup) {
+  if (strategy == "flat") return make_flat_exchange(setup);
+  if (strategy == "all_gather") return make_all_gather_exchange(setup);
+  if (strategy == "shared") return make_shared_exchange(setup);
+  throw Error(ErrorKind::internal, fmt::format("no exchange is called '{}'", strategy));
+}
+
+}  // namespace cadre

@@ -1,0 +1,124 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "comm/wire/format.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "comm/base/check.hpp"
+#include "comm/wire/fp8.hpp"
+
+namespace cadre {
+namespace {
+
+constexpr float kSmallestAmax = 1e-4F;
+
+int64_t num_tiles(int64_t width) { return (width + kFp8TileChannels - 1) / kFp8TileChannels; }
+
+// Where the scales start: behind the codes, aligned to a float.
+size_t scales_offset(int64_t width) {
+  return (static_cast<size_t>(width) + sizeof(float) - 1) / sizeof(float) * sizeof(float);
+}
+
+template <class T>
+void encode_bf16(const T* values, int64_t width, std::byte* wire) {
+  auto* out = reinterpret_cast<bf16*>(wire);
+  for (int64_t i = 0; i < width; ++i) out[i] = to_bf16(static_cast<float>(values[i]));
+}
+
+template <class T>
+void decode_bf16(const std::byte* wire, int64_t width, T* values) {
+  const auto* in = reinterpret_cast<const bf16*>(wire);
+  for (int64_t i = 0; i < width; ++i) values[i] = static_cast<T>(to_float(in[i]));
+}
+
+template <class T>
+void encode_fp8(const T* values, int64_t width, std::byte* wire) {
+  auto* codes = reinterpret_cast<uint8_t*>(wire);
+  std::byte* scales = wire + scales_offset(width);
+  for (int64_t tile = 0; tile < num_tiles(width); ++tile) {
+    const int64_t first = tile * kFp8TileChannels;
+    const int64_t last = std::min(width, first + kFp8TileChannels);
+    float amax = kSmallestAmax;
+    for (int64_t i = first; i < last; ++i) amax = std::max(amax, std::fabs(static_cast<float>(values[i])));
+    const float scale = amax / kFp8Max;
+    std::memcpy(scales + static_cast<size_t>(tile) * sizeof scale, &scale, sizeof scale);
+    for (int64_t i = first; i < last; ++i) codes[i] = to_fp8(static_cast<float>(values[i]) / scale);
+  }
+}
+
+template <class T>
+void decode_fp8(const std::byte* wire, int64_t width, T* values) {
+  const auto* codes = reinterpret_cast<const uint8_t*>(wire);
+  const std::byte* scales = wire + scales_offset(width);
+  for (int64_t tile = 0; tile < num_tiles(width); ++tile) {
+    const int64_t first = tile * kFp8TileChannels;
+    const int64_t last = std::min(width, first + kFp8TileChannels);
+    float scale = 0.0F;
+    std::memcpy(&scale, scales + static_cast<size_t>(tile) * sizeof scale, sizeof scale);
+    for (int64_t i = first; i < last; ++i) values[i] = static_cast<T>(from_fp8(codes[i]) * scale);
+  }
+}
+
+template <class T>
+void encode_as(const RowFormat& format, const std::byte* values, std::byte* wire) {
+  const auto* typed = reinterpret_cast<const T*>(values);
+  return format.wire == Wire::bf16 ? encode_bf16(typed, format.width, wire) : encode_fp8(typed, format.width, wire);
+}
+
+template <class T>
+void decode_as(const RowFormat& format, const std::byte* wire, std::byte* values) {
+  auto* typed = reinterpret_cast<T*>(values);
+  return format.wire == Wire::bf16 ? decode_bf16(wire, format.width, typed) : decode_fp8(wire, format.width, typed);
+}
+
+[[noreturn]] void refuse(const RowFormat& format) {
+  throw Error(ErrorKind::internal,
+              fmt::format("no {} on the wire for {}", name_of(format.wire), name_of(format.dtype)));
+}
+
+}  // namespace
+
+std::string_view name_of(Wire wire) {
+  switch (wire) {
+    case Wire::same: return "fp32";
+    case Wire::bf16: return "bf16";
+    case Wire::fp8: return "fp8";
+  }
+  return "?";
+}
+
+size_t RowFormat::wire_bytes() const {
+  switch (wire) {
+    case Wire::same: return row_bytes();
+    case Wire::bf16: return static_cast<size_t>(width) * sizeof(bf16);
+    case Wire::fp8: return scales_offset(width) + static_cast<size_t>(num_tiles(width)) * sizeof(float);
+  }
+  return 0;
+}
+
+void encode_row(const RowFormat& format, const std::byte* values, std::byte* wire) {
+  if (format.wire == Wire::same) {
+    std::memcpy(wire, values, format.row_bytes());
+  } else if (format.dtype == DType::f32) {
+    encode_as<float>(format, values, wire);
+  } else if (format.dtype == DType::f64) {
+    encode_as<double>(format, values, wire);
+  } else {
+    refuse(format);
+  }
+}
+
+void decode_row(const RowFormat& format, const std::byte* wire, std::byte* values) {
+  if (format.wire == Wire::same) {
+    std::memcpy(values, wire, format.row_bytes());
+  } else if (format.dtype == DType::f32) {
+    decode_as<float>(format, wire, values);
+  } else if (format.dtype == DType::f64) {
+    decode_as<double>(format, wire, values);
+  } else {
+    refuse(format);
+  }
+}
+
+}  // namespace cadre
