@@ -60,7 +60,7 @@ class LayerBench {
     store_.allocate(DType::f32, /*with_grad=*/true, /*dry_run=*/false);
     store_.initialise(1);
     optimizer_.emplace(store_, TrainConfig{});
-    if (exchange_->reads_in_place()) arena_.lend(exchange_->memory());
+    if (!exchange_->memory().empty()) arena_.lend(exchange_->memory());
     x_ = inputs_.take("x", DType::f32, {options.tokens, options.hidden});
     dy_ = inputs_.take("dy", DType::f32, {options.tokens, options.hidden});
   }

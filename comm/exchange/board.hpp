@@ -7,7 +7,7 @@
 #include <atomic>
 #include <cstdint>
 
-#include "comm/exchange/route.hpp"
+#include "comm/base/buffer.hpp"
 #include "comm/transport/transport.hpp"
 
 namespace cadre {
@@ -25,14 +25,15 @@ class Notice {
   std::atomic_ref<uint64_t> read() const { return std::atomic_ref(words_[1]); }
   // Bytes from the start of the shared memory to element 0; kByMessage: the elements come as messages.
   int64_t& rows() const { return signed_words()[2]; }
-  // 0: element i is at i, else at index()[i].
+  // Element i is index()[i] strides behind the first; without an index i strides.
   int64_t& num_index() const { return signed_words()[3]; }
+  int64_t& stride() const { return signed_words()[4]; }
   // [ranks] the first element for each peer.
-  int64_t* first() const { return signed_words() + 4; }
+  int64_t* first() const { return signed_words() + 5; }
   int32_t* index() const { return reinterpret_cast<int32_t*>(first() + num_ranks_); }
 
   static size_t bytes(int num_ranks, int64_t index_capacity) {
-    return whole_cache_lines((4 + static_cast<size_t>(num_ranks)) * sizeof(int64_t) +
+    return whole_cache_lines((5 + static_cast<size_t>(num_ranks)) * sizeof(int64_t) +
                              static_cast<size_t>(index_capacity) * sizeof(int32_t));
   }
 
@@ -55,9 +56,6 @@ class Board {
 
   int64_t index_capacity() const { return index_capacity_; }
 
-  static constexpr size_t kind_of(Direction direction, Unit unit) {
-    return 2 * static_cast<size_t>(direction) + static_cast<size_t>(unit);
-  }
   Notice notice(int rank, size_t kind, uint64_t epoch) const {
     const size_t place = kind * kNumEpochs + epoch % kNumEpochs;
     return {memory_.of(rank).data() + place * Notice::bytes(num_ranks_, index_capacity_), num_ranks_};

@@ -46,6 +46,7 @@ class DryExchange : public Exchange {
 
   std::string_view name() const override { return "dry"; }
   std::span<std::byte> memory() override { return in_place_ ? std::span(&no_memory_, 1) : std::span<std::byte>(); }
+  bool prefers_slots() const override { return in_place_; }
   Request announce(Route& /*route*/) override { return {}; }
 
   void learn_counts(Route& route) override {

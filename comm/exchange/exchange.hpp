@@ -85,7 +85,8 @@ class Exchange {
   // Memory of this rank that its peers can read. Rows that lie in it are not copied to be sent; so the activations
   // belong here. Empty where the strategy sends messages.
   virtual std::span<std::byte> memory() { return {}; }
-  bool reads_in_place() { return !memory().empty(); }
+  // Sending results slot by slot moves less than making sums for each rank first, because rows are read where they are.
+  virtual bool prefers_slots() const { return false; }
 
   virtual Traffic traffic() const { return {}; }
 };

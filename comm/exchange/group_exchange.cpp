@@ -69,6 +69,16 @@ void GroupExchange::count_traffic(int peer, int64_t bytes) {
   if (!same_host(peer)) traffic_.between_hosts += bytes;
 }
 
+ExchangeSetup alike_on_all_ranks(const ExchangeSetup& setup) {
+  std::vector<int64_t> largest = {setup.max_tokens, static_cast<int64_t>(setup.memory_bytes)};
+  Request agreed = setup.group.all_reduce(std::span(largest), ReduceOp::max);
+  wait(agreed);
+  ExchangeSetup alike = setup;
+  alike.max_tokens = largest[0];
+  alike.memory_bytes = static_cast<size_t>(largest[1]);
+  return alike;
+}
+
 std::unique_ptr<Exchange> make_exchange(std::string_view strategy, const ExchangeSetup& setup) {
   if (strategy == "flat") return make_flat_exchange(setup);
   if (strategy == "all_gather") return make_all_gather_exchange(setup);

@@ -49,6 +49,9 @@ class GroupExchange : public Exchange {
   Traffic traffic_;
 };
 
+// Memory that ranks share is laid out alike on all of them: as the one that wants most. Collective.
+ExchangeSetup alike_on_all_ranks(const ExchangeSetup& setup);
+
 // Rows are packed by destination, each pair of ranks exchanges one message, and what stays on this rank is copied once,
 // straight to where it is received.
 std::unique_ptr<RowTransfer> make_message_transfer(GroupExchange& exchange, const Route& route, Direction direction,

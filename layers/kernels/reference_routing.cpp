@@ -83,8 +83,7 @@ void ReferenceKernels::top_k(const Tensor& scores, const Tensor& bias, const Ten
   });
 }
 
-void ReferenceKernels::gather_rows(const Rows& src, const Tensor& index, const Tensor& scale,
-                                   const Tensor& dst) const {
+void ReferenceKernels::gather_rows(const Rows& src, const Tensor& index, const Tensor& scale, const Tensor& dst) const {
   const int64_t width = dst.row_numel();
   dispatch(dst, [&]<class T>(std::type_identity<T>) {
     for (int64_t r = 0; r < index.numel(); ++r) {

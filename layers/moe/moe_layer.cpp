@@ -244,7 +244,7 @@ void MoeLayer::learn_batch(LaneContext& ctx, const SlotRecord* records, Saved& s
 Task<Tensor> MoeLayer::bring_home(LaneContext& ctx, Tensor places, Weighted weighted, Saved& saved) const {
   const Tensor y = ctx.arena.take("moe", ctx.dtype, {saved.route.plan.num_tokens, options_.hidden});
   ArenaScope scope(ctx.arena);
-  const bool by_slot = ctx.combine == CombineMode::slot_order || ctx.exchange.reads_in_place();
+  const bool by_slot = ctx.combine == CombineMode::slot_order || ctx.exchange.prefers_slots();
   const RowFormat format = {ctx.dtype, options_.hidden, ctx.wire.combine};
   const auto back = ctx.exchange.transfer(saved.route, Direction::to_tokens, by_slot ? Unit::slot : Unit::row, format);
   if (by_slot) {

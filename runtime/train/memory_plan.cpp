@@ -61,7 +61,8 @@ void plan_on(std::unique_ptr<Transport> transport, const RunConfig& config, cons
   const Communicator alone(std::move(transport), "dry run");
   Lane lane(0, alone.duplicate("expert"), alone.duplicate("data"));
   ExchangeBytes exchange_bytes;
-  const auto exchange = make_dry_exchange(grid.expert_rank(rank), reads_in_place(config.exchange, topology), exchange_bytes);
+  const auto exchange =
+      make_dry_exchange(grid.expert_rank(rank), reads_in_place(config.exchange, topology), exchange_bytes);
   const auto kernels = make_null_kernels();
   Arena arena(Arena::Mode::dry_run);
   LaneContext ctx = {{*kernels, arena, DType::f32}, lane, *exchange, combine_mode(config.exchange)};

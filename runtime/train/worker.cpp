@@ -56,7 +56,7 @@ Worker::Worker(Communicator world, const WorkerOptions& options)
       model_(options.model, make_expert_map(options.model, grid_.expert), grid_.expert_rank(world_.rank())) {
   store_.add_all(model_);
   store_.allocate(DType::f32, options.with_grad, /*dry_run=*/false);
-  if (exchange_->reads_in_place()) {
+  if (!exchange_->memory().empty()) {
     arena_.lend(exchange_->memory());
   } else if (options.activation_bytes > 0) {
     arena_.reserve(kActivationReserve * options.activation_bytes);

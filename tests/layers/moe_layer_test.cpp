@@ -103,7 +103,7 @@ class LayerRun {
         exchange_(make_exchange(test_case.strategy, test::setup_of(lane_.expert_group(), kNeeds))),
         kernels_(make_reference_kernels()),
         ctx_{{*kernels_, arena_, DType::f64}, lane_, *exchange_, test_case.combine, {}, 1.0 / kTokens} {
-    if (exchange_->reads_in_place()) arena_.lend(exchange_->memory());
+    if (!exchange_->memory().empty()) arena_.lend(exchange_->memory());
     store_.add_all(layer_);
     store_.allocate(DType::f64, true, false);
     store_.initialise(7);
