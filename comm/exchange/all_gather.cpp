@@ -109,7 +109,7 @@ class AllGatherExchange : public GroupExchange {
   }
 
  protected:
-  int64_t extra_for(const DispatchPlan& plan, int /*peer*/) const override { return plan.num_tokens; }
+  int64_t extra_for(const Route& route, int /*peer*/) const override { return route.plan.num_tokens; }
 };
 
 }  // namespace

@@ -109,9 +109,12 @@ std::unique_ptr<Exchange> make_all_gather_exchange(const ExchangeSetup& setup);
 // the group spans hosts or the host has not the memory.
 std::unique_ptr<Exchange> make_shared_exchange(const ExchangeSetup& setup);
 
-// By name: "flat", "all_gather", "shared".
+// A row crosses between two hosts once, however many ranks there need it, and is read in shared memory inside; sums for
+// a host come back as one row. Collective; throws as the shared one does.
+std::unique_ptr<Exchange> make_hierarchical_exchange(const ExchangeSetup& setup);
+
+inline constexpr std::string_view kStrategies[] = {"flat", "all_gather", "shared", "hierarchical"};
 std::unique_ptr<Exchange> make_exchange(std::string_view strategy, const ExchangeSetup& setup);
-inline constexpr std::string_view kStrategies[] = {"flat", "all_gather", "shared"};
 
 // Sends nothing, for dry runs: assumes that every rank sends this one half more than this one sends itself (the busiest
 // rank of an uneven routing), and hands out transfers without memory. `bytes` follows what the shared exchange would

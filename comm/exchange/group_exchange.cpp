@@ -38,7 +38,7 @@ Request GroupExchange::announce(Route& route) {
   for (size_t peer = 0; peer < num_ranks; ++peer) {
     numbers[kNumbers * peer] = route.plan.row_counts[peer];
     numbers[kNumbers * peer + 1] = route.plan.slot_counts[peer];
-    numbers[kNumbers * peer + 2] = extra_for(route.plan, static_cast<int>(peer));
+    numbers[kNumbers * peer + 2] = extra_for(route, static_cast<int>(peer));
   }
   route.receive.row_counts.assign(kNumbers * num_ranks, -1);
   Request request = group_.all_to_all(std::span<const int64_t>(numbers, kNumbers * num_ranks),
@@ -83,6 +83,7 @@ std::unique_ptr<Exchange> make_exchange(std::string_view strategy, const Exchang
   if (strategy == "flat") return make_flat_exchange(setup);
   if (strategy == "all_gather") return make_all_gather_exchange(setup);
   if (strategy == "shared") return make_shared_exchange(setup);
+  if (strategy == "hierarchical") return make_hierarchical_exchange(setup);
   throw Error(ErrorKind::internal, fmt::format("no exchange is called '{}'", strategy));
 }
 

@@ -40,7 +40,7 @@ class GroupExchange : public Exchange {
 
  protected:
   // A number more that `peer` is told about the plan: ReceiveCounts::extra.
-  virtual int64_t extra_for(const DispatchPlan& /*plan*/, int /*peer*/) const { return 0; }
+  virtual int64_t extra_for(const Route& /*route*/, int /*peer*/) const { return 0; }
 
  private:
   const Communicator& group_;

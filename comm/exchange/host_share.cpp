@@ -78,8 +78,7 @@ class HostShare::Arrival : public PendingOperation {
       all_posted_ = true;
       share_.receive_messages(messages_);
     }
-    const bool done =
-        std::all_of(messages_.begin(), messages_.end(), [](Request& message) { return message.test(); });
+    const bool done = std::all_of(messages_.begin(), messages_.end(), [](Request& message) { return message.test(); });
     if (done) share_.messages_under_way_ = false;
     return done;
   }
@@ -128,9 +127,7 @@ void HostShare::offer(const Elements& elements, std::span<const int64_t> offsets
   }
 }
 
-void HostShare::post() {
-  notice_of(memory_.host().rank()).posted().store(epoch_ + 1, std::memory_order_release);
-}
+void HostShare::post() { notice_of(memory_.host().rank()).posted().store(epoch_ + 1, std::memory_order_release); }
 
 Request HostShare::arrival(std::vector<int64_t> counts) {
   in_counts_ = std::move(counts);
@@ -176,9 +173,8 @@ void HostShare::receive_messages(std::vector<Request>& messages) {
     if (!comes_by_message(peer)) continue;
     messages_under_way_ = true;
     if (received_.empty()) received_ = pool_.take(static_cast<size_t>(in_offsets_.back()) * element_bytes_);
-    const std::span<std::byte> into =
-        received_.span().subspan(static_cast<size_t>(in_offsets_[peer]) * element_bytes_,
-                                 static_cast<size_t>(in_counts_[peer]) * element_bytes_);
+    const std::span<std::byte> into = received_.span().subspan(static_cast<size_t>(in_offsets_[peer]) * element_bytes_,
+                                                               static_cast<size_t>(in_counts_[peer]) * element_bytes_);
     messages.push_back(memory_.host().transport().receive(into, peer, static_cast<int>(kind_)));
   }
 }

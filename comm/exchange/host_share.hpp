@@ -48,6 +48,8 @@ class HostShare {
   // Complete when counts[p] elements of every peer p can be read. To be called once, after post().
   Request arrival(std::vector<int64_t> counts);
 
+  uint64_t epoch() const { return epoch_; }
+
   // Element i of those that peer p offers to this rank.
   const std::byte* at(int peer, int64_t i) const;
 

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <vector>
 
@@ -26,9 +27,12 @@ struct ReceiveCounts {
   int64_t num_slots() const { return slot_offsets.back(); }
 };
 
+struct HostRoute;
+
 struct Route {
   DispatchPlan plan;
   ReceiveCounts receive;
+  std::shared_ptr<HostRoute> between_hosts;  // of the hierarchical strategy, which fills it
 };
 
 // Elements for, or from, each rank of the group.

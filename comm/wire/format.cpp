@@ -121,4 +121,18 @@ void decode_row(const RowFormat& format, const std::byte* wire, std::byte* value
   }
 }
 
+void add_row(const RowFormat& format, const std::byte* values, std::byte* sum) {
+  const auto add_as = [&]<class T>(T /*type*/) {
+    const auto* from = reinterpret_cast<const T*>(values);
+    auto* into = reinterpret_cast<T*>(sum);
+    for (int64_t i = 0; i < format.width; ++i) into[i] += from[i];
+  };
+  switch (format.dtype) {
+    case DType::f32: return add_as(float{});
+    case DType::f64: return add_as(double{});
+    case DType::i64: return add_as(int64_t{});
+    default: throw Error(ErrorKind::internal, fmt::format("no sums of {} rows", name_of(format.dtype)));
+  }
+}
+
 }  // namespace cadre

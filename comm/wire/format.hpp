@@ -36,4 +36,7 @@ struct RowFormat {
 void encode_row(const RowFormat& format, const std::byte* values, std::byte* wire);
 void decode_row(const RowFormat& format, const std::byte* wire, std::byte* values);
 
+// sum += values, one row as computed; f32, f64 or i64.
+void add_row(const RowFormat& format, const std::byte* values, std::byte* sum);
+
 }  // namespace cadre

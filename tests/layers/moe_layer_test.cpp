@@ -38,7 +38,6 @@ struct Case {
   CombineMode combine = CombineMode::partial;
   bool first_rank_empty = false;
   bool all_to_one = false;  // the bias sends every token to expert 1 (and 2)
-  std::string_view strategy = "flat";
 };
 
 const Case kCases[] = {
@@ -92,15 +91,17 @@ Slice slice_of(const Case& test_case, int rank, int size) {
   return {first, kTokens * (holder + 1) / num_holders - first};
 }
 
+const test::ExchangeVariant kAlone = {"flat", "one rank", Topology::uniform(1, 1)};
+
 // One rank's layer with its inputs; run() does forward and backward of L = sum(y c) + balance loss.
 class LayerRun {
  public:
-  LayerRun(const Case& test_case, Communicator& world)
+  LayerRun(const Case& test_case, Communicator& world, const test::ExchangeVariant& variant)
       : test_case_(test_case),
         lane_(0, world.duplicate("expert"), world.duplicate("data")),
         slice_(slice_of(test_case, world.rank(), world.size())),
         layer_("mlp", options_of(test_case), ExpertMap::contiguous(test_case.num_experts, world.size()), world.rank()),
-        exchange_(make_exchange(test_case.strategy, test::setup_of(lane_.expert_group(), kNeeds))),
+        exchange_(make_exchange(variant.strategy, test::setup_of(lane_.expert_group(), variant.topology, kNeeds))),
         kernels_(make_reference_kernels()),
         ctx_{{*kernels_, arena_, DType::f64}, lane_, *exchange_, test_case.combine, {}, 1.0 / kTokens} {
     if (!exchange_->memory().empty()) arena_.lend(exchange_->memory());
@@ -191,7 +192,7 @@ Reference single_rank(const Case& test_case) {
   Reference reference;
   run_local_ranks(1, [&](std::unique_ptr<Transport> transport) {
     Communicator alone(std::move(transport), "alone");
-    LayerRun run(test_case, alone);
+    LayerRun run(test_case, alone, kAlone);
     run.run();
     reference.y = values_of(run.y());
     reference.dx = values_of(run.dx());
@@ -209,13 +210,11 @@ void expect_near(const Values& expected, const double* actual, const std::string
 }
 
 // Forward and backward with every exchange strategy on every number of ranks.
-void each_strategy(Case test_case, const std::function<void(LayerRun&, Communicator&)>& check_run) {
+void each_strategy(const Case& test_case, const std::function<void(LayerRun&, Communicator&)>& check_run) {
   test::on_ranks([&](Communicator& world) {
-    for (const std::string_view strategy : test::strategies_for(world)) {
-      SCOPED_TRACE(strategy);
-      Case with_strategy = test_case;
-      with_strategy.strategy = strategy;
-      LayerRun run(with_strategy, world);
+    for (const test::ExchangeVariant& variant : test::exchange_variants(world)) {
+      SCOPED_TRACE(variant.describe());
+      LayerRun run(test_case, world, variant);
       run.run();
       check_run(run, world);
     }
@@ -251,7 +250,7 @@ TEST(MoeLayer, gradients_equal_central_differences) {
     SCOPED_TRACE(test_case.name);
     run_local_ranks(1, [&](std::unique_ptr<Transport> transport) {
       Communicator alone(std::move(transport), "alone");
-      LayerRun run(test_case, alone);
+      LayerRun run(test_case, alone, kAlone);
       run.run();
       const auto loss = [&run] { return run.loss(); };
       const Values dx = values_of(run.dx());
@@ -274,7 +273,7 @@ TEST(MoeLayer, cases_are_what_they_say) {
   for (const Case& test_case : kCases) {
     run_local_ranks(1, [&](std::unique_ptr<Transport> transport) {
       Communicator alone(std::move(transport), "alone");
-      LayerRun run(test_case, alone);
+      LayerRun run(test_case, alone, kAlone);
       run.run();
       const auto num_used = std::count_if(run.counts().begin(), run.counts().end(), [](int64_t c) { return c > 0; });
       EXPECT_EQ(std::accumulate(run.counts().begin(), run.counts().end(), int64_t{0}), kTokens * test_case.top_k);

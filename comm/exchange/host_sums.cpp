@@ -1,0 +1,196 @@
+// SPDX-License-Identifier: Apache-2.0
+// Hierarchical combine of partial sums. What the ranks of a host have for a token of another host is added up at the
+// rank where that token landed, in the order of ranks, and crosses back as one row.
+#include <algorithm>
+#include <cstring>
+#include <utility>
+
+#include "comm/exchange/hierarchical.hpp"
+
+namespace cadre {
+namespace {
+
+class HostSums : public RowTransfer {
+ public:
+  HostSums(HierarchicalExchange& exchange, const Route& route, const RowFormat& format)
+      : exchange_(exchange),
+        map_(exchange.map()),
+        route_(route),
+        hosts_(*route.between_hosts),
+        format_(format),
+        share_(exchange.host_memory(), exchange.pool(), HierarchicalExchange::kSums, format.row_bytes()) {
+    packed_ = exchange.pool().take(static_cast<size_t>(hosts_.landing_offsets.back()) * format.wire_bytes());
+    home_ = exchange.pool().take(hosts_.out.token.size() * format.wire_bytes());
+  }
+
+  ~HostSums() override {
+    if (!finished_.done()) keep_all_buffers();
+    for (Buffer* buffer : {&packed_, &home_, &copies_}) exchange_.pool().give_back(std::move(*buffer));
+  }
+
+  // Each neighbour gets the sums for its own tokens, and then those for the tokens that landed on it, by source.
+  void pack(const Elements& rows) override {
+    const ReceiveCounts& receive = route_.receive;
+    std::vector<int64_t> offsets = {0};
+    for (const int neighbour : map_.neighbours()) {
+      append(rows, receive.row_offsets[neighbour], receive.row_counts[neighbour]);
+      for (int source = 0; source < exchange_.group().size(); ++source) {
+        if (exchange_.same_host(source) || map_.landing_rank(source, map_.host()) != neighbour) continue;
+        append(rows, receive.row_offsets[source], receive.row_counts[source]);
+      }
+      offsets.push_back(static_cast<int64_t>(out_index_.size()));
+      exchange_.count_traffic(
+          neighbour, (offsets.back() - offsets[offsets.size() - 2]) * static_cast<int64_t>(format_.row_bytes()));
+    }
+    share_.offer({rows.base, rows.stride, out_index_}, offsets);
+  }
+
+  void start() override {
+    share_.post();
+    std::vector<int64_t> counts;
+    for (const int neighbour : map_.neighbours()) {
+      counts.push_back(route_.plan.row_counts[neighbour] + landed_rows_for(map_.local_rank_of(neighbour)));
+    }
+    arrival_ = share_.arrival(std::move(counts));
+    const HostRows& out = hosts_.out;
+    for (int host = 0; host < map_.num_hosts(); ++host) {
+      if (out.counts[host] == 0) continue;
+      const std::span<std::byte> into =
+          home_.span().subspan(static_cast<size_t>(out.offsets[host]) * format_.wire_bytes(),
+                               static_cast<size_t>(out.counts[host]) * format_.wire_bytes());
+      messages_.push_back(exchange_.group().transport().receive(into, map_.landing_rank(exchange_.group().rank(), host),
+                                                                HierarchicalExchange::kSumsTag));
+    }
+    finished_ = Request(arrival_.what(), std::make_unique<Arrival>(*this));
+  }
+
+  Elements unpack() override {
+    const DispatchPlan& plan = route_.plan;
+    std::vector<ArrivedRow> rows;
+    offsets_ = {0};
+    std::vector<int64_t> next_near(static_cast<size_t>(plan.num_ranks()), 0);
+    std::vector<int64_t> next_far(hosts_.out.offsets.begin(), hosts_.out.offsets.end() - 1);
+    std::vector<int64_t> last_token(next_far.size(), -1);
+    for (int64_t token = 0; token < plan.num_tokens; ++token) {
+      for (int32_t i = plan.token_rows[token]; i < plan.token_rows[token + 1]; ++i) {
+        const int rank = rank_of_row(plan.token_row[i]);
+        const int host = map_.host_of(rank);
+        if (host == map_.host()) {
+          rows.push_back({share_.at(map_.local_rank_of(rank), next_near[rank]++), false});
+        } else if (last_token[host] != token) {
+          rows.push_back({home_.data() + static_cast<size_t>(next_far[host]++) * format_.wire_bytes(), true});
+        }
+        last_token[host] = token;
+      }
+      offsets_.push_back(static_cast<int32_t>(rows.size()));
+    }
+    Elements elements = arrange(rows, format_, exchange_.pool(), copies_, index_);
+    elements.offsets = offsets_;
+    return elements;
+  }
+
+  Request& release() override {
+    share_.say_read();
+    released_ = share_.all_read();
+    return released_;
+  }
+
+ private:
+  class Arrival : public PendingOperation {
+   public:
+    explicit Arrival(HostSums& transfer) : transfer_(transfer) {}
+
+    bool test() override {
+      if (!summed_) {
+        if (!transfer_.arrival_.test()) return false;
+        transfer_.send_sums();
+        summed_ = true;
+      }
+      return std::all_of(transfer_.messages_.begin(), transfer_.messages_.end(),
+                         [](Request& message) { return message.test(); });
+    }
+    std::string missing() const override {
+      if (!summed_) return transfer_.arrival_.missing();
+      for (const Request& message : transfer_.messages_) {
+        if (!message.done()) return message.missing();
+      }
+      return "nobody";
+    }
+
+   private:
+    HostSums& transfer_;
+    bool summed_ = false;
+  };
+
+  void append(const Elements& rows, int64_t first, int64_t count) {
+    for (int64_t i = first; i < first + count; ++i) {
+      out_index_.push_back(rows.index.empty() ? static_cast<int32_t>(i) : rows.index[static_cast<size_t>(i)]);
+    }
+  }
+
+  const uint64_t* needs_of(int64_t landing_row) const {
+    return hosts_.landing_needs.data() + static_cast<size_t>(landing_row) * exchange_.need_words();
+  }
+
+  int64_t landed_rows_for(int local_rank) const {
+    int64_t count = 0;
+    for (int64_t row = 0; row < hosts_.landing_offsets.back(); ++row) {
+      count += NeedMask::get(needs_of(row), local_rank) ? 1 : 0;
+    }
+    return count;
+  }
+
+  int rank_of_row(int32_t row) const {
+    const std::vector<int64_t>& offsets = route_.plan.row_offsets;
+    return static_cast<int>(std::upper_bound(offsets.begin(), offsets.end(), int64_t{row}) - offsets.begin()) - 1;
+  }
+
+  void send_sums() {
+    const size_t wire_bytes = format_.wire_bytes();
+    std::vector<std::byte> sum(format_.row_bytes());
+    std::vector<int64_t> next;  // by neighbour: behind the sums for this rank's own tokens
+    for (const int neighbour : map_.neighbours()) next.push_back(route_.plan.row_counts[neighbour]);
+    for (int64_t row = 0; row < hosts_.landing_offsets.back(); ++row) {
+      bool first = true;
+      for (size_t local = 0; local < next.size(); ++local) {
+        if (!NeedMask::get(needs_of(row), static_cast<int>(local))) continue;
+        const std::byte* part = share_.at(static_cast<int>(local), next[local]++);
+        if (first) std::memcpy(sum.data(), part, sum.size());
+        if (!first) add_row(format_, part, sum.data());
+        first = false;
+      }
+      encode_row(format_, sum.data(), packed_.data() + static_cast<size_t>(row) * wire_bytes);
+    }
+    for (size_t i = 0; i < hosts_.landing_counts.size(); ++i) {
+      if (hosts_.landing_counts[i] == 0) continue;
+      const auto first = static_cast<size_t>(hosts_.landing_offsets[i]) * wire_bytes;
+      const auto bytes = static_cast<size_t>(hosts_.landing_counts[i]) * wire_bytes;
+      const int source = map_.landing_sources()[i];
+      messages_.push_back(
+          exchange_.group().transport().send({packed_.data() + first, bytes}, source, HierarchicalExchange::kSumsTag));
+      exchange_.count_traffic(source, static_cast<int64_t>(bytes));
+    }
+  }
+
+  HierarchicalExchange& exchange_;
+  const HostMap& map_;
+  const Route& route_;
+  const HostRoute& hosts_;
+  RowFormat format_;
+  HostShare share_;
+  Request arrival_;
+  std::vector<Request> messages_;
+  Buffer packed_;  // sums for other hosts, by (landing source, token)
+  Buffer home_;    // sums from other hosts, by (host, token)
+  Buffer copies_;
+  std::vector<int32_t> out_index_, index_, offsets_;
+};
+
+}  // namespace
+
+std::unique_ptr<RowTransfer> make_host_sums(HierarchicalExchange& exchange, const Route& route,
+                                            const RowFormat& format) {
+  return std::make_unique<HostSums>(exchange, route, format);
+}
+
+}  // namespace cadre
