@@ -84,7 +84,7 @@ if [[ "${3:-}" == --rate ]]; then
   rate=${4:-}
   arguments=("${@:1:2}" "${@:5}")
 fi
-if ((${#arguments[@]} < 4)) || [[ "${arguments[2]}" != -- ]]; then
+if ((${#arguments[@]} < 4)) || [[ ! "${arguments[*]:0:3}" =~ ^[1-9][0-9]?\ [1-9][0-9]?\ --$ ]]; then
   echo "$usage" >&2
   exit 2
 fi
