@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# Runs a program under Open MPI on several hosts that are namespaces of this machine. Ranks of one host share its name, its
-# memory and its address; ranks of different hosts have TCP and nothing else.
+# Runs a program under Open MPI on several hosts that are namespaces of this machine. Ranks of one host share its name,
+# its memory and its address; ranks of different hosts have TCP and nothing else.
 # Usage: hosts.sh HOSTS RANKS_PER_HOST [--rate RATE] -- PROGRAM [ARGUMENT...]
 #   --rate RATE  what each host can send and receive, e.g. 2gbit (as tc writes it); without it, no limit
-# MPIEXEC names mpirun; OMPI_MCA_pml=ucx has it use UCX. Exit code: the program's, or 77 with one line of reason where such
-# hosts cannot be made.
+# MPIEXEC names mpirun; OMPI_MCA_pml=ucx has it use UCX. Exit code: the program's, or 77 with one line of reason where
+# such hosts cannot be made.
 # What this makes lies in namespaces of its own: nothing clashes with another run, and the kernel takes it away with the
 # last process, which dies with this script however the script ends.
 set -euo pipefail
@@ -25,8 +25,8 @@ need() {
   output=$("$@" 2>&1) || skip "'$*' failed: $(tail -n 1 <<<"$output")"
 }
 
-# make_host I RATE: host I, its address <subnet>.<I + 1>, a port of the switch, and $folder/<address> with the
-# process that keeps its namespaces. /dev/shm is its own, so that ranks of two hosts cannot share memory; UCX reads /sys.
+# make_host I RATE: host I, its address <subnet>.<I + 1>, a port of the switch, and $folder/<address> with the process
+# that keeps its namespaces. /dev/shm is its own, so that ranks of two hosts cannot share memory; UCX looks at /sys.
 make_host() {
   local address=$subnet.$(($1 + 1)) ready pid
   # shellcheck disable=SC2016  # the shell of the host expands it
