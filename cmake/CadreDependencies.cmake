@@ -34,6 +34,7 @@ find_package(Threads REQUIRED)
 set(MPI_DETERMINE_LIBRARY_VERSION ON)
 find_package(MPI 3.1 QUIET COMPONENTS CXX)
 string(REGEX MATCH "^[^,\n]+" mpi_library "${MPI_CXX_LIBRARY_VERSION_STRING}")
+string(REGEX REPLACE " Version:[ \t]+" " " mpi_library "${mpi_library}")  # MPICH's is a table
 cadre_dependency(MPI MPI_CXX_FOUND "${MPI_CXX_VERSION} (${mpi_library})" libopenmpi-dev)
 
 pkg_check_modules(openblas QUIET IMPORTED_TARGET openblas)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-# How a test file becomes tests, and the check that no test file is forgotten.
+# How a test file becomes tests, on one host and on several, and the check that no test file is forgotten.
 
 # Ranks of a test share the cores of one machine: they must yield while they wait and keep their libraries single-threaded.
 set(CADRE_TEST_ENVIRONMENT OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1)
@@ -46,6 +46,26 @@ function(cadre_add_test)
       TIMEOUT 300 PROCESSORS ${ranks} LABELS "mpi;${arg_LABELS}"
       ENVIRONMENT "${CADRE_TEST_ENVIRONMENT};${CADRE_MPI_ENVIRONMENT}")
   endforeach()
+endfunction()
+
+# cadre_add_hosts_test(FILE folder/unit_test.cpp HOSTS h RANKS_PER_HOST r): the executable of cadre_add_test, run as test
+# folder/unit.hosts<h>x<r> on h hosts that tests/support/hosts.sh makes; skipped where that cannot make them.
+function(cadre_add_hosts_test)
+  cmake_parse_arguments(arg "" "FILE;HOSTS;RANKS_PER_HOST" "" ${ARGN})
+  if(CADRE_SANITIZE STREQUAL "thread")
+    return()
+  endif()
+  string(REGEX REPLACE "_test\\.cpp$" "" name "${arg_FILE}")
+  string(REPLACE "/" "_" target "${name}_test")
+  string(APPEND name ".hosts${arg_HOSTS}x${arg_RANKS_PER_HOST}")
+  math(EXPR ranks "${arg_HOSTS} * ${arg_RANKS_PER_HOST}")
+
+  add_test(NAME ${name} COMMAND "${PROJECT_SOURCE_DIR}/tests/support/hosts.sh" ${arg_HOSTS} ${arg_RANKS_PER_HOST} --
+    $<TARGET_FILE:${target}>)
+  set_tests_properties(${name} PROPERTIES
+    TIMEOUT 300 PROCESSORS ${ranks} LABELS "mpi;hosts" SKIP_RETURN_CODE 77
+    ENVIRONMENT
+    "${CADRE_TEST_ENVIRONMENT};${CADRE_MPI_ENVIRONMENT};CADRE_TEST_HOSTS=${arg_HOSTS};MPIEXEC=${MPIEXEC_EXECUTABLE}")
 endfunction()
 
 # Complains about a tests/**/*_test.cpp that no cadre_add_test names. A warning while one writes; an error under

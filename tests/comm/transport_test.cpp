@@ -183,8 +183,10 @@ TEST(Topology, counts_local_ranks_by_host) {
   EXPECT_EQ(Topology::uniform(128, 8).ranks_on_host(127), 8);
   on_ranks([](Communicator& world) {
     const Topology found = discover_topology(world);
-    EXPECT_EQ(found.num_hosts(), 1);
-    EXPECT_EQ(found.local_rank[static_cast<size_t>(world.rank())], world.rank());
+    const Topology expected = Topology::uniform(test::num_hosts(), world.size() / test::num_hosts());
+    EXPECT_EQ(found.num_hosts(), test::num_hosts());
+    EXPECT_EQ(found.host_of_rank, expected.host_of_rank);
+    EXPECT_EQ(found.local_rank, expected.local_rank);
   });
 }
 

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <string>
 #include <string_view>
 
 #include "comm/transport/local.hpp"
@@ -15,6 +16,11 @@ namespace cadre::test {
 bool runs_under_mpi() {
   const char* flag = std::getenv("CADRE_TEST_MPI");
   return flag != nullptr && std::string_view(flag) == "1";
+}
+
+int num_hosts() {
+  const char* hosts = std::getenv("CADRE_TEST_HOSTS");
+  return hosts != nullptr ? std::stoi(hosts) : 1;
 }
 
 void on_ranks(const std::function<void(Communicator&)>& body, const std::vector<int>& rank_counts) {

@@ -15,6 +15,9 @@ inline const std::vector<int> kRankCounts = {1, 2, 3, 4};
 
 bool runs_under_mpi();
 
+// Hosts that the ranks are spread over, as many on each: CADRE_TEST_HOSTS, which hosts.sh tests set; else 1.
+int num_hosts();
+
 // A failed expectation inside the body counts for the test of the calling thread.
 void on_ranks(const std::function<void(Communicator&)>& body, const std::vector<int>& rank_counts = kRankCounts);
 
