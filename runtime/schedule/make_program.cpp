@@ -45,13 +45,12 @@ const std::array<Schedule, 5>& schedules() {
        [](const Cost& c, double ranks) { return (ranks - 1) * (c.forward + c.backward); }},
       {"zb1p", "1F1B with weight gradients put off to fill the bubble", zb1p, nothing, "(R-1)(F+B-2W)",
        [](const Cost& c, double ranks) { return (ranks - 1) * (c.forward + c.backward - 2 * c.backward_weight); }},
-      {"dualpipe", "micro-batches from both ends, forward overlapped with backward; each rank holds 2 of R stages",
-       dualpipe, dualpipe_lacks, "(R/2-1)(F&B+B-3W)",
+      {"dualpipe", "from both ends at once, forward overlapped with backward; 2 of R stages a rank", dualpipe,
+       dualpipe_lacks, "(R/2-1)(F&B+B-3W)",
        [](const Cost& c, double ranks) {
          return (ranks / 2 - 1) * (c.overlapped + c.backward - 3 * c.backward_weight);
        }},
-      {"dualpipev", "DualPipe on a V of 2R stages, all micro-batches from rank 0", dualpipev, too_few,
-       "(R-1)(F&B+B-3W)",
+      {"dualpipev", "DualPipe on a V of 2R stages, all from rank 0", dualpipev, too_few, "(R-1)(F&B+B-3W)",
        [](const Cost& c, double ranks) { return (ranks - 1) * (c.overlapped + c.backward - 3 * c.backward_weight); }},
       {"pair", "one rank: each forward overlapped with the backward before it, for expert parallelism alone",
        [](int /*num_ranks*/, int num_micro_batches) { return pair(num_micro_batches); }, pair_lacks, "0",
@@ -78,7 +77,7 @@ std::vector<std::string> schedule_names() {
 std::string schedule_summaries() {
   std::string text;
   for (const Schedule& schedule : schedules()) {
-    text += fmt::format("  {:<10}{}; bubble {}\n", schedule.name, schedule.summary, schedule.formula);
+    text += fmt::format("  {:<11}{}; bubble {}\n", schedule.name, schedule.summary, schedule.formula);
   }
   return text;
 }

@@ -7,13 +7,9 @@ namespace cadre {
 namespace {
 
 std::string label_of(const Program& program, Chunk chunk) {
-  const int route = program.route_of(chunk.micro_batch);
-  const int number = chunk.micro_batch - route * program.micro_batches_a_route();
-  if (program.routes.size() > 1) return fmt::format("{}{}", route == 0 ? 'a' : 'b', number);
-  if (program.num_stages > program.num_ranks) {
-    return fmt::format("{}{}", chunk.stage < program.num_stages / 2 ? 'a' : 'b', number);
-  }
-  return fmt::format("{}", number);
+  const int number = number_of(program, chunk);
+  if (!has_two_phases(program)) return fmt::format("{}", number);
+  return fmt::format("{}{}", phase_of(program, chunk) == 0 ? 'a' : 'b', number);
 }
 
 std::optional<Work> neighbour(const Program& program, Work work, int stages_on) {
@@ -63,6 +59,17 @@ int index_of(const Program& program, Work work) {
 }
 
 int num_works(const Program& program) { return 2 * program.num_stages * program.num_micro_batches; }
+
+bool has_two_phases(const Program& program) {
+  return program.routes.size() > 1 || program.num_stages > program.num_ranks;
+}
+
+int phase_of(const Program& program, Chunk chunk) {
+  if (program.routes.size() > 1) return program.route_of(chunk.micro_batch);
+  return has_two_phases(program) && chunk.stage >= program.num_stages / 2 ? 1 : 0;
+}
+
+int number_of(const Program& program, Chunk chunk) { return chunk.micro_batch % program.micro_batches_a_route(); }
 
 std::string name_of(const Program& program, Work work) {
   return fmt::format("{}{}", work.pass == Pass::forward ? 'F' : 'B', label_of(program, work.chunk));

@@ -82,8 +82,14 @@ bool needs_message(const Program& program, Work work);
 int index_of(const Program& program, Work work);
 int num_works(const Program& program);
 
-// "Fa3", "bb0" (input gradient), "Wb0", "{Fa7&Bb3}", "send for Fa3 to rank 2". The letter tells a from b where a rank
-// holds two stages: with two routes the route, else the first half of the stages from the second.
+// Which of the two stages that a rank holds a chunk belongs to: with two routes the route, else the first half of the
+// stages (0) or the second (1); always 0 where ranks hold one stage. And the micro-batch as counted along its route.
+int phase_of(const Program& program, Chunk chunk);
+int number_of(const Program& program, Chunk chunk);
+bool has_two_phases(const Program& program);
+
+// "Fa3", "bb0" (input gradient), "Wb0", "{Fa7&Bb3}", "send for Fa3 to rank 2". The letter is the phase, where
+// there are two.
 std::string name_of(const Program& program, const Op& op);
 std::string name_of(const Program& program, Work work);
 
