@@ -78,7 +78,8 @@ std::optional<Work> work_after(const Program& program, Work work);
 // False where the work starts the pass or follows a stage of the same rank.
 bool needs_message(const Program& program, Work work);
 
-// Numbers the works of a program from 0 to num_works - 1, and so the messages: the tag of a message.
+// Numbers the works of a program from 0 to num_works - 1 = 2 x stages x micro-batches - 1, and so the messages: the tag of
+// a message. (MPI promises tags up to 32767; MPI_TAG_UB says what a library has, most often 2^31 - 1.)
 int index_of(const Program& program, Work work);
 int num_works(const Program& program);
 
@@ -88,8 +89,8 @@ int phase_of(const Program& program, Chunk chunk);
 int number_of(const Program& program, Chunk chunk);
 bool has_two_phases(const Program& program);
 
-// "Fa3", "bb0" (input gradient), "Wb0", "{Fa7&Bb3}", "send for Fa3 to rank 2". The letter is the phase, where
-// there are two.
+// "Fa3", "bb0" (input gradient), "Wb0", "{Fa7&Bb3}", "send for Fa3 to rank 2". The letter is the phase, where there
+// are two.
 std::string name_of(const Program& program, const Op& op);
 std::string name_of(const Program& program, Work work);
 

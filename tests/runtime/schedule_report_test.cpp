@@ -6,6 +6,7 @@
 #include <nlohmann/json.hpp>
 
 #include <map>
+#include <set>
 #include <sstream>
 #include <string>
 
@@ -66,11 +67,13 @@ TEST(ScheduleReport, JsonHoldsEveryOpWithItsTime) {
 
 struct Drawing {
   int num_bars = 0;
-  double bar_width = 0;  // in all, gaps between bars included
+  double bar_width = 0;                     // in all, gaps between bars included
+  std::set<std::pair<double, double>> ops;  // top and height of the bars of each op together
   std::vector<std::string> titles;
 };
 
 Drawing read_svg(const std::string& svg) {
+  EXPECT_EQ(svg.find("&B"), std::string::npos) << "an & that is not escaped, which this reader forgives";
   std::istringstream in(svg);
   tree::ptree document;
   tree::read_xml(in, document);  // throws on text that is not XML
@@ -78,11 +81,18 @@ Drawing read_svg(const std::string& svg) {
   for (const auto& [name, element] : document.get_child("svg")) {
     if (name != "g") continue;
     drawing.titles.push_back(element.get<std::string>("title"));
+    double top = 0;
+    double bottom = 0;
     for (const auto& [part, shape] : element) {
       if (part != "rect") continue;
       ++drawing.num_bars;
       drawing.bar_width += shape.get<double>("<xmlattr>.width") + 1;
+      const auto y = shape.get<double>("<xmlattr>.y");
+      if (bottom == 0) top = bottom = y;
+      EXPECT_EQ(y, bottom) << drawing.titles.back();
+      bottom += shape.get<double>("<xmlattr>.height");
     }
+    drawing.ops.insert({top, bottom - top});
   }
   return drawing;
 }
@@ -104,6 +114,7 @@ TEST(ScheduleReport, ChartDrawsEveryComputeOp) {
   }
   EXPECT_EQ(drawing.titles.size(), num_ops);
   EXPECT_EQ(drawing.num_bars, num_bars);
+  EXPECT_EQ(drawing.ops.size(), 4U) << "every op fills its row";
   EXPECT_EQ(drawing.titles.front(), "Fa0: 0 to 1");
   EXPECT_NE(std::ranges::find(drawing.titles, "{Fb2&Ba0}: 8 to 11"), drawing.titles.end());
   // 32 pixels a unit, the widest there is; widths are written to 0.01.
