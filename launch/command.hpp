@@ -20,6 +20,8 @@ struct Command {
   std::vector<Field> options = {};                // --name VALUE; a bool is a switch
   std::function<std::string()> more_help = {};    // what --help says at the end
   std::function<void(const Job&)> run = {};
+  std::vector<Command> parts =
+      {};  // `cadre NAME PART ...`: commands of their own; then all from `arguments` on is empty
 };
 
 Command train_command();
@@ -27,5 +29,6 @@ Command eval_command();
 Command generate_command();
 Command inspect_command();
 Command bench_command();
+Command plan_command();
 
 }  // namespace cadre

@@ -55,17 +55,16 @@ std::string help_of(const Command& command) {
   if (command.overrides != nullptr) text << " [key=value ...]";
   text << " [options]\n" << command.summary << "\n\n";
   for (const Field& argument : command.arguments) text << fmt::format("  {:<22}{}\n", argument.name, argument.help);
-  text << '\n' << options_of(command);
+  text << (command.arguments.empty() ? "" : "\n") << options_of(command);
   if (command.more_help) text << '\n' << command.more_help();
   return text.str();
 }
 
-std::string help_of(const std::vector<Command>& commands) {
-  std::string text =
-      "Usage: cadre COMMAND [arguments] [options]\n"
-      "Trains and runs mixture-of-experts models over MPI. Works alone and under mpirun or srun.\n\n";
+// Of `cadre` itself or, with `path` "plan ", of the parts of a command.
+std::string help_of(const std::string& path, const std::string& summary, const std::vector<Command>& commands) {
+  std::string text = fmt::format("Usage: cadre {}COMMAND [arguments] [options]\n{}\n\n", path, summary);
   for (const Command& command : commands) text += fmt::format("  {:<10}{}\n", command.name, command.summary);
-  return text + "\n  cadre COMMAND --help   its arguments and options\n  cadre --version\n";
+  return text + fmt::format("\n  cadre {}COMMAND --help   its arguments and options\n", path);
 }
 
 std::string see_help(const Command& command) { return fmt::format("see cadre {} --help", command.name); }
@@ -121,20 +120,33 @@ void run_command(const Command& command, const std::vector<std::string>& words, 
   command.run(job);
 }
 
+// `words` begin with the name of one of `commands`, which all stand behind `path`.
+void run_one_of(const std::string& path, const std::string& summary, const std::vector<Command>& commands,
+                const std::vector<std::string>& words, const Job& job) {
+  const std::string see_all = fmt::format("see cadre {}--help", path);
+  CADRE_CHECK(!words.empty(), fmt::format("cadre {}COMMAND: no command given", path), see_all);
+  const std::string& name = words.front();
+  if (name == "--help" || name == "-h" || name == "help") {
+    return print(job, help_of(path, summary, commands) + (path.empty() ? "  cadre --version\n" : ""));
+  }
+  const auto found = std::ranges::find(commands, name, &Command::name);
+  std::vector<std::string> known;
+  for (const Command& other : commands) known.push_back(other.name);
+  CADRE_CHECK(found != commands.end(), fmt::format("unknown command {}{}", path, name),
+              fmt::format("{}; {}", nearest_name_hint(name, known), see_all));
+  Command command = *found;
+  command.name = path + name;
+  const std::vector<std::string> rest = {words.begin() + 1, words.end()};
+  if (command.parts.empty()) return run_command(command, rest, job);
+  run_one_of(command.name + " ", command.summary, command.parts, rest, job);
+}
+
 }  // namespace
 
 void run_command_line(const std::vector<Command>& commands, const std::vector<std::string>& words, const Job& job) {
-  CADRE_CHECK(!words.empty(), "no command given", "see cadre --help");
-  const std::string& name = words.front();
-  if (name == "--help" || name == "-h" || name == "help") return print(job, help_of(commands));
-  if (name == "--version") return print(job, fmt::format("cadre {}\n", CADRE_VERSION));
-
-  const auto command = std::ranges::find(commands, name, &Command::name);
-  std::vector<std::string> known;
-  for (const Command& other : commands) known.push_back(other.name);
-  CADRE_CHECK(command != commands.end(), fmt::format("unknown command {}", name),
-              nearest_name_hint(name, known) + "; see cadre --help");
-  run_command(*command, {words.begin() + 1, words.end()}, job);
+  if (!words.empty() && words.front() == "--version") return print(job, fmt::format("cadre {}\n", CADRE_VERSION));
+  run_one_of("", "Trains and runs mixture-of-experts models over MPI. Works alone and under mpirun or srun.", commands,
+             words, job);
 }
 
 }  // namespace cadre

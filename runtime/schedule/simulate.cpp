@@ -1,0 +1,27 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "runtime/schedule/simulate.hpp"
+
+#include <algorithm>
+
+#include "comm/base/check.hpp"
+
+namespace cadre {
+
+Simulation simulate(const Program& program, const Cost& cost, Sends sends) {
+  Walk walked = walk(program, cost, sends);
+  CADRE_CHECK(walked.finished(program), fmt::format("{}: the program never ends", program.name),
+              "verify says which op waits");
+  Simulation simulation;
+  for (const auto& spans : walked.spans) {
+    for (const Span& span : spans) simulation.makespan = std::max(simulation.makespan, span.end);
+  }
+  for (const OpList& list : program.ops) {
+    double idle = simulation.makespan;
+    for (const Op& op : list) idle -= cost_of(cost, op);
+    simulation.idle.push_back(idle);
+  }
+  simulation.spans = std::move(walked.spans);
+  return simulation;
+}
+
+}  // namespace cadre
