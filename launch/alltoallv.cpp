@@ -90,7 +90,8 @@ void AlltoallvExchange::run(const Tensor& x, const Tensor& weight, const Tensor&
 
 int64_t AlltoallvExchange::crossing_bytes() const {
   const auto me = static_cast<size_t>(world_.rank());
-  const int64_t rows = static_cast<int64_t>(pack_token_.size() + expert_order_.size()) - send_counts_[me] - receive_counts_[me];
+  const int64_t rows =
+      static_cast<int64_t>(pack_token_.size() + expert_order_.size()) - send_counts_[me] - receive_counts_[me];
   return rows * hidden_ * static_cast<int64_t>(sizeof(float));
 }
 

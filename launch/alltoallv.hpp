@@ -32,9 +32,9 @@ class AlltoallvExchange {
   const Kernels& kernels_;
   int64_t hidden_;
   std::vector<int> send_counts_, send_offsets_, receive_counts_, receive_offsets_;  // in rows
-  std::vector<int32_t> pack_token_;    // token of each row sent
-  std::vector<int32_t> expert_order_;  // received row at each place
-  std::vector<int32_t> arrival_order_;  // place of each received row
+  std::vector<int32_t> pack_token_;                                                 // token of each row sent
+  std::vector<int32_t> expert_order_;                                               // received row at each place
+  std::vector<int32_t> arrival_order_;                                              // place of each received row
   std::vector<int32_t> token_offsets_, slot_row_;  // rows of each token among those sent
   Buffer sent_, received_, placed_;
 };

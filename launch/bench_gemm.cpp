@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 // `cadre bench gemm`: GFLOP/s of y = x W^T, dx = dy W and dW = dy^T x by precision and shape, warm, on random data.
-#include "launch/bench_gemm.hpp"
-
 #include <fmt/core.h>
 #include <nlohmann/json.hpp>
 
+#include <memory>
 #include <vector>
 
 #include "comm/base/random.hpp"
 #include "comm/base/trace.hpp"
+#include "launch/bench.hpp"
 #include "launch/statistics.hpp"
 #include "layers/kernels/kernels.hpp"
 #include "layers/tensor/arena.hpp"
@@ -16,6 +16,12 @@
 
 namespace cadre {
 namespace {
+
+struct Options {
+  int64_t iterations = 10;
+  int64_t threads = 1;
+  std::string json;
+};
 
 struct Shape {
   int64_t rows, out, in;
@@ -71,9 +77,7 @@ nlohmann::json bench_shape(const Kernels& kernels, const char* precision, const 
           {"weight_grad_gflops", weights}};
 }
 
-}  // namespace
-
-void bench_gemm(const BenchGemmOptions& options) {
+void bench_gemm(const Options& options) {
   fmt::print("{:>5} {:>6} {:>6} {:>6} {:>10} {:>10} {:>10}   GFLOP/s, median of {}\n", "", "rows", "out", "in",
              "forward", "input grad", "weight grad", options.iterations);
   nlohmann::json rows = nlohmann::json::array();
@@ -83,6 +87,21 @@ void bench_gemm(const BenchGemmOptions& options) {
     for (const Shape& shape : kShapes) rows.push_back(bench_shape(*kernels, name, shape, options.iterations));
   }
   if (!options.json.empty()) write_json_report(options.json, {{"bench", "gemm"}, {"rows", rows}});
+}
+
+}  // namespace
+
+Command bench_gemm_command() {
+  const auto options = std::make_shared<Options>();
+  return {.name = "gemm",
+          .summary = "the three products with a weight, at the sizes experts see, in one process",
+          .options = {{"iterations", &options->iterations, at_least(1), "measured"},
+                      {"threads", &options->threads, at_least(1), "BLAS threads"},
+                      {"json", &options->json, any(), "file for the report"}},
+          .run = [options](const Job& job) {
+            set_kernel_threads(static_cast<int>(options->threads));
+            if (job.rank() == 0) bench_gemm(*options);
+          }};
 }
 
 }  // namespace cadre

@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // `cadre bench layer`: one mixture-of-experts layer, forward, backward and optimiser step, beside the time of exactly
 // the same products alone, measured in turn in the same process on fresh random tokens.
-#include "launch/bench_layer.hpp"
-
 #include <fmt/core.h>
 #include <nlohmann/json.hpp>
 
@@ -14,42 +12,64 @@
 #include "comm/base/random.hpp"
 #include "comm/base/trace.hpp"
 #include "comm/progress/engine.hpp"
+#include "launch/bench.hpp"
 #include "launch/statistics.hpp"
 #include "layers/moe/moe_layer.hpp"
+#include "layers/nn/ffn.hpp"
 #include "layers/tensor/parameter_store.hpp"
 #include "runtime/optim/adamw.hpp"
 
 namespace cadre {
 namespace {
 
-MoeOptions layer_options(const BenchLayerOptions& options) {
+struct Options {
+  int64_t tokens = 2048;  // a rank
+  int64_t hidden = 512;
+  int64_t ffn = 1024;
+  int64_t experts = 16;
+  int64_t top_k = 4;
+  std::string activation = "silu";
+  std::string precision = "fp32";
+  std::string strategy = "shared";
+  int64_t iterations = 20;
+  int64_t warmup = 3;
+  int64_t threads = 1;
+  int64_t ranks = 0;
+  std::string json;
+};
+
+MoeOptions layer_options(const Options& options) {
   return {.hidden = options.hidden,
           .expert_width = options.ffn,
-          .activation = options.activation,
-          .router = {.hidden = options.hidden, .num_experts = options.experts, .top_k = options.top_k, .weights = {}}};
+          .activation = activation_named(options.activation),
+          .router = {.hidden = options.hidden,
+                     .num_experts = static_cast<int>(options.experts),
+                     .top_k = static_cast<int>(options.top_k),
+                     .weights = {}}};
 }
 
 // Three times the rows of a balanced step, several of them at once.
-ExchangeSetup exchange_setup(const Communicator& group, const BenchLayerOptions& options) {
+ExchangeSetup exchange_setup(const Communicator& group, const Options& options) {
   const auto slots = static_cast<size_t>(options.tokens) * static_cast<size_t>(options.top_k);
   const size_t row_bytes = static_cast<size_t>(options.hidden) * sizeof(float);
   const size_t inner_bytes = static_cast<size_t>(options.ffn) * sizeof(float);
   return {.group = group,
           .topology = discover_topology(group),
           .max_tokens = options.tokens,
-          .top_k = options.top_k,
+          .top_k = static_cast<int>(options.top_k),
           .max_row_bytes = row_bytes,
           .memory_bytes = 3 * slots * (8 * row_bytes + 6 * inner_bytes)};
 }
 
 class LayerBench {
  public:
-  LayerBench(const Communicator& world, const BenchLayerOptions& options)
+  LayerBench(const Communicator& world, const Options& options)
       : options_(options),
         lane_(0, world.duplicate("expert"), world.duplicate("data")),
-        kernels_(make_cpu_kernels(options.precision)),
+        kernels_(make_cpu_kernels(options.precision == "bf16" ? Precision::bf16 : Precision::fp32)),
         exchange_(make_exchange(options.strategy, exchange_setup(lane_.expert_group(), options))),
-        layer_("mlp", layer_options(options), ExpertMap::contiguous(options.experts, world.size()), world.rank()),
+        layer_("mlp", layer_options(options), ExpertMap::contiguous(static_cast<int>(options.experts), world.size()),
+               world.rank()),
         ctx_{{*kernels_, arena_, DType::f32},
              lane_,
              *exchange_,
@@ -141,7 +161,7 @@ class LayerBench {
     throw Error(ErrorKind::internal, fmt::format("{} belongs to no expert of this rank", weight.name()));
   }
 
-  BenchLayerOptions options_;
+  Options options_;
   Lane lane_;
   std::unique_ptr<Kernels> kernels_;
   std::unique_ptr<Exchange> exchange_;
@@ -160,9 +180,7 @@ nlohmann::json to_json(const Summary& summary) {
   return {{"min", summary.min}, {"p50", summary.p50}, {"p95", summary.p95}};
 }
 
-}  // namespace
-
-void bench_layer(const Communicator& world, const BenchLayerOptions& options) {
+void bench_layer(const Communicator& world, const Options& options) {
   LayerBench bench(world, options);
   std::vector<double> steps, floors;
   for (int64_t i = 0; i < options.warmup + options.iterations; ++i) {
@@ -180,8 +198,7 @@ void bench_layer(const Communicator& world, const BenchLayerOptions& options) {
 
   const double ratio = step.slowest.p50 / floor.slowest.p50;
   fmt::print("layer {} ranks, {} tokens a rank, hidden {}, ffn {}, {} experts, top-{}, {}\n", world.size(),
-             options.tokens, options.hidden, options.ffn, options.experts, options.top_k,
-             options.precision == Precision::bf16 ? "bf16" : "fp32");
+             options.tokens, options.hidden, options.ffn, options.experts, options.top_k, options.precision);
   fmt::print("  step        min {:8.2f}  p50 {:8.2f}  p95 {:8.2f} ms   worst rank {}\n", step.slowest.min,
              step.slowest.p50, step.slowest.p95, step.worst_rank);
   fmt::print("  gemm floor  min {:8.2f}  p50 {:8.2f}  p95 {:8.2f} ms   {:.1f} GFLOP, {:.0f} GFLOP/s a rank\n",
@@ -197,7 +214,7 @@ void bench_layer(const Communicator& world, const BenchLayerOptions& options) {
                          {"ffn", options.ffn},
                          {"experts", options.experts},
                          {"top_k", options.top_k},
-                         {"precision", options.precision == Precision::bf16 ? "bf16" : "fp32"},
+                         {"precision", options.precision},
                          {"step_ms", to_json(step.slowest)},
                          {"gemm_floor_ms", floor.slowest.p50},
                          {"gflop", bench.gflop()},
@@ -205,6 +222,33 @@ void bench_layer(const Communicator& world, const BenchLayerOptions& options) {
   json["step_ms"]["worst_rank"] = step.worst_rank;
   json["step_ms"]["worst_rank_p50"] = step.worst_rank_p50;
   write_json_report(options.json, json);
+}
+
+}  // namespace
+
+Command bench_layer_command() {
+  const auto options = std::make_shared<Options>();
+  return {.name = "layer",
+          .summary = "a mixture-of-experts layer, forward, backward and update, beside its products alone",
+          .options = {{"tokens", &options->tokens, at_least(1), "tokens of each rank"},
+                      {"hidden", &options->hidden, at_least(1), "width of a row"},
+                      {"ffn", &options->ffn, at_least(1), "inner width of an expert"},
+                      {"activation", &options->activation, one_of({"silu", "gelu", "relu"}), "of the experts"},
+                      {"experts", &options->experts, at_least(1), "routed experts, over all ranks"},
+                      {"top-k", &options->top_k, at_least(1), "experts of a token"},
+                      {"precision", &options->precision, one_of({"fp32", "bf16"}), "of the products"},
+                      {"strategy", &options->strategy, one_of({"flat", "shared", "hierarchical", "all_gather"}),
+                       "of the exchange"},
+                      {"iterations", &options->iterations, at_least(1), "measured, after the warm-up"},
+                      {"warmup", &options->warmup, at_least(0), "iterations before them"},
+                      {"threads", &options->threads, at_least(1), "BLAS threads a rank"},
+                      ranks_option(options->ranks),
+                      {"json", &options->json, any(), "file for the report"}},
+          .run = [options](const Job& job) {
+            check_top_k(options->top_k, options->experts);
+            set_kernel_threads(static_cast<int>(options->threads));
+            job.on_ranks(options->ranks, [&](Communicator world) { bench_layer(world, *options); });
+          }};
 }
 
 }  // namespace cadre

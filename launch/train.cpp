@@ -69,6 +69,7 @@ void run_train(const Options& options, const Job& job) {
     print_banner(world, config);
     const MemoryReport memory(world, config, job.size() == 1 ? world.size() : 1);
     Trainer trainer(std::move(world), config);
+    if (trainer.worker().world().rank() == 0) fmt::print("exchange {}\n", trainer.worker().exchange_reason());
     trainer.run();
     memory.print(trainer.worker().world());
   });

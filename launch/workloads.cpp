@@ -49,7 +49,8 @@ std::vector<int32_t> draw_routing(Workload workload, const Draw& draw, const Exp
   for (int expert = 0; expert < map.num_experts(); ++expert) {
     log_weight.push_back(std::log(weight(workload, expert, draw.iteration, map)));
   }
-  const auto num_possible = std::count_if(log_weight.begin(), log_weight.end(), [](double w) { return std::isfinite(w); });
+  const auto num_possible =
+      std::count_if(log_weight.begin(), log_weight.end(), [](double w) { return std::isfinite(w); });
   CADRE_CHECK(draw.top_k <= num_possible,
               fmt::format("--top-k {} with {}, which leaves {} experts to choose from", draw.top_k, name_of(workload),
                           num_possible),
@@ -59,7 +60,8 @@ std::vector<int32_t> draw_routing(Workload workload, const Draw& draw, const Exp
   std::vector<int32_t> order(num_experts);
   const int64_t count = num_tokens(workload, draw, map.num_ranks());
   for (int64_t token = 0; token < count; ++token) {
-    const Random random(5, "workload", static_cast<uint64_t>((draw.iteration * map.num_ranks() + draw.rank) * draw.tokens + token));
+    const Random random(5, "workload",
+                        static_cast<uint64_t>((draw.iteration * map.num_ranks() + draw.rank) * draw.tokens + token));
     for (size_t expert = 0; expert < num_experts; ++expert) {
       keys[expert] = log_weight[expert] - std::log(-std::log(random.uniform(expert) + 1e-12));
     }

@@ -49,7 +49,7 @@ struct ParallelConfig {
 };
 
 struct ExchangeConfig {
-  std::string strategy = "flat";
+  std::string strategy = "auto";
   std::string combine = "partial";
   std::string dispatch_format = "fp32";
   std::string combine_format = "fp32";

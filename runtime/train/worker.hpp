@@ -5,6 +5,7 @@
 
 #include <memory>
 
+#include "comm/exchange/choose.hpp"
 #include "comm/group/grid.hpp"
 #include "comm/progress/engine.hpp"
 #include "layers/model/model.hpp"
@@ -48,7 +49,8 @@ class Worker {
   // The context of a micro-batch that is trained on, its losses scaled by `token_scale`, and of one that is not.
   LaneContext training_context(double token_scale);
   LaneContext inference_context();
-  Exchange& exchange() { return *exchange_; }
+  Exchange& exchange() { return *choice_.exchange; }
+  const std::string& exchange_reason() const { return choice_.reason; }  // why this strategy
   // Runs a task on the lane to its end.
   void run(Task<void>& task) { engine_.run(lane_, task); }
   // Waits for a request of this rank outside of a task.
@@ -61,7 +63,7 @@ class Worker {
   Communicator expert_data_group_;
   Engine engine_;
   std::unique_ptr<Kernels> kernels_;
-  std::unique_ptr<Exchange> exchange_;
+  Choice choice_;
   CombineMode combine_;
   WireFormats wire_;
   Model model_;

@@ -1,0 +1,18 @@
+// SPDX-License-Identifier: Apache-2.0
+// The parts of `cadre bench`: what parts of a step cost on this machine, each beside its floor.
+#pragma once
+
+#include <cstdint>
+
+#include "launch/command.hpp"
+
+namespace cadre {
+
+Command bench_gemm_command();
+Command bench_exchange_command();
+Command bench_layer_command();
+
+// Throws when there are fewer experts than a token is to have.
+void check_top_k(int64_t top_k, int64_t experts);
+
+}  // namespace cadre
