@@ -5,7 +5,9 @@
 namespace cadre {
 
 Command plan_command() {
-  return {.name = "plan", .summary = "works out beforehand what a run would do", .parts = {plan_schedule_command()}};
+  return {.name = "plan",
+          .summary = "works out beforehand what a run would do",
+          .parts = {plan_dispatch_command(), plan_schedule_command()}};
 }
 
 }  // namespace cadre

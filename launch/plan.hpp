@@ -6,6 +6,7 @@
 
 namespace cadre {
 
+Command plan_dispatch_command();
 Command plan_schedule_command();
 
 }  // namespace cadre

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "comm/exchange/plan.hpp"
 
+#include <bit>
 #include <numeric>
 
 #include "comm/base/check.hpp"
@@ -8,14 +9,9 @@
 namespace cadre {
 namespace {
 
-void check_experts(std::span<const int32_t> expert_ids, int top_k, const ExpertMap& map) {
-  CADRE_CHECK(top_k >= 1 && expert_ids.size() % static_cast<size_t>(top_k) == 0,
-              fmt::format("{} expert ids are no whole number of tokens with top-k {}", expert_ids.size(), top_k));
-  for (size_t slot = 0; slot < expert_ids.size(); ++slot) {
-    CADRE_CHECK(expert_ids[slot] >= -1 && expert_ids[slot] < map.num_experts(),
-                fmt::format("token {} is routed to expert {}, allowed are -1 (none) to {}",
-                            slot / static_cast<size_t>(top_k), expert_ids[slot], map.num_experts() - 1));
-  }
+[[noreturn]] void refuse_expert(int64_t token, int32_t expert, const ExpertMap& map) {
+  throw Error(ErrorKind::input, fmt::format("token {} is routed to expert {}, allowed are -1 (none) to {}", token,
+                                            expert, map.num_experts() - 1));
 }
 
 // Rows and slots by destination rank.
@@ -24,16 +20,19 @@ void count(std::span<const int32_t> expert_ids, const ExpertMap& map, DispatchPl
   plan.row_counts.assign(num_ranks, 0);
   plan.slot_counts.assign(num_ranks, 0);
   std::vector<int64_t> last_token(num_ranks, -1);
-  for (size_t slot = 0; slot < expert_ids.size(); ++slot) {
-    if (expert_ids[slot] < 0) {
-      ++plan.num_dropped;
-      continue;
+  const int32_t* expert = expert_ids.data();
+  for (int64_t token = 0; token < plan.num_tokens; ++token) {
+    for (int k = 0; k < plan.top_k; ++k, ++expert) {
+      if (*expert < 0 || *expert >= map.num_experts()) {
+        if (*expert != -1) refuse_expert(token, *expert, map);
+        ++plan.num_dropped;
+        continue;
+      }
+      const auto rank = static_cast<size_t>(map.owner(*expert));
+      plan.row_counts[rank] += last_token[rank] != token ? 1 : 0;
+      last_token[rank] = token;
+      ++plan.slot_counts[rank];
     }
-    const auto rank = static_cast<size_t>(map.owner(expert_ids[slot]));
-    const auto token = static_cast<int64_t>(slot) / plan.top_k;
-    if (last_token[rank] != token) ++plan.row_counts[rank];
-    last_token[rank] = token;
-    ++plan.slot_counts[rank];
   }
   plan.row_offsets = offsets_of(plan.row_counts);
   plan.slot_offsets = offsets_of(plan.slot_counts);
@@ -45,47 +44,61 @@ void count(std::span<const int32_t> expert_ids, const ExpertMap& map, DispatchPl
 void place(std::span<const int32_t> expert_ids, const ExpertMap& map, DispatchPlan& plan) {
   const auto num_rows = static_cast<size_t>(plan.row_offsets.back());
   const auto num_slots = static_cast<size_t>(plan.slot_offsets.back());
+  const auto num_tokens = static_cast<size_t>(plan.num_tokens);
   plan.row_token.resize(num_rows);
   plan.row_slots.resize(num_rows + 1);
   plan.row_slots[num_rows] = static_cast<int32_t>(num_slots);
   plan.slots.resize(num_slots);
   plan.slot_expert.resize(num_slots);
-  plan.token_slots.reserve(static_cast<size_t>(plan.num_tokens) + 1);
-  plan.token_slot.reserve(num_slots);
+  plan.token_rows.resize(num_tokens + 1);
+  plan.token_row.resize(num_rows);
+  plan.token_slots.resize(num_tokens + 1);
+  plan.token_slot.resize(num_slots);
 
-  std::vector<int64_t> next_row(plan.row_offsets.begin(), plan.row_offsets.end() - 1);
-  std::vector<int64_t> next_slot(plan.slot_offsets.begin(), plan.slot_offsets.end() - 1);
-  std::vector<int64_t> last_token(static_cast<size_t>(map.num_ranks()), -1);
-  for (int64_t token = 0; token < plan.num_tokens; ++token) {
-    plan.token_slots.push_back(static_cast<int32_t>(plan.token_slot.size()));
-    for (int64_t slot = token * plan.top_k; slot < (token + 1) * plan.top_k; ++slot) {
-      const int32_t expert = expert_ids[slot];
-      if (expert < 0) continue;
-      const auto rank = static_cast<size_t>(map.owner(expert));
-      const auto at = static_cast<size_t>(next_slot[rank]++);
-      plan.slots[at] = static_cast<int32_t>(slot);
-      plan.slot_expert[at] = map.local_index(expert);
-      plan.token_slot.push_back(static_cast<int32_t>(at));
-      if (last_token[rank] == token) continue;
-      last_token[rank] = token;
-      const auto row = static_cast<size_t>(next_row[rank]++);
-      plan.row_token[row] = static_cast<int32_t>(token);
-      plan.row_slots[row] = static_cast<int32_t>(at);
+  // Where the next row and slot of each rank go.
+  struct Next {
+    int32_t row, slot;
+  };
+  std::vector<Next> next;
+  for (int rank = 0; rank < map.num_ranks(); ++rank) {
+    next.push_back({static_cast<int32_t>(plan.row_offsets[rank]), static_cast<int32_t>(plan.slot_offsets[rank])});
+  }
+  std::vector<uint64_t> ranks((next.size() + 63) / 64, 0);  // that the token goes to, a bit each
+  int32_t* const row_token = plan.row_token.data();
+  int32_t* const row_slots = plan.row_slots.data();
+  int32_t* const slots = plan.slots.data();
+  int32_t* token_row = plan.token_row.data();
+  int32_t* token_slot = plan.token_slot.data();
+  int32_t num_rows_placed = 0;
+  int32_t num_slots_placed = 0;
+  for (int32_t token = 0; token < plan.num_tokens; ++token) {
+    plan.token_rows[token] = num_rows_placed;
+    plan.token_slots[token] = num_slots_placed;
+    const int32_t first_slot = token * plan.top_k;
+    for (int32_t slot = first_slot; slot < first_slot + plan.top_k; ++slot) {
+      if (expert_ids[slot] < 0) continue;
+      const int rank = map.owner(expert_ids[slot]);
+      ranks[static_cast<size_t>(rank) / 64] |= uint64_t{1} << (rank % 64);
+    }
+    // Bits, not branches: which rank comes next is as random as the routing.
+    for (size_t word = 0; word < ranks.size(); ++word) {
+      for (; ranks[word] != 0; ranks[word] &= ranks[word] - 1) {
+        Next& to = next[word * 64 + static_cast<size_t>(std::countr_zero(ranks[word]))];
+        row_token[to.row] = token;
+        row_slots[to.row] = to.slot;
+        token_row[num_rows_placed++] = to.row++;
+      }
+    }
+    for (int32_t slot = first_slot; slot < first_slot + plan.top_k; ++slot) {
+      if (expert_ids[slot] < 0) continue;
+      Next& to = next[static_cast<size_t>(map.owner(expert_ids[slot]))];
+      slots[to.slot] = slot;
+      token_slot[num_slots_placed++] = to.slot++;
     }
   }
-  plan.token_slots.push_back(static_cast<int32_t>(plan.token_slot.size()));
-}
-
-// Rows by token, each token's in rank order: a counting sort of the rows by token keeps the rank order.
-void index_tokens(DispatchPlan& plan) {
-  plan.token_rows.assign(static_cast<size_t>(plan.num_tokens) + 1, 0);
-  for (const int32_t token : plan.row_token) ++plan.token_rows[token + 1];
-  std::partial_sum(plan.token_rows.begin(), plan.token_rows.end(), plan.token_rows.begin());
-  std::vector<int32_t> next(plan.token_rows.begin(), plan.token_rows.end() - 1);
-  plan.token_row.resize(plan.row_token.size());
-  for (size_t row = 0; row < plan.row_token.size(); ++row) {
-    plan.token_row[static_cast<size_t>(next[static_cast<size_t>(plan.row_token[row])]++)] = static_cast<int32_t>(row);
-  }
+  for (size_t i = 0; i < num_slots; ++i) plan.slot_expert[i] = map.local_index(expert_ids[slots[i]]);
+  plan.token_rows[num_tokens] = static_cast<int32_t>(num_rows);
+  plan.token_slots[num_tokens] = static_cast<int32_t>(num_slots);
 }
 
 }  // namespace
@@ -97,13 +110,13 @@ std::vector<int64_t> offsets_of(std::span<const int64_t> counts) {
 }
 
 DispatchPlan make_dispatch_plan(std::span<const int32_t> expert_ids, int top_k, const ExpertMap& map) {
-  check_experts(expert_ids, top_k, map);
+  CADRE_CHECK(top_k >= 1 && expert_ids.size() % static_cast<size_t>(top_k) == 0,
+              fmt::format("{} expert ids are no whole number of tokens with top-k {}", expert_ids.size(), top_k));
   DispatchPlan plan;
   plan.top_k = top_k;
   plan.num_tokens = static_cast<int64_t>(expert_ids.size()) / top_k;
   count(expert_ids, map, plan);
   place(expert_ids, map, plan);
-  index_tokens(plan);
   return plan;
 }
 
