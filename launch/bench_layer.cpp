@@ -45,7 +45,8 @@ MoeOptions layer_options(const Options& options) {
           .router = {.hidden = options.hidden,
                      .num_experts = static_cast<int>(options.experts),
                      .top_k = static_cast<int>(options.top_k),
-                     .weights = {}}};
+                     .weights = {},
+                     .groups = {}}};
 }
 
 // Three times the rows of a balanced step, several of them at once.

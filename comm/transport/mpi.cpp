@@ -5,10 +5,12 @@
 #include <sys/statvfs.h>
 
 #include <array>
+#include <chrono>
 #include <cstdlib>
 #include <cstring>
 #include <exception>
 #include <numeric>
+#include <thread>
 #include <tuple>
 #include <vector>
 
@@ -364,6 +366,10 @@ std::unique_ptr<Transport> make_mpi_world() {
 }
 
 void abort_mpi_job(int code) {
+#ifdef MPICH_VERSION
+  // MPICH's launcher drops what a rank wrote just before it aborts.
+  std::this_thread::sleep_for(std::chrono::milliseconds(100));
+#endif
   static_cast<void>(MPI_Abort(MPI_COMM_WORLD, code));
   std::_Exit(code);
 }

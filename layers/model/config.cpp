@@ -81,6 +81,18 @@ void check_experts(const ModelConfig& c) {
   CADRE_CHECK(c.moe_intermediate_size >= 1,
               fmt::format("model.moe_intermediate_size = {}, allowed: integer >= 1", c.moe_intermediate_size),
               "needed because n_routed_experts is not 0");
+  CADRE_CHECK(
+      c.n_routed_experts % c.n_group == 0,
+      fmt::format("model.n_group = {}, allowed: a divisor of n_routed_experts = {}", c.n_group, c.n_routed_experts),
+      "groups are equally large");
+  CADRE_CHECK(c.topk_group <= c.n_group,
+              fmt::format("model.topk_group = {}, allowed: integer in [1, n_group = {}]", c.topk_group, c.n_group),
+              "the groups that a token may choose from");
+  CADRE_CHECK(
+      c.num_experts_per_tok <= c.n_routed_experts / c.n_group * c.topk_group,
+      fmt::format("model.num_experts_per_tok = {}, allowed: integer in [1, {}], the experts of topk_group = {} groups",
+                  c.num_experts_per_tok, c.n_routed_experts / c.n_group * c.topk_group, c.topk_group),
+      "raise topk_group");
   CADRE_CHECK(c.first_k_dense_replace <= c.num_hidden_layers,
               fmt::format("model.first_k_dense_replace = {}, allowed: integer in [0, num_hidden_layers = {}]",
                           c.first_k_dense_replace, c.num_hidden_layers),
@@ -149,7 +161,10 @@ std::vector<Field> fields_of(ModelConfig& c) {
       {"first_k_dense_replace", &c.first_k_dense_replace, at_least(0), "the first layers, without experts"},
       {"moe_layer_freq", &c.moe_layer_freq, at_least(1), "after those, every n-th layer has experts"},
       {"scoring_func", &c.scoring_func, one_of({"softmax", "sigmoid"}), "router logits to scores"},
-      {"topk_method", &c.topk_method, one_of({"greedy", "noaux_tc"}), "noaux_tc adds a learned bias to select"},
+      {"topk_method", &c.topk_method, one_of({"greedy", "group_limited_greedy", "noaux_tc"}),
+       "noaux_tc adds a learned bias to select"},
+      {"n_group", &c.n_group, at_least(1), "groups of neighbouring experts, as many as hosts to limit traffic"},
+      {"topk_group", &c.topk_group, at_least(1), "groups that the experts of a token may be in"},
       {"bias_update_rate", &c.bias_update_rate, at_least(0), "step of that bias, against the load"},
       {"norm_topk_prob", &c.norm_topk_prob, any(), "divide the chosen scores by their sum"},
       {"routed_scaling_factor", &c.routed_scaling_factor, more_than(0), "factor of the routed experts' output"},

@@ -47,8 +47,10 @@ struct ModelConfig {
   int64_t moe_layer_freq = 1;
 
   std::string scoring_func = "softmax";
-  std::string topk_method = "greedy";  // noaux_tc: by score + selection bias (Wang et al. 2024, arXiv 2408.15664)
+  std::string topk_method = "greedy";  // noaux_tc: by score + selection bias (Wang et al. 2024)
   double bias_update_rate = 0.001;     // gamma of noaux_tc
+  int64_t n_group = 1;                 // groups of neighbouring experts
+  int64_t topk_group = 1;              // of which a token may choose from
   bool norm_topk_prob = false;
   double routed_scaling_factor = 1.0;
   double aux_loss_alpha = 0.001;

@@ -20,10 +20,19 @@ void Router::forward(Context& ctx, const Tensor& x, Saved& saved) const {
   } else {
     ctx.kernels.sigmoid(logits, saved.scores);
   }
-  ctx.kernels.top_k(saved.scores, options_.selection_bias ? bias_.value : Tensor(), saved.ids);
+  select(ctx, saved);
   if (ctx.arena.is_dry_run()) return;
   routing_weights(options_.weights, saved.scores, saved.ids, saved.weights);
   saved.counts = count_experts(saved.ids, options_.num_experts);
+}
+
+void Router::select(Context& ctx, Saved& saved) const {
+  const Tensor bias = options_.selection_bias ? bias_.value : Tensor();
+  if (!options_.groups.limits()) return ctx.kernels.top_k(saved.scores, bias, saved.ids);
+  ArenaScope scope(ctx.arena);
+  const Tensor eligible = ctx.arena.take("router", ctx.dtype, {saved.scores.dim(0), options_.num_experts});
+  if (!ctx.arena.is_dry_run()) limit_to_groups(options_.groups, saved.scores, bias, eligible);
+  ctx.kernels.top_k(eligible, Tensor(), saved.ids);
 }
 
 Tensor Router::input_grad(Context& ctx, Saved& saved, const Tensor& dweights, const BalanceLoss& balance) const {

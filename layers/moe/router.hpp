@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-// Picks K experts for each token: linear -> score -> (score + bias) decides -> weights from the scores themselves.
+// Picks K experts for each token: linear -> score -> (score + bias), within the best groups, decides -> weights from the
+// scores themselves.
 #pragma once
 
 #include <string>
 #include <vector>
 
 #include "layers/moe/balance.hpp"
+#include "layers/moe/groups.hpp"
 #include "layers/moe/weights.hpp"
 #include "layers/nn/linear.hpp"
 
@@ -19,6 +21,7 @@ struct RouterOptions {
   int top_k = 0;
   ScoreFunction score = ScoreFunction::softmax;
   WeightOptions weights;
+  GroupLimit groups;
   bool selection_bias = false;  // balance without auxiliary loss: a bias decides, but does not weigh
   double init_std = 0.02;
 };
@@ -47,6 +50,8 @@ class Router {
   void update_bias(std::span<const int64_t> global_counts, double rate);
 
  private:
+  void select(Context& ctx, Saved& saved) const;
+
   RouterOptions options_;
   Linear gate_;
   Parameter bias_;

@@ -140,6 +140,7 @@ std::string step_json(const StepRecord& record) {
                      {"drop_rate", global.drop_rate()},
                      {"dropped", global.slots_dropped},
                      {"crossing_bytes", global.crossing_bytes},
+                     {"between_hosts_bytes", global.between_hosts_bytes},
                      {"expert_cv", experts.cv},
                      {"expert_max_vio", experts.max_vio},
                      {"expert_min", experts.min},

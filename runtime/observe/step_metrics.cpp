@@ -21,7 +21,8 @@ std::vector<double> values_of(const LocalStep& local, size_t rank, size_t num_ra
                                 static_cast<double>(local.num_tokens),
                                 static_cast<double>(local.slots_planned),
                                 static_cast<double>(local.slots_dropped),
-                                static_cast<double>(local.crossing_bytes)};
+                                static_cast<double>(local.crossing_bytes),
+                                static_cast<double>(local.between_hosts_bytes)};
   for (const std::vector<int64_t>& counts : local.expert_counts) {
     CADRE_ASSERT(counts.size() == local.expert_counts.front().size());
     for (const int64_t count : counts) values.push_back(static_cast<double>(count));
@@ -139,6 +140,7 @@ GlobalStep StepReduction::finish() const {
   global.slots_planned = totals.integer();
   global.slots_dropped = totals.integer();
   global.crossing_bytes = totals.integer();
+  global.between_hosts_bytes = totals.integer();
   for (size_t layer = 0; layer < num_layers_; ++layer) global.expert_counts.push_back(totals.integers(num_experts_));
   global.device_slots = totals.integers(num_ranks_);
   global.device_step_ms = totals.numbers(num_ranks_);

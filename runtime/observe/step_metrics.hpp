@@ -33,6 +33,7 @@ struct LocalStep {
   int64_t slots_received = 0;  // computed by this rank's experts
   int64_t slots_dropped = 0;
   int64_t crossing_bytes = 0;                       // sent to other ranks by dispatch and combine, forward
+  int64_t between_hosts_bytes = 0;                  // of them, those to other hosts
   std::vector<std::vector<int64_t>> expert_counts;  // [mixture layers][E], by this rank's tokens; one E for all layers
   double last_step_ms = 0.0;  // of the step before: this one is not over when the reduction starts
   double last_wait_ms = 0.0;
@@ -47,6 +48,7 @@ struct GlobalStep {
   int64_t slots_received = 0;
   int64_t slots_dropped = 0;
   int64_t crossing_bytes = 0;
+  int64_t between_hosts_bytes = 0;
   std::vector<std::vector<int64_t>> expert_counts;  // [mixture layers][E]
   std::vector<int64_t> device_slots;                // [ranks] slots computed by each rank, all layers
   std::vector<double> device_step_ms;               // [ranks] of the step before

@@ -49,7 +49,9 @@ void forward(Worker& worker, LaneContext& ctx, MicroBatch& micro_batch, Model::S
   const Traffic before = ctx.exchange.traffic();
   Task<void> task = forward_task(worker.model(), ctx, micro_batch, saved, loss_sum);
   worker.run(task);
-  local.crossing_bytes += (ctx.exchange.traffic() - before).between_ranks;
+  const Traffic traffic = ctx.exchange.traffic() - before;
+  local.crossing_bytes += traffic.between_ranks;
+  local.between_hosts_bytes += traffic.between_hosts;
   local.loss_sum += loss_sum;
   local.num_tokens += micro_batch.num_tokens();
   const std::vector<int>& moe_layers = worker.model().moe_layers();

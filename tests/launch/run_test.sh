@@ -56,6 +56,21 @@ cp "$output" "$folder/inspected"
 alone inspect "$checkpoint/config.json" --ranks 2
 cmp "$output" "$folder/inspected" >&2 || fail "config.json and its checkpoint differ"
 
+# What moves rows, measured: every row accounted for, in every strategy, also where ranks play two hosts.
+on_two_ranks bench exchange --workload all --tokens 64 --hidden 256 --experts 8 --top-k 3 --iterations 2 --warmup 0 \
+  --json "$folder/exchange.json"
+succeeded "bench exchange"
+says "W0 balanced" "W7 burst" "shared" "hierarchical" "all_gather"
+for key in strategy wire workload ranks p50_us p95_us worst_rank_us logical_bytes crossing_bytes wrong \
+  speedup_vs_alltoallv ratio_to_memcpy; do
+  grep -q "\"$key\"" "$folder/exchange.json" || fail "no $key in exchange.json"
+done
+on_two_ranks bench exchange --hosts 2 --wire fp8 --tokens 64 --hidden 256 --experts 8 --top-k 3 --iterations 2 --warmup 0
+succeeded "bench exchange on two hosts"
+alone plan dispatch --tokens 1000 --experts 64 --ranks 16 --hosts 4 --hidden 256
+succeeded "plan dispatch"
+says "one per host" "hosts a token" "made in"
+
 # Two more steps, then none.
 on_two_ranks train "$run" steps=5
 succeeded resume

@@ -37,6 +37,7 @@ struct Case {
   bool bias = false;
   CombineMode combine = CombineMode::partial;
   bool first_rank_empty = false;
+  GroupLimit groups = {};
   bool all_to_one = false;  // the bias sends every token to expert 1 (and 2)
 };
 
@@ -57,6 +58,11 @@ const Case kCases[] = {
      .bias = true,
      .all_to_one = true},
     {.name = "all tokens to two experts", .score = ScoreFunction::sigmoid, .bias = true, .all_to_one = true},
+    {.name = "two of four groups",
+     .top_k = 3,
+     .score = ScoreFunction::sigmoid,
+     .bias = true,
+     .groups = {.groups = 4, .kept = 2, .score = GroupScore::sum_of_best_two}},
     {.name = "fewer experts than ranks, all chosen", .num_experts = 2, .top_k = 2, .first_rank_empty = true},
 };
 
@@ -72,6 +78,7 @@ MoeOptions options_of(const Case& test_case) {
                      .top_k = test_case.top_k,
                      .score = test_case.score,
                      .weights = {.renormalise = test_case.renormalise, .scale = 1.5},
+                     .groups = test_case.groups,
                      .selection_bias = test_case.bias,
                      .init_std = 0.5}};
 }

@@ -47,6 +47,7 @@ StepRecord example(int64_t step = 12) {
   global.slots_planned = global.slots_received = 16;
   global.slots_dropped = 4;
   global.crossing_bytes = 1000;
+  global.between_hosts_bytes = 300;
   global.expert_counts = {{1, 2, 3, 2}, {4, 0, 2, 2}};
   global.device_slots = {10, 6};
   global.device_step_ms = {100.0, 110.0};
@@ -123,7 +124,7 @@ TEST(StepJson, HasAStableSchema) {
   for (const auto& item : json.items()) keys.push_back(item.key());
   EXPECT_THAT(
       keys, ElementsAre("step", "loss", "balance_loss", "grad_norm", "lr", "step_ms", "balance_ms", "tokens_per_s",
-                        "tokens", "drop_rate", "dropped", "crossing_bytes", "expert_cv", "expert_max_vio", "expert_min",
+                        "tokens", "drop_rate", "dropped", "crossing_bytes", "between_hosts_bytes", "expert_cv", "expert_max_vio", "expert_min",
                         "expert_max", "expert_mean", "expert_entropy", "dead_experts", "device_cv",
                         "device_max_over_mean", "wait_ms_max", "wait_ms_mean", "step_ms_max", "layers"));
   std::vector<std::string> layer_keys;
@@ -143,6 +144,7 @@ TEST(StepJson, HasTheValues) {
   EXPECT_EQ(json["drop_rate"], 0.2);
   EXPECT_EQ(json["dropped"], 4);
   EXPECT_EQ(json["crossing_bytes"], 1000);
+  EXPECT_EQ(json["between_hosts_bytes"], 300);
   EXPECT_EQ(json["expert_min"], 0);
   EXPECT_EQ(json["expert_max"], 4);
   EXPECT_EQ(json["expert_max_vio"], 1.0);
