@@ -14,9 +14,12 @@
 #include "comm/base/random.hpp"
 #include "comm/wire/format.hpp"
 #include "comm/wire/fp8.hpp"
+#include "tests/support/wire_bounds.hpp"
 
 namespace cadre {
 namespace {
+
+using test::fp8_bound;
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
@@ -163,28 +166,6 @@ std::vector<T> through_the_wire(const RowFormat& format, const std::vector<T>& v
   return result;
 }
 
-// |error| of each element. u = 2^-24 is what one fp32 operation may be off, relatively.
-//   bf16: 8 significant bits, so half a unit is at most 2^-8 |x|; fp64 values are rounded to fp32 first, u more.
-//   fp8:  q = x / scale is rounded to 4 significant bits: at most 2^-4 |q|, or, below 2^-6, half of 2^-9. So at most
-//         max(2^-4 |x|, 2^-10 scale). The division, the product that decodes and the rounding to fp32 are u each, and
-//         the largest q may be 448 (1 + u) and saturate: 8 u are enough for all of it.
-constexpr double kSlack = 8.0 * 0x1p-24;
-
-double bf16_bound(double value) { return std::fabs(value) * (0x1p-8 + kSlack); }
-
-template <class T>
-double fp8_scale(const std::vector<T>& values, size_t i) {
-  const size_t first = i / kFp8TileChannels * kFp8TileChannels;
-  const size_t last = std::min(values.size(), first + kFp8TileChannels);
-  double amax = 1e-4;
-  for (size_t j = first; j < last; ++j) amax = std::max(amax, std::fabs(static_cast<double>(values[j])));
-  return amax / 448.0;
-}
-
-double fp8_bound(double value, double scale) {
-  return (1.0 + kSlack) * std::max(std::fabs(value) * 0x1p-4, scale * 0x1p-10) + kSlack * std::fabs(value);
-}
-
 // Tiles of a row differ by many orders of magnitude, so a scale of the wrong tile shows.
 template <class T>
 std::vector<T> row_of_many_magnitudes(int64_t width, uint64_t seed) {
@@ -210,9 +191,12 @@ void expect_bounds(DType dtype) {
       const std::vector<T> scaled = through_the_wire({dtype, width, Wire::fp8}, values);
       for (size_t i = 0; i < values.size(); ++i) {
         const auto value = static_cast<double>(values[i]);
-        ASSERT_LE(std::fabs(static_cast<double>(rounded[i]) - value), bf16_bound(value)) << "bf16, element " << i;
-        ASSERT_LE(std::fabs(static_cast<double>(scaled[i]) - value), fp8_bound(value, fp8_scale(values, i)))
-            << "fp8, element " << i << " = " << value;
+        const auto expect_bound = [&](Wire wire, T result) {
+          ASSERT_LE(std::fabs(static_cast<double>(result) - value), test::wire_bound(wire, values, i))
+              << name_of(wire) << ", element " << i << " = " << value;
+        };
+        expect_bound(Wire::bf16, rounded[i]);
+        expect_bound(Wire::fp8, scaled[i]);
       }
     }
   }
@@ -230,7 +214,7 @@ TEST(RowFormat, fp8_maps_the_largest_of_each_tile_to_448) {
   const std::vector<float> decoded = through_the_wire({DType::f32, width, Wire::fp8}, values);
   for (size_t tile = 0; tile < 4; ++tile) {
     const size_t i = tile * kFp8TileChannels + 5;
-    EXPECT_NEAR(decoded[i], values[i], std::fabs(values[i]) * kSlack);
+    EXPECT_NEAR(decoded[i], values[i], std::fabs(values[i]) * test::kWireSlack);
   }
 }
 
