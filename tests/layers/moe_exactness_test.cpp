@@ -7,7 +7,9 @@
 #include <algorithm>
 #include <atomic>
 #include <bit>
+#include <chrono>
 #include <cmath>
+#include <thread>
 
 #include "tests/support/moe_runs.hpp"
 
@@ -168,6 +170,67 @@ TEST(MoeExactness, partial_sums_are_close_and_repeat_bit_by_bit) {
   }
   // Else nothing was added in another order. Under MPI a rank sees its own tokens only.
   EXPECT_TRUE(any_bit_differs || test::runs_under_mpi());
+}
+
+// Ranks with an odd number read late what comes home to them.
+class LateTransfer : public RowTransfer {
+ public:
+  explicit LateTransfer(std::unique_ptr<RowTransfer> transfer) : transfer_(std::move(transfer)) {}
+
+  void pack(const Elements& rows) override { transfer_->pack(rows); }
+  void start() override {
+    transfer_->start();
+    finished_ = std::move(transfer_->finish());
+  }
+  Elements unpack() override {
+    const Elements elements = transfer_->unpack();
+    std::this_thread::sleep_for(std::chrono::milliseconds(3));
+    return elements;
+  }
+  Request& release() override { return transfer_->release(); }
+
+ private:
+  std::unique_ptr<RowTransfer> transfer_;
+};
+
+class LateExchange : public Exchange {
+ public:
+  LateExchange(std::unique_ptr<Exchange> exchange, bool late) : exchange_(std::move(exchange)), late_(late) {}
+
+  std::string_view name() const override { return exchange_->name(); }
+  Request announce(Route& route) override { return exchange_->announce(route); }
+  void learn_counts(Route& route) override { exchange_->learn_counts(route); }
+  std::unique_ptr<RowTransfer> transfer(const Route& route, Direction direction, Unit unit,
+                                        const RowFormat& format) override {
+    auto transfer = exchange_->transfer(route, direction, unit, format);
+    if (!late_ || direction == Direction::to_experts) return transfer;
+    return std::make_unique<LateTransfer>(std::move(transfer));
+  }
+  std::span<std::byte> memory() override { return exchange_->memory(); }
+  bool prefers_slots() const override { return exchange_->prefers_slots(); }
+
+ private:
+  std::unique_ptr<Exchange> exchange_;
+  bool late_;
+};
+
+// The layer overwrites nothing that a peer has yet to read: its arena fills what it hands out again with NaN.
+TEST(MoeExactness, rows_stay_until_the_slowest_peer_has_read_them) {
+  for (const CombineMode combine : {CombineMode::partial, CombineMode::slot_order}) {
+    const MoeCase test_case = {.name = "late", .num_experts = 10, .top_k = 4, .combine = combine};
+    const auto body = [&](Communicator& world) {
+      for (const test::ExchangeVariant& variant : test::exchange_variants(world)) {
+        SCOPED_TRACE(variant.describe());
+        MoeRun run(test_case, world, variant);
+        const MoeResult expected = run.run();
+        MoeRun late(test_case, world, variant, [&](std::unique_ptr<Exchange> exchange) {
+          return std::make_unique<LateExchange>(std::move(exchange), world.rank() % 2 == 1);
+        });
+        for (int repeat = 0; repeat < 2; ++repeat) expect_same_bits(late.run(), expected);
+      }
+    };
+    test::on_ranks(body, {2, 4});
+  }
 }
 
 TEST(MoeExactness, cases_are_what_they_say) {
