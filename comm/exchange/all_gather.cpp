@@ -4,6 +4,7 @@
 // come back as a ragged reduce-scatter: each rank sends the sums it has, and those that it has not are left out.
 #include <utility>
 
+#include "comm/base/check.hpp"
 #include "comm/exchange/group_exchange.hpp"
 
 namespace cadre {
@@ -106,6 +107,11 @@ class AllGatherExchange : public GroupExchange {
       return std::make_unique<GatherTransfer>(*this, route, format);
     }
     return make_message_transfer(*this, route, direction, unit, format);
+  }
+
+  void learn_counts(Route& route) override {
+    GroupExchange::learn_counts(route);
+    checked_int(offsets_of(route.receive.extra).back(), "rows to gather");  // their indices are 32 bits wide
   }
 
  protected:

@@ -43,6 +43,7 @@ void HierarchicalExchange::learn_counts(Route& route) {
   hosts.landing_counts.clear();
   for (const int source : map_.landing_sources()) hosts.landing_counts.push_back(route.receive.extra[source]);
   hosts.landing_offsets = offsets_of(hosts.landing_counts);
+  checked_int(hosts.landing_offsets.back(), "rows to land here");  // their indices are 32 bits wide
   hosts.landing_needs.resize(static_cast<size_t>(hosts.landing_offsets.back()) * need_words_);
 }
 

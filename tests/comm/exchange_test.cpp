@@ -15,7 +15,9 @@
 namespace cadre {
 namespace {
 
-using test::each_exchange;
+void each_exchange(const test::ExchangeNeeds& needs, const std::function<void(Communicator&, Exchange&)>& body) {
+  test::each_exchange(needs, body, {1, 2, 3, 4, 5, 6, 7, 8});
+}
 
 struct Case {
   const char* name;
@@ -58,8 +60,10 @@ constexpr int kWords = 20;  // of a row: more than the strategies call small
 constexpr size_t kRowBytes = kWords * sizeof(int64_t);
 const RowFormat kFormat = {DType::i64, kWords, Wire::same};
 
-// Word w of the row that (rank, token) carries: unique.
-int64_t payload(int rank, int64_t token, int word) { return (rank * 1000 + token) * 100 + word; }
+// Word w of the row that (rank, token) carries in a round trip: unique, so that no row of a trip before can pass for it.
+int64_t payload(int trip, int rank, int64_t token, int word) {
+  return ((int64_t{trip} * 100 + rank) * 1000 + token) * 100 + word;
+}
 
 Route make_route(const Case& test_case, const Communicator& world, Exchange& exchange) {
   std::vector<int32_t> ids;
@@ -137,12 +141,12 @@ Elements elements_of(const int64_t* rows, std::span<const int32_t> index = {}) {
 
 // There and back: every row arrives once, in order; every answer (the payload plus one, so that an echo of old memory
 // would show) comes home to its token.
-void expect_round_trip(const Case& test_case, const Communicator& world, Exchange& exchange, Keep keep) {
+void expect_round_trip(const Case& test_case, const Communicator& world, Exchange& exchange, Keep keep, int trip) {
   const Route route = make_route(test_case, world, exchange);
   RowMemory memory(keep, exchange);
   int64_t* tokens = memory.rows(route.plan.num_tokens);
   for (int64_t token = 0; token < route.plan.num_tokens; ++token) {
-    for (int word = 0; word < kWords; ++word) tokens[token * kWords + word] = payload(world.rank(), token, word);
+    for (int word = 0; word < kWords; ++word) tokens[token * kWords + word] = payload(trip, world.rank(), token, word);
   }
   auto there = exchange.transfer(route, Direction::to_experts, Unit::row, kFormat);
   const Elements received = run(*there, elements_of(tokens, route.plan.row_token));
@@ -154,7 +158,7 @@ void expect_round_trip(const Case& test_case, const Communicator& world, Exchang
   for (int64_t row = 0; row < num_received; ++row) {
     const auto [source, token] = expected[static_cast<size_t>(row)];
     for (int word = 0; word < kWords; ++word) {
-      ASSERT_EQ(word_at(received, row, word), payload(source, token, word)) << "row " << row;
+      ASSERT_EQ(word_at(received, row, word), payload(trip, source, token, word)) << "row " << row;
       answers[row * kWords + word] = word_at(received, row, word) + 1;
     }
   }
@@ -170,7 +174,7 @@ void expect_round_trip(const Case& test_case, const Communicator& world, Exchang
     for (int word = 0; word < kWords; ++word) {
       int64_t sum = 0;
       for (int32_t i = home.offsets[token]; i < home.offsets[token + 1]; ++i) sum += word_at(home, i, word);
-      ASSERT_EQ(sum, num_answers * (payload(world.rank(), token, word) + 1)) << "token " << token;
+      ASSERT_EQ(sum, num_answers * (payload(trip, world.rank(), token, word) + 1)) << "token " << token;
     }
   }
   wait(back->release());
@@ -179,10 +183,11 @@ void expect_round_trip(const Case& test_case, const Communicator& world, Exchang
 TEST(Exchange, delivers_each_row_once_and_brings_it_back) {
   each_exchange({.max_tokens = kMaxTokens, .top_k = kMaxTopK, .row_bytes = kRowBytes},
                 [](Communicator& world, Exchange& exchange) {
+                  int trip = 0;
                   for (const Case& test_case : kCases) {
                     for (const Keep keep : {Keep::exchange, Keep::own}) {
                       SCOPED_TRACE(testing::Message() << test_case.name << (keep == Keep::own ? ", own memory" : ""));
-                      expect_round_trip(test_case, world, exchange, keep);
+                      expect_round_trip(test_case, world, exchange, keep, ++trip);
                     }
                   }
                 });
@@ -224,6 +229,41 @@ TEST(Exchange, brings_slots_home_in_top_k_order) {
       wait(back->release());
     }
   });
+}
+
+// Where rows are read in place, whoever offers them must keep them until the slowest peer of its host has read them.
+TEST(Exchange, release_is_complete_only_when_all_peers_have_read) {
+  const test::ExchangeNeeds needs = {.max_tokens = kMaxTokens, .top_k = kMaxTopK, .row_bytes = kRowBytes};
+  const auto body = [&](Communicator& world) {
+    const int slowest = world.size() - 1;
+    for (const test::ExchangeVariant& variant : test::exchange_variants(world)) {
+      const auto exchange = make_exchange(variant.strategy, test::setup_of(world, variant.topology, needs));
+      const bool in_place = variant.strategy == "shared" || variant.strategy == "hierarchical";
+      const std::vector<int>& hosts = variant.topology.host_of_rank;
+      const bool must_wait = in_place && world.rank() != slowest && hosts[world.rank()] == hosts[slowest];
+      const Route route = make_route(kCases[0], world, *exchange);
+      for (const Unit unit : {Unit::row, Unit::slot, Unit::row, Unit::slot}) {
+        SCOPED_TRACE(variant.describe() + (unit == Unit::row ? ", rows" : ", slots"));
+        RowMemory memory(Keep::exchange, *exchange);
+        const int64_t* rows = memory.rows(sides_of(route, Direction::to_tokens, unit).out.total());
+        const auto back = exchange->transfer(route, Direction::to_tokens, unit, kFormat);
+        run(*back, elements_of(rows));
+        Request others_tried;
+        if (world.rank() == slowest) {
+          others_tried = world.barrier();
+          wait(others_tried);
+          wait(back->release());
+          continue;
+        }
+        Request& all_read = back->release();
+        for (int i = 0; i < 20; ++i) EXPECT_FALSE(must_wait && all_read.test());
+        others_tried = world.barrier();
+        wait(others_tried);
+        wait(all_read);
+      }
+    }
+  };
+  test::on_ranks(body, {2, 3, 4, 6});
 }
 
 // Conservation: what all send is what all receive, and with what was masked it is tokens x top-k.
