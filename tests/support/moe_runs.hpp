@@ -58,6 +58,7 @@ inline MoeOptions moe_options(const MoeCase& test_case) {
                      .top_k = test_case.top_k,
                      .score = ScoreFunction::sigmoid,
                      .weights = {},
+                     .groups = {},
                      .selection_bias = true,
                      .init_std = 0.3}};
 }
