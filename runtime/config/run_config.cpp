@@ -73,6 +73,8 @@ std::vector<Section> sections_of(RunConfig& c) {
       {"parallel",
        {
            {"expert", &c.parallel.expert, at_least(0), "ranks that share one set of experts; 0 for all ranks"},
+           {"schedule", &c.parallel.schedule, one_of({"1f1b", "pair"}),
+            "1f1b: one micro-batch after the other; pair: the exchanges of one behind the products of the next"},
        }},
       {"exchange",
        {

@@ -44,6 +44,7 @@ struct TrainConfig {
 
 struct ParallelConfig {
   int64_t expert = 0;  // ranks that share one set of experts; 0: all ranks
+  std::string schedule = "1f1b";
 
   bool operator==(const ParallelConfig&) const = default;
 };

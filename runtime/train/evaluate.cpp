@@ -17,7 +17,8 @@ Evaluation evaluate(Worker& worker, const BatchReader& reader, const RunConfig& 
     ArenaScope scope(worker.arena());
     LaneContext ctx = worker.inference_context();
     Model::Saved saved;
-    forward(worker, ctx, micro_batch, saved, local);
+    Task<void> pass = forward(worker.model(), ctx, micro_batch, saved, local);
+    worker.run(pass);
   }
   StepReduction reduction(world, local);
   worker.await(reduction.request());

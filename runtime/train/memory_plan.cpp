@@ -10,6 +10,7 @@
 #include "comm/transport/local.hpp"
 #include "layers/model/model.hpp"
 #include "layers/tensor/parameter_store.hpp"
+#include "runtime/train/executor.hpp"
 #include "runtime/train/micro_batch.hpp"
 #include "runtime/train/worker.hpp"
 
@@ -76,8 +77,10 @@ void plan_on(std::unique_ptr<Transport> transport, const RunConfig& config, cons
   if (num_ranks > 1) plan.lines.push_back({"gradient reduction", store.shared_grads().bytes()});
   plan.lines.push_back({"BLAS and MPI", kLibraryBytes});
   if (const size_t packed = packed_bytes(config, store); packed > 0) plan.lines.push_back({"packed weights", packed});
-  for (const auto& [label, bytes] : arena.peak_table()) plan.lines.push_back({kActivations + label, bytes});
-  plan.lines.push_back({"exchange", exchange_bytes.peak});
+  plan.num_lanes = Executor::num_lanes(program_of(config));
+  const auto lanes = static_cast<size_t>(plan.num_lanes);
+  for (const auto& [label, bytes] : arena.peak_table()) plan.lines.push_back({kActivations + label, lanes * bytes});
+  plan.lines.push_back({"exchange", lanes * exchange_bytes.peak});
 }
 
 }  // namespace
@@ -90,7 +93,7 @@ size_t MemoryPlan::total_bytes() const {
 size_t MemoryPlan::activation_bytes() const {
   size_t bytes = 0;
   for (const MemoryLine& line : lines) bytes += line.what.starts_with(kActivations) ? line.bytes : 0;
-  return bytes;
+  return bytes / static_cast<size_t>(num_lanes);
 }
 
 std::string MemoryPlan::table() const {

@@ -20,10 +20,11 @@ struct MemoryLine {
 
 struct MemoryPlan {
   std::vector<MemoryLine> lines;
+  int num_lanes = 1;  // micro-batches whose activations are held at once
 
   size_t total_bytes() const;
-  size_t activation_bytes() const;
-  std::string table() const;  // one line each and the total, in MiB
+  size_t activation_bytes() const;  // of one lane
+  std::string table() const;        // one line each and the total, in MiB
 };
 
 // Of rank `rank` of a job laid out like that. Needs neither MPI nor the memory.

@@ -13,12 +13,6 @@ namespace {
 // Elements of one all_reduce: large enough for bandwidth, small enough for the int that MPI counts are.
 constexpr int64_t kBucketElements = int64_t{4} << 20;
 
-Task<void> forward_task(const Model& model, LaneContext& ctx, MicroBatch& micro_batch, Model::Saved& saved,
-                        double& loss_sum) {
-  Task<double> forward = model.forward(ctx, micro_batch.tokens(), saved);
-  loss_sum = co_await forward;
-}
-
 void start_reduction(const Communicator& group, const Tensor& values, std::vector<Request>& requests) {
   if (group.size() == 1) return;
   for (int64_t first = 0; first < values.numel(); first += kBucketElements) {
@@ -44,26 +38,20 @@ LocalStep empty_local_step(const Model& model) {
   return local;
 }
 
-void forward(Worker& worker, LaneContext& ctx, MicroBatch& micro_batch, Model::Saved& saved, LocalStep& local) {
-  double loss_sum = 0.0;
+Task<void> forward(const Model& model, LaneContext& ctx, MicroBatch& micro_batch, Model::Saved& saved,
+                   LocalStep& local) {
   const Traffic before = ctx.exchange.traffic();
-  Task<void> task = forward_task(worker.model(), ctx, micro_batch, saved, loss_sum);
-  worker.run(task);
+  Task<double> pass = model.forward(ctx, micro_batch.tokens(), saved);
+  const double loss_sum = co_await pass;
   const Traffic traffic = ctx.exchange.traffic() - before;
   local.crossing_bytes += traffic.between_ranks;
   local.between_hosts_bytes += traffic.between_hosts;
   local.loss_sum += loss_sum;
   local.num_tokens += micro_batch.num_tokens();
-  const std::vector<int>& moe_layers = worker.model().moe_layers();
+  const std::vector<int>& moe_layers = model.moe_layers();
   for (size_t i = 0; i < moe_layers.size(); ++i) {
-    const MoeLayer::Saved& layer = saved.blocks[moe_layers[i]].moe;
-    add_layer(layer, local.expert_counts[i], local);
+    add_layer(saved.blocks[moe_layers[i]].moe, local.expert_counts[i], local);
   }
-}
-
-void backward(Worker& worker, LaneContext& ctx, Model::Saved& saved) {
-  Task<void> task = worker.model().backward(ctx, saved);
-  worker.run(task);
 }
 
 void reduce_gradients(Worker& worker) {

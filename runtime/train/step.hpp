@@ -13,8 +13,8 @@ namespace cadre {
 LocalStep empty_local_step(const Model& model);
 
 // Runs the micro-batch forward and adds what it was like to `local`. Collective over the expert-parallel group.
-void forward(Worker& worker, LaneContext& ctx, MicroBatch& micro_batch, Model::Saved& saved, LocalStep& local);
-void backward(Worker& worker, LaneContext& ctx, Model::Saved& saved);
+Task<void> forward(const Model& model, LaneContext& ctx, MicroBatch& micro_batch, Model::Saved& saved,
+                   LocalStep& local);
 
 // Sums the gradients of shared parameters over all ranks and those of experts over the ranks that hold the same ones.
 // Collective over the world.

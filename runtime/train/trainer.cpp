@@ -56,7 +56,8 @@ WorkerOptions worker_options(const RunConfig& config, const Communicator& world)
           .compute = config.compute,
           .with_grad = true,
           .max_tokens = largest_batch(config, world.size()) * config.data.sequence_length,
-          .activation_bytes = plan.activation_bytes()};
+          .activation_bytes = plan.activation_bytes(),
+          .num_lanes = Executor::num_lanes(program_of(config))};
 }
 
 Worker make_worker(Communicator world, const RunConfig& config) {
@@ -72,6 +73,7 @@ Trainer::Trainer(Communicator world, const RunConfig& config)
       worker_(make_worker(std::move(world), config)),
       train_reader_(dataset_.train, config.data.sequence_length, config.train.batch,
                     static_cast<uint64_t>(config.seed)),
+      executor_(worker_, program_of(config)),
       optimizer_(worker_.store(), config.train) {
   worker_.store().initialise(static_cast<uint64_t>(config.seed));
   resume();
@@ -117,21 +119,19 @@ StepRecord Trainer::step() {
   local.last_step_ms = last_step_ms_;
   local.last_wait_ms = last_wait_ms_;
   std::optional<StepReduction> reduction;
-  for (int64_t i = 0; i < train.micro_batches; ++i) {
+  StepWork work;
+  work.token_scale = 1.0 / static_cast<double>(train.batch * sequence_length);
+  work.read = [&](int i) {
     const SequenceRange global = part_of({0, train.batch}, i, train.micro_batches);
-    MicroBatch micro_batch(train_reader_, steps_done_, part_of(global, world.rank(), world.size()), sequence_length);
-    ArenaScope scope(worker_.arena());
-    LaneContext ctx = worker_.training_context(1.0 / static_cast<double>(train.batch * sequence_length));
-    Model::Saved saved;
-    forward(worker_, ctx, micro_batch, saved, local);
-    // The metrics are known now; they travel while the last backward pass runs.
-    if (i + 1 == train.micro_batches) {
-      const int64_t reduction_begin_ns = trace_clock_ns();
-      reduction.emplace(world, local);
-      record.balance_ms += milliseconds(reduction_begin_ns);
-    }
-    backward(worker_, ctx, saved);
-  }
+    return MicroBatch(train_reader_, steps_done_, part_of(global, world.rank(), world.size()), sequence_length);
+  };
+  // The metrics are known then; they travel while the last backward pass runs.
+  work.forwards_done = [&] {
+    const int64_t reduction_begin_ns = trace_clock_ns();
+    reduction.emplace(world, local);
+    record.balance_ms += milliseconds(reduction_begin_ns);
+  };
+  executor_.run(work, local);
   reduce_gradients(worker_);
 
   const int64_t reduction_begin_ns = trace_clock_ns();

@@ -11,6 +11,7 @@
 #include "runtime/observe/run_log.hpp"
 #include "runtime/observe/step_metrics.hpp"
 #include "runtime/optim/adamw.hpp"
+#include "runtime/train/executor.hpp"
 #include "runtime/train/worker.hpp"
 
 namespace cadre {
@@ -46,6 +47,7 @@ class Trainer {
   Dataset dataset_;  // first: missing data is found before anything large is built
   Worker worker_;
   BatchReader train_reader_;
+  Executor executor_;
   AdamW optimizer_;
   std::optional<RunLog> log_;  // rank 0 only
   TraceRecorder trace_{0};     // only its totals are used

@@ -101,6 +101,47 @@ RunConfig resumed(RunConfig config) {
   return config;
 }
 
+// The bits of all weights after some steps; the losses of the steps before them.
+struct Outcome {
+  std::vector<double> losses;
+  std::vector<std::vector<float>> weights;
+  bool operator==(const Outcome&) const = default;
+};
+
+Outcome outcome_of(Communicator world, const RunConfig& config, int steps) {
+  Outcome outcome;
+  Trainer trainer(std::move(world), config);
+  for (int i = 0; i < steps; ++i) outcome.losses.push_back(trainer.step().global.loss);
+  for (const Parameter* parameter : trainer.worker().store().parameters()) {
+    const auto* values = parameter->value.data<float>();
+    outcome.weights.emplace_back(values, values + parameter->value.numel());
+  }
+  return outcome;
+}
+
+// Two micro-batches at once, whatever the exchange: the same losses and weights as one after the other.
+TEST(Trainer, overlap_changes_no_bit) {
+  test::on_ranks(
+      [](Communicator& world) {
+        const test::SharedDirectory folder(world);
+        if (world.rank() == 0) test::write_file(folder / "text", some_text());
+        Request written = world.barrier();
+        wait(written);
+        for (const char* strategy : {"flat", "shared", "hierarchical", "all_gather"}) {
+          SCOPED_TRACE(strategy);
+          RunConfig serial = small_run(folder.path());
+          serial.train.micro_batches = 3;  // of 3, 2 and 2 sequences: ragged, and ranks without any
+          serial.exchange.strategy = strategy;
+          RunConfig overlapped = serial;
+          overlapped.parallel.schedule = "pair";
+          const Outcome expected = outcome_of(world.duplicate("serial"), serial, 4);
+          ASSERT_TRUE(std::isfinite(expected.losses.back()));
+          EXPECT_EQ(expected, outcome_of(world.duplicate("overlapped"), overlapped, 4));
+        }
+      },
+      {1, 2, 4, 8});
+}
+
 TEST(Trainer, losses_do_not_depend_on_the_number_of_ranks) {
   test::on_ranks(
       [](Communicator& world) {
