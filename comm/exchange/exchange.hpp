@@ -78,7 +78,7 @@ class Exchange {
   virtual Request announce(Route& route) = 0;
   virtual void learn_counts(Route& route) = 0;
 
-  // The route must outlive the transfer.
+  // The route must outlive the transfer. Rows go to the experts before sums of them come to the tokens.
   virtual std::unique_ptr<RowTransfer> transfer(const Route& route, Direction direction, Unit unit,
                                                 const RowFormat& format) = 0;
 

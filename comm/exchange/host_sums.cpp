@@ -5,6 +5,7 @@
 #include <cstring>
 #include <utility>
 
+#include "comm/base/check.hpp"
 #include "comm/exchange/hierarchical.hpp"
 
 namespace cadre {
@@ -19,6 +20,7 @@ class HostSums : public RowTransfer {
         hosts_(*route.between_hosts),
         format_(format),
         share_(exchange.host_memory(), exchange.pool(), HierarchicalExchange::kSums, format.row_bytes()) {
+    CADRE_ASSERT(hosts_.needs_sent);  // who has sums for which row, the masks of the dispatch say
     packed_ = exchange.pool().take(static_cast<size_t>(hosts_.landing_offsets.back()) * format.wire_bytes());
     home_ = exchange.pool().take(hosts_.out.token.size() * format.wire_bytes());
   }

@@ -5,7 +5,9 @@
 
 #include <gtest/gtest.h>
 
+#include <chrono>
 #include <cstring>
+#include <thread>
 
 #include "comm/base/random.hpp"
 #include "comm/transport/wait.hpp"
@@ -231,6 +233,14 @@ TEST(Exchange, brings_slots_home_in_top_k_order) {
   });
 }
 
+// Rows of zeros to the experts: what comes home goes the way that rows have come.
+void dispatch_zeros(const Route& route, Exchange& exchange, const RowFormat& format) {
+  Buffer rows(static_cast<size_t>(route.plan.num_tokens) * format.row_bytes());
+  if (!rows.empty()) std::memset(rows.data(), 0, rows.bytes());
+  const auto there = exchange.transfer(route, Direction::to_experts, Unit::row, format);
+  run(*there, {rows.data(), format.row_bytes(), route.plan.row_token});
+}
+
 // Where rows are read in place, whoever offers them must keep them until the slowest peer of its host has read them.
 TEST(Exchange, release_is_complete_only_when_all_peers_have_read) {
   const test::ExchangeNeeds needs = {.max_tokens = kMaxTokens, .top_k = kMaxTopK, .row_bytes = kRowBytes};
@@ -242,6 +252,7 @@ TEST(Exchange, release_is_complete_only_when_all_peers_have_read) {
       const std::vector<int>& hosts = variant.topology.host_of_rank;
       const bool must_wait = in_place && world.rank() != slowest && hosts[world.rank()] == hosts[slowest];
       const Route route = make_route(kCases[0], world, *exchange);
+      dispatch_zeros(route, *exchange, kFormat);
       for (const Unit unit : {Unit::row, Unit::slot, Unit::row, Unit::slot}) {
         SCOPED_TRACE(variant.describe() + (unit == Unit::row ? ", rows" : ", slots"));
         RowMemory memory(Keep::exchange, *exchange);
@@ -261,6 +272,74 @@ TEST(Exchange, release_is_complete_only_when_all_peers_have_read) {
         wait(others_tried);
         wait(all_read);
       }
+    }
+  };
+  test::on_ranks(body, {2, 3, 4, 6});
+}
+
+// What several ranks of a host have for a token is added in the order of ranks, whatever the order of arrival: the order
+// of these three shows, because 1 is lost beside 1e8.
+TEST(Exchange, hierarchical_adds_the_sums_of_a_host_in_the_order_of_ranks) {
+  constexpr int64_t kWidth = 32;
+  const RowFormat format = {DType::f32, kWidth, Wire::same};
+  const auto body = [&](Communicator& world) {
+    const Topology topology = Topology::from_leaders({0, 1, 1, 1}, std::vector<std::string>(4, "host"));
+    const auto exchange =
+        make_exchange("hierarchical", test::setup_of(world, topology, {.max_tokens = 4, .top_k = 4, .row_bytes = 128}));
+    const Case everywhere = {"every expert", 4, 4, [](int) { return int64_t{1}; },
+                             [](int, int64_t, int k, int) { return k; }};
+    const Route route = make_route(everywhere, world, *exchange);
+    dispatch_zeros(route, *exchange, format);
+    const float value[] = {0.0F, 1e8F, -1e8F, 1.0F};  // of each rank: (1e8 - 1e8) + 1 = 1, and 0 from the other end
+    const std::vector<float> rows(static_cast<size_t>(4 * kWidth), value[world.rank()]);
+    const auto back = exchange->transfer(route, Direction::to_tokens, Unit::row, format);
+    const Elements home = run(*back, {reinterpret_cast<const std::byte*>(rows.data()), kWidth * sizeof(float)});
+    if (world.rank() == 0) {
+      ASSERT_EQ(home.offsets[1], 2);  // its own and the other host's
+      const auto* sum = reinterpret_cast<const float*>(home.at(1));
+      for (int64_t i = 0; i < kWidth; ++i) EXPECT_EQ(sum[i], 1.0F);
+    }
+    wait(back->release());
+  };
+  if (test::num_hosts() == 1) test::on_ranks(body, {4});
+}
+
+// Dispatch after dispatch, with nothing in between that would hold the fast ranks back: they are one ahead of those that
+// read late, which still find the rows, and the notices that say where they are, of the dispatch before.
+TEST(Exchange, ranks_may_run_one_dispatch_ahead_of_those_that_read_late) {
+  const test::ExchangeNeeds needs = {.max_tokens = kMaxTokens, .top_k = kMaxTopK, .row_bytes = kRowBytes};
+  const auto body = [&](Communicator& world) {
+    for (const test::ExchangeVariant& variant : test::exchange_variants(world)) {
+      SCOPED_TRACE(variant.describe());
+      const auto exchange = make_exchange(variant.strategy, test::setup_of(world, variant.topology, needs));
+      const Case* const cases[] = {&kCases[0], &kCases[1], &kCases[6], &kCases[9], &kCases[8], &kCases[0]};
+      std::vector<Route> routes;
+      for (const Case* test_case : cases) routes.push_back(make_route(*test_case, world, *exchange));
+      RowMemory memory(Keep::exchange, *exchange);
+      for (size_t i = 0; i < routes.size(); ++i) {
+        const Route& route = routes[i];
+        const int trip = static_cast<int>(i);
+        int64_t* tokens = memory.rows(route.plan.num_tokens);
+        for (int64_t at = 0; at < route.plan.num_tokens * kWords; ++at) {
+          tokens[at] = payload(trip, world.rank(), at / kWords, static_cast<int>(at % kWords));
+        }
+        const auto there = exchange->transfer(route, Direction::to_experts, Unit::row, kFormat);
+        there->pack(elements_of(tokens, route.plan.row_token));
+        there->start();
+        wait(there->finish());
+        if (world.rank() % 2 == 1) std::this_thread::sleep_for(std::chrono::milliseconds(2));
+        const Elements received = there->unpack();
+        const auto expected = expected_rows(*cases[i], world);
+        for (size_t row = 0; row < expected.size(); ++row) {
+          const auto [source, token] = expected[row];
+          for (const int word : {0, kWords - 1}) {
+            EXPECT_EQ(word_at(received, static_cast<int64_t>(row), word), payload(trip, source, token, word))
+                << "dispatch " << trip << ", row " << row;
+          }
+        }
+      }
+      Request all_done = world.barrier();
+      wait(all_done);
     }
   };
   test::on_ranks(body, {2, 3, 4, 6});
