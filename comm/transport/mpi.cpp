@@ -174,6 +174,28 @@ size_t free_shared_bytes() {
   return static_cast<size_t>(space.f_bavail) * space.f_frsize;
 }
 
+// Groups and windows are given back where all goes well. Where an exception passes through, or MPI is over, they are left:
+// giving them back is collective, and the peers may be waiting elsewhere.
+bool all_is_well(int exceptions_at_start) {
+  int over = 0;
+  return std::uncaught_exceptions() == exceptions_at_start && MPI_Finalized(&over) == MPI_SUCCESS && over == 0;
+}
+
+class MpiSharedMemory : public SharedMemory {
+ public:
+  MpiSharedMemory(MPI_Win window, std::byte* base, size_t bytes_per_rank)
+      : SharedMemory(base, bytes_per_rank), window_(window), exceptions_(std::uncaught_exceptions()) {}
+  ~MpiSharedMemory() override {
+    if (!all_is_well(exceptions_)) return;
+    static_cast<void>(MPI_Win_unlock_all(window_));
+    static_cast<void>(MPI_Win_free(&window_));
+  }
+
+ private:
+  MPI_Win window_;
+  int exceptions_;
+};
+
 class MpiTransport : public Transport {
  public:
   explicit MpiTransport(MPI_Comm comm) : comm_(comm) {
@@ -192,9 +214,9 @@ class MpiTransport : public Transport {
     CADRE_MPI(MPI_Group_free(&world));
     CADRE_MPI(MPI_Comm_size(MPI_COMM_WORLD, &world_size_));
   }
-  // Freeing is collective, and a destructor must not wait for peers that may have failed: the handle stays until
-  // MPI_Finalize. Groups are made once a run, so nothing grows.
-  ~MpiTransport() override = default;
+  ~MpiTransport() override {
+    if (all_is_well(exceptions_)) static_cast<void>(MPI_Comm_free(&comm_));
+  }
 
   std::string_view name() const override { return "mpi"; }
   int rank() const override { return rank_; }
@@ -316,9 +338,7 @@ class MpiTransport : public Transport {
     int unit = 0;
     void* base = nullptr;
     CADRE_MPI(MPI_Win_shared_query(window, 0, &size_of_first, &unit, &base));
-    // Never freed, as communicators are not: that is collective, and a destructor must not wait for peers that may have
-    // failed. The file is gone as soon as every rank has mapped it.
-    auto memory = std::make_unique<SharedMemory>(static_cast<std::byte*>(base), bytes);
+    auto memory = std::make_unique<MpiSharedMemory>(window, static_cast<std::byte*>(base), bytes);
     CADRE_CHECK(memory->of(rank_).data() == mine, "this MPI library does not lay shared windows out contiguously",
                 "set exchange.strategy=flat");
     return memory;
@@ -339,6 +359,7 @@ class MpiTransport : public Transport {
   }
 
   MPI_Comm comm_;
+  int exceptions_ = std::uncaught_exceptions();
   int rank_ = 0;
   int size_ = 1;
   std::vector<int> world_rank_;  // of each rank of this group: what messages name

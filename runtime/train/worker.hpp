@@ -63,9 +63,7 @@ class Worker {
   void run(std::vector<Engine::Run> runs) const { engine_.run(std::move(runs)); }
   void run(Task<void>& task) { engine_.run(lane(), task); }
   // Waits for a request of this rank outside of a task.
-  void await(Request& request) const {
-    wait(request, engine_.deadline_seconds(), spaces_.front()->lane.position);
-  }
+  void await(Request& request) const { wait(request, engine_.deadline_seconds(), spaces_.front()->lane.position); }
 
  private:
   LaneSpace& space(int lane) { return *spaces_[static_cast<size_t>(lane)]; }
