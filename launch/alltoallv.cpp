@@ -4,6 +4,7 @@
 #include <mpi.h>
 
 #include <algorithm>
+#include <cstring>
 #include <numeric>
 
 #include "comm/base/check.hpp"
@@ -15,6 +16,14 @@ Tensor rows_in(Buffer& buffer, int64_t count, int64_t hidden) { return {buffer.d
 
 Tensor index_tensor(const std::vector<int32_t>& index) {
   return {const_cast<int32_t*>(index.data()), DType::i32, {static_cast<int64_t>(index.size())}};
+}
+
+// into[i] = from[index[i]], as one writes it.
+void copy_rows(const Tensor& from, const std::vector<int32_t>& index, const Tensor& into) {
+  const size_t row_bytes = into.row_bytes();
+  for (size_t i = 0; i < index.size(); ++i) {
+    std::memcpy(into.raw() + i * row_bytes, from.raw() + static_cast<size_t>(index[i]) * row_bytes, row_bytes);
+  }
 }
 
 std::vector<int> starts(const std::vector<int>& counts) {
@@ -79,11 +88,11 @@ void AlltoallvExchange::run(const Tensor& x, const Tensor& weight, const Tensor&
   const Tensor sent = rows_in(sent_, static_cast<int64_t>(pack_token_.size()), hidden_);
   const Tensor received = rows_in(received_, static_cast<int64_t>(expert_order_.size()), hidden_);
   const Tensor placed = rows_in(placed_, received.dim(0), hidden_);
-  kernels_.gather_rows(x, index_tensor(pack_token_), Tensor(), sent);
+  copy_rows(x, pack_token_, sent);
   exchange(sent, send_counts_, send_offsets_, received, receive_counts_, receive_offsets_);
-  kernels_.gather_rows(received, index_tensor(expert_order_), Tensor(), placed);
+  copy_rows(received, expert_order_, placed);
 
-  kernels_.gather_rows(placed, index_tensor(arrival_order_), Tensor(), received);
+  copy_rows(placed, arrival_order_, received);
   exchange(received, receive_counts_, receive_offsets_, sent, send_counts_, send_offsets_);
   kernels_.sum_rows(sent, index_tensor(token_offsets_), index_tensor(slot_row_), weight, y);
 }

@@ -99,7 +99,12 @@ class HostShare::Arrival : public PendingOperation {
 };
 
 HostShare::HostShare(HostMemory& memory, BufferPool& pool, size_t kind, size_t element_bytes)
-    : memory_(memory), pool_(pool), kind_(kind), epoch_(memory.next_epoch(kind)), element_bytes_(element_bytes) {}
+    : memory_(memory),
+      pool_(pool),
+      kind_(kind),
+      epoch_(memory.next_epoch(kind)),
+      element_bytes_(element_bytes),
+      me_(memory.host().rank()) {}
 
 HostShare::~HostShare() {
   say_read();
@@ -109,7 +114,7 @@ HostShare::~HostShare() {
 }
 
 void HostShare::offer(const Elements& elements, std::span<const int64_t> offsets) {
-  const Notice notice = notice_of(memory_.host().rank());
+  const Notice notice = notice_of(me_);
   const int64_t count = offsets.back();
   out_offsets_.assign(offsets.begin(), offsets.end());
   std::copy(offsets.begin(), offsets.end() - 1, notice.first());
@@ -127,7 +132,7 @@ void HostShare::offer(const Elements& elements, std::span<const int64_t> offsets
   }
 }
 
-void HostShare::post() { notice_of(memory_.host().rank()).posted().store(epoch_ + 1, std::memory_order_release); }
+void HostShare::post() { notice_of(me_).posted().store(epoch_ + 1, std::memory_order_release); }
 
 Request HostShare::arrival(std::vector<int64_t> counts) {
   in_counts_ = std::move(counts);
@@ -140,13 +145,11 @@ Request HostShare::arrival(std::vector<int64_t> counts) {
 const std::byte* HostShare::at(int peer, int64_t i) const {
   if (comes_by_message(peer)) return received_.data() + static_cast<size_t>(in_offsets_[peer] + i) * element_bytes_;
   const Notice notice = notice_of(peer);
-  const int64_t place = notice.first()[memory_.host().rank()] + i;
+  const int64_t place = notice.first()[me_] + i;
   return memory_.base() + notice.rows() + (notice.num_index() > 0 ? notice.index()[place] : place) * notice.stride();
 }
 
-void HostShare::say_read() const {
-  notice_of(memory_.host().rank()).read().store(epoch_ + 1, std::memory_order_release);
-}
+void HostShare::say_read() const { notice_of(me_).read().store(epoch_ + 1, std::memory_order_release); }
 
 Request HostShare::all_read() const {
   return {describe("peers to read from shared memory"),

@@ -71,6 +71,7 @@ class HostShare {
   size_t kind_;
   uint64_t epoch_;
   size_t element_bytes_;
+  int me_;
   std::vector<int64_t> out_offsets_;
   std::vector<int64_t> in_counts_, in_offsets_;
   bool messages_under_way_ = false;

@@ -2,6 +2,7 @@
 #include "comm/transport/mpi.hpp"
 
 #include <mpi.h>
+#include <sys/mman.h>
 #include <sys/statvfs.h>
 
 #include <array>
@@ -338,6 +339,8 @@ class MpiTransport : public Transport {
     int unit = 0;
     void* base = nullptr;
     CADRE_MPI(MPI_Win_shared_query(window, 0, &size_of_first, &unit, &base));
+    // Advice only, followed where /sys/kernel/mm/transparent_hugepage/shmem_enabled says advise.
+    static_cast<void>(madvise(base, wanted, MADV_HUGEPAGE));
     auto memory = std::make_unique<MpiSharedMemory>(window, static_cast<std::byte*>(base), bytes);
     CADRE_CHECK(memory->of(rank_).data() == mine, "this MPI library does not lay shared windows out contiguously",
                 "set exchange.strategy=flat");
