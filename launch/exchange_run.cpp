@@ -166,6 +166,7 @@ double ExchangeRun::memcpy_us() {
     std::memset(into_.data(), 2, bytes);
   }
   return timed_us([&] {
+    if (bytes == 0) return;
     std::memcpy(into_.data(), from_.data(), bytes);
     std::memcpy(from_.data(), into_.data(), bytes);
   });
