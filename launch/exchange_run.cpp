@@ -33,11 +33,6 @@ std::vector<int32_t> through(const Elements& elements, const std::vector<int32_t
   return index;
 }
 
-Wire wire_named(const std::string& name) {
-  if (name == "bf16") return Wire::bf16;
-  return name == "fp8" ? Wire::fp8 : Wire::same;
-}
-
 // A row says whose it is in its first two channels; the others look random.
 float channel(int rank, int64_t token, int64_t h) {
   if (h == 0) return static_cast<float>(rank);
@@ -192,8 +187,9 @@ int64_t ExchangeRun::wrong_placed() const {
 
 int64_t ExchangeRun::wrong_results() const {
   int64_t count = 0;
-  // The tile of the channels that name the row has a scale of its own making.
-  const int64_t first = dispatch_format_.wire == Wire::same ? 0 : kFp8TileChannels;
+  // Channels that name the row are large: rounded they say nothing, and with fp8 they set the scale of their tile.
+  const Wire wire = dispatch_format_.wire;
+  const int64_t first = wire == Wire::same ? 0 : wire == Wire::bf16 ? 2 : kFp8TileChannels;
   const double allowed = tolerance(dispatch_format_.wire, static_cast<int>(options_.top_k));
   for (int64_t token = 0; token < y_.dim(0); ++token) {
     bool good = true;

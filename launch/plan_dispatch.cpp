@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// cadre plan dispatch: what one rank would send to whom, what that is in bytes for each strategy, and what making the
-// plan costs.
+// cadre plan dispatch: what one rank would send to whom, in rows once per expert, per rank and per host, and what making
+// the plan costs.
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
@@ -115,7 +115,7 @@ void run_plan_dispatch(const Options& options, const Job& job) {
 Command plan_dispatch_command() {
   const auto options = std::make_shared<Options>();
   return {.name = "dispatch",
-          .summary = "what a rank sends to whom, in rows and bytes, and what making the plan costs",
+          .summary = "what a rank sends to whom, in rows, and what making the plan costs",
           .options = {{"tokens", &options->tokens, at_least(1), "of the rank"},
                       {"top-k", &options->top_k, at_least(1), "experts of a token"},
                       {"experts", &options->experts, at_least(1), "over all ranks"},

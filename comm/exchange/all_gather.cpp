@@ -34,8 +34,8 @@ class GatherTransfer : public RowTransfer {
     exchange_.pool().give_back(std::move(decoded_));
   }
 
-  // The index must be the plan's row_token: base + t * stride is the row of token t.
   void pack(const Elements& rows) override {
+    CADRE_ASSERT(rows.index.size() == route_.plan.row_token.size());
     std::byte* mine = gathered_.data() + static_cast<size_t>(token_offsets_[me_]) * wire_bytes_;
     for (int64_t token = 0; token < route_.plan.num_tokens; ++token) {
       encode_row(format_, rows.base + static_cast<size_t>(token) * rows.stride,

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// An exchange that only counts the memory the flat one would take.
+// An exchange that only counts the memory a real one would take.
 #include <algorithm>
 
 #include "comm/exchange/group_exchange.hpp"

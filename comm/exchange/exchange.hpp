@@ -40,6 +40,7 @@ class RowTransfer {
  public:
   virtual ~RowTransfer() = default;
   // Elements in the order of what leaves this rank: of the plan to the experts, of what was received to the tokens.
+  // Rows to the experts are those of the tokens, told by the plan's row_token: base + t * stride is the row of token t.
   // They must stay as they are until the finish and, where the exchange reads in place, until all peers have read them:
   // for dispatch when the results are back, for what goes to the tokens when release() is complete.
   virtual void pack(const Elements& rows) = 0;

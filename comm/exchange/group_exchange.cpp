@@ -7,6 +7,11 @@
 #include "comm/base/check.hpp"
 
 namespace cadre {
+namespace {
+
+constexpr size_t kNumbers = 3;  // told to each peer of a plan: rows, slots and an extra one
+
+}  // namespace
 
 Buffer BufferPool::take(size_t bytes) {
   // The smallest that is large enough; if none is, a larger one takes the place of the largest.
@@ -31,7 +36,6 @@ void BufferPool::give_back(Buffer buffer) {
 
 // Until learn_counts, route.receive.row_counts holds what arrives: rows, slots and the extra number of each peer in turn.
 Request GroupExchange::announce(Route& route) {
-  constexpr size_t kNumbers = 3;
   const auto num_ranks = static_cast<size_t>(group_.size());
   Buffer message(num_ranks * kNumbers * sizeof(int64_t));
   auto* numbers = message.as<int64_t>();
@@ -52,7 +56,7 @@ void GroupExchange::learn_counts(Route& route) {
   const std::vector<int64_t> numbers = std::exchange(receive.row_counts, {});
   receive.slot_counts.clear();
   receive.extra.clear();
-  for (size_t i = 0; i < numbers.size(); i += 3) {
+  for (size_t i = 0; i < numbers.size(); i += kNumbers) {
     receive.row_counts.push_back(numbers[i]);
     receive.slot_counts.push_back(numbers[i + 1]);
     receive.extra.push_back(numbers[i + 2]);

@@ -60,27 +60,6 @@ std::span<std::byte> HierarchicalExchange::landing_space(uint64_t epoch, size_t 
   return bytes > landing_bytes_ ? std::span<std::byte>() : memory_.space().subspan((epoch % 2) * landing_bytes_, bytes);
 }
 
-Elements arrange(const std::vector<ArrivedRow>& rows, const RowFormat& format, BufferPool& pool, Buffer& copies,
-                 std::vector<int32_t>& index) {
-  const size_t row_bytes = format.row_bytes();
-  if (format.wire == Wire::same) {
-    std::vector<const std::byte*> addresses;
-    addresses.reserve(rows.size());
-    for (const ArrivedRow& row : rows) addresses.push_back(row.at);
-    Elements elements;
-    if (reach(addresses, row_bytes, index, elements)) return elements;
-  }
-  copies = pool.take(rows.size() * row_bytes);
-  std::vector<std::byte> wire(format.wire_bytes());
-  index.resize(rows.size());
-  for (size_t i = 0; i < rows.size(); ++i) {
-    if (!rows[i].encoded) encode_row(format, rows[i].at, wire.data());
-    decode_row(format, rows[i].encoded ? rows[i].at : wire.data(), copies.data() + i * row_bytes);
-    index[i] = static_cast<int32_t>(i);
-  }
-  return {copies.data(), row_bytes, index};
-}
-
 std::unique_ptr<Exchange> make_hierarchical_exchange(const ExchangeSetup& setup) {
   const ExchangeSetup alike = alike_on_all_ranks(setup);
   // Every rank of a host can have as many rows land as the one with most.

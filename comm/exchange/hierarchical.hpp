@@ -51,14 +51,4 @@ std::unique_ptr<RowTransfer> make_host_sums(HierarchicalExchange& exchange, cons
 std::unique_ptr<RowTransfer> make_host_slots(HierarchicalExchange& exchange, const Route& route,
                                              const RowFormat& format);
 
-// One row of what a transfer unpacks: where it is, and whether it is still as the wire left it.
-struct ArrivedRow {
-  const std::byte* at;
-  bool encoded;
-};
-// The rows in order: where they are, if that is possible, else decoded into `copies`. Rows that did not cross go through
-// the wire's rounding too.
-Elements arrange(const std::vector<ArrivedRow>& rows, const RowFormat& format, BufferPool& pool, Buffer& copies,
-                 std::vector<int32_t>& index);
-
 }  // namespace cadre

@@ -28,12 +28,15 @@ class HostDispatch : public RowTransfer {
   }
 
   ~HostDispatch() override {
-    if (!finished_.done()) keep_all_buffers();
+    if (!finished_.done()) {
+      keep_all_buffers();  // peers may yet write
+      return;
+    }
     for (Buffer* buffer : {&packed_, &landing_buffer_, &copies_}) exchange_.pool().give_back(std::move(*buffer));
   }
 
-  // The index must be the plan's row_token: base + t * stride is the row of token t.
   void pack(const Elements& rows) override {
+    CADRE_ASSERT(rows.index.size() == route_.plan.row_token.size());
     offer_to_neighbours(rows);
     const HostRows& out = hosts_.out;
     const size_t wire_bytes = format_.wire_bytes();

@@ -51,13 +51,41 @@ class AllPosted : public PendingOperation {
   int next_ = 0;  // all peers before this one have
 };
 
+// Elements that lie at `addresses`, by base, stride and index: nothing is copied. False when no 32-bit index reaches them
+// all.
+bool reach(std::span<const std::byte* const> addresses, size_t element_bytes, std::vector<int32_t>& index,
+           Elements& elements) {
+  index.clear();
+  elements.index = index;
+  elements.stride = element_bytes;
+  if (addresses.empty()) return true;
+  const std::byte* base = *std::min_element(addresses.begin(), addresses.end());
+  size_t unit = element_bytes;  // of which every element is a whole number away from the base
+  for (const std::byte* address : addresses) unit = std::gcd(unit, static_cast<size_t>(address - base));
+  index.reserve(addresses.size());
+  for (const std::byte* address : addresses) {
+    const size_t distance = static_cast<size_t>(address - base) / unit;
+    if (distance > static_cast<size_t>(std::numeric_limits<int32_t>::max())) return false;
+    index.push_back(static_cast<int32_t>(distance));
+  }
+  elements.base = base;
+  elements.stride = unit;
+  elements.index = index;
+  return true;
+}
+
 }  // namespace
 
 HostMemory::HostMemory(const Communicator& host, int64_t index_capacity, size_t space_bytes)
     : host_(host),
       board_bytes_(whole_pages(Board::bytes(host.size(), index_capacity))),
       memory_(host.transport().share(board_bytes_ + whole_pages(std::max<size_t>(space_bytes, 1)))),
-      board_(*memory_, host.size(), index_capacity) {}
+      board_(*memory_, host.size(), index_capacity) {
+  // Nothing has been posted yet, and everyone knows before anyone posts.
+  std::memset(memory_->of(host.rank()).data(), 0, Board::bytes(host.size(), index_capacity));
+  Request all_clear = host.barrier();
+  wait(all_clear);
+}
 
 bool HostMemory::holds(const std::byte* element) const {
   const std::span<std::byte> mine = space();
@@ -108,7 +136,10 @@ HostShare::HostShare(HostMemory& memory, BufferPool& pool, size_t kind, size_t e
 
 HostShare::~HostShare() {
   say_read();
-  if (messages_under_way_) keep_all_buffers();  // peers may yet write
+  if (messages_under_way_) {
+    keep_all_buffers();  // peers may yet write
+    return;
+  }
   pool_.give_back(std::move(packed_));
   pool_.give_back(std::move(received_));
 }
@@ -188,25 +219,25 @@ std::string HostShare::describe(const char* what) const {
                      host.size());
 }
 
-bool reach(std::span<const std::byte* const> addresses, size_t element_bytes, std::vector<int32_t>& index,
-           Elements& elements) {
-  index.clear();
-  elements.index = index;
-  elements.stride = element_bytes;
-  if (addresses.empty()) return true;
-  const std::byte* base = *std::min_element(addresses.begin(), addresses.end());
-  size_t unit = element_bytes;  // of which every element is a whole number away from the base
-  for (const std::byte* address : addresses) unit = std::gcd(unit, static_cast<size_t>(address - base));
-  index.reserve(addresses.size());
-  for (const std::byte* address : addresses) {
-    const size_t distance = static_cast<size_t>(address - base) / unit;
-    if (distance > static_cast<size_t>(std::numeric_limits<int32_t>::max())) return false;
-    index.push_back(static_cast<int32_t>(distance));
+Elements arrange(const std::vector<ArrivedRow>& rows, const RowFormat& format, BufferPool& pool, Buffer& copies,
+                 std::vector<int32_t>& index) {
+  const size_t row_bytes = format.row_bytes();
+  if (format.wire == Wire::same) {
+    std::vector<const std::byte*> addresses;
+    addresses.reserve(rows.size());
+    for (const ArrivedRow& row : rows) addresses.push_back(row.at);
+    Elements elements;
+    if (reach(addresses, row_bytes, index, elements)) return elements;
   }
-  elements.base = base;
-  elements.stride = unit;
-  elements.index = index;
-  return true;
+  copies = pool.take(rows.size() * row_bytes);
+  std::vector<std::byte> wire(format.wire_bytes());
+  index.resize(rows.size());
+  for (size_t i = 0; i < rows.size(); ++i) {
+    if (!rows[i].encoded) encode_row(format, rows[i].at, wire.data());
+    decode_row(format, rows[i].encoded ? rows[i].at : wire.data(), copies.data() + i * row_bytes);
+    index[i] = static_cast<int32_t>(i);
+  }
+  return {copies.data(), row_bytes, index};
 }
 
 }  // namespace cadre

@@ -79,9 +79,14 @@ class HostShare {
   Buffer received_;  // elements that came as messages, [in_offsets]
 };
 
-// Elements that lie at `addresses`, by base, stride and index: nothing is copied. False when no 32-bit index reaches them
-// all. `index` receives the index and must outlive the result.
-bool reach(std::span<const std::byte* const> addresses, size_t element_bytes, std::vector<int32_t>& index,
-           Elements& elements);
+// One row of what a transfer unpacks: where it is, and whether it is still as the wire left it.
+struct ArrivedRow {
+  const std::byte* at;
+  bool encoded;
+};
+// The rows in order: where they are, if that is possible, else decoded into `copies`. Rows that came without a message go
+// through the wire's rounding too. `index` must outlive the result.
+Elements arrange(const std::vector<ArrivedRow>& rows, const RowFormat& format, BufferPool& pool, Buffer& copies,
+                 std::vector<int32_t>& index);
 
 }  // namespace cadre

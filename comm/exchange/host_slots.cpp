@@ -21,7 +21,10 @@ class HostSlots : public RowTransfer {
   }
 
   ~HostSlots() override {
-    if (!finished_.done()) keep_all_buffers();
+    if (!finished_.done()) {
+      keep_all_buffers();  // peers may yet write
+      return;
+    }
     for (Buffer* buffer : {&packed_, &received_, &copies_}) exchange_.pool().give_back(std::move(*buffer));
   }
 

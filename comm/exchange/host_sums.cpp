@@ -26,7 +26,10 @@ class HostSums : public RowTransfer {
   }
 
   ~HostSums() override {
-    if (!finished_.done()) keep_all_buffers();
+    if (!finished_.done()) {
+      keep_all_buffers();  // peers may yet write
+      return;
+    }
     for (Buffer* buffer : {&packed_, &home_, &copies_}) exchange_.pool().give_back(std::move(*buffer));
   }
 

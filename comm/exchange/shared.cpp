@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The shared strategy, for ranks of one host: a sender says where its rows are, the receiver reads them there, in
 // whatever order it needs them. No row is packed, sent or unpacked. Small elements come as messages.
-#include <cstring>
 #include <utility>
 
 #include "comm/base/check.hpp"
@@ -39,16 +38,16 @@ class SharedTransfer : public RowTransfer {
   }
 
   Elements unpack() override {
-    std::vector<const std::byte*> rows;
+    std::vector<ArrivedRow> rows;
     rows.reserve(static_cast<size_t>(sides_.in.total()));
     for (size_t peer = 0; peer < sides_.in.counts.size(); ++peer) {
-      for (int64_t i = 0; i < sides_.in.counts[peer]; ++i) rows.push_back(share_.at(static_cast<int>(peer), i));
+      for (int64_t i = 0; i < sides_.in.counts[peer]; ++i)
+        rows.push_back({share_.at(static_cast<int>(peer), i), false});
     }
     if (!tokens_.index.empty()) rows = in_token_order(rows);
-    Elements elements;
+    Elements elements = arrange(rows, format_, exchange_.pool(), copies_, index_);
     elements.offsets = tokens_.offsets;
-    if (format_.wire == Wire::same && reach(rows, format_.row_bytes(), index_, elements)) return elements;
-    return copied(rows);
+    return elements;
   }
 
   Request& release() override {
@@ -58,25 +57,11 @@ class SharedTransfer : public RowTransfer {
   }
 
  private:
-  std::vector<const std::byte*> in_token_order(const std::vector<const std::byte*>& rows) const {
-    std::vector<const std::byte*> ordered;
+  std::vector<ArrivedRow> in_token_order(const std::vector<ArrivedRow>& rows) const {
+    std::vector<ArrivedRow> ordered;
     ordered.reserve(rows.size());
     for (const int32_t i : tokens_.index) ordered.push_back(rows[i]);
     return ordered;
-  }
-
-  // One after the other, as the wire would have left them.
-  Elements copied(const std::vector<const std::byte*>& rows) {
-    const size_t row_bytes = format_.row_bytes();
-    copies_ = exchange_.pool().take(rows.size() * row_bytes);
-    std::vector<std::byte> wire(format_.wire_bytes());
-    identity_.resize(rows.size());
-    for (size_t i = 0; i < rows.size(); ++i) {
-      encode_row(format_, rows[i], wire.data());
-      decode_row(format_, wire.data(), copies_.data() + i * row_bytes);
-      identity_[i] = static_cast<int32_t>(i);
-    }
-    return {copies_.data(), row_bytes, identity_, tokens_.offsets};
   }
 
   GroupExchange& exchange_;
@@ -85,7 +70,7 @@ class SharedTransfer : public RowTransfer {
   RowFormat format_;
   HostShare share_;
   Buffer copies_;
-  std::vector<int32_t> index_, identity_;
+  std::vector<int32_t> index_;
 };
 
 class SharedExchange : public GroupExchange {
@@ -110,9 +95,11 @@ class SharedExchange : public GroupExchange {
 }  // namespace
 
 std::unique_ptr<Exchange> make_shared_exchange(const ExchangeSetup& setup) {
-  CADRE_CHECK(setup.topology.num_hosts() == 1,
-              fmt::format("exchange.strategy = shared on {} hosts", setup.topology.num_hosts()),
-              "use hierarchical, which shares memory inside each host, or keep expert-parallel groups inside a host");
+  if (setup.topology.num_hosts() != 1) {
+    throw Error(ErrorKind::environment,
+                fmt::format("exchange.strategy = shared on {} hosts", setup.topology.num_hosts()),
+                "use hierarchical, which shares memory inside each host, or keep expert-parallel groups inside a host");
+  }
   return std::make_unique<SharedExchange>(alike_on_all_ranks(setup));
 }
 

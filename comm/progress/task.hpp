@@ -3,7 +3,7 @@
 // the thread, when it awaits a Request:
 //
 //   Task<Tensor> forward(Lane& lane, ...) {
-//     Request rows = transfer->start();
+//     Request& rows = transfer->finish();
 //     co_await rows;                      // other lanes run meanwhile
 //     Task<Tensor> inner = experts(...);
 //     Tensor y = co_await inner;

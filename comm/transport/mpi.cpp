@@ -6,6 +6,7 @@
 #include <sys/statvfs.h>
 
 #include <array>
+#include <atomic>
 #include <chrono>
 #include <cstdlib>
 #include <cstring>
@@ -182,11 +183,17 @@ bool all_is_well(int exceptions_at_start) {
   return std::uncaught_exceptions() == exceptions_at_start && MPI_Finalized(&over) == MPI_SUCCESS && over == 0;
 }
 
+// Of this process.
+std::atomic<size_t> shared_bytes_promised = 0;
+
 class MpiSharedMemory : public SharedMemory {
  public:
   MpiSharedMemory(MPI_Win window, std::byte* base, size_t bytes_per_rank)
-      : SharedMemory(base, bytes_per_rank), window_(window), exceptions_(std::uncaught_exceptions()) {}
+      : SharedMemory(base, bytes_per_rank), window_(window), exceptions_(std::uncaught_exceptions()) {
+    shared_bytes_promised += bytes_per_rank;
+  }
   ~MpiSharedMemory() override {
+    shared_bytes_promised -= bytes_per_rank();
     if (!all_is_well(exceptions_)) return;
     static_cast<void>(MPI_Win_unlock_all(window_));
     static_cast<void>(MPI_Win_free(&window_));
@@ -324,13 +331,17 @@ class MpiTransport : public Transport {
   }
 
   std::unique_ptr<SharedMemory> share(size_t bytes) override {
-    const size_t wanted = bytes * static_cast<size_t>(size_);
+    // What was promised before, to other lanes, may not have been touched yet and then still counts as free.
+    uint64_t wanted = bytes + shared_bytes_promised;
     auto free_bytes = static_cast<uint64_t>(free_shared_bytes());
+    CADRE_MPI(MPI_Allreduce(MPI_IN_PLACE, &wanted, 1, MPI_UINT64_T, MPI_SUM, comm_));
     CADRE_MPI(MPI_Allreduce(MPI_IN_PLACE, &free_bytes, 1, MPI_UINT64_T, MPI_MIN, comm_));  // so that all decide alike
-    CADRE_CHECK(wanted <= free_bytes,
-                fmt::format("{} ranks of this host want to share {} MiB, {} has {} MiB free", size_, wanted >> 20,
-                            kSharedMemoryPath, free_bytes >> 20),
-                "give the host or container more of it (docker --shm-size), or set exchange.strategy=flat");
+    if (wanted > free_bytes) {
+      throw Error(ErrorKind::environment,
+                  fmt::format("{} ranks of this host want to share {} MiB, {} has {} MiB free", size_, wanted >> 20,
+                              kSharedMemoryPath, free_bytes >> 20),
+                  "give the host or container more of it (docker --shm-size), or set exchange.strategy=flat");
+    }
     void* mine = nullptr;
     MPI_Win window = MPI_WIN_NULL;
     CADRE_MPI(MPI_Win_allocate_shared(static_cast<MPI_Aint>(bytes), 1, MPI_INFO_NULL, comm_, &mine, &window));
@@ -340,10 +351,12 @@ class MpiTransport : public Transport {
     void* base = nullptr;
     CADRE_MPI(MPI_Win_shared_query(window, 0, &size_of_first, &unit, &base));
     // Advice only, followed where /sys/kernel/mm/transparent_hugepage/shmem_enabled says advise.
-    static_cast<void>(madvise(base, wanted, MADV_HUGEPAGE));
+    static_cast<void>(madvise(base, bytes * static_cast<size_t>(size_), MADV_HUGEPAGE));
     auto memory = std::make_unique<MpiSharedMemory>(window, static_cast<std::byte*>(base), bytes);
-    CADRE_CHECK(memory->of(rank_).data() == mine, "this MPI library does not lay shared windows out contiguously",
-                "set exchange.strategy=flat");
+    if (memory->of(rank_).data() != mine) {
+      throw Error(ErrorKind::environment, "this MPI library does not lay shared windows out contiguously",
+                  "set exchange.strategy=flat");
+    }
     return memory;
   }
 

@@ -28,8 +28,8 @@ struct ConstRaggedRows {
   std::span<const int64_t> offsets;
 };
 
-// Memory of the ranks of one host, mapped by all of them: `bytes` of rank 0, then `bytes` of rank 1, ... Zero from the
-// start. What one rank writes and publishes with a release store, another that saw the store with acquire may read.
+// Memory of the ranks of one host, mapped by all of them: `bytes` of rank 0, then `bytes` of rank 1, ... What one rank
+// writes and publishes with a release store, another that saw the store with acquire may read.
 class SharedMemory {
  public:
   SharedMemory(std::byte* base, size_t bytes_per_rank) : base_(base), bytes_per_rank_(bytes_per_rank) {}

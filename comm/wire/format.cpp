@@ -88,6 +88,13 @@ std::string_view name_of(Wire wire) {
   return "?";
 }
 
+Wire wire_named(std::string_view name) {
+  for (const Wire wire : {Wire::same, Wire::bf16, Wire::fp8}) {
+    if (name == name_of(wire)) return wire;
+  }
+  throw Error(ErrorKind::input, fmt::format("no format of rows is called '{}'", name), "fp32, bf16 or fp8");
+}
+
 size_t RowFormat::wire_bytes() const {
   switch (wire) {
     case Wire::same: return row_bytes();

@@ -14,7 +14,8 @@ namespace cadre {
 // (DeepSeek-V3, arXiv 2412.19437, section 3.3.2).
 enum class Wire : uint8_t { same, bf16, fp8 };
 
-std::string_view name_of(Wire wire);
+std::string_view name_of(Wire wire);  // "fp32", "bf16", "fp8"
+Wire wire_named(std::string_view name);
 
 inline constexpr int64_t kFp8TileChannels = 128;
 

@@ -5,9 +5,8 @@
 // clang-format off: foreach_target.h compiles this file once for each instruction set, and must come first.
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "layers/kernels/cpu_rows.cpp"
-#include <hwy/foreach_target.h>
-
 #include <hwy/cache_control.h>
+#include <hwy/foreach_target.h>
 
 #include "layers/kernels/cpu_vector_inl.hpp"
 // clang-format on

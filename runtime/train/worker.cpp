@@ -17,11 +17,6 @@ constexpr size_t kActivationReserve = 2;
 // Where nothing is known of the activations, as at inference.
 constexpr size_t kSmallActivations = size_t{32} << 20;
 
-Wire wire_named(const std::string& name) {
-  if (name == "bf16") return Wire::bf16;
-  return name == "fp8" ? Wire::fp8 : Wire::same;
-}
-
 }  // namespace
 
 WireFormats wire_formats(const ExchangeConfig& config) {
@@ -64,7 +59,17 @@ Worker::Worker(Communicator world, const WorkerOptions& options)
       combine_(combine_mode(options.exchange)),
       wire_(wire_formats(options.exchange)),
       model_(options.model, make_expert_map(options.model, grid_.expert), grid_.expert_rank(world_.rank())) {
-  for (int lane = 0; lane < options.num_lanes; ++lane) add_lane(options);
+  try {
+    for (int lane = 0; lane < options.num_lanes; ++lane) add_lane(options);
+  } catch (const Error& error) {
+    // There was memory for one lane only: on all ranks alike.
+    if (options.exchange.strategy != "auto" || error.kind() != ErrorKind::environment) throw;
+    spaces_.clear();
+    WorkerOptions plain = options;
+    plain.exchange.strategy = "flat";
+    for (int lane = 0; lane < options.num_lanes; ++lane) add_lane(plain);
+    exchange_reason_ = fmt::format("flat: {}", error.what());
+  }
   store_.add_all(model_);
   store_.allocate(DType::f32, options.with_grad, /*dry_run=*/false);
 }

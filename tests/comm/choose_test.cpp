@@ -72,6 +72,24 @@ TEST(Choose, takes_what_can_be_made_and_the_same_everywhere) {
   });
 }
 
+// More than any host has: another strategy is taken, and the reason says what was missing.
+TEST(Choose, falls_back_where_the_host_has_not_the_memory) {
+  if (!test::runs_under_mpi()) GTEST_SKIP() << "thread ranks have no limit of their own";
+  test::on_ranks(
+      [](Communicator& world) {
+        const ExchangeSetup setup = {.group = world,
+                                     .topology = discover_topology(world),
+                                     .max_tokens = 16,
+                                     .top_k = 2,
+                                     .max_row_bytes = 256,
+                                     .memory_bytes = size_t{1} << 50};
+        const Choice choice = choose_exchange(setup, workload(16, 2, 64));
+        EXPECT_TRUE(choice.exchange->name() == "flat" || choice.exchange->name() == "all_gather");
+        EXPECT_NE(choice.reason.find("/dev/shm has"), std::string::npos) << choice.reason;
+      },
+      {2, 4});
+}
+
 TEST(Choose, shared_between_hosts_is_refused_with_the_way_out) {
   test::on_ranks(
       [](Communicator& world) {
