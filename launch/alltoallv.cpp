@@ -8,15 +8,12 @@
 #include <numeric>
 
 #include "comm/base/check.hpp"
+#include "layers/moe/elements.hpp"
 
 namespace cadre {
 namespace {
 
 Tensor rows_in(Buffer& buffer, int64_t count, int64_t hidden) { return {buffer.data(), DType::f32, {count, hidden}}; }
-
-Tensor index_tensor(const std::vector<int32_t>& index) {
-  return {const_cast<int32_t*>(index.data()), DType::i32, {static_cast<int64_t>(index.size())}};
-}
 
 // into[i] = from[index[i]], as one writes it.
 void copy_rows(const Tensor& from, const std::vector<int32_t>& index, const Tensor& into) {

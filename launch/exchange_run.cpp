@@ -7,30 +7,15 @@
 
 #include "comm/base/trace.hpp"
 #include "launch/alltoallv.hpp"
+#include "layers/moe/elements.hpp"
 
 namespace cadre {
 namespace {
 
 constexpr double kMicrosecondsPerNanosecond = 1e-3;
 
-Tensor index_tensor(std::span<const int32_t> index) {
-  return {const_cast<int32_t*>(index.data()), DType::i32, {static_cast<int64_t>(index.size())}};
-}
-
 Tensor vector_tensor(std::vector<float>& values) {
   return {values.data(), DType::f32, {static_cast<int64_t>(values.size())}};
-}
-
-Rows rows_of(const Elements& elements, int64_t hidden) {
-  return {elements.base, static_cast<int64_t>(elements.stride), DType::f32, hidden};
-}
-
-std::vector<int32_t> through(const Elements& elements, const std::vector<int32_t>& places) {
-  if (elements.index.empty()) return places;
-  std::vector<int32_t> index;
-  index.reserve(places.size());
-  for (const int32_t place : places) index.push_back(elements.index[place]);
-  return index;
 }
 
 // A row says whose it is in its first two channels; the others look random.
@@ -119,8 +104,8 @@ void ExchangeRun::dispatch() {
   there->start();
   wait(there->finish());
   const Elements received = there->unpack();
-  kernels_->gather_rows(rows_of(received, options_.hidden), index_tensor(through(received, batch_.place_row)), Tensor(),
-                        placed_);
+  kernels_->gather_rows(rows_of(received, DType::f32, options_.hidden),
+                        index_tensor(through(received, batch_.place_row)), Tensor(), placed_);
 }
 
 void ExchangeRun::combine() {
@@ -138,7 +123,7 @@ void ExchangeRun::combine() {
   back->start();
   wait(back->finish());
   const Elements home = back->unpack();
-  kernels_->sum_rows(rows_of(home, options_.hidden), index_tensor(home.offsets), index_tensor(home.index),
+  kernels_->sum_rows(rows_of(home, DType::f32, options_.hidden), index_tensor(home.offsets), index_tensor(home.index),
                      by_slot_ ? vector_tensor(token_weights_) : Tensor(), y_);
   wait(back->release());
 }

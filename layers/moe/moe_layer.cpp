@@ -5,33 +5,12 @@
 #include <utility>
 
 #include "comm/base/random.hpp"
+#include "layers/moe/elements.hpp"
 
 namespace cadre {
 namespace {
 
 const RowFormat kRecordFormat = RowFormat::of_bytes(sizeof(SlotRecord));
-
-// Indices of a plan as a tensor; the plan keeps the memory.
-Tensor index_tensor(std::span<const int32_t> index) {
-  return {const_cast<int32_t*>(index.data()), DType::i32, {static_cast<int64_t>(index.size())}};
-}
-
-Rows rows_of(const Elements& elements, DType dtype, int64_t width) {
-  return {elements.base, static_cast<int64_t>(elements.stride), dtype, width};
-}
-
-Elements elements_of(const Tensor& rows, std::span<const int32_t> index = {}) {
-  return {rows.raw(), rows.row_bytes(), index};
-}
-
-// Which of the elements are those at `places`: the index of an index.
-std::vector<int32_t> through(const Elements& elements, const std::vector<int32_t>& places) {
-  if (elements.index.empty()) return places;
-  std::vector<int32_t> index;
-  index.reserve(places.size());
-  for (const int32_t place : places) index.push_back(elements.index[place]);
-  return index;
-}
 
 double element(const Tensor& tensor, int64_t i) {
   return tensor.dtype() == DType::f64 ? tensor.data<double>()[i] : static_cast<double>(tensor.data<float>()[i]);
