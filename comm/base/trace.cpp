@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "comm/base/trace.hpp"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <chrono>
 #include <utility>
@@ -12,6 +14,16 @@ thread_local TraceRecorder* current_recorder = nullptr;
 
 }  // namespace
 
+std::string Position::describe() const {
+  std::string text;
+  const auto add = [&](const std::string& part) { text += (text.empty() ? "" : ", ") + part; };
+  if (step >= 0) add(fmt::format("step {}", step));
+  if (micro_batch >= 0) add(fmt::format("micro-batch {}", micro_batch));
+  if (layer >= 0) add(fmt::format("layer {}", layer));
+  if (*phase != '\0') add(phase);
+  return text.empty() ? "outside of a step" : text;
+}
+
 int64_t trace_clock_ns() {
   return std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now().time_since_epoch())
       .count();
@@ -19,30 +31,69 @@ int64_t trace_clock_ns() {
 
 void TraceRecorder::add(const TraceEvent& event) {
   totals_[static_cast<size_t>(event.kind)] += event.end_ns - event.begin_ns;
-  if (!ring_.empty()) ring_[num_added_ % ring_.size()] = event;
+  if (!keep_ || ring_.empty()) return;
+  ring_[num_added_ % ring_.size()] = event;
   ++num_added_;
 }
 
+void TraceRecorder::begin(TraceKind kind, const Position& at) {
+  const int64_t now = trace_clock_ns();
+  if (is_active_) {
+    activity_.end_ns = now;
+    if (activity_.begin_ns != now) add(activity_);
+  }
+  activity_ = {kind, at, now, now};
+  is_active_ = true;
+}
+
+void TraceRecorder::end() {
+  if (!is_active_) return;
+  activity_.end_ns = trace_clock_ns();
+  add(activity_);
+  is_active_ = false;
+  activity_ = {};
+}
+
 std::vector<TraceEvent> TraceRecorder::events() const {
-  const uint64_t num_kept = std::min<uint64_t>(num_added_, ring_.size());
+  const uint64_t first = num_lost();
   std::vector<TraceEvent> events;
-  events.reserve(num_kept);
-  for (uint64_t i = num_added_ - num_kept; i < num_added_; ++i) events.push_back(ring_[i % ring_.size()]);
+  events.reserve(num_added_ - first);
+  for (uint64_t i = first; i < num_added_; ++i) events.push_back(ring_[i % ring_.size()]);
   return events;
 }
 
+uint64_t TraceRecorder::num_lost() const { return num_added_ - std::min<uint64_t>(num_added_, ring_.size()); }
+
 std::array<int64_t, kNumTraceKinds> TraceRecorder::take_totals() { return std::exchange(totals_, {}); }
+
+TraceRecorder* trace_recorder() { return current_recorder; }
 
 TraceScope::TraceScope(TraceRecorder& recorder) : previous_(std::exchange(current_recorder, &recorder)) {}
 
 TraceScope::~TraceScope() { current_recorder = previous_; }
 
-TraceSpan::TraceSpan(const char* name, TraceKind kind) : recorder_(current_recorder), name_(name), kind_(kind) {
-  if (recorder_ != nullptr) begin_ns_ = trace_clock_ns();
+TraceActivity::TraceActivity(TraceKind kind, const Position& at) : recorder_(current_recorder) {
+  if (recorder_ == nullptr) return;
+  before_ = recorder_->activity();
+  recorder_->begin(kind, at);
+}
+
+TraceActivity::~TraceActivity() {
+  if (recorder_ != nullptr) recorder_->begin(before_.kind, before_.at);
+}
+
+void TraceActivity::relabel(const Position& at) {
+  if (recorder_ != nullptr) recorder_->relabel(at);
+}
+
+TraceSpan::TraceSpan(TraceKind kind, const Position& at) : recorder_(current_recorder) {
+  if (recorder_ != nullptr) event_ = {kind, at, trace_clock_ns(), 0};
 }
 
 TraceSpan::~TraceSpan() {
-  if (recorder_ != nullptr) recorder_->add({name_, kind_, begin_ns_, trace_clock_ns()});
+  if (recorder_ == nullptr) return;
+  event_.end_ns = trace_clock_ns();
+  recorder_->add(event_);
 }
 
 }  // namespace cadre

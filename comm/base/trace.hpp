@@ -1,43 +1,84 @@
 // SPDX-License-Identifier: Apache-2.0
-// Records what a thread did and when: spans into a ring, and the time spent by kind. Recording only; runtime/observe
-// turns it into reports. A thread without a recorder pays one branch a span.
+// Records what a rank did and when. A thread does one thing at a time, so its trace is a sequence of activities without
+// gaps: trace_switch ends one and begins the next. Beside them lie the spans that enclose activities (steps, ops of the
+// schedule) and the requests in flight. Recording only; runtime/observe turns it into files and reports. A thread without
+// a recorder pays one branch a call.
 #pragma once
 
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <string>
 #include <vector>
 
 namespace cadre {
 
-enum class TraceKind : uint8_t { compute, wait };
-inline constexpr size_t kNumTraceKinds = 2;
+// Where in the run a rank is, for messages and traces. -1: not inside a step, a micro-batch, a layer.
+struct Position {
+  int64_t step = -1;
+  int micro_batch = -1;
+  int layer = -1;
+  const char* phase = "";  // a string literal
+
+  std::string describe() const;  // "step 12, micro-batch 1, layer 3, dispatch"
+};
+
+enum class TraceKind : uint8_t {
+  compute,  // an activity: the thread works
+  wait,     // an activity: nothing can go on until a request is complete
+  step,     // a span around activities
+  op,       // a span around activities: one op of the schedule
+  flight,   // a request, from its posting until its completion was seen; flights may overlap with everything
+};
+inline constexpr size_t kNumTraceKinds = 5;
 
 struct TraceEvent {
-  const char* name;  // a string literal
   TraceKind kind;
+  Position at;
   int64_t begin_ns;  // steady clock of this host
   int64_t end_ns;
+  int64_t bytes = 0;  // flight: sent to other ranks
 };
 
 int64_t trace_clock_ns();
 
-// One thread's ring. When it is full the oldest spans are overwritten.
+// One thread's ring. When it is full the oldest events are overwritten.
 class TraceRecorder {
  public:
   explicit TraceRecorder(size_t capacity) : ring_(capacity) {}
 
+  // Whether events are kept from now on; totals are counted always.
+  void keep(bool on) { keep_ = on; }
   void add(const TraceEvent& event);
-  // The spans still in the ring, oldest first.
+
+  // Ends the activity under way, if any, and begins another.
+  void begin(TraceKind kind, const Position& at);
+  void relabel(const Position& at) { activity_.at = at; }
+  void end();
+  const TraceEvent& activity() const { return activity_; }
+
+  // The events still in the ring, in the order in which they ended.
   std::vector<TraceEvent> events() const;
+  uint64_t num_lost() const;  // overwritten
   // Nanoseconds by kind since the last call.
   std::array<int64_t, kNumTraceKinds> take_totals();
 
  private:
+  bool keep_ = true;
+  bool is_active_ = false;
+  TraceEvent activity_ = {};
   std::vector<TraceEvent> ring_;
   uint64_t num_added_ = 0;
   std::array<int64_t, kNumTraceKinds> totals_{};
 };
+
+// The recorder of the calling thread, or nullptr.
+TraceRecorder* trace_recorder();
+
+// From here on the calling thread works on `at`.
+inline void trace_switch(const Position& at) {
+  if (TraceRecorder* recorder = trace_recorder()) recorder->begin(TraceKind::compute, at);
+}
 
 // Makes `recorder` the one of the calling thread for a C++ scope.
 class TraceScope {
@@ -51,19 +92,33 @@ class TraceScope {
   TraceRecorder* previous_;
 };
 
-// One span, from construction to destruction, in the calling thread.
+// An activity for a C++ scope; the one before goes on at its end.
+class TraceActivity {
+ public:
+  TraceActivity(TraceKind kind, const Position& at);
+  ~TraceActivity();
+  TraceActivity(const TraceActivity&) = delete;
+  TraceActivity& operator=(const TraceActivity&) = delete;
+
+  // Now that it is known what it was for.
+  void relabel(const Position& at);
+
+ private:
+  TraceRecorder* recorder_;
+  TraceEvent before_ = {};
+};
+
+// A span around activities, from construction to destruction.
 class TraceSpan {
  public:
-  TraceSpan(const char* name, TraceKind kind);
+  TraceSpan(TraceKind kind, const Position& at);
   ~TraceSpan();
   TraceSpan(const TraceSpan&) = delete;
   TraceSpan& operator=(const TraceSpan&) = delete;
 
  private:
   TraceRecorder* recorder_;
-  const char* name_;
-  TraceKind kind_;
-  int64_t begin_ns_ = 0;
+  TraceEvent event_ = {};
 };
 
 }  // namespace cadre

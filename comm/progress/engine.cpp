@@ -16,14 +16,17 @@ bool is_ready(const Engine::Run& run) { return run.task->done() || run.lane->sus
 void resume(Lane& lane) {
   const std::coroutine_handle<> handle = lane.suspension.resume;
   lane.suspension = {};
+  trace_switch(lane.position);
   handle.resume();
 }
 
 void wait_for_any(const std::vector<Engine::Run>& waiting, double deadline_seconds) {
-  if (std::any_of(waiting.begin(), waiting.end(), is_ready)) return;
-  const TraceSpan span("wait", TraceKind::wait);
+  if (std::ranges::any_of(waiting, is_ready)) return;
+  TraceActivity activity(TraceKind::wait, {});
   const Deadline deadline(deadline_seconds);
-  while (std::none_of(waiting.begin(), waiting.end(), is_ready)) {
+  for (;;) {
+    const auto ready = std::ranges::find_if(waiting, is_ready);
+    if (ready != waiting.end()) return activity.relabel(ready->lane->position);
     for (const Engine::Run& run : waiting) deadline.check(*run.lane->suspension.awaited, run.lane->position);
     std::this_thread::yield();
   }

@@ -22,7 +22,12 @@ class Lane {
   const Communicator& expert_group() const { return expert_group_; }
   const Communicator& data_group() const { return data_group_; }
 
-  Position position;  // where this micro-batch is; whoever moves it on writes it
+  Position position;  // where this micro-batch is
+  // What this micro-batch does from here on: for messages and the trace. `phase` is a string literal.
+  void enter(const char* phase) {
+    position.phase = phase;
+    trace_switch(position);
+  }
 
   // For the engine and the awaiters: the coroutine that goes on when `awaited` is complete.
   struct Suspension {

@@ -10,6 +10,7 @@
 #include <mutex>
 #include <numeric>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "comm/base/check.hpp"
@@ -337,17 +338,19 @@ class LocalTransport : public Transport {
   }
 
   void post(int peer, int tag, std::span<const std::byte> bytes) {
+    if (peer != rank_) bytes_posted_ += static_cast<int64_t>(bytes.size());
     group_->mailboxes[static_cast<size_t>(peer)].put({rank_, tag, copy_of(bytes)});
   }
 
-  Request make_request(const std::string& what, std::unique_ptr<ReceivesOperation> operation) const {
+  Request make_request(const std::string& what, std::unique_ptr<ReceivesOperation> operation) {
     return {fmt::format("{} (rank {} of {})", what, group_->world_rank[rank_], group_->world_size),
-            std::move(operation)};
+            std::move(operation), std::exchange(bytes_posted_, 0)};
   }
 
   std::shared_ptr<Group> group_;
   int rank_;
   int size_;
+  int64_t bytes_posted_ = 0;  // since the last request
   int tag_now_ = 0;
   uint64_t num_collectives_ = 0;
 };

@@ -237,7 +237,7 @@ class MpiTransport : public Transport {
     CADRE_MPI(MPI_Isend(bytes.data(), 1, block.get(), peer, tag, comm_,
                         operation->add(false, world_rank_[peer], bytes.size())));
     return {describe(fmt::format("send of {} bytes to rank {}, tag {}", bytes.size(), world_rank_[peer], tag)),
-            std::move(operation)};
+            std::move(operation), static_cast<int64_t>(bytes.size())};
   }
 
   Request receive(std::span<std::byte> bytes, int peer, int tag) override {
@@ -255,7 +255,8 @@ class MpiTransport : public Transport {
     const int block = checked_int(send.size() / static_cast<size_t>(size_), "bytes of an all_to_all block");
     auto operation = std::make_unique<CollectiveOperation>(size_);
     CADRE_MPI(MPI_Ialltoall(send.data(), block, MPI_BYTE, receive.data(), block, MPI_BYTE, comm_, operation->handle()));
-    return {describe(fmt::format("all_to_all of {} bytes a rank", block)), std::move(operation)};
+    return {describe(fmt::format("all_to_all of {} bytes a rank", block)), std::move(operation),
+            int64_t{block} * (size_ - 1)};
   }
 
   // One message a pair instead of MPI_Ialltoallv, which is the same linear algorithm inside: counts and offsets stay 64
@@ -267,6 +268,7 @@ class MpiTransport : public Transport {
       checked_int(send.counts[peer], "rows to send");
     }
     auto operation = std::make_unique<MessagesOperation>(2 * size_);
+    int64_t rows_sent = 0;
     for (int step = 1; step < size_; ++step) {
       const int peer = (rank_ - step + size_) % size_;
       if (receive.counts[peer] == 0) continue;
@@ -278,6 +280,7 @@ class MpiTransport : public Transport {
       const int peer = (rank_ + step) % size_;
       if (send.counts[peer] == 0) continue;
       const auto rows = static_cast<int>(send.counts[peer]);
+      rows_sent += rows;
       CADRE_MPI(MPI_Isend(send.base + send.offsets[peer] * row_bytes, rows, row.get(), peer, kRowsTag, comm_,
                           operation->add(false, world_rank_[peer], rows * row_bytes)));
     }
@@ -285,21 +288,24 @@ class MpiTransport : public Transport {
       std::memcpy(receive.base + receive.offsets[rank_] * row_bytes, send.base + send.offsets[rank_] * row_bytes,
                   static_cast<size_t>(send.counts[rank_]) * row_bytes);
     }
-    return {describe(fmt::format("all_to_all of rows of {} bytes", row_bytes)), std::move(operation)};
+    return {describe(fmt::format("all_to_all of rows of {} bytes", row_bytes)), std::move(operation),
+            rows_sent * static_cast<int64_t>(row_bytes)};
   }
 
   Request all_gather(std::span<const std::byte> mine, std::span<std::byte> all) override {
     const int bytes = checked_int(mine.size(), "bytes to gather");
     auto operation = std::make_unique<CollectiveOperation>(size_);
     CADRE_MPI(MPI_Iallgather(mine.data(), bytes, MPI_BYTE, all.data(), bytes, MPI_BYTE, comm_, operation->handle()));
-    return {describe(fmt::format("all_gather of {} bytes a rank", bytes)), std::move(operation)};
+    return {describe(fmt::format("all_gather of {} bytes a rank", bytes)), std::move(operation),
+            int64_t{bytes} * (size_ - 1)};
   }
 
   Request all_reduce(std::byte* data, int64_t count, DType dtype, ReduceOp op) override {
     auto operation = std::make_unique<CollectiveOperation>(size_);
     CADRE_MPI(MPI_Iallreduce(MPI_IN_PLACE, data, checked_int(count, "elements to reduce"), mpi_type(dtype), mpi_op(op),
                              comm_, operation->handle()));
-    return {describe(fmt::format("all_reduce of {} {}", count, name_of(dtype))), std::move(operation)};
+    return {describe(fmt::format("all_reduce of {} {}", count, name_of(dtype))), std::move(operation),
+            count * static_cast<int64_t>(size_of(dtype))};
   }
 
   Request broadcast(std::span<std::byte> bytes, int root) override {

@@ -30,12 +30,20 @@ class AllOf : public PendingOperation {
 
 }  // namespace
 
+Request::Request(std::string what, std::unique_ptr<PendingOperation> operation, int64_t bytes)
+    : what_(std::move(what)), operation_(std::move(operation)) {
+  if (const TraceRecorder* recorder = trace_recorder()) {
+    flight_ = {TraceKind::flight, recorder->activity().at, trace_clock_ns(), 0, bytes};
+  }
+}
+
 Request& Request::operator=(Request&& other) noexcept {
   if (this != &other) {
     abandon();
     what_ = std::move(other.what_);
     operation_ = std::move(other.operation_);
     buffers_ = std::move(other.buffers_);
+    flight_ = other.flight_;
   }
   return *this;
 }
@@ -47,6 +55,10 @@ bool Request::test() {
   if (!operation_->test()) return false;
   operation_.reset();
   buffers_.clear();
+  if (TraceRecorder* recorder = trace_recorder(); recorder != nullptr && flight_.begin_ns != 0) {
+    flight_.end_ns = trace_clock_ns();
+    recorder->add(flight_);
+  }
   return true;
 }
 
@@ -63,7 +75,9 @@ void Request::abandon() noexcept {
 Request all_of(std::vector<Request> requests) {
   std::string what;
   for (const Request& request : requests) what += (what.empty() ? "" : " and ") + request.what();
-  return {std::move(what), std::make_unique<AllOf>(std::move(requests))};
+  Request all(std::move(what), std::make_unique<AllOf>(std::move(requests)));
+  all.flight_ = {};  // each of them shows for itself
+  return all;
 }
 
 }  // namespace cadre

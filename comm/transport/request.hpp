@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "comm/base/buffer.hpp"
+#include "comm/base/trace.hpp"
 
 namespace cadre {
 
@@ -23,9 +24,9 @@ class PendingOperation {
 class [[nodiscard]] Request {
  public:
   Request() = default;  // complete from the start
-  // `what` names operation, group and rank: "all_reduce of 12 f64 on 'data' (rank 1 of 4)".
-  Request(std::string what, std::unique_ptr<PendingOperation> operation)
-      : what_(std::move(what)), operation_(std::move(operation)) {}
+  // `what` names operation, group and rank: "all_reduce of 12 f64 on 'data' (rank 1 of 4)". `bytes` go to other ranks.
+  // The trace shows it as part of what the posting thread was at.
+  Request(std::string what, std::unique_ptr<PendingOperation> operation, int64_t bytes = 0);
   Request(Request&&) noexcept = default;
   Request& operator=(Request&& other) noexcept;
   // An operation that is still under way is abandoned: it and the buffers it owns are kept to the end of the process,
@@ -43,11 +44,13 @@ class [[nodiscard]] Request {
   void own(Buffer buffer) { buffers_.push_back(std::move(buffer)); }
 
  private:
+  friend Request all_of(std::vector<Request> requests);
   void abandon() noexcept;
 
   std::string what_;
   std::unique_ptr<PendingOperation> operation_;
   std::vector<Buffer> buffers_;
+  TraceEvent flight_ = {};
 };
 
 // Complete when all of them are.

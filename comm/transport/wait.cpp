@@ -4,17 +4,8 @@
 #include <thread>
 
 #include "comm/base/check.hpp"
-#include "comm/base/trace.hpp"
 
 namespace cadre {
-
-std::string Position::describe() const {
-  std::string text;
-  if (step >= 0) text += fmt::format("step {}", step);
-  if (layer >= 0) text += fmt::format("{}layer {}", text.empty() ? "" : ", ", layer);
-  if (*phase != '\0') text += fmt::format("{}{}", text.empty() ? "" : ", ", phase);
-  return text.empty() ? "outside of a step" : text;
-}
 
 void Deadline::check(const Request& request, const Position& position) const {
   if (Clock::now() < end_) [[likely]]
@@ -27,7 +18,7 @@ void Deadline::check(const Request& request, const Position& position) const {
 
 void wait(Request& request, double deadline_seconds, const Position& position) {
   if (request.test()) return;
-  const TraceSpan span("wait", TraceKind::wait);
+  const TraceActivity activity(TraceKind::wait, position);
   const Deadline deadline(deadline_seconds);
   while (!request.test()) {
     deadline.check(request, position);

@@ -6,18 +6,10 @@
 #include <cstdint>
 #include <string>
 
+#include "comm/base/trace.hpp"
 #include "comm/transport/request.hpp"
 
 namespace cadre {
-
-// Where in the run a rank is, for messages and traces. -1: not inside a step, not inside a layer.
-struct Position {
-  int64_t step = -1;
-  int layer = -1;
-  const char* phase = "";
-
-  std::string describe() const;  // "step 12, layer 3, dispatch"
-};
 
 inline constexpr double kDefaultDeadlineSeconds = 120.0;
 

@@ -80,7 +80,7 @@ Task<Tensor> MoeLayer::forward(LaneContext& ctx, Tensor x, Saved& saved) const {
   router_.forward(ctx, x, saved.router);
   Request counted = start_counting(ctx, saved);
 
-  ctx.lane.position.phase = "dispatch";
+  ctx.lane.enter("dispatch");
   make_plan(ctx, x.dim(0), saved);
   Request announced = ctx.exchange.announce(saved.route);
   co_await announced;
@@ -111,12 +111,12 @@ Task<Tensor> MoeLayer::forward(LaneContext& ctx, Tensor x, Saved& saved) const {
                                       index_tensor(through(received, saved.batch.place_row)), saved.experts);
   rows.reset();
 
-  ctx.lane.position.phase = "combine";
+  ctx.lane.enter("combine");
   Task<Tensor> combine = bring_home(ctx, saved.expert_out, Weighted::yes, saved);
   const Tensor y = co_await combine;
   if (shared_) ctx.kernels.add(y, shared_y, y);
 
-  ctx.lane.position.phase = "expert counts";
+  ctx.lane.enter("expert counts");
   co_await counted;
   if (!saved.global_counts.empty()) saved.balance_loss = balance_of(ctx, saved).value(saved.router.scores);
   co_return y;
@@ -124,7 +124,7 @@ Task<Tensor> MoeLayer::forward(LaneContext& ctx, Tensor x, Saved& saved) const {
 
 Task<Tensor> MoeLayer::input_grad(LaneContext& ctx, Saved& saved, Tensor dy) const {
   // Output gradients travel to the experts as the tokens did.
-  ctx.lane.position.phase = "combine gradient";
+  ctx.lane.enter("combine gradient");
   const auto rows = ctx.exchange.transfer(saved.route, Direction::to_experts, Unit::row, dispatch_format(ctx));
   rows->pack(elements_of(dy, saved.route.plan.row_token));
   rows->start();
@@ -143,7 +143,7 @@ Task<Tensor> MoeLayer::input_grad(LaneContext& ctx, Saved& saved, Tensor dy) con
   const Tensor dweights = co_await weights;
   const Tensor d_places = experts_.input_grad(ctx, saved.experts, d_out);
 
-  ctx.lane.position.phase = "dispatch gradient";
+  ctx.lane.enter("dispatch gradient");
   Task<Tensor> home = bring_home(ctx, d_places, Weighted::no, saved);
   const Tensor dx = co_await home;
   ctx.kernels.add(dx, router_.input_grad(ctx, saved.router, dweights, balance_of(ctx, saved)), dx);

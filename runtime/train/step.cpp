@@ -56,7 +56,7 @@ Task<void> forward(const Model& model, LaneContext& ctx, MicroBatch& micro_batch
 
 void reduce_gradients(Worker& worker) {
   worker.lane().position.layer = -1;
-  worker.lane().position.phase = "gradient reduction";
+  worker.lane().enter("gradient reduction");
   worker.store().complete_grads();
   std::vector<Request> requests;
   start_reduction(worker.world(), worker.store().shared_grads(), requests);
@@ -65,7 +65,7 @@ void reduce_gradients(Worker& worker) {
 }
 
 double gradient_norm(Worker& worker) {
-  worker.lane().position.phase = "gradient norm";
+  worker.lane().enter("gradient norm");
   std::vector<double> squares = {worker.kernels().sum_squares(worker.store().expert_grads())};
   Request summed = worker.expert_group().all_reduce(std::span(squares), ReduceOp::sum);
   worker.await(summed);

@@ -135,7 +135,7 @@ StepRecord Trainer::step() {
   reduce_gradients(worker_);
 
   const int64_t reduction_begin_ns = trace_clock_ns();
-  worker_.lane().position.phase = "metrics";
+  worker_.lane().enter("metrics");
   worker_.await(reduction->request());
   record.global = reduction->finish();
   record.balance_ms += milliseconds(reduction_begin_ns);

@@ -105,18 +105,44 @@ TEST(Engine, what_a_task_throws_reaches_the_caller) {
   });
 }
 
-TEST(Trace, keeps_the_newest_spans_and_all_the_time) {
+TEST(Trace, keeps_the_newest_events_and_all_the_time) {
   TraceRecorder recorder(2);
-  const TraceScope scope(recorder);
-  for (const char* name : {"one", "two", "three"}) TraceSpan span(name, TraceKind::compute);
+  for (int i = 1; i <= 3; ++i) recorder.add({TraceKind::wait, {.step = i}, 100 * i, 100 * i + 50});
   const std::vector<TraceEvent> events = recorder.events();
   ASSERT_EQ(events.size(), 2U);
-  EXPECT_EQ(std::string(events[0].name), "two");
-  EXPECT_EQ(std::string(events[1].name), "three");
-  EXPECT_LE(events[0].begin_ns, events[0].end_ns);
-  recorder.add({"four", TraceKind::wait, 100, 350});
-  EXPECT_EQ(recorder.take_totals()[static_cast<size_t>(TraceKind::wait)], 250);
+  EXPECT_EQ(events[0].at.step, 2);
+  EXPECT_EQ(events[1].at.step, 3);
+  EXPECT_EQ(recorder.num_lost(), 1U);
+  EXPECT_EQ(recorder.take_totals()[static_cast<size_t>(TraceKind::wait)], 150);
   EXPECT_EQ(recorder.take_totals()[static_cast<size_t>(TraceKind::wait)], 0);
+}
+
+TEST(Trace, activities_follow_each_other_without_gaps) {
+  TraceRecorder recorder(16);
+  {
+    const TraceScope scope(recorder);
+    const TraceSpan step(TraceKind::step, {.step = 1});
+    trace_switch({.phase = "router"});
+    {
+      TraceActivity wait(TraceKind::wait, {});
+      wait.relabel({.phase = "dispatch"});
+      while (trace_clock_ns() == recorder.activity().begin_ns) {
+      }
+    }
+    while (trace_clock_ns() == recorder.activity().begin_ns) {
+    }
+    recorder.end();
+  }
+  std::vector<TraceEvent> activities = recorder.events();
+  EXPECT_EQ(activities.back().kind, TraceKind::step);
+  EXPECT_GE(activities.back().end_ns, activities[activities.size() - 2].end_ns);
+  activities.pop_back();
+  ASSERT_GE(activities.size(), 2U);
+  EXPECT_STREQ(activities.back().at.phase, "router");
+  const TraceEvent& wait = activities[activities.size() - 2];
+  EXPECT_EQ(wait.kind, TraceKind::wait);
+  EXPECT_STREQ(wait.at.phase, "dispatch");
+  for (size_t i = 1; i < activities.size(); ++i) EXPECT_EQ(activities[i - 1].end_ns, activities[i].begin_ns);
 }
 
 }  // namespace

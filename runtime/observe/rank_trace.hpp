@@ -1,0 +1,66 @@
+// SPDX-License-Identifier: Apache-2.0
+// The trace of one rank as a value, on the clock of rank 0: what trace files hold and what the analysis reads.
+//
+// Activities (compute, wait) of a rank follow each other without gaps inside a step. `phase` names what they are part of:
+//   forward      embedding, norm, attention, router, dispatch, shared experts, experts, combine, ffn, head, expert counts
+//   backward     the same with " gradient" (of inputs) or " weights"
+//   pipeline     send activations, receive activations, send gradients, receive gradients
+//   step         data, gradient reduction, metrics, gradient norm, optimizer, other
+// A step span has the phase "step", or "step without overlap" where the same step also ran serially for comparison; op
+// spans have the phase forward, backward, overlapped, backward input or backward weight.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "comm/base/trace.hpp"
+
+namespace cadre {
+
+struct TracedEvent {
+  TraceKind kind = TraceKind::compute;
+  std::string phase;
+  int64_t step = -1;
+  int micro_batch = -1;
+  int layer = -1;
+  int64_t begin_ns = 0;
+  int64_t end_ns = 0;
+  int64_t bytes = 0;  // flight: sent to other ranks
+
+  bool operator==(const TracedEvent&) const = default;
+};
+
+// What the run was: the same on all ranks.
+struct TracedRun {
+  std::string cadre_version;
+  std::string mpi;  // version line of the library, or "threads"
+  int num_ranks = 0;
+  int num_hosts = 0;
+  int pipeline = 1;
+  int data = 1;
+  int expert = 1;
+  std::string schedule;
+  int num_micro_batches = 0;
+  std::string exchange;
+  int threads = 1;  // BLAS threads of a rank
+  int64_t seed = 0;
+  std::string config_hash;
+
+  bool operator==(const TracedRun&) const = default;
+};
+
+struct RankTrace {
+  TracedRun run;
+  int rank = 0;
+  std::string host;
+  int64_t clock_offset_begin_ns = 0;  // added to this host's clock, as found when the trace began and when it ended
+  int64_t clock_offset_end_ns = 0;
+  int64_t clock_error_ns = 0;  // half of the shortest round trip to rank 0
+  uint64_t num_lost = 0;       // events that the ring overwrote
+  std::vector<TracedEvent> events;
+
+  bool operator==(const RankTrace&) const = default;
+};
+
+}  // namespace cadre
