@@ -145,9 +145,8 @@ class LayerBench {
     saved_ = {};
     Task<Tensor> forward = layer_.forward(ctx_, x_, saved_);
     co_await forward;
-    Task<Tensor> backward = layer_.input_grad(ctx_, saved_, dy_);
+    Task<Tensor> backward = layer_.backward(ctx_, saved_, dy_);
     co_await backward;
-    layer_.weight_grad(ctx_, saved_);
   }
 
   // Rows of the last step: those of the expert, or all tokens for the router.

@@ -55,7 +55,7 @@ void run_eval(const Options& options, const Job& job) {
     Worker worker(std::move(world), worker_options);
     load_checkpoint(checkpoint, worker.store(), nullptr);
     const Evaluation evaluation = evaluate(worker, reader, config, options.batches);
-    if (worker.world().rank() == 0) print_evaluation(evaluation, worker.model().moe_layers());
+    if (worker.world().rank() == 0) print_evaluation(evaluation, moe_layers_of(worker.model().config()));
   });
 }
 

@@ -15,31 +15,44 @@ bool is_ready(const Engine::Run& run) { return run.task->done() || run.lane->sus
 // Goes on with the lane from where it waits until it waits again.
 void resume(Lane& lane) {
   const std::coroutine_handle<> handle = lane.suspension.resume;
+  if (Poller* poller = current_poller()) poller->unwatch(*lane.suspension.awaited);
   lane.suspension = {};
   trace_switch(lane.position);
   handle.resume();
 }
 
-void wait_for_any(const std::vector<Engine::Run>& waiting, double deadline_seconds) {
-  if (std::ranges::any_of(waiting, is_ready)) return;
-  TraceActivity activity(TraceKind::wait, {});
-  const Deadline deadline(deadline_seconds);
-  for (;;) {
-    const auto ready = std::ranges::find_if(waiting, is_ready);
-    if (ready != waiting.end()) return activity.relabel(ready->lane->position);
-    for (const Engine::Run& run : waiting) deadline.check(*run.lane->suspension.awaited, run.lane->position);
-    std::this_thread::yield();
+}  // namespace
+
+void Engine::wait_for_any(const std::vector<Run>& waiting, DeferredQueue* filler) const {
+  while (std::ranges::none_of(waiting, is_ready)) {
+    if (filler != nullptr && filler->run_one()) continue;
+    TraceActivity activity(TraceKind::wait, {});
+    const Deadline deadline(deadline_seconds_);
+    for (;;) {
+      const auto ready = std::ranges::find_if(waiting, is_ready);
+      if (ready != waiting.end()) return activity.relabel(ready->lane->position);
+      for (const Run& run : waiting) deadline.check(*run.lane->suspension.awaited, run.lane->position);
+      std::this_thread::yield();
+    }
   }
 }
 
-}  // namespace
-
-void Engine::run(std::vector<Run> runs) const {
-  for (const Run& run : runs) run.task->start(*run.lane);
+void Engine::run(std::vector<Run> runs, DeferredQueue* filler) const {
+  const auto watch = [](const Run& run) {
+    Poller* poller = current_poller();
+    if (poller != nullptr && !run.task->done()) poller->watch(*run.lane->suspension.awaited);
+  };
+  for (const Run& run : runs) {
+    trace_switch(run.lane->position);
+    run.task->start(*run.lane);
+    watch(run);
+  }
   while (!runs.empty()) {
-    wait_for_any(runs, deadline_seconds_);
+    wait_for_any(runs, filler);
     for (const Run& run : runs) {
-      if (!run.task->done() && is_ready(run)) resume(*run.lane);
+      if (run.task->done() || !is_ready(run)) continue;
+      resume(*run.lane);
+      watch(run);
     }
     std::erase_if(runs, [](const Run& run) {
       if (run.task->done()) run.task->result();  // throws what the task threw

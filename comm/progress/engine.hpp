@@ -1,9 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-// Runs lanes on one thread: resumes whichever can go on, polls the requests of those that wait, keeps the deadlines.
+// Runs lanes on one thread: resumes whichever can go on, polls the requests of those that wait, fills the time in which
+// all wait, keeps the deadlines.
 #pragma once
 
 #include <vector>
 
+#include "comm/progress/deferred.hpp"
+#include "comm/progress/poll.hpp"
 #include "comm/progress/task.hpp"
 
 namespace cadre {
@@ -19,13 +22,16 @@ class Engine {
     Lane* lane;
     Task<void>* task;
   };
-  // Runs all to completion, interleaved at their waits. If a task throws, the others are left where they wait and the
-  // exception is thrown here. When every lane waits longer than the deadline, throws ErrorKind::timeout naming step,
+  // Runs all to completion, interleaved at their waits; `filler` runs while all wait. The requests of lanes that wait are
+  // polled while others compute, where the thread has a poller. If a task throws, the others are left where they wait and
+  // the exception is thrown here. When every lane waits longer than the deadline, throws ErrorKind::timeout naming step,
   // layer, operation and the missing peers.
-  void run(std::vector<Run> runs) const;
+  void run(std::vector<Run> runs, DeferredQueue* filler = nullptr) const;
   void run(Lane& lane, Task<void>& task) const { run({{&lane, &task}}); }
 
  private:
+  void wait_for_any(const std::vector<Run>& waiting, DeferredQueue* filler) const;
+
   double deadline_seconds_;
 };
 

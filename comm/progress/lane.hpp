@@ -28,6 +28,10 @@ class Lane {
     position.phase = phase;
     trace_switch(position);
   }
+  void enter(const char* phase, int layer) {
+    position.layer = layer;
+    enter(phase);
+  }
 
   // For the engine and the awaiters: the coroutine that goes on when `awaited` is complete.
   struct Suspension {

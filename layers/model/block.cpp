@@ -67,7 +67,7 @@ Block::Block(const ModelConfig& config, int index, const ExpertMap& map, int exp
 }
 
 Task<Tensor> Block::forward(LaneContext& ctx, Tensor x, Sequences sequences, Saved& saved) const {
-  ctx.lane.position.layer = index_;
+  ctx.lane.enter("attention", index_);
   const Tensor normed = attention_norm_.forward(ctx, x, saved.attention_norm);
   const Tensor attended = attention_.forward(ctx, normed, sequences, saved.attention);
   ctx.kernels.add(x, attended, attended);
@@ -77,7 +77,7 @@ Task<Tensor> Block::forward(LaneContext& ctx, Tensor x, Sequences sequences, Sav
 }
 
 Task<Tensor> Block::decode(LaneContext& ctx, Tensor x, Sequences sequences, KvCache& cache) const {
-  ctx.lane.position.layer = index_;
+  ctx.lane.enter("attention", index_);
   Saved scratch;
   const Tensor normed = attention_norm_.forward(ctx, x, scratch.attention_norm);
   const Tensor attended = attention_.decode(ctx, normed, sequences, cache);
@@ -94,36 +94,34 @@ Task<Tensor> Block::ffn_part(LaneContext& ctx, Tensor h, Saved& saved) const {
     Task<Tensor> mixture = moe_->forward(ctx, normed, saved.moe);
     y = co_await mixture;
   } else {
+    ctx.lane.enter("ffn");
     y = ffn_->forward(ctx, normed, saved.ffn);
   }
   ctx.kernels.add(h, y, y);
   co_return y;
 }
 
-Task<void> Block::input_grad(LaneContext& ctx, Saved& saved, Tensor dy, Tensor dx) const {
+Task<void> Block::backward(LaneContext& ctx, Saved& saved, Tensor dy, Tensor dx) {
   ctx.lane.position.layer = index_;
   Tensor d_normed;
   if (moe_) {
-    Task<Tensor> mixture = moe_->input_grad(ctx, saved.moe, dy);
+    Task<Tensor> mixture = moe_->backward(ctx, saved.moe, dy);
     d_normed = co_await mixture;
   } else {
+    ctx.lane.enter("ffn gradient");
     d_normed = ffn_->input_grad(ctx, saved.ffn, dy);
+    defer(ctx, "ffn weights", [this, &ctx, &saved] { ffn_->weight_grad(ctx, saved.ffn); });
   }
+  ctx.lane.enter("attention gradient");
   const Tensor dh = ffn_norm_.input_grad(ctx, saved.ffn_norm, d_normed);
   ctx.kernels.add(dh, dy, dh);
   const Tensor d_attention_in = attention_.input_grad(ctx, saved.attention, dh);
   ctx.kernels.add(dh, attention_norm_.input_grad(ctx, saved.attention_norm, d_attention_in), dx);
-}
-
-void Block::weight_grad(Context& ctx, const Saved& saved) {
-  attention_norm_.weight_grad(ctx, saved.attention_norm);
-  attention_.weight_grad(ctx, saved.attention);
-  ffn_norm_.weight_grad(ctx, saved.ffn_norm);
-  if (moe_) {
-    moe_->weight_grad(ctx, saved.moe);
-  } else {
-    ffn_->weight_grad(ctx, saved.ffn);
-  }
+  defer(ctx, "attention weights", [this, &ctx, &saved] {
+    attention_norm_.weight_grad(ctx, saved.attention_norm);
+    attention_.weight_grad(ctx, saved.attention);
+    ffn_norm_.weight_grad(ctx, saved.ffn_norm);
+  });
 }
 
 void Block::each_parameter(const ParameterVisitor& visit) {

@@ -32,9 +32,9 @@ class Block {
   Task<Tensor> forward(LaneContext& ctx, Tensor x, Sequences sequences, Saved& saved) const;
   // The next tokens of cached sequences; appends to the cache.
   Task<Tensor> decode(LaneContext& ctx, Tensor x, Sequences sequences, KvCache& cache) const;
-  // dy [T,H] to dx [T,H], which the caller gives; both must live until weight_grad.
-  Task<void> input_grad(LaneContext& ctx, Saved& saved, Tensor dy, Tensor dx) const;
-  void weight_grad(Context& ctx, const Saved& saved);
+  // dy [T,H] to dx [T,H], which the caller gives. Weight gradients go to ctx.deferred; until they have run, dy, dx, `ctx`
+  // and `saved` must stay as they are.
+  Task<void> backward(LaneContext& ctx, Saved& saved, Tensor dy, Tensor dx);
   void each_parameter(const ParameterVisitor& visit);
 
   bool is_moe() const { return moe_.has_value(); }

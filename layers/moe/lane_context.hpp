@@ -3,6 +3,8 @@
 #pragma once
 
 #include "comm/exchange/exchange.hpp"
+#include "comm/progress/deferred.hpp"
+#include "comm/progress/poll.hpp"
 #include "comm/progress/task.hpp"
 #include "layers/nn/module.hpp"
 
@@ -24,8 +26,24 @@ struct LaneContext : Context {
   Exchange& exchange;  // of this lane
   CombineMode combine = CombineMode::partial;
   WireFormats wire = {};
-  double token_scale = 1.0;  // 1 / tokens of the global batch; every loss is a mean over it
-  bool training = true;      // a backward pass follows: the balance loss is wanted
+  double token_scale = 1.0;           // 1 / tokens of the global batch; every loss is a mean over it
+  bool training = true;               // a backward pass follows: the balance loss is wanted
+  DeferredQueue* deferred = nullptr;  // where weight gradients wait for their time; nullptr: they are computed at once
 };
+
+// Computes a weight gradient, now or when its turn comes. What `run` refers to must live until then. `phase` is a string
+// literal.
+inline void defer(LaneContext& ctx, const char* phase, std::function<void()> run) {
+  Position at = ctx.lane.position;
+  at.phase = phase;
+  if (ctx.deferred != nullptr) return ctx.deferred->push(at, std::move(run));
+  const TraceActivity activity(TraceKind::compute, at);
+  run();
+}
+
+// All that has been deferred so far, also by others.
+inline void run_deferred(LaneContext& ctx) {
+  if (ctx.deferred != nullptr) ctx.deferred->run_first(ctx.deferred->num_pushed());
+}
 
 }  // namespace cadre

@@ -77,6 +77,7 @@ MoeLayer::MoeLayer(const std::string& prefix, const MoeOptions& options, const E
 }
 
 Task<Tensor> MoeLayer::forward(LaneContext& ctx, Tensor x, Saved& saved) const {
+  ctx.lane.enter("router");
   router_.forward(ctx, x, saved.router);
   Request counted = start_counting(ctx, saved);
 
@@ -96,16 +97,22 @@ Task<Tensor> MoeLayer::forward(LaneContext& ctx, Tensor x, Saved& saved) const {
   slots->start();
   rows->start();
 
-  Tensor shared_y;  // computed while the rows travel
-  if (shared_) shared_y = shared_->forward(ctx, x, saved.shared.emplace());
-
   Request& slots_here = slots->finish();
+  Request& rows_here = rows->finish();
+  Tensor shared_y;  // computed while the rows travel
+  if (shared_) {
+    const Watch watch_slots(slots_here);
+    const Watch watch_rows(rows_here);
+    ctx.lane.enter("shared experts");
+    shared_y = shared_->forward(ctx, x, saved.shared.emplace());
+    ctx.lane.enter("dispatch");
+  }
   co_await slots_here;
   learn_batch(ctx, reinterpret_cast<const SlotRecord*>(slots->unpack().base), saved);
   slots.reset();
-  Request& rows_here = rows->finish();
   co_await rows_here;
 
+  ctx.lane.enter("experts");
   const Elements received = rows->unpack();
   saved.expert_out = experts_.forward(ctx, rows_of(received, ctx.dtype, options_.hidden),
                                       index_tensor(through(received, saved.batch.place_row)), saved.experts);
@@ -122,39 +129,51 @@ Task<Tensor> MoeLayer::forward(LaneContext& ctx, Tensor x, Saved& saved) const {
   co_return y;
 }
 
-Task<Tensor> MoeLayer::input_grad(LaneContext& ctx, Saved& saved, Tensor dy) const {
+Task<Tensor> MoeLayer::backward(LaneContext& ctx, Saved& saved, Tensor dy) {
   // Output gradients travel to the experts as the tokens did.
   ctx.lane.enter("combine gradient");
   const auto rows = ctx.exchange.transfer(saved.route, Direction::to_experts, Unit::row, dispatch_format(ctx));
   rows->pack(elements_of(dy, saved.route.plan.row_token));
   rows->start();
+  Request& rows_here = rows->finish();
 
   Tensor shared_dx;  // computed while they travel
-  if (shared_) shared_dx = shared_->input_grad(ctx, *saved.shared, dy);
-
-  Request& rows_here = rows->finish();
+  if (shared_) {
+    const Watch watch(rows_here);
+    ctx.lane.enter("shared experts gradient");
+    shared_dx = shared_->input_grad(ctx, *saved.shared, dy);
+    defer(ctx, "shared experts weights", [this, &ctx, &saved] { shared_->weight_grad(ctx, *saved.shared); });
+    ctx.lane.enter("combine gradient");
+  }
   co_await rows_here;
+
+  ctx.lane.enter("experts gradient");
   const Elements received = rows->unpack();
   const Tensor d_out = ctx.arena.take("experts", ctx.dtype, {saved.place_weight.dim(0), options_.hidden});
   ctx.kernels.gather_rows(rows_of(received, ctx.dtype, options_.hidden),
                           index_tensor(through(received, saved.batch.place_row)), saved.place_weight, d_out);
+  auto weights_back = send_weights_grad(ctx, received, saved);
+  Request& weights_home = weights_back->finish();
+  Tensor d_places;
+  {
+    const Watch watch(weights_home);
+    d_places = experts_.input_grad(ctx, saved.experts, d_out);
+  }
+  defer(ctx, "experts weights", [this, &ctx, &saved] { experts_.weight_grad(ctx, saved.experts); });
 
-  Task<Tensor> weights = weights_grad(ctx, received, saved);
-  const Tensor dweights = co_await weights;
-  const Tensor d_places = experts_.input_grad(ctx, saved.experts, d_out);
+  ctx.lane.enter("router gradient");
+  co_await weights_home;
+  const Tensor dweights = arrived_weights_grad(ctx, *weights_back, saved);
+  weights_back.reset();
+  const Tensor dx_router = router_.input_grad(ctx, saved.router, dweights, balance_of(ctx, saved));
+  defer(ctx, "router weights", [this, &ctx, &saved] { router_.weight_grad(ctx, saved.router); });
 
   ctx.lane.enter("dispatch gradient");
   Task<Tensor> home = bring_home(ctx, d_places, Weighted::no, saved);
   const Tensor dx = co_await home;
-  ctx.kernels.add(dx, router_.input_grad(ctx, saved.router, dweights, balance_of(ctx, saved)), dx);
+  ctx.kernels.add(dx, dx_router, dx);
   if (shared_) ctx.kernels.add(dx, shared_dx, dx);
   co_return dx;
-}
-
-void MoeLayer::weight_grad(Context& ctx, const Saved& saved) {
-  router_.weight_grad(ctx, saved.router);
-  experts_.weight_grad(ctx, saved.experts);
-  if (shared_) shared_->weight_grad(ctx, *saved.shared);
 }
 
 void MoeLayer::each_parameter(const ParameterVisitor& visit) {
@@ -256,28 +275,30 @@ Tensor MoeLayer::weights_by_token(LaneContext& ctx, const Saved& saved) const {
   return weights;
 }
 
-Task<Tensor> MoeLayer::weights_grad(LaneContext& ctx, Elements d_rows, Saved& saved) const {
-  const DispatchPlan& plan = saved.route.plan;
-  const Tensor dweights = ctx.arena.take("router", ctx.dtype, {plan.num_tokens, options_.router.top_k});
-  // The expert's rank has both factors; one number a slot goes home.
+std::unique_ptr<RowTransfer> MoeLayer::send_weights_grad(LaneContext& ctx, Elements d_rows, Saved& saved) const {
+  // The expert's rank has both factors.
   const Tensor here = ctx.arena.take("router", ctx.dtype, {saved.slot_weight.dim(0)});
   ctx.kernels.dot_rows(rows_of(d_rows, ctx.dtype, options_.hidden), index_tensor(through(d_rows, saved.batch.slot_row)),
                        saved.expert_out, index_tensor(saved.batch.row_place), here);
   const size_t number_bytes = size_of(ctx.dtype);
-  const auto back =
-      ctx.exchange.transfer(saved.route, Direction::to_tokens, Unit::slot, RowFormat::of_bytes(number_bytes));
+  auto back = ctx.exchange.transfer(saved.route, Direction::to_tokens, Unit::slot, RowFormat::of_bytes(number_bytes));
   back->pack({here.raw(), number_bytes});
   back->start();
-  Request& numbers_home = back->finish();
-  co_await numbers_home;
-  if (ctx.arena.is_dry_run()) co_return dweights;
-  const Elements home = back->unpack();
+  return back;
+}
+
+Tensor MoeLayer::arrived_weights_grad(LaneContext& ctx, RowTransfer& back, const Saved& saved) const {
+  const DispatchPlan& plan = saved.route.plan;
+  const Tensor dweights = ctx.arena.take("router", ctx.dtype, {plan.num_tokens, options_.router.top_k});
+  if (ctx.arena.is_dry_run()) return dweights;
+  const size_t number_bytes = size_of(ctx.dtype);
+  const Elements home = back.unpack();
   dweights.fill_zero();  // masked slots have no gradient
   for (int64_t i = 0; i < plan.num_slots(); ++i) {
     std::memcpy(dweights.raw() + static_cast<size_t>(plan.slots[plan.token_slot[i]]) * number_bytes, home.at(i),
                 number_bytes);
   }
-  co_return dweights;
+  return dweights;
 }
 
 }  // namespace cadre

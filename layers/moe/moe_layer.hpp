@@ -53,9 +53,10 @@ class MoeLayer {
   };
 
   // Collective over the lane's expert group and, for the balance loss in training, over its data group. `ctx` and `saved` must outlive the task.
-  Task<Tensor> forward(LaneContext& ctx, Tensor x, Saved& saved) const;      // x, y [T,H]
-  Task<Tensor> input_grad(LaneContext& ctx, Saved& saved, Tensor dy) const;  // dy, dx [T,H]
-  void weight_grad(Context& ctx, const Saved& saved);
+  Task<Tensor> forward(LaneContext& ctx, Tensor x, Saved& saved) const;  // x, y [T,H]
+  // dy, dx [T,H]. Weight gradients go to ctx.deferred, each as soon as it can be computed; until they have run, dy, `ctx`
+  // and `saved` must stay as they are.
+  Task<Tensor> backward(LaneContext& ctx, Saved& saved, Tensor dy);
   void each_parameter(const ParameterVisitor& visit);
 
   void update_bias(std::span<const int64_t> global_counts, double rate) { router_.update_bias(global_counts, rate); }
@@ -74,8 +75,10 @@ class MoeLayer {
   Task<Tensor> bring_home(LaneContext& ctx, Tensor places, Weighted weighted, Saved& saved) const;
   // The weights of the plan's slots, [slots], token by token.
   Tensor weights_by_token(LaneContext& ctx, const Saved& saved) const;
-  // The gradient of the routing weights, [T,K], from the output gradients as they came to the experts, R rows.
-  Task<Tensor> weights_grad(LaneContext& ctx, Elements d_rows, Saved& saved) const;
+  // The gradient of the routing weights from the output gradients as they came to the experts, R rows: on its way home,
+  // one number a slot, and arrived, [T,K].
+  std::unique_ptr<RowTransfer> send_weights_grad(LaneContext& ctx, Elements d_rows, Saved& saved) const;
+  Tensor arrived_weights_grad(LaneContext& ctx, RowTransfer& back, const Saved& saved) const;
 
   MoeOptions options_;
   ExpertMap map_;

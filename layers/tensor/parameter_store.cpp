@@ -31,15 +31,20 @@ void ParameterStore::add(Parameter& parameter) {
     CADRE_CHECK(names_.insert(part.name).second, fmt::format("two parameters are named {}", part.name),
                 "every module needs a prefix of its own");
   }
+  if (num_buckets_ == 0) begin_bucket();
   parameters_.push_back(&parameter);
+  bucket_of_.push_back(num_buckets_ - 1);
 }
+
+int ParameterStore::begin_bucket() { return num_buckets_++; }
 
 void ParameterStore::allocate(DType dtype, bool with_grad, bool dry_run) {
   CADRE_CHECK(dtype == DType::f32 || dtype == DType::f64,
               fmt::format("parameters cannot be stored as {}", name_of(dtype)), "use f32, or f64 for tests");
   dtype_ = dtype;
   with_grad_ = with_grad;
-  const std::vector<size_t> offsets = lay_out();
+  parameter_start_ = lay_out();
+  const std::vector<size_t>& offsets = parameter_start_;
   values_ = Buffer(dry_run ? 0 : value_bytes());
   grads_ = Buffer(dry_run ? 0 : grad_bytes());
   if (!grads_.empty()) std::memset(grads_.data(), 0, grads_.bytes());
@@ -90,11 +95,25 @@ void ParameterStore::initialise(uint64_t seed) {
 }
 
 Tensor ParameterStore::grads_of(Placement placement) {
+  return grads_between(group_start_[group_of(placement)], group_start_[group_of(placement) + 1]);
+}
+
+// The parameters of a bucket and group were added one after the other, and so they lie.
+Tensor ParameterStore::grads_of(Placement placement, int bucket) {
+  size_t start = 0;
+  size_t end = 0;
+  for (size_t i = 0; i < parameters_.size(); ++i) {
+    if (bucket_of_[i] != bucket || parameters_[i]->placement != placement) continue;
+    if (end == 0) start = parameter_start_[i];
+    end = parameter_start_[i] + whole_cache_lines(parameters_[i]->value.bytes());
+  }
+  return grads_between(start, end);
+}
+
+Tensor ParameterStore::grads_between(size_t start, size_t end) {
   CADRE_CHECK(with_grad_, "this store holds no gradients", "allocate it with gradients");
-  const size_t start = group_start_[group_of(placement)];
-  const size_t bytes = group_start_[group_of(placement) + 1] - start;
   std::byte* data = grads_.empty() ? nullptr : grads_.data() + start;
-  return Tensor(data, dtype_, {static_cast<int64_t>(bytes / size_of(dtype_))});
+  return Tensor(data, dtype_, {static_cast<int64_t>((end - start) / size_of(dtype_))});
 }
 
 void ParameterStore::forget_grads() {
@@ -102,8 +121,13 @@ void ParameterStore::forget_grads() {
 }
 
 void ParameterStore::complete_grads() {
-  for (Parameter* parameter : parameters_) {
-    if (parameter->grad.defined() && parameter->grad_is_zero) parameter->grad.fill_zero();
+  for (int bucket = 0; bucket < num_buckets_; ++bucket) complete_grads(bucket);
+}
+
+void ParameterStore::complete_grads(int bucket) {
+  for (size_t i = 0; i < parameters_.size(); ++i) {
+    const Parameter& parameter = *parameters_[i];
+    if (bucket_of_[i] == bucket && parameter.grad.defined() && parameter.grad_is_zero) parameter.grad.fill_zero();
   }
 }
 

@@ -21,6 +21,10 @@ class ParameterStore {
   // Throws when one of its names is already there.
   void add(Parameter& parameter);
 
+  // What is added from here on belongs to one more bucket: gradients that are reduced together. Returns its number, from
+  // 0. A bucket may stay empty.
+  int begin_bucket();
+
   // Adds every parameter of a module.
   template <class Module>
   void add_all(Module& module) {
@@ -41,11 +45,14 @@ class ParameterStore {
   // bytes; the elements between two tensors are zero. Need with_grad.
   Tensor shared_grads() { return grads_of(Placement::shared); }
   Tensor expert_grads() { return grads_of(Placement::expert); }
+  // The same of one bucket, shared or expert.
+  Tensor grads_of(Placement placement, int bucket);
 
   // Begins a step: the next weight gradient of each parameter overwrites. Touches no memory.
   void forget_grads();
   // Ends a step: fills with zeros the gradients that nobody wrote since forget_grads.
   void complete_grads();
+  void complete_grads(int bucket);
 
   int64_t numel(Placement placement) const;  // elements, without what alignment adds
   size_t value_bytes() const { return group_start_[kNumGroups]; }
@@ -57,8 +64,12 @@ class ParameterStore {
 
   std::vector<size_t> lay_out();
   Tensor grads_of(Placement placement);
+  Tensor grads_between(size_t start, size_t end);
 
   std::vector<Parameter*> parameters_;
+  std::vector<int> bucket_of_;           // each parameter
+  std::vector<size_t> parameter_start_;  // bytes
+  int num_buckets_ = 0;
   std::unordered_set<std::string> names_;
   DType dtype_ = DType::f32;
   bool with_grad_ = false;

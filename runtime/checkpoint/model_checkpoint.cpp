@@ -195,11 +195,8 @@ std::optional<Manifest> read_verified_manifest(const fs::path& directory) {
 fs::path save_checkpoint(const CheckpointRanks& ranks, const fs::path& root, const CheckpointState& state,
                          const ParameterStore& store, const AdamW& optimizer, size_t keep) {
   const Communicator& world = ranks.world;
-  const ParameterChoice is_mine = [&](const Parameter& parameter) {
-    return parameter.placement == Placement::expert ? ranks.writes_experts : world.rank() == 0;
-  };
-  const std::vector<NamedTensor> values = name_values(store, is_mine);
-  const std::vector<NamedTensor> moments = name_moments(optimizer, is_mine);
+  const std::vector<NamedTensor> values = name_values(store, ranks.writes);
+  const std::vector<NamedTensor> moments = name_moments(optimizer, ranks.writes);
   const AllOrNone together(world, ranks.deadline_seconds, "saving a checkpoint");
   const std::string file = my_shard_file(world, together, !values.empty());
 

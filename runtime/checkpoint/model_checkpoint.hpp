@@ -13,14 +13,15 @@
 #include "layers/model/config.hpp"
 #include "layers/tensor/parameter_store.hpp"
 #include "runtime/checkpoint/manifest.hpp"
+#include "runtime/checkpoint/named_tensors.hpp"
 #include "runtime/optim/adamw.hpp"
 
 namespace cadre {
 
-// Who writes what: of the ranks that hold the same tensors, one does. Rank 0 writes what all ranks share.
+// Who writes what: of the ranks that hold the same tensor, one does.
 struct CheckpointRanks {
   const Communicator& world;
-  bool writes_experts;      // this rank is in the first expert-parallel group
+  ParameterChoice writes;   // whether this rank does
   double deadline_seconds;  // of one wait: the slowest rank must have written its files within it
 };
 

@@ -72,9 +72,10 @@ std::vector<Section> sections_of(RunConfig& c) {
        }},
       {"parallel",
        {
-           {"expert", &c.parallel.expert, at_least(0), "ranks that share one set of experts; 0 for all ranks"},
-           {"schedule", &c.parallel.schedule, one_of({"1f1b", "pair"}),
-            "1f1b: one micro-batch after the other; pair: the exchanges of one behind the products of the next"},
+           {"pipeline", &c.parallel.pipeline, at_least(1), "rows of ranks that the layers are cut over"},
+           {"expert", &c.parallel.expert, at_least(0), "ranks that share one set of experts; 0 for all of a row"},
+           {"schedule", &c.parallel.schedule, one_of({"1f1b", "zb1p", "dualpipe", "dualpipev", "pair"}),
+            "order of micro-batches; pair, without pipeline: exchanges of one behind the products of the next"},
        }},
       {"exchange",
        {
@@ -85,6 +86,7 @@ std::vector<Section> sections_of(RunConfig& c) {
            {"dispatch_format", &c.exchange.dispatch_format, one_of({"fp32", "bf16", "fp8"}),
             "of rows on their way to experts; fp8: e4m3, one scale per 128 channels"},
            {"combine_format", &c.exchange.combine_format, one_of({"fp32", "bf16"}), "of rows on their way back"},
+           {"polls", &c.exchange.polls, between(0, 1e6), "while an exchange is in flight, inside products; 0 for none"},
            {"deadline_s", &c.exchange.deadline_s, between(0.001, 1e6), "seconds a rank waits before it stops the job"},
        }},
       {"compute",
@@ -97,6 +99,13 @@ std::vector<Section> sections_of(RunConfig& c) {
            {"every", &c.checkpoint.every, at_least(0), "steps between checkpoints; 0 for only at the end"},
            {"keep", &c.checkpoint.keep, at_least(1), "newest checkpoints that stay"},
            {"resume", &c.checkpoint.resume, any(), "auto (the newest in out), never, or a checkpoint's path"},
+       }},
+      {"trace",
+       {
+           {"first_step", &c.trace.first_step, at_least(0), "first step that is traced; 0 for no trace"},
+           {"steps", &c.trace.steps, at_least(1), "steps that are traced"},
+           {"ranks", &c.trace.ranks, any(), "all, or the ranks that write their trace, as in 0,3"},
+           {"compare", &c.trace.compare, any(), "run each traced step once more before, without overlap"},
        }},
       {"log",
        {
@@ -125,10 +134,15 @@ void check(const RunConfig& config, int num_ranks) {
       config.train.eval_every == 0 || config.data.validation_fraction > 0,
       fmt::format("train.eval_every = {}, allowed: 0 with data.validation_fraction = 0", config.train.eval_every),
       "hold out some data, for example data.validation_fraction=0.05");
-  CADRE_CHECK(
-      config.parallel.expert == 0 || num_ranks % config.parallel.expert == 0,
-      fmt::format("parallel.expert = {}, allowed: 0 or a divisor of the {} ranks", config.parallel.expert, num_ranks),
-      "the ranks are cut in groups of this size, and each group holds all experts");
+  const int64_t pipeline = config.parallel.pipeline;
+  CADRE_CHECK(num_ranks % pipeline == 0,
+              fmt::format("parallel.pipeline = {}, allowed: a divisor of the {} ranks", pipeline, num_ranks),
+              "each row of the grid has as many ranks as the others");
+  const int64_t row = num_ranks / pipeline;
+  CADRE_CHECK(config.parallel.expert == 0 || row % config.parallel.expert == 0,
+              fmt::format("parallel.expert = {}, allowed: 0 or a divisor of the {} ranks{}", config.parallel.expert,
+                          row, pipeline == 1 ? "" : fmt::format(" of each of {} rows", pipeline)),
+              "the ranks are cut in groups of this size, and each group holds all experts");
 }
 
 }  // namespace cadre

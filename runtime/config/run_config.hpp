@@ -43,7 +43,8 @@ struct TrainConfig {
 };
 
 struct ParallelConfig {
-  int64_t expert = 0;  // ranks that share one set of experts; 0: all ranks
+  int64_t pipeline = 1;  // rows of ranks that the layers are cut over
+  int64_t expert = 0;    // ranks that share one set of experts; 0: all ranks of a row
   std::string schedule = "1f1b";
 
   bool operator==(const ParallelConfig&) const = default;
@@ -54,6 +55,7 @@ struct ExchangeConfig {
   std::string combine = "partial";
   std::string dispatch_format = "fp32";
   std::string combine_format = "fp32";
+  double polls = 30;  // while an exchange is in flight, between the tiles of products; 0: none
   double deadline_s = 120.0;
 
   bool operator==(const ExchangeConfig&) const = default;
@@ -74,6 +76,15 @@ struct CheckpointConfig {
   bool operator==(const CheckpointConfig&) const = default;
 };
 
+struct TraceConfig {
+  int64_t first_step = 0;  // 0: no trace
+  int64_t steps = 5;
+  std::string ranks = "all";  // all, or numbers with commas
+  bool compare = true;        // run each traced step without overlap too
+
+  bool operator==(const TraceConfig&) const = default;
+};
+
 struct LogConfig {
   int64_t every = 1;
 
@@ -92,6 +103,7 @@ struct RunConfig {
   ExchangeConfig exchange;
   ComputeConfig compute;
   CheckpointConfig checkpoint;
+  TraceConfig trace;
   LogConfig log;
 
   bool operator==(const RunConfig&) const = default;

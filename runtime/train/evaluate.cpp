@@ -5,22 +5,52 @@
 #include "runtime/train/step.hpp"
 
 namespace cadre {
+namespace {
+
+// Through those stages of the first route that are on this rank, from rows of the row before to rows of the row after.
+Task<void> forward_here(Worker& worker, LaneContext& ctx, MicroBatch& micro_batch, LocalStep& local) {
+  const std::vector<int>& route = worker.routes().routes.front();
+  Transport& pipeline = worker.pipeline_group().transport();
+  const int64_t hidden = worker.model().config().hidden_size;
+  Tensor x;
+  for (const auto& stage : worker.model().stages()) {
+    const auto index = static_cast<size_t>(stage->place().index);
+    if (route[index] != worker.row()) continue;
+    if (index > 0 && route[index - 1] != worker.row()) {
+      x = ctx.arena.take("pipeline", DType::f32, {micro_batch.num_tokens(), hidden});
+      ctx.lane.enter("receive activations", -1);
+      Request arrived;
+      if (x.bytes() > 0) arrived = pipeline.receive({x.raw(), x.bytes()}, route[index - 1], stage->place().index);
+      co_await arrived;
+    }
+    Stage::Saved saved;
+    Tensor y;
+    Task<void> pass = forward(*stage, ctx, micro_batch, x, saved, y, local);
+    co_await pass;
+    x = y;
+    if (stage->place().is_last() || route[index + 1] == worker.row()) continue;
+    ctx.lane.enter("send activations", -1);
+    Request sent;
+    if (x.bytes() > 0) sent = pipeline.send({x.raw(), x.bytes()}, route[index + 1], stage->place().index + 1);
+    co_await sent;
+  }
+}
+
+}  // namespace
 
 Evaluation evaluate(Worker& worker, const BatchReader& reader, const RunConfig& config, int64_t num_batches) {
-  LocalStep local = empty_local_step(worker.model());
-  const Communicator& world = worker.world();
+  LocalStep local = empty_local_step(worker.model().config());
   const TrainConfig& train = config.train;
   for (int64_t i = 0; i < num_batches * train.micro_batches; ++i) {
     const SequenceRange global = part_of({0, train.batch}, i % train.micro_batches, train.micro_batches);
-    MicroBatch micro_batch(reader, i / train.micro_batches, part_of(global, world.rank(), world.size()),
+    MicroBatch micro_batch(reader, i / train.micro_batches, part_of(global, worker.data_rank(), worker.grid().data),
                            config.data.sequence_length);
     ArenaScope scope(worker.arena());
     LaneContext ctx = worker.inference_context();
-    Model::Saved saved;
-    Task<void> pass = forward(worker.model(), ctx, micro_batch, saved, local);
+    Task<void> pass = forward_here(worker, ctx, micro_batch, local);
     worker.run(pass);
   }
-  StepReduction reduction(world, local);
+  StepReduction reduction(worker.world(), local);
   worker.await(reduction.request());
   GlobalStep global = reduction.finish();
   return {global.loss, global.num_tokens, std::move(global.expert_counts)};

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// Walks a verified program: the only place where micro-batches overlap. The two halves of an overlapped op are two lanes
-// that take turns at their waits. Backward passes run in the order of the program, so gradients add up in the order of
-// micro-batches and overlap changes no bit.
+// Walks a verified program on the stages of one rank: the only place where micro-batches overlap. The two halves of an
+// overlapped op are two lanes that take turns at their waits. Weight gradients run while all lanes wait, or at the latest
+// where the program asks for them, always in the order of micro-batches: overlap changes no bit.
 #pragma once
 
 #include <functional>
+#include <map>
 #include <memory>
 #include <vector>
 
@@ -15,37 +16,75 @@ namespace cadre {
 
 // What is done with the micro-batches of one step.
 struct StepWork {
-  std::function<MicroBatch(int)> read;  // the micro-batch of that number
-  double token_scale = 1.0;             // 1 / tokens of the global batch
-  std::function<void()> forwards_done;  // called when the last forward pass is over, before the backward that follows
+  int64_t step = 0;
+  std::function<MicroBatch(int)> read;     // this rank's part of the micro-batch of that number
+  std::function<int64_t(int)> num_tokens;  // of it
+  double token_scale = 1.0;                // 1 / tokens of the global batch
+  std::function<void()> forwards_done =
+      {};                        // called when this rank's last forward pass is over, before the backward that
+                                 // follows
+  bool reduce_gradients = true;  // as soon as they are complete, bucket by bucket
 };
 
-// The program of the step that `config` describes.
+enum class Overlap {
+  on,
+  off,  // one op after the other, nothing behind waits: the same numbers, for comparison
+};
+
+// The program of the step that `config` describes. Throws when the model has fewer layers than it has stages.
 Program program_of(const RunConfig& config);
 
 class Executor {
  public:
-  // `program` is of one rank and one stage. Throws when it cannot be run, or not on the lanes of `worker`.
+  // The rank of the program is the worker's row. Throws when the program cannot be run.
   Executor(Worker& worker, const Program& program);
   ~Executor();
 
-  // How many lanes a worker needs for the program: as many as micro-batches live at once.
+  // How many lanes a worker needs for the program: as many as micro-batches live at once on any rank.
   static int num_lanes(const Program& program);
 
-  // Adds the gradients of all micro-batches, and to `local` what they were like. Collective over the expert-parallel
-  // group.
-  void run(const StepWork& work, LocalStep& local);
+  // Adds the gradients of all micro-batches, and to `local` what they were like. Collective over the world.
+  void run(const StepWork& work, LocalStep& local, Overlap overlap = Overlap::on);
 
  private:
-  struct Live;  // a micro-batch between its forward and the end of its backward
+  struct Live;   // a micro-batch at a stage, between its forward and the end of its backward
+  struct Rows {  // what a pass is fed with
+    Buffer memory;
+    Request arrived;
+  };
 
-  Live& begin(const StepWork& work, int micro_batch);
-  Live& live(int micro_batch);
-  void end(int micro_batch);
+  void run(const Op& op);
+  void run_passes(std::vector<Engine::Run> runs);
+  Task<void> forward_pass(Live& one);
+  Task<void> backward_pass(Live& one, Stage::Weights weights);
+  void bucket_done(int stage, int bucket);
+
+  Live& begin(Chunk chunk);
+  Live& live(Chunk chunk);
+  void end(Chunk chunk);
+  void forward_over();
+
+  void post_receive(const Op& op);
+  void post_send(const Op& op);
+  void hand_on(Work done, const Tensor& rows);
+  Task<Tensor> rows_for(Work work, Live& one);
+  size_t bytes_of(int micro_batch) const;
+  int tag_of(Work work) const;
 
   Worker& worker_;
   Program program_;
+  int rank_;
   std::vector<std::unique_ptr<Live>> live_;  // by lane
+  DeferredQueue deferred_;
+  std::map<int, Rows> rows_;  // by index_of the work they feed
+  std::vector<Request> sends_;
+  std::map<std::pair<int, int>, int> backwards_left_;  // by stage and bucket
+
+  // Of the run under way.
+  const StepWork* work_ = nullptr;
+  LocalStep* local_ = nullptr;
+  Overlap overlap_ = Overlap::on;
+  int forwards_left_ = 0;
 };
 
 }  // namespace cadre

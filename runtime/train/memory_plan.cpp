@@ -3,6 +3,7 @@
 
 #include <unistd.h>
 
+#include <algorithm>
 #include <numeric>
 
 #include "comm/group/grid.hpp"
@@ -10,6 +11,7 @@
 #include "comm/transport/local.hpp"
 #include "layers/model/model.hpp"
 #include "layers/tensor/parameter_store.hpp"
+#include "runtime/schedule/verify.hpp"
 #include "runtime/train/executor.hpp"
 #include "runtime/train/micro_batch.hpp"
 #include "runtime/train/worker.hpp"
@@ -22,11 +24,14 @@ constexpr double kMiB = 1024.0 * 1024.0;
 constexpr size_t kLibraryBytes = size_t{14} << 20;
 constexpr char kActivations[] = "activations: ";
 
-Task<void> dry_step(Model& model, LaneContext& ctx, TokenBatch batch) {
-  Model::Saved saved;
-  Task<double> forward = model.forward(ctx, batch, saved);
+// A micro-batch at one stage, there and back.
+Task<void> dry_pass(Stage& stage, LaneContext& ctx, TokenBatch batch, int64_t hidden, Stage::Weights weights) {
+  const ArenaScope scope(ctx.arena);
+  const Tensor rows(nullptr, ctx.dtype, {batch.ids.dim(0), hidden});
+  Stage::Saved saved;
+  Task<Stage::Output> forward = stage.forward(ctx, batch, rows, saved);
   co_await forward;
-  Task<void> backward = model.backward(ctx, saved);
+  Task<Tensor> backward = stage.backward(ctx, saved, rows, weights);
   co_await backward;
 }
 
@@ -53,8 +58,12 @@ size_t packed_bytes(const RunConfig& config, const ParameterStore& store) {
 void plan_on(std::unique_ptr<Transport> transport, const RunConfig& config, const Topology& topology, int rank,
              MemoryPlan& plan) {
   const int num_ranks = topology.num_ranks();
-  const Grid grid = Grid::make(num_ranks, /*pipeline=*/1, static_cast<int>(config.parallel.expert));
-  Model model(config.model, make_expert_map(config.model, grid.expert), grid.expert_rank(rank));
+  const Grid grid =
+      Grid::make(num_ranks, static_cast<int>(config.parallel.pipeline), static_cast<int>(config.parallel.expert));
+  const Program program = program_of(config);
+  const PipelineRoutes routes = {program.routes};
+  Model model(config.model, routes.stages_of(grid.stage(rank)), make_expert_map(config.model, grid.expert),
+              grid.expert_rank(rank));
   ParameterStore store;
   store.add_all(model);
   store.allocate(DType::f32, /*with_grad=*/true, /*dry_run=*/true);
@@ -67,8 +76,13 @@ void plan_on(std::unique_ptr<Transport> transport, const RunConfig& config, cons
   const auto kernels = make_null_kernels();
   Arena arena(Arena::Mode::dry_run);
   LaneContext ctx = {{*kernels, arena, DType::f32}, lane, *exchange, combine_mode(config.exchange)};
-  Task<void> step = dry_step(model, ctx, tokens_of(largest_batch(config, num_ranks), config.data.sequence_length));
-  Engine().run(lane, step);
+  const OpList& ops = program.ops[static_cast<size_t>(grid.stage(rank))];
+  const bool splits = std::ranges::count(ops, OpKind::backward_input, &Op::kind) > 0;
+  for (const auto& stage : model.stages()) {
+    Task<void> pass = dry_pass(*stage, ctx, tokens_of(largest_batch(config, grid.data), config.data.sequence_length),
+                               config.model.hidden_size, splits ? Stage::Weights::later : Stage::Weights::at_once);
+    Engine().run(lane, pass);
+  }
 
   plan.lines = {{"parameters", store.value_bytes()},
                 {"gradients", store.grad_bytes()},
@@ -77,9 +91,14 @@ void plan_on(std::unique_ptr<Transport> transport, const RunConfig& config, cons
   if (num_ranks > 1) plan.lines.push_back({"gradient reduction", store.shared_grads().bytes()});
   plan.lines.push_back({"BLAS and MPI", kLibraryBytes});
   if (const size_t packed = packed_bytes(config, store); packed > 0) plan.lines.push_back({"packed weights", packed});
-  plan.num_lanes = Executor::num_lanes(program_of(config));
+  plan.num_lanes = verify(program).peak_live_forwards[static_cast<size_t>(grid.stage(rank))];
   const auto lanes = static_cast<size_t>(plan.num_lanes);
   for (const auto& [label, bytes] : arena.peak_table()) plan.lines.push_back({kActivations + label, lanes * bytes});
+  if (program.num_stages > 1) {
+    const int64_t rows = largest_batch(config, grid.data) * config.data.sequence_length;
+    const size_t bytes = static_cast<size_t>(rows * config.model.hidden_size) * size_of(DType::f32);
+    plan.lines.push_back({"rows between stages", 2 * lanes * bytes});
+  }
   plan.lines.push_back({"exchange", lanes * exchange_bytes.peak});
 }
 
@@ -105,10 +124,10 @@ std::string MemoryPlan::table() const {
 }
 
 // The last part of a range is as large as any.
-int64_t largest_batch(const RunConfig& config, int num_ranks) {
+int64_t largest_batch(const RunConfig& config, int data) {
   const int64_t micro_batches = config.train.micro_batches;
   const SequenceRange global = part_of({0, config.train.batch}, micro_batches - 1, micro_batches);
-  return part_of(global, num_ranks - 1, num_ranks).count;
+  return part_of(global, data - 1, data).count;
 }
 
 MemoryPlan plan_memory(const RunConfig& config, const Topology& topology, int rank) {

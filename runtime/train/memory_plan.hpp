@@ -30,8 +30,8 @@ struct MemoryPlan {
 // Of rank `rank` of a job laid out like that. Needs neither MPI nor the memory.
 MemoryPlan plan_memory(const RunConfig& config, const Topology& topology, int rank);
 
-// Sequences of one forward pass on the rank that has most of them.
-int64_t largest_batch(const RunConfig& config, int num_ranks);
+// Sequences of one forward pass on the rank that has most of them; `data` ranks share a micro-batch.
+int64_t largest_batch(const RunConfig& config, int data);
 
 // Throws when the ranks of a host want more than all its memory.
 void check_memory(const MemoryPlan& plan, int ranks_on_host);

@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The parts of a step that training and evaluation share: one micro-batch through the model, and the gradients summed
-// over the ranks.
+// The parts of a step that training and evaluation share: one micro-batch through a stage, and the norm of the gradients.
 #pragma once
 
 #include "runtime/observe/step_metrics.hpp"
@@ -9,19 +8,15 @@
 
 namespace cadre {
 
-// Zero counts for each mixture layer of the model.
-LocalStep empty_local_step(const Model& model);
+// Zero counts for each mixture layer of the whole model.
+LocalStep empty_local_step(const ModelConfig& config);
 
-// Runs the micro-batch forward and adds what it was like to `local`. Collective over the expert-parallel group.
-Task<void> forward(const Model& model, LaneContext& ctx, MicroBatch& micro_batch, Model::Saved& saved,
-                   LocalStep& local);
+// Runs the micro-batch forward through the stage, `y` receives its output, and adds what it was like to `local`. Collective
+// over the expert-parallel group.
+Task<void> forward(const Stage& stage, LaneContext& ctx, MicroBatch& micro_batch, Tensor x, Stage::Saved& saved,
+                   Tensor& y, LocalStep& local);
 
-// Sums the gradients of shared parameters over all ranks and those of experts over the ranks that hold the same ones.
-// Collective over the world.
-void reduce_gradients(Worker& worker);
-
-// The Euclidean norm of the whole model's gradient, after reduce_gradients; the same on all ranks. Collective over the
-// expert-parallel group.
+// The Euclidean norm of the whole model's gradient, once it is reduced; the same on all ranks. Collective over the world.
 double gradient_norm(Worker& worker);
 
 }  // namespace cadre

@@ -50,14 +50,17 @@ void prepare_folder(const RunConfig& config) {
 
 WorkerOptions worker_options(const RunConfig& config, const Communicator& world) {
   const MemoryPlan plan = plan_memory(config, discover_topology(world), world.rank());
+  const Program program = program_of(config);
   return {.model = config.model,
           .parallel = config.parallel,
           .exchange = config.exchange,
           .compute = config.compute,
+          .routes = {program.routes},
           .with_grad = true,
-          .max_tokens = largest_batch(config, world.size()) * config.data.sequence_length,
+          .max_tokens = largest_batch(config, world.size() / static_cast<int>(config.parallel.pipeline)) *
+                        config.data.sequence_length,
           .activation_bytes = plan.activation_bytes(),
-          .num_lanes = Executor::num_lanes(program_of(config))};
+          .num_lanes = Executor::num_lanes(program)};
 }
 
 Worker make_worker(Communicator world, const RunConfig& config) {
@@ -114,17 +117,20 @@ StepRecord Trainer::step() {
   StepRecord record;
   record.step = steps_done_ + 1;
   record.steps = train.steps;
-  record.moe_layers = worker_.model().moe_layers();
-  LocalStep local = empty_local_step(worker_.model());
+  record.moe_layers = moe_layers_of(config_.model);
+  LocalStep local = empty_local_step(config_.model);
   local.last_step_ms = last_step_ms_;
   local.last_wait_ms = last_wait_ms_;
   std::optional<StepReduction> reduction;
   StepWork work;
+  work.step = record.step;
   work.token_scale = 1.0 / static_cast<double>(train.batch * sequence_length);
-  work.read = [&](int i) {
-    const SequenceRange global = part_of({0, train.batch}, i, train.micro_batches);
-    return MicroBatch(train_reader_, steps_done_, part_of(global, world.rank(), world.size()), sequence_length);
+  const auto range_of = [&](int micro_batch) {
+    const SequenceRange global = part_of({0, train.batch}, micro_batch, train.micro_batches);
+    return part_of(global, worker_.data_rank(), worker_.grid().data);
   };
+  work.read = [&](int i) { return MicroBatch(train_reader_, steps_done_, range_of(i), sequence_length); };
+  work.num_tokens = [&](int i) { return range_of(i).count * sequence_length; };
   // The metrics are known then; they travel while the last backward pass runs.
   work.forwards_done = [&] {
     const int64_t reduction_begin_ns = trace_clock_ns();
@@ -132,7 +138,7 @@ StepRecord Trainer::step() {
     record.balance_ms += milliseconds(reduction_begin_ns);
   };
   executor_.run(work, local);
-  reduce_gradients(worker_);
+  worker_.finish_gradient_reduction();
 
   const int64_t reduction_begin_ns = trace_clock_ns();
   worker_.lane().enter("metrics");
@@ -165,9 +171,10 @@ double Trainer::evaluate() {
 }
 
 void Trainer::save() {
-  const CheckpointRanks ranks = {.world = worker_.world(),
-                                 .writes_experts = worker_.grid().expert_group(worker_.world().rank()) == 0,
-                                 .deadline_seconds = std::max(worker_.deadline_seconds(), kFileDeadlineSeconds)};
+  const CheckpointRanks ranks = {
+      .world = worker_.world(),
+      .writes = [&](const Parameter& parameter) { return worker_.is_first_holder(parameter); },
+      .deadline_seconds = std::max(worker_.deadline_seconds(), kFileDeadlineSeconds)};
   CheckpointState state;
   state.model = config_.model;
   state.run_toml = to_toml(config_);
@@ -223,9 +230,11 @@ void Trainer::check_agreement() {
 }
 
 void Trainer::update_biases(const GlobalStep& global) {
-  const std::vector<int>& moe_layers = worker_.model().moe_layers();
+  const std::vector<int> moe_layers = moe_layers_of(config_.model);
   for (size_t i = 0; i < moe_layers.size(); ++i) {
-    worker_.model().block(moe_layers[i]).moe().update_bias(global.expert_counts[i], config_.model.bias_update_rate);
+    Stage* stage = worker_.model().stage_with(moe_layers[i]);
+    if (stage == nullptr) continue;
+    stage->block(moe_layers[i]).moe().update_bias(global.expert_counts[i], config_.model.bias_update_rate);
   }
 }
 

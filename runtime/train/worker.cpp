@@ -4,13 +4,18 @@
 #include <algorithm>
 #include <utility>
 
+#include "comm/base/check.hpp"
+
 namespace cadre {
 namespace {
 
 Lane make_lane(const Communicator& world, const Grid& grid, int id) {
   return {id, world.split(grid.expert_group(world.rank()), world.rank(), fmt::format("expert/lane {}", id)),
-          world.duplicate(fmt::format("data/lane {}", id))};
+          world.split(grid.data_group(world.rank()), world.rank(), fmt::format("data/lane {}", id))};
 }
+
+// Elements of one all_reduce: large enough for bandwidth, small enough for the int that MPI counts are.
+constexpr int64_t kReductionElements = int64_t{4} << 20;
 
 // Address space for twice the plan leaves room for steps whose routing is more uneven than it assumes.
 constexpr size_t kActivationReserve = 2;
@@ -52,26 +57,98 @@ ExchangeWorkload workload_of(const WorkerOptions& options) {
 
 Worker::Worker(Communicator world, const WorkerOptions& options)
     : world_(std::move(world)),
-      grid_(Grid::make(world_.size(), /*pipeline=*/1, static_cast<int>(options.parallel.expert))),
-      expert_data_group_(world_.split(grid_.expert_data_group(world_.rank()), world_.rank(), "expert data")),
+      routes_(options.routes),
+      grid_(Grid::make(world_.size(), static_cast<int>(options.parallel.pipeline),
+                       static_cast<int>(options.parallel.expert))),
+      pipeline_group_(world_.split(grid_.pipeline_group(world_.rank()), world_.rank(), "pipeline")),
       engine_(options.exchange.deadline_s),
+      poller_({.polls_per_exchange = options.exchange.polls}),
       kernels_(make_cpu_kernels(options.compute.precision == "bf16" ? Precision::bf16 : Precision::fp32)),
       combine_(combine_mode(options.exchange)),
       wire_(wire_formats(options.exchange)),
-      model_(options.model, make_expert_map(options.model, grid_.expert), grid_.expert_rank(world_.rank())) {
+      model_(options.model, routes_.stages_of(row()), make_expert_map(options.model, grid_.expert),
+             grid_.expert_rank(world_.rank())) {
   try {
-    for (int lane = 0; lane < options.num_lanes; ++lane) add_lane(options);
+    add_lanes(options);
   } catch (const Error& error) {
     // There was memory for one lane only: on all ranks alike.
     if (options.exchange.strategy != "auto" || error.kind() != ErrorKind::environment) throw;
     spaces_.clear();
     WorkerOptions plain = options;
     plain.exchange.strategy = "flat";
-    for (int lane = 0; lane < options.num_lanes; ++lane) add_lane(plain);
+    add_lanes(plain);
     exchange_reason_ = fmt::format("flat: {}", error.what());
   }
-  store_.add_all(model_);
-  store_.allocate(DType::f32, options.with_grad, /*dry_run=*/false);
+  make_reduction_groups();
+  fill_store(options.with_grad);
+}
+
+void Worker::add_lanes(const WorkerOptions& options) {
+  for (int lane = 0; lane < options.num_lanes; ++lane) add_lane(options);
+}
+
+// All ranks hold the same number of stages, and those that share one share them all.
+void Worker::make_reduction_groups() {
+  for (const auto& stage : model_.stages()) {
+    const int color = routes_.rows_of(stage->place().index).front();
+    const int expert_color = color * grid_.expert + grid_.expert_rank(world_.rank());
+    reduction_groups_.push_back(
+        {world_.split(color, world_.rank(), "data"), world_.split(expert_color, world_.rank(), "expert data")});
+  }
+}
+
+void Worker::fill_store(bool with_grad) {
+  for (const auto& stage : model_.stages()) {
+    const bool first_row = routes_.rows_of(stage->place().index).front() == row();
+    first_bucket_.push_back(store_.begin_bucket());
+    for (int bucket = 0; bucket < stage->num_buckets(); ++bucket) {
+      if (bucket > 0) store_.begin_bucket();
+      stage->each_parameter(bucket, [&](Parameter& parameter) {
+        store_.add(parameter);
+        const int holders = parameter.placement == Placement::expert ? grid_.expert : 1;
+        if (first_row && data_rank() < holders) first_held_.push_back(&parameter);
+      });
+    }
+  }
+  std::ranges::sort(first_held_);
+  store_.allocate(DType::f32, with_grad, /*dry_run=*/false);
+}
+
+bool Worker::is_first_holder(const Parameter& parameter) const {
+  return std::ranges::binary_search(first_held_, &parameter);
+}
+
+size_t Worker::local_index(int stage) const {
+  const auto found =
+      std::ranges::find_if(model_.stages(), [&](const auto& here) { return here->place().index == stage; });
+  CADRE_ASSERT(found != model_.stages().end());
+  return static_cast<size_t>(found - model_.stages().begin());
+}
+
+void Worker::start_gradient_reduction(int stage, int bucket) {
+  const size_t index = local_index(stage);
+  const int stored = first_bucket_[index] + bucket;
+  store_.complete_grads(stored);
+  const auto start = [&](const Communicator& group, Placement placement) {
+    if (group.size() == 1) return;
+    const Tensor values = store_.grads_of(placement, stored);
+    for (int64_t first = 0; first < values.numel(); first += kReductionElements) {
+      const auto count = static_cast<size_t>(std::min(kReductionElements, values.numel() - first));
+      reductions_.push_back(group.all_reduce(std::span(values.data<float>() + first, count), ReduceOp::sum));
+      if (Poller* poller = current_poller()) poller->watch(reductions_.back());
+    }
+  };
+  start(reduction_groups_[index].shared, Placement::shared);
+  start(reduction_groups_[index].expert, Placement::expert);
+}
+
+void Worker::finish_gradient_reduction() {
+  lane().enter("gradient reduction", -1);
+  for (Request& request : reductions_) {
+    await(request);
+    if (Poller* poller = current_poller()) poller->unwatch(request);
+  }
+  reductions_.clear();
 }
 
 void Worker::add_lane(const WorkerOptions& options) {
@@ -95,9 +172,16 @@ void Worker::add_lane(const WorkerOptions& options) {
   }
 }
 
-LaneContext Worker::training_context(double token_scale, int lane) {
+LaneContext Worker::training_context(double token_scale, DeferredQueue& deferred, int lane) {
   LaneSpace& own = space(lane);
-  return {{*kernels_, own.arena, DType::f32}, own.lane, *own.exchange, combine_, wire_, token_scale, /*training=*/true};
+  return {{*kernels_, own.arena, DType::f32},
+          own.lane,
+          *own.exchange,
+          combine_,
+          wire_,
+          token_scale,
+          /*training=*/true,
+          &deferred};
 }
 
 LaneContext Worker::inference_context() {

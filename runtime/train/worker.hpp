@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// What one rank of a job holds: its place in the grid, its groups, its back end, its part of the model, and the lane
+// What one rank of a job holds: its place in the grid, its groups, its back end, its stages of the model, and the lanes
 // that micro-batches run on. Training, evaluation and inference all stand on it.
 #pragma once
 
+#include <deque>
 #include <memory>
 
 #include "comm/exchange/choose.hpp"
@@ -11,6 +12,7 @@
 #include "layers/model/model.hpp"
 #include "layers/tensor/parameter_store.hpp"
 #include "runtime/config/run_config.hpp"
+#include "runtime/train/pipeline_routes.hpp"
 
 namespace cadre {
 
@@ -19,10 +21,11 @@ struct WorkerOptions {
   ParallelConfig parallel;
   ExchangeConfig exchange;
   ComputeConfig compute;
+  PipelineRoutes routes = {};  // where the stages are; the rows of the grid are their ranks
   bool with_grad = true;
   int64_t max_tokens = 0;       // that one forward pass on this rank is expected to take
   size_t activation_bytes = 0;  // that it is expected to need; 0: not known
-  int num_lanes = 1;            // micro-batches under way at once
+  int num_lanes = 1;            // micro-batches under way at once, the same on all ranks
 };
 
 // All that one micro-batch under way has for itself.
@@ -41,38 +44,64 @@ class Worker {
   Worker(Communicator world, const WorkerOptions& options);
 
   const Grid& grid() const { return grid_; }
+  const PipelineRoutes& routes() const { return routes_; }
   const Communicator& world() const { return world_; }
   // The ranks that share one set of experts with this one.
   const Communicator& expert_group() const { return spaces_.front()->lane.expert_group(); }
-  // The ranks that hold the same experts as this one: gradients of experts are summed over them.
-  const Communicator& expert_data_group() const { return expert_data_group_; }
+  // The ranks that pass micro-batches on to each other, by row of the grid.
+  const Communicator& pipeline_group() const { return pipeline_group_; }
+  int row() const { return grid_.stage(world_.rank()); }
+  int data_rank() const { return grid_.data_rank(world_.rank()); }
 
   Model& model() { return model_; }
   ParameterStore& store() { return store_; }
   const Kernels& kernels() const { return *kernels_; }
+  // Whether this rank is the first of those that hold the parameter: the one that saves it, and counts it in sums.
+  bool is_first_holder(const Parameter& parameter) const;
+
   int num_lanes() const { return static_cast<int>(spaces_.size()); }
   Arena& arena(int lane = 0) { return space(lane).arena; }
   Lane& lane(int lane = 0) { return space(lane).lane; }
   double deadline_seconds() const { return engine_.deadline_seconds(); }
+  Poller& poller() { return poller_; }
 
   // The context of a micro-batch that is trained on, its losses scaled by `token_scale`, and of one that is not.
-  LaneContext training_context(double token_scale, int lane = 0);
+  LaneContext training_context(double token_scale, DeferredQueue& deferred, int lane);
   LaneContext inference_context();
   const std::string& exchange_reason() const { return exchange_reason_; }  // why this strategy
-  // Runs tasks, each on its lane, to their end; they take turns at their waits.
-  void run(std::vector<Engine::Run> runs) const { engine_.run(std::move(runs)); }
+  // Runs tasks, each on its lane, to their end; they take turns at their waits, which `filler` fills.
+  void run(std::vector<Engine::Run> runs, DeferredQueue* filler = nullptr) const {
+    engine_.run(std::move(runs), filler);
+  }
   void run(Task<void>& task) { engine_.run(lane(), task); }
   // Waits for a request of this rank outside of a task.
   void await(Request& request) const { wait(request, engine_.deadline_seconds(), spaces_.front()->lane.position); }
 
+  // Starts to sum the gradients of a bucket of a stage over the ranks that hold the same parameters. Collective over them:
+  // all reduce the buckets of a stage in the same order, each once a step, and finish together.
+  void start_gradient_reduction(int stage, int bucket);
+  void finish_gradient_reduction();
+
  private:
+  // For one stage: the ranks that hold it, and those that hold the same experts of it.
+  struct ReductionGroups {
+    Communicator shared;
+    Communicator expert;
+  };
+
   LaneSpace& space(int lane) { return *spaces_[static_cast<size_t>(lane)]; }
   void add_lane(const WorkerOptions& options);
+  void add_lanes(const WorkerOptions& options);
+  void make_reduction_groups();
+  void fill_store(bool with_grad);
+  size_t local_index(int stage) const;
 
   Communicator world_;
+  PipelineRoutes routes_;
   Grid grid_;
-  Communicator expert_data_group_;
+  Communicator pipeline_group_;
   Engine engine_;
+  Poller poller_;
   std::unique_ptr<Kernels> kernels_;
   std::vector<std::unique_ptr<LaneSpace>> spaces_;
   std::string exchange_reason_;
@@ -80,6 +109,10 @@ class Worker {
   WireFormats wire_;
   Model model_;
   ParameterStore store_;
+  std::vector<ReductionGroups> reduction_groups_;  // by stage of this rank, ascending
+  std::vector<int> first_bucket_;                  // in the store, the same
+  std::vector<const Parameter*> first_held_;       // sorted
+  std::deque<Request> reductions_;                 // under way; does not move them
 };
 
 }  // namespace cadre

@@ -62,7 +62,7 @@ class ModelRun {
     Task<void> task = forward();
     Engine().run(lane_, task);
     double loss = loss_sum_ / kTokens;
-    for (const Block::Saved& block : saved_.blocks) loss += block.moe.balance_loss;
+    for (const Block::Saved& block : saved_.stages.front().blocks) loss += block.moe.balance_loss;
     return loss;
   }
 

@@ -167,9 +167,8 @@ class LayerRun {
   Task<void> forward_and_backward() {
     Task<void> forward = forward_only();
     co_await forward;
-    Task<Tensor> backward = layer_.input_grad(ctx_, saved_, c_);
+    Task<Tensor> backward = layer_.backward(ctx_, saved_, c_);
     dx_ = co_await backward;
-    layer_.weight_grad(ctx_, saved_);
   }
 
   Case test_case_;

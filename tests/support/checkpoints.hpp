@@ -104,8 +104,11 @@ inline CheckpointState state_at(int64_t step, const ModelConfig& config) {
 
 inline std::filesystem::path save(const Communicator& world, const std::filesystem::path& root, int64_t step,
                                   const ModelRank& rank, bool writes_experts) {
-  return save_checkpoint({world, writes_experts, kDeadlineSeconds}, root, state_at(step, rank.model.config()),
-                         rank.store, rank.optimizer, /*keep=*/2);
+  const ParameterChoice writes = [&](const Parameter& parameter) {
+    return parameter.placement == Placement::expert ? writes_experts : world.rank() == 0;
+  };
+  return save_checkpoint({world, writes, kDeadlineSeconds}, root, state_at(step, rank.model.config()), rank.store,
+                         rank.optimizer, /*keep=*/2);
 }
 
 // Saves the model of `config` that is spread over all ranks.

@@ -1,0 +1,96 @@
+// SPDX-License-Identifier: Apache-2.0
+// Progress inside computation. Most MPI libraries move data only inside calls, so long kernels call poll_point() between
+// their tiles, every 50 us or so, and the poller of the thread then tests the requests under way, not more often than
+// pays: about kPollsPerExchange times while an exchange is in flight.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "comm/transport/request.hpp"
+
+namespace cadre {
+
+// When to poll.
+struct PollPolicy {
+  double polls_per_exchange = 30;  // 0: never inside computation
+};
+
+struct PollCount {
+  int64_t polls = 0;
+  int64_t exchanges = 0;  // requests that were watched to their end
+  int64_t nanoseconds = 0;
+
+  double polls_per_exchange() const {
+    return exchanges == 0 ? 0.0 : static_cast<double>(polls) / static_cast<double>(exchanges);
+  }
+};
+
+class Poller {
+ public:
+  explicit Poller(const PollPolicy& policy) : policy_(policy) {}
+
+  // The request is tested at poll points until it is complete or unwatched. It must live that long.
+  void watch(Request& request);
+  void unwatch(const Request& request);
+  void unwatch_all() { watched_.clear(); }
+
+  // Tests what is watched if it is time to.
+  void point();
+
+  // Since the last call.
+  PollCount take_count();
+  double interval_us() const { return static_cast<double>(interval_ns_) * 1e-3; }
+
+ private:
+  void learn(int64_t duration_ns);
+
+  struct Watched {
+    Request* request;
+    int64_t since_ns;
+  };
+
+  PollPolicy policy_;
+  std::vector<Watched> watched_;
+  double exchange_ns_ = 0;  // mean of late, newer ones weigh more
+  int64_t interval_ns_ = 20'000;
+  int64_t last_ns_ = 0;
+  PollCount count_;
+};
+
+// The poller of the calling thread, or nullptr.
+Poller* current_poller();
+
+inline void poll_point() {
+  if (Poller* poller = current_poller()) poller->point();
+}
+
+// Makes `poller` the one of the calling thread for a C++ scope, at the end of which it watches nothing.
+class PollScope {
+ public:
+  explicit PollScope(Poller& poller);
+  ~PollScope();
+  PollScope(const PollScope&) = delete;
+  PollScope& operator=(const PollScope&) = delete;
+
+ private:
+  Poller* previous_;
+};
+
+// Watches a request that nobody awaits yet, for a C++ scope: for exchanges with computation in their shadow.
+class Watch {
+ public:
+  explicit Watch(Request& request) : request_(request) {
+    if (Poller* poller = current_poller()) poller->watch(request);
+  }
+  ~Watch() {
+    if (Poller* poller = current_poller()) poller->unwatch(request_);
+  }
+  Watch(const Watch&) = delete;
+  Watch& operator=(const Watch&) = delete;
+
+ private:
+  Request& request_;
+};
+
+}  // namespace cadre
