@@ -76,6 +76,7 @@ std::vector<Section> sections_of(RunConfig& c) {
            {"expert", &c.parallel.expert, at_least(0), "ranks that share one set of experts; 0 for all of a row"},
            {"schedule", &c.parallel.schedule, one_of({"1f1b", "zb1p", "dualpipe", "dualpipev", "pair"}),
             "order of micro-batches; pair, without pipeline: exchanges of one behind the products of the next"},
+           {"overlap", &c.parallel.overlap, any(), "false: the same program, one op after the other"},
        }},
       {"exchange",
        {

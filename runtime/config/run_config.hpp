@@ -46,6 +46,7 @@ struct ParallelConfig {
   int64_t pipeline = 1;  // rows of ranks that the layers are cut over
   int64_t expert = 0;    // ranks that share one set of experts; 0: all ranks of a row
   std::string schedule = "1f1b";
+  bool overlap = true;
 
   bool operator==(const ParallelConfig&) const = default;
 };

@@ -137,7 +137,7 @@ StepRecord Trainer::step() {
     reduction.emplace(world, local);
     record.balance_ms += milliseconds(reduction_begin_ns);
   };
-  executor_.run(work, local);
+  executor_.run(work, local, config_.parallel.overlap ? Overlap::on : Overlap::off);
   worker_.finish_gradient_reduction();
 
   const int64_t reduction_begin_ns = trace_clock_ns();

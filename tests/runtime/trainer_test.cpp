@@ -64,6 +64,21 @@ RunConfig small_run(const fs::path& folder) {
   return config;
 }
 
+// A folder for a run, with a text to train on.
+class RunFolder {
+ public:
+  explicit RunFolder(Communicator& world) : folder_(world) {
+    if (world.rank() == 0) test::write_file(folder_ / "text", some_text());
+    Request written = world.barrier();
+    wait(written);
+  }
+
+  fs::path path() const { return folder_.path(); }
+
+ private:
+  test::SharedDirectory folder_;
+};
+
 // Takes `steps` steps; what rank 0 saw, the validation loss last.
 std::vector<double> train(Communicator world, const RunConfig& config, int steps, bool save = false) {
   Trainer trainer(std::move(world), config);
@@ -123,10 +138,7 @@ Outcome outcome_of(Communicator world, const RunConfig& config, int steps) {
 TEST(Trainer, overlap_changes_no_bit) {
   test::on_ranks(
       [](Communicator& world) {
-        const test::SharedDirectory folder(world);
-        if (world.rank() == 0) test::write_file(folder / "text", some_text());
-        Request written = world.barrier();
-        wait(written);
+        const RunFolder folder(world);
         for (const char* strategy : {"flat", "shared", "hierarchical", "all_gather"}) {
           SCOPED_TRACE(strategy);
           RunConfig serial = small_run(folder.path());
@@ -142,13 +154,39 @@ TEST(Trainer, overlap_changes_no_bit) {
       {1, 2, 4, 8});
 }
 
+// Every schedule on every pipeline that fits: the bits of its own serial run, and the losses of one rank.
+TEST(Trainer, every_schedule_trains_the_same_model) {
+  test::on_ranks(
+      [](Communicator& world) {
+        const RunFolder folder(world);
+        RunConfig config = small_run(folder.path());
+        config.model.num_hidden_layers = 8;
+        config.train.batch = 10;
+        config.train.micro_batches = 8;  // of 1 and 2 sequences: ranks without any
+        RunConfig alone = config;
+        alone.out += fmt::format(".alone{}", world.rank());
+        const std::vector<double> expected = train_on_threads(1, alone, 3);
+        for (const char* schedule : {"1f1b", "zb1p", "dualpipe", "dualpipev"}) {
+          for (int pipeline = 2; pipeline <= std::min(4, world.size()); pipeline *= 2) {
+            if (world.size() % pipeline != 0) continue;
+            SCOPED_TRACE(fmt::format("{} over {} rows", schedule, pipeline));
+            config.parallel.schedule = schedule;
+            config.parallel.pipeline = pipeline;
+            expect_close(expected, train(world.duplicate("run"), config, 3));
+            const Outcome overlapped = outcome_of(world.duplicate("overlapped"), config, 2);
+            RunConfig serial = config;
+            serial.parallel.overlap = false;
+            EXPECT_EQ(overlapped, outcome_of(world.duplicate("serial"), serial, 2));
+          }
+        }
+      },
+      {2, 4, 8});
+}
+
 TEST(Trainer, losses_do_not_depend_on_the_number_of_ranks) {
   test::on_ranks(
       [](Communicator& world) {
-        const test::SharedDirectory folder(world);
-        if (world.rank() == 0) test::write_file(folder / "text", some_text());
-        Request written = world.barrier();
-        wait(written);
+        const RunFolder folder(world);
         const RunConfig config = small_run(folder.path());
         RunConfig alone = config;
         alone.out += fmt::format(".alone{}", world.rank());
