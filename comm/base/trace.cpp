@@ -79,7 +79,9 @@ TraceActivity::TraceActivity(TraceKind kind, const Position& at) : recorder_(cur
 }
 
 TraceActivity::~TraceActivity() {
-  if (recorder_ != nullptr) recorder_->begin(before_.kind, before_.at);
+  if (recorder_ == nullptr) return;
+  if (before_.begin_ns == 0) return recorder_->end();
+  recorder_->begin(before_.kind, before_.at);
 }
 
 void TraceActivity::relabel(const Position& at) {

@@ -176,6 +176,7 @@ class LocalTransport : public Transport {
       : group_(std::move(group)), rank_(rank), size_(size) {}
 
   std::string_view name() const override { return "local"; }
+  std::string library() const override { return "threads of one process"; }
   int rank() const override { return rank_; }
   int size() const override { return size_; }
   int world_rank(int peer) const override { return group_->world_rank[peer]; }

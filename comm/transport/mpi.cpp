@@ -227,6 +227,13 @@ class MpiTransport : public Transport {
   }
 
   std::string_view name() const override { return "mpi"; }
+  std::string library() const override {
+    std::array<char, MPI_MAX_LIBRARY_VERSION_STRING> text{};
+    int length = 0;
+    CADRE_MPI(MPI_Get_library_version(text.data(), &length));
+    const std::string version(text.data());
+    return version.substr(0, version.find_first_of(",\n"));
+  }
   int rank() const override { return rank_; }
   int size() const override { return size_; }
   int world_rank(int peer) const override { return world_rank_[peer]; }

@@ -52,6 +52,7 @@ class Transport {
   virtual ~Transport() = default;
 
   virtual std::string_view name() const = 0;  // "mpi", "local"
+  virtual std::string library() const = 0;    // with its version, in one line
   virtual int rank() const = 0;
   virtual int size() const = 0;
   // The rank of the job that `peer` of this group is: what messages name.

@@ -135,6 +135,8 @@ std::string step_json(const StepRecord& record) {
                      {"lr", record.learning_rate},
                      {"step_ms", record.step_ms},
                      {"balance_ms", record.balance_ms},
+                     {"polls_per_exchange", record.polls.polls_per_exchange()},
+                     {"poll_ms", static_cast<double>(record.polls.nanoseconds) * 1e-6},
                      {"tokens_per_s", tokens_per_second(record)},
                      {"tokens", global.num_tokens},
                      {"drop_rate", global.drop_rate()},

@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "comm/progress/poll.hpp"
 #include "runtime/observe/balance_alarm.hpp"
 #include "runtime/observe/progress_bar.hpp"
 #include "runtime/observe/step_metrics.hpp"
@@ -23,6 +24,7 @@ struct StepRecord {
   double grad_norm = 0.0;
   double step_ms = 0.0;         // of rank 0
   double balance_ms = 0.0;      // of it, what the reduction of the metrics cost
+  PollCount polls;              // of rank 0: tests of requests between the tiles of products
   std::vector<int> moe_layers;  // the layer of each row of global.expert_counts
 };
 

@@ -64,8 +64,8 @@ struct Executor::Live {
 
 Executor::Executor(Worker& worker, const Program& program) : worker_(worker), program_(program), rank_(worker.row()) {
   CADRE_ASSERT(program.num_ranks == worker.grid().pipeline);
-  CADRE_CHECK(4 * program.num_micro_batches <= kMaxTag,
-              fmt::format("train.micro_batches = {}, allowed: at most {}", program.num_micro_batches, kMaxTag / 4),
+  CADRE_CHECK(2 * program.num_micro_batches <= kMaxTag,
+              fmt::format("train.micro_batches = {}, allowed: at most {}", program.num_micro_batches, kMaxTag / 2),
               "every message of the pipeline has a tag of its own");
   const int needed = num_lanes(program);
   CADRE_ASSERT(needed <= worker.num_lanes());
@@ -175,6 +175,7 @@ void Executor::bucket_done(int stage, int bucket) {
 Executor::Live& Executor::begin(Chunk chunk) {
   const auto free = std::find(live_.begin(), live_.end(), nullptr);
   CADRE_ASSERT(free != live_.end());
+  trace_switch({.step = work_->step, .micro_batch = chunk.micro_batch, .phase = "data"});
   *free = std::make_unique<Live>(worker_, *work_, deferred_, static_cast<int>(free - live_.begin()), chunk);
   return **free;
 }
@@ -195,10 +196,10 @@ size_t Executor::bytes_of(int micro_batch) const {
   return static_cast<size_t>(work_->num_tokens(micro_batch) * worker_.model().config().hidden_size) * sizeof(float);
 }
 
-// Between two ranks a pass, one of the two stages of the receiver, and a micro-batch make a message.
+// Forward and backward passes of the same two stages travel in opposite directions: between two ranks one of the two
+// stages of the receiver and a micro-batch tell which message it is.
 int Executor::tag_of(Work work) const {
-  const int kind = 2 * (work.pass == Pass::backward ? 1 : 0) + cadre::phase_of(program_, work.chunk);
-  return kind * program_.num_micro_batches + work.chunk.micro_batch;
+  return cadre::phase_of(program_, work.chunk) * program_.num_micro_batches + work.chunk.micro_batch;
 }
 
 void Executor::post_receive(const Op& op) {

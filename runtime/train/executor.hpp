@@ -43,6 +43,8 @@ class Executor {
   // How many lanes a worker needs for the program: as many as micro-batches live at once on any rank.
   static int num_lanes(const Program& program);
 
+  const Program& program() const { return program_; }
+
   // Adds the gradients of all micro-batches, and to `local` what they were like. Collective over the world.
   void run(const StepWork& work, LocalStep& local, Overlap overlap = Overlap::on);
 

@@ -77,7 +77,9 @@ Trainer::Trainer(Communicator world, const RunConfig& config)
       train_reader_(dataset_.train, config.data.sequence_length, config.train.batch,
                     static_cast<uint64_t>(config.seed)),
       executor_(worker_, program_of(config)),
-      optimizer_(worker_.store(), config.train) {
+      optimizer_(worker_.store(), config.train),
+      tracer_(config, executor_.program(), worker_, continuity_hash(config)),
+      trace_scope_(tracer_.recorder()) {
   worker_.store().initialise(static_cast<uint64_t>(config.seed));
   resume();
   if (worker_.world().rank() == 0) {
@@ -105,40 +107,93 @@ void Trainer::run() {
   write_text_file(fs::path(config_.out) / "FINISHED", fmt::format("{}\n", steps_done_));
 }
 
+StepWork Trainer::work_of_step() const {
+  const TrainConfig& train = config_.train;
+  const int64_t length = config_.data.sequence_length;
+  const auto range_of = [this, &train](int micro_batch) {
+    const SequenceRange global = part_of({0, train.batch}, micro_batch, train.micro_batches);
+    return part_of(global, worker_.data_rank(), worker_.grid().data);
+  };
+  StepWork work;
+  work.step = steps_done_ + 1;
+  work.token_scale = 1.0 / static_cast<double>(train.batch * length);
+  work.read = [this, range_of, length](int i) { return MicroBatch(train_reader_, steps_done_, range_of(i), length); };
+  work.num_tokens = [range_of, length](int i) { return range_of(i).count * length; };
+  return work;
+}
+
+void Trainer::pass(const StepWork& work, LocalStep& local, Overlap overlap) {
+  const TraceSpan span(TraceKind::op, {.step = work.step, .phase = "passes"});
+  worker_.store().forget_grads();
+  executor_.run(work, local, overlap);
+  worker_.finish_gradient_reduction();
+}
+
+// Its gradients are overwritten by those of the step itself, which must be the same.
+void Trainer::compare_without_overlap(StepWork work) {
+  const TraceSpan span(TraceKind::step, {.step = work.step, .phase = "step without overlap"});
+  LocalStep local = empty_local_step(config_.model);
+  pass(work, local, Overlap::off);
+  serial_loss_and_grads_ = {local.loss_sum, worker_.gradient_hash()};
+}
+
+void Trainer::check_same_as_without_overlap(const LocalStep& local) const {
+  const std::pair<double, uint64_t> found = {local.loss_sum, worker_.gradient_hash()};
+  if (found == *serial_loss_and_grads_) return;
+  throw Error(
+      ErrorKind::internal,
+      fmt::format("step {}: overlap changed the result: loss sum {:.17g} and gradients {:016x} became {:.17g} and "
+                  "{:016x}",
+                  steps_done_ + 1, serial_loss_and_grads_->first, serial_loss_and_grads_->second, found.first,
+                  found.second),
+      "please report the case; parallel.overlap=false avoids it");
+}
+
 StepRecord Trainer::step() {
+  const StepWork work = work_of_step();
+  const bool is_traced = tracer_.traces(work.step);
+  worker_.lane().position = {.step = work.step};
+  if (is_traced) {
+    tracer_.begin(work.step);
+    if (config_.trace.compare) compare_without_overlap(work);
+  }
+  const StepRecord record = step(work);
+  if (is_traced) {
+    tracer_.end(work.step);
+    if (log_ && tracer_.is_written())
+      log_->note(fmt::format("traces of {} in {}/trace", config_.trace.ranks, config_.out));
+  }
+  return record;
+}
+
+StepRecord Trainer::step(StepWork work) {
   const int64_t begin_ns = trace_clock_ns();
-  trace_.take_totals();  // what evaluation and saving waited is not this step's
+  const TraceSpan span(TraceKind::step, {.step = work.step, .phase = "step"});
+  TraceRecorder& recorder = tracer_.recorder();
+  recorder.take_totals();  // what evaluation and saving waited is not this step's
+  worker_.poller().take_count();
+  trace_switch({.step = work.step});
   const Communicator& world = worker_.world();
   const TrainConfig& train = config_.train;
-  const int64_t sequence_length = config_.data.sequence_length;
-  worker_.lane().position.step = steps_done_ + 1;
-  worker_.store().forget_grads();
 
   StepRecord record;
-  record.step = steps_done_ + 1;
+  record.step = work.step;
   record.steps = train.steps;
   record.moe_layers = moe_layers_of(config_.model);
   LocalStep local = empty_local_step(config_.model);
   local.last_step_ms = last_step_ms_;
   local.last_wait_ms = last_wait_ms_;
   std::optional<StepReduction> reduction;
-  StepWork work;
-  work.step = record.step;
-  work.token_scale = 1.0 / static_cast<double>(train.batch * sequence_length);
-  const auto range_of = [&](int micro_batch) {
-    const SequenceRange global = part_of({0, train.batch}, micro_batch, train.micro_batches);
-    return part_of(global, worker_.data_rank(), worker_.grid().data);
-  };
-  work.read = [&](int i) { return MicroBatch(train_reader_, steps_done_, range_of(i), sequence_length); };
-  work.num_tokens = [&](int i) { return range_of(i).count * sequence_length; };
   // The metrics are known then; they travel while the last backward pass runs.
   work.forwards_done = [&] {
     const int64_t reduction_begin_ns = trace_clock_ns();
+    trace_switch({.step = work.step, .phase = "metrics"});
     reduction.emplace(world, local);
     record.balance_ms += milliseconds(reduction_begin_ns);
   };
-  executor_.run(work, local, config_.parallel.overlap ? Overlap::on : Overlap::off);
-  worker_.finish_gradient_reduction();
+  pass(work, local, config_.parallel.overlap ? Overlap::on : Overlap::off);
+  if (serial_loss_and_grads_) check_same_as_without_overlap(local);
+  serial_loss_and_grads_.reset();
 
   const int64_t reduction_begin_ns = trace_clock_ns();
   worker_.lane().enter("metrics");
@@ -151,14 +206,17 @@ StepRecord Trainer::step() {
                 fmt::format("step {}: loss {}, gradient norm {}", record.step, record.global.loss, record.grad_norm),
                 "lower train.learning_rate, or set train.grad_clip");
   }
+  worker_.lane().enter("optimizer");
   record.learning_rate = learning_rate_at(train, steps_done_);
   optimizer_.update(worker_.kernels(), record.learning_rate, clip_factor(record.grad_norm, train.grad_clip),
                     record.step);
   update_biases(record.global);
   ++steps_done_;
 
+  recorder.end();
+  record.polls = worker_.poller().take_count();
   record.step_ms = last_step_ms_ = milliseconds(begin_ns);
-  last_wait_ms_ = static_cast<double>(trace_.take_totals()[static_cast<size_t>(TraceKind::wait)]) * 1e-6;
+  last_wait_ms_ = static_cast<double>(recorder.take_totals()[static_cast<size_t>(TraceKind::wait)]) * 1e-6;
   return record;
 }
 

@@ -12,6 +12,7 @@
 #include "runtime/observe/step_metrics.hpp"
 #include "runtime/optim/adamw.hpp"
 #include "runtime/train/executor.hpp"
+#include "runtime/train/step_tracer.hpp"
 #include "runtime/train/worker.hpp"
 
 namespace cadre {
@@ -35,12 +36,19 @@ class Trainer {
   void save();
 
   int64_t steps_done() const { return steps_done_; }
+  bool has_written_traces() const { return tracer_.is_written(); }
   Worker& worker() { return worker_; }
 
  private:
   void resume();
   std::filesystem::path agree_on_checkpoint();
   void check_agreement();
+  StepRecord step(StepWork work);
+  StepWork work_of_step() const;
+  // The forward and backward passes of a step and the sums of gradients over ranks.
+  void pass(const StepWork& work, LocalStep& local, Overlap overlap);
+  void compare_without_overlap(StepWork work);
+  void check_same_as_without_overlap(const LocalStep& local) const;
   void update_biases(const GlobalStep& global);
 
   RunConfig config_;
@@ -50,11 +58,13 @@ class Trainer {
   Executor executor_;
   AdamW optimizer_;
   std::optional<RunLog> log_;  // rank 0 only
-  TraceRecorder trace_{0};     // only its totals are used
-  TraceScope trace_scope_{trace_};
+  StepTracer tracer_;
+  TraceScope trace_scope_;
   int64_t steps_done_ = 0;
   double last_step_ms_ = 0.0;
   double last_wait_ms_ = 0.0;
+  // Of the step under way, as found without overlap.
+  std::optional<std::pair<double, uint64_t>> serial_loss_and_grads_;
 };
 
 }  // namespace cadre

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "comm/base/check.hpp"
+#include "runtime/checkpoint/digest.hpp"
 
 namespace cadre {
 namespace {
@@ -149,6 +150,14 @@ void Worker::finish_gradient_reduction() {
     if (Poller* poller = current_poller()) poller->unwatch(request);
   }
   reductions_.clear();
+}
+
+uint64_t Worker::gradient_hash() const {
+  Digester digester;
+  for (const Parameter* parameter : store_.parameters()) {
+    if (parameter->grad.defined()) digester.append({parameter->grad.raw(), parameter->grad.bytes()});
+  }
+  return digester.digest().xxh64;
 }
 
 void Worker::add_lane(const WorkerOptions& options) {

@@ -68,6 +68,7 @@ class Worker {
   // The context of a micro-batch that is trained on, its losses scaled by `token_scale`, and of one that is not.
   LaneContext training_context(double token_scale, DeferredQueue& deferred, int lane);
   LaneContext inference_context();
+  std::string exchange_name() const { return std::string(spaces_.front()->exchange->name()); }
   const std::string& exchange_reason() const { return exchange_reason_; }  // why this strategy
   // Runs tasks, each on its lane, to their end; they take turns at their waits, which `filler` fills.
   void run(std::vector<Engine::Run> runs, DeferredQueue* filler = nullptr) const {
@@ -81,6 +82,8 @@ class Worker {
   // all reduce the buckets of a stage in the same order, each once a step, and finish together.
   void start_gradient_reduction(int stage, int bucket);
   void finish_gradient_reduction();
+  // Of all gradients on this rank, bit by bit.
+  uint64_t gradient_hash() const;
 
  private:
   // For one stage: the ranks that hold it, and those that hold the same experts of it.

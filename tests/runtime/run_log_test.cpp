@@ -122,11 +122,11 @@ TEST(StepJson, HasAStableSchema) {
   const Json json = Json::parse(step_json(example()));
   std::vector<std::string> keys;
   for (const auto& item : json.items()) keys.push_back(item.key());
-  EXPECT_THAT(keys,
-              ElementsAre("step", "loss", "balance_loss", "grad_norm", "lr", "step_ms", "balance_ms", "tokens_per_s",
-                          "tokens", "drop_rate", "dropped", "crossing_bytes", "between_hosts_bytes", "expert_cv",
-                          "expert_max_vio", "expert_min", "expert_max", "expert_mean", "expert_entropy", "dead_experts",
-                          "device_cv", "device_max_over_mean", "wait_ms_max", "wait_ms_mean", "step_ms_max", "layers"));
+  EXPECT_THAT(keys, ElementsAre("step", "loss", "balance_loss", "grad_norm", "lr", "step_ms", "balance_ms",
+                                "polls_per_exchange", "poll_ms", "tokens_per_s", "tokens", "drop_rate", "dropped",
+                                "crossing_bytes", "between_hosts_bytes", "expert_cv", "expert_max_vio", "expert_min",
+                                "expert_max", "expert_mean", "expert_entropy", "dead_experts", "device_cv",
+                                "device_max_over_mean", "wait_ms_max", "wait_ms_mean", "step_ms_max", "layers"));
   std::vector<std::string> layer_keys;
   for (const auto& item : json["layers"][1].items()) layer_keys.push_back(item.key());
   EXPECT_THAT(layer_keys, ElementsAre("layer", "expert_cv", "max_vio", "entropy", "dead", "counts"));

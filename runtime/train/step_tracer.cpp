@@ -1,0 +1,96 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "runtime/train/step_tracer.hpp"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <charconv>
+#include <sstream>
+#include <utility>
+
+#include "comm/base/check.hpp"
+#include "runtime/observe/trace_file.hpp"
+
+namespace cadre {
+namespace {
+
+// About 64 bytes each. A step of some tens of layers and micro-batches has some ten thousand.
+constexpr size_t kEventsOfARank = size_t{1} << 19;
+
+std::string host_name() {
+  std::array<char, 256> name{};
+  return gethostname(name.data(), name.size() - 1) == 0 ? name.data() : "unknown";
+}
+
+}  // namespace
+
+std::set<int> ranks_named(const std::string& text, int num_ranks) {
+  std::set<int> ranks;
+  if (text == "all") {
+    for (int rank = 0; rank < num_ranks; ++rank) ranks.insert(rank);
+    return ranks;
+  }
+  std::istringstream parts(text);
+  for (std::string part; std::getline(parts, part, ',');) {
+    int rank = -1;
+    const auto [end, error] = std::from_chars(part.data(), part.data() + part.size(), rank);
+    const bool is_number = error == std::errc() && end == part.data() + part.size();
+    CADRE_CHECK(is_number && rank >= 0 && rank < num_ranks,
+                fmt::format("trace.ranks = {}, allowed: all, or ranks from 0 to {} with commas", text, num_ranks - 1),
+                "for example trace.ranks=0,1");
+    ranks.insert(rank);
+  }
+  CADRE_CHECK(!ranks.empty(), "trace.ranks = \"\", allowed: all, or ranks with commas", "all is the default");
+  return ranks;
+}
+
+StepTracer::StepTracer(const RunConfig& config, const Program& program, const Worker& worker, std::string config_hash)
+    : worker_(worker),
+      run_dir_(config.out),
+      config_(config.trace),
+      last_step_(std::min(config.trace.first_step + config.trace.steps - 1, config.train.steps)),
+      ranks_(ranks_named(config.trace.ranks, worker.world().size())),
+      run_{.cadre_version = CADRE_VERSION,
+           .mpi = worker.world().transport().library(),
+           .num_ranks = worker.world().size(),
+           .num_hosts = discover_topology(worker.world()).num_hosts(),
+           .pipeline = worker.grid().pipeline,
+           .data = worker.grid().data,
+           .expert = worker.grid().expert,
+           .schedule = program.name,
+           .num_micro_batches = program.num_micro_batches,
+           .exchange = worker.exchange_name(),
+           .threads = static_cast<int>(config.compute.threads),
+           .seed = config.seed,
+           .config_hash = std::move(config_hash)},
+      recorder_(config.trace.first_step > 0 ? kEventsOfARank : 0) {
+  recorder_.keep(false);
+}
+
+bool StepTracer::traces(int64_t step) const {
+  return config_.first_step > 0 && step >= config_.first_step && step <= last_step_;
+}
+
+void StepTracer::begin(int64_t step) {
+  if (step == config_.first_step) offsets_.begin = measure_clock_offset(worker_.world(), worker_.deadline_seconds());
+  recorder_.keep(true);
+}
+
+void StepTracer::end(int64_t step) {
+  recorder_.keep(false);
+  if (step != last_step_) return;
+  offsets_.end = measure_clock_offset(worker_.world(), worker_.deadline_seconds());
+  write();
+  Request all_have_written = worker_.world().barrier();
+  worker_.await(all_have_written);
+  is_written_ = true;
+}
+
+void StepTracer::write() const {
+  const int rank = worker_.world().rank();
+  if (!ranks_.contains(rank)) return;
+  write_trace(run_dir_, to_rank_trace(recorder_, run_, rank, host_name(), offsets_));
+}
+
+}  // namespace cadre
