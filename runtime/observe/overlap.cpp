@@ -22,6 +22,7 @@ namespace {
 
 constexpr double kMsPerNs = 1e-6;
 constexpr double kUsPerNs = 1e-3;
+constexpr size_t kMostBalanceRows = 1000;
 
 using SpanOfStep = std::map<int64_t, size_t>;  // by step: the index of its span
 
@@ -304,8 +305,10 @@ std::optional<SerialSteps> serial_steps(const Analysed& all, const std::vector<S
 void add_metrics(const std::vector<LoggedStep>& metrics, const std::vector<int64_t>& steps, OverlapReport& report) {
   std::map<int, std::vector<int64_t>> counts;
   std::map<int, std::pair<double, int>> imbalance;  // sum and number of max / mean
-  for (const LoggedStep& step : metrics) {
-    report.balance.push_back(step.balance);
+  const size_t stride = metrics.size() / kMostBalanceRows + 1;
+  for (size_t i = 0; i < metrics.size(); ++i) {
+    const LoggedStep& step = metrics[i];
+    if (i % stride == 0) report.balance.push_back(step.balance);
     if (!std::ranges::binary_search(steps, step.balance.step)) continue;
     for (const LayerLoad& layer : step.layers) {
       std::vector<int64_t>& sum = counts[layer.layer];
@@ -331,6 +334,12 @@ void add_metrics(const std::vector<LoggedStep>& metrics, const std::vector<int64
 std::optional<double> percent(double part, double whole) {
   if (whole <= 0) return std::nullopt;
   return 100 * part / whole;
+}
+
+std::optional<double> gigabytes_per_second(const PhaseTimes& phase, size_t num_ranks) {
+  constexpr double kGigabytesPerSecond = 1e-6;  // a byte a millisecond
+  if (phase.phase_class == PhaseClass::compute || phase.bytes == 0 || phase.mean <= 0) return std::nullopt;
+  return phase.bytes / static_cast<double>(num_ranks) / phase.mean * kGigabytesPerSecond;
 }
 
 OverlapReport analyse_overlap(const std::vector<RankTrace>& traces, const StepRange& range,

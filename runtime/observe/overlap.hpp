@@ -46,6 +46,9 @@ struct PhaseTimes {
   double hidden = 0;
 };
 
+// While a request of the phase is in flight, of a rank on average; none where nothing is sent.
+std::optional<double> gigabytes_per_second(const PhaseTimes& phase, size_t num_ranks);
+
 struct LayerTimes {
   int layer = 0;
   double compute = 0;
@@ -100,7 +103,7 @@ struct OverlapReport {
   std::vector<Straggler> stragglers;    // those that were last oftenest come first
   std::optional<Bubble> bubble;         // of a pipeline
   std::optional<SerialSteps> without_overlap;
-  std::vector<StepBalance> balance;
+  std::vector<StepBalance> balance;  // of every step of the run, or every n-th where there are more than 1,000
   std::vector<LayerLoad> expert_load;
 };
 
@@ -110,7 +113,7 @@ struct StepRange {
 };
 
 // Of the steps in `range` that every rank has whole. Throws where there is none, a rank is missing, or the traces are of
-// different runs. `metrics` adds the balance of the same steps.
+// different runs. `metrics` adds the balance of experts and ranks.
 OverlapReport analyse_overlap(const std::vector<RankTrace>& traces, const StepRange& range = {},
                               const std::vector<LoggedStep>& metrics = {});
 
