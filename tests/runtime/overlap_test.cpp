@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "runtime/observe/trace_file.hpp"
 #include "tests/support/messages.hpp"
 #include "tests/support/traces.hpp"
 
@@ -56,6 +57,30 @@ TEST(Overlap, OfTwoRanksThatExchange) {
   EXPECT_NEAR(report.communication_efficiency, 0.78, kRounding);
   EXPECT_FALSE(report.bubble);
   EXPECT_FALSE(report.without_overlap);
+}
+
+// The same with rank 1 on a clock that is 20 s behind and loses 100 us in the step's 1,000.
+TEST(Overlap, OfTwoClocks) {
+  std::vector<RankTrace> traces = exchange_traces();
+  const auto local = [](int64_t ns) { return ns - ns / 10 - 20'000'000'000; };
+  TraceRecorder recorder(100);
+  for (const TracedEvent& event : traces[1].events) {
+    recorder.add({event.kind,
+                  {event.step, event.micro_batch, event.layer, event.phase.c_str()},
+                  local(event.begin_ns),
+                  local(event.end_ns),
+                  event.bytes});
+  }
+  const ClockOffsets offsets = {{.at_ns = local(0), .offset_ns = 20'000'000'000},
+                                {.at_ns = local(1'000'000), .offset_ns = 20'000'100'000}};
+  const OverlapReport report =
+      analyse_overlap({traces[0], to_rank_trace(recorder, traces[1].run, 1, "host1", offsets)});
+  // Each time is rounded to a nanosecond.
+  EXPECT_NEAR(report.ranks[0].times.skew, kFirst.skew, 4e-6);
+  EXPECT_NEAR(report.ranks[0].times.transfer, kFirst.transfer, 4e-6);
+  EXPECT_NEAR(report.ranks[1].times.compute, kSecond.compute, 1e-5);
+  EXPECT_NEAR(report.ranks[1].times.exposed, kSecond.exposed, 1e-5);
+  EXPECT_NEAR(report.stragglers.front().mean_late_us, 120.0, 2e-3);
 }
 
 TEST(Overlap, ByPhase) {
