@@ -1,0 +1,120 @@
+// SPDX-License-Identifier: Apache-2.0
+// What a trace says about overlap: how long ranks computed, how long requests were in flight, how much of that was
+// hidden behind computation, and who waited for whom. Times are means over the traced steps, and over ranks where a
+// figure is not of one rank.
+#pragma once
+
+#include <cstdint>
+#include <limits>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "runtime/observe/metrics_file.hpp"
+#include "runtime/observe/phases.hpp"
+#include "runtime/observe/rank_trace.hpp"
+
+namespace cadre {
+
+// Of a step on a rank, in ms: step = compute + exposed + idle, communication = hidden + exposed.
+struct StepTimes {
+  double step = 0;
+  double compute = 0;        // any activity that is not a wait
+  double communication = 0;  // a request is in flight; a receive of the pipeline only once its send was posted
+  double hidden = 0;         // both
+  double exposed = 0;        // communication without computation
+  double idle = 0;           // neither
+  double exchange = 0;       // the part of communication that is dispatch and combine
+  double exchange_hidden = 0;
+  double skew = 0;      // exposed, and a rank had not yet posted its part
+  double transfer = 0;  // exposed otherwise
+};
+
+// `part` of `whole` in percent; none where there is no whole.
+std::optional<double> percent(double part, double whole);
+
+// Compute phases: time of activities. The others: time in flight.
+struct PhaseTimes {
+  std::string phase;
+  PhaseClass phase_class = PhaseClass::compute;
+  double min = 0;  // over ranks
+  double mean = 0;
+  double max = 0;
+  double variation_percent = 0;  // standard deviation / mean
+  double bytes = 0;              // sent a step by all ranks together
+  double exposed = 0;            // mean over ranks, as is `hidden`
+  double hidden = 0;
+};
+
+// While a request of the phase is in flight, of a rank on average; none where nothing is sent.
+std::optional<double> gigabytes_per_second(const PhaseTimes& phase, size_t num_ranks);
+
+struct LayerTimes {
+  int layer = 0;
+  double compute = 0;
+  double communication = 0;
+  double exposed = 0;
+  double hidden = 0;
+  std::optional<double> tokens_max_over_mean;  // of its experts
+};
+
+struct RankTimes {
+  int rank = 0;
+  std::string host;
+  StepTimes times;
+};
+
+// The rank was the last to post its part of `times_last` operations, by `mean_late_us` after the mean of the others.
+struct Straggler {
+  int rank = 0;
+  std::string host;
+  int64_t times_last = 0;
+  double share_percent = 0;  // of all operations
+  double mean_late_us = 0;
+};
+
+// Idle time of a rank: measured, by simulation of the schedule with the measured cost of its ops, by formula.
+struct Bubble {
+  double measured = 0;
+  double simulated = 0;
+  double formula = 0;
+  std::string formula_text;
+};
+
+// The same steps run serially.
+struct SerialSteps {
+  StepTimes times;
+  double speed_up = 0;  // serial / overlapped, of the steps that ran both ways
+};
+
+struct OverlapReport {
+  TracedRun run;
+  int64_t first_step = 0;
+  int64_t last_step = 0;
+  int64_t num_steps = 0;
+  double clock_error_us = 0;  // of the rank that knows it worst
+  uint64_t lost_events = 0;
+  StepTimes times;  // mean over ranks
+  std::vector<PhaseTimes> phases;
+  std::vector<LayerTimes> layers;
+  std::vector<RankTimes> ranks;
+  double load_balance = 0;              // mean / max over ranks of compute
+  double communication_efficiency = 0;  // max over ranks of compute / step
+  std::vector<Straggler> stragglers;    // those that were last oftenest come first
+  std::optional<Bubble> bubble;         // of a pipeline
+  std::optional<SerialSteps> without_overlap;
+  std::vector<StepBalance> balance;  // of every step of the run, or every n-th where there are more than 1,000
+  std::vector<LayerLoad> expert_load;
+};
+
+struct StepRange {
+  int64_t first = std::numeric_limits<int64_t>::min();
+  int64_t last = std::numeric_limits<int64_t>::max();
+};
+
+// Of the steps in `range` that every rank has whole. Throws where there is none, a rank is missing, or the traces are of
+// different runs. `metrics` adds the balance of experts and ranks.
+OverlapReport analyse_overlap(const std::vector<RankTrace>& traces, const StepRange& range = {},
+                              const std::vector<LoggedStep>& metrics = {});
+
+}  // namespace cadre

@@ -1,0 +1,18 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the phases of a trace are part of, for the sums of a report.
+#pragma once
+
+#include <string_view>
+
+namespace cadre {
+
+enum class PhaseClass { compute, exchange, pipeline, reduction };
+
+PhaseClass class_of(std::string_view phase);
+const char* name_of(PhaseClass phase_class);
+
+// The phases of step spans.
+inline constexpr std::string_view kStepPhase = "step";
+inline constexpr std::string_view kSerialStepPhase = "step without overlap";
+
+}  // namespace cadre

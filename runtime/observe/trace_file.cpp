@@ -1,0 +1,199 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "runtime/observe/trace_file.hpp"
+
+#include <fmt/format.h>
+#include <nlohmann/json.hpp>
+
+#include <algorithm>
+#include <cmath>
+#include <map>
+#include <system_error>
+
+#include "comm/base/check.hpp"
+#include "runtime/checkpoint/file.hpp"
+#include "runtime/observe/chrome_trace.hpp"
+#include "runtime/observe/trace_kinds.hpp"
+
+namespace cadre {
+namespace {
+
+namespace fs = std::filesystem;
+using Json = nlohmann::json;
+
+constexpr const char* kHint = "trace the run again, or copy the file again";
+
+// Complains about one file.
+class Reader {
+ public:
+  explicit Reader(const fs::path& path) : path_(path) {}
+
+  RankTrace read() const {
+    const Json json = read_json_file(path_);
+    try {
+      return trace_from(json);
+    } catch (const Json::exception& error) {
+      fail(error.what());
+    }
+  }
+
+ private:
+  [[noreturn]] void fail(const std::string& what) const {
+    throw Error(ErrorKind::input, fmt::format("{} is no whole trace of a rank: {}", path_.string(), what), kHint);
+  }
+  void require(bool condition, const std::string& what) const {
+    if (!condition) fail(what);
+  }
+
+  RankTrace trace_from(const Json& json) const {
+    const Json& other = json.at("otherData");
+    require(other.value("schema", "") == kTraceSchema, fmt::format("otherData.schema is not {}", kTraceSchema));
+    require(other.at("version") == kTraceVersion, fmt::format("version is not {}", kTraceVersion));
+    RankTrace trace;
+    trace.run = run_from(other.at("run"));
+    other.at("rank").get_to(trace.rank);
+    other.at("host").get_to(trace.host);
+    other.at("clock_offset_begin_ns").get_to(trace.clock_offset_begin_ns);
+    other.at("clock_offset_end_ns").get_to(trace.clock_offset_end_ns);
+    other.at("clock_error_ns").get_to(trace.clock_error_ns);
+    other.at("lost_events").get_to(trace.num_lost);
+    require(trace.rank >= 0 && trace.rank < trace.run.num_ranks,
+            fmt::format("rank {} of {}", trace.rank, trace.run.num_ranks));
+    const Json& entries = json.at("traceEvents");
+    const auto num_events = other.at("events").get<size_t>();
+    // Each event is at least one entry: a wrong number must not ask for memory.
+    require(num_events <= entries.size(), fmt::format("{} events in {} entries", num_events, entries.size()));
+    read_events(entries, json.at("baseTimeNanoseconds").get<int64_t>(), num_events, trace);
+    return trace;
+  }
+
+  static TracedRun run_from(const Json& json) {
+    TracedRun run;
+    json.at("cadre_version").get_to(run.cadre_version);
+    json.at("mpi").get_to(run.mpi);
+    json.at("ranks").get_to(run.num_ranks);
+    json.at("hosts").get_to(run.num_hosts);
+    json.at("pipeline").get_to(run.pipeline);
+    json.at("data").get_to(run.data);
+    json.at("expert").get_to(run.expert);
+    json.at("schedule").get_to(run.schedule);
+    json.at("micro_batches").get_to(run.num_micro_batches);
+    json.at("exchange").get_to(run.exchange);
+    json.at("threads").get_to(run.threads);
+    json.at("seed").get_to(run.seed);
+    json.at("config_hash").get_to(run.config_hash);
+    return run;
+  }
+
+  enum Part : uint8_t { kNone = 0, kBegin = 1, kEnd = 2, kBoth = 3 };
+
+  // Counters, names and arrows follow from the events and are passed over.
+  void read_events(const Json& entries, int64_t base_ns, size_t num_events, RankTrace& trace) const {
+    trace.events.resize(num_events);
+    std::vector<uint8_t> parts(num_events, kNone);
+    for (size_t number = 0; number < entries.size(); ++number) {
+      const Json& entry = entries[number];
+      const auto& ph = entry.at("ph").get_ref<const std::string&>();
+      if (ph != "X" && ph != "b" && ph != "e") continue;
+      const auto place = entry.at("args").at("i").get<size_t>();
+      require(place < num_events, fmt::format("entry {}: event {} of {}", number, place, num_events));
+      const uint8_t part = ph == "X" ? kBoth : ph == "b" ? kBegin : kEnd;
+      require((parts[place] & part) == 0, fmt::format("entry {}: event {} stands there twice", number, place));
+      parts[place] |= part;
+      TracedEvent& event = trace.events[place];
+      const int64_t ns = base_ns + nanoseconds(entry.at("ts"));
+      if (part != kEnd) {
+        describe(entry, number, event);
+        event.begin_ns = ns;
+      }
+      if (part == kEnd) event.end_ns = ns;
+      if (part == kBoth) event.end_ns = ns + nanoseconds(entry.at("dur"));
+    }
+    for (size_t place = 0; place < num_events; ++place) {
+      require(parts[place] == kBoth, fmt::format("event {} of {} is not whole", place, num_events));
+      require(trace.events[place].begin_ns <= trace.events[place].end_ns,
+              fmt::format("event {} ends before it begins", place));
+    }
+  }
+
+  static int64_t nanoseconds(const Json& microseconds) { return std::llround(microseconds.get<double>() * 1000); }
+
+  void describe(const Json& entry, size_t number, TracedEvent& event) const {
+    const auto& name = entry.at("cat").get_ref<const std::string&>();
+    const auto kind = std::ranges::find(kTraceKindNames, name);
+    require(kind != kTraceKindNames.end(), fmt::format("entry {}: unknown category {}", number, name));
+    event.kind = static_cast<TraceKind>(kind - kTraceKindNames.begin());
+    const bool is_flight = event.kind == TraceKind::flight;
+    require(is_flight == (entry.at("ph") == "b"),
+            fmt::format("entry {}: a {} that is {}", number, name, entry.at("ph").get_ref<const std::string&>()));
+    const Json& arguments = entry.at("args");
+    arguments.at("phase").get_to(event.phase);
+    event.step = arguments.value("step", int64_t{-1});
+    event.micro_batch = arguments.value("micro_batch", -1);
+    event.layer = arguments.value("layer", -1);
+    event.bytes = arguments.value("bytes", int64_t{0});
+  }
+
+  const fs::path& path_;
+};
+
+}  // namespace
+
+RankTrace to_rank_trace(const TraceRecorder& recorder, const TracedRun& run, int rank, const std::string& host,
+                        const ClockOffsets& offsets) {
+  RankTrace trace = {.run = run,
+                     .rank = rank,
+                     .host = host,
+                     .clock_offset_begin_ns = offsets.begin.offset_ns,
+                     .clock_offset_end_ns = offsets.end.offset_ns,
+                     .clock_error_ns = offsets.error_ns(),
+                     .num_lost = recorder.num_lost(),
+                     .events = {}};
+  for (const TraceEvent& event : recorder.events()) {
+    trace.events.push_back({.kind = event.kind,
+                            .phase = *event.at.phase == '\0' ? "other" : event.at.phase,
+                            .step = event.at.step,
+                            .micro_batch = event.at.micro_batch,
+                            .layer = event.at.layer,
+                            .begin_ns = on_clock_of_rank_0(offsets, event.begin_ns),
+                            .end_ns = on_clock_of_rank_0(offsets, event.end_ns),
+                            .bytes = event.bytes});
+  }
+  return trace;
+}
+
+fs::path trace_path(const fs::path& run_dir, int rank) {
+  return run_dir / "trace" / fmt::format("rank{:05}.json", rank);
+}
+
+void write_trace(const fs::path& run_dir, const RankTrace& trace) {
+  const fs::path path = trace_path(run_dir, trace.rank);
+  std::error_code error;
+  fs::create_directories(path.parent_path(), error);
+  if (error) {
+    throw Error(ErrorKind::environment, fmt::format("cannot make {}: {}", path.parent_path().string(), error.message()),
+                "choose another out=, or make room there");
+  }
+  write_text_file(path, chrome_trace(trace));
+}
+
+RankTrace read_trace(const fs::path& path) { return Reader(path).read(); }
+
+std::vector<RankTrace> read_traces(const fs::path& run_dir) {
+  std::vector<RankTrace> traces;
+  int num_ranks = 1;  // until the first file says it
+  for (int rank = 0; rank < num_ranks; ++rank) {
+    const fs::path path = trace_path(run_dir, rank);
+    std::error_code error;
+    CADRE_CHECK(fs::exists(path, error),
+                fmt::format("no trace of rank {} in {}: there is no {}", rank, run_dir.string(), path.string()),
+                "give the folder of a run that was traced");
+    traces.push_back(read_trace(path));
+    num_ranks = traces.front().run.num_ranks;
+    CADRE_CHECK(traces.back().rank == rank && traces.back().run == traces.front().run,
+                fmt::format("{} is not of rank {} of the run that rank 0 was traced in", path.string(), rank),
+                "remove the trace folder and trace the run again");
+  }
+  return traces;
+}
+
+}  // namespace cadre
