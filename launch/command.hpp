@@ -20,8 +20,9 @@ struct Command {
   std::vector<Field> options = {};                // --name VALUE; a bool is a switch
   std::function<std::string()> more_help = {};    // what --help says at the end
   std::function<void(const Job&)> run = {};
-  std::vector<Command> parts =
-      {};  // `cadre NAME PART ...`: commands of their own; then all from `arguments` on is empty
+  // `cadre NAME PART ...`: commands of their own. A command that can run has them beside its own arguments; else all from
+  // `arguments` on is empty.
+  std::vector<Command> parts = {};
 };
 
 Command train_command();
@@ -30,5 +31,6 @@ Command generate_command();
 Command inspect_command();
 Command bench_command();
 Command plan_command();
+Command report_command();
 
 }  // namespace cadre

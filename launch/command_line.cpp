@@ -137,7 +137,9 @@ void run_one_of(const std::string& path, const std::string& summary, const std::
   Command command = *found;
   command.name = path + name;
   const std::vector<std::string> rest = {words.begin() + 1, words.end()};
-  if (command.parts.empty()) return run_command(command, rest, job);
+  const bool names_part =
+      !rest.empty() && std::ranges::find(command.parts, rest.front(), &Command::name) != command.parts.end();
+  if (command.run && !names_part) return run_command(command, rest, job);
   run_one_of(command.name + " ", command.summary, command.parts, rest, job);
 }
 

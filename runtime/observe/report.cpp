@@ -3,6 +3,9 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+#include <functional>
+
 #include "runtime/observe/table.hpp"
 
 namespace cadre {
@@ -80,16 +83,25 @@ std::string layers_text(const OverlapReport& report) {
   return table.text();
 }
 
+// Of many ranks those that wait longest.
 std::string ranks_text(const OverlapReport& report) {
+  constexpr size_t kShown = 16;
   const Milliseconds ms(report.times.step);
+  std::vector<RankTimes> shown = report.ranks;
+  if (shown.size() > kShown) {
+    std::ranges::stable_sort(shown, std::greater(),
+                             [](const RankTimes& one) { return one.times.exposed + one.times.idle; });
+    shown.resize(kShown);
+  }
   Table table({"rank", "step ms", "compute", "communication", "hidden", "skew", "transfer", "idle"});
-  for (const RankTimes& rank : report.ranks) {
+  for (const RankTimes& rank : shown) {
     const StepTimes& times = rank.times;
     table.add({fmt::format("{} @ {}", rank.rank, rank.host), ms(times.step), ms(times.compute), ms(times.communication),
                percent_text(percent(times.hidden, times.communication)), ms(times.skew), ms(times.transfer),
                ms(times.idle)});
   }
-  return table.text();
+  const size_t left_out = report.ranks.size() - shown.size();
+  return table.text() + (left_out > 0 ? fmt::format("  and {} ranks that wait less\n", left_out) : "");
 }
 
 std::string stragglers_text(const OverlapReport& report) {

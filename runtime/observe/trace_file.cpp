@@ -28,7 +28,7 @@ class Reader {
   explicit Reader(const fs::path& path) : path_(path) {}
 
   RankTrace read() const {
-    const Json json = read_json_file(path_);
+    const Json json = parse();
     try {
       return trace_from(json);
     } catch (const Json::exception& error) {
@@ -37,6 +37,13 @@ class Reader {
   }
 
  private:
+  Json parse() const {
+    try {
+      return read_json_file(path_);
+    } catch (const Error& error) {
+      throw Error(error.kind(), error.text(), kHint);
+    }
+  }
   [[noreturn]] void fail(const std::string& what) const {
     throw Error(ErrorKind::input, fmt::format("{} is no whole trace of a rank: {}", path_.string(), what), kHint);
   }

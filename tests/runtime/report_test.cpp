@@ -96,6 +96,18 @@ TEST(Report, Tables) {
   EXPECT_GT(width, 0U);
 }
 
+TEST(Report, OfManyRanksThoseThatWaitLongest) {
+  OverlapReport report = large_report();
+  for (int rank = 0; rank < 100; ++rank) {
+    report.ranks.push_back({rank, "node", {.step = 400, .exposed = static_cast<double>(rank * 37 % 100)}});
+  }
+  const std::string text = report_text(report);
+  EXPECT_NE(line_with(text, "27 @ node"), "") << "27 x 37 = 999: 99 ms, the longest";
+  EXPECT_NE(line_with(text, "32 @ node"), "") << "84 ms, the sixteenth";
+  EXPECT_EQ(line_with(text, "19 @ node"), "") << "3 ms";
+  EXPECT_EQ(line_with(text, "and 84 ranks"), "and 84 ranks that wait less");
+}
+
 TEST(Report, NotesNameTheOptionToChange) {
   EXPECT_THAT(report_text(large_report()), Not(HasSubstr("NOTE")));
   OverlapReport report = large_report();

@@ -224,6 +224,24 @@ TEST(TraceFile, MessagesOfThePipelineHaveOneArrow) {
             (std::set<std::string>{"0 -> 1 send activations 100 -> 160", "1 -> 0 send gradients 380 -> 420"}));
 }
 
+// Readers drop an arrow whose end lies in no slice, or before its start; it is not written.
+TEST(TraceFile, ArrowsThatCannotBeDrawnAreLeftOut) {
+  const TracedRun run = test::traced_run(1, 2, 2);
+  RankTrace first = test::empty_trace(run, 0);
+  add(first, step, "step", 0, 300);
+  add(first, compute, "norm", 0, 100);
+  add(first, compute, "norm", 200, 300);
+  add(first, flight, "dispatch", 10, 150);
+  add(first, flight, "metrics", 50, 60);
+  RankTrace second = test::empty_trace(run, 1);
+  add(second, step, "step", 0, 300);
+  add(second, compute, "norm", 0, 300);
+  add(second, flight, "dispatch", 20, 250);
+  add(second, flight, "metrics", 30, 40);
+  const Checker checker(merged_chrome_trace({first, second}));
+  EXPECT_EQ(checker.arrows(), (std::set<std::string>{"0 -> 1 dispatch 10 -> 250", "1 -> 0 metrics 30 -> 60"}));
+}
+
 // In a group of 9 ranks 8 arrows from the last to post, not 72.
 TEST(TraceFile, LargeGroupsHaveArrowsFromTheLastOnly) {
   std::vector<RankTrace> traces;
@@ -246,7 +264,7 @@ TEST(TraceFile, RefusesDamagedFiles) {
   const std::string whole = test::read_file(path);
   const auto said_of = [&](const std::string& text) {
     test::write_file(path, text);
-    const std::string message = test::error_of([&] { read_trace(path); });
+    const std::string message = test::message_of([&] { read_trace(path); });
     EXPECT_THAT(message, HasSubstr("rank00000.json"));
     return message;
   };

@@ -1,0 +1,141 @@
+// SPDX-License-Identifier: Apache-2.0
+// cadre report: what the trace of a run says about overlap, and what changed between two runs.
+#include "runtime/observe/report.hpp"
+
+#include <fmt/core.h>
+#include <nlohmann/json.hpp>
+
+#include <algorithm>
+#include <charconv>
+#include <filesystem>
+#include <memory>
+#include <system_error>
+
+#include "comm/base/check.hpp"
+#include "launch/command.hpp"
+#include "runtime/checkpoint/file.hpp"
+#include "runtime/observe/chrome_trace.hpp"
+#include "runtime/observe/trace_file.hpp"
+
+namespace cadre {
+namespace {
+
+namespace fs = std::filesystem;
+
+struct Options {
+  std::string run;
+  std::string steps;
+  std::string json;
+  std::string trace;
+  std::string hta;
+};
+
+struct DiffOptions {
+  std::string before;
+  std::string after;
+  std::string json;
+};
+
+// "10:20", "10:", ":20" or "10".
+StepRange steps_from(const std::string& text) {
+  StepRange range;
+  if (text.empty()) return range;
+  const auto assign = [&](std::string_view part, int64_t& value) {
+    if (part.empty()) return;
+    const auto [end, error] = std::from_chars(part.data(), part.data() + part.size(), value);
+    CADRE_CHECK(error == std::errc() && end == part.data() + part.size(),
+                fmt::format("--steps {}: {} is not a whole number", text, part), "--steps FIRST:LAST");
+  };
+  const std::string_view all = text;
+  const size_t colon = all.find(':');
+  assign(all.substr(0, colon), range.first);
+  assign(colon == std::string_view::npos ? all : all.substr(colon + 1), range.last);
+  CADRE_CHECK(range.first <= range.last, fmt::format("--steps {}: the first step is behind the last", text),
+              "--steps FIRST:LAST");
+  return range;
+}
+
+OverlapReport report_of(const fs::path& run, const std::vector<RankTrace>& traces, const StepRange& steps) {
+  return analyse_overlap(traces, steps, read_metrics(run / "metrics.jsonl"));
+}
+
+// A file for the trace of one rank, a folder with a file a rank for those of several.
+void write_hta(const fs::path& target, const std::vector<RankTrace>& traces) {
+  const std::vector<std::string> texts = hta_traces(traces);
+  if (target.extension() == ".json") {
+    CADRE_CHECK(texts.size() == 1,
+                fmt::format("--hta {}: {} ranks do not go into one file", target.string(), texts.size()),
+                "name a folder");
+    write_text_file(target, texts.front());
+    return;
+  }
+  std::error_code error;
+  fs::create_directories(target, error);
+  if (error) {
+    throw Error(ErrorKind::environment, fmt::format("cannot make {}: {}", target.string(), error.message()),
+                "choose another folder for --hta");
+  }
+  for (size_t rank = 0; rank < texts.size(); ++rank) {
+    write_text_file(target / fmt::format("rank{:05}.json", rank), texts[rank]);
+  }
+}
+
+void run_report(const Options& options, const Job& job) {
+  if (job.rank() != 0) return;
+  const StepRange steps = steps_from(options.steps);
+  const std::vector<RankTrace> traces = read_traces(options.run);
+  const OverlapReport report = report_of(options.run, traces, steps);
+  const nlohmann::json json = report_json(report);
+  fmt::print("{}", report_text(report));
+  write_text_file(options.json.empty() ? fs::path(options.run) / "report.json" : fs::path(options.json),
+                  json.dump(1) + "\n");
+  if (!options.trace.empty()) write_text_file(options.trace, merged_chrome_trace(traces));
+  if (!options.hta.empty()) write_hta(options.hta, traces);
+}
+
+// From the traces of a run, or from a report that was written of one.
+nlohmann::json any_report(const std::string& from) {
+  if (fs::is_regular_file(from)) {
+    nlohmann::json json = read_json_file(from);
+    check_report(json, from);
+    return json;
+  }
+  return report_json(report_of(from, read_traces(from), {}));
+}
+
+void run_report_diff(const DiffOptions& options, const Job& job) {
+  if (job.rank() != 0) return;
+  const nlohmann::json diff = diff_json(any_report(options.before), any_report(options.after));
+  fmt::print("{}", diff_text(diff));
+  if (!options.json.empty()) write_text_file(options.json, diff.dump(1) + "\n");
+}
+
+Command report_diff_command() {
+  const auto options = std::make_shared<DiffOptions>();
+  return {
+      .name = "diff",
+      .summary = "what changed from one run to another beyond the noise between ranks",
+      .arguments = {{"RUN_A", &options->before, any(), "the folder of a traced run, or a report written with --json"},
+                    {"RUN_B", &options->after, any(), "the same of the other"}},
+      .options = {{"json", &options->json, any(), "write it to this file too, as JSON"}},
+      .run = [options](const Job& job) { run_report_diff(*options, job); }};
+}
+
+}  // namespace
+
+Command report_command() {
+  const auto options = std::make_shared<Options>();
+  return {
+      .name = "report",
+      .summary = "what the trace of a run says: communication hidden and exposed, and who waited for whom",
+      .arguments = {{"RUN_DIR", &options->run, any(), "the folder of a traced run"}},
+      .options = {{"steps", &options->steps, any(), "of these alone, FIRST:LAST; all that every rank has whole"},
+                  {"json", &options->json, any(), "where the report goes as JSON; RUN_DIR/report.json"},
+                  {"trace", &options->trace, any(), "write the traces of all ranks to this file, for ui.perfetto.dev"},
+                  {"hta", &options->hta, any(), "write them as Holistic Trace Analysis reads them, to this folder"}},
+      .more_help = [] { return std::string("Two runs beside each other: cadre report diff --help\n"); },
+      .run = [options](const Job& job) { run_report(*options, job); },
+      .parts = {report_diff_command()}};
+}
+
+}  // namespace cadre
