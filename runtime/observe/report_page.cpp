@@ -78,8 +78,8 @@ std::string facts(const Json& run) {
   text += "</dl>\n";
   if (const auto lost = number_at(run, "lost_events"); lost.value_or(0) > 0) {
     text += fmt::format(
-        "<p class=\"warning\" id=\"lost-events\">{:.0f} events were lost: the trace buffers of some ranks "
-        "were too small, and figures of early steps are low.</p>\n",
+        "<p class=\"warning\" id=\"lost-events\">{:.0f} events were lost, because the trace buffers of "
+        "some ranks were too small: steps may be missing here.</p>\n",
         *lost);
   }
   return text;
@@ -95,7 +95,7 @@ std::string headline(const Json& h) {
   return "<dl class=\"big\">" + big("Step", ms("step_ms"), "mean over ranks and steps") +
          big("Hidden", percent("hidden_percent"), fmt::format("of exchanges {}", percent("exchange_hidden_percent"))) +
          big("Exposed", ms("exposed_ms"), fmt::format("{} of the step", percent("exposed_percent_of_step"))) +
-         big("Idle", ms("idle_ms"), "neither of both") + "</dl>\n" +
+         big("Idle", ms("idle_ms"), "neither of the two") + "</dl>\n" +
          fmt::format(
              "<p id=\"definition\">Of a step of {}, a rank computes for {}; requests are in flight for {}, of which "
              "{} lie behind computation (hidden) and {} do not (exposed: what a faster network could save at "

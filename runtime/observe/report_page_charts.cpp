@@ -219,8 +219,9 @@ std::string load_map(const Json& report) {
   labels += fmt::format("<text class=\"small end\" x=\"{:g}\" y=\"{:g}\">expert</text>\n", kLabels - 8, height - 5);
   for (const double mark : ticks(static_cast<double>(most_experts - 1), 16)) {
     if (mark != std::floor(mark)) continue;
-    cells += fmt::format("<text class=\"small middle\" x=\"{:.4f}%\" y=\"{:g}\">{:g}</text>", wide * (mark + 0.5),
-                         height - 5, mark);
+    const double at = wide * (mark + 0.5);
+    cells += fmt::format("<text class=\"small {}\" x=\"{:.4f}%\" y=\"{:g}\">{:g}</text>", at < 2 ? "start" : "middle",
+                         at, height - 5, mark);
   }
   std::string scale = "<ul class=\"legend scale\" aria-label=\"Scale\">";
   for (int i = 0; i < kColours; ++i) {

@@ -93,7 +93,8 @@ const char* const kScript = R"js(
   const all = selector => [...document.querySelectorAll(selector)];
   const inside = (inner, outer, slack) => inner.left >= outer.left - slack && inner.right <= outer.right + slack &&
     inner.top >= outer.top - slack && inner.bottom <= outer.bottom + slack;
-  const found = {bars: 0, outside: 0, empty: 0, overlapping: 0, textCut: 0, cellsCut: 0, ranks: 0};
+  const found = {bars: 0, outside: 0, empty: 0, overlapping: 0, textCut: 0, cellsCut: 0, ranks: 0, uncoloured: 0};
+  const fills = new Set();
   const plot = document.querySelector('#timeline .plot');
   if (plot) use(plot);
   const frame = plot && plot.getBoundingClientRect();
@@ -103,11 +104,15 @@ const char* const kScript = R"js(
     ++found.bars;
     if (!inside(box, frame, 0.5)) ++found.outside;
     if (!(box.width > 0.001 && box.height > 1)) ++found.empty;
+    const fill = getComputedStyle(bar).fill;
+    fills.add(fill);
+    if (fill === 'rgb(0, 0, 0)') ++found.uncoloured;
     const rows = reach.get(bar.dataset.rank) || [Infinity, -Infinity];
     reach.set(bar.dataset.rank, [Math.min(rows[0], box.top), Math.max(rows[1], box.bottom)]);
   }
   const rows = [...reach.values()].sort((a, b) => a[0] - b[0]);
   found.ranks = rows.length;
+  found.fills = fills.size;
   for (let i = 1; i < rows.length; ++i) if (rows[i][0] < rows[i - 1][1]) ++found.overlapping;
   const texts = all('svg text');
   for (const text of texts) {

@@ -71,12 +71,14 @@ svg .small { font-size: 10.5px }
 .middle { text-anchor: middle }
 .axis line, .lines line { stroke: var(--line) }
 .ground { fill: var(--ground) }
+.chart { max-width: 1000px }
 .chart text { fill: var(--ink); font-size: 13px }
 .panels { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(380px, 100%), 1fr)); gap: 16px }
 figure { margin: 0; min-width: 0 }
 figcaption { font-size: 13px; color: var(--soft) }
 figcaption b { color: var(--ink) }
-.lines { width: 100%; max-width: 560px }
+.lines { width: 100%; max-width: 500px }
+.lines text { font-size: 11px }
 .lines polyline { fill: none; stroke: var(--accent); stroke-width: 1.5 }
 .lines circle { fill: var(--accent) }
 .attention { fill: var(--attention); background: var(--attention) }

@@ -79,7 +79,9 @@ for width in 900 1600; do
     browse "$width,3000" "$colours" --dump-dom "file://$folder/page.html?check" >"$folder/dom"
     found=$(output_of "$folder/dom")
     holds "$found" "\"bars\":$bars" '"ranks":4' '"outside":0' '"empty":0' '"overlapping":0' '"textCut":0' '"cellsCut":0' \
-      "\"pageWidth\":$width" '"pageOverflow":0' '"zoomed":[250,0,500]' '"tipHidden":true'
+      '"uncoloured":0' "\"pageWidth\":$width" '"pageOverflow":0' '"zoomed":[250,0,500]' '"tipHidden":true'
+    # Attention, experts and routing forward and backward; weights, reductions, the rest, waits.
+    holds "$found" '"fills":10'
     [[ "$found" == *'"tip":"rank 0, shared experts\n'*' ms from '*'layer 0\nmicro-batch 0"'* ]] || fail "the tooltip in $found"
     # The second and third quarter of 61.39 ms.
     [[ "$found" == *'"zoomedAxis":["20","25","30","35","40","45"]'* ]] || fail "the axis in $found"

@@ -180,7 +180,8 @@ TEST(ReportPage, TimelineHoldsTheEventsOfTheMedianStep) {
 TEST(ReportPage, ClocksWaitsAndFlightsLieWhereTheyBelong) {
   RankTrace one;
   one.rank = 1;
-  one.events = {event_of(TraceKind::compute, "data", -500'000, 0),
+  one.events = {event_of(TraceKind::step, "step without overlap", -9'000'000, -2'000'000),
+                event_of(TraceKind::compute, "data", -500'000, 0),
                 event_of(TraceKind::compute, "experts", 0, 1'000'000),
                 event_of(TraceKind::flight, "dispatch", -250'000, 1'000'000),
                 event_of(TraceKind::flight, "combine", 500'000, 1'500'000),
@@ -256,6 +257,9 @@ TEST(ReportPage, SaysWhatTheTimelineLeavesOut) {
 
 TEST(ReportPage, SaysInALineWhatIsAbsent) {
   json report = test::sample_report();
+  EXPECT_EQ(report_page(report, {}).find("lost-events"), std::string::npos);
+  report["run"]["lost_events"] = 12;
+  EXPECT_NE(report_page(report, {}).find("12 events were lost"), std::string::npos);
   for (const char* key : {"phases", "layers", "ranks", "stragglers", "balance", "expert_load", "bubble",
                           "without_overlap", "efficiency"}) {
     report.erase(key);

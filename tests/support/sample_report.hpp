@@ -33,8 +33,9 @@ class SampleRank {
                   .mpi = "Open MPI v4.1.4",
                   .num_ranks = run.num_ranks,
                   .num_hosts = 2,
-                  .data = run.num_ranks,
-                  .expert = run.num_ranks,
+                  .pipeline = 2,
+                  .data = run.num_ranks / 2,
+                  .expert = run.num_ranks / 2,
                   .schedule = "dualpipev",
                   .num_micro_batches = run.num_micro_batches,
                   .exchange = "flat",
@@ -43,7 +44,7 @@ class SampleRank {
     trace_.rank = rank;
     trace_.host = rank < (run.num_ranks + 1) / 2 ? "node01.cluster.example" : kHostileHost;
     for (int i = 0; i < run.num_steps; ++i) {
-      now_ = 1'000'000'000 + 100'000'000 * i + 20'000 * rank;
+      now_ = 1'000'000'000 + 12'500'000LL * run.num_layers * run.num_micro_batches * i + 20'000 * rank;
       step(run.first_step + i, 1.0 + 0.1 * static_cast<double>((i + 2) % 3));
     }
   }
@@ -176,7 +177,7 @@ inline nlohmann::json sample_report() {
   json report = json::parse(R"json({
     "schema": "cadre.report", "version": 1,
     "run": {"cadre_version": "0.1.0", "mpi": "Open MPI v4.1.4, package: Debian, ident: 4.1.4", "hosts": 2, "ranks": 4,
-      "pipeline": 1, "data": 4, "expert": 4, "schedule": "dualpipev", "micro_batches": 2, "exchange": "flat", "threads": 1,
+      "pipeline": 2, "data": 2, "expert": 2, "schedule": "dualpipev", "micro_batches": 2, "exchange": "flat", "threads": 1,
       "seed": 1, "config_hash": "4be1c0ffee15", "first_step": 10, "last_step": 12, "clock_error_us": 3.25,
       "lost_events": 0},
     "headline": {"step_ms": 48.125, "compute_ms": 43.5, "communication_ms": 30.25, "hidden_ms": 26.75,
