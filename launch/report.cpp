@@ -15,6 +15,7 @@
 #include "launch/command.hpp"
 #include "runtime/checkpoint/file.hpp"
 #include "runtime/observe/chrome_trace.hpp"
+#include "runtime/observe/report_page.hpp"
 #include "runtime/observe/trace_file.hpp"
 
 namespace cadre {
@@ -26,6 +27,7 @@ struct Options {
   std::string run;
   std::string steps;
   std::string json;
+  std::string html;
   std::string trace;
   std::string hta;
 };
@@ -89,6 +91,9 @@ void run_report(const Options& options, const Job& job) {
   fmt::print("{}", report_text(report));
   write_text_file(options.json.empty() ? fs::path(options.run) / "report.json" : fs::path(options.json),
                   json.dump(1) + "\n");
+  const fs::path page = options.html.empty() ? fs::path(options.run) / "report.html" : fs::path(options.html);
+  write_text_file(page, report_page(json, traces));
+  fmt::print("the page with the timeline: {}\n", page.string());
   if (!options.trace.empty()) write_text_file(options.trace, merged_chrome_trace(traces));
   if (!options.hta.empty()) write_hta(options.hta, traces);
 }
@@ -131,6 +136,7 @@ Command report_command() {
       .arguments = {{"RUN_DIR", &options->run, any(), "the folder of a traced run"}},
       .options = {{"steps", &options->steps, any(), "of these alone, FIRST:LAST; all that every rank has whole"},
                   {"json", &options->json, any(), "where the report goes as JSON; RUN_DIR/report.json"},
+                  {"html", &options->html, any(), "where its page with the timeline goes; RUN_DIR/report.html"},
                   {"trace", &options->trace, any(), "write the traces of all ranks to this file, for ui.perfetto.dev"},
                   {"hta", &options->hta, any(), "write them as Holistic Trace Analysis reads them, to this folder"}},
       .more_help = [] { return std::string("Two runs beside each other: cadre report diff --help\n"); },

@@ -80,8 +80,11 @@ TraceActivity::TraceActivity(TraceKind kind, const Position& at) : recorder_(cur
 
 TraceActivity::~TraceActivity() {
   if (recorder_ == nullptr) return;
-  if (before_.begin_ns == 0) return recorder_->end();
-  recorder_->begin(before_.kind, before_.at);
+  if (before_.begin_ns == 0) {
+    recorder_->end();
+  } else {
+    recorder_->begin(before_.kind, before_.at);
+  }
 }
 
 void TraceActivity::relabel(const Position& at) {

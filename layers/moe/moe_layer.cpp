@@ -79,6 +79,7 @@ MoeLayer::MoeLayer(const std::string& prefix, const MoeOptions& options, const E
 Task<Tensor> MoeLayer::forward(LaneContext& ctx, Tensor x, Saved& saved) const {
   ctx.lane.enter("router");
   router_.forward(ctx, x, saved.router);
+  ctx.lane.enter("expert counts");
   Request counted = start_counting(ctx, saved);
 
   ctx.lane.enter("dispatch");
@@ -152,7 +153,9 @@ Task<Tensor> MoeLayer::backward(LaneContext& ctx, Saved& saved, Tensor dy) {
   const Tensor d_out = ctx.arena.take("experts", ctx.dtype, {saved.place_weight.dim(0), options_.hidden});
   ctx.kernels.gather_rows(rows_of(received, ctx.dtype, options_.hidden),
                           index_tensor(through(received, saved.batch.place_row)), saved.place_weight, d_out);
+  ctx.lane.enter("combine gradient");
   auto weights_back = send_weights_grad(ctx, received, saved);
+  ctx.lane.enter("experts gradient");
   Request& weights_home = weights_back->finish();
   Tensor d_places;
   {
