@@ -108,7 +108,8 @@ void print_banner(const Communicator& world, const RunConfig& config) {
   const std::vector<Binding> bindings = gather_bindings(world);
   if (world.rank() != 0) return;
 
-  const Grid grid = Grid::make(world.size(), /*pipeline=*/1, static_cast<int>(config.parallel.expert));
+  const Grid grid =
+      Grid::make(world.size(), static_cast<int>(config.parallel.pipeline), static_cast<int>(config.parallel.expert));
   std::string text = fmt::format("cadre {} | ranks {} | hosts {} | ranks a host {} | grid {}\n", CADRE_VERSION,
                                  world.size(), topology.num_hosts(), ranks_a_host(topology), grid.describe());
   text += fmt::format("  transport {}\n", transport_text(world));
