@@ -69,7 +69,10 @@ void run_train(const Options& options, const Job& job) {
     print_banner(world, config);
     const MemoryReport memory(world, config, job.size() == 1 ? world.size() : 1);
     Trainer trainer(std::move(world), config);
-    if (trainer.worker().world().rank() == 0) fmt::print("exchange {}\n", trainer.worker().exchange_reason());
+    if (trainer.worker().world().rank() == 0) {
+      fmt::print("exchange {}\n", trainer.worker().exchange_reason());
+      if (!trainer.schedule_note().empty()) fmt::print("note: {}\n", trainer.schedule_note());
+    }
     trainer.run();
     memory.print(trainer.worker().world());
   });

@@ -36,7 +36,8 @@ class Trainer {
   void save();
 
   int64_t steps_done() const { return steps_done_; }
-  bool has_written_traces() const { return tracer_.is_written(); }
+  // Why the schedule is not the one that was asked for; else empty.
+  const std::string& schedule_note() const { return executor_.program().note; }
   Worker& worker() { return worker_; }
 
  private:
