@@ -14,7 +14,7 @@ void check_top_k(int64_t top_k, int64_t experts) {
 Command bench_command() {
   return {.name = "bench",
           .summary = "measures parts of a step, each beside its floor",
-          .parts = {bench_gemm_command(), bench_exchange_command(), bench_layer_command()}};
+          .parts = {bench_gemm_command(), bench_exchange_command(), bench_layer_command(), bench_overlap_command()}};
 }
 
 }  // namespace cadre

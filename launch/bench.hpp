@@ -11,6 +11,7 @@ namespace cadre {
 Command bench_gemm_command();
 Command bench_exchange_command();
 Command bench_layer_command();
+Command bench_overlap_command();
 
 // Throws when there are fewer experts than a token is to have.
 void check_top_k(int64_t top_k, int64_t experts);

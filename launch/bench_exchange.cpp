@@ -62,7 +62,7 @@ nlohmann::json measure(const Communicator& world, const Topology& topology, cons
     busiest += busiest_bytes(world, run.route(), row_bytes);
   }
   add_over_ranks(world, sums);
-  const RankTimes times = gather_times(world, exchange);
+  const TimesOverRanks times = gather_times(world, exchange);
   const double yardstick_us = gather_times(world, yardstick).slowest.p50;
   const double copy_us = gather_times(world, copy).slowest.p50;
   const auto per_iteration = [&](int64_t sum) { return sum / options.iterations; };

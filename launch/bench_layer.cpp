@@ -192,8 +192,8 @@ void bench_layer(const Communicator& world, const Options& options) {
     floors.push_back(floor);
   }
   // An iteration is over when its slowest rank is done.
-  const RankTimes step = gather_times(world, steps);
-  const RankTimes floor = gather_times(world, floors);
+  const TimesOverRanks step = gather_times(world, steps);
+  const TimesOverRanks floor = gather_times(world, floors);
   if (world.rank() != 0) return;
 
   const double ratio = step.slowest.p50 / floor.slowest.p50;

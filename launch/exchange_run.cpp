@@ -93,17 +93,21 @@ void ExchangeRun::prepare(Workload workload, int64_t iteration) {
 
 double ExchangeRun::exchange_us() {
   return timed_us([this] {
-    dispatch();
+    finish_dispatch(*start_dispatch());
     combine();
   });
 }
 
-void ExchangeRun::dispatch() {
-  const auto there = exchange_->transfer(route_, Direction::to_experts, Unit::row, dispatch_format_);
-  there->pack({x_.raw(), x_.row_bytes(), route_.plan.row_token});
-  there->start();
-  wait(there->finish());
-  const Elements received = there->unpack();
+std::unique_ptr<RowTransfer> ExchangeRun::start_dispatch() {
+  auto rows = exchange_->transfer(route_, Direction::to_experts, Unit::row, dispatch_format_);
+  rows->pack({x_.raw(), x_.row_bytes(), route_.plan.row_token});
+  rows->start();
+  return rows;
+}
+
+void ExchangeRun::finish_dispatch(RowTransfer& rows) {
+  wait(rows.finish());
+  const Elements received = rows.unpack();
   kernels_->gather_rows(rows_of(received, DType::f32, options_.hidden),
                         index_tensor(through(received, batch_.place_row)), Tensor(), placed_);
 }

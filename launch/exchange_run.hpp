@@ -46,6 +46,11 @@ class ExchangeRun {
   double exchange_us();
   double alltoallv_us();
   double memcpy_us();  // of as many bytes as rows come here, there and back
+  double timed_us(const std::function<void()>& work) const;
+
+  // Rows on their way to experts, and, once they have arrived, in expert order. Collective, the two in turn.
+  std::unique_ptr<RowTransfer> start_dispatch();
+  void finish_dispatch(RowTransfer& rows);
 
   // Rows in expert order, and results of this rank's tokens, that are not what they must be.
   int64_t wrong_placed() const;
@@ -56,10 +61,8 @@ class ExchangeRun {
   int64_t alltoallv_bytes() const { return alltoallv_bytes_; }  // that left this rank
 
  private:
-  void dispatch();
   void combine();
   void learn_batch();
-  double timed_us(const std::function<void()>& work) const;
 
   const Communicator& world_;
   ExchangeBenchOptions options_;

@@ -20,13 +20,13 @@ Summary summarise(std::vector<double> values) {
   return {values.front(), percentile(0.5), percentile(0.95)};
 }
 
-RankTimes gather_times(const Communicator& world, const std::vector<double>& times) {
+TimesOverRanks gather_times(const Communicator& world, const std::vector<double>& times) {
   const size_t count = times.size();
   std::vector<double> all(count * static_cast<size_t>(world.size()));
   Request gathered = world.all_gather(std::span(times), std::span(all));
   wait(gathered);
 
-  RankTimes result;
+  TimesOverRanks result;
   std::vector<double> slowest(count, 0.0);
   for (int rank = 0; rank < world.size(); ++rank) {
     const auto begin = all.begin() + static_cast<std::ptrdiff_t>(rank * count);

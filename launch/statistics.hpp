@@ -20,14 +20,14 @@ struct Summary {
 // Nearest-rank percentiles of at least one value.
 Summary summarise(std::vector<double> values);
 
-struct RankTimes {
+struct TimesOverRanks {
   Summary slowest;     // over iterations, of the slowest rank in each
   int worst_rank = 0;  // the one with the largest median
   double worst_rank_p50 = 0.0;
 };
 
 // Collective: every rank gives as many times. The same result on all ranks.
-RankTimes gather_times(const Communicator& world, const std::vector<double>& times);
+TimesOverRanks gather_times(const Communicator& world, const std::vector<double>& times);
 
 // Writes `json` to `path`; throws when it cannot.
 void write_json_report(const std::string& path, const nlohmann::json& json);

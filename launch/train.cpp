@@ -71,7 +71,9 @@ void run_train(const Options& options, const Job& job) {
     Trainer trainer(std::move(world), config);
     if (trainer.worker().world().rank() == 0) {
       fmt::print("exchange {}\n", trainer.worker().exchange_reason());
-      if (!trainer.schedule_note().empty()) fmt::print("note: {}\n", trainer.schedule_note());
+      for (const std::string& note : {trainer.schedule_note(), trainer.worker().progress_note()}) {
+        if (!note.empty()) fmt::print("note: {}\n", note);
+      }
     }
     trainer.run();
     memory.print(trainer.worker().world());

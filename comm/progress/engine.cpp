@@ -2,6 +2,7 @@
 #include "comm/progress/engine.hpp"
 
 #include <algorithm>
+#include <ranges>
 #include <thread>
 
 #include "comm/base/trace.hpp"
@@ -42,22 +43,22 @@ void Engine::run(std::vector<Run> runs, DeferredQueue* filler) const {
     Poller* poller = current_poller();
     if (poller != nullptr && !run.task->done()) poller->watch(*run.lane->suspension.awaited);
   };
-  for (const Run& run : runs) {
+  for (const Run& run : runs | std::views::reverse) {
     trace_switch(run.lane->position);
     run.task->start(*run.lane);
     watch(run);
   }
   while (!runs.empty()) {
     wait_for_any(runs, filler);
-    for (const Run& run : runs) {
-      if (run.task->done() || !is_ready(run)) continue;
-      resume(*run.lane);
-      watch(run);
+    const auto next = std::ranges::find_if(runs, is_ready);
+    if (!next->task->done()) {
+      resume(*next->lane);
+      watch(*next);
     }
-    std::erase_if(runs, [](const Run& run) {
-      if (run.task->done()) run.task->result();  // throws what the task threw
-      return run.task->done();
-    });
+    if (next->task->done()) {
+      next->task->result();  // throws what the task threw
+      runs.erase(next);
+    }
   }
 }
 

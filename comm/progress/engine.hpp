@@ -22,7 +22,8 @@ class Engine {
     Lane* lane;
     Task<void>* task;
   };
-  // Runs all to completion, interleaved at their waits; `filler` runs while all wait. The requests of lanes that wait are
+  // Runs all to completion, interleaved at their waits; `filler` runs while all wait. They start in reverse order, and of
+  // those that can go on the first does: it is to be the one with the longest way. The requests of lanes that wait are
   // polled while others compute, where the thread has a poller. If a task throws, the others are left where they wait and
   // the exception is thrown here. When every lane waits longer than the deadline, throws ErrorKind::timeout naming step,
   // layer, operation and the missing peers.

@@ -272,6 +272,7 @@ class LocalTransport : public Transport {
   }
 
   void progress() override { CADRE_CHECK(!*group_->failed, "another rank of this process failed"); }
+  bool progresses_anywhere() const override { return false; }
 
   int host_leader() override { return 0; }
 

@@ -334,6 +334,12 @@ class MpiTransport : public Transport {
     CADRE_MPI(MPI_Iprobe(MPI_ANY_SOURCE, MPI_ANY_TAG, comm_, &arrived, MPI_STATUS_IGNORE));
   }
 
+  bool progresses_anywhere() const override {
+    int level = MPI_THREAD_SINGLE;
+    CADRE_MPI(MPI_Query_thread(&level));
+    return level == MPI_THREAD_MULTIPLE;
+  }
+
   int host_leader() override {
     MPI_Comm host = MPI_COMM_NULL;
     CADRE_MPI(MPI_Comm_split_type(comm_, MPI_COMM_TYPE_SHARED, rank_, MPI_INFO_NULL, &host));
@@ -399,7 +405,7 @@ class MpiTransport : public Transport {
 
 MpiSession::MpiSession(int* argc, char*** argv) : exceptions_(std::uncaught_exceptions()) {
   int provided = MPI_THREAD_SINGLE;
-  CADRE_MPI(MPI_Init_thread(argc, argv, MPI_THREAD_SERIALIZED, &provided));
+  CADRE_MPI(MPI_Init_thread(argc, argv, MPI_THREAD_MULTIPLE, &provided));
   CADRE_CHECK(provided >= MPI_THREAD_FUNNELED, "this MPI gives less than MPI_THREAD_FUNNELED",
               "use an MPI library built with thread support");
 }

@@ -78,6 +78,8 @@ class Transport {
 
   // Moves on what nobody tests right now; throws where a rank is known to have failed. For waits on shared memory.
   virtual void progress() = 0;
+  // Whether another thread may call progress() at any time, and data moves when it does.
+  virtual bool progresses_anywhere() const = 0;
 
   // Blocking and collective over the group. Ranks of one colour form a new group, ordered by (key, old rank).
   virtual std::unique_ptr<Transport> split(int color, int key) = 0;

@@ -11,6 +11,7 @@
 #include <map>
 #include <utility>
 
+#include "comm/progress/poll.hpp"
 #include "layers/kernels/cpu.hpp"
 #include "layers/kernels/cpu_bf16.hpp"
 #include "layers/kernels/cpu_gemm.hpp"
@@ -34,8 +35,13 @@ memory::desc row_major(int64_t num_rows, int64_t width, ElementType type) {
   return {{num_rows, width}, type, memory::dims{width, 1}};
 }
 
+// Element (i, j) lies at i + j * stride.
+memory::desc column_major(int64_t num_rows, int64_t width, ElementType type, int64_t stride) {
+  return {{num_rows, width}, type, memory::dims{1, stride}};
+}
+
 memory::desc column_major(int64_t num_rows, int64_t width, ElementType type) {
-  return {{num_rows, width}, type, memory::dims{1, num_rows}};
+  return column_major(num_rows, width, type, num_rows);
 }
 
 memory view(const memory::desc& desc, const void* data) { return {desc, engine(), const_cast<void*>(data)}; }
@@ -47,8 +53,18 @@ struct Shape {
   int64_t width_in;
   Accumulate accumulate;
   ElementType type;
+  int64_t grad_stride = 0;  // of a weight gradient: the width of dy, of which width_out columns are used
   auto operator<=>(const Shape&) const = default;
 };
+
+// Between tiles there is a poll point; a tile takes about 1 ms on one core. The cut depends on the shape alone, so that
+// polling changes no bit. `others_product` is that of the two extents that are not cut.
+constexpr double kTileFlops = 4e8;
+
+int64_t tile_extent(int64_t others_product) {
+  const double extent = kTileFlops / (2.0 * std::max(1.0, static_cast<double>(others_product)));
+  return std::max<int64_t>(256, static_cast<int64_t>(extent) / kRowStep * kRowStep);
+}
 
 dnnl::primitive_attr add_to_output(Accumulate accumulate) {
   dnnl::primitive_attr attributes;
@@ -69,7 +85,7 @@ dnnl::inner_product_forward::primitive_desc describe_product(const Shape& shape,
 
 // dw[width_out, width_in] = dy[rows, width_out]^T x[rows, width_in]
 dnnl::matmul::primitive_desc describe_weight_grad(const Shape& shape) {
-  const dnnl::matmul::desc desc(column_major(shape.width_out, shape.num_rows, shape.type),
+  const dnnl::matmul::desc desc(column_major(shape.width_out, shape.num_rows, shape.type, shape.grad_stride),
                                 row_major(shape.num_rows, shape.width_in, shape.type),
                                 row_major(shape.width_out, shape.width_in, ElementType::f32));
   return {desc, add_to_output(shape.accumulate), engine()};
@@ -180,15 +196,15 @@ class OneDnnProducts final : public WeightProducts {
     const auto x_floats = static_cast<size_t>(padded_rows * x.row_numel());
     const auto dy_floats = static_cast<size_t>(padded_rows * dy.row_numel());
     float* room = cpu::scratch_floats(x_floats + dy_floats);
-    const Shape shape{padded_rows, dw.dim(0), dw.dim(1), accumulate, type_};
     const memory inputs = view(row_major(padded_rows, dw.dim(1), type_), to_operand(x, padded_rows, type_, room));
-    const memory grads =
-        view(column_major(dw.dim(0), padded_rows, type_), to_operand(dy, padded_rows, type_, room + x_floats));
-    const memory output = view(row_major(dw.dim(0), dw.dim(1), ElementType::f32), dw.raw());
-    ThreadState& state = ThreadState::mine();
-    dnnl::matmul& product = find_or_create(state.weight_grads, shape, [&] { return describe_weight_grad(shape); });
-    product.execute(state.stream, {{DNNL_ARG_SRC, grads}, {DNNL_ARG_WEIGHTS, inputs}, {DNNL_ARG_DST, output}});
-    state.stream.wait();
+    const std::byte* grads = to_operand(dy, padded_rows, type_, room + x_floats);
+    const int64_t tile = tile_extent(padded_rows * dw.dim(1));
+    for (int64_t first = 0; first < dw.dim(0); first += tile) {
+      const Tensor part = dw.rows(first, std::min(tile, dw.dim(0) - first));
+      weight_grad_rows(grads + static_cast<size_t>(first) * memory::data_type_size(type_),
+                       {padded_rows, part.dim(0), dw.dim(1), accumulate, type_, dw.dim(0)}, inputs, part);
+      poll_point();
+    }
   }
 
  private:
@@ -198,13 +214,17 @@ class OneDnnProducts final : public WeightProducts {
     const std::byte* operand = to_operand(in, in.dim(0), type_, room);
     const size_t operand_row = static_cast<size_t>(in.row_numel()) * memory::data_type_size(type_);
     const int64_t even_rows = in.dim(0) / kRowStep * kRowStep;
-    multiply_rows(operand, weight, out.rows(0, even_rows), accumulate);
-    multiply_rows(operand + static_cast<size_t>(even_rows) * operand_row, weight,
-                  out.rows(even_rows, in.dim(0) - even_rows), accumulate);
+    const int64_t tile = tile_extent(in.row_numel() * out.row_numel());
+    for (int64_t first = 0; first < in.dim(0);) {
+      const int64_t end = first < even_rows ? std::min(first + tile, even_rows) : in.dim(0);
+      multiply_rows(operand + static_cast<size_t>(first) * operand_row, weight, out.rows(first, end - first),
+                    accumulate);
+      poll_point();
+      first = end;
+    }
   }
 
   void multiply_rows(const std::byte* in, const memory& weight, const Tensor& out, Accumulate accumulate) const {
-    if (out.dim(0) == 0) return;
     const memory::dims extents = weight.get_desc().dims();
     const Shape shape{out.dim(0), extents[0], extents[1], accumulate, type_};
     ThreadState& state = ThreadState::mine();
@@ -213,6 +233,16 @@ class OneDnnProducts final : public WeightProducts {
     const memory source = view(row_major(shape.num_rows, shape.width_in, type_), in);
     const memory output = view(row_major(shape.num_rows, shape.width_out, ElementType::f32), out.raw());
     product.execute(state.stream, {{DNNL_ARG_SRC, source}, {DNNL_ARG_WEIGHTS, weight}, {DNNL_ARG_DST, output}});
+    state.stream.wait();
+  }
+
+  // dw rows = the columns of dy from `grads` on, transposed, times x
+  void weight_grad_rows(const std::byte* grads, const Shape& shape, const memory& inputs, const Tensor& dw) const {
+    const memory source = view(column_major(shape.width_out, shape.num_rows, type_, shape.grad_stride), grads);
+    const memory output = view(row_major(shape.width_out, shape.width_in, ElementType::f32), dw.raw());
+    ThreadState& state = ThreadState::mine();
+    dnnl::matmul& product = find_or_create(state.weight_grads, shape, [&] { return describe_weight_grad(shape); });
+    product.execute(state.stream, {{DNNL_ARG_SRC, source}, {DNNL_ARG_WEIGHTS, inputs}, {DNNL_ARG_DST, output}});
     state.stream.wait();
   }
 

@@ -34,8 +34,9 @@ Tensor Experts::input_grad(Context& ctx, Saved& saved, const Tensor& dy) const {
   return dx;
 }
 
-void Experts::weight_grad(Context& ctx, const Saved& saved) {
-  for (size_t e = 0; e < experts_.size(); ++e) experts_[e].weight_grad(ctx, saved.experts[e]);
+void Experts::weight_grad(Context& ctx, const Saved& saved, int expert) {
+  const auto e = static_cast<size_t>(expert);
+  experts_[e].weight_grad(ctx, saved.experts[e]);
 }
 
 void Experts::each_parameter(const ParameterVisitor& visit) {

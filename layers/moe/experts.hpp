@@ -27,7 +27,7 @@ class Experts {
   // products, so that they are still in cache. y [S,H].
   Tensor forward(Context& ctx, const Rows& rows, const Tensor& place_row, Saved& saved) const;
   Tensor input_grad(Context& ctx, Saved& saved, const Tensor& dy) const;  // dy, dx [S,H]
-  void weight_grad(Context& ctx, const Saved& saved);
+  void weight_grad(Context& ctx, const Saved& saved, int expert);
   void each_parameter(const ParameterVisitor& visit);
 
  private:

@@ -162,7 +162,9 @@ Task<Tensor> MoeLayer::backward(LaneContext& ctx, Saved& saved, Tensor dy) {
     const Watch watch(weights_home);
     d_places = experts_.input_grad(ctx, saved.experts, d_out);
   }
-  defer(ctx, "experts weights", [this, &ctx, &saved] { experts_.weight_grad(ctx, saved.experts); });
+  for (int e = 0; e < experts_.size(); ++e) {
+    defer(ctx, "experts weights", [this, &ctx, &saved, e] { experts_.weight_grad(ctx, saved.experts, e); });
+  }
 
   ctx.lane.enter("router gradient");
   co_await weights_home;

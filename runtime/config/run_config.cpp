@@ -87,6 +87,8 @@ std::vector<Section> sections_of(RunConfig& c) {
            {"dispatch_format", &c.exchange.dispatch_format, one_of({"fp32", "bf16", "fp8"}),
             "of rows on their way to experts; fp8: e4m3, one scale per 128 channels"},
            {"combine_format", &c.exchange.combine_format, one_of({"fp32", "bf16"}), "of rows on their way back"},
+           {"progress", &c.exchange.progress, one_of({"poll", "thread"}),
+            "thread: beside the polls a thread of its own drives MPI, where each rank has a cpu to spare"},
            {"polls", &c.exchange.polls, between(0, 1e6), "while an exchange is in flight, inside products; 0 for none"},
            {"deadline_s", &c.exchange.deadline_s, between(0.001, 1e6), "seconds a rank waits before it stops the job"},
        }},

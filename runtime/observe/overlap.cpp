@@ -147,6 +147,21 @@ StepTimes mean_times(const std::vector<StepSums>& sums) {
   return mean;
 }
 
+std::optional<SteadyTimes> steady_times(const std::vector<StepSums>& sums) {
+  SteadyTimes mean;
+  for (const StepSums& rank : sums) {
+    const auto share = [&](int64_t nanoseconds) {
+      return per_step(nanoseconds, rank) / static_cast<double>(sums.size());
+    };
+    mean.time += share(rank.steady.time);
+    mean.compute += share(rank.steady.compute);
+    mean.exchange += share(rank.steady.exchange);
+    mean.exchange_hidden += share(rank.steady.exchange_hidden);
+  }
+  if (mean.time == 0) return std::nullopt;
+  return mean;
+}
+
 // For each rank what `pick` makes of its sums of a row, in ms a step; 0 where it has none.
 template <class Row, class Key>
 double mean_over_ranks(const std::vector<StepSums>& sums, std::map<Key, Row> StepSums::*rows, const Key& key,
@@ -358,6 +373,7 @@ OverlapReport analyse_overlap(const std::vector<RankTrace>& traces, const StepRa
   report.last_step = steps.back();
   report.num_steps = static_cast<int64_t>(steps.size());
   report.times = mean_times(sums);
+  report.steady = steady_times(sums);
   report.phases = phases_of(sums);
   report.layers = layers_of(sums);
   double max_compute = 0;

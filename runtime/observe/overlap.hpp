@@ -81,6 +81,14 @@ struct Bubble {
   std::string formula_text;
 };
 
+// Inside the ops that overlap a forward with a backward pass: the schedule without its ramps. Mean over ranks of a step.
+struct SteadyTimes {
+  double time = 0;
+  double compute = 0;
+  double exchange = 0;  // dispatch and combine in flight
+  double exchange_hidden = 0;
+};
+
 // The same steps run serially.
 struct SerialSteps {
   StepTimes times;
@@ -95,6 +103,7 @@ struct OverlapReport {
   double clock_error_us = 0;  // of the rank that knows it worst
   uint64_t lost_events = 0;
   StepTimes times;  // mean over ranks
+  std::optional<SteadyTimes> steady;  // where the schedule overlaps ops
   std::vector<PhaseTimes> phases;
   std::vector<LayerTimes> layers;
   std::vector<RankTimes> ranks;

@@ -14,5 +14,7 @@ const char* name_of(PhaseClass phase_class);
 // The phases of step spans.
 inline constexpr std::string_view kStepPhase = "step";
 inline constexpr std::string_view kSerialStepPhase = "step without overlap";
+// Of the spans of ops that are a forward and a backward pass at once.
+inline constexpr std::string_view kOverlappedOpPhase = "overlapped";
 
 }  // namespace cadre

@@ -39,6 +39,17 @@ std::string headline(const OverlapReport& report) {
       percent_text(percent(times.exposed, times.step)), ms(times.idle));
 }
 
+std::string steady_text(const OverlapReport& report) {
+  if (!report.steady) return "";
+  const SteadyTimes& steady = *report.steady;
+  const Milliseconds ms(report.times.step);
+  return fmt::format(
+      "steady state ({} of step): {} ms | compute {} | exchange {} | hidden {} ({}) | {:.2f} times the longer one\n",
+      percent_text(percent(steady.time, report.times.step)), ms(steady.time), ms(steady.compute), ms(steady.exchange),
+      ms(steady.exchange_hidden), percent_text(percent(steady.exchange_hidden, steady.exchange)),
+      steady.time / std::max(steady.compute, steady.exchange));
+}
+
 std::string run_text(const OverlapReport& report) {
   const TracedRun& run = report.run;
   const std::string steps =
@@ -184,7 +195,7 @@ std::string notes_text(const OverlapReport& report) {
 }  // namespace
 
 std::string report_text(const OverlapReport& report) {
-  std::string text = headline(report) + run_text(report) + '\n' + phases_text(report);
+  std::string text = headline(report) + steady_text(report) + run_text(report) + '\n' + phases_text(report);
   if (!report.layers.empty()) text += '\n' + layers_text(report);
   text += '\n' + ranks_text(report);
   if (!report.stragglers.empty()) text += '\n' + stragglers_text(report);

@@ -42,6 +42,15 @@ nlohmann::json headline_json(const StepTimes& times) {
           {"exchange_hidden_percent", or_null(percent(times.exchange_hidden, times.exchange))}};
 }
 
+nlohmann::json steady_json(const std::optional<SteadyTimes>& steady) {
+  if (!steady) return {};
+  return {{"time_ms", steady->time},
+          {"compute_ms", steady->compute},
+          {"exchange_ms", steady->exchange},
+          {"exchange_hidden_ms", steady->exchange_hidden},
+          {"exchange_hidden_percent", or_null(percent(steady->exchange_hidden, steady->exchange))}};
+}
+
 nlohmann::json phase_json(const PhaseTimes& phase, const OverlapReport& report) {
   const bool travels = phase.phase_class != PhaseClass::compute;
   const auto if_travels = [&](double value) { return travels ? nlohmann::json(value) : nlohmann::json(); };
@@ -112,6 +121,7 @@ nlohmann::json report_json(const OverlapReport& report) {
           {"version", 1},
           {"run", run_json(report)},
           {"headline", headline_json(report.times)},
+          {"steady", steady_json(report.steady)},
           {"phases", list_json(report.phases, [&](const PhaseTimes& one) { return phase_json(one, report); })},
           {"layers", list_json(report.layers, layer_json)},
           {"ranks", list_json(report.ranks, rank_json)},

@@ -72,6 +72,7 @@ class StepParts {
       sums.layers[layer].communication += set.total();
       sums.layers[layer].hidden += common(set, compute_);
     }
+    Intervals overlapped;
     for (const size_t i : events) {
       const TracedEvent& event = trace_.events[i];
       const bool posted_here = event.begin_ns >= span_.begin && event.begin_ns < span_.end;
@@ -80,10 +81,20 @@ class StepParts {
       OpSums& op = sums.ops[event.phase];
       op.compute += common(IntervalSet({clipped(event.begin_ns, event.end_ns)}), compute_);
       ++op.count;
+      if (event.phase == kOverlappedOpPhase) overlapped.push_back(clipped(event.begin_ns, event.end_ns));
     }
+    add_steady(IntervalSet(std::move(overlapped)), sums.steady);
   }
 
  private:
+  void add_steady(const IntervalSet& overlapped, SteadySums& steady) const {
+    const IntervalSet exchange = intersected(exchange_, overlapped);
+    steady.time += overlapped.total();
+    steady.compute += common(compute_, overlapped);
+    steady.exchange += exchange.total();
+    steady.exchange_hidden += common(exchange, compute_);
+  }
+
   Interval clipped(int64_t begin, int64_t end) const {
     return {std::max(begin, span_.begin), std::min(end, span_.end)};
   }

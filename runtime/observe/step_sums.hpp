@@ -31,6 +31,14 @@ struct OpSums {
   int64_t count = 0;
 };
 
+// Inside the ops that overlap a forward with a backward pass.
+struct SteadySums {
+  int64_t time = 0;
+  int64_t compute = 0;
+  int64_t exchange = 0;
+  int64_t exchange_hidden = 0;
+};
+
 struct StepSums {
   int64_t num_steps = 0;
   int64_t step = 0;
@@ -40,6 +48,7 @@ struct StepSums {
   int64_t exchange = 0;
   int64_t exchange_hidden = 0;
   int64_t skew = 0;
+  SteadySums steady;
   std::map<std::pair<PhaseClass, std::string>, PhaseSums> phases;
   std::map<int, LayerSums> layers;
   std::map<std::string, OpSums> ops;  // by the phase of their spans

@@ -74,7 +74,17 @@ Executor::Executor(Worker& worker, const Program& program) : worker_(worker), pr
 
 Executor::~Executor() = default;
 
-int Executor::num_lanes(const Program& program) { return std::ranges::max(verify(program).peak_live_forwards); }
+int Executor::num_lanes(const Program& program, int rank) {
+  const auto index = static_cast<size_t>(rank);
+  const bool overlaps = std::ranges::count(program.ops[index], OpKind::overlapped, &Op::kind) > 0;
+  return verify(program).peak_live_forwards[index] + (overlaps ? 1 : 0);
+}
+
+int Executor::num_lanes(const Program& program) {
+  int most = 0;
+  for (int rank = 0; rank < program.num_ranks; ++rank) most = std::max(most, num_lanes(program, rank));
+  return most;
+}
 
 void Executor::run(const StepWork& work, LocalStep& local, Overlap overlap) {
   work_ = &work;
@@ -86,6 +96,7 @@ void Executor::run(const StepWork& work, LocalStep& local, Overlap overlap) {
   backwards_left_.clear();
   const PollScope polling(worker_.poller());
   for (const Op& op : ops) run(op);
+  finish_carried_weights();
   for (Request& sent : sends_) worker_.await(sent);
   sends_.clear();
   CADRE_ASSERT(rows_.empty());
@@ -112,10 +123,12 @@ void Executor::run(const Op& op) {
     case OpKind::overlapped: {
       Live& behind = live(op.back_chunk);
       Live& ahead = begin(op.chunk);
-      Task<void> backward = backward_pass(behind, Stage::Weights::at_once);
+      Task<void> backward = backward_pass(behind, Stage::Weights::later);
       Task<void> forward = forward_pass(ahead);
-      run_passes({{&worker_.lane(behind.lane), &backward}, {&worker_.lane(ahead.lane), &forward}});
-      end(op.back_chunk);
+      // The backward pass begins with an exchange and so starts first, in the shadow of attention. From then on the forward
+      // pass comes first: it waits once more in each layer, and weight gradients fill the end of the backward pass.
+      run_passes({{&worker_.lane(ahead.lane), &forward}, {&worker_.lane(behind.lane), &backward}});
+      carry_weights_of(behind);
       return forward_over();
     }
     case OpKind::backward_input: {
@@ -132,6 +145,20 @@ void Executor::run(const Op& op) {
 void Executor::run_passes(std::vector<Engine::Run> runs) {
   if (overlap_ == Overlap::on) return worker_.run(std::move(runs), &deferred_);
   for (const Engine::Run& run : runs) worker_.run({run});
+}
+
+// Its weight gradients are left to the waits of the next overlapped op.
+void Executor::carry_weights_of(Live& one) {
+  one.deferred_until = deferred_.num_pushed();
+  finish_carried_weights();
+  carried_ = &one;
+}
+
+void Executor::finish_carried_weights() {
+  if (carried_ == nullptr) return;
+  deferred_.run_first(carried_->deferred_until);
+  end(carried_->chunk);
+  carried_ = nullptr;
 }
 
 Task<void> Executor::forward_pass(Live& one) {

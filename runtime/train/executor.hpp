@@ -40,7 +40,9 @@ class Executor {
   Executor(Worker& worker, const Program& program);
   ~Executor();
 
-  // How many lanes a worker needs for the program: as many as micro-batches live at once on any rank.
+  // How many lanes the rank of a program uses: as many as micro-batches live at once there, and one more where ops overlap,
+  // so that the weight gradients of one op may fill the waits of the next. A worker has the most of any rank.
+  static int num_lanes(const Program& program, int rank);
   static int num_lanes(const Program& program);
 
   const Program& program() const { return program_; }
@@ -60,6 +62,9 @@ class Executor {
   Task<void> forward_pass(Live& one);
   Task<void> backward_pass(Live& one, Stage::Weights weights);
   void bucket_done(int stage, int bucket);
+
+  void carry_weights_of(Live& one);
+  void finish_carried_weights();
 
   Live& begin(Chunk chunk);
   Live& live(Chunk chunk);
@@ -87,6 +92,7 @@ class Executor {
   LocalStep* local_ = nullptr;
   Overlap overlap_ = Overlap::on;
   int forwards_left_ = 0;
+  Live* carried_ = nullptr;  // of the last overlapped op, when its weight gradients may still be in the queue
 };
 
 }  // namespace cadre

@@ -11,7 +11,6 @@
 #include "comm/transport/local.hpp"
 #include "layers/model/model.hpp"
 #include "layers/tensor/parameter_store.hpp"
-#include "runtime/schedule/verify.hpp"
 #include "runtime/train/executor.hpp"
 #include "runtime/train/micro_batch.hpp"
 #include "runtime/train/worker.hpp"
@@ -77,10 +76,11 @@ void plan_on(std::unique_ptr<Transport> transport, const RunConfig& config, cons
   Arena arena(Arena::Mode::dry_run);
   LaneContext ctx = {{*kernels, arena, DType::f32}, lane, *exchange, combine_mode(config.exchange)};
   const OpList& ops = program.ops[static_cast<size_t>(grid.stage(rank))];
-  const bool splits = std::ranges::count(ops, OpKind::backward_input, &Op::kind) > 0;
+  const bool defers = std::ranges::any_of(
+      ops, [](const Op& op) { return op.kind == OpKind::backward_input || op.kind == OpKind::overlapped; });
   for (const auto& stage : model.stages()) {
     Task<void> pass = dry_pass(*stage, ctx, tokens_of(largest_batch(config, grid.data), config.data.sequence_length),
-                               config.model.hidden_size, splits ? Stage::Weights::later : Stage::Weights::at_once);
+                               config.model.hidden_size, defers ? Stage::Weights::later : Stage::Weights::at_once);
     Engine().run(lane, pass);
   }
 
@@ -91,7 +91,7 @@ void plan_on(std::unique_ptr<Transport> transport, const RunConfig& config, cons
   if (num_ranks > 1) plan.lines.push_back({"gradient reduction", store.shared_grads().bytes()});
   plan.lines.push_back({"BLAS and MPI", kLibraryBytes});
   if (const size_t packed = packed_bytes(config, store); packed > 0) plan.lines.push_back({"packed weights", packed});
-  plan.num_lanes = verify(program).peak_live_forwards[static_cast<size_t>(grid.stage(rank))];
+  plan.num_lanes = Executor::num_lanes(program, grid.stage(rank));
   const auto lanes = static_cast<size_t>(plan.num_lanes);
   for (const auto& [label, bytes] : arena.peak_table()) plan.lines.push_back({kActivations + label, lanes * bytes});
   if (program.num_stages > 1) {

@@ -82,6 +82,16 @@ Worker::Worker(Communicator world, const WorkerOptions& options)
   }
   make_reduction_groups();
   fill_store(options.with_grad);
+  if (options.exchange.progress == "thread") start_progress(options);
+}
+
+void Worker::start_progress(const WorkerOptions& options) {
+  SpareCpu spare = find_spare_cpu(world_, static_cast<int>(options.compute.threads));
+  if (spare.cpu) {
+    progress_thread_ = std::make_unique<ProgressThread>(world_.transport(), *spare.cpu);
+  } else {
+    progress_note_ = fmt::format("exchange.progress = thread does not run: {}", spare.why_not);
+  }
 }
 
 void Worker::add_lanes(const WorkerOptions& options) {

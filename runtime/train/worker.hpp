@@ -9,6 +9,7 @@
 #include "comm/exchange/choose.hpp"
 #include "comm/group/grid.hpp"
 #include "comm/progress/engine.hpp"
+#include "comm/progress/progress_thread.hpp"
 #include "layers/model/model.hpp"
 #include "layers/tensor/parameter_store.hpp"
 #include "runtime/config/run_config.hpp"
@@ -70,6 +71,8 @@ class Worker {
   LaneContext inference_context();
   std::string exchange_name() const { return std::string(spaces_.front()->exchange->name()); }
   const std::string& exchange_reason() const { return exchange_reason_; }  // why this strategy
+  // Why the thread for progress that was asked for does not run; else empty.
+  const std::string& progress_note() const { return progress_note_; }
   // Runs tasks, each on its lane, to their end; they take turns at their waits, which `filler` fills.
   void run(std::vector<Engine::Run> runs, DeferredQueue* filler = nullptr) const {
     engine_.run(std::move(runs), filler);
@@ -93,6 +96,7 @@ class Worker {
   };
 
   LaneSpace& space(int lane) { return *spaces_[static_cast<size_t>(lane)]; }
+  void start_progress(const WorkerOptions& options);
   void add_lane(const WorkerOptions& options);
   void add_lanes(const WorkerOptions& options);
   void make_reduction_groups();
@@ -116,6 +120,8 @@ class Worker {
   std::vector<int> first_bucket_;                  // in the store, the same
   std::vector<const Parameter*> first_held_;       // sorted
   std::deque<Request> reductions_;                 // under way; does not move them
+  std::string progress_note_;
+  std::unique_ptr<ProgressThread> progress_thread_;  // last: it drives the transport of world_
 };
 
 }  // namespace cadre

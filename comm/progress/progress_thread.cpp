@@ -1,0 +1,80 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "comm/progress/progress_thread.hpp"
+
+#include <fmt/format.h>
+#include <pthread.h>
+#include <sched.h>
+
+#include <algorithm>
+
+#include "comm/group/topology.hpp"
+#include "comm/transport/wait.hpp"
+
+namespace cadre {
+namespace {
+
+cpu_set_t set_of_process() {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  static_cast<void>(sched_getaffinity(0, sizeof(set), &set));
+  return set;
+}
+
+void drive(const std::stop_token& stop, Transport& transport, int cpu) {
+  cpu_set_t only;
+  CPU_ZERO(&only);
+  CPU_SET(static_cast<size_t>(cpu), &only);
+  static_cast<void>(pthread_setaffinity_np(pthread_self(), sizeof(only), &only));  // works unpinned, too
+  while (!stop.stop_requested()) transport.progress();
+}
+
+}  // namespace
+
+ProgressThread::ProgressThread(Transport& transport, int cpu)
+    : thread_([&transport, cpu](const std::stop_token& stop) { drive(stop, transport, cpu); }) {}
+
+std::vector<int> cpus_of_process() {
+  const cpu_set_t set = set_of_process();
+  std::vector<int> cpus;
+  for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu) {
+    if (CPU_ISSET(static_cast<size_t>(cpu), &set)) cpus.push_back(cpu);
+  }
+  return cpus;
+}
+
+std::optional<int> spare_cpu(std::span<const int> cpus, int index, int count, int threads) {
+  if (cpus.size() < static_cast<size_t>(count) * static_cast<size_t>(threads + 1)) return std::nullopt;
+  return cpus[cpus.size() - 1 - static_cast<size_t>(index)];
+}
+
+SpareCpu find_spare_cpu(const Communicator& world, int threads) {
+  const Topology topology = discover_topology(world);
+  const cpu_set_t mine = set_of_process();
+  std::vector<cpu_set_t> sets(static_cast<size_t>(world.size()));
+  Request gathered =
+      world.transport().all_gather(std::as_bytes(std::span(&mine, 1)), std::as_writable_bytes(std::span(sets)));
+  wait(gathered);
+
+  if (!world.transport().progresses_anywhere()) {
+    return {std::nullopt, "this transport does not let a second thread drive it"};
+  }
+  int index = 0;
+  int count = 0;
+  for (int rank = 0; rank < world.size(); ++rank) {
+    const cpu_set_t& other = sets[static_cast<size_t>(rank)];
+    cpu_set_t common;
+    CPU_AND(&common, &mine, &other);
+    const auto host_of = [&](int any) { return topology.host_of_rank[static_cast<size_t>(any)]; };
+    if (host_of(rank) != host_of(world.rank()) || CPU_COUNT(&common) == 0) continue;
+    if (!CPU_EQUAL(&other, &mine)) return {std::nullopt, fmt::format("rank {} shares some of its cpus", rank)};
+    if (rank < world.rank()) ++index;
+    ++count;
+  }
+  const std::vector<int> cpus = cpus_of_process();
+  const std::optional<int> cpu = spare_cpu(cpus, index, count, threads);
+  if (cpu) return {cpu, ""};
+  return {std::nullopt, fmt::format("{} cpus for {} ranks that compute with {} threads each: none is spare",
+                                    cpus.size(), count, threads)};
+}
+
+}  // namespace cadre
