@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // cadre report: what the trace of a run says about overlap, and what changed between two runs.
-#include "runtime/observe/report.hpp"
+#include "launch/report.hpp"
 
 #include <fmt/core.h>
 #include <nlohmann/json.hpp>
@@ -15,6 +15,7 @@
 #include "launch/command.hpp"
 #include "runtime/checkpoint/file.hpp"
 #include "runtime/observe/chrome_trace.hpp"
+#include "runtime/observe/report.hpp"
 #include "runtime/observe/report_page.hpp"
 #include "runtime/observe/trace_file.hpp"
 
@@ -82,18 +83,23 @@ void write_hta(const fs::path& target, const std::vector<RankTrace>& traces) {
   }
 }
 
-void run_report(const Options& options, const Job& job) {
-  if (job.rank() != 0) return;
-  const StepRange steps = steps_from(options.steps);
-  const std::vector<RankTrace> traces = read_traces(options.run);
-  const OverlapReport report = report_of(options.run, traces, steps);
+// Prints the report of a run, and writes it as JSON and as a page.
+void show(const fs::path& run, const std::vector<RankTrace>& traces, const StepRange& steps, const fs::path& json_file,
+          const fs::path& page) {
+  const OverlapReport report = report_of(run, traces, steps);
   const nlohmann::json json = report_json(report);
   fmt::print("{}", report_text(report));
-  write_text_file(options.json.empty() ? fs::path(options.run) / "report.json" : fs::path(options.json),
-                  json.dump(1) + "\n");
-  const fs::path page = options.html.empty() ? fs::path(options.run) / "report.html" : fs::path(options.html);
+  write_text_file(json_file, json.dump(1) + "\n");
   write_text_file(page, report_page(json, traces));
   fmt::print("the page with the timeline: {}\n", page.string());
+}
+
+void run_report(const Options& options, const Job& job) {
+  if (job.rank() != 0) return;
+  const fs::path run = options.run;
+  const std::vector<RankTrace> traces = read_traces(run);
+  show(run, traces, steps_from(options.steps), options.json.empty() ? run / "report.json" : fs::path(options.json),
+       options.html.empty() ? run / "report.html" : fs::path(options.html));
   if (!options.trace.empty()) write_text_file(options.trace, merged_chrome_trace(traces));
   if (!options.hta.empty()) write_hta(options.hta, traces);
 }
@@ -127,6 +133,11 @@ Command report_diff_command() {
 }
 
 }  // namespace
+
+void show_report(const std::string& run_dir) {
+  const fs::path run = run_dir;
+  show(run, read_traces(run), {}, run / "report.json", run / "report.html");
+}
 
 Command report_command() {
   const auto options = std::make_shared<Options>();

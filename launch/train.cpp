@@ -9,6 +9,7 @@
 #include "comm/transport/wait.hpp"
 #include "launch/banner.hpp"
 #include "launch/command.hpp"
+#include "launch/report.hpp"
 #include "layers/kernels/kernels.hpp"
 #include "runtime/config/run_file.hpp"
 #include "runtime/observe/process_memory.hpp"
@@ -77,6 +78,7 @@ void run_train(const Options& options, const Job& job) {
     }
     trainer.run();
     memory.print(trainer.worker().world());
+    if (trainer.has_traces() && trainer.worker().world().rank() == 0) show_report(config.out);
   });
 }
 

@@ -7,6 +7,8 @@
 #include <chrono>
 #include <utility>
 
+#include "comm/base/nvtx.hpp"
+
 namespace cadre {
 namespace {
 
@@ -41,7 +43,9 @@ void TraceRecorder::begin(TraceKind kind, const Position& at) {
   if (is_active_) {
     activity_.end_ns = now;
     if (activity_.begin_ns != now) add(activity_);
+    nvtx_pop();
   }
+  nvtx_push(*at.phase == '\0' ? "cadre" : at.phase);
   activity_ = {kind, at, now, now};
   is_active_ = true;
 }
@@ -50,6 +54,7 @@ void TraceRecorder::end() {
   if (!is_active_) return;
   activity_.end_ns = trace_clock_ns();
   add(activity_);
+  nvtx_pop();
   is_active_ = false;
   activity_ = {};
 }

@@ -2,7 +2,7 @@
 // Records what a rank did and when. A thread does one thing at a time, so its trace is a sequence of activities without
 // gaps: trace_switch ends one and begins the next. Beside them lie the spans that enclose activities (steps, ops of the
 // schedule) and the requests in flight. Recording only; runtime/observe turns it into files and reports. A thread without
-// a recorder pays one branch a call.
+// a recorder pays one branch a call. Where the CUDA Toolkit was found, activities are NVTX ranges, too.
 #pragma once
 
 #include <array>

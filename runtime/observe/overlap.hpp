@@ -102,7 +102,7 @@ struct OverlapReport {
   int64_t num_steps = 0;
   double clock_error_us = 0;  // of the rank that knows it worst
   uint64_t lost_events = 0;
-  StepTimes times;  // mean over ranks
+  StepTimes times;                    // mean over ranks
   std::optional<SteadyTimes> steady;  // where the schedule overlaps ops
   std::vector<PhaseTimes> phases;
   std::vector<LayerTimes> layers;

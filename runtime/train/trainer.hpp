@@ -38,6 +38,8 @@ class Trainer {
   int64_t steps_done() const { return steps_done_; }
   // Why the schedule is not the one that was asked for; else empty.
   const std::string& schedule_note() const { return executor_.program().note; }
+  // Whether the traces of all ranks lie in the folder of the run.
+  bool has_traces() const { return tracer_.is_written() && config_.trace.ranks == "all"; }
   Worker& worker() { return worker_; }
 
  private:

@@ -19,7 +19,8 @@ code=0
 timeout "$time_limit" "${launcher[@]}" "$program" "${short[@]}" "out=$folder/pipeline" trace.first_step=5 trace.steps=3 \
   "${four_ranks[@]}" >"$output" 2>&1 || code=$?
 succeeded "train on 4 ranks"
-says "grid pipeline 2 x data 2 x expert 2" "traces of all"
+says "grid pipeline 2 x data 2 x expert 2" "traces of all" "steady state" "without overlap: step"
+[[ -s "$folder/pipeline/report.html" ]] || fail "a traced run leaves no report"
 alone "${short[@]}" "out=$folder/alone" parallel.pipeline=1 parallel.expert=1
 succeeded "train on one rank"
 

@@ -67,13 +67,20 @@ for key in strategy wire workload ranks p50_us p95_us worst_rank_us logical_byte
 done
 on_two_ranks bench exchange --hosts 2 --wire fp8 --tokens 64 --hidden 256 --experts 8 --top-k 3 --iterations 2 --warmup 0
 succeeded "bench exchange on two hosts"
+on_two_ranks bench overlap --tokens 64 --hidden 128 --iterations 3 --warmup 2 --json "$folder/overlap.json"
+succeeded "bench overlap"
+says "dispatch alone" "hidden, OSU" "0 polls" "20 polls" "200 polls" "thread"
+for key in communication_us compute_us serial_us overlapped_us hidden_percent_osu hidden_percent_interval polls poll_us; do
+  grep -q "\"$key\"" "$folder/overlap.json" || fail "no $key in overlap.json"
+done
 alone plan dispatch --tokens 1000 --experts 64 --ranks 16 --hosts 4 --hidden 256
 succeeded "plan dispatch"
 says "one per host" "hosts a token" "made in"
 
 # Two more steps, then none.
-on_two_ranks train "$run" steps=5
+on_two_ranks train "$run" steps=5 exchange.progress=thread compute.threads=1000
 succeeded resume
+says "note: exchange.progress = thread does not run"
 says "resumed after step 3"
 [[ "$(steps_logged)" == "1 2 3 4 5" ]] || fail "logged steps: $(steps_logged)"
 on_two_ranks train "$run" steps=5

@@ -272,6 +272,19 @@ TEST(Overlap, BesideTheSameStepWithoutOverlap) {
   EXPECT_NEAR(report.without_overlap->speed_up, 1.5, kRounding);
 }
 
+// Rank 0 overlaps 250-700: dispatch in flight until 500, combine from 650; computing 250-300 and from 500. Rank 1 does not.
+TEST(Overlap, SteadyStateIsInsideOverlappedOps) {
+  std::vector<RankTrace> traces = exchange_traces();
+  EXPECT_FALSE(analyse_overlap(traces).steady);
+  add(traces[0], op, "overlapped", 250, 700, {.micro_batch = 0});
+  const OverlapReport report = analyse_overlap(traces);
+  ASSERT_TRUE(report.steady);
+  EXPECT_NEAR(report.steady->time, 0.45 / 2, kRounding);
+  EXPECT_NEAR(report.steady->compute, 0.25 / 2, kRounding);
+  EXPECT_NEAR(report.steady->exchange, 0.3 / 2, kRounding);
+  EXPECT_NEAR(report.steady->exchange_hidden, 0.1 / 2, kRounding);
+}
+
 TEST(Overlap, BalanceOfTheTracedSteps) {
   const std::vector<LoggedStep> metrics = {
       {{6, 0.1, 0.1, 0.5, 0.0}, {{1, {9, 9, 9, 9}}}},

@@ -148,6 +148,21 @@ std::vector<std::string> keys_of(const Json& json) {
   return keys;
 }
 
+TEST(Report, SteadyStateOfOverlappedOps) {
+  OverlapReport report = large_report();
+  EXPECT_FALSE(report.steady);
+  EXPECT_TRUE(report_json(report)["steady"].is_null());
+  report.times.step = 400;
+  report.steady = {.time = 300, .compute = 240, .exchange = 250, .exchange_hidden = 240};
+  EXPECT_EQ(line_with(report_text(report), "steady state"),
+            "steady state (75.0 % of step): 300.0 ms | compute 240.0 | exchange 250.0 | hidden 240.0 (96.0 %) | 1.20 "
+            "times the longer one");
+  const Json json = report_json(report)["steady"];
+  EXPECT_THAT(keys_of(json),
+              ElementsAre("compute_ms", "exchange_hidden_ms", "exchange_hidden_percent", "exchange_ms", "time_ms"));
+  EXPECT_DOUBLE_EQ(json["exchange_hidden_percent"], 96.0);
+}
+
 TEST(ReportJson, HasTheSchema) {
   OverlapReport report = analyse_overlap(pipeline_traces(), {}, {{{7, 0.2, 0.1, 1.0, 0.25}, {{1, {4, 2}}}}});
   report.stragglers.push_back({1, "host1", 3, 100.0, 120.0});
@@ -157,7 +172,7 @@ TEST(ReportJson, HasTheSchema) {
   EXPECT_EQ(json["version"], 1);
   EXPECT_THAT(keys_of(json),
               ElementsAre("balance", "bubble", "efficiency", "expert_load", "headline", "layers", "phases", "ranks",
-                          "run", "schema", "stragglers", "version", "without_overlap"));
+                          "run", "schema", "steady", "stragglers", "version", "without_overlap"));
   EXPECT_THAT(keys_of(json["run"]),
               ElementsAre("cadre_version", "clock_error_us", "config_hash", "data", "exchange", "expert", "first_step",
                           "hosts", "last_step", "lost_events", "micro_batches", "mpi", "pipeline", "ranks", "schedule",

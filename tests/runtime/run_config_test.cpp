@@ -186,7 +186,7 @@ TEST(RunConfig, ModelConfigFileLiesBelowTheOtherKeys) {
 }
 
 TEST(RunConfig, ShippedRunFilesAreValid) {
-  const auto folder = std::filesystem::path(__FILE__).parent_path() / "../../launch/configs";
+  const auto folder = std::filesystem::path(CADRE_TEST_FOLDER) / "../launch/configs";
   int num_files = 0;
   for (const auto& entry : std::filesystem::directory_iterator(folder)) {
     if (entry.path().extension() != ".toml") continue;
