@@ -12,10 +12,9 @@
 #include <tuple>
 
 #include "comm/base/check.hpp"
+#include "runtime/observe/bubble.hpp"
 #include "runtime/observe/matching.hpp"
 #include "runtime/observe/step_sums.hpp"
-#include "runtime/schedule/make_program.hpp"
-#include "runtime/schedule/simulate.hpp"
 
 namespace cadre {
 namespace {
@@ -270,43 +269,6 @@ std::vector<Straggler> stragglers_of(const Analysed& all, const std::vector<Span
   return ranks;
 }
 
-// What the ops took to compute, in ms; an op that did not run costs what its parts do.
-Cost measured_cost(const std::vector<StepSums>& sums) {
-  const auto mean = [&](const char* phase) {
-    OpSums all;
-    for (const StepSums& rank : sums) {
-      const auto found = rank.ops.find(phase);
-      if (found == rank.ops.end()) continue;
-      all.compute += found->second.compute;
-      all.count += found->second.count;
-    }
-    return all.count == 0 ? -1.0 : static_cast<double>(all.compute) * kMsPerNs / static_cast<double>(all.count);
-  };
-  const auto known_or = [](double value, double otherwise) { return value >= 0 ? value : std::max(otherwise, 0.0); };
-  Cost cost = {mean("forward"), mean("backward"), mean("backward input"), mean("backward weight"), mean("overlapped")};
-  const bool has_halves = cost.backward_input >= 0 && cost.backward_weight >= 0;
-  cost.backward =
-      known_or(cost.backward, has_halves ? cost.backward_input + cost.backward_weight : cost.overlapped - cost.forward);
-  cost.forward = known_or(cost.forward, cost.overlapped - cost.backward);
-  cost.backward_input = known_or(cost.backward_input, cost.backward / 2);
-  cost.backward_weight = known_or(cost.backward_weight, cost.backward - cost.backward_input);
-  cost.overlapped = known_or(cost.overlapped, cost.forward + cost.backward);
-  return cost;
-}
-
-std::optional<Bubble> bubble_of(const TracedRun& run, const std::vector<StepSums>& sums, double idle) {
-  const std::vector<std::string> known = schedule_names();
-  if (run.pipeline == 1 || std::ranges::find(known, run.schedule) == known.end()) return std::nullopt;
-  const Program program = make_program(run.schedule, run.pipeline, run.num_micro_batches);
-  const Cost cost = measured_cost(sums);
-  const std::vector<double> simulated = simulate(program, cost).idle;
-  return Bubble{
-      .measured = idle,
-      .simulated = std::accumulate(simulated.begin(), simulated.end(), 0.0) / static_cast<double>(simulated.size()),
-      .formula = formula_bubble(program, cost),
-      .formula_text = formula_text(program)};
-}
-
 std::optional<SerialSteps> serial_steps(const Analysed& all, const std::vector<SpanOfStep>& spans,
                                         const std::vector<int64_t>& steps) {
   const std::vector<SpanOfStep> serial_spans = whole_steps(all.traces, kSerialStepPhase);
@@ -386,7 +348,7 @@ OverlapReport analyse_overlap(const std::vector<RankTrace>& traces, const StepRa
   report.load_balance = max_compute > 0 ? report.times.compute / max_compute : 0;
   report.communication_efficiency = report.times.step > 0 ? max_compute / report.times.step : 0;
   report.stragglers = stragglers_of(all, spans, steps);
-  report.bubble = bubble_of(report.run, sums, report.times.idle);
+  report.bubble = bubble_of(report.run, sums);
   report.without_overlap = serial_steps(all, spans, steps);
   add_metrics(metrics, steps, report);
   return report;

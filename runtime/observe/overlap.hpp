@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "runtime/observe/bubble.hpp"
 #include "runtime/observe/metrics_file.hpp"
 #include "runtime/observe/phases.hpp"
 #include "runtime/observe/rank_trace.hpp"
@@ -71,14 +72,6 @@ struct Straggler {
   int64_t times_last = 0;
   double share_percent = 0;  // of all operations
   double mean_late_us = 0;
-};
-
-// Idle time of a rank: measured, by simulation of the schedule with the measured cost of its ops, by formula.
-struct Bubble {
-  double measured = 0;
-  double simulated = 0;
-  double formula = 0;
-  std::string formula_text;
 };
 
 // Inside the ops that overlap a forward with a backward pass: the schedule without its ramps. Mean over ranks of a step.

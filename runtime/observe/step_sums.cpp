@@ -4,8 +4,6 @@
 #include <algorithm>
 #include <tuple>
 
-#include "runtime/observe/intervals.hpp"
-
 namespace cadre {
 namespace {
 
@@ -24,6 +22,11 @@ std::pair<PhaseClass, std::string> flight_row(const std::string& phase) {
 }
 std::pair<PhaseClass, std::string> activity_row(const std::string& phase) {
   return {PhaseClass::compute, class_of(phase) == PhaseClass::compute ? phase : phase + " handling"};
+}
+
+// Of ops: whether they are passes, or parts of them. The others are messages, and the span of all passes.
+bool computes(std::string_view op_phase) {
+  return op_phase.starts_with("forward") || op_phase.starts_with("backward") || op_phase == kOverlappedOpPhase;
 }
 
 // One step, taken apart.
@@ -73,16 +76,21 @@ class StepParts {
       sums.layers[layer].hidden += common(set, compute_);
     }
     Intervals overlapped;
+    Interval passes = {span_.end, span_.begin};
+    const IntervalSet stage_waits = waits_for_stages(events);
     for (const size_t i : events) {
       const TracedEvent& event = trace_.events[i];
       const bool posted_here = event.begin_ns >= span_.begin && event.begin_ns < span_.end;
       if (event.kind == TraceKind::flight && posted_here) sums.phases[flight_row(event.phase)].bytes += event.bytes;
-      if (event.kind != TraceKind::op) continue;
+      if (event.kind != TraceKind::op || !computes(event.phase)) continue;
+      const Interval inside = clipped(event.begin_ns, event.end_ns);
+      passes = {std::min(passes.begin, inside.begin), std::max(passes.end, inside.end)};
       OpSums& op = sums.ops[event.phase];
-      op.compute += common(IntervalSet({clipped(event.begin_ns, event.end_ns)}), compute_);
+      op.busy += inside.end - inside.begin - common(IntervalSet({inside}), stage_waits);
       ++op.count;
-      if (event.phase == kOverlappedOpPhase) overlapped.push_back(clipped(event.begin_ns, event.end_ns));
+      if (event.phase == kOverlappedOpPhase) overlapped.push_back(inside);
     }
+    sums.passes.push_back(passes);
     add_steady(IntervalSet(std::move(overlapped)), sums.steady);
   }
 
@@ -126,6 +134,16 @@ class StepParts {
       flights = {flight};
     }
     return flights;
+  }
+
+  IntervalSet waits_for_stages(const std::vector<size_t>& events) const {
+    Intervals waits;
+    for (const size_t i : events) {
+      const TracedEvent& event = trace_.events[i];
+      const bool waits_for_stage = event.kind == TraceKind::wait && class_of(event.phase) == PhaseClass::pipeline;
+      if (waits_for_stage) waits.push_back({event.begin_ns, event.end_ns});
+    }
+    return IntervalSet(std::move(waits));
   }
 
   // Time in waits for a flight that some rank had not yet posted its part of.

@@ -8,6 +8,7 @@
 #include <utility>
 #include <vector>
 
+#include "runtime/observe/intervals.hpp"
 #include "runtime/observe/matching.hpp"
 #include "runtime/observe/phases.hpp"
 #include "runtime/observe/rank_trace.hpp"
@@ -27,7 +28,7 @@ struct LayerSums {
 };
 
 struct OpSums {
-  int64_t compute = 0;
+  int64_t busy = 0;  // but for waits for rows of other stages
   int64_t count = 0;
 };
 
@@ -51,7 +52,8 @@ struct StepSums {
   SteadySums steady;
   std::map<std::pair<PhaseClass, std::string>, PhaseSums> phases;
   std::map<int, LayerSums> layers;
-  std::map<std::string, OpSums> ops;  // by the phase of their spans
+  std::map<std::string, OpSums> ops;  // those that compute, by the phase of their spans
+  std::vector<Interval> passes;       // from the first of these ops to the last, of each step
 
   int64_t exposed() const { return communication - hidden; }
   int64_t idle() const { return step - compute - exposed(); }

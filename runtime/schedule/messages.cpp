@@ -60,7 +60,7 @@ struct Timeline {
 };
 
 Timeline unit_cost_timeline(const Program& program) {
-  const Walk walked = walk(program, Cost(), Sends::eager);
+  const Walk walked = walk(program, equal_costs(program), Sends::eager);
   Timeline timeline;
   timeline.work_end.resize(static_cast<size_t>(num_works(program)));
   for (size_t rank = 0; rank < program.ops.size(); ++rank) {

@@ -7,17 +7,17 @@
 
 namespace cadre {
 
-Simulation simulate(const Program& program, const Cost& cost, Sends sends) {
-  Walk walked = walk(program, cost, sends);
+Simulation simulate(const Program& program, const Costs& costs, Sends sends) {
+  Walk walked = walk(program, costs, sends);
   CADRE_CHECK(walked.finished(program), fmt::format("{}: the program never ends", program.name),
               "verify says which op waits");
   Simulation simulation;
   for (const auto& spans : walked.spans) {
     for (const Span& span : spans) simulation.makespan = std::max(simulation.makespan, span.end);
   }
-  for (const OpList& list : program.ops) {
+  for (size_t rank = 0; rank < program.ops.size(); ++rank) {
     double idle = simulation.makespan;
-    for (const Op& op : list) idle -= cost_of(cost, op);
+    for (const Op& op : program.ops[rank]) idle -= cost_of(costs[rank], op);
     simulation.idle.push_back(idle);
   }
   simulation.spans = std::move(walked.spans);

@@ -12,6 +12,9 @@ struct Simulation {
   std::vector<std::vector<Span>> spans;  // of each op
 };
 
-Simulation simulate(const Program& program, const Cost& cost, Sends sends = Sends::eager);
+Simulation simulate(const Program& program, const Costs& costs, Sends sends = Sends::eager);
+inline Simulation simulate(const Program& program, const Cost& cost, Sends sends = Sends::eager) {
+  return simulate(program, equal_costs(program, cost), sends);
+}
 
 }  // namespace cadre

@@ -168,7 +168,7 @@ class Verifier {
   }
 
   void check_ends(Sends sends, const char* how) {
-    const Walk walked = walk(program_, Cost(), sends);
+    const Walk walked = walk(program_, equal_costs(program_), sends);
     for (rank_ = 0; rank_ < program_.num_ranks; ++rank_) {
       position_ = static_cast<int>(walked.stopped_at[static_cast<size_t>(rank_)]);
       const size_t length = program_.ops[static_cast<size_t>(rank_)].size();

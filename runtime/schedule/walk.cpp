@@ -9,8 +9,8 @@ namespace {
 
 class Walker {
  public:
-  Walker(const Program& program, const Cost& cost, Sends sends)
-      : program_(program), cost_(cost), sends_(sends), clock_(program.ops.size(), 0.0) {
+  Walker(const Program& program, const Costs& costs, Sends sends)
+      : program_(program), costs_(costs), sends_(sends), clock_(program.ops.size(), 0.0) {
     const auto num_messages = static_cast<size_t>(num_works(program));
     sent_.resize(num_messages);
     posted_.resize(num_messages);
@@ -71,7 +71,7 @@ class Walker {
       walk_.spans[rank][posted_[message]->position].end = arrival;
       start = std::max(start, arrival);
     }
-    span = {start, start + cost_of(cost_, op)};
+    span = {start, start + cost_of(costs_[rank], op)};
     now = span.end;
     return true;
   }
@@ -79,7 +79,7 @@ class Walker {
   void wake(int rank) { may_go_on_.push_back(static_cast<size_t>(rank)); }
 
   const Program& program_;
-  const Cost& cost_;
+  const Costs& costs_;
   Sends sends_;
   std::vector<double> clock_;
   Events sent_;
@@ -110,6 +110,6 @@ bool Walk::finished(const Program& program) const {
   return true;
 }
 
-Walk walk(const Program& program, const Cost& cost, Sends sends) { return Walker(program, cost, sends).run(); }
+Walk walk(const Program& program, const Costs& costs, Sends sends) { return Walker(program, costs, sends).run(); }
 
 }  // namespace cadre

@@ -20,6 +20,12 @@ struct Cost {
 
 double cost_of(const Cost& cost, const Op& op);  // 0 for messages
 
+// Of each rank.
+using Costs = std::vector<Cost>;
+inline Costs equal_costs(const Program& program, const Cost& cost = {}) {
+  return Costs(static_cast<size_t>(program.num_ranks), cost);
+}
+
 // Whether a send ends at once or only when its receive is posted. Transports do the first with small messages and the
 // second with large ones, so a program must run both ways.
 enum class Sends { eager, rendezvous };
@@ -39,6 +45,6 @@ struct Walk {
 };
 
 // Each message of the program may be sent and received once at most.
-Walk walk(const Program& program, const Cost& cost, Sends sends);
+Walk walk(const Program& program, const Costs& costs, Sends sends);
 
 }  // namespace cadre

@@ -131,6 +131,8 @@ void Trainer::pass(const StepWork& work, LocalStep& local, Overlap overlap) {
 
 // Its gradients are overwritten by those of the step itself, which must be the same.
 void Trainer::compare_without_overlap(StepWork work) {
+  Request together = worker_.world().barrier();
+  worker_.await(together);
   const TraceSpan span(TraceKind::step, {.step = work.step, .phase = "step without overlap"});
   LocalStep local = empty_local_step(config_.model);
   pass(work, local, Overlap::off);
@@ -156,6 +158,9 @@ StepRecord Trainer::step() {
   if (is_traced) {
     tracer_.begin(work.step);
     if (config_.trace.compare) compare_without_overlap(work);
+    // So that what ranks wait for in a step is of that step.
+    Request together = worker_.world().barrier();
+    worker_.await(together);
   }
   const StepRecord record = step(work);
   if (is_traced) {

@@ -135,7 +135,7 @@ TEST(Report, NotesNameTheOptionToChange) {
 TEST(Report, BubbleAndSerialSteps) {
   OverlapReport report = analyse_overlap(pipeline_traces());
   EXPECT_EQ(line_with(report_text(report), "bubble:"),
-            "bubble: idle 0.247 ms measured, 0.250 by simulation of the schedule, 0.250 by formula (R-1)(F+B)");
+            "bubble: idle 0.350 ms measured, 0.250 by simulation of the schedule, 0.250 by formula (R-1)(F+B)");
   report.without_overlap = SerialSteps{{.step = 0.9, .exposed = 0.4, .exchange = 0.2, .exchange_hidden = 0.05}, 1.5};
   EXPECT_EQ(
       line_with(report_text(report), "without overlap:"),
