@@ -14,21 +14,21 @@ namespace {
                                             expert, map.num_experts() - 1));
 }
 
-// Rows and slots by destination rank.
-void count(std::span<const int32_t> expert_ids, const ExpertMap& map, DispatchPlan& plan) {
+// Rows and slots by destination rank. What is counted and placed are replicas; without any they are the experts.
+void count(std::span<const int32_t> replicas, const ExpertMap& map, DispatchPlan& plan) {
   const auto num_ranks = static_cast<size_t>(map.num_ranks());
   plan.row_counts.assign(num_ranks, 0);
   plan.slot_counts.assign(num_ranks, 0);
   std::vector<int64_t> last_token(num_ranks, -1);
-  const int32_t* expert = expert_ids.data();
+  const int32_t* replica = replicas.data();
   for (int64_t token = 0; token < plan.num_tokens; ++token) {
-    for (int k = 0; k < plan.top_k; ++k, ++expert) {
-      if (*expert < 0 || *expert >= map.num_experts()) {
-        if (*expert != -1) refuse_expert(token, *expert, map);
+    for (int k = 0; k < plan.top_k; ++k, ++replica) {
+      if (*replica < 0 || *replica >= map.num_replicas()) {
+        if (*replica != -1) refuse_expert(token, *replica, map);
         ++plan.num_dropped;
         continue;
       }
-      const auto rank = static_cast<size_t>(map.owner(*expert));
+      const auto rank = static_cast<size_t>(map.replica_rank(*replica));
       plan.row_counts[rank] += last_token[rank] != token ? 1 : 0;
       last_token[rank] = token;
       ++plan.slot_counts[rank];
@@ -39,7 +39,7 @@ void count(std::span<const int32_t> expert_ids, const ExpertMap& map, DispatchPl
 }
 
 // Puts every slot where it belongs. Tokens are visited in order, so each rank's rows come out in token order.
-void place(std::span<const int32_t> expert_ids, const ExpertMap& map, DispatchPlan& plan) {
+void place(std::span<const int32_t> replicas, const ExpertMap& map, DispatchPlan& plan) {
   const auto num_rows = static_cast<size_t>(plan.row_offsets.back());
   const auto num_slots = static_cast<size_t>(plan.slot_offsets.back());
   const auto num_tokens = static_cast<size_t>(plan.num_tokens);
@@ -74,8 +74,8 @@ void place(std::span<const int32_t> expert_ids, const ExpertMap& map, DispatchPl
     plan.token_slots[token] = num_slots_placed;
     const int32_t first_slot = token * plan.top_k;
     for (int32_t slot = first_slot; slot < first_slot + plan.top_k; ++slot) {
-      if (expert_ids[slot] < 0) continue;
-      const int rank = map.owner(expert_ids[slot]);
+      if (replicas[slot] < 0) continue;
+      const int rank = map.replica_rank(replicas[slot]);
       ranks[static_cast<size_t>(rank) / 64] |= uint64_t{1} << (rank % 64);
     }
     // Bits, not branches: which rank comes next is as random as the routing.
@@ -88,13 +88,13 @@ void place(std::span<const int32_t> expert_ids, const ExpertMap& map, DispatchPl
       }
     }
     for (int32_t slot = first_slot; slot < first_slot + plan.top_k; ++slot) {
-      if (expert_ids[slot] < 0) continue;
-      Next& to = next[static_cast<size_t>(map.owner(expert_ids[slot]))];
+      if (replicas[slot] < 0) continue;
+      Next& to = next[static_cast<size_t>(map.replica_rank(replicas[slot]))];
       slots[to.slot] = slot;
       token_slot[num_slots_placed++] = to.slot++;
     }
   }
-  for (size_t i = 0; i < num_slots; ++i) plan.slot_expert[i] = map.local_index(expert_ids[slots[i]]);
+  for (size_t i = 0; i < num_slots; ++i) plan.slot_expert[i] = map.replica_index(replicas[slots[i]]);
   plan.token_rows[num_tokens] = static_cast<int32_t>(num_rows);
   plan.token_slots[num_tokens] = static_cast<int32_t>(num_slots);
 }
@@ -107,13 +107,33 @@ std::vector<int64_t> offsets_of(std::span<const int64_t> counts) {
   return offsets;
 }
 
-DispatchPlan make_dispatch_plan(std::span<const int32_t> expert_ids, int top_k, const ExpertMap& map) {
+std::vector<int32_t> choose_replicas(std::span<const int32_t> expert_ids, int top_k, const ExpertMap& map,
+                                     int source_rank) {
+  std::vector<int32_t> seen(static_cast<size_t>(map.num_experts()), 0);  // slots of each expert
+  std::vector<int32_t> replicas(expert_ids.begin(), expert_ids.end());
+  for (size_t slot = 0; slot < replicas.size(); ++slot) {
+    const int32_t expert = replicas[slot];
+    if (expert == -1) continue;
+    if (expert < 0 || expert >= map.num_experts()) refuse_expert(static_cast<int64_t>(slot) / top_k, expert, map);
+    const int first = map.first_replica(expert);
+    const int count = map.first_replica(expert + 1) - first;
+    replicas[slot] = count == 1 ? first : first + (source_rank + seen[expert]++) % count;
+  }
+  return replicas;
+}
+
+DispatchPlan make_dispatch_plan(std::span<const int32_t> expert_ids, int top_k, const ExpertMap& map, int source_rank) {
   CADRE_CHECK(top_k >= 1 && expert_ids.size() % static_cast<size_t>(top_k) == 0,
               fmt::format("{} expert ids are no whole number of tokens with top-k {}", expert_ids.size(), top_k));
   checked_int(expert_ids.size(), "tokens x top-k to dispatch");  // indices of rows and slots are 32 bits wide
   DispatchPlan plan;
   plan.top_k = top_k;
   plan.num_tokens = static_cast<int64_t>(expert_ids.size()) / top_k;
+  std::vector<int32_t> chosen;
+  if (map.num_replicas() > map.num_experts()) {
+    chosen = choose_replicas(expert_ids, top_k, map, source_rank);
+    expert_ids = chosen;
+  }
   count(expert_ids, map, plan);
   place(expert_ids, map, plan);
   return plan;

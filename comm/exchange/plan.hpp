@@ -48,8 +48,16 @@ struct DispatchPlan {
   bool operator==(const DispatchPlan&) const = default;
 };
 
-// `expert_ids` is [tokens, top_k]; -1 masks a slot. Throws on an id outside of the map.
-DispatchPlan make_dispatch_plan(std::span<const int32_t> expert_ids, int top_k, const ExpertMap& map);
+// `expert_ids` is [tokens, top_k]; -1 masks a slot. Throws on an id outside of the map. `source_rank`, that of the tokens
+// in the group, matters only where experts have replicas.
+DispatchPlan make_dispatch_plan(std::span<const int32_t> expert_ids, int top_k, const ExpertMap& map,
+                                int source_rank = 0);
+
+// The replica that works on each slot: the i-th slot of an expert with n replicas, in the order of the plan, goes to
+// replica (source rank + i) mod n. So each source shares its slots out evenly to within one, and the odd ones of
+// neighbouring sources go to different replicas. -1 stays.
+std::vector<int32_t> choose_replicas(std::span<const int32_t> expert_ids, int top_k, const ExpertMap& map,
+                                     int source_rank);
 
 // The received slots in expert order: by (expert, source rank, token), which is the order of the grouped product.
 struct ExpertBatch {

@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <numeric>
 #include <set>
 
@@ -36,6 +37,26 @@ TEST(ExpertMap, is_as_even_as_possible) {
   EXPECT_EQ(map.owner(6), 2);
   EXPECT_EQ(map.local_index(7), 1);
   EXPECT_TRUE(ExpertMap::contiguous(2, 3).experts_of(2).empty());
+}
+
+TEST(ExpertMap, knows_replicas) {
+  const ExpertMap map = ExpertMap::of(3, {{1, 0}, {1, 2}});
+  EXPECT_EQ(map.num_replicas(), 4);
+  EXPECT_EQ(map.holders(1), (std::vector<int>{0, 1}));
+  EXPECT_EQ(map.owner(1), 0);
+  EXPECT_EQ(map.first_replica(1), 1);
+  EXPECT_EQ(map.replica_rank(2), 1);
+  EXPECT_EQ(map.replica_index(1), 1);
+  EXPECT_EQ(map.replica_index(2), 0);
+  EXPECT_EQ(map.local_index(2), 1);
+  EXPECT_EQ(ExpertMap::of(3, {{0, 1}, {2}}), ExpertMap::contiguous(3, 2));
+  // Named twice on a rank: there once, with two shares.
+  const ExpertMap twice = ExpertMap::of(2, {{0, 0, 1}, {0}});
+  EXPECT_EQ(twice.experts_of(0).size(), 2U);
+  EXPECT_EQ(twice.num_replicas(), 4);
+  EXPECT_EQ(twice.holders(0), (std::vector<int>{0, 1}));
+  EXPECT_THROW(ExpertMap::of(3, {{0, 1}}), Error);
+  EXPECT_THROW(ExpertMap::of(2, {{0, 1, 2}}), Error);
 }
 
 TEST(DispatchPlan, equals_the_worked_example) {
@@ -114,6 +135,62 @@ TEST(DispatchPlan, nothing_to_send_is_legal_and_foreign_experts_are_not) {
   EXPECT_EQ(make_dispatch_plan(masked, 2, map).num_dropped, 6);
   const std::vector<int32_t> foreign = {0, 4};
   EXPECT_THROW(make_dispatch_plan(foreign, 2, map), Error);
+}
+
+// Each source shares the slots of an expert out evenly among its replicas; nothing else about the plan changes.
+TEST(DispatchPlan, replicas_take_even_shares) {
+  constexpr int kExperts = 6;
+  constexpr int kTopK = 2;
+  const ExpertMap map = ExpertMap::of(kExperts, {{0, 1, 2}, {2, 3, 0}, {4, 5, 0, 2}, {2}});  // 3 of expert 0, 4 of 2
+  std::vector<int64_t> shares(static_cast<size_t>(map.num_replicas()), 0);
+  std::vector<int64_t> slots_of(kExperts, 0);
+  for (int source = 0; source < 4; ++source) {
+    const std::vector<int32_t> ids = random_routing(101, kTopK, kExperts, static_cast<uint64_t>(source) + 5);
+    const std::vector<int32_t> replicas = choose_replicas(ids, kTopK, map, source);
+    std::vector<int64_t> own(shares.size(), 0);
+    for (size_t slot = 0; slot < ids.size(); ++slot) {
+      if (ids[slot] < 0) {
+        ASSERT_EQ(replicas[slot], -1);
+        continue;
+      }
+      ASSERT_GE(replicas[slot], map.first_replica(ids[slot]));
+      ASSERT_LT(replicas[slot], map.first_replica(ids[slot] + 1));
+      ++own[replicas[slot]];
+      ++slots_of[ids[slot]];
+    }
+    for (int expert = 0; expert < kExperts; ++expert) {
+      const auto first = own.begin() + map.first_replica(expert);
+      const auto [least, most] = std::minmax_element(first, own.begin() + map.first_replica(expert + 1));
+      EXPECT_LE(*most - *least, 1);
+    }
+    for (size_t replica = 0; replica < own.size(); ++replica) shares[replica] += own[replica];
+
+    const DispatchPlan plan = make_dispatch_plan(ids, kTopK, map, source);
+    for (int rank = 0; rank < 4; ++rank) {
+      for (int64_t at = plan.slot_offsets[rank]; at < plan.slot_offsets[rank + 1]; ++at) {
+        const int32_t replica = replicas[plan.slots[at]];
+        EXPECT_EQ(map.replica_rank(replica), rank);
+        EXPECT_EQ(map.experts_of(rank)[plan.slot_expert[at]], ids[plan.slots[at]]);
+      }
+    }
+  }
+  // Over the sources the odd ones go to different replicas: within one a source, less where they cancel.
+  for (const int expert : {0, 2}) {
+    const int count = map.first_replica(expert + 1) - map.first_replica(expert);
+    for (int replica = map.first_replica(expert); replica < map.first_replica(expert + 1); ++replica) {
+      EXPECT_NEAR(static_cast<double>(shares[replica]), static_cast<double>(slots_of[expert]) / count, 4.0);
+    }
+  }
+  const std::vector<int32_t> foreign = {0, 6};
+  EXPECT_THROW(make_dispatch_plan(foreign, 2, map), Error);
+}
+
+// A map without replicas chooses nothing: the plan does not depend on the source.
+TEST(DispatchPlan, without_replicas_the_source_does_not_matter) {
+  const ExpertMap map = ExpertMap::contiguous(10, 4);
+  const std::vector<int32_t> ids = random_routing(50, 3, 10, 2);
+  EXPECT_EQ(make_dispatch_plan(ids, 3, map, 0), make_dispatch_plan(ids, 3, map, 3));
+  EXPECT_EQ(choose_replicas(ids, 3, map, 2), ids);
 }
 
 TEST(ExpertBatch, keeps_source_order_inside_each_expert) {
