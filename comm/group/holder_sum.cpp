@@ -1,0 +1,119 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "comm/group/holder_sum.hpp"
+
+#include <algorithm>
+#include <utility>
+
+#include "comm/base/check.hpp"
+
+namespace cadre {
+namespace {
+
+// Holder j of n adds up part j, then hands the sum to the others.
+class HolderSum : public PendingOperation {
+ public:
+  HolderSum(const Communicator& group, std::vector<HeldValues> held, int tag, std::vector<Request> after)
+      : group_(group), held_(std::move(held)), tag_(tag), under_way_(std::move(after)) {}
+
+  bool test() override {
+    while (all_done()) {
+      under_way_.clear();
+      switch (phase_) {
+        case Phase::wait: collect(); break;
+        case Phase::collect: add_up(), hand_out(); break;
+        case Phase::hand_out: return true;
+      }
+    }
+    return false;
+  }
+
+  std::string missing() const override {
+    for (const Request& request : under_way_) {
+      if (!request.done()) return request.missing();
+    }
+    return "nobody";
+  }
+
+ private:
+  enum class Phase { wait, collect, hand_out };
+
+  bool all_done() {
+    bool done = true;
+    for (Request& request : under_way_) done = request.test() && done;
+    return done;
+  }
+
+  static std::span<float> part(const HeldValues& held, size_t j) {
+    const size_t count = held.values.size();
+    const size_t begin = count * j / held.holders.size();
+    return held.values.subspan(begin, count * (j + 1) / held.holders.size() - begin);
+  }
+
+  size_t place_of_me(const HeldValues& held) const {
+    return static_cast<size_t>(std::ranges::find(held.holders, group_.rank()) - held.holders.begin());
+  }
+
+  void send(std::span<const float> values, int peer, int tag) {
+    if (!values.empty()) under_way_.push_back(group_.transport().send(std::as_bytes(values), peer, tag));
+  }
+  void receive(std::span<float> values, int peer, int tag) {
+    if (!values.empty()) under_way_.push_back(group_.transport().receive(std::as_writable_bytes(values), peer, tag));
+  }
+
+  void collect() {
+    phase_ = Phase::collect;
+    for (const HeldValues& held : held_) {
+      const std::span<float> mine = part(held, place_of_me(held));
+      arrived_.emplace_back(mine.size() * held.holders.size() * sizeof(float));
+      for (size_t j = 0; j < held.holders.size(); ++j) {
+        if (held.holders[j] == group_.rank()) continue;
+        receive({arrived_.back().as<float>() + j * mine.size(), mine.size()}, held.holders[j], 2 * tag_);
+        send(part(held, j), held.holders[j], 2 * tag_);
+      }
+    }
+  }
+
+  void add_up() {
+    for (size_t i = 0; i < held_.size(); ++i) {
+      const size_t me = place_of_me(held_[i]);
+      const std::span<float> mine = part(held_[i], me);
+      float* const arrived = arrived_[i].as<float>();
+      std::ranges::copy(mine, arrived + me * mine.size());
+      std::copy_n(arrived, mine.size(), mine.begin());
+      for (size_t j = 1; j < held_[i].holders.size(); ++j) {
+        const float* const other = arrived + j * mine.size();
+        for (size_t k = 0; k < mine.size(); ++k) mine[k] += other[k];
+      }
+    }
+    arrived_.clear();
+  }
+
+  void hand_out() {
+    phase_ = Phase::hand_out;
+    for (const HeldValues& held : held_) {
+      for (size_t j = 0; j < held.holders.size(); ++j) {
+        if (held.holders[j] == group_.rank()) continue;
+        receive(part(held, j), held.holders[j], 2 * tag_ + 1);
+        send(part(held, place_of_me(held)), held.holders[j], 2 * tag_ + 1);
+      }
+    }
+  }
+
+  const Communicator& group_;
+  std::vector<HeldValues> held_;
+  int tag_;
+  Phase phase_ = Phase::wait;
+  std::vector<Request> under_way_;
+  std::vector<Buffer> arrived_;  // [holders, my part] of each
+};
+
+}  // namespace
+
+Request sum_over_holders(const Communicator& group, std::vector<HeldValues> held, int tag, std::vector<Request> after) {
+  CADRE_ASSERT(tag >= 0 && tag <= kMaxHolderTag);
+  return {fmt::format("sum of {} values over their holders on '{}' (rank {} of {})", held.size(), group.name(),
+                      group.rank(), group.size()),
+          std::make_unique<HolderSum>(group, std::move(held), tag, std::move(after))};
+}
+
+}  // namespace cadre
