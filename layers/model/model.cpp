@@ -20,12 +20,12 @@ ExpertMap make_expert_map(const ModelConfig& config, int num_ranks) {
   return ExpertMap::contiguous(static_cast<int>(std::max<int64_t>(1, config.n_routed_experts)), num_ranks);
 }
 
-Model::Model(const ModelConfig& config, const ExpertMap& map, int expert_rank)
-    : Model(config, {StagePlace()}, map, expert_rank) {}
+Model::Model(const ModelConfig& config, const ExpertMaps& maps, int expert_rank)
+    : Model(config, {StagePlace()}, maps, expert_rank) {}
 
-Model::Model(const ModelConfig& config, const std::vector<StagePlace>& places, const ExpertMap& map, int expert_rank)
-    : config_(config), map_(map) {
-  for (const StagePlace& place : places) stages_.push_back(std::make_unique<Stage>(config, place, map, expert_rank));
+Model::Model(const ModelConfig& config, const std::vector<StagePlace>& places, const ExpertMaps& maps, int expert_rank)
+    : config_(config) {
+  for (const StagePlace& place : places) stages_.push_back(std::make_unique<Stage>(config, place, maps, expert_rank));
 }
 
 Stage& Model::stage(int index) {

@@ -12,10 +12,10 @@ namespace cadre {
 
 class Model {
  public:
-  // The whole model, with the experts that `map` gives to `expert_rank`. Allocates nothing; does not move.
-  Model(const ModelConfig& config, const ExpertMap& map, int expert_rank);
+  // The whole model, with the experts that `maps` gives to `expert_rank`. Allocates nothing; does not move.
+  Model(const ModelConfig& config, const ExpertMaps& maps, int expert_rank);
   // The given stages, in ascending order.
-  Model(const ModelConfig& config, const std::vector<StagePlace>& places, const ExpertMap& map, int expert_rank);
+  Model(const ModelConfig& config, const std::vector<StagePlace>& places, const ExpertMaps& maps, int expert_rank);
   Model(const Model&) = delete;
   Model& operator=(const Model&) = delete;
 
@@ -38,11 +38,9 @@ class Model {
   void each_parameter(const ParameterVisitor& visit);
 
   const ModelConfig& config() const { return config_; }
-  const ExpertMap& expert_map() const { return map_; }
 
  private:
   ModelConfig config_;
-  ExpertMap map_;
   std::vector<std::unique_ptr<Stage>> stages_;
 };
 

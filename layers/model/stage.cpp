@@ -37,13 +37,13 @@ LayerRange layers_of(const ModelConfig& config, const StagePlace& place) {
           static_cast<int>(layers * (place.index + 1) / place.count)};
 }
 
-Stage::Stage(const ModelConfig& config, const StagePlace& place, const ExpertMap& map, int expert_rank)
+Stage::Stage(const ModelConfig& config, const StagePlace& place, const ExpertMaps& maps, int expert_rank)
     : config_(config), place_(place), layers_(layers_of(config, place)) {
   if (place.is_first()) {
     embedding_.emplace("model.embed_tokens", config.vocab_size, config.hidden_size, config.initializer_range);
   }
   for (int layer = layers_.first; layer < layers_.last; ++layer) {
-    blocks_.push_back(std::make_unique<Block>(config, layer, map, expert_rank));
+    blocks_.push_back(std::make_unique<Block>(config, layer, maps.of(layer), expert_rank));
   }
   if (place.is_last()) {
     norm_.emplace("model.norm", norm_options(config));

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "layers/model/block.hpp"
+#include "layers/model/expert_maps.hpp"
 #include "layers/nn/embedding.hpp"
 #include "layers/nn/head.hpp"
 
@@ -40,8 +41,8 @@ LayerRange layers_of(const ModelConfig& config, const StagePlace& place);
 
 class Stage {
  public:
-  // With the experts that `map` gives to `expert_rank`. Allocates nothing; does not move.
-  Stage(const ModelConfig& config, const StagePlace& place, const ExpertMap& map, int expert_rank);
+  // With the experts that `maps` gives to `expert_rank`. Allocates nothing; does not move.
+  Stage(const ModelConfig& config, const StagePlace& place, const ExpertMaps& maps, int expert_rank);
   Stage(const Stage&) = delete;
   Stage& operator=(const Stage&) = delete;
 

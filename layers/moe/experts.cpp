@@ -3,10 +3,13 @@
 
 namespace cadre {
 
-Experts::Experts(const std::string& prefix, std::span<const int> expert_ids, const FfnOptions& options)
+Experts::Experts(const std::string& prefix, const ExpertMap& map, int rank, const FfnOptions& options)
     : options_(options) {
-  experts_.reserve(expert_ids.size());
-  for (const int id : expert_ids) experts_.emplace_back(fmt::format("{}.{}", prefix, id), options);
+  experts_.reserve(map.experts_of(rank).size());
+  for (const int id : map.experts_of(rank)) {
+    experts_.emplace_back(fmt::format("{}.{}", prefix, id), options);
+    experts_.back().each_parameter([&](Parameter& parameter) { parameter.holders = map.holders(id); });
+  }
 }
 
 Tensor Experts::forward(Context& ctx, const Rows& rows, const Tensor& place_row, Saved& saved) const {

@@ -3,18 +3,18 @@
 #pragma once
 
 #include <cstdint>
-#include <span>
 #include <string>
 #include <vector>
 
+#include "comm/exchange/expert_map.hpp"
 #include "layers/nn/ffn.hpp"
 
 namespace cadre {
 
 class Experts {
  public:
-  // One Ffn `<prefix>.<id>` for each of the global ids.
-  Experts(const std::string& prefix, std::span<const int> expert_ids, const FfnOptions& options);
+  // One Ffn `<prefix>.<id>` for each expert that `map` gives to `rank`.
+  Experts(const std::string& prefix, const ExpertMap& map, int rank, const FfnOptions& options);
 
   struct Saved {
     std::vector<int32_t> offsets;  // [experts + 1]: expert e works on places offsets[e] .. offsets[e+1]

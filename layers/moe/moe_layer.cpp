@@ -67,8 +67,9 @@ FfnOptions expert_options(const MoeOptions& options) {
 MoeLayer::MoeLayer(const std::string& prefix, const MoeOptions& options, const ExpertMap& map, int expert_rank)
     : options_(options),
       map_(map),
+      expert_rank_(expert_rank),
       router_(prefix + ".gate", options.router),
-      experts_(prefix + ".experts", map.experts_of(expert_rank), expert_options(options)) {
+      experts_(prefix + ".experts", map, expert_rank, expert_options(options)) {
   if (options.shared_width == 0) return;
   shared_.emplace(prefix + ".shared_experts", FfnOptions{.hidden = options.hidden,
                                                          .width = options.shared_width,
@@ -190,11 +191,13 @@ void MoeLayer::each_parameter(const ParameterVisitor& visit) {
 void MoeLayer::make_plan(LaneContext& ctx, int64_t num_tokens, Saved& saved) const {
   const int top_k = options_.router.top_k;
   if (ctx.arena.is_dry_run()) {
-    saved.route.plan = make_dispatch_plan(balanced_routing(num_tokens, top_k, map_.num_experts()), top_k, map_);
+    saved.route.plan =
+        make_dispatch_plan(balanced_routing(num_tokens, top_k, map_.num_experts()), top_k, map_, expert_rank_);
     return;
   }
   const Tensor& ids = saved.router.ids;
-  saved.route.plan = make_dispatch_plan({ids.data<int32_t>(), static_cast<size_t>(ids.numel())}, top_k, map_);
+  saved.route.plan =
+      make_dispatch_plan({ids.data<int32_t>(), static_cast<size_t>(ids.numel())}, top_k, map_, expert_rank_);
 }
 
 Request MoeLayer::start_counting(LaneContext& ctx, Saved& saved) const {

@@ -82,6 +82,7 @@ class MoeLayer {
 
   MoeOptions options_;
   ExpertMap map_;
+  int expert_rank_;
   Router router_;
   std::optional<Ffn> shared_;
   Experts experts_;

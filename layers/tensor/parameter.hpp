@@ -22,7 +22,8 @@ struct Init {
 };
 
 // shared: every rank holds it, gradients are summed over the data-parallel group.
-// expert: only the ranks that own the expert hold it, gradients are summed over the expert-data-parallel group.
+// expert: only the ranks that own the expert hold it, gradients are summed over the expert-data-parallel group and over
+// the replicas of the expert.
 // buffer: not trained by gradient (the selection bias), but saved.
 enum class Placement { shared, expert, buffer };
 
@@ -43,6 +44,9 @@ struct Parameter {
   Placement placement = Placement::shared;
   Init init;
   bool decay = true;  // weight decay applies (not to norms and biases)
+  // Of an expert's: the ranks of the expert-parallel group that hold it, ascending. Where there are several, their
+  // gradients are summed too; the first saves it and counts it. None: this rank alone.
+  std::vector<int> holders = {};
 
   // `value` has its shape from the start and its memory from a ParameterStore. `grad` stays undefined for buffers and
   // for inference.

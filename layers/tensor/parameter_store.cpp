@@ -38,6 +38,14 @@ void ParameterStore::add(Parameter& parameter) {
 
 int ParameterStore::begin_bucket() { return num_buckets_++; }
 
+std::vector<Parameter*> ParameterStore::parameters_of(int bucket) const {
+  std::vector<Parameter*> parameters;
+  for (size_t i = 0; i < parameters_.size(); ++i) {
+    if (bucket_of_[i] == bucket) parameters.push_back(parameters_[i]);
+  }
+  return parameters;
+}
+
 void ParameterStore::allocate(DType dtype, bool with_grad, bool dry_run) {
   CADRE_CHECK(dtype == DType::f32 || dtype == DType::f64,
               fmt::format("parameters cannot be stored as {}", name_of(dtype)), "use f32, or f64 for tests");

@@ -34,6 +34,9 @@ class ParameterStore {
   // In the order of adding.
   const std::vector<Parameter*>& parameters() const { return parameters_; }
 
+  // Those of one bucket.
+  std::vector<Parameter*> parameters_of(int bucket) const;
+
   // Lays out what was added. A dry run sets shapes and byte counts only. Values start undefined, gradients at zero.
   void allocate(DType dtype, bool with_grad, bool dry_run);
 

@@ -42,6 +42,7 @@ struct MoeCase {
   BackEnd back_end = BackEnd::cpu;
   CombineMode combine = CombineMode::slot_order;
   WireFormats wire = {};
+  std::function<ExpertMap(int num_ranks)> map = {};  // none: contiguous
 };
 
 inline constexpr int64_t kExpertWidth = 12;
@@ -107,7 +108,9 @@ class MoeRun {
         variant_(variant),
         lane_(0, world.duplicate("expert"), world.duplicate("data")),
         slice_(slice_of(test_case, world.rank(), world.size())),
-        layer_("mlp", moe_options(test_case), ExpertMap::contiguous(test_case.num_experts, world.size()), world.rank()),
+        layer_("mlp", moe_options(test_case),
+               test_case.map ? test_case.map(world.size()) : ExpertMap::contiguous(test_case.num_experts, world.size()),
+               world.rank()),
         exchange_(make_exchange(variant.strategy, setup(variant.topology))),
         kernels_(test_case.back_end == BackEnd::cpu ? make_cpu_kernels(Precision::fp32) : make_reference_kernels()) {
     if (wrap) exchange_ = wrap(std::move(exchange_));
