@@ -18,6 +18,7 @@ class HolderSum : public PendingOperation {
   bool test() override {
     while (all_done()) {
       under_way_.clear();
+      num_done_ = 0;
       switch (phase_) {
         case Phase::wait: collect(); break;
         case Phase::collect: add_up(), hand_out(); break;
@@ -37,10 +38,10 @@ class HolderSum : public PendingOperation {
  private:
   enum class Phase { wait, collect, hand_out };
 
+  // In the order of posting, which for messages of one sender and tag is that of their matching.
   bool all_done() {
-    bool done = true;
-    for (Request& request : under_way_) done = request.test() && done;
-    return done;
+    while (num_done_ < under_way_.size() && under_way_[num_done_].test()) ++num_done_;
+    return num_done_ == under_way_.size();
   }
 
   static std::span<float> part(const HeldValues& held, size_t j) {
@@ -104,6 +105,7 @@ class HolderSum : public PendingOperation {
   int tag_;
   Phase phase_ = Phase::wait;
   std::vector<Request> under_way_;
+  size_t num_done_ = 0;          // of them, the first
   std::vector<Buffer> arrived_;  // [holders, my part] of each
 };
 
