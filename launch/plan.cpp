@@ -7,7 +7,7 @@ namespace cadre {
 Command plan_command() {
   return {.name = "plan",
           .summary = "works out beforehand what a run would do",
-          .parts = {plan_dispatch_command(), plan_schedule_command()}};
+          .parts = {plan_dispatch_command(), plan_placement_command(), plan_schedule_command()}};
 }
 
 }  // namespace cadre

@@ -7,6 +7,7 @@
 namespace cadre {
 
 Command plan_dispatch_command();
+Command plan_placement_command();
 Command plan_schedule_command();
 
 }  // namespace cadre

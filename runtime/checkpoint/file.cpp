@@ -46,7 +46,8 @@ MappedFile::MappedFile(const std::filesystem::path& path) {
   std::error_code error;
   const bool regular = std::filesystem::is_regular_file(path, error);
   CADRE_CHECK(regular,
-              fmt::format("cannot read {}: {}", path.string(), error ? error.message() : "it is not a regular file"));
+              fmt::format("cannot read {}: {}", path.string(), error ? error.message() : "it is not a regular file"),
+              "name a file that is there");
   const Descriptor file(path, O_RDONLY);
   struct stat status {};
   CADRE_CHECK(::fstat(file.value(), &status) == 0,
@@ -142,8 +143,9 @@ nlohmann::json read_json_file(const std::filesystem::path& path) {
   const auto* text = reinterpret_cast<const char*>(bytes.data());
   try {
     return nlohmann::json::parse(text, text + bytes.size());
-  } catch (const nlohmann::json::parse_error& error) {
-    throw Error(ErrorKind::input, fmt::format("{} is not JSON: {}", path.string(), error.what()));
+  } catch (const nlohmann::json::exception& error) {  // syntax, or a number that is none
+    throw Error(ErrorKind::input, fmt::format("{} is not JSON: {}", path.string(), error.what()),
+                "JSON has no NaN, no infinity and no comments");
   }
 }
 

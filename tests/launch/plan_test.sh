@@ -35,3 +35,51 @@ alone plan schedule --ranks 0
 refused 2 "--ranks = 0"
 alone plan schedule --svg "$folder/text/s.svg"
 refused 3 "$folder/text/s.svg"
+
+# plan placement: the example that EPLB was published with.
+cat >"$folder/loads.json" <<END
+{"weight": [[90, 132, 40, 61, 104, 165, 39, 4, 73, 56, 183, 86], [20, 107, 104, 64, 19, 197, 187, 157, 172, 86, 16, 27]]}
+END
+placement=(plan placement --loads "$folder/loads.json" --replicas 16 --groups 4 --nodes 2 --ranks 8)
+alone "${placement[@]}" --policy eplb --json "$folder/eplb.json"
+succeeded "plan placement --policy eplb"
+says "12 experts in 16 slots on 8 ranks of 2 nodes, 4 groups" "1.208" "1.242" "2 layers planned in"
+grep -qF '"phy2log":[[5,6,5,7,8,4,3,4,10,9,10,2,0,1,11,1],[7,10,6,8,6,11,8,9,2,4,5,1,5,0,3,1]]' "$folder/eplb.json" ||
+  fail "phy2log is not that of EPLB"
+alone "${placement[@]}" --json "$folder/placement.json"
+succeeded "plan placement"
+says "policy cadre" "1.208"
+grep -qF '"schema":"cadre.placement/1"' "$folder/placement.json" || fail "no schema in placement.json"
+alone "${placement[@]}" --previous "$folder/placement.json" --json "$folder/again.json"
+succeeded "plan placement --previous"
+grep -qF '"moved":[0,0]' "$folder/again.json" || fail "the same loads moved something"
+alone plan placement --loads "$folder/loads.json" --replicas 15 --ranks 7
+succeeded "sizes that do not divide"
+alone plan placement --loads "$folder/loads.json" --replicas 15 --ranks 7 --policy eplb
+refused 2 "7 ranks do not divide 15 replicas"
+alone plan placement --loads "$folder/loads.json" --replicas 11 --ranks 4
+refused 2 "--replicas 11" "12 experts"
+alone plan placement --loads "$folder/loads.json"
+refused 2 "--ranks"
+alone plan placement --ranks 4
+refused 2 "--loads"
+alone plan placement --loads "$folder/none.json" --ranks 4
+refused 2 "$folder/none.json"
+echo '{"weight": [[1, NaN]]}' >"$folder/bad.json"
+alone plan placement --loads "$folder/bad.json" --ranks 4
+refused 2 "$folder/bad.json"
+echo '{"weight": [[1, 1e999]]}' >"$folder/bad.json"
+alone plan placement --loads "$folder/bad.json" --ranks 4
+refused 2 "$folder/bad.json"
+echo '{"weight": [[1, 2], [1]]}' >"$folder/bad.json"
+alone plan placement --loads "$folder/bad.json" --ranks 4
+refused 2 "weight[1] has 1 experts"
+alone "${placement[@]}" --previous "$folder/bad.json"
+refused 2 "$folder/bad.json"
+
+# The loads of a run.
+alone train "$folder/run.toml" --ranks 2
+succeeded "a run to learn loads from"
+alone plan placement --loads "$folder/run" --replicas 6 --ranks 2 --json "$folder/run.json"
+succeeded "the loads of a run"
+grep -qF '"layer":[1]' "$folder/run.json" || fail "the layer of the run is not in run.json"
