@@ -74,6 +74,9 @@ std::vector<Section> sections_of(RunConfig& c) {
        {
            {"pipeline", &c.parallel.pipeline, at_least(1), "rows of ranks that the layers are cut over"},
            {"expert", &c.parallel.expert, at_least(0), "ranks that share one set of experts; 0 for all of a row"},
+           {"redundant_experts", &c.parallel.redundant_experts, between(0, 1 << 20),
+            "copies of experts, over all ranks of such a group; they share the rows"},
+           {"placement", &c.parallel.placement, any(), "where experts and copies lie: JSON of cadre plan placement"},
            {"schedule", &c.parallel.schedule, one_of({"1f1b", "zb1p", "dualpipe", "dualpipev", "pair"}),
             "order of micro-batches; pair, without pipeline: exchanges of one behind the products of the next"},
            {"overlap", &c.parallel.overlap, any(), "false: the same program, one op after the other"},
@@ -146,6 +149,10 @@ void check(const RunConfig& config, int num_ranks) {
               fmt::format("parallel.expert = {}, allowed: 0 or a divisor of the {} ranks{}", config.parallel.expert,
                           row, pipeline == 1 ? "" : fmt::format(" of each of {} rows", pipeline)),
               "the ranks are cut in groups of this size, and each group holds all experts");
+  const bool placed = config.parallel.redundant_experts > 0 || !config.parallel.placement.empty();
+  CADRE_CHECK(!placed || config.model.n_routed_experts > 0,
+              "parallel.redundant_experts and parallel.placement, allowed: 0 and \"\" for a model without experts",
+              "model.n_routed_experts is 0");
 }
 
 }  // namespace cadre

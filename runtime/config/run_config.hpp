@@ -45,6 +45,8 @@ struct TrainConfig {
 struct ParallelConfig {
   int64_t pipeline = 1;  // rows of ranks that the layers are cut over
   int64_t expert = 0;    // ranks that share one set of experts; 0: all ranks of a row
+  int64_t redundant_experts = 0;
+  std::string placement;  // a file of cadre plan placement
   std::string schedule = "1f1b";
   bool overlap = true;
 

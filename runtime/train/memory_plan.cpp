@@ -12,6 +12,7 @@
 #include "layers/model/model.hpp"
 #include "layers/tensor/parameter_store.hpp"
 #include "runtime/train/executor.hpp"
+#include "runtime/train/expert_placement.hpp"
 #include "runtime/train/micro_batch.hpp"
 #include "runtime/train/worker.hpp"
 
@@ -54,6 +55,14 @@ size_t packed_bytes(const RunConfig& config, const ParameterStore& store) {
   return bytes;
 }
 
+// Gradients of experts that other ranks hold too: of each the own part arrives from all others.
+size_t replicated_bytes(const ParameterStore& store) {
+  size_t bytes = 0;
+  for (const Parameter* parameter : store.parameters())
+    bytes += parameter->holders.size() > 1 ? parameter->grad.bytes() : 0;
+  return bytes;
+}
+
 void plan_on(std::unique_ptr<Transport> transport, const RunConfig& config, const Topology& topology, int rank,
              MemoryPlan& plan) {
   const int num_ranks = topology.num_ranks();
@@ -61,8 +70,8 @@ void plan_on(std::unique_ptr<Transport> transport, const RunConfig& config, cons
       Grid::make(num_ranks, static_cast<int>(config.parallel.pipeline), static_cast<int>(config.parallel.expert));
   const Program program = program_of(config);
   const PipelineRoutes routes = {program.routes};
-  Model model(config.model, routes.stages_of(grid.stage(rank)), make_expert_map(config.model, grid.expert),
-              grid.expert_rank(rank));
+  Model model(config.model, routes.stages_of(grid.stage(rank)),
+              place_experts(config.model, config.parallel, grid.expert), grid.expert_rank(rank));
   ParameterStore store;
   store.add_all(model);
   store.allocate(DType::f32, /*with_grad=*/true, /*dry_run=*/true);
@@ -88,7 +97,9 @@ void plan_on(std::unique_ptr<Transport> transport, const RunConfig& config, cons
                 {"gradients", store.grad_bytes()},
                 {"optimizer moments", 2 * store.grad_bytes()}};
   // MPI reduces into a copy of what it is given.
-  if (num_ranks > 1) plan.lines.push_back({"gradient reduction", store.shared_grads().bytes()});
+  if (num_ranks > 1) {
+    plan.lines.push_back({"gradient reduction", store.shared_grads().bytes() + replicated_bytes(store)});
+  }
   plan.lines.push_back({"BLAS and MPI", kLibraryBytes});
   if (const size_t packed = packed_bytes(config, store); packed > 0) plan.lines.push_back({"packed weights", packed});
   plan.num_lanes = Executor::num_lanes(program, grid.stage(rank));

@@ -16,6 +16,7 @@
 #include "runtime/config/run_file.hpp"
 #include "runtime/optim/lr_schedule.hpp"
 #include "runtime/train/evaluate.hpp"
+#include "runtime/train/expert_placement.hpp"
 #include "runtime/train/memory_plan.hpp"
 #include "runtime/train/step.hpp"
 
@@ -281,7 +282,8 @@ fs::path Trainer::agree_on_checkpoint() {
 // Every rank reads data and checkpoint for itself; a rank that sees other files must not train along.
 void Trainer::check_agreement() {
   const int64_t tokens = dataset_.train.num_tokens();
-  std::array<int64_t, 4> least = {steps_done_, tokens, -steps_done_, -tokens};
+  const auto experts = static_cast<int64_t>(hash_of(worker_.expert_maps(), config_.model) >> 1);
+  std::array<int64_t, 6> least = {steps_done_, tokens, -steps_done_, -tokens, experts, -experts};
   Request reduced = worker_.world().all_reduce(std::span<int64_t>(least), ReduceOp::min);
   wait(reduced, kFileDeadlineSeconds, worker_.lane().position);
   CADRE_CHECK(
@@ -290,6 +292,9 @@ void Trainer::check_agreement() {
                   "tokens {} to {}",
                   worker_.world().rank(), steps_done_, tokens, least[0], -least[2], least[1], -least[3]),
       "all ranks must see the same data and the same out folder");
+  CADRE_CHECK(least[4] == -least[5],
+              fmt::format("parallel.placement = {} is not the same on all ranks", config_.parallel.placement),
+              "all hosts must see the same file");
 }
 
 void Trainer::update_biases(const GlobalStep& global) {

@@ -2,10 +2,12 @@
 #include "runtime/train/worker.hpp"
 
 #include <algorithm>
+#include <iterator>
 #include <utility>
 
 #include "comm/base/check.hpp"
 #include "runtime/checkpoint/digest.hpp"
+#include "runtime/train/expert_placement.hpp"
 
 namespace cadre {
 namespace {
@@ -67,8 +69,8 @@ Worker::Worker(Communicator world, const WorkerOptions& options)
       kernels_(make_cpu_kernels(options.compute.precision == "bf16" ? Precision::bf16 : Precision::fp32)),
       combine_(combine_mode(options.exchange)),
       wire_(wire_formats(options.exchange)),
-      model_(options.model, routes_.stages_of(row()), make_expert_map(options.model, grid_.expert),
-             grid_.expert_rank(world_.rank())) {
+      maps_(place_experts(options.model, options.parallel, grid_.expert)),
+      model_(options.model, routes_.stages_of(row()), maps_, grid_.expert_rank(world_.rank())) {
   try {
     add_lanes(options);
   } catch (const Error& error) {
@@ -106,6 +108,9 @@ void Worker::make_reduction_groups() {
     reduction_groups_.push_back(
         {world_.split(color, world_.rank(), "data"), world_.split(expert_color, world_.rank(), "expert data")});
   }
+  if (maps_.have_replicas()) {
+    replica_group_.emplace(world_.split(grid_.expert_group(world_.rank()), world_.rank(), "expert/replicas"));
+  }
 }
 
 void Worker::fill_store(bool with_grad) {
@@ -117,7 +122,8 @@ void Worker::fill_store(bool with_grad) {
       stage->each_parameter(bucket, [&](Parameter& parameter) {
         store_.add(parameter);
         const int holders = parameter.placement == Placement::expert ? grid_.expert : 1;
-        if (first_row && data_rank() < holders) first_held_.push_back(&parameter);
+        const bool owned = parameter.holders.empty() || parameter.holders.front() == grid_.expert_rank(world_.rank());
+        if (first_row && data_rank() < holders && owned) first_held_.push_back(&parameter);
       });
     }
   }
@@ -140,17 +146,38 @@ void Worker::start_gradient_reduction(int stage, int bucket) {
   const size_t index = local_index(stage);
   const int stored = first_bucket_[index] + bucket;
   store_.complete_grads(stored);
-  const auto start = [&](const Communicator& group, Placement placement) {
-    if (group.size() == 1) return;
-    const Tensor values = store_.grads_of(placement, stored);
-    for (int64_t first = 0; first < values.numel(); first += kReductionElements) {
-      const auto count = static_cast<size_t>(std::min(kReductionElements, values.numel() - first));
-      reductions_.push_back(group.all_reduce(std::span(values.data<float>() + first, count), ReduceOp::sum));
-      if (Poller* poller = current_poller()) poller->watch(reductions_.back());
-    }
-  };
-  start(reduction_groups_[index].shared, Placement::shared);
-  start(reduction_groups_[index].expert, Placement::expert);
+  std::vector<Request> started = start_sum(reduction_groups_[index].shared, Placement::shared, stored);
+  std::vector<Request> experts = start_sum(reduction_groups_[index].expert, Placement::expert, stored);
+  if (std::vector<HeldValues> replicated = replicated_grads(stored); !replicated.empty()) {
+    started.push_back(sum_over_holders(*replica_group_, std::move(replicated), stored, std::move(experts)));
+  } else {
+    std::ranges::move(experts, std::back_inserter(started));
+  }
+  for (Request& request : started) {
+    reductions_.push_back(std::move(request));
+    if (Poller* poller = current_poller()) poller->watch(reductions_.back());
+  }
+}
+
+std::vector<Request> Worker::start_sum(const Communicator& group, Placement placement, int stored_bucket) {
+  std::vector<Request> started;
+  if (group.size() == 1) return started;
+  const Tensor values = store_.grads_of(placement, stored_bucket);
+  for (int64_t first = 0; first < values.numel(); first += kReductionElements) {
+    const auto count = static_cast<size_t>(std::min(kReductionElements, values.numel() - first));
+    started.push_back(group.all_reduce(std::span(values.data<float>() + first, count), ReduceOp::sum));
+  }
+  return started;
+}
+
+// By global id of the expert, as on every rank.
+std::vector<HeldValues> Worker::replicated_grads(int stored_bucket) {
+  std::vector<HeldValues> held;
+  for (Parameter* parameter : store_.parameters_of(stored_bucket)) {
+    if (parameter->holders.size() < 2) continue;
+    held.push_back({{parameter->grad.data<float>(), static_cast<size_t>(parameter->grad.numel())}, parameter->holders});
+  }
+  return held;
 }
 
 void Worker::finish_gradient_reduction() {

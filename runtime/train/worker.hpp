@@ -5,9 +5,11 @@
 
 #include <deque>
 #include <memory>
+#include <optional>
 
 #include "comm/exchange/choose.hpp"
 #include "comm/group/grid.hpp"
+#include "comm/group/holder_sum.hpp"
 #include "comm/progress/engine.hpp"
 #include "comm/progress/progress_thread.hpp"
 #include "layers/model/model.hpp"
@@ -55,6 +57,7 @@ class Worker {
   int data_rank() const { return grid_.data_rank(world_.rank()); }
 
   Model& model() { return model_; }
+  const ExpertMaps& expert_maps() const { return maps_; }
   ParameterStore& store() { return store_; }
   const Kernels& kernels() const { return *kernels_; }
   // Whether this rank is the first of those that hold the parameter: the one that saves it, and counts it in sums.
@@ -81,7 +84,8 @@ class Worker {
   // Waits for a request of this rank outside of a task.
   void await(Request& request) const { wait(request, engine_.deadline_seconds(), spaces_.front()->lane.position); }
 
-  // Starts to sum the gradients of a bucket of a stage over the ranks that hold the same parameters. Collective over them:
+  // Starts to sum the gradients of a bucket of a stage over the ranks that hold the same parameters, also as replicas of
+  // an expert. Collective over them:
   // all reduce the buckets of a stage in the same order, each once a step, and finish together.
   void start_gradient_reduction(int stage, int bucket);
   void finish_gradient_reduction();
@@ -100,6 +104,8 @@ class Worker {
   void add_lane(const WorkerOptions& options);
   void add_lanes(const WorkerOptions& options);
   void make_reduction_groups();
+  std::vector<Request> start_sum(const Communicator& group, Placement placement, int stored_bucket);
+  std::vector<HeldValues> replicated_grads(int stored_bucket);
   void fill_store(bool with_grad);
   size_t local_index(int stage) const;
 
@@ -114,9 +120,11 @@ class Worker {
   std::string exchange_reason_;
   CombineMode combine_;
   WireFormats wire_;
+  ExpertMaps maps_;
   Model model_;
   ParameterStore store_;
   std::vector<ReductionGroups> reduction_groups_;  // by stage of this rank, ascending
+  std::optional<Communicator> replica_group_;      // the expert-parallel one, where experts have replicas
   std::vector<int> first_bucket_;                  // in the store, the same
   std::vector<const Parameter*> first_held_;       // sorted
   std::deque<Request> reductions_;                 // under way; does not move them

@@ -77,9 +77,17 @@ refused 2 "weight[1] has 1 experts"
 alone "${placement[@]}" --previous "$folder/bad.json"
 refused 2 "$folder/bad.json"
 
-# The loads of a run.
+# The loads of a run, and a run that is placed by them.
 alone train "$folder/run.toml" --ranks 2
 succeeded "a run to learn loads from"
 alone plan placement --loads "$folder/run" --replicas 6 --ranks 2 --json "$folder/run.json"
 succeeded "the loads of a run"
 grep -qF '"layer":[1]' "$folder/run.json" || fail "the layer of the run is not in run.json"
+alone train "$folder/run.toml" --ranks 2 out="$folder/placed" parallel.placement="$folder/run.json"
+succeeded "a placed run"
+loss_of() { grep -oE '"loss":[0-9.]+' "$1/metrics.jsonl" | cut -c8-14; }
+[[ "$(loss_of "$folder/run")" == "$(loss_of "$folder/placed")" ]] || fail "the placed run has other losses"
+alone train "$folder/run.toml" --ranks 3 out="$folder/other" parallel.placement="$folder/run.json"
+refused 2 "on 2 ranks, the run has 4 on 3"
+alone train "$folder/run.toml" out="$folder/other" parallel.placement="$folder/none.json"
+refused 2 "$folder/none.json"

@@ -6,105 +6,22 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
-#include <filesystem>
 
-#include "comm/base/random.hpp"
 #include "comm/transport/local.hpp"
 #include "runtime/train/memory_plan.hpp"
 #include "tests/support/files.hpp"
 #include "tests/support/ranks.hpp"
-#include "tests/support/shared_directory.hpp"
+#include "tests/support/small_runs.hpp"
 
 namespace cadre {
 namespace {
 
-namespace fs = std::filesystem;
-
-// fp32 sums in another order: relative 1e-7 a sum, which some 30 steps of training let grow. The bound is the one that
-// users are promised.
-constexpr double kRankTolerance = 1e-5;
-
-// Text with something to learn: words drawn from a few, so that the loss falls.
-std::string some_text() {
-  const char* words[] = {"the ", "expert ", "token ", "rank ", "moves ", "to ", "and ", "back ", "again.\n"};
-  const Random random(3, "text", 0);
-  std::string text;
-  for (uint64_t i = 0; text.size() < 20000; ++i) text += words[random.below(9, i)];
-  return text;
-}
-
-RunConfig small_run(const fs::path& folder) {
-  RunConfig config;
-  config.out = (folder / "run").string();
-  config.data.path = (folder / "text").string();
-  config.data.sequence_length = 24;
-  config.data.validation_fraction = 0.1;
-  config.model.hidden_size = 32;
-  config.model.num_hidden_layers = 3;
-  config.model.num_attention_heads = 2;
-  config.model.intermediate_size = 48;
-  config.model.moe_intermediate_size = 16;
-  config.model.n_routed_experts = 10;
-  config.model.num_experts_per_tok = 2;
-  config.model.n_shared_experts = 1;
-  config.model.first_k_dense_replace = 1;
-  config.model.scoring_func = "sigmoid";
-  config.model.topk_method = "noaux_tc";
-  config.model.norm_topk_prob = true;
-  config.model.aux_loss_alpha = 0.01;
-  config.model.max_position_embeddings = 64;
-  fill_defaults(config.model);
-  config.train.steps = 30;
-  config.train.batch = 7;
-  config.train.micro_batches = 2;
-  config.train.learning_rate = 3e-3;
-  config.train.eval_batches = 2;
-  config.checkpoint.resume = "never";
-  config.log.every = 0;
-  return config;
-}
-
-// A folder for a run, with a text to train on.
-class RunFolder {
- public:
-  explicit RunFolder(Communicator& world) : folder_(world) {
-    if (world.rank() == 0) test::write_file(folder_ / "text", some_text());
-    Request written = world.barrier();
-    wait(written);
-  }
-
-  fs::path path() const { return folder_.path(); }
-
- private:
-  test::SharedDirectory folder_;
-};
-
-// Takes `steps` steps; what rank 0 saw, the validation loss last.
-std::vector<double> train(Communicator world, const RunConfig& config, int steps, bool save = false) {
-  Trainer trainer(std::move(world), config);
-  std::vector<double> losses;
-  for (int i = 0; i < steps; ++i) losses.push_back(trainer.step().global.loss);
-  losses.push_back(trainer.evaluate());
-  if (save) trainer.save();
-  return losses;
-}
-
-std::vector<double> train_on_threads(int num_ranks, const RunConfig& config, int steps, bool save = false) {
-  std::vector<double> losses;
-  run_local_ranks(num_ranks, [&](std::unique_ptr<Transport> transport) {
-    const bool first = transport->rank() == 0;
-    std::vector<double> mine = train(Communicator(std::move(transport), "world"), config, steps, save);
-    if (first) losses = std::move(mine);
-  });
-  return losses;
-}
-
-void expect_close(const std::vector<double>& expected, const std::vector<double>& actual) {
-  ASSERT_EQ(expected.size(), actual.size());
-  for (size_t i = 0; i < expected.size(); ++i) {
-    EXPECT_NEAR(actual[i], expected[i], kRankTolerance * expected[i]) << "step " << i + 1;
-  }
-}
+using test::expect_close;
+using test::RunFolder;
+using test::small_run;
+using test::some_text;
+using test::train;
+using test::train_on_threads;
 
 // Same bits, and not because both are NaN.
 void expect_same(const std::vector<double>& expected, const std::vector<double>& actual) {
