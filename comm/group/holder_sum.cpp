@@ -9,6 +9,26 @@
 namespace cadre {
 namespace {
 
+std::span<float> part(const HeldValues& held, size_t j) {
+  const size_t count = held.values.size();
+  const size_t begin = count * j / held.holders.size();
+  return held.values.subspan(begin, count * (j + 1) / held.holders.size() - begin);
+}
+
+size_t place_of(const HeldValues& held, int rank) {
+  return static_cast<size_t>(std::ranges::find(held.holders, rank) - held.holders.begin());
+}
+
+// All parts but the own one, and that to all others.
+int64_t bytes_sent(const std::vector<HeldValues>& all, int rank) {
+  size_t count = 0;
+  for (const HeldValues& held : all) {
+    const size_t own = part(held, place_of(held, rank)).size();
+    count += held.values.size() - own + own * (held.holders.size() - 1);
+  }
+  return static_cast<int64_t>(count * sizeof(float));
+}
+
 // Holder j of n adds up part j, then hands the sum to the others.
 class HolderSum : public PendingOperation {
  public:
@@ -44,21 +64,17 @@ class HolderSum : public PendingOperation {
     return num_done_ == under_way_.size();
   }
 
-  static std::span<float> part(const HeldValues& held, size_t j) {
-    const size_t count = held.values.size();
-    const size_t begin = count * j / held.holders.size();
-    return held.values.subspan(begin, count * (j + 1) / held.holders.size() - begin);
-  }
-
-  size_t place_of_me(const HeldValues& held) const {
-    return static_cast<size_t>(std::ranges::find(held.holders, group_.rank()) - held.holders.begin());
-  }
+  size_t place_of_me(const HeldValues& held) const { return place_of(held, group_.rank()); }
 
   void send(std::span<const float> values, int peer, int tag) {
-    if (!values.empty()) under_way_.push_back(group_.transport().send(std::as_bytes(values), peer, tag));
+    if (!values.empty()) begin(group_.transport().send(std::as_bytes(values), peer, tag));
   }
   void receive(std::span<float> values, int peer, int tag) {
-    if (!values.empty()) under_way_.push_back(group_.transport().receive(std::as_writable_bytes(values), peer, tag));
+    if (!values.empty()) begin(group_.transport().receive(std::as_writable_bytes(values), peer, tag));
+  }
+  void begin(Request message) {
+    message.hide();
+    under_way_.push_back(std::move(message));
   }
 
   void collect() {
@@ -113,9 +129,10 @@ class HolderSum : public PendingOperation {
 
 Request sum_over_holders(const Communicator& group, std::vector<HeldValues> held, int tag, std::vector<Request> after) {
   CADRE_ASSERT(tag >= 0 && tag <= kMaxHolderTag);
+  const int64_t sent = bytes_sent(held, group.rank());
   return {fmt::format("sum of {} values over their holders on '{}' (rank {} of {})", held.size(), group.name(),
                       group.rank(), group.size()),
-          std::make_unique<HolderSum>(group, std::move(held), tag, std::move(after))};
+          std::make_unique<HolderSum>(group, std::move(held), tag, std::move(after)), sent};
 }
 
 }  // namespace cadre

@@ -40,6 +40,9 @@ class [[nodiscard]] Request {
   const std::string& what() const { return what_; }
   std::string missing() const { return done() ? "nobody" : operation_->missing(); }
 
+  // It is part of an operation that shows in the trace for all of its parts.
+  void hide() { flight_ = {}; }
+
   // Hands over memory that the operation reads or writes; it lives until the operation is complete.
   void own(Buffer buffer) { buffers_.push_back(std::move(buffer)); }
 

@@ -33,9 +33,7 @@ class Arrangement {
   bool at_home(int rank, int expert) const { return home_.empty() || home_[expert] == rules_->node_of_rank[rank]; }
   int copies(int expert) const { return static_cast<int>(ranks_of_[expert].size()); }
   double share(int expert) const { return rules_->weight[expert] / copies(expert); }
-  double load(int rank) const { return load_[rank]; }
   double peak() const;
-  const ArrangementRules& rules() const { return *rules_; }
 
   void add(int rank, int expert);
   void remove(int rank, int expert);
@@ -48,6 +46,7 @@ class Arrangement {
   // until the peak is at most `goal` or no step helps.
   void improve(double goal);
 
+  // What was in a slot of `before` keeps it.
   ExpertSlots slots() const;
 
  private:

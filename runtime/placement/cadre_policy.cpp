@@ -75,7 +75,7 @@ ExpertSlots cadre_placement(std::span<const double> weight, const PlacementSizes
   const bool gives_groups_up = could_group && peak_of(plan, weight) > contiguous_peak * (1.0 + kSamePeak);
   const LayerPlanner& planner = gives_groups_up ? ungrouped : grouped;
   if (gives_groups_up) plan = ungrouped.fresh(others, nullptr, most);
-  if (peak_of(plan, weight) > most * (1.0 + kSamePeak)) {
+  if (has_eplb && peak_of(plan, weight) > most * (1.0 + kSamePeak)) {
     plan = with_fewer_doubles(others.back(), weight, could_group ? sizes.ranks / sizes.nodes : sizes.ranks, most);
   }
   if (before == nullptr) return plan;
