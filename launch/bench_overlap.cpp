@@ -27,6 +27,7 @@ struct Options {
 };
 
 constexpr double kPolls[] = {0, 20, 200};
+constexpr std::string_view kDispatch = "dispatch";
 constexpr size_t kTraceCapacity = size_t{1} << 14;
 
 // Products that take about `wanted_us` on this rank: what a rank computes while rows travel.
@@ -45,7 +46,7 @@ class Products {
     }
   }
 
-  void last(double wanted_us) {
+  void make_last(double wanted_us) {
     run();
     std::vector<double> one;
     for (int i = 0; i < 5; ++i) {
@@ -84,11 +85,13 @@ double hidden_percent(const std::vector<TraceEvent>& events) {
   std::vector<Interval> computed, in_flight;
   for (const TraceEvent& event : events) {
     if (event.kind == TraceKind::compute) computed.push_back({event.begin_ns, event.end_ns});
-    if (event.kind == TraceKind::flight) in_flight.push_back({event.begin_ns, event.end_ns});
+    if (event.kind == TraceKind::flight && event.at.phase == kDispatch)
+      in_flight.push_back({event.begin_ns, event.end_ns});
   }
   const IntervalSet flight(std::move(in_flight));
   const auto whole = static_cast<double>(flight.total());
-  return whole == 0 ? 100.0 : 100.0 * static_cast<double>(intersected(flight, IntervalSet(computed)).total()) / whole;
+  CADRE_ASSERT(whole > 0);
+  return 100.0 * static_cast<double>(intersected(flight, IntervalSet(computed)).total()) / whole;
 }
 
 void run_overlapped(const Communicator& world, std::optional<int> spare_cpu, ExchangeRun& run, const Products& products,
@@ -100,7 +103,7 @@ void run_overlapped(const Communicator& world, std::optional<int> spare_cpu, Exc
   const PollScope polling(contender.poller);
   contender.poller.take_count();
   contender.us.push_back(run.timed_us([&] {
-    trace_switch({.phase = "dispatch"});
+    trace_switch({.phase = kDispatch.data()});
     const auto rows = run.start_dispatch();
     {
       const Watch watch(rows->finish());
@@ -130,16 +133,6 @@ std::vector<Contender> contenders(const SpareCpu& spare) {
     one.poller = Poller({.polls_per_exchange = 0});
   }
   return all;
-}
-
-// Whether all ranks have a cpu to spare, so that all do the same.
-SpareCpu agreed_spare_cpu(const Communicator& world) {
-  SpareCpu spare = find_spare_cpu(world, /*threads=*/1);
-  std::vector<int64_t> least = {spare.cpu ? 1 : 0};
-  Request reduced = world.all_reduce(std::span(least), ReduceOp::min);
-  wait(reduced);
-  if (least[0] == 0 && spare.cpu) spare = {std::nullopt, "another rank has no cpu to spare"};
-  return spare;
 }
 
 double median_of_worst_rank(const Communicator& world, const std::vector<double>& values) {
@@ -189,7 +182,7 @@ void bench_overlap(const Communicator& world, const Options& options) {
   const ExchangeBenchOptions& exchange = options.exchange;
   ExchangeRun run(world, discover_topology(world), exchange, exchange.strategy);
   Products products(exchange.hidden);
-  const SpareCpu spare = agreed_spare_cpu(world);
+  const SpareCpu spare = find_spare_cpu(world, /*threads=*/1);
   std::vector<Contender> all = contenders(spare);
   const auto dispatch = [&] { run.finish_dispatch(*run.start_dispatch()); };
 
@@ -198,7 +191,7 @@ void bench_overlap(const Communicator& world, const Options& options) {
   for (int64_t i = -exchange.warmup; i < exchange.iterations; ++i) {
     run.prepare(Workload::balanced, std::max<int64_t>(i, 0));
     pure.push_back(run.timed_us(dispatch));
-    if (i < 0) products.last(options.ratio * median_of_worst_rank(world, pure));
+    if (i < 0) products.make_last(options.ratio * median_of_worst_rank(world, pure));
     compute.push_back(run.timed_us([&] { products.run(); }));
     serial.push_back(run.timed_us([&] {
       dispatch();

@@ -58,6 +58,15 @@ class MemoryReport {
   size_t planned_ = 0;
 };
 
+// The run is over and its work is done, whatever becomes of its report.
+void show_report_if_possible(const std::string& run_dir) {
+  try {
+    show_report(run_dir);
+  } catch (const Error& error) {
+    fmt::print("note: no report: {}\n", error.what());
+  }
+}
+
 void run_train(const Options& options, const Job& job) {
   const RunConfig config = load_run_config(options.run_file, options.overrides);
   check(config, job.num_ranks(options.ranks));
@@ -78,7 +87,7 @@ void run_train(const Options& options, const Job& job) {
     }
     trainer.run();
     memory.print(trainer.worker().world());
-    if (trainer.has_traces() && trainer.worker().world().rank() == 0) show_report(config.out);
+    if (trainer.has_traces() && trainer.worker().world().rank() == 0) show_report_if_possible(config.out);
   });
 }
 

@@ -15,12 +15,16 @@ thread_local Poller* poller_of_thread = nullptr;
 
 }  // namespace
 
-void Poller::watch(Request& request) {
-  if (!request.done()) watched_.push_back({&request, trace_clock_ns()});
+void Poller::watch(Request& request, Kind kind) {
+  if (!request.done()) watched_.push_back({&request, trace_clock_ns(), kind});
 }
 
 void Poller::unwatch(const Request& request) {
-  std::erase_if(watched_, [&](const Watched& watched) { return watched.request == &request; });
+  std::erase_if(watched_, [&](const Watched& watched) {
+    if (watched.request != &request) return false;
+    if (request.done()) learn(watched, trace_clock_ns());
+    return true;
+  });
 }
 
 void Poller::point() {
@@ -30,18 +34,21 @@ void Poller::point() {
   ++count_.polls;
   std::erase_if(watched_, [&](const Watched& watched) {
     if (!watched.request->test()) return false;
-    learn(begin_ns - watched.since_ns);
+    learn(watched, begin_ns);
     return true;
   });
   last_ns_ = trace_clock_ns();
   count_.nanoseconds += last_ns_ - begin_ns;
 }
 
-void Poller::learn(int64_t duration_ns) {
-  const auto duration = static_cast<double>(duration_ns);
+void Poller::learn(const Watched& completed, int64_t now_ns) {
+  if (completed.kind == Kind::other) return;
+  const auto duration = static_cast<double>(now_ns - completed.since_ns);
   exchange_ns_ += (exchange_ns_ == 0 ? 1.0 : kWeightOfNewest) * (duration - exchange_ns_);
-  interval_ns_ = std::clamp(static_cast<int64_t>(exchange_ns_ / policy_.polls_per_exchange), kShortestIntervalNs,
-                            kLongestIntervalNs);
+  if (policy_.polls_per_exchange > 0) {
+    interval_ns_ = std::clamp(static_cast<int64_t>(exchange_ns_ / policy_.polls_per_exchange), kShortestIntervalNs,
+                              kLongestIntervalNs);
+  }
   ++count_.exchanges;
 }
 

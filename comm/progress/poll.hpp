@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Progress inside computation. Most MPI libraries move data only inside calls, so long kernels call poll_point() between
 // their tiles, every 50 us or so, and the poller of the thread then tests the requests under way, not more often than
-// pays: about kPollsPerExchange times while an exchange is in flight.
+// pays: about as often as its policy says while an exchange is in flight.
 #pragma once
 
 #include <cstdint>
@@ -18,7 +18,7 @@ struct PollPolicy {
 
 struct PollCount {
   int64_t polls = 0;
-  int64_t exchanges = 0;  // requests that were watched to their end
+  int64_t exchanges = 0;  // that were watched to their end
   int64_t nanoseconds = 0;
 
   double polls_per_exchange() const {
@@ -30,8 +30,10 @@ class Poller {
  public:
   explicit Poller(const PollPolicy& policy) : policy_(policy) {}
 
-  // The request is tested at poll points until it is complete or unwatched. It must live that long.
-  void watch(Request& request);
+  // The request is tested at poll points until it is complete or unwatched. It must live that long. How long it takes
+  // until then tells how long exchanges take, unless it is something else.
+  enum class Kind { exchange, other };
+  void watch(Request& request, Kind kind = Kind::exchange);
   void unwatch(const Request& request);
   void unwatch_all() { watched_.clear(); }
 
@@ -43,12 +45,12 @@ class Poller {
   double interval_us() const { return static_cast<double>(interval_ns_) * 1e-3; }
 
  private:
-  void learn(int64_t duration_ns);
-
   struct Watched {
     Request* request;
     int64_t since_ns;
+    Kind kind;
   };
+  void learn(const Watched& completed, int64_t now_ns);
 
   PollPolicy policy_;
   std::vector<Watched> watched_;

@@ -20,6 +20,38 @@ cpu_set_t set_of_process() {
   return set;
 }
 
+std::vector<int> cpus_in(const cpu_set_t& set) {
+  std::vector<int> cpus;
+  for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu) {
+    if (CPU_ISSET(static_cast<size_t>(cpu), &set)) cpus.push_back(cpu);
+  }
+  return cpus;
+}
+
+// `sets`: the cpus that each rank may use.
+SpareCpu spare_cpu_of(int rank, const Topology& topology, const std::vector<cpu_set_t>& sets, int threads) {
+  const auto host_of = [&](int any) { return topology.host_of_rank[static_cast<size_t>(any)]; };
+  const cpu_set_t& own = sets[static_cast<size_t>(rank)];
+  int index = 0;
+  int count = 0;
+  for (int other = 0; other < topology.num_ranks(); ++other) {
+    const cpu_set_t& others = sets[static_cast<size_t>(other)];
+    cpu_set_t common;
+    CPU_AND(&common, &own, &others);
+    if (host_of(other) != host_of(rank) || CPU_COUNT(&common) == 0) continue;
+    if (!CPU_EQUAL(&others, &own)) {
+      return {std::nullopt, fmt::format("ranks {} and {} share some of their cpus", rank, other)};
+    }
+    if (other < rank) ++index;
+    ++count;
+  }
+  const std::vector<int> cpus = cpus_in(own);
+  const std::optional<int> cpu = spare_cpu(cpus, index, count, threads);
+  if (cpu) return {cpu, ""};
+  return {std::nullopt, fmt::format("rank {} is one of {} on {} cpus that compute with {} threads each: none is spare",
+                                    rank, count, cpus.size(), threads)};
+}
+
 void drive(const std::stop_token& stop, Transport& transport, int cpu) {
   cpu_set_t only;
   CPU_ZERO(&only);
@@ -33,14 +65,7 @@ void drive(const std::stop_token& stop, Transport& transport, int cpu) {
 ProgressThread::ProgressThread(Transport& transport, int cpu)
     : thread_([&transport, cpu](const std::stop_token& stop) { drive(stop, transport, cpu); }) {}
 
-std::vector<int> cpus_of_process() {
-  const cpu_set_t set = set_of_process();
-  std::vector<int> cpus;
-  for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu) {
-    if (CPU_ISSET(static_cast<size_t>(cpu), &set)) cpus.push_back(cpu);
-  }
-  return cpus;
-}
+std::vector<int> cpus_of_process() { return cpus_in(set_of_process()); }
 
 std::optional<int> spare_cpu(std::span<const int> cpus, int index, int count, int threads) {
   if (cpus.size() < static_cast<size_t>(count) * static_cast<size_t>(threads + 1)) return std::nullopt;
@@ -54,27 +79,17 @@ SpareCpu find_spare_cpu(const Communicator& world, int threads) {
   Request gathered =
       world.transport().all_gather(std::as_bytes(std::span(&mine, 1)), std::as_writable_bytes(std::span(sets)));
   wait(gathered);
-
   if (!world.transport().progresses_anywhere()) {
     return {std::nullopt, "this transport does not let a second thread drive it"};
   }
-  int index = 0;
-  int count = 0;
+  // Every rank works it out for all of them, so that they agree.
+  std::optional<int> own;
   for (int rank = 0; rank < world.size(); ++rank) {
-    const cpu_set_t& other = sets[static_cast<size_t>(rank)];
-    cpu_set_t common;
-    CPU_AND(&common, &mine, &other);
-    const auto host_of = [&](int any) { return topology.host_of_rank[static_cast<size_t>(any)]; };
-    if (host_of(rank) != host_of(world.rank()) || CPU_COUNT(&common) == 0) continue;
-    if (!CPU_EQUAL(&other, &mine)) return {std::nullopt, fmt::format("rank {} shares some of its cpus", rank)};
-    if (rank < world.rank()) ++index;
-    ++count;
+    SpareCpu found = spare_cpu_of(rank, topology, sets, threads);
+    if (!found.cpu) return found;
+    if (rank == world.rank()) own = found.cpu;
   }
-  const std::vector<int> cpus = cpus_of_process();
-  const std::optional<int> cpu = spare_cpu(cpus, index, count, threads);
-  if (cpu) return {cpu, ""};
-  return {std::nullopt, fmt::format("{} cpus for {} ranks that compute with {} threads each: none is spare",
-                                    cpus.size(), count, threads)};
+  return {own, ""};
 }
 
 }  // namespace cadre

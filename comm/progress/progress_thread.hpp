@@ -31,7 +31,7 @@ std::vector<int> cpus_of_process();
 // last ones, the first process the last of all. None unless all of them may.
 std::optional<int> spare_cpu(std::span<const int> cpus, int index, int count, int threads);
 
-// The cpu that this rank may spin on, or why there is none.
+// The cpu that this rank may spin on, or why not all ranks have one: all have, or none.
 struct SpareCpu {
   std::optional<int> cpu;
   std::string why_not;

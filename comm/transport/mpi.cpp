@@ -185,6 +185,7 @@ bool all_is_well(int exceptions_at_start) {
 
 // Of this process.
 std::atomic<size_t> shared_bytes_promised = 0;
+std::atomic<int> ranks_of_job_on_host = 1;
 
 class MpiSharedMemory : public SharedMemory {
  public:
@@ -350,16 +351,19 @@ class MpiTransport : public Transport {
   }
 
   std::unique_ptr<SharedMemory> share(size_t bytes) override {
-    // What was promised before, to other lanes, may not have been touched yet and then still counts as free.
-    uint64_t wanted = bytes + shared_bytes_promised;
+    // What was promised before, to other lanes, may not have been touched yet and then still counts as free. Other groups
+    // of this host may want as much at the same time.
+    const auto groups_on_host = static_cast<uint64_t>((ranks_of_job_on_host + size_ - 1) / size_);
+    uint64_t wanted = groups_on_host * (bytes + shared_bytes_promised);
     auto free_bytes = static_cast<uint64_t>(free_shared_bytes());
     CADRE_MPI(MPI_Allreduce(MPI_IN_PLACE, &wanted, 1, MPI_UINT64_T, MPI_SUM, comm_));
     CADRE_MPI(MPI_Allreduce(MPI_IN_PLACE, &free_bytes, 1, MPI_UINT64_T, MPI_MIN, comm_));  // so that all decide alike
     if (wanted > free_bytes) {
-      throw Error(ErrorKind::environment,
-                  fmt::format("{} ranks of this host want to share {} MiB, {} has {} MiB free", size_, wanted >> 20,
-                              kSharedMemoryPath, free_bytes >> 20),
-                  "give the host or container more of it (docker --shm-size), or set exchange.strategy=flat");
+      throw Error(
+          ErrorKind::environment,
+          fmt::format("{} ranks of this host want to share {} MiB, {} has {} MiB free",
+                      static_cast<int>(groups_on_host) * size_, wanted >> 20, kSharedMemoryPath, free_bytes >> 20),
+          "give the host or container more of it (docker --shm-size), or set exchange.strategy=flat");
     }
     void* mine = nullptr;
     MPI_Win window = MPI_WIN_NULL;
@@ -418,6 +422,12 @@ MpiSession::~MpiSession() {
 std::unique_ptr<Transport> make_mpi_world() {
   MPI_Comm world = MPI_COMM_NULL;
   CADRE_MPI(MPI_Comm_dup(MPI_COMM_WORLD, &world));
+  MPI_Comm host = MPI_COMM_NULL;
+  CADRE_MPI(MPI_Comm_split_type(world, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &host));
+  int ranks = 1;
+  CADRE_MPI(MPI_Comm_size(host, &ranks));
+  CADRE_MPI(MPI_Comm_free(&host));
+  ranks_of_job_on_host = ranks;
   return std::make_unique<MpiTransport>(world);
 }
 

@@ -80,6 +80,7 @@ class Stage {
 
   // Parameters in buckets that are complete together: embedding, each block, norm and head.
   int num_buckets() const { return static_cast<int>(blocks_.size()) + 2; }
+  bool is_block(int bucket) const { return bucket > 0 && bucket < num_buckets() - 1; }
   void each_parameter(int bucket, const ParameterVisitor& visit);
   void each_parameter(const ParameterVisitor& visit);
 

@@ -39,7 +39,8 @@ Thread thread_of(TraceKind kind) {
 std::string title_of(const TracedEvent& event) {
   const bool serial = event.phase == "step without overlap";
   if (event.kind == TraceKind::step) return fmt::format("step {}{}", event.step, serial ? " without overlap" : "");
-  if (event.kind == TraceKind::op) return fmt::format("{} {}", event.phase, event.micro_batch);
+  if (event.kind == TraceKind::op && event.micro_batch >= 0)
+    return fmt::format("{} {}", event.phase, event.micro_batch);
   return event.kind == TraceKind::wait ? "wait: " + event.phase : event.phase;
 }
 

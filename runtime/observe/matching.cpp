@@ -37,8 +37,9 @@ int group_of(const Grid& grid, const std::string& phase, int rank) {
     case PhaseClass::reduction:
     case PhaseClass::compute: break;
   }
-  if (phase == "gradient norm") return grid.expert_group(rank);
-  if (phase == "gradient reduction" || phase == "expert counts") return grid.data_group(rank);
+  // All ranks that hold a layer reduce its gradients, those of experts the ranks that hold the same ones.
+  if (phase == "expert gradient reduction") return grid.expert_rank(rank);
+  if (phase == "expert counts") return grid.data_group(rank);
   return 0;
 }
 

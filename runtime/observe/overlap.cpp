@@ -276,7 +276,11 @@ std::optional<SerialSteps> serial_steps(const Analysed& all, const std::vector<S
   std::erase_if(both, [&](int64_t step) { return !std::ranges::binary_search(steps, step); });
   if (both.empty()) return std::nullopt;
   const StepTimes times = mean_times(sums_of(all, serial_spans, both));
-  return SerialSteps{times, times.step / mean_times(sums_of(all, spans, both)).step};
+  const std::vector<StepSums> sums = sums_of(all, spans, both);
+  double overlapped = 0;
+  for (const StepSums& rank : sums) overlapped += per_step(rank.all_passes, rank) / static_cast<double>(sums.size());
+  if (overlapped == 0) return std::nullopt;
+  return SerialSteps{times, overlapped, times.step / overlapped};
 }
 
 void add_metrics(const std::vector<LoggedStep>& metrics, const std::vector<int64_t>& steps, OverlapReport& report) {

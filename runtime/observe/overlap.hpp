@@ -82,10 +82,11 @@ struct SteadyTimes {
   double exchange_hidden = 0;
 };
 
-// The same steps run serially.
+// The passes of the same steps run serially, without optimiser and metrics.
 struct SerialSteps {
   StepTimes times;
-  double speed_up = 0;  // serial / overlapped, of the steps that ran both ways
+  double overlapped = 0;  // what the same passes took with overlap
+  double speed_up = 0;    // serial / overlapped
 };
 
 struct OverlapReport {

@@ -7,10 +7,10 @@
 namespace cadre {
 
 PhaseClass class_of(std::string_view phase) {
-  static constexpr std::array<std::string_view, 4> kReductions = {"gradient reduction", "metrics", "expert counts",
-                                                                  "gradient norm"};
+  static constexpr std::array<std::string_view, 3> kReductions = {"metrics", "expert counts", "gradient norm"};
   if (phase.starts_with("dispatch") || phase.starts_with("combine")) return PhaseClass::exchange;
   if (phase.starts_with("send ") || phase.starts_with("receive ")) return PhaseClass::pipeline;
+  if (phase.ends_with("gradient reduction")) return PhaseClass::reduction;
   if (std::ranges::find(kReductions, phase) != kReductions.end()) return PhaseClass::reduction;
   return PhaseClass::compute;
 }

@@ -14,7 +14,8 @@ const char* name_of(PhaseClass phase_class);
 // The phases of step spans.
 inline constexpr std::string_view kStepPhase = "step";
 inline constexpr std::string_view kSerialStepPhase = "step without overlap";
-// Of the spans of ops that are a forward and a backward pass at once.
+// Of the span of all ops of a step with the sums of gradients, and of those that are a forward and a backward pass at once.
+inline constexpr std::string_view kAllPassesPhase = "passes";
 inline constexpr std::string_view kOverlappedOpPhase = "overlapped";
 
 }  // namespace cadre

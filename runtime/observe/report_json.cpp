@@ -100,7 +100,8 @@ nlohmann::json bubble_json(const std::optional<Bubble>& bubble) {
 
 nlohmann::json serial_json(const std::optional<SerialSteps>& serial) {
   if (!serial) return {};
-  return {{"step_ms", serial->times.step},
+  return {{"passes_ms", serial->times.step},
+          {"overlapped_passes_ms", serial->overlapped},
           {"exposed_ms", serial->times.exposed},
           {"exchange_ms", serial->times.exchange},
           {"exchange_hidden_percent", or_null(percent(serial->times.exchange_hidden, serial->times.exchange))},

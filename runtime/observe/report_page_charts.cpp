@@ -52,13 +52,10 @@ std::string bar_chart(const std::string& label, const std::vector<BarRow>& rows)
   return text + "</svg>\n";
 }
 
-BarRow step_row(const char* name, const Json& times) {
-  const double step = number_at(times, "step_ms").value_or(0);
-  const double exposed = number_at(times, "exposed_ms").value_or(0);
+BarRow passes_row(const char* name, std::optional<double> passes, std::optional<double> exposed) {
   return {name,
-          fmt::format("{}: {}, of which {} exposed", name, figure(number_at(times, "step_ms"), Unit::ms),
-                      figure(number_at(times, "exposed_ms"), Unit::ms)),
-          {{"busy", step - exposed}, {"wait", exposed}}};
+          fmt::format("{}: {}, of which {} exposed", name, figure(passes, Unit::ms), figure(exposed, Unit::ms)),
+          {{"busy", passes.value_or(0) - exposed.value_or(0)}, {"wait", exposed.value_or(0)}}};
 }
 
 // A line chart of one figure of the steps, in a drawing that keeps its proportions.
@@ -126,8 +123,10 @@ std::string overlap_bars(const Json& report) {
              }(),
              figure(number_at(headline, "exchange_hidden_percent"), Unit::percent),
              figure(number_at(serial, "exchange_hidden_percent"), Unit::percent)) +
-         bar_chart("Length of a step with and without overlap",
-                   {step_row("with overlap", headline), step_row("without overlap", serial)}) +
+         bar_chart(
+             "Length of the passes of a step with and without overlap",
+             {passes_row("with overlap", number_at(serial, "overlapped_passes_ms"), number_at(headline, "exposed_ms")),
+              passes_row("without overlap", number_at(serial, "passes_ms"), number_at(serial, "exposed_ms"))}) +
          "<ul class=\"legend\" aria-label=\"Colours\">" + legend_entry("busy", "computation and idle time") +
          legend_entry("wait", "exposed communication") + "</ul>\n";
 }

@@ -43,14 +43,23 @@ constexpr Family kFamilies[] = {
 
 std::string_view family_of(std::string_view phase) {
   static const std::map<std::string_view, std::string_view> kFamilyOf = {
-      {"embedding", "attention"}, {"norm", "attention"},          {"attention", "attention"},
-      {"head", "attention"},      {"experts", "experts"},         {"shared experts", "experts"},
-      {"ffn", "experts"},         {"router", "routing"},          {"dispatch", "routing"},
-      {"combine", "routing"},     {"expert counts", "reduction"}, {"gradient reduction", "reduction"},
-      {"metrics", "reduction"},   {"gradient norm", "reduction"},
+      {"embedding", "attention"},
+      {"norm", "attention"},
+      {"attention", "attention"},
+      {"head", "attention"},
+      {"experts", "experts"},
+      {"shared experts", "experts"},
+      {"ffn", "experts"},
+      {"router", "routing"},
+      {"dispatch", "routing"},
+      {"combine", "routing"},
+      {"expert counts", "reduction"},
+      {"metrics", "reduction"},
+      {"gradient norm", "reduction"},
   };
   constexpr std::string_view kGradient = " gradient";
   if (phase.ends_with(" weights")) return "weights";
+  if (phase.ends_with("gradient reduction")) return "reduction";
   if (phase.starts_with("send ") || phase.starts_with("receive ")) return "pipeline";
   if (phase.ends_with(kGradient)) phase.remove_suffix(kGradient.size());
   const auto found = kFamilyOf.find(phase);

@@ -82,8 +82,10 @@ class StepParts {
       const TracedEvent& event = trace_.events[i];
       const bool posted_here = event.begin_ns >= span_.begin && event.begin_ns < span_.end;
       if (event.kind == TraceKind::flight && posted_here) sums.phases[flight_row(event.phase)].bytes += event.bytes;
-      if (event.kind != TraceKind::op || !computes(event.phase)) continue;
+      if (event.kind != TraceKind::op) continue;
       const Interval inside = clipped(event.begin_ns, event.end_ns);
+      if (event.phase == kAllPassesPhase) sums.all_passes += inside.end - inside.begin;
+      if (!computes(event.phase)) continue;
       passes = {std::min(passes.begin, inside.begin), std::max(passes.end, inside.end)};
       OpSums& op = sums.ops[event.phase];
       op.busy += inside.end - inside.begin - common(IntervalSet({inside}), stage_waits);

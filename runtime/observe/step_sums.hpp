@@ -49,6 +49,7 @@ struct StepSums {
   int64_t exchange = 0;
   int64_t exchange_hidden = 0;
   int64_t skew = 0;
+  int64_t all_passes = 0;  // the span of the forward and backward passes and the sums of their gradients
   SteadySums steady;
   std::map<std::pair<PhaseClass, std::string>, PhaseSums> phases;
   std::map<int, LayerSums> layers;

@@ -14,7 +14,7 @@ namespace {
 
 constexpr int kMaxTag = 32766;
 
-const char* phase_of(OpKind kind) {
+const char* span_of(OpKind kind) {
   switch (kind) {
     case OpKind::forward: return "forward";
     case OpKind::backward: return "backward";
@@ -67,23 +67,19 @@ Executor::Executor(Worker& worker, const Program& program) : worker_(worker), pr
   CADRE_CHECK(2 * program.num_micro_batches <= kMaxTag,
               fmt::format("train.micro_batches = {}, allowed: at most {}", program.num_micro_batches, kMaxTag / 2),
               "every message of the pipeline has a tag of its own");
-  const int needed = num_lanes(program);
+  const int needed = std::ranges::max(num_lanes(program));
   CADRE_ASSERT(needed <= worker.num_lanes());
   live_.resize(static_cast<size_t>(needed));
 }
 
 Executor::~Executor() = default;
 
-int Executor::num_lanes(const Program& program, int rank) {
-  const auto index = static_cast<size_t>(rank);
-  const bool overlaps = std::ranges::count(program.ops[index], OpKind::overlapped, &Op::kind) > 0;
-  return verify(program).peak_live_forwards[index] + (overlaps ? 1 : 0);
-}
-
-int Executor::num_lanes(const Program& program) {
-  int most = 0;
-  for (int rank = 0; rank < program.num_ranks; ++rank) most = std::max(most, num_lanes(program, rank));
-  return most;
+std::vector<int> Executor::num_lanes(const Program& program) {
+  std::vector<int> lanes = verify(program).peak_live_forwards;
+  for (size_t rank = 0; rank < lanes.size(); ++rank) {
+    if (std::ranges::count(program.ops[rank], OpKind::overlapped, &Op::kind) > 0) ++lanes[rank];
+  }
+  return lanes;
 }
 
 void Executor::run(const StepWork& work, LocalStep& local, Overlap overlap) {
@@ -97,6 +93,7 @@ void Executor::run(const StepWork& work, LocalStep& local, Overlap overlap) {
   const PollScope polling(worker_.poller());
   for (const Op& op : ops) run(op);
   finish_carried_weights();
+  worker_.lane().position = {.step = work.step, .phase = "send"};
   for (Request& sent : sends_) worker_.await(sent);
   sends_.clear();
   CADRE_ASSERT(rows_.empty());
@@ -104,7 +101,7 @@ void Executor::run(const StepWork& work, LocalStep& local, Overlap overlap) {
 
 void Executor::run(const Op& op) {
   const TraceSpan span(TraceKind::op,
-                       {.step = work_->step, .micro_batch = op.chunk.micro_batch, .phase = phase_of(op.kind)});
+                       {.step = work_->step, .micro_batch = op.chunk.micro_batch, .phase = span_of(op.kind)});
   switch (op.kind) {
     case OpKind::receive: return post_receive(op);
     case OpKind::send: return post_send(op);
@@ -226,7 +223,7 @@ size_t Executor::bytes_of(int micro_batch) const {
 // Forward and backward passes of the same two stages travel in opposite directions: between two ranks one of the two
 // stages of the receiver and a micro-batch tell which message it is.
 int Executor::tag_of(Work work) const {
-  return cadre::phase_of(program_, work.chunk) * program_.num_micro_batches + work.chunk.micro_batch;
+  return phase_of(program_, work.chunk) * program_.num_micro_batches + work.chunk.micro_batch;
 }
 
 void Executor::post_receive(const Op& op) {

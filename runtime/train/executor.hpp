@@ -40,10 +40,9 @@ class Executor {
   Executor(Worker& worker, const Program& program);
   ~Executor();
 
-  // How many lanes the rank of a program uses: as many as micro-batches live at once there, and one more where ops overlap,
-  // so that the weight gradients of one op may fill the waits of the next. A worker has the most of any rank.
-  static int num_lanes(const Program& program, int rank);
-  static int num_lanes(const Program& program);
+  // How many lanes each rank of a program uses: as many as micro-batches live at once there, and one more where ops
+  // overlap, so that the weight gradients of one op may fill the waits of the next.
+  static std::vector<int> num_lanes(const Program& program);
 
   const Program& program() const { return program_; }
 

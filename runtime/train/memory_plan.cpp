@@ -63,6 +63,16 @@ size_t replicated_bytes(const ParameterStore& store) {
   return bytes;
 }
 
+// All buckets may be under way at once.
+size_t reduced_bytes(ParameterStore& store, const Grid& grid, const PipelineRoutes& routes) {
+  const auto rows = static_cast<int>(routes.rows_of(routes.stages_of(0).front().index).size());
+  const size_t shared = store.shared_grads().bytes();
+  size_t bytes = replicated_bytes(store);
+  if (grid.data * rows > 1) bytes += shared;
+  if (grid.data / grid.expert * rows > 1) bytes += store.grad_bytes() - shared;
+  return bytes;
+}
+
 void plan_on(std::unique_ptr<Transport> transport, const RunConfig& config, const Topology& topology, int rank,
              MemoryPlan& plan) {
   const int num_ranks = topology.num_ranks();
@@ -97,12 +107,10 @@ void plan_on(std::unique_ptr<Transport> transport, const RunConfig& config, cons
                 {"gradients", store.grad_bytes()},
                 {"optimizer moments", 2 * store.grad_bytes()}};
   // MPI reduces into a copy of what it is given.
-  if (num_ranks > 1) {
-    plan.lines.push_back({"gradient reduction", store.shared_grads().bytes() + replicated_bytes(store)});
-  }
+  if (num_ranks > 1) plan.lines.push_back({"gradient reduction", reduced_bytes(store, grid, routes)});
   plan.lines.push_back({"BLAS and MPI", kLibraryBytes});
   if (const size_t packed = packed_bytes(config, store); packed > 0) plan.lines.push_back({"packed weights", packed});
-  plan.num_lanes = Executor::num_lanes(program, grid.stage(rank));
+  plan.num_lanes = Executor::num_lanes(program)[static_cast<size_t>(grid.stage(rank))];
   const auto lanes = static_cast<size_t>(plan.num_lanes);
   for (const auto& [label, bytes] : arena.peak_table()) plan.lines.push_back({kActivations + label, lanes * bytes});
   if (program.num_stages > 1) {

@@ -72,9 +72,19 @@ bool StepTracer::traces(int64_t step) const {
   return config_.first_step > 0 && step >= config_.first_step && step <= last_step_;
 }
 
-void StepTracer::begin(int64_t step) {
-  if (step == config_.first_step) offsets_.begin = measure_clock_offset(worker_.world(), worker_.deadline_seconds());
+void StepTracer::begin() {
+  if (!has_begun_) begin_first();
+  has_begun_ = true;
   recorder_.keep(true);
+}
+
+// A run that was resumed inside the window begins there. Traces of an earlier run must not be taken for this one's.
+void StepTracer::begin_first() {
+  if (worker_.world().rank() == 0) {
+    std::error_code ignored;  // what cannot be removed is overwritten, or refused by the report
+    std::filesystem::remove_all(run_dir_ / "trace", ignored);
+  }
+  offsets_.begin = measure_clock_offset(worker_.world(), worker_.deadline_seconds());
 }
 
 void StepTracer::end(int64_t step) {

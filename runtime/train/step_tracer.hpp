@@ -17,7 +17,7 @@ namespace cadre {
 
 class StepTracer {
  public:
-  // `run_dir` receives the files; `config_hash` tells runs apart.
+  // `run_dir` receives the files. What traces lie there of earlier runs goes when the first step is traced.
   StepTracer(const RunConfig& config, const Program& program, const Worker& worker, std::string config_hash);
 
   // Totals are counted always, events are kept in the steps that are traced.
@@ -25,13 +25,14 @@ class StepTracer {
   bool traces(int64_t step) const;
 
   // Collective over the world, around each step that is traced. After the last one the traces are written.
-  void begin(int64_t step);
+  void begin();
   void end(int64_t step);
 
   // Whether traces have been written.
   bool is_written() const { return is_written_; }
 
  private:
+  void begin_first();
   void write() const;
 
   const Worker& worker_;
@@ -42,6 +43,7 @@ class StepTracer {
   TracedRun run_;
   TraceRecorder recorder_;
   ClockOffsets offsets_;
+  bool has_begun_ = false;
   bool is_written_ = false;
 };
 

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <array>
+#include <bit>
 #include <cmath>
 #include <filesystem>
 #include <utility>
@@ -61,7 +62,7 @@ WorkerOptions worker_options(const RunConfig& config, const Communicator& world)
           .max_tokens = largest_batch(config, world.size() / static_cast<int>(config.parallel.pipeline)) *
                         config.data.sequence_length,
           .activation_bytes = plan.activation_bytes(),
-          .num_lanes = Executor::num_lanes(program)};
+          .num_lanes = std::ranges::max(Executor::num_lanes(program))};
 }
 
 Worker make_worker(Communicator world, const RunConfig& config) {
@@ -131,44 +132,52 @@ void Trainer::pass(const StepWork& work, LocalStep& local, Overlap overlap) {
 }
 
 // Its gradients are overwritten by those of the step itself, which must be the same.
-void Trainer::compare_without_overlap(StepWork work) {
-  Request together = worker_.world().barrier();
-  worker_.await(together);
-  const TraceSpan span(TraceKind::step, {.step = work.step, .phase = "step without overlap"});
+Trainer::Outcome Trainer::pass_without_overlap(StepWork work) {
   LocalStep local = empty_local_step(config_.model);
-  pass(work, local, Overlap::off);
-  serial_loss_and_grads_ = {local.loss_sum, worker_.gradient_hash()};
+  begin_together();
+  {
+    const TraceSpan span(TraceKind::step, {.step = work.step, .phase = "step without overlap"});
+    pass(work, local, Overlap::off);
+  }
+  return outcome_of(local.loss_sum);
 }
 
-void Trainer::check_same_as_without_overlap(const LocalStep& local) const {
-  const std::pair<double, uint64_t> found = {local.loss_sum, worker_.gradient_hash()};
-  if (found == *serial_loss_and_grads_) return;
+// So that what ranks wait for in a step is of that step.
+void Trainer::begin_together() const {
+  Request together = worker_.world().barrier();
+  worker_.await(together);
+}
+
+// By their bits, so that a NaN equals itself.
+Trainer::Outcome Trainer::outcome_of(double loss_sum) const {
+  return {std::bit_cast<uint64_t>(loss_sum), worker_.gradient_hash()};
+}
+
+void Trainer::check_same(const Outcome& serial, const Outcome& overlapped) const {
+  if (overlapped == serial) return;
   throw Error(
       ErrorKind::internal,
       fmt::format("step {}: overlap changed the result: loss sum {:.17g} and gradients {:016x} became {:.17g} and "
                   "{:016x}",
-                  steps_done_ + 1, serial_loss_and_grads_->first, serial_loss_and_grads_->second, found.first,
-                  found.second),
+                  steps_done_, std::bit_cast<double>(serial.loss_bits), serial.gradient_hash,
+                  std::bit_cast<double>(overlapped.loss_bits), overlapped.gradient_hash),
       "please report the case; parallel.overlap=false avoids it");
 }
 
 StepRecord Trainer::step() {
   const StepWork work = work_of_step();
-  const bool is_traced = tracer_.traces(work.step);
   worker_.lane().position = {.step = work.step};
-  if (is_traced) {
-    tracer_.begin(work.step);
-    if (config_.trace.compare) compare_without_overlap(work);
-    // So that what ranks wait for in a step is of that step.
-    Request together = worker_.world().barrier();
-    worker_.await(together);
-  }
-  const StepRecord record = step(work);
-  if (is_traced) {
-    tracer_.end(work.step);
-    if (log_ && tracer_.is_written())
-      log_->note(fmt::format("traces of {} in {}/trace", config_.trace.ranks, config_.out));
-  }
+  if (!tracer_.traces(work.step)) return step(work);
+  tracer_.begin();
+  std::optional<Outcome> serial;
+  if (config_.trace.compare) serial = pass_without_overlap(work);
+  begin_together();
+  StepRecord record = step(work);
+  // Gradients stay until the next step.
+  if (serial) check_same(*serial, outcome_of(loss_sum_));
+  tracer_.end(work.step);
+  if (log_ && tracer_.is_written())
+    log_->note(fmt::format("traces of {} in {}/trace", config_.trace.ranks, config_.out));
   return record;
 }
 
@@ -198,8 +207,7 @@ StepRecord Trainer::step(StepWork work) {
     record.balance_ms += milliseconds(reduction_begin_ns);
   };
   pass(work, local, config_.parallel.overlap ? Overlap::on : Overlap::off);
-  if (serial_loss_and_grads_) check_same_as_without_overlap(local);
-  serial_loss_and_grads_.reset();
+  loss_sum_ = local.loss_sum;
 
   const int64_t reduction_begin_ns = trace_clock_ns();
   worker_.lane().enter("metrics");

@@ -50,8 +50,16 @@ class Trainer {
   StepWork work_of_step() const;
   // The forward and backward passes of a step and the sums of gradients over ranks.
   void pass(const StepWork& work, LocalStep& local, Overlap overlap);
-  void compare_without_overlap(StepWork work);
-  void check_same_as_without_overlap(const LocalStep& local) const;
+  // What overlap must not change.
+  struct Outcome {
+    uint64_t loss_bits = 0;
+    uint64_t gradient_hash = 0;
+    bool operator==(const Outcome&) const = default;
+  };
+  Outcome pass_without_overlap(StepWork work);
+  Outcome outcome_of(double loss_sum) const;
+  void check_same(const Outcome& serial, const Outcome& overlapped) const;
+  void begin_together() const;
   void update_biases(const GlobalStep& global);
 
   RunConfig config_;
@@ -66,8 +74,7 @@ class Trainer {
   int64_t steps_done_ = 0;
   double last_step_ms_ = 0.0;
   double last_wait_ms_ = 0.0;
-  // Of the step under way, as found without overlap.
-  std::optional<std::pair<double, uint64_t>> serial_loss_and_grads_;
+  double loss_sum_ = 0.0;  // of this rank in the last step
 };
 
 }  // namespace cadre

@@ -56,6 +56,12 @@ ExchangeWorkload workload_of(const WorkerOptions& options) {
           .slot_order = combine_mode(options.exchange) == CombineMode::slot_order};
 }
 
+// Those without a layer need names of their own: ranks that hold both reduce them in any order.
+const char* reduction_phase(const Stage& stage, int bucket) {
+  if (stage.is_block(bucket)) return "gradient reduction";
+  return bucket == 0 ? "embedding gradient reduction" : "head gradient reduction";
+}
+
 }  // namespace
 
 Worker::Worker(Communicator world, const WorkerOptions& options)
@@ -71,24 +77,18 @@ Worker::Worker(Communicator world, const WorkerOptions& options)
       wire_(wire_formats(options.exchange)),
       maps_(place_experts(options.model, options.parallel, grid_.expert)),
       model_(options.model, routes_.stages_of(row()), maps_, grid_.expert_rank(world_.rank())) {
-  try {
-    add_lanes(options);
-  } catch (const Error& error) {
-    // There was memory for one lane only: on all ranks alike.
-    if (options.exchange.strategy != "auto" || error.kind() != ErrorKind::environment) throw;
-    spaces_.clear();
-    WorkerOptions plain = options;
-    plain.exchange.strategy = "flat";
-    add_lanes(plain);
-    exchange_reason_ = fmt::format("flat: {}", error.what());
+  for (int lane = 0; lane < options.num_lanes; ++lane) {
+    spaces_.push_back(std::make_unique<LaneSpace>(make_lane(world_, grid_, lane)));
   }
+  make_exchanges(options);
+  make_arenas(options);
   make_reduction_groups();
   fill_store(options.with_grad);
   if (options.exchange.progress == "thread") start_progress(options);
 }
 
 void Worker::start_progress(const WorkerOptions& options) {
-  SpareCpu spare = find_spare_cpu(world_, static_cast<int>(options.compute.threads));
+  const SpareCpu spare = find_spare_cpu(world_, static_cast<int>(options.compute.threads));
   if (spare.cpu) {
     progress_thread_ = std::make_unique<ProgressThread>(world_.transport(), *spare.cpu);
   } else {
@@ -96,8 +96,52 @@ void Worker::start_progress(const WorkerOptions& options) {
   }
 }
 
-void Worker::add_lanes(const WorkerOptions& options) {
-  for (int lane = 0; lane < options.num_lanes; ++lane) add_lane(options);
+// A group may find less memory on its host than another, so all ranks of the job agree before they go on.
+void Worker::make_exchanges(const WorkerOptions& options) {
+  std::optional<Error> refused;
+  try {
+    for (auto& space : spaces_) make_exchange_of(*space, options);
+  } catch (const Error& error) {
+    if (error.kind() != ErrorKind::environment) throw;
+    refused = error;
+  }
+  int64_t any_refused = refused ? 1 : 0;
+  Request agreed = world_.all_reduce(std::span(&any_refused, 1), ReduceOp::max);
+  await(agreed);
+  if (any_refused == 0) return;
+  if (options.exchange.strategy != "auto") {
+    if (refused) throw *refused;
+    throw Error(ErrorKind::environment,
+                fmt::format("exchange.strategy = {} cannot be had on other ranks", options.exchange.strategy),
+                "their message says why; exchange.strategy=auto takes another");
+  }
+  for (auto& space : spaces_)
+    space->exchange = make_exchange("flat", exchange_setup(space->lane.expert_group(), options));
+  exchange_reason_ = fmt::format("flat: {}", refused ? refused->what() : "other ranks have not the memory for another");
+}
+
+void Worker::make_exchange_of(LaneSpace& space, const WorkerOptions& options) {
+  const ExchangeSetup setup = exchange_setup(space.lane.expert_group(), options);
+  if (&space != spaces_.front().get()) {
+    space.exchange = make_exchange(spaces_.front()->exchange->name(), setup);
+  } else if (options.exchange.strategy == "auto") {
+    Choice choice = choose_exchange(setup, workload_of(options));
+    space.exchange = std::move(choice.exchange);
+    exchange_reason_ = std::move(choice.reason);
+  } else {
+    space.exchange = make_exchange(options.exchange.strategy, setup);
+    exchange_reason_ = options.exchange.strategy + ": as the configuration says";
+  }
+}
+
+void Worker::make_arenas(const WorkerOptions& options) {
+  for (auto& space : spaces_) {
+    if (!space->exchange->memory().empty()) {
+      space->arena.lend(space->exchange->memory());
+    } else if (options.activation_bytes > 0) {
+      space->arena.reserve(kActivationReserve * options.activation_bytes);
+    }
+  }
 }
 
 // All ranks hold the same number of stages, and those that share one share them all.
@@ -146,7 +190,13 @@ void Worker::start_gradient_reduction(int stage, int bucket) {
   const size_t index = local_index(stage);
   const int stored = first_bucket_[index] + bucket;
   store_.complete_grads(stored);
+  const Stage& reduced = *model_.stages()[index];
+  Position at = {.step = lane().position.step, .phase = reduction_phase(reduced, bucket)};
+  if (reduced.is_block(bucket)) at.layer = reduced.layers().first + bucket - 1;
+  const TraceActivity activity(TraceKind::compute, at);
   std::vector<Request> started = start_sum(reduction_groups_[index].shared, Placement::shared, stored);
+  at.phase = "expert gradient reduction";
+  trace_switch(at);
   std::vector<Request> experts = start_sum(reduction_groups_[index].expert, Placement::expert, stored);
   if (std::vector<HeldValues> replicated = replicated_grads(stored); !replicated.empty()) {
     started.push_back(sum_over_holders(*replica_group_, std::move(replicated), stored, std::move(experts)));
@@ -155,7 +205,7 @@ void Worker::start_gradient_reduction(int stage, int bucket) {
   }
   for (Request& request : started) {
     reductions_.push_back(std::move(request));
-    if (Poller* poller = current_poller()) poller->watch(reductions_.back());
+    if (Poller* poller = current_poller()) poller->watch(reductions_.back(), Poller::Kind::other);
   }
 }
 
@@ -181,7 +231,8 @@ std::vector<HeldValues> Worker::replicated_grads(int stored_bucket) {
 }
 
 void Worker::finish_gradient_reduction() {
-  lane().enter("gradient reduction", -1);
+  lane().position = {.step = lane().position.step};
+  lane().enter("gradient reduction");
   for (Request& request : reductions_) {
     await(request);
     if (Poller* poller = current_poller()) poller->unwatch(request);
@@ -195,27 +246,6 @@ uint64_t Worker::gradient_hash() const {
     if (parameter->grad.defined()) digester.append({parameter->grad.raw(), parameter->grad.bytes()});
   }
   return digester.digest().xxh64;
-}
-
-void Worker::add_lane(const WorkerOptions& options) {
-  spaces_.push_back(std::make_unique<LaneSpace>(make_lane(world_, grid_, num_lanes())));
-  LaneSpace& added = *spaces_.back();
-  const ExchangeSetup setup = exchange_setup(added.lane.expert_group(), options);
-  if (num_lanes() > 1) {
-    added.exchange = make_exchange(spaces_.front()->exchange->name(), setup);
-  } else if (options.exchange.strategy == "auto") {
-    Choice choice = choose_exchange(setup, workload_of(options));
-    added.exchange = std::move(choice.exchange);
-    exchange_reason_ = std::move(choice.reason);
-  } else {
-    added.exchange = make_exchange(options.exchange.strategy, setup);
-    exchange_reason_ = options.exchange.strategy + ": as the configuration says";
-  }
-  if (!added.exchange->memory().empty()) {
-    added.arena.lend(added.exchange->memory());
-  } else if (options.activation_bytes > 0) {
-    added.arena.reserve(kActivationReserve * options.activation_bytes);
-  }
 }
 
 LaneContext Worker::training_context(double token_scale, DeferredQueue& deferred, int lane) {

@@ -101,8 +101,9 @@ class Worker {
 
   LaneSpace& space(int lane) { return *spaces_[static_cast<size_t>(lane)]; }
   void start_progress(const WorkerOptions& options);
-  void add_lane(const WorkerOptions& options);
-  void add_lanes(const WorkerOptions& options);
+  void make_exchanges(const WorkerOptions& options);
+  void make_exchange_of(LaneSpace& space, const WorkerOptions& options);
+  void make_arenas(const WorkerOptions& options);
   void make_reduction_groups();
   std::vector<Request> start_sum(const Communicator& group, Placement placement, int stored_bucket);
   std::vector<HeldValues> replicated_grads(int stored_bucket);

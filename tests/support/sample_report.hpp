@@ -186,7 +186,7 @@ inline nlohmann::json sample_report() {
     "efficiency": {"load_balance": 0.97, "communication": 0.92, "parallel": 0.89},
     "bubble": {"measured_idle_ms": 5.25, "simulated_idle_ms": 4.5, "formula_idle_ms": 4.125,
       "formula": "(R/2-1)(F&B+B-3W)"},
-    "without_overlap": {"step_ms": 67.25, "exposed_ms": 22.5, "exchange_ms": 23.5, "exchange_hidden_percent": 1.5,
+    "without_overlap": {"passes_ms": 67.25, "overlapped_passes_ms": 48.125, "exposed_ms": 22.5, "exchange_ms": 23.5, "exchange_hidden_percent": 1.5,
       "speed_up": 1.397}
   })json");
   const auto add_phase = [&](const char* phase, const char* phase_class, double mean, const json& bytes) {

@@ -1,0 +1,118 @@
+// SPDX-License-Identifier: Apache-2.0
+// Polling inside computation, and the work that fills waits.
+#include "comm/progress/poll.hpp"
+
+#include <gtest/gtest.h>
+
+#include <memory>
+#include <vector>
+
+#include "comm/progress/deferred.hpp"
+
+namespace cadre {
+namespace {
+
+// Complete once it has been tested so often, or told so.
+class Countdown : public PendingOperation {
+ public:
+  explicit Countdown(int& left) : left_(left) {}
+  bool test() override { return --left_ <= 0; }
+  std::string missing() const override { return "nobody"; }
+
+ private:
+  int& left_;
+};
+
+Request request_of(int& left) { return {"countdown", std::make_unique<Countdown>(left)}; }
+
+void spin(int64_t nanoseconds) {
+  const int64_t end = trace_clock_ns() + nanoseconds;
+  while (trace_clock_ns() < end) {
+  }
+}
+
+TEST(Poller, DrivesWhatItWatchesToItsEnd) {
+  int left = 3;
+  Request request = request_of(left);
+  Poller poller({.polls_per_exchange = 10});
+  poller.watch(request);
+  for (int i = 0; i < 100 && !request.done(); ++i) {
+    spin(30'000);
+    poller.point();
+  }
+  EXPECT_TRUE(request.done());
+  const PollCount count = poller.take_count();
+  EXPECT_EQ(count.polls, 3);
+  EXPECT_EQ(count.exchanges, 1);
+  EXPECT_GT(count.nanoseconds, 0);
+  EXPECT_EQ(poller.take_count().polls, 0);
+}
+
+TEST(Poller, NeverTestsWhatIsNotWatchedOrWithoutPolls) {
+  int left = 1000;
+  Request request = request_of(left);
+  Poller none({.polls_per_exchange = 0});
+  none.watch(request);
+  Poller unwatched({.polls_per_exchange = 10});
+  unwatched.watch(request);
+  unwatched.unwatch(request);
+  for (int i = 0; i < 10; ++i) {
+    spin(30'000);
+    none.point();
+    unwatched.point();
+  }
+  EXPECT_EQ(left, 1000);
+  left = 1;
+  EXPECT_TRUE(request.test());
+}
+
+// Exchanges of 4 ms are to be polled every 400 us; that one ended in somebody's wait counts as much as in a poll.
+TEST(Poller, LearnsHowLongExchangesTake) {
+  Poller poller({.polls_per_exchange = 10});
+  const double at_first = poller.interval_us();
+  for (int round = 0; round < 3; ++round) {
+    int left = 1;
+    Request request = request_of(left);
+    poller.watch(request);
+    spin(4'000'000);
+    EXPECT_TRUE(request.test());
+    poller.unwatch(request);
+  }
+  EXPECT_GE(poller.interval_us(), 400.0);
+  EXPECT_GT(poller.interval_us(), at_first);
+  EXPECT_EQ(poller.take_count().exchanges, 3);
+}
+
+TEST(Poller, LearnsNothingFromOtherRequests) {
+  Poller poller({.polls_per_exchange = 10});
+  const double at_first = poller.interval_us();
+  int left = 1;
+  Request request = request_of(left);
+  poller.watch(request, Poller::Kind::other);
+  spin(4'000'000);
+  EXPECT_TRUE(request.test());
+  poller.unwatch(request);
+  EXPECT_EQ(poller.interval_us(), at_first);
+  EXPECT_EQ(poller.take_count().exchanges, 0);
+}
+
+TEST(DeferredQueue, RunsTheOldestFirstAndUpToACount) {
+  DeferredQueue queue;
+  std::vector<int> ran;
+  const auto push = [&](int i) { queue.push({}, [&ran, i] { ran.push_back(i); }); };
+  EXPECT_FALSE(queue.run_one());
+  push(0);
+  push(1);
+  const uint64_t two = queue.num_pushed();
+  push(2);
+  EXPECT_TRUE(queue.run_one());
+  queue.run_first(two);
+  EXPECT_EQ(ran, (std::vector<int>{0, 1}));
+  queue.run_first(two);
+  EXPECT_EQ(ran.size(), 2U) << "they have run";
+  queue.run_first(queue.num_pushed());
+  EXPECT_EQ(ran, (std::vector<int>{0, 1, 2}));
+}
+
+}  // namespace
+}  // namespace cadre
