@@ -23,6 +23,7 @@ struct Options {
   std::string run_file;
   std::vector<std::string> overrides;
   int64_t ranks = 0;
+  std::string metrics;
   bool print_config = false;
 };
 
@@ -68,7 +69,9 @@ void show_report_if_possible(const std::string& run_dir) {
 }
 
 void run_train(const Options& options, const Job& job) {
-  const RunConfig config = load_run_config(options.run_file, options.overrides);
+  std::vector<std::string> overrides = options.overrides;
+  if (!options.metrics.empty()) overrides.push_back("log.metrics=" + options.metrics);
+  const RunConfig config = load_run_config(options.run_file, overrides);
   check(config, job.num_ranks(options.ranks));
   if (options.print_config) {
     if (job.rank() == 0) fmt::print("{}", to_toml(config));
@@ -100,6 +103,7 @@ Command train_command() {
           .arguments = {{"RUN.toml", &options->run_file, any(), "the run file; launch/configs has some to start from"}},
           .overrides = &options->overrides,
           .options = {ranks_option(options->ranks),
+                      {"metrics", &options->metrics, any(), "csv: metrics.csv too; the same as log.metrics=csv"},
                       {"print-config", &options->print_config, any(), "print the resolved configuration and stop"}},
           .more_help = [] { return "Keys of the run file, also as key=value:\n" + run_config_help(); },
           .run = [options](const Job& job) { run_train(*options, job); }};

@@ -12,7 +12,8 @@ Experts::Experts(const std::string& prefix, const ExpertMap& map, int rank, cons
   }
 }
 
-Tensor Experts::forward(Context& ctx, const Rows& rows, const Tensor& place_row, Saved& saved) const {
+Tensor Experts::forward(Context& ctx, const Rows& rows, const Tensor& place_row, Saved& saved,
+                        ExpertCache* cache) const {
   const int64_t num_places = place_row.dim(0);
   const Tensor x = ctx.arena.take("experts", ctx.dtype, {num_places, options_.hidden});
   const Tensor y = ctx.arena.take("experts", ctx.dtype, {num_places, options_.hidden});
@@ -22,9 +23,18 @@ Tensor Experts::forward(Context& ctx, const Rows& rows, const Tensor& place_row,
     const int64_t count = saved.offsets[e + 1] - first;
     const Tensor expert_x = x.rows(first, count);
     ctx.kernels.gather_rows(rows, place_row.rows(first, count), Tensor(), expert_x);
-    experts_[e].forward_into(ctx, expert_x, saved.experts[e], y.rows(first, count));
+    run(ctx, e, expert_x, saved, y.rows(first, count), cache);
   }
   return y;
+}
+
+void Experts::run(Context& ctx, size_t expert, const Tensor& x, Saved& saved, const Tensor& y,
+                  ExpertCache* cache) const {
+  const Ffn& ffn = experts_[expert];
+  const uint64_t version = ffn.version();
+  if (cache != nullptr && x.dim(0) > 0 && cache->find(&ffn, version, x, y)) return;
+  ffn.forward_into(ctx, x, saved.experts[expert], y);
+  if (cache != nullptr && x.dim(0) > 0) cache->keep(&ffn, version, x, y);
 }
 
 Tensor Experts::input_grad(Context& ctx, Saved& saved, const Tensor& dy) const {

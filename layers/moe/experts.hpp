@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "comm/exchange/expert_map.hpp"
+#include "layers/moe/expert_cache.hpp"
 #include "layers/nn/ffn.hpp"
 
 namespace cadre {
@@ -25,12 +26,16 @@ class Experts {
 
   // Place p reads rows[place_row[p]] of width H; place_row i32[S]. The rows of an expert are gathered just before its
   // products, so that they are still in cache. y [S,H].
-  Tensor forward(Context& ctx, const Rows& rows, const Tensor& place_row, Saved& saved) const;
+  // With a cache, for which there is no backward pass, what it knows is not computed again.
+  Tensor forward(Context& ctx, const Rows& rows, const Tensor& place_row, Saved& saved,
+                 ExpertCache* cache = nullptr) const;
   Tensor input_grad(Context& ctx, Saved& saved, const Tensor& dy) const;  // dy, dx [S,H]
   void weight_grad(Context& ctx, const Saved& saved, int expert);
   void each_parameter(const ParameterVisitor& visit);
 
  private:
+  void run(Context& ctx, size_t expert, const Tensor& x, Saved& saved, const Tensor& y, ExpertCache* cache) const;
+
   FfnOptions options_;
   std::vector<Ffn> experts_;
 };

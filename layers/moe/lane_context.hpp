@@ -10,6 +10,8 @@
 
 namespace cadre {
 
+class ExpertCache;
+
 // How results come home. partial: one weighted sum per (token, rank), the fewest bytes. slot_order: one row per slot,
 // added in top-k order on the token's rank: the same bits however the experts are spread. An exchange that reads rows in
 // place always does the latter, because that moves less than making sums first.
@@ -29,6 +31,7 @@ struct LaneContext : Context {
   double token_scale = 1.0;           // 1 / tokens of the global batch; every loss is a mean over it
   bool training = true;               // a backward pass follows: the balance loss is wanted
   DeferredQueue* deferred = nullptr;  // where weight gradients wait for their time; nullptr: they are computed at once
+  ExpertCache* expert_cache = nullptr;  // at inference: outputs of experts that were computed before
 };
 
 // Computes a weight gradient, now or when its turn comes. What `run` refers to must live until then. `phase` is a string

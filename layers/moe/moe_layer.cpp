@@ -116,8 +116,9 @@ Task<Tensor> MoeLayer::forward(LaneContext& ctx, Tensor x, Saved& saved) const {
 
   ctx.lane.enter("experts");
   const Elements received = rows->unpack();
-  saved.expert_out = experts_.forward(ctx, rows_of(received, ctx.dtype, options_.hidden),
-                                      index_tensor(through(received, saved.batch.place_row)), saved.experts);
+  saved.expert_out =
+      experts_.forward(ctx, rows_of(received, ctx.dtype, options_.hidden),
+                       index_tensor(through(received, saved.batch.place_row)), saved.experts, ctx.expert_cache);
   rows.reset();
 
   ctx.lane.enter("combine");

@@ -56,7 +56,7 @@ void Router::each_parameter(const ParameterVisitor& visit) {
 }
 
 void Router::update_bias(std::span<const int64_t> global_counts, double rate) {
-  if (!options_.selection_bias) return;
+  if (!options_.selection_bias || bias_.frozen) return;
   update_selection_bias(global_counts, rate, bias_.value);
   ++bias_.version;
 }

@@ -46,7 +46,8 @@ class Router {
   void weight_grad(Context& ctx, const Saved& saved) { gate_.weight_grad(ctx, saved.gate); }
   void each_parameter(const ParameterVisitor& visit);
 
-  // After a step: moves the selection bias against the load of the whole global batch. Nothing without a bias.
+  // After a step: moves the selection bias against the load of the whole global batch. Nothing without a bias, nor when
+  // it is frozen.
   void update_bias(std::span<const int64_t> global_counts, double rate);
 
  private:

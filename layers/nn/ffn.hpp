@@ -39,6 +39,8 @@ class Ffn {
   void input_grad_into(Context& ctx, Saved& saved, const Tensor& dy, const Tensor& dx) const;
   void weight_grad(Context& ctx, const Saved& saved);
   void each_parameter(const ParameterVisitor& visit);
+  // Moves on whenever one of its weights changes.
+  uint64_t version() const { return up_.weight().version + down_.weight().version; }
 
  private:
   bool is_gated() const { return options_.activation == Activation::silu; }

@@ -34,6 +34,7 @@ void Linear::input_grad_into(Context& ctx, Saved& saved, const Tensor& dy, const
 }
 
 void Linear::weight_grad(Context& ctx, const Saved& saved) {
+  if (weight_.frozen) return;
   write_grad(weight_, [&](Accumulate accumulate) {
     ctx.kernels.linear_weight_grad(saved.x, saved.dy, weight_.grad, accumulate);
   });

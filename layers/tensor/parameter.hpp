@@ -52,6 +52,7 @@ struct Parameter {
   // for inference.
   Tensor value;
   Tensor grad;
+  bool frozen = false;       // a stage of training that leaves it as it is: no gradient is made, no update done
   bool grad_is_zero = true;  // the next weight gradient may overwrite instead of add
 
   uint64_t version = 0;  // moves on whenever `value` changes

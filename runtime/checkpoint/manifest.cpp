@@ -52,6 +52,7 @@ void to_json(json& content, const Manifest& manifest) {
              {"seed", manifest.seed},
              {"tokens_seen", manifest.tokens_seen},
              {"world_size", manifest.world_size},
+             {"trained", manifest.trained},
              {"config_hash", manifest.config_hash},
              {"files", std::move(files)}};
 }
@@ -63,6 +64,7 @@ void from_json(const json& content, Manifest& manifest) {
   content.at("seed").get_to(manifest.seed);
   content.at("tokens_seen").get_to(manifest.tokens_seen);
   content.at("world_size").get_to(manifest.world_size);
+  manifest.trained = content.value("trained", "all");
   content.at("config_hash").get_to(manifest.config_hash);
   manifest.files.clear();
   for (const auto& [name, digest] : content.at("files").items()) {

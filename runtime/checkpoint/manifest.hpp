@@ -25,6 +25,7 @@ struct Manifest {
   uint64_t seed = 0;
   int64_t tokens_seen = 0;
   int world_size = 1;                       // of the run that wrote it; for people only
+  std::string trained = "all";              // the freeze mask of its last step: what a stage of train.stages trains
   std::string config_hash;                  // of what must not change between save and resume
   std::map<std::string, FileDigest> files;  // by path relative to the checkpoint, with '/'
 

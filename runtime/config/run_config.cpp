@@ -8,6 +8,8 @@
 #include <utility>
 
 #include "comm/base/check.hpp"
+#include "runtime/config/task_config.hpp"
+#include "runtime/config/train_stages.hpp"
 
 namespace cadre {
 namespace {
@@ -58,6 +60,7 @@ std::vector<Section> sections_of(RunConfig& c) {
            {"micro_batches", &c.train.micro_batches, at_least(1), "the batch is cut in that many"},
            {"learning_rate", &c.train.learning_rate, at_least(0), "peak learning rate"},
            {"min_learning_rate", &c.train.min_learning_rate, at_least(0), "learning rate of the last step"},
+           {"stages", &c.train.stages, any(), "of progressive training, as gate:100,experts:200,all; empty for all"},
            {"schedule", &c.train.schedule, one_of({"cosine", "linear", "constant", "wsd"}),
             "from peak to minimum; wsd: warm up, stay, decay"},
            {"warmup_steps", &c.train.warmup_steps, at_least(0), "steps of linear warm-up"},
@@ -116,6 +119,25 @@ std::vector<Section> sections_of(RunConfig& c) {
       {"log",
        {
            {"every", &c.log.every, at_least(1), "steps between lines"},
+           {"metrics", &c.log.metrics, one_of({"jsonl", "csv"}), "csv: metrics.csv too, with the same columns"},
+       }},
+      {"task",
+       {
+           {"recognise", &c.task.recognise, any(), "prefer the experts of the task that a text is recognised as"},
+           {"priority", &c.task.priority, any(), "of the tasks whose keywords a text holds, the first one here"},
+           {"reasoning", &c.task.reasoning, any(), "keywords, separated by commas; UTF-8"},
+           {"coding", &c.task.coding, any(), "the same"},
+           {"math", &c.task.math, any(), "the same"},
+           {"general", &c.task.general, any(), "the same; also what a text without keywords is"},
+           {"multimodal", &c.task.multimodal, any(), "the same"},
+           {"experts", &c.task.experts, any(),
+            "the task of expert 0, 1, ...; begins again when there are more experts"},
+           {"bias", &c.task.bias, between(0, 1e3), "added to the scores of those experts, for selection only"},
+           {"k_simple", &c.task.k_simple, at_least(1), "experts a token of a simple request"},
+           {"k_medium", &c.task.k_medium, at_least(1), "of a medium one"},
+           {"k_complex", &c.task.k_complex, at_least(1), "of a complex one"},
+           {"k_critical", &c.task.k_critical, at_least(1), "of a critical one"},
+           {"k_max", &c.task.k_max, at_least(1), "at most, whatever the request"},
        }},
   };
 }
@@ -127,6 +149,8 @@ void check(const RunConfig& config, int num_ranks) {
   for (const Section& section : sections_of(copy)) check_ranges(section.fields, key_prefix(section));
   check(config.model);
   check_train(config.train);
+  train_stages(config.train);
+  task_options(config.task);
   CADRE_CHECK(!config.out.empty(), "out = \"\", allowed: a path", "folder for checkpoints and logs");
   CADRE_CHECK(!config.data.path.empty(), "data.path = \"\", allowed: a path",
               "a text file, a folder of them, or an llm.c token file");

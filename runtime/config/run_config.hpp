@@ -10,6 +10,7 @@
 
 #include "comm/base/fields.hpp"
 #include "layers/model/config.hpp"
+#include "layers/moe/task.hpp"
 
 namespace cadre {
 
@@ -28,6 +29,7 @@ struct TrainConfig {
   int64_t micro_batches = 1;  // the global batch is cut in that many
   double learning_rate = 1e-3;
   double min_learning_rate = 1e-4;
+  std::string stages;  // of progressive training, see train_stages.hpp; empty: all is trained in all steps
   std::string schedule = "cosine";
   int64_t warmup_steps = 0;
   int64_t decay_steps = 0;  // of wsd
@@ -91,8 +93,29 @@ struct TraceConfig {
 
 struct LogConfig {
   int64_t every = 1;
+  std::string metrics = "jsonl";  // csv: metrics.csv beside metrics.jsonl
 
   bool operator==(const LogConfig&) const = default;
+};
+
+// Lists are separated by commas; task_config.hpp reads them. Keywords and experts are those of layers/moe/task.
+struct TaskConfig {
+  bool recognise = false;
+  std::string priority{kTaskPriority};
+  std::string reasoning{kTaskKeywords[0]};
+  std::string coding{kTaskKeywords[1]};
+  std::string math{kTaskKeywords[2]};
+  std::string general{kTaskKeywords[3]};
+  std::string multimodal{kTaskKeywords[4]};
+  std::string experts{kExpertTasks};
+  double bias = kTaskBias;
+  int64_t k_simple = 1;
+  int64_t k_medium = 2;
+  int64_t k_complex = 3;
+  int64_t k_critical = 4;
+  int64_t k_max = 4;
+
+  bool operator==(const TaskConfig&) const = default;
 };
 
 struct RunConfig {
@@ -109,6 +132,7 @@ struct RunConfig {
   CheckpointConfig checkpoint;
   TraceConfig trace;
   LogConfig log;
+  TaskConfig task;
 
   bool operator==(const RunConfig&) const = default;
 };

@@ -3,26 +3,60 @@
 
 #include <fmt/format.h>
 
-namespace cadre {
+#include <utility>
 
-void BalanceAlarm::add(const GlobalStep& step) {
-  const BalanceFigures experts = step.expert_balance();
-  ++num_steps_;
-  max_vio_sum_ += experts.max_vio;
-  dead_sum_ += experts.dead;
+namespace cadre {
+namespace {
+
+constexpr const char* kEvenExperts =
+    "raise model.aux_loss_alpha, or model.bias_update_rate when model.topk_method = noaux_tc";
+
+}  // namespace
+
+void BalanceAlarm::Means::add(const GlobalStep& global) {
+  const BalanceFigures experts = global.expert_balance();
+  ++steps;
+  max_vio += experts.max_vio;
+  dead += static_cast<double>(experts.dead);
+  device_max_over_mean += balance_figures(global.device_slots).max_vio + 1.0;
+  drop_rate += global.drop_rate();
+}
+
+std::vector<std::string> BalanceAlarm::add(int64_t step, const GlobalStep& global) {
+  run_.add(global);
+  window_.add(global);
+  if (window_.steps < kWindow) return {};
+  const Means window = std::exchange(window_, {});
+  ++windows_;
+  std::vector<std::string> lines;
+  const auto check = [&](int kind, double mean, double limit, const std::string& what, const char* option) {
+    if (mean <= limit || windows_ <= quiet_until_[kind]) return;
+    quiet_until_[kind] = windows_ + kQuietWindows;
+    lines.push_back(
+        fmt::format("ALARM: steps {} to {}: {} (limit {:.2f}); {}", step - kWindow + 1, step, what, limit, option));
+  };
+  const double max_vio = window.mean(window.max_vio);
+  const double device = window.mean(window.device_max_over_mean);
+  const double drop_rate = window.mean(window.drop_rate);
+  check(0, max_vio, kMaxVioLimit, fmt::format("experts are used unevenly, average maxvio {:.2f}", max_vio),
+        kEvenExperts);
+  check(1, device, kDeviceLimit, fmt::format("ranks are loaded unevenly, average max/mean {:.2f}", device),
+        "experts that are used together lie on one rank: even out the experts, or use fewer ranks a group "
+        "(parallel.expert)");
+  check(2, drop_rate, kDropRateLimit, fmt::format("{:.1f} % of the slots were dropped", 100.0 * drop_rate),
+        "raise model.capacity_factor, or even out the experts");
+  return lines;
 }
 
 std::string BalanceAlarm::note() const {
-  if (num_steps_ == 0) return "";
-  const double max_vio = max_vio_sum_ / static_cast<double>(num_steps_);
-  const double dead = static_cast<double>(dead_sum_) / static_cast<double>(num_steps_);
+  if (run_.steps == 0) return "";
+  const double max_vio = run_.mean(run_.max_vio);
+  const double dead = run_.mean(run_.dead);
   if (max_vio <= kMaxVioLimit && dead <= kDeadExpertsLimit) return "";
   return fmt::format(
       "NOTE: experts were used unevenly: over {} steps the average maxvio was {:.2f} (limit {:.2f}), and {:.1f} "
-      "experts "
-      "a step had no token (limit {:.1f}); raise model.aux_loss_alpha, or model.bias_update_rate when "
-      "model.topk_method = noaux_tc",
-      num_steps_, max_vio, kMaxVioLimit, dead, kDeadExpertsLimit);
+      "experts a step had no token (limit {:.1f}); {}",
+      run_.steps, max_vio, kMaxVioLimit, dead, kDeadExpertsLimit, kEvenExperts);
 }
 
 }  // namespace cadre

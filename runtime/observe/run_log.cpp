@@ -5,9 +5,7 @@
 #include <nlohmann/json.hpp>
 
 #include <algorithm>
-#include <cerrno>
 #include <cstdio>
-#include <cstring>
 #include <numeric>
 
 #include "comm/base/check.hpp"
@@ -64,46 +62,67 @@ Json layers_json(const StepRecord& record) {
   for (size_t i = 0; i < record.global.expert_counts.size(); ++i) {
     const std::vector<int64_t>& counts = record.global.expert_counts[i];
     const BalanceFigures figures = balance_figures(counts);
+    const BalanceFigures devices = balance_figures(record.global.layer_device_slots.at(i));
     layers.push_back({{"layer", record.moe_layers.at(i)},
                       {"expert_cv", figures.cv},
                       {"max_vio", figures.max_vio},
+                      {"min", figures.min},
+                      {"max", figures.max},
+                      {"mean", figures.mean},
                       {"entropy", figures.entropy},
                       {"dead", figures.dead},
+                      {"drop_rate", record.global.drop_rate(i)},
+                      {"device_cv", devices.cv},
+                      {"device_max_over_mean", devices.max_vio + 1.0},
                       {"counts", counts}});
   }
   return layers;
 }
 
-int64_t step_of(const std::string& line, const fs::path& path, int64_t line_number) {
+Json json_of(const StepRecord& record) {
+  const GlobalStep& global = record.global;
+  const BalanceFigures experts = global.expert_balance();
+  const BalanceFigures devices = balance_figures(global.device_slots);
+  const BalanceFigures bytes = balance_figures(global.device_bytes);
+  return {{"step", record.step},
+          {"loss", global.loss},
+          {"balance_loss", global.balance_loss},
+          {"grad_norm", record.grad_norm},
+          {"lr", record.learning_rate},
+          {"step_ms", record.step_ms},
+          {"balance_ms", record.balance_ms},
+          {"polls_per_exchange", record.polls.polls_per_exchange()},
+          {"poll_ms", static_cast<double>(record.polls.nanoseconds) * 1e-6},
+          {"tokens_per_s", tokens_per_second(record)},
+          {"tokens", global.num_tokens},
+          {"drop_rate", global.drop_rate()},
+          {"dropped", global.slots_dropped},
+          {"crossing_bytes", global.crossing_bytes},
+          {"between_hosts_bytes", global.between_hosts_bytes},
+          {"device_bytes_min", bytes.min},
+          {"device_bytes_max", bytes.max},
+          {"device_bytes_mean", bytes.mean},
+          {"expert_cv", experts.cv},
+          {"expert_max_vio", experts.max_vio},
+          {"expert_min", experts.min},
+          {"expert_max", experts.max},
+          {"expert_mean", experts.mean},
+          {"expert_entropy", experts.entropy},
+          {"dead_experts", experts.dead},
+          {"device_cv", devices.cv},
+          {"device_max_over_mean", devices.max_vio + 1.0},
+          {"wait_ms_max", max_of(global.device_wait_ms)},
+          {"wait_ms_mean", mean_of(global.device_wait_ms)},
+          {"step_ms_max", max_of(global.device_step_ms)},
+          {"layers", layers_json(record)}};
+}
+
+int64_t step_of(const std::string& line, const std::string& where) {
   const auto json = nlohmann::json::parse(line, /*cb=*/nullptr, /*allow_exceptions=*/false);
   CADRE_CHECK(json.is_object() && json.contains("step") && json["step"].is_number_integer(),
-              fmt::format("{}:{} is not a JSON object with an integer \"step\"", path.string(), line_number),
+              fmt::format("{} is not a JSON object with an integer \"step\"", where),
               "remove that line, or move the file away; the run goes on without it");
   return json["step"].get<int64_t>();
-}
-
-// Bytes of the leading lines whose step is at most `last_step`. What has no line end was torn by a crash.
-uintmax_t bytes_up_to(int64_t last_step, const fs::path& path) {
-  std::ifstream file(path, std::ios::binary);
-  CADRE_CHECK(file.is_open(), fmt::format("cannot read {}: {}", path.string(), std::strerror(errno)),
-              "check that it is a file and that you may read it");
-  uintmax_t bytes = 0;
-  std::string line;
-  for (int64_t number = 1; std::getline(file, line) && !file.eof(); ++number) {
-    if (step_of(line, path, number) > last_step) break;
-    bytes += line.size() + 1;
-  }
-  CADRE_CHECK(!file.bad(), fmt::format("cannot read {}: {}", path.string(), std::strerror(errno)),
-              "check the disk, or move the file away; the run goes on without it");
-  return bytes;
-}
-
-void cut_back(const fs::path& path, int64_t last_step) {
-  std::error_code error;
-  if (!fs::exists(path, error)) return;
-  fs::resize_file(path, bytes_up_to(last_step, path), error);
-  CADRE_CHECK(!error, fmt::format("cannot shorten {}: {}", path.string(), error.message()),
-              "check that you may write to it");
 }
 
 // A lost line of text must not stop a run: what a terminal or a pipe does not take is dropped.
@@ -124,60 +143,22 @@ std::string step_line(const StepRecord& record) {
   return global.expert_counts.empty() ? line : line + balance_text(record);
 }
 
-std::string step_json(const StepRecord& record) {
-  const GlobalStep& global = record.global;
-  const BalanceFigures experts = global.expert_balance();
-  const BalanceFigures devices = balance_figures(global.device_slots);
-  const Json json = {{"step", record.step},
-                     {"loss", global.loss},
-                     {"balance_loss", global.balance_loss},
-                     {"grad_norm", record.grad_norm},
-                     {"lr", record.learning_rate},
-                     {"step_ms", record.step_ms},
-                     {"balance_ms", record.balance_ms},
-                     {"polls_per_exchange", record.polls.polls_per_exchange()},
-                     {"poll_ms", static_cast<double>(record.polls.nanoseconds) * 1e-6},
-                     {"tokens_per_s", tokens_per_second(record)},
-                     {"tokens", global.num_tokens},
-                     {"drop_rate", global.drop_rate()},
-                     {"dropped", global.slots_dropped},
-                     {"crossing_bytes", global.crossing_bytes},
-                     {"between_hosts_bytes", global.between_hosts_bytes},
-                     {"expert_cv", experts.cv},
-                     {"expert_max_vio", experts.max_vio},
-                     {"expert_min", experts.min},
-                     {"expert_max", experts.max},
-                     {"expert_mean", experts.mean},
-                     {"expert_entropy", experts.entropy},
-                     {"dead_experts", experts.dead},
-                     {"device_cv", devices.cv},
-                     {"device_max_over_mean", devices.max_vio + 1.0},
-                     {"wait_ms_max", max_of(global.device_wait_ms)},
-                     {"wait_ms_mean", mean_of(global.device_wait_ms)},
-                     {"step_ms_max", max_of(global.device_step_ms)},
-                     {"layers", layers_json(record)}};
-  return json.dump();
-}
+std::string step_json(const StepRecord& record) { return json_of(record).dump(); }
 
-RunLog::RunLog(const fs::path& out, int64_t resumed_step, int64_t log_every)
-    : path_(out / "metrics.jsonl"), log_every_(log_every), bar_(resumed_step) {
-  if (resumed_step > 0) cut_back(path_, resumed_step);
-  metrics_.open(path_, std::ios::binary | (resumed_step > 0 ? std::ios::app : std::ios::trunc));
-  if (!metrics_) {
-    throw Error(ErrorKind::environment, fmt::format("cannot open {}: {}", path_.string(), std::strerror(errno)),
-                "check that the folder exists and that you may write to it");
-  }
+RunLog::RunLog(const fs::path& out, int64_t resumed_step, int64_t log_every, Metrics metrics)
+    : metrics_(out / "metrics.jsonl", resumed_step, step_of), log_every_(log_every), bar_(resumed_step) {
+  if (metrics == Metrics::jsonl_and_csv) table_.emplace(out / "metrics.csv", resumed_step);
 }
 
 void RunLog::step(const StepRecord& record) {
-  append(step_json(record));
-  alarm_.add(record.global);
+  append(json_of(record));
   if (record.step == 1 || record.step == record.steps || record.step % log_every_ == 0) note(step_line(record));
+  for (const std::string& warning : alarm_.add(record.step, record.global)) note(warning);
   bar_.update(record.step, record.steps);
 }
 
 void RunLog::evaluation(int64_t step, double validation_loss) {
-  append(Json{{"step", step}, {"validation_loss", validation_loss}}.dump());
+  append(Json{{"step", step}, {"validation_loss", validation_loss}});
   note(fmt::format("step {} | validation loss {:.4f}", step, validation_loss));
 }
 
@@ -191,12 +172,9 @@ void RunLog::summary() {
   if (!warning.empty()) note(warning);
 }
 
-void RunLog::append(const std::string& json) {
-  metrics_ << json << '\n' << std::flush;
-  if (!metrics_) {
-    throw Error(ErrorKind::environment, fmt::format("cannot write {}: {}", path_.string(), std::strerror(errno)),
-                "free some space, raise the quota or file-size limit (ulimit -f), or choose another out=");
-  }
+void RunLog::append(const Json& line) {
+  metrics_.append(line.dump());
+  if (table_) table_->add(line);
 }
 
 }  // namespace cadre

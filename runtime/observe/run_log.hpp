@@ -3,15 +3,19 @@
 // only.
 #pragma once
 
+#include <nlohmann/json_fwd.hpp>
+
 #include <cstdint>
 #include <filesystem>
-#include <fstream>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "comm/progress/poll.hpp"
 #include "runtime/observe/balance_alarm.hpp"
+#include "runtime/observe/metrics_csv.hpp"
 #include "runtime/observe/progress_bar.hpp"
+#include "runtime/observe/step_file.hpp"
 #include "runtime/observe/step_metrics.hpp"
 
 namespace cadre {
@@ -39,22 +43,24 @@ std::string step_json(const StepRecord& record);
 
 class RunLog {
  public:
+  enum class Metrics { jsonl, jsonl_and_csv };
+
   // Appends to out/metrics.jsonl, first cut back to steps below or at `resumed_step` (0: a fresh run starts empty). A
   // last line that a crash tore is cut off too; any other damage is an error.
-  RunLog(const std::filesystem::path& out, int64_t resumed_step, int64_t log_every);
+  RunLog(const std::filesystem::path& out, int64_t resumed_step, int64_t log_every, Metrics metrics = Metrics::jsonl);
 
   // A JSON line for every step; a line of text for the first, the last and each `log_every`th. Throws
-  // ErrorKind::environment when the file cannot be written.
+  // ErrorKind::environment when the file cannot be written. Says so, once in a while, when balance is bad.
   void step(const StepRecord& record);
   void evaluation(int64_t step, double validation_loss);
   void note(const std::string& line);  // any other line
   void summary();                      // at the end of the run: what the balance alarm has to say, if anything
 
  private:
-  void append(const std::string& json);
+  void append(const nlohmann::ordered_json& line);
 
-  std::filesystem::path path_;
-  std::ofstream metrics_;
+  StepFile metrics_;
+  std::optional<MetricsCsv> table_;
   int64_t log_every_;
   ProgressBar bar_;
   BalanceAlarm alarm_;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// The vector that is reduced: sums | expert counts [layers][E] | per rank: slots received, step time, wait time. A rank
-// writes its own place of the last three and zeros elsewhere, so that the sum gathers. Whole numbers below 2^53 stay
-// exact in a double, in any order of additions.
+// The vector that is reduced: sums | expert counts [layers][E] | dropped [layers] | per rank: slots received of each layer,
+// bytes, step time, wait time. A rank writes its own places of the last and zeros elsewhere, so that the sum gathers.
+// Whole numbers below 2^53 stay exact in a double, in any order of additions.
 #include "runtime/observe/step_metrics.hpp"
 
 #include <algorithm>
@@ -16,18 +16,19 @@ namespace cadre {
 namespace {
 
 std::vector<double> values_of(const LocalStep& local, size_t rank, size_t num_ranks) {
-  std::vector<double> values = {local.loss_sum,
-                                local.balance_loss,
-                                static_cast<double>(local.num_tokens),
+  std::vector<double> values = {local.loss_sum, local.balance_loss, static_cast<double>(local.num_tokens),
                                 static_cast<double>(local.slots_planned),
-                                static_cast<double>(local.slots_dropped),
-                                static_cast<double>(local.crossing_bytes),
                                 static_cast<double>(local.between_hosts_bytes)};
   for (const std::vector<int64_t>& counts : local.expert_counts) {
     CADRE_ASSERT(counts.size() == local.expert_counts.front().size());
     for (const int64_t count : counts) values.push_back(static_cast<double>(count));
   }
-  for (const double mine : {static_cast<double>(local.slots_received), local.last_step_ms, local.last_wait_ms}) {
+  CADRE_ASSERT(local.slots_dropped.size() == local.expert_counts.size());
+  CADRE_ASSERT(local.slots_received.size() == local.expert_counts.size());
+  values.insert(values.end(), local.slots_dropped.begin(), local.slots_dropped.end());
+  std::vector<double> of_rank(local.slots_received.begin(), local.slots_received.end());
+  of_rank.insert(of_rank.end(), {static_cast<double>(local.crossing_bytes), local.last_step_ms, local.last_wait_ms});
+  for (const double mine : of_rank) {
     const size_t first = values.size();
     values.resize(first + num_ranks, 0.0);
     values[first + rank] = mine;
@@ -56,6 +57,11 @@ class Totals {
  private:
   const double* next_;
 };
+
+// Of the sum of both.
+double share_of(int64_t part, int64_t rest) {
+  return part == 0 ? 0.0 : static_cast<double>(part) / static_cast<double>(part + rest);
+}
 
 int64_t sum_of(std::span<const int64_t> values) { return std::accumulate(values.begin(), values.end(), int64_t{0}); }
 
@@ -98,9 +104,10 @@ BalanceFigures balance_figures(std::span<const int64_t> load) {
   return figures;
 }
 
-double GlobalStep::drop_rate() const {
-  const int64_t wanted = slots_planned + slots_dropped;
-  return wanted == 0 ? 0.0 : static_cast<double>(slots_dropped) / static_cast<double>(wanted);
+double GlobalStep::drop_rate() const { return share_of(slots_dropped, slots_planned); }
+
+double GlobalStep::drop_rate(size_t layer) const {
+  return share_of(layer_dropped[layer], sum_of(expert_counts[layer]));
 }
 
 BalanceFigures GlobalStep::expert_balance() const {
@@ -138,15 +145,22 @@ GlobalStep StepReduction::finish() const {
   global.balance_loss = totals.number();
   global.num_tokens = totals.integer();
   global.slots_planned = totals.integer();
-  global.slots_dropped = totals.integer();
-  global.crossing_bytes = totals.integer();
   global.between_hosts_bytes = totals.integer();
   for (size_t layer = 0; layer < num_layers_; ++layer) global.expert_counts.push_back(totals.integers(num_experts_));
-  global.device_slots = totals.integers(num_ranks_);
+  global.layer_dropped = totals.integers(num_layers_);
+  global.device_slots.assign(num_ranks_, 0);
+  for (size_t layer = 0; layer < num_layers_; ++layer) {
+    global.layer_device_slots.push_back(totals.integers(num_ranks_));
+    for (size_t rank = 0; rank < num_ranks_; ++rank)
+      global.device_slots[rank] += global.layer_device_slots[layer][rank];
+  }
+  global.device_bytes = totals.integers(num_ranks_);
   global.device_step_ms = totals.numbers(num_ranks_);
   global.device_wait_ms = totals.numbers(num_ranks_);
 
   global.slots_received = sum_of(global.device_slots);
+  global.slots_dropped = sum_of(global.layer_dropped);
+  global.crossing_bytes = sum_of(global.device_bytes);
   if (global.num_tokens > 0) global.loss = loss_sum / static_cast<double>(global.num_tokens);
   check_conservation(global);
   return global;

@@ -29,9 +29,9 @@ struct LocalStep {
   double loss_sum = 0.0;      // over this rank's tokens
   double balance_loss = 0.0;  // this rank's share, all layers
   int64_t num_tokens = 0;
-  int64_t slots_planned = 0;   // routed by this rank's tokens, masked ones not counted
-  int64_t slots_received = 0;  // computed by this rank's experts
-  int64_t slots_dropped = 0;
+  int64_t slots_planned = 0;                        // routed by this rank's tokens, masked ones not counted
+  std::vector<int64_t> slots_received;              // [mixture layers] computed by this rank's experts
+  std::vector<int64_t> slots_dropped;               // [mixture layers] of this rank's tokens
   int64_t crossing_bytes = 0;                       // sent to other ranks by dispatch and combine, forward
   int64_t between_hosts_bytes = 0;                  // of them, those to other hosts
   std::vector<std::vector<int64_t>> expert_counts;  // [mixture layers][E], by this rank's tokens; one E for all layers
@@ -49,12 +49,16 @@ struct GlobalStep {
   int64_t slots_dropped = 0;
   int64_t crossing_bytes = 0;
   int64_t between_hosts_bytes = 0;
-  std::vector<std::vector<int64_t>> expert_counts;  // [mixture layers][E]
-  std::vector<int64_t> device_slots;                // [ranks] slots computed by each rank, all layers
-  std::vector<double> device_step_ms;               // [ranks] of the step before
+  std::vector<std::vector<int64_t>> expert_counts;       // [mixture layers][E]
+  std::vector<int64_t> layer_dropped;                    // [mixture layers]
+  std::vector<std::vector<int64_t>> layer_device_slots;  // [mixture layers][ranks] slots computed by each rank
+  std::vector<int64_t> device_slots;                     // [ranks] the same, all layers
+  std::vector<int64_t> device_bytes;                     // [ranks] of crossing_bytes
+  std::vector<double> device_step_ms;                    // [ranks] of the step before
   std::vector<double> device_wait_ms;
 
   double drop_rate() const;  // dropped / (planned + dropped)
+  double drop_rate(size_t layer) const;
   // Over the experts of all layers together; the entropy is the mean over layers.
   BalanceFigures expert_balance() const;
 };

@@ -4,11 +4,11 @@
 #include <cstring>
 
 namespace cadre {
-AdamW::AdamW(ParameterStore& store, const TrainConfig& config) : config_(config) {
+AdamW::AdamW(ParameterStore& store, const TrainConfig& config) : config_(config), stages_(train_stages(config)) {
   size_t bytes = 0;
   for (Parameter* parameter : store.parameters()) {
     if (parameter->placement == Placement::buffer) continue;
-    moments_.push_back({parameter, parameter->value, parameter->value});
+    moments_.push_back({parameter, parameter->value, parameter->value, part_of_parameter(parameter->name())});
     bytes += 2 * whole_cache_lines(parameter->value.bytes());
   }
   buffer_ = Buffer(bytes);
@@ -25,13 +25,14 @@ AdamW::AdamW(ParameterStore& store, const TrainConfig& config) : config_(config)
 void AdamW::update(const Kernels& kernels, double learning_rate, double grad_scale, int64_t step) {
   for (const Moments& moments : moments_) {
     Parameter& parameter = *moments.parameter;
+    if (parameter.frozen) continue;
     const AdamWStep settings = {.learning_rate = learning_rate,
                                 .beta1 = config_.beta1,
                                 .beta2 = config_.beta2,
                                 .epsilon = config_.epsilon,
                                 .weight_decay = parameter.decay ? config_.weight_decay : 0.0,
                                 .grad_scale = grad_scale,
-                                .step = step};
+                                .step = updates_of(stages_, moments.part, step - 1)};
     kernels.adamw(settings, parameter.value, parameter.grad, moments.first, moments.second);
     ++parameter.version;
   }

@@ -8,6 +8,7 @@
 #include "layers/kernels/kernels.hpp"
 #include "layers/tensor/parameter_store.hpp"
 #include "runtime/config/run_config.hpp"
+#include "runtime/config/train_stages.hpp"
 
 namespace cadre {
 
@@ -18,19 +19,22 @@ class AdamW {
     Parameter* parameter;
     Tensor first;   // exp_avg in checkpoints
     Tensor second;  // exp_avg_sq
+    ModelPart part;
   };
 
   // Moments start at zero. The store must outlive it.
   AdamW(ParameterStore& store, const TrainConfig& config);
 
-  // One update of every trained parameter. `grad_scale` multiplies gradients first; `step` counts from 1. Parameters
-  // that do not decay (norms, biases) get no weight decay.
+  // One update of every parameter that is not frozen. `grad_scale` multiplies gradients first; `step` counts from 1, and
+  // what was frozen in some steps before counts only the others. Parameters that do not decay (norms, biases) get no weight
+  // decay.
   void update(const Kernels& kernels, double learning_rate, double grad_scale, int64_t step);
 
   const std::vector<Moments>& moments() const { return moments_; }
 
  private:
   TrainConfig config_;
+  std::vector<TrainStage> stages_;
   Buffer buffer_;
   std::vector<Moments> moments_;
 };

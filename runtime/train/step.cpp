@@ -7,12 +7,13 @@
 namespace cadre {
 namespace {
 
-void add_layer(const MoeLayer::Saved& saved, std::vector<int64_t>& counts, LocalStep& local) {
+void add_layer(const MoeLayer::Saved& saved, size_t mixture, LocalStep& local) {
+  std::vector<int64_t>& counts = local.expert_counts[mixture];
   for (size_t e = 0; e < counts.size(); ++e) counts[e] += saved.router.counts[e];
   local.balance_loss += saved.balance_loss;
   local.slots_planned += saved.route.plan.num_slots();
-  local.slots_received += saved.route.receive.num_slots();
-  local.slots_dropped += saved.route.plan.num_dropped;
+  local.slots_received[mixture] += saved.route.receive.num_slots();
+  local.slots_dropped[mixture] += saved.route.plan.num_dropped;
 }
 
 }  // namespace
@@ -20,7 +21,10 @@ void add_layer(const MoeLayer::Saved& saved, std::vector<int64_t>& counts, Local
 LocalStep empty_local_step(const ModelConfig& config) {
   LocalStep local;
   const auto num_experts = static_cast<size_t>(config.n_routed_experts);
-  local.expert_counts.assign(moe_layers_of(config).size(), std::vector<int64_t>(num_experts, 0));
+  const size_t num_layers = moe_layers_of(config).size();
+  local.expert_counts.assign(num_layers, std::vector<int64_t>(num_experts, 0));
+  local.slots_received.assign(num_layers, 0);
+  local.slots_dropped.assign(num_layers, 0);
   return local;
 }
 
@@ -39,8 +43,7 @@ Task<void> forward(const Stage& stage, LaneContext& ctx, MicroBatch& micro_batch
   for (int layer = 0; layer < stage.layers().last; ++layer) {
     if (!stage.is_moe(layer)) continue;
     if (layer >= stage.layers().first) {
-      add_layer(saved.blocks[static_cast<size_t>(layer - stage.layers().first)].moe, local.expert_counts[mixture],
-                local);
+      add_layer(saved.blocks[static_cast<size_t>(layer - stage.layers().first)].moe, mixture, local);
     }
     ++mixture;
   }
@@ -50,7 +53,7 @@ double gradient_norm(Worker& worker) {
   worker.lane().enter("gradient norm");
   double square = 0.0;
   for (const Parameter* parameter : worker.store().parameters()) {
-    if (!parameter->grad.defined() || !worker.is_first_holder(*parameter)) continue;
+    if (!parameter->grad.defined() || parameter->frozen || !worker.is_first_holder(*parameter)) continue;
     square += worker.kernels().sum_squares(parameter->grad);
   }
   Request summed = worker.world().all_reduce(std::span(&square, 1), ReduceOp::sum);

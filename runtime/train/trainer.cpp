@@ -15,6 +15,7 @@
 #include "runtime/checkpoint/directory.hpp"
 #include "runtime/checkpoint/file.hpp"
 #include "runtime/config/run_file.hpp"
+#include "runtime/optim/freeze.hpp"
 #include "runtime/optim/lr_schedule.hpp"
 #include "runtime/train/evaluate.hpp"
 #include "runtime/train/expert_placement.hpp"
@@ -80,13 +81,15 @@ Trainer::Trainer(Communicator world, const RunConfig& config)
                     static_cast<uint64_t>(config.seed)),
       executor_(worker_, program_of(config)),
       optimizer_(worker_.store(), config.train),
+      stages_(train_stages(config.train)),
       tracer_(config, executor_.program(), worker_, continuity_hash(config)),
       trace_scope_(tracer_.recorder()) {
   worker_.store().initialise(static_cast<uint64_t>(config.seed));
   resume();
   if (worker_.world().rank() == 0) {
     prepare_folder(config_);
-    log_.emplace(config_.out, steps_done_, config_.log.every);
+    log_.emplace(config_.out, steps_done_, config_.log.every,
+                 config_.log.metrics == "csv" ? RunLog::Metrics::jsonl_and_csv : RunLog::Metrics::jsonl);
     if (steps_done_ > 0) log_->note(fmt::format("resumed after step {}", steps_done_));
   }
 }
@@ -165,6 +168,7 @@ void Trainer::check_same(const Outcome& serial, const Outcome& overlapped) const
 }
 
 StepRecord Trainer::step() {
+  begin_stage();
   const StepWork work = work_of_step();
   worker_.lane().position = {.step = work.step};
   if (!tracer_.traces(work.step)) return step(work);
@@ -179,6 +183,16 @@ StepRecord Trainer::step() {
   if (log_ && tracer_.is_written())
     log_->note(fmt::format("traces of {} in {}/trace", config_.trace.ranks, config_.out));
   return record;
+}
+
+// The mask of the step to come; said where it is another one than that of the step before.
+void Trainer::begin_stage() {
+  const Trained trained = trained_at(stages_, steps_done_);
+  freeze_all_but(trained, worker_.store());
+  const bool changes = steps_done_ == 0 || trained != trained_at(stages_, steps_done_ - 1);
+  if (log_ && stages_.size() > 1 && changes) {
+    log_->note(fmt::format("stage {} from step {} on", name_of(trained), steps_done_ + 1));
+  }
 }
 
 StepRecord Trainer::step(StepWork work) {
@@ -255,6 +269,7 @@ void Trainer::save() {
   state.manifest.seed = static_cast<uint64_t>(config_.seed);
   state.manifest.tokens_seen = steps_done_ * config_.train.batch * config_.data.sequence_length;
   state.manifest.world_size = worker_.world().size();
+  state.manifest.trained = name_of(trained_at(stages_, std::max<int64_t>(0, steps_done_ - 1)));
   state.manifest.config_hash = continuity_hash(config_);
   const fs::path path = save_checkpoint(ranks, checkpoint_root(config_), state, worker_.store(), optimizer_,
                                         static_cast<size_t>(config_.checkpoint.keep));
@@ -267,9 +282,21 @@ void Trainer::resume() {
     CADRE_CHECK(read_manifest(path).config_hash == continuity_hash(config_),
                 fmt::format("{} was saved with another model, seed, batch or sequence length", path.string()),
                 "go on with the configuration in its run.toml, choose another out=, or checkpoint.resume=never");
-    steps_done_ = load_checkpoint(path, worker_.store(), &optimizer_).step;
+    const Manifest manifest = load_checkpoint(path, worker_.store(), &optimizer_);
+    steps_done_ = manifest.step;
+    check_stage(path, manifest);
   }
   check_agreement();
+}
+
+// What the last step trained must be what the configuration says of it: else steps were counted that were none.
+void Trainer::check_stage(const fs::path& path, const Manifest& manifest) const {
+  if (steps_done_ == 0) return;
+  const std::string_view expected = name_of(trained_at(stages_, steps_done_ - 1));
+  CADRE_CHECK(manifest.trained == expected,
+              fmt::format("{}: step {} trained {}, train.stages = \"{}\" says {}", path.string(), steps_done_,
+                          manifest.trained, config_.train.stages, expected),
+              "go on with the train.stages of its run.toml");
 }
 
 // Rank 0 looks, because only one view of a shared file system can be right.

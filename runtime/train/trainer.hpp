@@ -46,6 +46,8 @@ class Trainer {
   void resume();
   std::filesystem::path agree_on_checkpoint();
   void check_agreement();
+  void check_stage(const std::filesystem::path& path, const Manifest& manifest) const;
+  void begin_stage();
   StepRecord step(StepWork work);
   StepWork work_of_step() const;
   // The forward and backward passes of a step and the sums of gradients over ranks.
@@ -68,6 +70,7 @@ class Trainer {
   BatchReader train_reader_;
   Executor executor_;
   AdamW optimizer_;
+  std::vector<TrainStage> stages_;
   std::optional<RunLog> log_;  // rank 0 only
   StepTracer tracer_;
   TraceScope trace_scope_;

@@ -49,7 +49,10 @@ StepRecord example(int64_t step = 12) {
   global.crossing_bytes = 1000;
   global.between_hosts_bytes = 300;
   global.expert_counts = {{1, 2, 3, 2}, {4, 0, 2, 2}};
+  global.layer_dropped = {0, 4};
+  global.layer_device_slots = {{4, 4}, {6, 2}};
   global.device_slots = {10, 6};
+  global.device_bytes = {700, 300};
   global.device_step_ms = {100.0, 110.0};
   global.device_wait_ms = {10.0, 4.7};
   return record;
@@ -124,12 +127,14 @@ TEST(StepJson, HasAStableSchema) {
   for (const auto& item : json.items()) keys.push_back(item.key());
   EXPECT_THAT(keys, ElementsAre("step", "loss", "balance_loss", "grad_norm", "lr", "step_ms", "balance_ms",
                                 "polls_per_exchange", "poll_ms", "tokens_per_s", "tokens", "drop_rate", "dropped",
-                                "crossing_bytes", "between_hosts_bytes", "expert_cv", "expert_max_vio", "expert_min",
-                                "expert_max", "expert_mean", "expert_entropy", "dead_experts", "device_cv",
-                                "device_max_over_mean", "wait_ms_max", "wait_ms_mean", "step_ms_max", "layers"));
+                                "crossing_bytes", "between_hosts_bytes", "device_bytes_min", "device_bytes_max",
+                                "device_bytes_mean", "expert_cv", "expert_max_vio", "expert_min", "expert_max",
+                                "expert_mean", "expert_entropy", "dead_experts", "device_cv", "device_max_over_mean",
+                                "wait_ms_max", "wait_ms_mean", "step_ms_max", "layers"));
   std::vector<std::string> layer_keys;
   for (const auto& item : json["layers"][1].items()) layer_keys.push_back(item.key());
-  EXPECT_THAT(layer_keys, ElementsAre("layer", "expert_cv", "max_vio", "entropy", "dead", "counts"));
+  EXPECT_THAT(layer_keys, ElementsAre("layer", "expert_cv", "max_vio", "min", "max", "mean", "entropy", "dead",
+                                      "drop_rate", "device_cv", "device_max_over_mean", "counts"));
 }
 
 TEST(StepJson, HasTheValues) {
@@ -145,6 +150,9 @@ TEST(StepJson, HasTheValues) {
   EXPECT_EQ(json["dropped"], 4);
   EXPECT_EQ(json["crossing_bytes"], 1000);
   EXPECT_EQ(json["between_hosts_bytes"], 300);
+  EXPECT_EQ(json["device_bytes_min"], 300);
+  EXPECT_EQ(json["device_bytes_max"], 700);
+  EXPECT_EQ(json["device_bytes_mean"], 500.0);
   EXPECT_EQ(json["expert_min"], 0);
   EXPECT_EQ(json["expert_max"], 4);
   EXPECT_EQ(json["expert_max_vio"], 1.0);
@@ -158,6 +166,13 @@ TEST(StepJson, HasTheValues) {
   EXPECT_EQ(json["layers"][1]["layer"], 3);
   EXPECT_EQ(json["layers"][1]["dead"], 1);
   EXPECT_EQ(json["layers"][1]["max_vio"], 1.0);
+  EXPECT_EQ(json["layers"][1]["min"], 0);
+  EXPECT_EQ(json["layers"][1]["max"], 4);
+  EXPECT_EQ(json["layers"][1]["mean"], 2.0);
+  EXPECT_EQ(json["layers"][0]["drop_rate"], 0.0);
+  EXPECT_EQ(json["layers"][1]["drop_rate"], 4.0 / 12.0);
+  EXPECT_EQ(json["layers"][1]["device_cv"], 0.5);
+  EXPECT_EQ(json["layers"][1]["device_max_over_mean"], 1.5);
   EXPECT_EQ(json["layers"][1]["counts"], (std::vector<int64_t>{4, 0, 2, 2}));
 }
 
@@ -258,6 +273,117 @@ TEST_F(RunLogTest, AFullDiskIsAnError) {
               AllOf(HasSubstr("cannot write"), HasSubstr(kFile), HasSubstr("No space left"), HasSubstr("quota")));
 }
 
+std::vector<std::string> text_lines(const std::filesystem::path& path) {
+  std::vector<std::string> lines;
+  std::ifstream file(path);
+  for (std::string line; std::getline(file, line);) lines.push_back(line);
+  return lines;
+}
+
+std::vector<std::string> cells_of(const std::string& row) {
+  std::vector<std::string> cells(1);
+  for (const char c : row) {
+    if (c == ',') {
+      cells.emplace_back();
+    } else {
+      cells.back() += c;
+    }
+  }
+  return cells;
+}
+
+// Each cell of a row is what the JSON of the same step says.
+void expect_row(const std::vector<std::string>& columns, const std::vector<std::string>& row, const Json& json) {
+  ASSERT_EQ(columns.size(), row.size());
+  for (size_t i = 0; i + 1 < columns.size(); ++i) {
+    const std::string& column = columns[i];
+    const size_t dot = column.find('.');
+    const Json* value = nullptr;
+    if (dot == std::string::npos) {
+      value = &json.at(column);
+    } else {
+      for (const Json& layer : json.at("layers")) {
+        if (fmt::format("layer{}", layer.at("layer").get<int>()) == column.substr(0, dot)) {
+          value = &layer.at(column.substr(dot + 1));
+        }
+      }
+    }
+    ASSERT_NE(value, nullptr) << column;
+    EXPECT_EQ(row[i], value->is_array() ? "4 0 2 2" : value->dump()) << column;
+    if (column == "layer1.expert_cv") break;  // counts of layer 1 are others
+  }
+}
+
+TEST_F(RunLogTest, WritesATableWithTheSameColumns) {
+  const auto run_with_table = [&](int64_t first, int64_t last) {
+    printed_by([&] {
+      RunLog log(out_.path(), first - 1, 1, RunLog::Metrics::jsonl_and_csv);
+      for (int64_t step = first; step <= last; ++step) log.step(example(step));
+      log.evaluation(last, 1.25);
+    });
+  };
+  run_with_table(1, 4);
+  run_with_table(3, 5);  // resumed after step 2
+  const std::vector<std::string> lines = text_lines(out_ / "metrics.csv");
+  ASSERT_EQ(lines.size(), 7U);  // names, five steps, one evaluation: that of step 4 was cut off with its step
+  const std::vector<std::string> columns = cells_of(lines[0]);
+  EXPECT_EQ(columns.front(), "step");
+  EXPECT_EQ(columns.back(), "validation_loss");
+  // 30 figures of the step, 11 of each of the two layers, the validation loss.
+  EXPECT_EQ(columns.size(), 30U + 2 * 11U + 1);
+  expect_row(columns, cells_of(lines[5]), lines_of(file_)[4]);
+  const std::vector<std::string> evaluation = cells_of(lines[6]);
+  EXPECT_EQ(evaluation.front(), "5");
+  EXPECT_EQ(evaluation[1], "");
+  EXPECT_EQ(evaluation.back(), "1.25");
+  EXPECT_EQ(lines_of(file_).size(), 6U);
+}
+
+TEST_F(RunLogTest, ATableThatWasEditedByHandIsNamed) {
+  write_file(out_ / "metrics.csv", "step,loss\n1,2\nx,3\n");
+  EXPECT_THAT(error_of([&] { RunLog(out_.path(), 4, 1, RunLog::Metrics::jsonl_and_csv); }),
+              AllOf(HasSubstr("metrics.csv:3"), HasSubstr("does not begin with a step")));
+}
+
+// Alarms while the run goes on: one at the end of the first bad window, then silence for ten windows.
+TEST(BalanceAlarm, NamesTheOptionWhileTheRunGoesOn) {
+  BalanceAlarm alarm;
+  GlobalStep even;
+  even.expert_counts = {{2, 2}};
+  even.layer_dropped = {0};
+  even.device_slots = {2, 2};
+  even.slots_planned = 4;
+  GlobalStep bad = even;
+  bad.expert_counts = {{9, 1, 0, 0}};  // MaxVio 2.6
+  bad.device_slots = {9, 1};           // max / mean 1.8
+  bad.slots_planned = 10;
+  bad.slots_dropped = 10;
+  int64_t step = 0;
+  std::vector<std::string> lines;
+  const auto window_of = [&](const GlobalStep& global) {
+    lines.clear();
+    for (int64_t i = 0; i < BalanceAlarm::kWindow; ++i) {
+      const std::vector<std::string> more = alarm.add(++step, global);
+      EXPECT_TRUE(more.empty() || i + 1 == BalanceAlarm::kWindow);
+      lines.insert(lines.end(), more.begin(), more.end());
+    }
+  };
+  window_of(even);
+  EXPECT_TRUE(lines.empty());
+  window_of(bad);
+  ASSERT_EQ(lines.size(), 3U);
+  EXPECT_THAT(lines[0], AllOf(StartsWith("ALARM: steps 51 to 100: "), HasSubstr("maxvio 2.60 (limit 1.00)"),
+                              HasSubstr("model.aux_loss_alpha")));
+  EXPECT_THAT(lines[1], AllOf(HasSubstr("max/mean 1.80"), HasSubstr("parallel.expert")));
+  EXPECT_THAT(lines[2], AllOf(HasSubstr("50.0 % of the slots were dropped"), HasSubstr("capacity_factor")));
+  for (int64_t window = 0; window < BalanceAlarm::kQuietWindows; ++window) {
+    window_of(bad);
+    EXPECT_TRUE(lines.empty()) << window;
+  }
+  window_of(bad);
+  EXPECT_EQ(lines.size(), 3U);
+}
+
 std::string summary_of(const std::filesystem::path& out, const std::vector<std::vector<int64_t>>& counts) {
   std::optional<RunLog> log;
   printed_by([&] {
@@ -265,6 +391,8 @@ std::string summary_of(const std::filesystem::path& out, const std::vector<std::
     for (int64_t step = 1; step <= 2; ++step) {
       StepRecord record = example(step);
       record.global.expert_counts = counts;
+      record.global.layer_dropped.assign(counts.size(), 0);
+      record.global.layer_device_slots.assign(counts.size(), {8, 8});
       log->step(record);
     }
   });

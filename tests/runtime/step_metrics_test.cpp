@@ -78,7 +78,11 @@ TEST(GlobalStep, DropRateIsOfAllSlotsWanted) {
   EXPECT_EQ(step.drop_rate(), 0.0);
   step.slots_planned = 6;
   step.slots_dropped = 2;
+  step.expert_counts = {{1, 1}, {4, 0}};
+  step.layer_dropped = {2, 0};
   EXPECT_EQ(step.drop_rate(), 0.25);
+  EXPECT_EQ(step.drop_rate(0), 0.5);
+  EXPECT_EQ(step.drop_rate(1), 0.0);
 }
 
 GlobalStep reduce(const Communicator& world, const LocalStep& local) {
@@ -89,7 +93,7 @@ GlobalStep reduce(const Communicator& world, const LocalStep& local) {
 }
 
 // Rank r has r + 1 units of work: in layer 0 a slot for experts 0 and 1 each, in layer 1 two for expert 3. All but the
-// last rank compute one slot; the last computes the rest.
+// last rank compute one slot, of layer 1; the last computes the rest.
 LocalStep example(int rank, int num_ranks) {
   const int64_t units = rank + 1;
   const int64_t total_units = int64_t{num_ranks} * (num_ranks + 1) / 2;
@@ -99,8 +103,8 @@ LocalStep example(int rank, int num_ranks) {
   local.balance_loss = 0.25;
   local.num_tokens = units;
   local.slots_planned = 4 * units;
-  local.slots_received = last ? 4 * total_units - (num_ranks - 1) : 1;
-  local.slots_dropped = 2 * rank;
+  local.slots_received = {last ? 2 * total_units : 0, last ? 2 * total_units - (num_ranks - 1) : 1};
+  local.slots_dropped = {0, 2 * rank};
   local.crossing_bytes = (int64_t{1} << 40) + rank;
   local.expert_counts = {{units, units, 0, 0}, {0, 0, 0, 2 * units}};
   local.last_step_ms = 10.0 + rank;
@@ -121,13 +125,17 @@ TEST(StepReduction, GivesEveryRankTheTotals) {
     EXPECT_EQ(global.slots_planned, 4 * units);
     EXPECT_EQ(global.slots_received, 4 * units);
     EXPECT_EQ(global.slots_dropped, 2 * rank_sum);
+    EXPECT_EQ(global.layer_dropped, (std::vector<int64_t>{0, 2 * rank_sum}));
     EXPECT_EQ(global.crossing_bytes, (int64_t{1} << 40) * ranks + rank_sum);
     const std::vector<std::vector<int64_t>> counts = {{units, units, 0, 0}, {0, 0, 0, 2 * units}};
     EXPECT_EQ(global.expert_counts, counts);
     ASSERT_EQ(global.device_slots.size(), static_cast<size_t>(ranks));
     for (int rank = 0; rank < ranks; ++rank) {
       const LocalStep local = example(rank, ranks);
-      EXPECT_EQ(global.device_slots[rank], local.slots_received) << "rank " << rank;
+      EXPECT_EQ(global.layer_device_slots[0][rank], local.slots_received[0]) << "rank " << rank;
+      EXPECT_EQ(global.layer_device_slots[1][rank], local.slots_received[1]) << "rank " << rank;
+      EXPECT_EQ(global.device_slots[rank], local.slots_received[0] + local.slots_received[1]) << "rank " << rank;
+      EXPECT_EQ(global.device_bytes[rank], local.crossing_bytes) << "rank " << rank;
       EXPECT_EQ(global.device_step_ms[rank], local.last_step_ms) << "rank " << rank;
       EXPECT_EQ(global.device_wait_ms[rank], local.last_wait_ms) << "rank " << rank;
     }
@@ -139,10 +147,13 @@ TEST(StepReduction, TakesRanksWithoutTokens) {
   on_ranks([](Communicator& world) {
     LocalStep local;
     local.expert_counts = {{0, 0, 0}};
+    local.slots_received = {0};
+    local.slots_dropped = {0};
     if (world.rank() == world.size() - 1) {
       local.loss_sum = 1.5;
       local.num_tokens = 1;
-      local.slots_planned = local.slots_received = 2;
+      local.slots_planned = 2;
+      local.slots_received = {2};
       local.expert_counts = {{0, 1, 1}};
     }
     const GlobalStep global = reduce(world, local);
@@ -178,7 +189,7 @@ TEST(StepReduction, FindsSlotsThatAreNotConserved) {
     const int64_t slots = int64_t{2} * ranks * (ranks + 1);
     const bool wrong = world.rank() == ranks / 2;
     LocalStep lost = example(world.rank(), ranks);
-    lost.slots_received -= wrong ? 1 : 0;
+    lost.slots_received[1] -= wrong ? 1 : 0;
     EXPECT_THAT(refusal_of(world, lost), HasSubstr(fmt::format("{} planned by the senders, {} received by the experts, "
                                                                "{} counted by the routers",
                                                                slots, slots - 1, slots)));

@@ -1,0 +1,14 @@
+// SPDX-License-Identifier: Apache-2.0
+// The [task] section, read: its lists as what layers/moe/task works with.
+#pragma once
+
+#include "layers/moe/complexity.hpp"
+#include "runtime/config/run_config.hpp"
+
+namespace cadre {
+
+// Throws on an unknown task, on a priority that does not name each task once, and on an empty list of experts.
+TaskOptions task_options(const TaskConfig& config);
+ComplexityTable complexity_table(const TaskConfig& config);
+
+}  // namespace cadre

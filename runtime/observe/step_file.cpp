@@ -1,0 +1,60 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "runtime/observe/step_file.hpp"
+
+#include <fmt/format.h>
+
+#include <cerrno>
+#include <cstring>
+#include <utility>
+
+#include "comm/base/check.hpp"
+
+namespace cadre {
+namespace {
+
+namespace fs = std::filesystem;
+
+// Bytes of the leading lines whose step is at most `last_step`. What has no line end was torn by a crash.
+uintmax_t bytes_up_to(int64_t last_step, const fs::path& path, const StepFile::StepOf& step_of) {
+  std::ifstream file(path, std::ios::binary);
+  CADRE_CHECK(file.is_open(), fmt::format("cannot read {}: {}", path.string(), std::strerror(errno)),
+              "check that it is a file and that you may read it");
+  uintmax_t bytes = 0;
+  std::string line;
+  for (int64_t number = 1; std::getline(file, line) && !file.eof(); ++number) {
+    if (step_of(line, fmt::format("{}:{}", path.string(), number)) > last_step) break;
+    bytes += line.size() + 1;
+  }
+  CADRE_CHECK(!file.bad(), fmt::format("cannot read {}: {}", path.string(), std::strerror(errno)),
+              "check the disk, or move the file away; the run goes on without it");
+  return bytes;
+}
+
+void cut_back(const fs::path& path, int64_t last_step, const StepFile::StepOf& step_of) {
+  std::error_code error;
+  if (!fs::exists(path, error)) return;
+  fs::resize_file(path, bytes_up_to(last_step, path, step_of), error);
+  CADRE_CHECK(!error, fmt::format("cannot shorten {}: {}", path.string(), error.message()),
+              "check that you may write to it");
+}
+
+}  // namespace
+
+StepFile::StepFile(fs::path path, int64_t resumed_step, const StepOf& step_of) : path_(std::move(path)) {
+  if (resumed_step > 0) cut_back(path_, resumed_step, step_of);
+  file_.open(path_, std::ios::binary | (resumed_step > 0 ? std::ios::app : std::ios::trunc));
+  if (!file_) {
+    throw Error(ErrorKind::environment, fmt::format("cannot open {}: {}", path_.string(), std::strerror(errno)),
+                "check that the folder exists and that you may write to it");
+  }
+}
+
+void StepFile::append(const std::string& line) {
+  file_ << line << '\n' << std::flush;
+  if (!file_) {
+    throw Error(ErrorKind::environment, fmt::format("cannot write {}: {}", path_.string(), std::strerror(errno)),
+                "free some space, raise the quota or file-size limit (ulimit -f), or choose another out=");
+  }
+}
+
+}  // namespace cadre
