@@ -3,11 +3,15 @@
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
+#include <array>
 #include <filesystem>
 #include <memory>
+#include <string>
+#include <vector>
 
 #include "launch/checkpoint_argument.hpp"
 #include "launch/command.hpp"
+#include "layers/model/accounting.hpp"
 #include "layers/model/model.hpp"
 #include "layers/tensor/parameter_store.hpp"
 #include "runtime/checkpoint/file.hpp"
@@ -47,6 +51,61 @@ ModelConfig find_model(const std::string& argument) {
   return read_model_config(find_checkpoint(argument));
 }
 
+constexpr std::array<int64_t, 4> kCoverageTokens = {1, 64, 200, 500};
+constexpr int64_t kFinest = 8;
+
+std::vector<ModelCost> rows_of(const DenseComparison& costs) {
+  return {costs.one_expert, costs.mixture, costs.met_by_a_token, costs.all_experts};
+}
+
+void print_experts(const ModelConfig& config, int64_t length) {
+  const int64_t experts = config.n_routed_experts;
+  const int64_t top_k = config.num_experts_per_tok;
+  std::string coverage;
+  for (const int64_t tokens : kCoverageTokens) {
+    coverage += fmt::format(" {} {:.2f} %,", tokens, 100.0 * expected_coverage(experts, top_k, tokens));
+  }
+  fmt::print("coverage     of the {} experts of a layer by so many tokens of a balanced router:{} {} 99 %\n", experts,
+             coverage, tokens_to_cover(experts, top_k, 0.99));
+  fmt::print("\n{:<28}{:>18}{:>18}{:>16}{:>8}\n", "", "parameters", "active", "FLOPs a token", "cost");
+  const DenseComparison costs = compare_with_dense(config, length);
+  for (const ModelCost& cost : rows_of(costs)) {
+    fmt::print("{:<28}{:>18}{:>18}{:>16.4g}{:>7.2f}x\n", cost.name, cost.parameters.total, cost.parameters.active,
+               cost.flops_per_token, cost.flops_per_token / costs.one_expert.flops_per_token);
+  }
+  fmt::print("\n{:<28}{:>18}{:>18}{:>16}{:>16}\n", "experts cut in", "experts", "of a token", "width", "combinations");
+  for (const FineGrained& shape : fine_grained_shapes(config, kFinest)) {
+    fmt::print("{:<28}{:>18}{:>18}{:>16}{:>16.6g}\n", shape.factor, shape.experts, shape.top_k, shape.width,
+               shape.combinations);
+  }
+}
+
+nlohmann::json experts_json(const ModelConfig& config, int64_t length) {
+  nlohmann::json json = {{"coverage", nlohmann::json::array()},
+                         {"beside_dense", nlohmann::json::array()},
+                         {"fine_grained", nlohmann::json::array()}};
+  for (const int64_t tokens : kCoverageTokens) {
+    json["coverage"].push_back(
+        {{"tokens", tokens},
+         {"share", expected_coverage(config.n_routed_experts, config.num_experts_per_tok, tokens)}});
+  }
+  for (const ModelCost& cost : rows_of(compare_with_dense(config, length))) {
+    json["beside_dense"].push_back({{"model", cost.name},
+                                    {"total", cost.parameters.total},
+                                    {"active", cost.parameters.active},
+                                    {"flops_per_token", cost.flops_per_token}});
+  }
+  for (const FineGrained& shape : fine_grained_shapes(config, kFinest)) {
+    json["fine_grained"].push_back({{"factor", shape.factor},
+                                    {"experts", shape.experts},
+                                    {"top_k", shape.top_k},
+                                    {"width", shape.width},
+                                    {"combinations", shape.combinations},
+                                    {"router_parameters", shape.router_parameters}});
+  }
+  return json;
+}
+
 void run_inspect(const Options& options, const Job& job) {
   if (job.rank() != 0) return;
   const ModelConfig config = find_model(options.model);
@@ -61,6 +120,8 @@ void run_inspect(const Options& options, const Job& job) {
   fmt::print("memory       {} a rank on {} ranks: parameters {}, gradients {}, optimizer {}\n",
              mebibytes(bytes.total()), options.ranks, mebibytes(bytes.parameters), mebibytes(bytes.gradients),
              mebibytes(bytes.optimizer));
+  const bool has_mixtures = !moe_layers_of(config).empty();
+  if (has_mixtures) print_experts(config, length);
   if (options.json_file.empty()) return;
   const nlohmann::json json = {
       {"schema", "cadre.inspect/1"},
@@ -74,6 +135,7 @@ void run_inspect(const Options& options, const Job& job) {
         {"gradients", bytes.gradients},
         {"optimizer", bytes.optimizer},
         {"total", bytes.total()}}},
+      {"experts", has_mixtures ? experts_json(config, length) : nlohmann::json()},
   };
   write_text_file(options.json_file, json.dump(2) + "\n");
 }

@@ -19,7 +19,8 @@ Task<void> decode_into(Tensor& logits, const Model& model, LaneContext& ctx, Ten
 // part in every exchange.
 class Decoder {
  public:
-  Decoder(Worker& worker, int64_t capacity) : worker_(worker), num_texts_(worker.expert_group().rank() == 0 ? 1 : 0) {
+  Decoder(Worker& worker, int64_t capacity, ExpertCache* cache)
+      : worker_(worker), expert_cache_(cache), num_texts_(worker.expert_group().rank() == 0 ? 1 : 0) {
     Context ctx{worker.kernels(), cache_arena_, DType::f32};
     caches_ = worker.model().make_caches(ctx, num_texts_, capacity);
   }
@@ -38,6 +39,7 @@ class Decoder {
 
     const ArenaScope activations(worker_.arena());
     LaneContext ctx = worker_.inference_context();
+    ctx.expert_cache = expert_cache_;
     Tensor logits;
     Task<void> task =
         decode_into(logits, worker_.model(), ctx, Tensor(tokens.data(), DType::i32, {rows}), sequences, caches_);
@@ -48,6 +50,7 @@ class Decoder {
 
  private:
   Worker& worker_;
+  ExpertCache* expert_cache_;
   int64_t num_texts_;
   Arena cache_arena_;
   std::vector<KvCache> caches_;
@@ -76,7 +79,7 @@ void generate(Worker& worker, std::span<const int32_t> prompt, const GenerateOpt
                           prompt_length, config.max_position_embeddings),
               "max_position_embeddings of the model; ask for fewer new tokens or shorten the prompt");
 
-  Decoder decoder(worker, prompt_length + options.max_new);
+  Decoder decoder(worker, prompt_length + options.max_new, options.cache);
   std::vector<int32_t> unread(prompt.begin(), prompt.end());
   for (int64_t i = 0; i < options.max_new; ++i) {
     worker.lane().position.step = i + 1;

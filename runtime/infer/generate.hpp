@@ -6,6 +6,7 @@
 #include <functional>
 #include <span>
 
+#include "layers/moe/expert_cache.hpp"
 #include "runtime/infer/sample.hpp"
 #include "runtime/train/worker.hpp"
 
@@ -14,11 +15,13 @@ namespace cadre {
 struct GenerateOptions {
   int64_t max_new = 200;
   Sampling sampling;
+  ExpertCache* cache = nullptr;  // of this rank; nullptr: every output of an expert is computed
 };
 
 // Makes up to `max_new` tokens, fewer when the model chooses its eos_token_id, which is not emitted. Collective over
 // the expert-parallel group: its first rank holds the text and calls `emit` with each token as it is made; the others
-// lend their experts, bring no token of their own and never call it. `prompt` and options are the same on all ranks.
+// lend their experts, bring no token of their own and never call it. `prompt` and options are the same on all ranks, but
+// for the cache, which each rank may have or not.
 void generate(Worker& worker, std::span<const int32_t> prompt, const GenerateOptions& options,
               const std::function<void(int32_t)>& emit);
 

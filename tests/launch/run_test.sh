@@ -43,6 +43,16 @@ alone "${generate[@]}"
 cmp "$output" "$folder/generated" >&2 || fail "the text depends on the number of ranks"
 alone "${generate[@]/7/8}"
 if cmp -s "$output" "$folder/generated"; then fail "the text does not depend on the seed"; fi
+# A cache changes no byte, and knows the prompt when it is read again.
+on_two_ranks "${generate[@]}" --cache-mib 16 --samples 2
+succeeded "generate with a cache"
+says " % of "
+! grep -q " 0.0 % of" "$output" || fail "the second text found nothing in the cache"
+head -c 45 "$output" | cmp - <(head -c 45 "$folder/generated") >&2 || fail "the cache changed the text"
+alone generate "$checkpoint" --prompt "用Java实现: 1 + 1" --max-new 1 --explain
+succeeded "generate --explain"
+says "task     CODING" "keyword  实现 of CODING" "keyword  + of MATH" "experts  1 of 4"
+
 on_two_ranks generate "$checkpoint" --prompt "line " --max-new 60
 refused 2 "60 new tokens after a prompt of 5" "64"
 on_two_ranks generate "$checkpoint"

@@ -105,6 +105,33 @@ TEST(Generate, EndsAtTheEndTokenOnAllRanks) {
   });
 }
 
+// The same text once more finds what its experts made of the same rows: as much as was looked for the first time.
+TEST(Generate, TheCacheOfExpertsChangesNothing) {
+  const GenerateOptions options = {.max_new = 20, .sampling = {.temperature = 0.8, .seed = 9}};
+  const Tokens expected = expected_tokens(tiny_options(), options);
+  test::on_ranks([&](Communicator& world) {
+    Worker worker(std::move(world), tiny_options());
+    worker.store().initialise(5);
+    ExpertCache cache(1 << 20);
+    GenerateOptions with_cache = options;
+    with_cache.cache = &cache;
+    int64_t looked_for = 0;
+    for (const int64_t found : {0, 1}) {
+      Tokens tokens;
+      generate(worker, kPrompt, with_cache, [&](int32_t token) { tokens.push_back(token); });
+      if (worker.expert_group().rank() == 0) {
+        EXPECT_EQ(tokens, expected);
+      }
+      EXPECT_EQ(cache.rows_found(), found * looked_for);
+      looked_for = cache.rows_looked_for();
+    }
+    for (Parameter* parameter : worker.store().parameters()) ++parameter->version;
+    const int64_t found_before = cache.rows_found();
+    generate(worker, kPrompt, with_cache, [](int32_t /*token*/) {});
+    EXPECT_EQ(cache.rows_found(), found_before) << "other weights";
+  });
+}
+
 TEST(Generate, RefusesWhatTheModelCannotHold) {
   on_one_rank([&](Communicator world) {
     const std::string message =
