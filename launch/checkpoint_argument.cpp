@@ -7,6 +7,7 @@
 #include "runtime/checkpoint/directory.hpp"
 #include "runtime/checkpoint/model_checkpoint.hpp"
 #include "runtime/config/run_file.hpp"
+#include "runtime/data/dataset.hpp"
 
 namespace cadre {
 
@@ -42,6 +43,14 @@ WorkerOptions inference_options(const RunConfig& config) {
           .exchange = config.exchange,
           .compute = config.compute,
           .with_grad = false};
+}
+
+TokenSource held_out(const RunConfig& config) {
+  const DataConfig& data = config.data;
+  CADRE_CHECK(!data.path.empty(), "--data is missing, and the checkpoint does not say what it was trained on",
+              "a text file, a folder of them, or an llm.c token file");
+  if (data.validation_fraction == 0.0) return open_dataset(data, config.model.vocab_size).train;
+  return open_dataset(data, config.model.vocab_size).validation;
 }
 
 }  // namespace cadre

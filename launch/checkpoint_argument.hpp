@@ -6,6 +6,7 @@
 #include <string>
 
 #include "comm/base/fields.hpp"
+#include "runtime/data/token_source.hpp"
 #include "runtime/train/worker.hpp"
 
 namespace cadre {
@@ -21,5 +22,8 @@ RunConfig run_config_of(const std::filesystem::path& checkpoint);
 
 // A worker without gradients.
 WorkerOptions inference_options(const RunConfig& config);
+
+// The part of the data that the run did not train on. Throws when the configuration names no data.
+TokenSource held_out(const RunConfig& config);
 
 }  // namespace cadre

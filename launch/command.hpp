@@ -28,6 +28,7 @@ struct Command {
 Command train_command();
 Command eval_command();
 Command generate_command();
+Command experts_command();
 Command inspect_command();
 Command bench_command();
 Command plan_command();

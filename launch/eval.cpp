@@ -10,7 +10,6 @@
 #include "launch/command.hpp"
 #include "layers/kernels/kernels.hpp"
 #include "runtime/checkpoint/model_checkpoint.hpp"
-#include "runtime/data/dataset.hpp"
 #include "runtime/observe/step_metrics.hpp"
 #include "runtime/train/evaluate.hpp"
 
@@ -23,14 +22,6 @@ struct Options {
   int64_t batches = TrainConfig().eval_batches;
   int64_t ranks = 0;
 };
-
-TokenSource held_out(const RunConfig& config) {
-  const DataConfig& data = config.data;
-  CADRE_CHECK(!data.path.empty(), "--data is missing, and the checkpoint does not say what it was trained on",
-              "a text file, a folder of them, or an llm.c token file");
-  if (data.validation_fraction == 0.0) return open_dataset(data, config.model.vocab_size).train;
-  return open_dataset(data, config.model.vocab_size).validation;
-}
 
 void print_evaluation(const Evaluation& evaluation, const std::vector<int>& moe_layers) {
   fmt::print("loss {:.4f} nats a token, perplexity {:.3f}, over {} held-out tokens\n", evaluation.loss,

@@ -32,6 +32,10 @@ class Experts {
   Tensor input_grad(Context& ctx, Saved& saved, const Tensor& dy) const;  // dy, dx [S,H]
   void weight_grad(Context& ctx, const Saved& saved, int expert);
   void each_parameter(const ParameterVisitor& visit);
+  void each_parameter(int index, const ParameterVisitor& visit) {
+    experts_[static_cast<size_t>(index)].each_parameter(visit);
+  }
+  const Ffn& expert(int index) const { return experts_[static_cast<size_t>(index)]; }
 
  private:
   void run(Context& ctx, size_t expert, const Tensor& x, Saved& saved, const Tensor& y, ExpertCache* cache) const;

@@ -79,6 +79,7 @@ MoeLayer::MoeLayer(const std::string& prefix, const MoeOptions& options, const E
 
 Task<Tensor> MoeLayer::forward(LaneContext& ctx, Tensor x, Saved& saved) const {
   ctx.lane.enter("router");
+  saved.x = x;
   router_.forward(ctx, x, saved.router);
   ctx.lane.enter("expert counts");
   Request counted = start_counting(ctx, saved);

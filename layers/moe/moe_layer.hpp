@@ -38,6 +38,7 @@ class MoeLayer {
   MoeLayer(const std::string& prefix, const MoeOptions& options, const ExpertMap& map, int expert_rank);
 
   struct Saved {
+    Tensor x;  // [T,H]
     Router::Saved router;
     std::optional<Ffn::Saved> shared;
     std::vector<int64_t> global_counts;  // [E], over the data group; empty when the balance loss is off
@@ -61,6 +62,9 @@ class MoeLayer {
 
   void update_bias(std::span<const int64_t> global_counts, double rate) { router_.update_bias(global_counts, rate); }
   const ExpertMap& expert_map() const { return map_; }
+  // One of the experts of this rank, in the order of the map.
+  const Ffn& expert(int index) const { return experts_.expert(index); }
+  void each_parameter_of_expert(int index, const ParameterVisitor& visit) { experts_.each_parameter(index, visit); }
 
  private:
   enum class Weighted { no, yes };

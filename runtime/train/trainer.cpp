@@ -34,13 +34,6 @@ double milliseconds(int64_t begin_ns) { return static_cast<double>(trace_clock_n
 
 fs::path checkpoint_root(const RunConfig& config) { return fs::path(config.out) / "checkpoints"; }
 
-// What must not change between a save and the run that goes on from it: it decides the data order and the model.
-std::string continuity_hash(const RunConfig& config) {
-  return fmt::format("{:016x}", hash_name(fmt::format("{} seed {} batch {} micro_batches {} sequence_length {}",
-                                                      to_json(config.model).dump(), config.seed, config.train.batch,
-                                                      config.train.micro_batches, config.data.sequence_length)));
-}
-
 // Rank 0 only.
 void prepare_folder(const RunConfig& config) {
   std::error_code error;
@@ -72,6 +65,12 @@ Worker make_worker(Communicator world, const RunConfig& config) {
 }
 
 }  // namespace
+
+std::string continuity_hash(const RunConfig& config) {
+  return fmt::format("{:016x}", hash_name(fmt::format("{} seed {} batch {} micro_batches {} sequence_length {}",
+                                                      to_json(config.model).dump(), config.seed, config.train.batch,
+                                                      config.train.micro_batches, config.data.sequence_length)));
+}
 
 Trainer::Trainer(Communicator world, const RunConfig& config)
     : config_(config),

@@ -17,6 +17,9 @@
 
 namespace cadre {
 
+// Of what must not change between a save and the run that goes on from it: it decides the data order and the model.
+std::string continuity_hash(const RunConfig& config);
+
 class Trainer {
  public:
   // Collective over `world`. Opens the data, builds the model, resumes when the configuration and the output folder say

@@ -96,3 +96,29 @@ says "resumed after step 3"
 on_two_ranks train "$run" steps=5
 succeeded "a finished run"
 [[ "$(steps_logged)" == "1 2 3 4 5" ]] || fail "logged steps: $(steps_logged)"
+
+# Twice the experts and twice the top-k: the same model, as is what a merge makes of it again.
+on_two_ranks experts grow "$folder/run" --out "$folder/grown" --noise 0
+succeeded "experts grow"
+says "experts 4 -> 8, of a token 2 -> 4" "grown/checkpoints/step_00000005"
+alone eval "$folder/run" --batches 2
+grep '^loss' "$output" >"$folder/loss"
+on_two_ranks eval "$folder/grown" --batches 2
+diff <(grep '^loss' "$output") "$folder/loss" >&2 || fail "growth changed the loss"
+alone experts show "$folder/grown" --tokens 64
+succeeded "experts show"
+says "layer 1" "nearest" "1.0000"
+alone experts merge "$folder/grown" --out "$folder/merged" --top-k 2 --tokens 64
+succeeded "experts merge"
+says "least similarity of merged experts 1.0000, outputs changed by 0.00 %" "expert 3 was 6 (load"
+alone eval "$folder/merged" --batches 2
+diff <(grep '^loss' "$output") "$folder/loss" >&2 || fail "a merge of equal experts changed the loss"
+on_two_ranks train "$folder/grown/run.toml" steps=6
+succeeded "training after growth"
+says "resumed after step 5" "step 6/6"
+on_two_ranks experts merge "$folder/run" --out "$folder/grown"
+refused 2 "grown/checkpoints exists already"
+on_two_ranks experts merge "$folder/run" --out "$folder/other" --experts 4
+refused 2 "--experts 4" "[1, 3]"
+on_two_ranks experts grow "$folder/run"
+refused 2 "--out is missing"

@@ -1,0 +1,199 @@
+// SPDX-License-Identifier: Apache-2.0
+// cadre experts: looks at the experts of a checkpoint, makes twice as many or fewer of them. One process works, whatever
+// the number of ranks that wrote the checkpoint or will go on with it.
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <filesystem>
+#include <memory>
+
+#include "comm/transport/local.hpp"
+#include "launch/checkpoint_argument.hpp"
+#include "launch/command.hpp"
+#include "layers/kernels/kernels.hpp"
+#include "runtime/checkpoint/model_checkpoint.hpp"
+#include "runtime/config/run_file.hpp"
+#include "runtime/experts/grow.hpp"
+#include "runtime/experts/merge.hpp"
+#include "runtime/experts/survey.hpp"
+#include "runtime/train/evaluate.hpp"
+
+namespace cadre {
+namespace {
+
+namespace fs = std::filesystem;
+
+struct Options {
+  std::string checkpoint;
+  std::string out;
+  std::string data;
+  int64_t tokens = 512;  // of the probe
+  int64_t experts = 0;
+  int64_t top_k = 0;
+  double noise = GrowOptions().noise;
+  int64_t seed = 0;
+};
+
+// The run that wrote the checkpoint, with its own grid of ranks.
+RunConfig config_of(const Options& options, const fs::path& checkpoint) {
+  RunConfig config = run_config_of(checkpoint);
+  const fs::path run_file = checkpoint / "run.toml";
+  if (fs::exists(run_file)) config.parallel = load_run_config(run_file.string(), {}).parallel;
+  if (!options.data.empty()) config.data.path = options.data;
+  CADRE_CHECK(!moe_layers_of(config.model).empty(), fmt::format("{} has no experts", checkpoint.string()),
+              "only a model with n_routed_experts of 1 or more has");
+  return config;
+}
+
+// Calls body(checkpoint, configuration, model) on the one rank of a job of its own.
+template <class Body>
+void with_model(const Options& options, const Job& job, Body&& body) {
+  if (job.rank() != 0) return;
+  const fs::path checkpoint = find_checkpoint(options.checkpoint);
+  const RunConfig config = config_of(options, checkpoint);
+  set_kernel_threads(static_cast<int>(config.compute.threads));
+  run_local_ranks(1, [&](std::unique_ptr<Transport> transport) {
+    StoredModel model(Communicator(std::move(transport), "world"), config);
+    model.load(checkpoint);
+    body(model);
+  });
+}
+
+// The same for a second model, while the first one lives.
+template <class Body>
+void with_other_model(const RunConfig& config, Body&& body) {
+  run_local_ranks(1, [&](std::unique_ptr<Transport> transport) {
+    StoredModel model(Communicator(std::move(transport), "world"), config);
+    body(model);
+  });
+}
+
+BatchReader reader_of(const RunConfig& config) {
+  return {held_out(config), config.data.sequence_length, config.train.batch, static_cast<uint64_t>(config.seed)};
+}
+
+std::vector<LayerSurvey> survey(const Options& options, StoredModel& model) {
+  const int64_t length = model.config().data.sequence_length;
+  return survey_experts(model, reader_of(model.config()), std::max<int64_t>(1, options.tokens / length));
+}
+
+void print_survey(const LayerSurvey& survey) {
+  fmt::print("layer {}\n{:>8}{:>12}{:>10}{:>10}{:>12}\n", survey.layer, "expert", "norm", "load", "nearest",
+             "similarity");
+  for (int expert = 0; expert < survey.num_experts(); ++expert) {
+    int nearest = -1;
+    for (int other = 0; other < survey.num_experts(); ++other) {
+      const bool nearer = nearest < 0 || survey.similarity_of(expert, other) > survey.similarity_of(expert, nearest);
+      if (other != expert && nearer) nearest = other;
+    }
+    const auto at = static_cast<size_t>(expert);
+    fmt::print("{:>8}{:>12.4f}{:>10}", expert, survey.norms[at], survey.load[at]);
+    fmt::print("{:>10}{:>12}\n", nearest < 0 ? "-" : fmt::format("{}", nearest),
+               nearest < 0 ? "-" : fmt::format("{:.4f}", survey.similarity_of(expert, nearest)));
+  }
+}
+
+void run_show(const Options& options, const Job& job) {
+  with_model(options, job, [&](StoredModel& model) {
+    for (const LayerSurvey& layer : survey(options, model)) print_survey(layer);
+  });
+}
+
+fs::path out_folder(const Options& options) {
+  CADRE_CHECK(!options.out.empty(), "--out is missing", "name a new folder for the run that goes on from the result");
+  return options.out;
+}
+
+void print_saved(const StoredModel& model, const fs::path& path, int64_t step) {
+  fmt::print("saved {}\ngo on with: cadre train {} steps=N, N above {}\n", path.string(),
+             (fs::path(model.config().out) / "run.toml").string(), step);
+}
+
+void run_grow(const Options& options, const Job& job) {
+  const fs::path out = out_folder(options);
+  const GrowOptions grow = {
+      .top_k = options.top_k, .noise = options.noise, .seed = static_cast<uint64_t>(options.seed)};
+  with_model(options, job, [&](StoredModel& model) {
+    with_other_model(grown_config(model.config(), grow), [&](StoredModel& grown) {
+      grow_experts(model, grown, grow);
+      const ModelConfig& before = model.config().model;
+      const ModelConfig& after = grown.config().model;
+      fmt::print("experts {} -> {}, of a token {} -> {}, noise {} of the root mean square in every second one\n",
+                 before.n_routed_experts, after.n_routed_experts, before.num_experts_per_tok, after.num_experts_per_tok,
+                 grow.noise);
+      print_saved(grown, grown.save(out, model.manifest()), model.manifest().step);
+    });
+  });
+}
+
+void print_loss(const LayerLoss& loss) {
+  fmt::print("layer {}: least similarity of merged experts {:.4f}, outputs changed by {:.2f} %\n", loss.layer,
+             loss.least_similarity, 100.0 * loss.output_change);
+  for (size_t e = 0; e < loss.sums.size(); ++e) {
+    if (loss.sums[e].parts.size() == 1) continue;
+    std::string parts;
+    for (const ExpertSum::Part& part : loss.sums[e].parts)
+      parts += fmt::format(" {} (load {})", part.expert, part.weight);
+    fmt::print("  expert {} was{}\n", e, parts);
+  }
+}
+
+void run_merge(const Options& options, const Job& job) {
+  const fs::path out = out_folder(options);
+  const MergeOptions merge = {.experts = options.experts, .top_k = options.top_k};
+  with_model(options, job, [&](StoredModel& model) {
+    with_other_model(merged_config(model.config(), merge), [&](StoredModel& merged) {
+      for (const LayerLoss& loss : merge_experts(model, merged, survey(options, model))) print_loss(loss);
+      const BatchReader reader = reader_of(model.config());
+      fmt::print("loss of a held-out batch {:.4f} -> {:.4f} nats a token\n",
+                 evaluate(model.worker(), reader, model.config(), 1).loss,
+                 evaluate(merged.worker(), reader, merged.config(), 1).loss);
+      print_saved(merged, merged.save(out, model.manifest()), model.manifest().step);
+    });
+  });
+}
+
+using Run = void (*)(const Options&, const Job&);
+
+Command part(const char* name, const char* summary, const std::shared_ptr<Options>& options, std::vector<Field> fields,
+             Run run) {
+  return {.name = name,
+          .summary = summary,
+          .arguments = {checkpoint_argument(options->checkpoint)},
+          .options = std::move(fields),
+          .run = [options, run](const Job& job) { run(*options, job); }};
+}
+
+}  // namespace
+
+Command experts_command() {
+  const auto options = std::make_shared<Options>();
+  const Field out = {"out", &options->out, any(), "a new folder for the run that goes on from the result"};
+  const Field data = {"data", &options->data, any(),
+                      "text or tokens to probe the experts with; without it: what the model was trained on"};
+  const Field tokens = {"tokens", &options->tokens, at_least(1), "of the probe; each expert is run on all of them"};
+  const Field top_k = {"top-k", &options->top_k, at_least(0), ""};
+  Field grown_top_k = top_k;
+  grown_top_k.help = "experts of a token afterwards; 0 for twice as many, which changes no output";
+  Field merged_top_k = top_k;
+  merged_top_k.help = "experts of a token afterwards; 0 for as many as before";
+  return {.name = "experts",
+          .summary = "shows the experts of a checkpoint, makes twice as many or fewer of them",
+          .parts = {part("show", "norm, load and nearest neighbour of each expert", options, {data, tokens}, run_show),
+                    part("grow", "makes two experts of each", options,
+                         {out,
+                          grown_top_k,
+                          {"noise", &options->noise, at_least(0),
+                           "added to each second one, as a share of the root mean square of its weights"},
+                          {"seed", &options->seed, at_least(0), "of the noise"}},
+                         run_grow),
+                    part("merge", "makes one of experts whose outputs are alike", options,
+                         {out,
+                          {"experts", &options->experts, at_least(0), "that are left of each layer; 0 for half"},
+                          merged_top_k,
+                          data,
+                          tokens},
+                         run_merge)}};
+}
+
+}  // namespace cadre
