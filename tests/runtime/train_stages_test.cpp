@@ -5,6 +5,8 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <cmath>
 #include <filesystem>
 #include <map>
 
@@ -132,6 +134,31 @@ TEST(TrainStages, FrozenParametersKeepEveryBit) {
         }
       },
       {1, 2});
+}
+
+// The first update of AdamW is the learning rate in size, g / sqrt(g^2), whenever a part begins to learn: bias correction
+// that counted the steps of other stages would make it 0.56 of that.
+TEST(TrainStages, TheFirstUpdateOfAPartIsAFirstUpdate) {
+  if (test::runs_under_mpi()) GTEST_SKIP() << "thread ranks only";
+  const test::TemporaryDirectory folder;
+  write_text(folder / "text");
+  RunConfig config = small_run(folder.path());
+  config.train.schedule = "constant";
+  config.train.weight_decay = 0.0;
+  run_local_ranks(1, [&](std::unique_ptr<Transport> transport) {
+    Trainer trainer(Communicator(std::move(transport), "world"), config);
+    for (int step = 0; step < 3; ++step) trainer.step();
+    const Weights before = weights_of(trainer);
+    trainer.step();
+    double largest = 0.0;
+    for (const auto& [name, values] : weights_of(trainer)) {
+      for (size_t i = 0; i < values.size() && part_of_parameter(name) == ModelPart::experts; ++i) {
+        largest = std::max(largest, std::abs(static_cast<double>(values[i]) - before.at(name)[i]));
+      }
+    }
+    // Weights of 0.02 and below are stored to 2e-9, epsilon takes less.
+    EXPECT_NEAR(largest, config.train.learning_rate, 1e-3 * config.train.learning_rate);
+  });
 }
 
 // From each step of the first two stages on, the middle of a stage and its borders.
