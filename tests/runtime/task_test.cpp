@@ -10,6 +10,8 @@
 #include "layers/moe/complexity.hpp"
 #include "layers/moe/weights.hpp"
 #include "runtime/config/task_config.hpp"
+#include "runtime/data/task_labels.hpp"
+#include "runtime/data/tokenizer.hpp"
 #include "tests/support/messages.hpp"
 #include "tests/support/tensors.hpp"
 
@@ -92,6 +94,21 @@ TEST(Task, RefusesConfigurations) {
   test::expect_message(refusal([](TaskConfig& c) { c.experts = "MATH,COOKING"; }), {"task.experts", "COOKING", "MATH"});
   test::expect_message(refusal([](TaskConfig& c) { c.experts = " , "; }), {"task.experts"});
   test::expect_message(refusal([](TaskConfig& c) { c.priority = "MATH,CODING"; }), {"task.priority", "each task once"});
+}
+
+TEST(Task, LabelsEachTokenOfASequence) {
+  const std::vector<int32_t> ids = encode_bytes(
+      "solve x!"
+      "hi there"
+      "def f():");
+  const std::vector<int32_t> labels = task_labels(ids, 8, task_options({}));
+  ASSERT_EQ(labels.size(), 24U);
+  for (size_t i = 0; i < 8; ++i) {
+    EXPECT_EQ(labels[i], static_cast<int32_t>(TaskType::math));
+    EXPECT_EQ(labels[8 + i], kNoTask);
+    EXPECT_EQ(labels[16 + i], static_cast<int32_t>(TaskType::coding));
+  }
+  EXPECT_TRUE(task_labels({}, 8, task_options({})).empty());
 }
 
 // Experts by task, counted from 0.
