@@ -63,10 +63,10 @@ void print_experts(const ModelConfig& config, int64_t length) {
   const int64_t top_k = config.num_experts_per_tok;
   std::string coverage;
   for (const int64_t tokens : kCoverageTokens) {
-    coverage += fmt::format(" {} {:.2f} %,", tokens, 100.0 * expected_coverage(experts, top_k, tokens));
+    coverage += fmt::format(" {:.2f} % ({}),", 100.0 * expected_coverage(experts, top_k, tokens), tokens);
   }
-  fmt::print("coverage     of the {} experts of a layer by so many tokens of a balanced router:{} {} 99 %\n", experts,
-             coverage, tokens_to_cover(experts, top_k, 0.99));
+  fmt::print("coverage     of the {} experts of a layer, after so many tokens of a balanced router:{} 99 % ({})\n",
+             experts, coverage, tokens_to_cover(experts, top_k, 0.99));
   fmt::print("\n{:<28}{:>18}{:>18}{:>16}{:>8}\n", "", "parameters", "active", "FLOPs a token", "cost");
   const DenseComparison costs = compare_with_dense(config, length);
   for (const ModelCost& cost : rows_of(costs)) {
