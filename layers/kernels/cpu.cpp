@@ -34,7 +34,9 @@ float* cpu::scratch_floats(size_t count) {
 
 std::unique_ptr<Kernels> make_cpu_kernels(Precision precision) {
   apply_blas_threads();
-  return std::make_unique<CpuKernels>(precision == Precision::fp32 ? make_fp32_products() : make_bf16_products());
+  auto fp32 = std::make_unique<CpuKernels>(make_fp32_products());
+  if (precision == Precision::fp32) return fp32;
+  return std::make_unique<CpuKernels>(make_bf16_products(), std::move(fp32));
 }
 
 }  // namespace cadre

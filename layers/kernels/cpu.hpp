@@ -16,9 +16,12 @@ namespace cadre {
 
 class CpuKernels final : public Kernels {
  public:
-  explicit CpuKernels(std::unique_ptr<WeightProducts> products) : products_(std::move(products)) {}
+  // `fp32`: the same with products in fp32; null where these are.
+  explicit CpuKernels(std::unique_ptr<WeightProducts> products, std::unique_ptr<CpuKernels> fp32 = nullptr)
+      : products_(std::move(products)), fp32_(std::move(fp32)) {}
 
   std::string_view name() const override { return "cpu"; }
+  const Kernels& fp32() const override { return fp32_ ? *fp32_ : *this; }
 
   // cpu.cpp
   void linear(const Tensor& x, const Parameter& weight, const Tensor& y) const override;
@@ -83,6 +86,7 @@ class CpuKernels final : public Kernels {
 
  private:
   std::unique_ptr<WeightProducts> products_;
+  std::unique_ptr<CpuKernels> fp32_;
 };
 
 namespace cpu {

@@ -46,6 +46,8 @@ class Kernels {
  public:
   virtual ~Kernels() = default;
   virtual std::string_view name() const = 0;
+  // The same back end with its products in fp32, whatever its own precision is.
+  virtual const Kernels& fp32() const { return *this; }
 
   // --- products with a weight W [N,K] -----------------------------------------------------------------------------
   // y[T,N] = x[T,K] W^T

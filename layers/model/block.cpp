@@ -2,6 +2,7 @@
 #include "layers/model/block.hpp"
 
 #include "comm/base/check.hpp"
+#include "layers/model/router_options.hpp"
 
 namespace cadre {
 namespace {
@@ -15,29 +16,13 @@ AttentionOptions attention_options(const ModelConfig& config) {
           .init_std = config.initializer_range};
 }
 
-// greedy leaves groups alone, as the published models do.
-GroupLimit group_limit(const ModelConfig& config) {
-  if (config.topk_method == "greedy") return {};
-  return {.groups = static_cast<int>(config.n_group),
-          .kept = static_cast<int>(config.topk_group),
-          .score = config.topk_method == "noaux_tc" ? GroupScore::sum_of_best_two : GroupScore::best};
-}
-
 MoeOptions moe_options(const ModelConfig& config) {
   return {.hidden = config.hidden_size,
           .expert_width = config.moe_intermediate_size,
           .shared_width = config.n_shared_experts * config.moe_intermediate_size,
           .activation = activation_named(config.hidden_act),
           .init_std = config.initializer_range,
-          .balance_alpha = config.aux_loss_alpha,
-          .router = {.hidden = config.hidden_size,
-                     .num_experts = static_cast<int>(config.n_routed_experts),
-                     .top_k = static_cast<int>(config.num_experts_per_tok),
-                     .score = config.scoring_func == "sigmoid" ? ScoreFunction::sigmoid : ScoreFunction::softmax,
-                     .weights = {.renormalise = config.norm_topk_prob, .scale = config.routed_scaling_factor},
-                     .groups = group_limit(config),
-                     .selection_bias = config.topk_method == "noaux_tc",
-                     .init_std = config.initializer_range}};
+          .router = router_options(config)};
 }
 
 std::string layer_name(int index, const char* part) { return fmt::format("model.layers.{}.{}", index, part); }

@@ -9,18 +9,18 @@
 #include <string_view>
 
 #include "comm/base/check.hpp"
+#include "layers/model/router_options.hpp"
 
 namespace cadre {
 namespace {
 
 using nlohmann::json;
 
-// Keys of a config.json that change nothing here. seq_aux picks the tokens that the balance loss averages over; Cadre
-// always takes the batch.
-constexpr std::array<std::string_view, 12> kIgnoredKeys = {
-    "_name_or_path",        "architectures", "auto_map",       "dtype",   "ep_size",
-    "output_router_logits", "pad_token_id",  "pretraining_tp", "seq_aux", "torch_dtype",
-    "transformers_version", "use_cache"};
+// Keys of a config.json that change nothing here.
+constexpr std::array<std::string_view, 11> kIgnoredKeys = {
+    "_name_or_path", "architectures",        "auto_map",     "dtype",
+    "ep_size",       "output_router_logits", "pad_token_id", "pretraining_tp",
+    "torch_dtype",   "transformers_version", "use_cache"};
 
 // A config.json must say these; everything else has the default of the architecture.
 constexpr std::array<std::string_view, 5> kRequiredKeys = {"hidden_size", "intermediate_size", "num_attention_heads",
@@ -97,6 +97,7 @@ void check_experts(const ModelConfig& c) {
               fmt::format("model.first_k_dense_replace = {}, allowed: integer in [0, num_hidden_layers = {}]",
                           c.first_k_dense_replace, c.num_hidden_layers),
               "the number of dense layers before the first layer with experts");
+  check_router(c);
 }
 
 bool has_dense_layer(const ModelConfig& config) {
@@ -120,16 +121,16 @@ LayerWeights layer_weights(const ModelConfig& c, int64_t layer) {
     return {dense, dense};
   }
   const int64_t expert = ffn_matrices * c.hidden_size * c.moe_intermediate_size;
-  const int64_t always = attention + c.n_routed_experts * c.hidden_size + c.n_shared_experts * expert;
+  const int64_t always = attention + router_weights(c) + c.n_shared_experts * expert;
   return {always + c.n_routed_experts * expert, always + c.num_experts_per_tok * expert};
 }
 
-// Elements that no product touches: norms and selection biases.
+// Elements that no product touches: norms and the buffers of routers.
 int64_t count_vectors(const ModelConfig& c) {
   const int64_t norm = c.norm == "layernorm" ? 2 * c.hidden_size : c.hidden_size;
   int64_t count = (2 * c.num_hidden_layers + 1) * norm;
   for (int64_t layer = 0; layer < c.num_hidden_layers; ++layer) {
-    if (is_moe_layer(c, layer) && c.topk_method == "noaux_tc") count += c.n_routed_experts;
+    if (is_moe_layer(c, layer)) count += router_buffers(c);
   }
   return count;
 }
@@ -137,7 +138,7 @@ int64_t count_vectors(const ModelConfig& c) {
 }  // namespace
 
 std::vector<Field> fields_of(ModelConfig& c) {
-  return {
+  std::vector<Field> fields = {
       {"model_type", &c.model_type, one_of({"deepseek"}), "the architecture, as Hugging Face names it"},
       {"vocab_size", &c.vocab_size, between(1, 0x7fffffff), "tokens in the vocabulary; 256 for bytes"},
       {"hidden_size", &c.hidden_size, at_least(1), "width of the residual stream"},
@@ -170,6 +171,8 @@ std::vector<Field> fields_of(ModelConfig& c) {
       {"routed_scaling_factor", &c.routed_scaling_factor, more_than(0), "factor of the routed experts' output"},
       {"aux_loss_alpha", &c.aux_loss_alpha, at_least(0), "weight of the balance loss (Fedus et al. 2021)"},
   };
+  append_fields(c.routing, fields);
+  return fields;
 }
 
 void fill_defaults(ModelConfig& config) {
@@ -196,7 +199,6 @@ json to_json(const ModelConfig& config) {
   json out = fixed_keys();
   out["architectures"] = {"DeepseekForCausalLM"};
   out["torch_dtype"] = "float32";
-  out["seq_aux"] = false;
   out["use_cache"] = true;
   ModelConfig copy = config;
   for (const Field& field : fields_of(copy)) {

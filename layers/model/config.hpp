@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "comm/base/fields.hpp"
+#include "layers/model/router_keys.hpp"
 
 namespace cadre {
 
@@ -54,6 +55,7 @@ struct ModelConfig {
   bool norm_topk_prob = false;
   double routed_scaling_factor = 1.0;
   double aux_loss_alpha = 0.001;
+  RouterKeys routing = {};  // its keys stand beside the others
 
   bool operator==(const ModelConfig&) const = default;
 };

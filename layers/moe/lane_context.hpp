@@ -23,6 +23,18 @@ struct WireFormats {
   Wire combine = Wire::same;
 };
 
+// What a router may ask about the tokens of a micro-batch besides their rows. Numbers drawn for a token are keyed by its
+// number in the global batch, so that they do not depend on the rank that holds it.
+struct TokenFacts {
+  uint64_t seed = 0;
+  int64_t step = 0;
+  int64_t first = 0;            // number of the first token in the global batch of the step; the others follow it
+  int64_t sequence_length = 0;  // the tokens are whole sequences of this length; 0: one sequence
+  Tensor task = {};             // i32[T], -1: none; undefined: no token has one
+  Tensor num_experts =
+      {};  // i32[T], how many experts the token may visit at most; undefined: as many as the router says
+};
+
 struct LaneContext : Context {
   Lane& lane;
   Exchange& exchange;  // of this lane
@@ -32,6 +44,8 @@ struct LaneContext : Context {
   bool training = true;               // a backward pass follows: the balance loss is wanted
   DeferredQueue* deferred = nullptr;  // where weight gradients wait for their time; nullptr: they are computed at once
   ExpertCache* expert_cache = nullptr;  // at inference: outputs of experts that were computed before
+  TokenFacts tokens = {};
+  bool decoding = false;  // later tokens of these sequences are not known yet
 };
 
 // Computes a weight gradient, now or when its turn comes. What `run` refers to must live until then. `phase` is a string

@@ -25,7 +25,7 @@ void set_element(const Tensor& tensor, int64_t i, double value) {
 }
 
 // For dry runs: experts drawn evenly, so that tokens share destination ranks as often as in a balanced run.
-std::vector<int32_t> balanced_routing(int64_t num_tokens, int top_k, int num_experts) {
+std::vector<int32_t> balanced_routing(int64_t num_tokens, int top_k, int num_slots, int num_experts) {
   const Random random(0, "dry run", 0);
   std::vector<int32_t> ids;
   for (int64_t token = 0; token < num_tokens; ++token) {
@@ -35,6 +35,7 @@ std::vector<int32_t> balanced_routing(int64_t num_tokens, int top_k, int num_exp
       ids.push_back(
           static_cast<int32_t>((first + static_cast<uint64_t>(k * stride)) % static_cast<uint64_t>(num_experts)));
     }
+    ids.resize(ids.size() + static_cast<size_t>(num_slots - top_k), -1);
   }
   return ids;
 }
@@ -80,9 +81,10 @@ MoeLayer::MoeLayer(const std::string& prefix, const MoeOptions& options, const E
 Task<Tensor> MoeLayer::forward(LaneContext& ctx, Tensor x, Saved& saved) const {
   ctx.lane.enter("router");
   saved.x = x;
-  router_.forward(ctx, x, saved.router);
+  Task<void> routing = router_.forward(ctx, x, saved.router);
+  co_await routing;
   ctx.lane.enter("expert counts");
-  Request counted = start_counting(ctx, saved);
+  Request counted = router_.start_losses(ctx, saved.router);
 
   ctx.lane.enter("dispatch");
   make_plan(ctx, x.dim(0), saved);
@@ -129,7 +131,8 @@ Task<Tensor> MoeLayer::forward(LaneContext& ctx, Tensor x, Saved& saved) const {
 
   ctx.lane.enter("expert counts");
   co_await counted;
-  if (!saved.global_counts.empty()) saved.balance_loss = balance_of(ctx, saved).value(saved.router.scores);
+  router_.finish_losses(ctx, saved.router);
+  saved.balance_loss = saved.router.losses.value;
   co_return y;
 }
 
@@ -173,7 +176,7 @@ Task<Tensor> MoeLayer::backward(LaneContext& ctx, Saved& saved, Tensor dy) {
   co_await weights_home;
   const Tensor dweights = arrived_weights_grad(ctx, *weights_back, saved);
   weights_back.reset();
-  const Tensor dx_router = router_.input_grad(ctx, saved.router, dweights, balance_of(ctx, saved));
+  const Tensor dx_router = router_.input_grad(ctx, saved.router, dweights);
   defer(ctx, "router weights", [this, &ctx, &saved] { router_.weight_grad(ctx, saved.router); });
 
   ctx.lane.enter("dispatch gradient");
@@ -191,27 +194,15 @@ void MoeLayer::each_parameter(const ParameterVisitor& visit) {
 }
 
 void MoeLayer::make_plan(LaneContext& ctx, int64_t num_tokens, Saved& saved) const {
-  const int top_k = options_.router.top_k;
+  const int num_slots = router_.num_slots();
   if (ctx.arena.is_dry_run()) {
-    saved.route.plan =
-        make_dispatch_plan(balanced_routing(num_tokens, top_k, map_.num_experts()), top_k, map_, expert_rank_);
+    const auto ids = balanced_routing(num_tokens, options_.router.top_k, num_slots, map_.num_experts());
+    saved.route.plan = make_dispatch_plan(ids, num_slots, map_, expert_rank_);
     return;
   }
   const Tensor& ids = saved.router.ids;
   saved.route.plan =
-      make_dispatch_plan({ids.data<int32_t>(), static_cast<size_t>(ids.numel())}, top_k, map_, expert_rank_);
-}
-
-Request MoeLayer::start_counting(LaneContext& ctx, Saved& saved) const {
-  if (!ctx.training || options_.balance_alpha == 0.0 || ctx.arena.is_dry_run()) return {};
-  saved.global_counts = saved.router.counts;
-  return ctx.lane.data_group().all_reduce(std::span(saved.global_counts), ReduceOp::sum);
-}
-
-BalanceLoss MoeLayer::balance_of(const LaneContext& ctx, const Saved& saved) const {
-  return {.alpha = saved.global_counts.empty() ? 0.0 : options_.balance_alpha,
-          .token_scale = ctx.token_scale,
-          .global_counts = saved.global_counts};
+      make_dispatch_plan({ids.data<int32_t>(), static_cast<size_t>(ids.numel())}, num_slots, map_, expert_rank_);
 }
 
 void MoeLayer::learn_batch(LaneContext& ctx, const SlotRecord* records, Saved& saved) const {
@@ -299,7 +290,7 @@ std::unique_ptr<RowTransfer> MoeLayer::send_weights_grad(LaneContext& ctx, Eleme
 
 Tensor MoeLayer::arrived_weights_grad(LaneContext& ctx, RowTransfer& back, const Saved& saved) const {
   const DispatchPlan& plan = saved.route.plan;
-  const Tensor dweights = ctx.arena.take("router", ctx.dtype, {plan.num_tokens, options_.router.top_k});
+  const Tensor dweights = ctx.arena.take("router", ctx.dtype, {plan.num_tokens, router_.num_slots()});
   if (ctx.arena.is_dry_run()) return dweights;
   const size_t number_bytes = size_of(ctx.dtype);
   const Elements home = back.unpack();

@@ -21,8 +21,7 @@ struct MoeOptions {
   int64_t shared_width = 0;  // 0: no shared expert
   Activation activation = Activation::silu;
   double init_std = 0.02;
-  double balance_alpha = 0.0;  // of the Switch balance loss; 0: off
-  RouterOptions router;
+  RouterOptions router = {};
 };
 
 // What travels to an expert's rank beside the rows: one a slot.
@@ -41,8 +40,7 @@ class MoeLayer {
     Tensor x;  // [T,H]
     Router::Saved router;
     std::optional<Ffn::Saved> shared;
-    std::vector<int64_t> global_counts;  // [E], over the data group; empty when the balance loss is off
-    double balance_loss = 0.0;           // this rank's share
+    double balance_loss = 0.0;  // this rank's share, of all losses of the router
     Route route;
 
     // The expert side: R rows came, with S slots.
@@ -53,14 +51,15 @@ class MoeLayer {
     Tensor expert_out;  // [S,H] in expert order
   };
 
-  // Collective over the lane's expert group and, for the balance loss in training, over its data group. `ctx` and `saved` must outlive the task.
+  // Collective over the lane's expert group and, for losses, capacity and rules of selection that look at all tokens, over
+  // its data group. `ctx` and `saved` must outlive the task.
   Task<Tensor> forward(LaneContext& ctx, Tensor x, Saved& saved) const;  // x, y [T,H]
   // dy, dx [T,H]. Weight gradients go to ctx.deferred, each as soon as it can be computed; until they have run, dy, `ctx`
   // and `saved` must stay as they are.
   Task<Tensor> backward(LaneContext& ctx, Saved& saved, Tensor dy);
   void each_parameter(const ParameterVisitor& visit);
 
-  void update_bias(std::span<const int64_t> global_counts, double rate) { router_.update_bias(global_counts, rate); }
+  Router& router() { return router_; }
   const ExpertMap& expert_map() const { return map_; }
   // One of the experts of this rank, in the order of the map.
   const Ffn& expert(int index) const { return experts_.expert(index); }
@@ -70,8 +69,6 @@ class MoeLayer {
   enum class Weighted { no, yes };
 
   void make_plan(LaneContext& ctx, int64_t num_tokens, Saved& saved) const;
-  Request start_counting(LaneContext& ctx, Saved& saved) const;
-  BalanceLoss balance_of(const LaneContext& ctx, const Saved& saved) const;
   RowFormat dispatch_format(const LaneContext& ctx) const { return {ctx.dtype, options_.hidden, ctx.wire.dispatch}; }
   // records [S] in the order of arrival
   void learn_batch(LaneContext& ctx, const SlotRecord* records, Saved& saved) const;
@@ -80,7 +77,7 @@ class MoeLayer {
   // The weights of the plan's slots, [slots], token by token.
   Tensor weights_by_token(LaneContext& ctx, const Saved& saved) const;
   // The gradient of the routing weights from the output gradients as they came to the experts, R rows: on its way home,
-  // one number a slot, and arrived, [T,K].
+  // one number a slot, and arrived, [T,slots].
   std::unique_ptr<RowTransfer> send_weights_grad(LaneContext& ctx, Elements d_rows, Saved& saved) const;
   Tensor arrived_weights_grad(LaneContext& ctx, RowTransfer& back, const Saved& saved) const;
 

@@ -1,64 +1,157 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "layers/moe/router.hpp"
 
+#include <algorithm>
+#include <cstring>
+#include <limits>
+
+#include "layers/tensor/floating.hpp"
+
 namespace cadre {
+namespace {
+
+RouterOptions completed(RouterOptions options) {
+  options.scorer.hidden = options.hidden;
+  options.scorer.num_experts = options.num_experts;
+  options.scorer.function = options.score;
+  options.scorer.init_std = options.init_std;
+  options.bias.balance = options.selection_bias;
+  options.eligibility.groups = options.groups;
+  options.select.num_experts = options.num_experts;
+  options.select.top_k = options.top_k;
+  if (options.select.rule == SelectRule::hierarchical) {
+    options.select.groups = options.groups.groups;
+    options.select.kept_groups = options.groups.kept;
+    options.eligibility.groups = {};
+  }
+  return options;
+}
+
+void leave_out(std::span<const uint8_t> alive, const Tensor& choice) {
+  with_element_type(choice, [&]<class T>(std::type_identity<T>) {
+    for (int64_t i = 0; i < choice.numel(); ++i) {
+      if (alive[static_cast<size_t>(i) % alive.size()] == 0) choice.data<T>()[i] = -std::numeric_limits<T>::infinity();
+    }
+  });
+}
+
+}  // namespace
 
 Router::Router(const std::string& prefix, const RouterOptions& options)
-    : options_(options),
-      gate_(prefix, options.hidden, options.num_experts, options.init_std),
-      bias_(make_vector(prefix + ".e_score_correction_bias", options.num_experts, Init::Kind::zeros,
-                        Placement::buffer)) {}
+    : options_(completed(options)),
+      scorer_(prefix, options_.scorer),
+      bias_(prefix, options_.num_experts, options_.bias),
+      selector_(make_selector(options_.select)),
+      capacity_(prefix, options_.num_experts, options_.top_k, options_.capacity),
+      losses_(options_.losses, options_.num_experts, options_.top_k) {
+  set_dead(options_.dead_experts);
+}
 
-void Router::forward(Context& ctx, const Tensor& x, Saved& saved) const {
+void Router::set_dead(const std::vector<int>& experts) {
+  alive_.clear();
+  if (experts.empty()) return;
+  alive_.assign(static_cast<size_t>(options_.num_experts), 1);
+  for (const int expert : experts) alive_.at(static_cast<size_t>(expert)) = 0;
+}
+
+Task<void> Router::forward(LaneContext& ctx, const Tensor& x, Saved& saved) const {
   const int64_t num_tokens = x.dim(0);
-  const Tensor logits = gate_.forward(ctx, x, saved.gate);
-  saved.scores = ctx.arena.take("router", ctx.dtype, {num_tokens, options_.num_experts});
-  saved.ids = ctx.arena.take("router", DType::i32, {num_tokens, options_.top_k});
-  saved.weights = ctx.arena.take("router", ctx.dtype, {num_tokens, options_.top_k});
-  if (options_.score == ScoreFunction::softmax) {
-    ctx.kernels.softmax(logits, saved.scores);
-  } else {
-    ctx.kernels.sigmoid(logits, saved.scores);
+  saved.num_rerouted = scorer_.forward(ctx, x, alive_, saved.scorer);
+  saved.logits = saved.scorer.logits;
+  saved.scores = saved.scorer.scores;
+  saved.choice = choice_of(ctx, saved);
+  saved.ids = ctx.arena.take("router", DType::i32, {num_tokens, num_slots()});
+  saved.weights = ctx.arena.take("router", ctx.dtype, {num_tokens, num_slots()});
+
+  Task<void> select = selector_->select(ctx, saved);
+  co_await select;
+  saved.weighed_ids = saved.ids;
+  if (!ctx.arena.is_dry_run()) saved.demand = saved.counts = count_experts(saved.ids, options_.num_experts);
+  if (capacity_.limits(ctx)) {
+    if (!options_.capacity.renormalise) {
+      saved.weighed_ids = ctx.arena.take("router", DType::i32, {num_tokens, num_slots()});
+      if (saved.ids.numel() > 0) std::memcpy(saved.weighed_ids.raw(), saved.ids.raw(), saved.ids.bytes());
+    }
+    Task<void> limit = capacity_.limit(ctx, saved);
+    co_await limit;
+    saved.counts = count_experts(saved.ids, options_.num_experts);
   }
-  select(ctx, saved);
-  if (ctx.arena.is_dry_run()) return;
-  routing_weights(options_.weights, saved.scores, saved.ids, saved.weights);
-  saved.counts = count_experts(saved.ids, options_.num_experts);
+  if (!ctx.arena.is_dry_run()) routing_weights(options_.weights, saved.scores, saved.weighed_ids, saved.weights);
 }
 
-void Router::select(Context& ctx, Saved& saved) const {
-  const Tensor bias = options_.selection_bias ? bias_.value : Tensor();
-  if (!options_.groups.limits()) return ctx.kernels.top_k(saved.scores, bias, saved.ids);
-  ArenaScope scope(ctx.arena);
-  const Tensor eligible = ctx.arena.take("router", ctx.dtype, {saved.scores.dim(0), options_.num_experts});
-  if (!ctx.arena.is_dry_run()) limit_to_groups(options_.groups, saved.scores, bias, eligible);
-  ctx.kernels.top_k(eligible, Tensor(), saved.ids);
+// The scores themselves where nothing moves them: then nobody writes to it either.
+Tensor Router::choice_of(LaneContext& ctx, const Saved& saved) const {
+  const bool only_reads = options_.select.rule == SelectRule::token_choice ||
+                          options_.select.rule == SelectRule::expert_choice ||
+                          options_.select.rule == SelectRule::hybrid;
+  if (only_reads && alive_.empty() && !bias_.options().moves() && !options_.eligibility.limits()) return saved.scores;
+  const Tensor choice = ctx.arena.take("router", ctx.dtype, {saved.scores.dim(0), saved.scores.dim(1)});
+  if (ctx.arena.is_dry_run()) return choice;
+  bias_.apply(ctx.tokens, saved.scores, choice);
+  if (!alive_.empty()) leave_out(alive_, choice);
+  limit_to_eligible(options_.eligibility, ctx.tokens, choice);
+  return choice;
 }
 
-Tensor Router::input_grad(Context& ctx, Saved& saved, const Tensor& dweights, const BalanceLoss& balance) const {
-  const Tensor dscores = ctx.arena.take("router", ctx.dtype, {saved.scores.dim(0), options_.num_experts});
-  const Tensor dlogits = ctx.arena.take("router", ctx.dtype, {saved.scores.dim(0), options_.num_experts});
+Request Router::start_losses(LaneContext& ctx, Saved& saved) const {
+  if (!ctx.training || !losses_.any()) return {};
+  losses_.begin(ctx, saved, saved.scorer, saved.losses);
+  if (saved.losses.sums.empty()) return {};
+  return ctx.lane.data_group().all_reduce(std::span(saved.losses.sums), ReduceOp::sum);
+}
+
+void Router::finish_losses(LaneContext& ctx, Saved& saved) const {
+  if (ctx.training && losses_.any()) losses_.finish(ctx, saved, saved.losses);
+}
+
+Tensor Router::input_grad(LaneContext& ctx, Saved& saved, const Tensor& dweights) {
+  const auto zeros = [&](bool wanted) {
+    if (!wanted) return Tensor();
+    const Tensor tensor = ctx.arena.take("router", ctx.dtype, {saved.scores.dim(0), options_.num_experts});
+    if (!ctx.arena.is_dry_run()) tensor.fill_zero();
+    return tensor;
+  };
+  const Scorer::Grads grads = {zeros(true), zeros(losses_.need_logits()), zeros(losses_.need_noise()),
+                               zeros(losses_.need_noise())};
   if (!ctx.arena.is_dry_run()) {
-    routing_weights_grad(options_.weights, saved.scores, saved.ids, dweights, dscores);
-    if (balance.alpha > 0.0) balance.add_grad(saved.scores, dscores);
+    if (bias_.options().history) bias_.add_history(ctx.tokens, saved.ids, dweights, history_);
+    if (capacity_.learns()) {
+      demand_.resize(saved.demand.size(), 0);
+      std::ranges::transform(demand_, saved.demand, demand_.begin(), std::plus());
+    }
+    losses_.add_weights_grad(saved, saved.losses, dweights);
+    routing_weights_grad(options_.weights, saved.scores, saved.weighed_ids, dweights, grads.scores);
+    losses_.add_grad(ctx, saved, saved.scorer, saved.losses, grads);
   }
-  if (options_.score == ScoreFunction::softmax) {
-    ctx.kernels.softmax_grad(saved.scores, dscores, dlogits);
-  } else {
-    ctx.kernels.sigmoid_grad(saved.scores, dscores, dlogits);
-  }
-  return gate_.input_grad(ctx, saved.gate, dlogits);
+  return scorer_.input_grad(ctx, saved.scorer, grads);
 }
 
 void Router::each_parameter(const ParameterVisitor& visit) {
-  gate_.each_parameter(visit);
-  if (options_.selection_bias) visit(bias_);
+  scorer_.each_parameter(visit);
+  bias_.each_parameter(visit);
+  capacity_.each_parameter(visit);
 }
 
-void Router::update_bias(std::span<const int64_t> global_counts, double rate) {
-  if (!options_.selection_bias || bias_.frozen) return;
-  update_selection_bias(global_counts, rate, bias_.value);
-  ++bias_.version;
+std::vector<int64_t> Router::take_statistics() {
+  std::vector<int64_t> counts;
+  if (capacity_.learns()) {
+    demand_.resize(static_cast<size_t>(options_.num_experts), 0);
+    counts = std::move(demand_);
+  }
+  if (bias_.options().history) {
+    history_.resize(bias_.num_history_counts(), 0);
+    counts.insert(counts.end(), history_.begin(), history_.end());
+  }
+  demand_.clear();
+  history_.clear();
+  return counts;
+}
+
+void Router::update(std::span<const int64_t> statistics, std::span<const int64_t> global_counts, double bias_rate) {
+  bias_.update_balance(global_counts, bias_rate);
+  const size_t num_demand = capacity_.learns() ? static_cast<size_t>(options_.num_experts) : 0;
+  if (num_demand > 0) capacity_.update(statistics.first(num_demand));
+  bias_.update_history(statistics.subspan(num_demand));
 }
 
 }  // namespace cadre

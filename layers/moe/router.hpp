@@ -1,61 +1,86 @@
 // SPDX-License-Identifier: Apache-2.0
-// Picks K experts for each token: linear -> score -> (score + bias), within the best groups, decides -> weights from the
-// scores themselves.
+// Picks experts for each token and weighs them: the pieces of routing.hpp in a row, and their way back.
 #pragma once
 
+#include <memory>
 #include <string>
 #include <vector>
 
-#include "layers/moe/balance.hpp"
-#include "layers/moe/groups.hpp"
+#include "layers/moe/bias.hpp"
+#include "layers/moe/capacity.hpp"
+#include "layers/moe/eligibility.hpp"
+#include "layers/moe/losses.hpp"
+#include "layers/moe/score.hpp"
+#include "layers/moe/select.hpp"
 #include "layers/moe/weights.hpp"
-#include "layers/nn/linear.hpp"
 
 namespace cadre {
-
-enum class ScoreFunction { softmax, sigmoid };
 
 struct RouterOptions {
   int64_t hidden = 0;
   int num_experts = 0;
   int top_k = 0;
   ScoreFunction score = ScoreFunction::softmax;
-  WeightOptions weights;
-  GroupLimit groups;
+  WeightOptions weights = {};
+  GroupLimit groups = {};
   bool selection_bias = false;  // balance without auxiliary loss: a bias decides, but does not weigh
   double init_std = 0.02;
+
+  // What a piece is told beside the above; sizes are filled in from there.
+  ScoreOptions scorer = {};
+  BiasOptions bias = {};
+  EligibilityOptions eligibility = {};
+  SelectOptions select = {};
+  CapacityOptions capacity = {};
+  LossOptions losses = {};
+  std::vector<int> dead_experts = {};
 };
 
-// Parameters: `<prefix>.weight` [E,H] and, with a selection bias, the buffer `<prefix>.e_score_correction_bias` [E].
 class Router {
  public:
+  // Parameters and buffers as the pieces name them.
   Router(const std::string& prefix, const RouterOptions& options);
 
-  struct Saved {
-    Linear::Saved gate;
-    Tensor scores;                // [T,E]
-    Tensor ids;                   // i32[T,K], best first
-    Tensor weights;               // [T,K]
-    std::vector<int64_t> counts;  // [E], of this rank's tokens
+  struct Saved : Routing {
+    Scorer::Saved scorer;
+    Losses::Saved losses;
+    int64_t num_rerouted = 0;  // of this rank's tokens, those whose best expert is dead
   };
 
-  // x [T,H]; everything it finds is in `saved`. Throws ErrorKind::numerics on a NaN score.
-  void forward(Context& ctx, const Tensor& x, Saved& saved) const;
-  // dweights [T,K] and the balance loss to dx [T,H].
-  Tensor input_grad(Context& ctx, Saved& saved, const Tensor& dweights, const BalanceLoss& balance) const;
-  void weight_grad(Context& ctx, const Saved& saved) { gate_.weight_grad(ctx, saved.gate); }
+  // x [T,H]; everything it finds is in `saved`. May be collective over the lane's data group. Throws ErrorKind::numerics on
+  // a logit that is not finite.
+  Task<void> forward(LaneContext& ctx, const Tensor& x, Saved& saved) const;
+
+  // In training: starts to add up what the losses need over the data group; when that is done, makes their values.
+  Request start_losses(LaneContext& ctx, Saved& saved) const;
+  void finish_losses(LaneContext& ctx, Saved& saved) const;
+
+  // dweights [T,slots], which is added to, and the losses to dx [T,H].
+  Tensor input_grad(LaneContext& ctx, Saved& saved, const Tensor& dweights);
+  void weight_grad(Context& ctx, const Saved& saved) { scorer_.weight_grad(ctx, saved.scorer); }
   void each_parameter(const ParameterVisitor& visit);
 
-  // After a step: moves the selection bias against the load of the whole global batch. Nothing without a bias, nor when
-  // it is frozen.
-  void update_bias(std::span<const int64_t> global_counts, double rate);
+  int num_slots() const { return selector_->num_slots(); }
+  // Leaves experts out, or takes them back, from the next forward pass on; the weights are shared among the living.
+  void set_dead(const std::vector<int>& experts);
+
+  // Between steps. What this rank counted since the last call, to be added up over all ranks that hold the layer; empty
+  // where no piece learns from it.
+  std::vector<int64_t> take_statistics();
+  // Moves what is not trained by gradient: with those sums, and with the load of the whole global batch.
+  void update(std::span<const int64_t> statistics, std::span<const int64_t> global_counts, double bias_rate);
 
  private:
-  void select(Context& ctx, Saved& saved) const;
+  Tensor choice_of(LaneContext& ctx, const Saved& saved) const;
 
   RouterOptions options_;
-  Linear gate_;
-  Parameter bias_;
+  Scorer scorer_;
+  SelectionBias bias_;
+  std::unique_ptr<Selector> selector_;
+  Capacity capacity_;
+  Losses losses_;
+  std::vector<uint8_t> alive_;  // [E]; empty: all
+  std::vector<int64_t> demand_, history_;
 };
 
 }  // namespace cadre

@@ -2,13 +2,26 @@
 // From the scores of the chosen experts to the weights of their outputs (spec of DeepSeek-V3, gate steps 7 to 9).
 #pragma once
 
+#include <cstdint>
+
 #include "layers/tensor/tensor.hpp"
 
 namespace cadre {
 
+enum class GateKind : uint8_t {
+  score,
+  // Every chosen expert counts the same: 1, or 1 / number of chosen when renormalised. The choice has no derivative; the
+  // gradient passes straight through, as if the weight were the score (times the same 1 / number).
+  binary,
+};
+
 struct WeightOptions {
   bool renormalise = true;  // divide by the sum over the chosen, plus 1e-20
   double scale = 1.0;       // applied last
+  GateKind gate = GateKind::score;
+  // 0: one level. Else, with g the group of e among so many equal ones and S_g the sum of the scores of all its experts,
+  // renormalised at both levels: w_e = S_g / (sum of S over the groups with a chosen expert) s_e / (sum over the chosen of g).
+  int groups = 0;
 };
 
 // weights[T,K] of ids[T,K] (i32, -1 gives 0) from scores[T,E].

@@ -40,6 +40,7 @@ class Decoder {
     const ArenaScope activations(worker_.arena());
     LaneContext ctx = worker_.inference_context();
     ctx.expert_cache = expert_cache_;
+    ctx.decoding = true;
     Tensor logits;
     Task<void> task =
         decode_into(logits, worker_.model(), ctx, Tensor(tokens.data(), DType::i32, {rows}), sequences, caches_);

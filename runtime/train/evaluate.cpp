@@ -47,6 +47,7 @@ Evaluation evaluate(Worker& worker, const BatchReader& reader, const RunConfig& 
                            config.data.sequence_length);
     ArenaScope scope(worker.arena());
     LaneContext ctx = worker.inference_context();
+    ctx.tokens = micro_batch.facts(static_cast<uint64_t>(config.seed));
     Task<void> pass = forward_here(worker, ctx, micro_batch, local);
     worker.run(pass);
   }

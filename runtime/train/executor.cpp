@@ -47,6 +47,7 @@ struct Executor::Live {
         batch(work.read(at.micro_batch)),
         scope(worker.arena(lane_index)),
         context(worker.training_context(work.token_scale, deferred, lane_index)) {
+    context.tokens = batch.facts(work.seed);
     worker.lane(lane_index).position = {.step = work.step, .micro_batch = at.micro_batch};
   }
 

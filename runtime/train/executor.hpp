@@ -17,6 +17,7 @@ namespace cadre {
 // What is done with the micro-batches of one step.
 struct StepWork {
   int64_t step = 0;
+  uint64_t seed = 0;                       // of the run
   std::function<MicroBatch(int)> read;     // this rank's part of the micro-batch of that number
   std::function<int64_t(int)> num_tokens;  // of it
   double token_scale = 1.0;                // 1 / tokens of the global batch

@@ -10,7 +10,9 @@ SequenceRange part_of(const SequenceRange& range, int64_t index, int64_t parts) 
 }
 
 MicroBatch::MicroBatch(const BatchReader& reader, int64_t step, const SequenceRange& range, int64_t sequence_length)
-    : num_sequences_(range.count),
+    : step_(step),
+      first_sequence_(range.first),
+      num_sequences_(range.count),
       sequence_length_(sequence_length),
       ids_(static_cast<size_t>(range.count * sequence_length)),
       targets_(ids_.size()),
@@ -24,6 +26,11 @@ TokenBatch MicroBatch::tokens() {
     return Tensor(values.data(), DType::i32, {static_cast<int64_t>(values.size())});
   };
   return {view(ids_), view(targets_), {num_sequences_, sequence_length_, view(positions_)}};
+}
+
+TokenFacts MicroBatch::facts(uint64_t seed) const {
+  return {
+      .seed = seed, .step = step_, .first = first_sequence_ * sequence_length_, .sequence_length = sequence_length_};
 }
 
 }  // namespace cadre

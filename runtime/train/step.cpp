@@ -13,7 +13,7 @@ void add_layer(const MoeLayer::Saved& saved, size_t mixture, LocalStep& local) {
   local.balance_loss += saved.balance_loss;
   local.slots_planned += saved.route.plan.num_slots();
   local.slots_received[mixture] += saved.route.receive.num_slots();
-  local.slots_dropped[mixture] += saved.route.plan.num_dropped;
+  local.slots_dropped[mixture] += saved.router.num_dropped();
 }
 
 }  // namespace

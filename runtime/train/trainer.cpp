@@ -120,6 +120,7 @@ StepWork Trainer::work_of_step() const {
   };
   StepWork work;
   work.step = steps_done_ + 1;
+  work.seed = static_cast<uint64_t>(config_.seed);
   work.token_scale = 1.0 / static_cast<double>(train.batch * length);
   work.read = [this, range_of, length](int i) { return MicroBatch(train_reader_, steps_done_, range_of(i), length); };
   work.num_tokens = [range_of, length](int i) { return range_of(i).count * length; };
@@ -141,6 +142,7 @@ Trainer::Outcome Trainer::pass_without_overlap(StepWork work) {
     const TraceSpan span(TraceKind::step, {.step = work.step, .phase = "step without overlap"});
     pass(work, local, Overlap::off);
   }
+  for (const auto& [layer, router] : routers_here()) router->take_statistics();  // counted again by the step itself
   return outcome_of(local.loss_sum);
 }
 
@@ -207,7 +209,7 @@ StepRecord Trainer::step(StepWork work) {
   StepRecord record;
   record.step = work.step;
   record.steps = train.steps;
-  record.moe_layers = moe_layers_of(config_.model);
+  record.moe_layers = moe_layers_;
   LocalStep local = empty_local_step(config_.model);
   local.last_step_ms = last_step_ms_;
   local.last_wait_ms = last_wait_ms_;
@@ -237,7 +239,7 @@ StepRecord Trainer::step(StepWork work) {
   record.learning_rate = learning_rate_at(train, steps_done_);
   optimizer_.update(worker_.kernels(), record.learning_rate, clip_factor(record.grad_norm, train.grad_clip),
                     record.step);
-  update_biases(record.global);
+  update_routers(record.global);
   ++steps_done_;
 
   recorder.end();
@@ -331,13 +333,22 @@ void Trainer::check_agreement() {
               "all hosts must see the same file");
 }
 
-void Trainer::update_biases(const GlobalStep& global) {
-  const std::vector<int> moe_layers = moe_layers_of(config_.model);
-  for (size_t i = 0; i < moe_layers.size(); ++i) {
-    Stage* stage = worker_.model().stage_with(moe_layers[i]);
-    if (stage == nullptr) continue;
-    stage->block(moe_layers[i]).moe().update_bias(global.expert_counts[i], config_.model.bias_update_rate);
+void Trainer::update_routers(const GlobalStep& global) {
+  for (const auto& [layer, router] : routers_here()) {
+    std::vector<int64_t> statistics = router->take_statistics();
+    worker_.sum_over_holders(worker_.model().stage_with(layer)->place().index, statistics);
+    const auto mixture = std::ranges::find(moe_layers_, layer) - moe_layers_.begin();
+    router->update(statistics, global.expert_counts[static_cast<size_t>(mixture)], config_.model.bias_update_rate);
   }
+}
+
+std::vector<std::pair<int, Router*>> Trainer::routers_here() {
+  std::vector<std::pair<int, Router*>> routers;
+  for (const int layer : moe_layers_) {
+    Stage* stage = worker_.model().stage_with(layer);
+    if (stage != nullptr) routers.emplace_back(layer, &stage->block(layer).moe().router());
+  }
+  return routers;
 }
 
 }  // namespace cadre

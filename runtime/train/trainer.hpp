@@ -65,9 +65,11 @@ class Trainer {
   Outcome outcome_of(double loss_sum) const;
   void check_same(const Outcome& serial, const Outcome& overlapped) const;
   void begin_together() const;
-  void update_biases(const GlobalStep& global);
+  void update_routers(const GlobalStep& global);
+  std::vector<std::pair<int, Router*>> routers_here();  // by layer
 
   RunConfig config_;
+  std::vector<int> moe_layers_ = moe_layers_of(config_.model);
   Dataset dataset_;  // first: missing data is found before anything large is built
   Worker worker_;
   BatchReader train_reader_;

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "comm/base/check.hpp"
+#include "layers/model/router_options.hpp"
 #include "runtime/checkpoint/digest.hpp"
 #include "runtime/train/expert_placement.hpp"
 
@@ -42,7 +43,7 @@ ExchangeSetup exchange_setup(const Communicator& group, const WorkerOptions& opt
   return {.group = group,
           .topology = discover_topology(group),
           .max_tokens = std::max<int64_t>(options.max_tokens, 1),
-          .top_k = static_cast<int>(options.model.num_experts_per_tok),
+          .top_k = static_cast<int>(slots_per_token(options.model)),
           .max_row_bytes = static_cast<size_t>(options.model.hidden_size) * sizeof(float),
           .memory_bytes = kActivationReserve * activations};
 }
@@ -238,6 +239,12 @@ void Worker::finish_gradient_reduction() {
     if (Poller* poller = current_poller()) poller->unwatch(request);
   }
   reductions_.clear();
+}
+
+void Worker::sum_over_holders(int stage, std::vector<int64_t>& values) const {
+  if (values.empty()) return;
+  Request summed = reduction_groups_[local_index(stage)].shared.all_reduce(std::span(values), ReduceOp::sum);
+  await(summed);
 }
 
 uint64_t Worker::gradient_hash() const {

@@ -89,6 +89,8 @@ class Worker {
   // all reduce the buckets of a stage in the same order, each once a step, and finish together.
   void start_gradient_reduction(int stage, int bucket);
   void finish_gradient_reduction();
+  // Adds up over all ranks that hold a stage. Collective over them; all pass as many values.
+  void sum_over_holders(int stage, std::vector<int64_t>& values) const;
   // Of all gradients on this rank, bit by bit.
   uint64_t gradient_hash() const;
 

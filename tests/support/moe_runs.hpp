@@ -53,7 +53,6 @@ inline MoeOptions moe_options(const MoeCase& test_case) {
           .shared_width = 8,
           .activation = test_case.activation,
           .init_std = 0.3,
-          .balance_alpha = 0.3,
           .router = {.hidden = test_case.hidden,
                      .num_experts = test_case.num_experts,
                      .top_k = test_case.top_k,
@@ -61,7 +60,8 @@ inline MoeOptions moe_options(const MoeCase& test_case) {
                      .weights = {},
                      .groups = {},
                      .selection_bias = true,
-                     .init_std = 0.3}};
+                     .init_std = 0.3,
+                     .losses = {.balance = 0.3}}};
 }
 
 // Tokens first .. first + count of the whole are this rank's.

@@ -1,0 +1,254 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "layers/model/router_options.hpp"
+
+#include <algorithm>
+#include <charconv>
+#include <limits>
+#include <string_view>
+
+#include "comm/base/check.hpp"
+
+namespace cadre {
+namespace {
+
+[[noreturn]] void refuse_list(const char* key, const std::string& text, const char* allowed) {
+  throw Error(ErrorKind::input, fmt::format("model.{} = \"{}\", allowed: {}", key, text, allowed),
+              "numbers with commas between them, nothing else");
+}
+
+// Calls `visit` with each part between commas.
+template <class Visit>
+void each_part(std::string_view text, Visit&& visit) {
+  while (!text.empty()) {
+    const size_t comma = text.find(',');
+    visit(text.substr(0, comma));
+    text = comma == std::string_view::npos ? std::string_view() : text.substr(comma + 1);
+  }
+}
+
+bool read_number(std::string_view text, int64_t& number) {
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), number);
+  return error == std::errc() && end == text.data() + text.size();
+}
+
+template <class Number>
+std::vector<Number> numbers_of(const char* key, const std::string& text, int64_t least, int64_t most) {
+  const std::string allowed = fmt::format("integers in [{}, {}], as 1,2,3", least, most);
+  std::vector<Number> numbers;
+  each_part(text, [&](std::string_view part) {
+    int64_t number = 0;
+    if (!read_number(part, number) || number < least || number > most) refuse_list(key, text, allowed.c_str());
+    numbers.push_back(static_cast<Number>(number));
+  });
+  return numbers;
+}
+
+// "6:task=2": expert, what is looked at, and the value that it is compared with.
+std::vector<ExpertCondition> conditions_of(const ModelConfig& config) {
+  using Kind = ExpertCondition::Kind;
+  constexpr std::pair<std::string_view, Kind> kKinds[] = {
+      {"task=", Kind::task}, {"position<", Kind::position_below}, {"position>=", Kind::position_from}};
+  const std::string& text = config.routing.expert_conditions;
+  std::vector<ExpertCondition> conditions;
+  each_part(text, [&](std::string_view part) {
+    const size_t colon = part.find(':');
+    int64_t expert = -1;
+    const std::string_view rest = colon == std::string_view::npos ? "" : part.substr(colon + 1);
+    const auto* kind =
+        std::ranges::find_if(kKinds, [rest](const auto& named) { return rest.starts_with(named.first); });
+    int64_t value = 0;
+    if (!read_number(part.substr(0, colon), expert) || expert < 0 || expert >= config.n_routed_experts ||
+        kind == std::end(kKinds) || !read_number(rest.substr(kind->first.size()), value)) {
+      refuse_list("expert_conditions", text, "EXPERT:task=N, EXPERT:position<N or EXPERT:position>=N, as 6:task=2");
+    }
+    conditions.push_back({static_cast<int>(expert), kind->second, value});
+  });
+  return conditions;
+}
+
+constexpr int64_t kAnyNumber = std::numeric_limits<int32_t>::max();
+
+std::vector<int64_t> hidden_sizes(const ModelConfig& config) {
+  return numbers_of<int64_t>("router_hidden_sizes", config.routing.router_hidden_sizes, 1, kAnyNumber);
+}
+
+std::vector<int32_t> expert_tasks(const ModelConfig& config) {
+  return numbers_of<int32_t>("expert_tasks", config.routing.expert_tasks, -1, 1023);
+}
+
+int num_tasks(const ModelConfig& config) {
+  const std::vector<int32_t> tasks = expert_tasks(config);
+  return tasks.empty() ? 0 : std::ranges::max(tasks) + 1;
+}
+
+std::vector<int32_t> task_top_k(const ModelConfig& config) {
+  return numbers_of<int32_t>("task_top_k", config.routing.task_top_k, 1, config.num_experts_per_tok);
+}
+
+std::vector<int> dead_experts(const ModelConfig& config) {
+  return numbers_of<int>("dead_experts", config.routing.dead_experts, 0, config.n_routed_experts - 1);
+}
+
+// greedy leaves groups alone, as the published models do.
+GroupLimit group_limit(const ModelConfig& config) {
+  const bool is_used = config.topk_method != "greedy" || config.routing.router == "hierarchical";
+  if (!is_used) return {};
+  return {.groups = static_cast<int>(config.n_group),
+          .kept = static_cast<int>(config.topk_group),
+          .summed = config.topk_method == "noaux_tc" ? 2 : 1};
+}
+
+SelectRule rule_named(const std::string& name) {
+  if (name == "expert_choice") return SelectRule::expert_choice;
+  if (name == "hybrid") return SelectRule::hybrid;
+  if (name == "sinkhorn") return SelectRule::sinkhorn;
+  if (name == "hierarchical") return SelectRule::hierarchical;
+  return SelectRule::token_choice;  // also dense, whose num_experts_per_tok is n_routed_experts
+}
+
+CapacityKind capacity_kind(const std::string& name) {
+  if (name == "dynamic") return CapacityKind::dynamic;
+  return name == "learned" ? CapacityKind::learned : CapacityKind::fixed;
+}
+
+LossOptions loss_options(const ModelConfig& config) {
+  const RouterKeys& keys = config.routing;
+  const int64_t devices_a_token =
+      keys.node_limit < keys.node_count ? keys.node_limit : std::min(keys.balance_devices, config.num_experts_per_tok);
+  return {.balance = config.aux_loss_alpha,
+          .by_sequence = keys.seq_aux,
+          .kl = keys.kl_loss_weight,
+          .importance = keys.importance_loss_weight,
+          .load = keys.load_loss_weight,
+          .expert = keys.expert_loss_weight,
+          .device = keys.device_loss_weight,
+          .communication = keys.communication_loss_weight,
+          .expert_variance = keys.expert_variance_weight,
+          .device_variance = keys.device_variance_weight,
+          .z = keys.router_z_loss_coef,
+          .devices = static_cast<int>(keys.balance_devices),
+          .devices_a_token = static_cast<int>(devices_a_token)};
+}
+
+bool learns_capacity(const RouterKeys& keys) { return keys.capacity_factor > 0.0 && keys.capacity_kind != "fixed"; }
+
+void check_lists(const ModelConfig& c) {
+  const auto check_size = [&](const char* key, const std::string& text, size_t size) {
+    const auto wanted = static_cast<size_t>(c.n_routed_experts);
+    CADRE_CHECK(
+        text.empty() || size == wanted,
+        fmt::format("model.{} = \"{}\", allowed: one number for each of n_routed_experts = {}", key, text, wanted),
+        "-1 for an expert without a task");
+  };
+  check_size("expert_tasks", c.routing.expert_tasks, expert_tasks(c).size());
+  hidden_sizes(c);
+  task_top_k(c);
+  dead_experts(c);
+  conditions_of(c);
+}
+
+}  // namespace
+
+RouterOptions router_options(const ModelConfig& config) {
+  const RouterKeys& keys = config.routing;
+  const GroupLimit groups = group_limit(config);
+  return {
+      .hidden = config.hidden_size,
+      .num_experts = static_cast<int>(config.n_routed_experts),
+      .top_k = static_cast<int>(config.num_experts_per_tok),
+      .score = config.scoring_func == "sigmoid" ? ScoreFunction::sigmoid : ScoreFunction::softmax,
+      .weights = {.renormalise = config.norm_topk_prob,
+                  .scale = config.routed_scaling_factor,
+                  .gate = keys.router_gate == "binary" ? GateKind::binary : GateKind::score,
+                  .groups = keys.router == "hierarchical" && config.norm_topk_prob ? groups.groups : 0},
+      .groups = groups,
+      .selection_bias = config.topk_method == "noaux_tc",
+      .init_std = config.initializer_range,
+      .scorer = {.hidden_sizes = hidden_sizes(config),
+                 .coarse_groups = keys.router_two_level ? static_cast<int>(config.n_group) : 0,
+                 .noise = keys.router_noise,
+                 .jitter = keys.router_jitter_noise},
+      .bias = {.task = keys.task_bias,
+               .expert_task = expert_tasks(config),
+               .num_tasks = num_tasks(config),
+               .history = keys.expert_history},
+      .eligibility = {.nodes = {.groups = static_cast<int>(keys.node_count), .kept = static_cast<int>(keys.node_limit)},
+                      .conditions = conditions_of(config)},
+      .select = {.rule = rule_named(keys.router),
+                 .top_p = keys.router_top_p,
+                 .task_top_k = task_top_k(config),
+                 .hybrid_load = keys.hybrid_load},
+      .capacity = {.factor = keys.capacity_factor,
+                   .eval_factor = keys.eval_capacity_factor,
+                   .drop = keys.capacity_drop == "position" ? DropPolicy::position : DropPolicy::probability,
+                   .kind = capacity_kind(keys.capacity_kind),
+                   .rate = keys.capacity_rate,
+                   .renormalise = keys.capacity_renormalise},
+      .losses = loss_options(config),
+      .dead_experts = dead_experts(config)};
+}
+
+void check_router(const ModelConfig& c) {
+  const RouterKeys& keys = c.routing;
+  check_lists(c);
+  CADRE_CHECK(keys.router != "dense" || c.num_experts_per_tok == c.n_routed_experts,
+              fmt::format("model.num_experts_per_tok = {} with router = dense, allowed: n_routed_experts = {}",
+                          c.num_experts_per_tok, c.n_routed_experts),
+              "in a dense mixture every token visits every expert");
+  CADRE_CHECK(keys.router != "hierarchical" || c.num_experts_per_tok % c.topk_group == 0,
+              fmt::format("model.num_experts_per_tok = {} with router = hierarchical, allowed: a multiple of "
+                          "topk_group = {}",
+                          c.num_experts_per_tok, c.topk_group),
+              "each of those groups gives equally many experts");
+  CADRE_CHECK(keys.router_gate != "binary" || keys.router != "hierarchical",
+              "model.router_gate = binary with router = hierarchical, allowed: score",
+              "its weights are products of two scores");
+  CADRE_CHECK(
+      !keys.router_two_level || (c.scoring_func == "softmax" && c.n_group > 1),
+      fmt::format("model.router_two_level = true with scoring_func = {} and n_group = {}, allowed: softmax, more "
+                  "than one group",
+                  c.scoring_func, c.n_group),
+      "the score of an expert is softmax(group) times softmax(expert within its group)");
+  CADRE_CHECK(keys.node_count <= c.n_routed_experts && keys.node_limit <= keys.node_count,
+              fmt::format("model.node_count = {} with node_limit = {}, allowed: node_limit <= node_count <= "
+                          "n_routed_experts = {}",
+                          keys.node_count, keys.node_limit, c.n_routed_experts),
+              "a token's experts are on node_limit of node_count hosts");
+  CADRE_CHECK(keys.balance_devices <= c.n_routed_experts,
+              fmt::format("model.balance_devices = {}, allowed: integer in [1, n_routed_experts = {}]",
+                          keys.balance_devices, c.n_routed_experts),
+              "every device has an expert");
+  CADRE_CHECK(keys.load_loss_weight == 0.0 || (keys.router_noise && c.num_experts_per_tok < c.n_routed_experts),
+              fmt::format("model.load_loss_weight = {} with router_noise = {} and num_experts_per_tok = {}, allowed: "
+                          "router_noise = true and fewer than n_routed_experts = {}",
+                          keys.load_loss_weight, keys.router_noise, c.num_experts_per_tok, c.n_routed_experts),
+              "the expected load is that of noisy top-k");
+}
+
+int64_t slots_per_token(const ModelConfig& config) {
+  const bool any_number = config.routing.router == "expert_choice" || config.routing.router == "hybrid";
+  return any_number ? config.n_routed_experts : config.num_experts_per_tok;
+}
+
+int64_t router_weights(const ModelConfig& config) {
+  const RouterKeys& keys = config.routing;
+  int64_t count = 0;
+  int64_t width = config.hidden_size;
+  for (const int64_t next : hidden_sizes(config)) {
+    count += width * next;
+    width = next;
+  }
+  count += width * config.n_routed_experts;
+  if (keys.router_two_level) count += config.n_group * config.hidden_size;
+  if (keys.router_noise) count += config.n_routed_experts * config.hidden_size;
+  return count;
+}
+
+int64_t router_buffers(const ModelConfig& config) {
+  int64_t rows = config.topk_method == "noaux_tc" ? 1 : 0;
+  if (learns_capacity(config.routing)) ++rows;
+  if (config.routing.expert_history) rows += num_tasks(config) + 1;
+  return rows * config.n_routed_experts;
+}
+
+}  // namespace cadre

@@ -1,0 +1,22 @@
+// SPDX-License-Identifier: Apache-2.0
+// From the keys of a model to what its routers are told.
+#pragma once
+
+#include "layers/model/config.hpp"
+#include "layers/moe/router.hpp"
+
+namespace cadre {
+
+RouterOptions router_options(const ModelConfig& config);
+
+// Throws on the first combination of routing keys that cannot run.
+void check_router(const ModelConfig& config);
+
+// The most experts that a token can visit.
+int64_t slots_per_token(const ModelConfig& config);
+
+// Elements of one layer's router that take part in products, and those of its buffers.
+int64_t router_weights(const ModelConfig& config);
+int64_t router_buffers(const ModelConfig& config);
+
+}  // namespace cadre

@@ -1,0 +1,74 @@
+// SPDX-License-Identifier: Apache-2.0
+// How many tokens of a micro-batch of all ranks an expert takes: C_e = ceil(factor_e T K / E) (GShard, Lepikhin et al. 2021;
+// Switch, Fedus et al. 2021). Which slots are left out when more come depends on the tokens of all ranks, not on who holds
+// them. A slot that is left out adds nothing: its token keeps the residual stream, its other experts and the shared one.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "layers/moe/routing.hpp"
+#include "layers/tensor/parameter.hpp"
+
+namespace cadre {
+
+enum class DropPolicy : uint8_t {
+  probability,  // the lowest scores are left out
+  position,     // the last ones: all first choices come before all second ones, each in the order of tokens
+};
+
+enum class CapacityKind : uint8_t {
+  fixed,
+  // By a running mean of each expert's utilisation, count / (T K / E): u += 0.1 (count / mean - u), from 1. Below 0.5 the
+  // capacity is int(0.8 C), above 1.5 int(1.2 C).
+  dynamic,
+  // The sum over experts stays E C and its division is learned from the demand, not by gradient: with l [E], from 0,
+  // C_e = ceil(E C softmax(l)_e), and after a step l_e += rate sign(demand_e / mean demand - E softmax(l)_e).
+  learned,
+};
+
+struct CapacityOptions {
+  double factor = 0.0;       // 0: every token is taken
+  double eval_factor = 0.0;  // the same outside of training
+  DropPolicy drop = DropPolicy::probability;
+  CapacityKind kind = CapacityKind::fixed;
+  double rate = 0.01;        // of learned
+  bool renormalise = false;  // share the weight among the experts that are left
+};
+
+inline constexpr double kUtilisationRate = 0.1;
+
+// C_e of an expert of average load `mean` = T K / E with the utilisation that it had.
+int64_t dynamic_capacity(int64_t base, double utilisation);
+
+// Buffer `<prefix>.capacity` [E] where the kind is not fixed: utilisation - 1, or l.
+class Capacity {
+ public:
+  Capacity(const std::string& prefix, int num_experts, int top_k, const CapacityOptions& options);
+
+  // Sets ids to -1 where an expert is full. Collective over the lane's data group when there is a limit.
+  Task<void> limit(LaneContext& ctx, Routing& routing) const;
+  // After a step, with the demand of all its tokens, over all ranks.
+  void update(std::span<const int64_t> global_demand);
+
+  bool limits(const LaneContext& ctx) const { return factor(ctx) > 0.0 && !ctx.decoding && !ctx.arena.is_dry_run(); }
+  bool learns() const { return options_.factor > 0.0 && options_.kind != CapacityKind::fixed; }
+  void each_parameter(const ParameterVisitor& visit);
+  const CapacityOptions& options() const { return options_; }
+
+  // [E] for a micro-batch of `num_tokens` over all ranks.
+  std::vector<int64_t> capacities(double factor, int64_t num_tokens) const;
+
+ private:
+  double factor(const LaneContext& ctx) const { return ctx.training ? options_.factor : options_.eval_factor; }
+  std::vector<double> state() const;
+
+  int num_experts_;
+  int top_k_;
+  CapacityOptions options_;
+  Parameter state_;
+};
+
+}  // namespace cadre

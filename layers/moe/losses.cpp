@@ -1,0 +1,183 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "layers/moe/losses.hpp"
+
+#include <algorithm>
+#include <numeric>
+
+#include "layers/moe/balance_terms.hpp"
+#include "layers/moe/eligibility.hpp"
+#include "layers/moe/local_losses.hpp"
+#include "layers/moe/loss_sums.hpp"
+#include "layers/moe/noisy_load.hpp"
+#include "layers/tensor/floating.hpp"
+
+namespace cadre {
+namespace {
+
+void add_scaled(double scale, const std::vector<double>& term, std::vector<double>& sum) {
+  sum.resize(term.size(), 0.0);
+  for (size_t i = 0; i < term.size(); ++i) sum[i] += scale * term[i];
+}
+
+}  // namespace
+
+Losses::Losses(const LossOptions& options, int num_experts, int top_k)
+    : options_(options), num_experts_(num_experts), top_k_(top_k) {}
+
+bool Losses::any() const { return need_sums() || options_.balance > 0.0 || options_.z > 0.0; }
+
+bool Losses::need_sums() const {
+  for (int column = 0; column < kNumColumns; ++column) {
+    if (needs(static_cast<Column>(column))) return true;
+  }
+  return false;
+}
+
+bool Losses::needs(Column column) const {
+  const LossOptions& o = options_;
+  const bool whole = o.balance > 0.0 && !o.by_sequence;
+  switch (column) {
+    case kCount: return whole || o.expert > 0.0 || o.device > 0.0;
+    case kProb: return whole || o.kl > 0.0 || o.expert_variance > 0.0 || o.device_variance > 0.0;
+    case kScore: return o.expert > 0.0 || o.device > 0.0 || o.communication > 0.0;
+    case kWeight: return o.importance > 0.0;
+    case kLoad: return o.load > 0.0;
+    case kVisit: return o.communication > 0.0;
+    default: return false;
+  }
+}
+
+size_t Losses::width_of(Column column) const {
+  return static_cast<size_t>(column == kVisit ? options_.devices : num_experts_);
+}
+
+// The first sum is the number of tokens; the columns that are needed follow.
+std::vector<double> Losses::column(const std::vector<double>& sums, Column wanted, double scale) const {
+  size_t first = 1;
+  for (int before = 0; before < wanted; ++before) {
+    if (needs(static_cast<Column>(before))) first += width_of(static_cast<Column>(before));
+  }
+  std::vector<double> values(width_of(wanted), 0.0);
+  if (!needs(wanted)) return values;
+  for (size_t i = 0; i < values.size(); ++i) values[i] = scale * sums[first + i];
+  return values;
+}
+
+void Losses::begin(LaneContext& ctx, const Routing& routing, const Scorer::Saved& score, Saved& saved) const {
+  saved = {};
+  if (options_.balance > 0.0 && options_.by_sequence) begin_sequences(ctx, routing, saved);
+  if (!need_sums() || ctx.arena.is_dry_run()) return;
+  saved.sums = {static_cast<double>(routing.num_tokens())};
+  const auto append = [&](Column column, const auto& make) {
+    if (!needs(column)) return;
+    const auto values = make();
+    saved.sums.insert(saved.sums.end(), values.begin(), values.end());
+  };
+  append(kCount, [&] { return routing.counts; });
+  append(kProb, [&] { return column_sums(routing.scores, /*normalised=*/true); });
+  append(kScore, [&] { return column_sums(routing.scores, /*normalised=*/false); });
+  append(kWeight, [&] { return weight_sums(routing); });
+  append(kLoad, [&] { return noisy_load(score, top_k_); });
+  append(kVisit, [&] { return device_visits(routing, options_.devices); });
+}
+
+void Losses::finish(const LaneContext& ctx, const Routing& routing, Saved& saved) const {
+  if (ctx.arena.is_dry_run()) return;
+  // A loss F over the T tokens of the micro-batch weighs T token_scale, of which this rank reports its tokens' share.
+  const double share = ctx.token_scale * static_cast<double>(routing.num_tokens());
+  if (options_.z > 0.0) saved.value += options_.z * ctx.token_scale * sum_of_squares(routing.logits);
+  if (!saved.by_sequence.empty()) {
+    saved.value += sequence_loss(saved.by_sequence, tokens_a_sequence(ctx.tokens, routing), routing.scores);
+  }
+  const double tokens = saved.sums.empty() ? 0.0 : saved.sums.front();
+  if (tokens == 0.0) return;
+  const std::vector<double> counts = column(saved.sums, kCount, 1.0);
+  const std::vector<double> probs = column(saved.sums, kProb, 1.0 / tokens);
+  const std::vector<double> scores = column(saved.sums, kScore, 1.0 / tokens);
+  const auto num_experts = static_cast<double>(num_experts_);
+
+  // `derivative_scale`: of the loss by one token's number, given that by the mean or by the sum.
+  const auto add = [&](double weight, const Term& term, const std::vector<double>& slope, double derivative_scale,
+                       std::vector<double>& slopes) {
+    saved.value += weight * share * term.value;
+    add_scaled(weight * derivative_scale, slope, slopes);
+  };
+  const double by_mean = ctx.token_scale;
+  const double by_sum = ctx.token_scale * tokens;
+  if (options_.balance > 0.0 && !options_.by_sequence) {
+    const double total = std::accumulate(counts.begin(), counts.end(), 0.0);
+    const Term term = weighted_sum(total > 0.0 ? num_experts / total : 0.0, counts, probs);
+    add(options_.balance, term, term.slope, by_mean, saved.by_prob);
+  }
+  if (options_.kl > 0.0) {
+    const Term term = kl_to_uniform(probs);
+    add(options_.kl, term, term.slope, by_mean, saved.by_prob);
+  }
+  if (options_.expert_variance > 0.0) {
+    const Term term = squared_cv(probs, Variance::population);
+    add(options_.expert_variance, term, term.slope, by_mean, saved.by_prob);
+  }
+  if (options_.device_variance > 0.0) {
+    const Term term = squared_cv(by_device(probs, options_.devices), Variance::unbiased);
+    add(options_.device_variance, term, by_expert(term.slope, num_experts_), by_mean, saved.by_prob);
+  }
+  const double frequency = num_experts / (top_k_ * tokens);
+  if (options_.expert > 0.0) {
+    const Term term = weighted_sum(frequency, counts, scores);
+    add(options_.expert, term, term.slope, by_mean, saved.by_score);
+  }
+  if (options_.device > 0.0) {
+    std::vector<double> mean_counts = by_device(counts, options_.devices);
+    for (int d = 0; d < options_.devices; ++d) {
+      mean_counts[static_cast<size_t>(d)] /=
+          static_cast<double>(std::max<int64_t>(1, expert_group(num_experts_, options_.devices, d).count));
+    }
+    const Term term = weighted_sum(frequency, mean_counts, by_device(scores, options_.devices));
+    add(options_.device, term, by_expert(term.slope, num_experts_), by_mean, saved.by_score);
+  }
+  if (options_.communication > 0.0) {
+    const double factor = options_.devices / (options_.devices_a_token * tokens);
+    const Term term = weighted_sum(factor, column(saved.sums, kVisit, 1.0), by_device(scores, options_.devices));
+    add(options_.communication, term, by_expert(term.slope, num_experts_), by_mean, saved.by_score);
+  }
+  if (options_.importance > 0.0) {
+    const Term term = squared_cv(column(saved.sums, kWeight, 1.0), Variance::population);
+    add(options_.importance, term, term.slope, by_sum, saved.by_weight);
+  }
+  if (options_.load > 0.0) {
+    const Term term = squared_cv(column(saved.sums, kLoad, 1.0), Variance::population);
+    add(options_.load, term, term.slope, by_sum, saved.by_load);
+  }
+}
+
+void Losses::begin_sequences(LaneContext& ctx, const Routing& routing, Saved& saved) const {
+  const ArenaScope scope(ctx.arena);
+  const Tensor best = ctx.arena.take("router", DType::i32, {routing.num_tokens(), top_k_});
+  ctx.kernels.top_k(routing.scores, Tensor(), best);
+  if (ctx.arena.is_dry_run()) return;
+  saved.by_sequence =
+      sequence_slopes(options_.balance * ctx.token_scale, tokens_a_sequence(ctx.tokens, routing), best, num_experts_);
+}
+
+void Losses::add_weights_grad(const Routing& routing, const Saved& saved, const Tensor& dweights) const {
+  if (saved.by_weight.empty()) return;
+  with_element_type(dweights, [&]<class T>(std::type_identity<T>) {
+    for (int64_t i = 0; i < routing.ids.numel(); ++i) {
+      const int32_t expert = routing.ids.data<int32_t>()[i];
+      if (expert >= 0) dweights.data<T>()[i] += static_cast<T>(saved.by_weight[static_cast<size_t>(expert)]);
+    }
+  });
+}
+
+void Losses::add_grad(const LaneContext& ctx, const Routing& routing, const Scorer::Saved& score, const Saved& saved,
+                      const Scorer::Grads& grads) const {
+  if (!saved.by_prob.empty()) add_prob_grad(saved.by_prob, routing.num_tokens(), routing.scores, grads.scores);
+  if (!saved.by_sequence.empty()) {
+    add_prob_grad(saved.by_sequence, tokens_a_sequence(ctx.tokens, routing), routing.scores, grads.scores);
+  }
+  if (!saved.by_score.empty()) add_row(saved.by_score, grads.scores);
+  if (options_.z > 0.0) add_z_grad(options_.z * ctx.token_scale, routing.logits, grads.logits);
+  if (!saved.by_load.empty()) add_noisy_load_grad(score, top_k_, saved.by_load, grads);
+}
+
+}  // namespace cadre

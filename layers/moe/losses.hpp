@@ -1,0 +1,88 @@
+// SPDX-License-Identifier: Apache-2.0
+// The losses that keep experts evenly used. All but two are functions of sums over the tokens of a micro-batch on all
+// ranks, T of them, which one small reduction makes; the losses of the micro-batches of a step add up to a mean weighted
+// by tokens. Letters: c_e slots of expert e (constant: no gradient), p_e the mean over tokens of score / sum of the token's
+// scores, s_e the mean score, w_e the sum of routing weights, l_e the sum of noisy_load; D devices, each with the
+// neighbouring experts E_d.
+//
+//   balance            E sum_e f_e p_e, f_e = c_e / sum c        Switch (Fedus et al. 2021), GShard; or, by sequence, A.3 of V3:
+//                      the mean over sequences of sum_e f_e p_e of their own tokens, f_e = E / (K L) times how often e is
+//                      among the K best scores, whatever bias and groups chose
+//   kl                 KL(p || 1/E)
+//   importance         CV^2(w)                                   Shazeer et al. 2017
+//   load               CV^2(l), with noise only                  the same
+//   expert             sum_e f_e s_e, f_e = E c_e / (K T)        DeepSeekMoE, V2
+//   device             sum_d f_d s_d, f_d the mean of f_e, s_d the sum of s_e over E_d
+//   communication      sum_d f_d s_d, f_d = D / (M T) times tokens with an expert in E_d; M the devices a token may visit
+//   expert_variance    CV^2(p), population variance
+//   device_variance    CV^2(sums of p over E_d), unbiased variance
+//   z                  mean over tokens of logsumexp(logits)^2   ST-MoE (Zoph et al. 2022)
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "layers/moe/routing.hpp"
+#include "layers/moe/score.hpp"
+
+namespace cadre {
+
+// The weight of each; 0: off.
+struct LossOptions {
+  double balance = 0.0;
+  bool by_sequence = false;
+  double kl = 0.0;
+  double importance = 0.0;
+  double load = 0.0;
+  double expert = 0.0;
+  double device = 0.0;
+  double communication = 0.0;
+  double expert_variance = 0.0;
+  double device_variance = 0.0;
+  double z = 0.0;
+  int devices = 1;          // D
+  int devices_a_token = 1;  // M
+};
+
+class Losses {
+ public:
+  Losses(const LossOptions& options, int num_experts, int top_k);
+
+  // What a micro-batch keeps between the passes.
+  struct Saved {
+    std::vector<double> sums;  // of this rank, then of all
+    double value = 0.0;        // this rank's share: the shares of all ranks add up to the loss
+    // Derivatives of the loss, [E] and [sequences, E]; empty: none.
+    std::vector<double> by_prob, by_sequence;  // by each token's score / sum of scores
+    std::vector<double> by_score, by_weight, by_load;
+  };
+
+  bool any() const;
+  bool need_logits() const { return options_.z > 0.0 || options_.load > 0.0; }
+  bool need_noise() const { return options_.load > 0.0; }
+
+  // This rank's sums, in saved.sums, to be added up over ranks; empty when no loss needs any.
+  void begin(LaneContext& ctx, const Routing& routing, const Scorer::Saved& score, Saved& saved) const;
+  // With the sums of all ranks: the value and the derivatives.
+  void finish(const LaneContext& ctx, const Routing& routing, Saved& saved) const;
+
+  // Adds the gradient by the routing weights, [T,slots], and that by everything else.
+  void add_weights_grad(const Routing& routing, const Saved& saved, const Tensor& dweights) const;
+  void add_grad(const LaneContext& ctx, const Routing& routing, const Scorer::Saved& score, const Saved& saved,
+                const Scorer::Grads& grads) const;
+
+ private:
+  enum Column { kCount, kProb, kScore, kWeight, kLoad, kVisit, kNumColumns };
+
+  bool needs(Column column) const;
+  size_t width_of(Column column) const;
+  std::vector<double> column(const std::vector<double>& sums, Column wanted, double scale) const;
+  bool need_sums() const;
+  void begin_sequences(LaneContext& ctx, const Routing& routing, Saved& saved) const;
+
+  LossOptions options_;
+  int num_experts_;
+  int top_k_;
+};
+
+}  // namespace cadre

@@ -1,0 +1,83 @@
+// SPDX-License-Identifier: Apache-2.0
+// The first piece of a router: a number for each (token, expert), in fp32 whatever the precision of other products is.
+//
+//   x -> (jitter) -> linear [-> gelu -> linear ...] -> logits -> (noise) -> softmax or sigmoid -> scores
+//
+// Jitter (Fedus et al. 2021): x is multiplied by U(1 - eps, 1 + eps), in training only. Noise (Shazeer et al. 2017, eq. 4):
+// logits + N(0,1) softplus(x W_noise), in training only. Two levels (Jordan and Jacobs 1994): a second gate has a logit
+// for each group of neighbouring experts, and an expert's score is softmax(group) softmax(expert within its group).
+#pragma once
+
+#include <span>
+#include <string>
+#include <vector>
+
+#include "layers/moe/lane_context.hpp"
+#include "layers/nn/linear.hpp"
+
+namespace cadre {
+
+enum class ScoreFunction { softmax, sigmoid };
+
+struct ScoreOptions {
+  int64_t hidden = 0;
+  int num_experts = 0;
+  ScoreFunction function = ScoreFunction::softmax;
+  std::vector<int64_t> hidden_sizes;  // of layers before the last; none: one linear layer
+  int coarse_groups = 0;              // of the second gate, dividing the experts; 0: one level. Softmax only.
+  bool noise = false;
+  double jitter = 0.0;
+  double init_std = 0.02;
+};
+
+// Parameters: `<prefix>.weight` [E, width of the last hidden layer or H], `<prefix>.hidden.<i>.weight`,
+// `<prefix>.noise.weight` [E,H], which starts at zero, and `<prefix>.coarse.weight` [groups,H].
+class Scorer {
+ public:
+  Scorer(const std::string& prefix, const ScoreOptions& options);
+
+  struct Saved {
+    Tensor factors;                     // [T,H] of the jitter
+    std::vector<Linear::Saved> layers;  // the last one makes the logits
+    std::vector<Tensor> before_gelu;
+    Linear::Saved coarse, noise;
+    Tensor within_group;  // [T,E] softmax of the logits within their group
+    Tensor clean;         // [T,E] logits without noise
+    Tensor normal;        // [T,E] the numbers drawn
+    Tensor noise_input;   // [T,E] x W_noise, before softplus
+    Tensor logits;        // [T,E] with noise; -infinity for experts that are dead
+    Tensor scores;        // [T,E]
+  };
+
+  // Gradients that enter: of the scores and, where defined, of the logits and, with noise, of the clean logits and of the
+  // standard deviation of the noise. All [T,E].
+  struct Grads {
+    Tensor scores;
+    Tensor logits;
+    Tensor clean = {};
+    Tensor noise_std = {};
+  };
+
+  // `alive` [E], or empty: all. Returns how many tokens have their largest logit at an expert that is not. Throws
+  // ErrorKind::numerics with the number of tokens and the first of them when a logit is not finite.
+  int64_t forward(LaneContext& ctx, const Tensor& x, std::span<const uint8_t> alive, Saved& saved) const;
+  Tensor input_grad(Context& ctx, Saved& saved, const Grads& grads) const;  // dx [T,H]
+  void weight_grad(Context& ctx, const Saved& saved);
+  void each_parameter(const ParameterVisitor& visit);
+
+  bool has_noise() const { return options_.noise; }
+
+ private:
+  Tensor gate(Context& ctx, Tensor x, Saved& saved) const;
+  void add_noise(LaneContext& ctx, const Tensor& x, Saved& saved) const;
+
+  std::string prefix_;
+  ScoreOptions options_;
+  std::vector<Linear> layers_;
+  std::vector<Linear> coarse_;  // none or one
+  std::vector<Linear> noise_;   // none or one
+};
+
+double softplus(double x);
+
+}  // namespace cadre
