@@ -41,6 +41,7 @@ class Decoder {
     LaneContext ctx = worker_.inference_context();
     ctx.expert_cache = expert_cache_;
     ctx.decoding = true;
+    ctx.tokens.first = num_read_ - length;
     Tensor logits;
     Task<void> task =
         decode_into(logits, worker_.model(), ctx, Tensor(tokens.data(), DType::i32, {rows}), sequences, caches_);

@@ -119,6 +119,76 @@ TEST(Trainer, losses_do_not_depend_on_the_number_of_ranks) {
       {1, 2, 3, 4});
 }
 
+// Each of them looks at tokens of other ranks, draws numbers for tokens, or learns from what all ranks counted.
+std::vector<RunConfig> router_runs(const fs::path& folder) {
+  std::vector<RunConfig> runs;
+  const auto add = [&](const std::function<void(ModelConfig&)>& change) {
+    RunConfig config = small_run(folder);
+    change(config.model);
+    fill_defaults(config.model);
+    runs.push_back(config);
+  };
+  add([](ModelConfig& model) {
+    model.scoring_func = "softmax";
+    model.routing.router_noise = true;
+    model.routing.router_jitter_noise = 0.05;
+    model.routing.expert_history = true;
+    model.routing.capacity_factor = 1.0;
+    model.routing.capacity_kind = "dynamic";
+    model.routing.importance_loss_weight = 0.1;
+    model.routing.load_loss_weight = 0.1;
+    model.routing.router_z_loss_coef = 1e-3;
+  });
+  add([](ModelConfig& model) { model.routing.router = "expert_choice"; });
+  add([](ModelConfig& model) {
+    model.routing.router = "sinkhorn";
+    model.routing.seq_aux = true;
+  });
+  add([](ModelConfig& model) {
+    model.scoring_func = "softmax";
+    model.n_group = 5;
+    model.topk_group = 2;
+    model.routing.router = "hierarchical";
+    model.routing.router_two_level = true;
+    model.routing.router_hidden_sizes = "12";
+    model.initializer_range = 0.1;  // two small layers would leave scores that only rounding tells apart
+    model.routing.capacity_factor = 0.9;
+    model.routing.capacity_kind = "learned";
+    model.routing.capacity_drop = "position";
+  });
+  return runs;
+}
+
+TEST(Trainer, every_router_trains_the_same_on_any_number_of_ranks) {
+  test::on_ranks(
+      [](Communicator& world) {
+        const RunFolder folder(world);
+        for (const RunConfig& config : router_runs(folder.path())) {
+          SCOPED_TRACE(config.model.routing.router);
+          RunConfig alone = config;
+          alone.out += fmt::format(".alone{}", world.rank());
+          const std::vector<double> expected = train_on_threads(1, alone, 4);
+          ASSERT_LT(expected[3], expected[0]) << "nothing was learned";
+          expect_close(expected, train(world.duplicate("run"), config, 4));
+        }
+      },
+      {1, 2, 3, 4});
+}
+
+TEST(Trainer, what_routers_learned_is_in_the_checkpoint) {
+  if (test::runs_under_mpi()) GTEST_SKIP() << "thread ranks only";
+  const test::TemporaryDirectory folder;
+  test::write_file(folder / "text", some_text());
+  for (const RunConfig& config : router_runs(folder.path())) {
+    if (config.model.routing.capacity_factor == 0.0) continue;  // nothing is learned between steps
+    SCOPED_TRACE(config.model.routing.router);
+    const std::vector<double> whole = train_on_threads(2, config, 5);
+    train_on_threads(2, config, 3, /*save=*/true);
+    expect_same({whole.begin() + 3, whole.end()}, train_on_threads(2, resumed(config), 2));
+    fs::remove_all(config.out);
+  }
+}
+
 TEST(Trainer, the_same_command_twice_gives_the_same_bits) {
   if (test::runs_under_mpi()) GTEST_SKIP() << "thread ranks only";
   const test::TemporaryDirectory folder;
