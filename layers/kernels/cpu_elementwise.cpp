@@ -68,6 +68,24 @@ void map_add(const float* a, const float* b, float* out, size_t count) {
   map(a, b, out, count, [](Float u, Float v) HWY_ATTR { return hn::Add(u, v); });
 }
 
+void map_blend(const float* g, const float* a, const float* b, float* out, size_t count) {
+  for_each_vector(count, [&](size_t i, auto lanes) HWY_ATTR {
+    const Float below = lanes.load(b + i);
+    lanes.store(hn::MulAdd(lanes.load(g + i), hn::Sub(lanes.load(a + i), below), below), out + i);
+  });
+}
+
+void map_blend_grad(const float* g, const float* a, const float* b, const float* dout, float* dg, float* da, float* db,
+                    size_t count) {
+  for_each_vector(count, [&](size_t i, auto lanes) HWY_ATTR {
+    const Float grad = lanes.load(dout + i);
+    const Float to_a = hn::Mul(grad, lanes.load(g + i));
+    lanes.store(hn::Mul(grad, hn::Sub(lanes.load(a + i), lanes.load(b + i))), dg + i);
+    lanes.store(to_a, da + i);
+    lanes.store(hn::Sub(grad, to_a), db + i);
+  });
+}
+
 void map_swiglu(const float* gate_up, float* y, size_t num_rows, size_t width) {
   for (size_t t = 0; t < num_rows; ++t, gate_up += 2 * width, y += width) {
     map(gate_up, gate_up + width, y, width, [](Float gate, Float up) HWY_ATTR { return hn::Mul(silu(gate), up); });
@@ -105,6 +123,8 @@ HWY_EXPORT(map_gelu_grad);
 HWY_EXPORT(map_silu_grad);
 HWY_EXPORT(map_sigmoid_grad);
 HWY_EXPORT(map_add);
+HWY_EXPORT(map_blend);
+HWY_EXPORT(map_blend_grad);
 HWY_EXPORT(map_swiglu);
 HWY_EXPORT(map_swiglu_grad);
 
@@ -146,6 +166,18 @@ void CpuKernels::add(const Tensor& a, const Tensor& b, const Tensor& out) const 
 
 void CpuKernels::sigmoid(const Tensor& x, const Tensor& y) const {
   HWY_DYNAMIC_DISPATCH(map_sigmoid)(x.data<float>(), y.data<float>(), count_of(x));
+}
+
+void CpuKernels::blend(const Tensor& g, const Tensor& a, const Tensor& b, const Tensor& out) const {
+  HWY_DYNAMIC_DISPATCH(map_blend)
+  (g.data<float>(), a.data<float>(), b.data<float>(), out.data<float>(), count_of(out));
+}
+
+void CpuKernels::blend_grad(const Tensor& g, const Tensor& a, const Tensor& b, const Tensor& dout, const Tensor& dg,
+                            const Tensor& da, const Tensor& db) const {
+  HWY_DYNAMIC_DISPATCH(map_blend_grad)
+  (g.data<float>(), a.data<float>(), b.data<float>(), dout.data<float>(), dg.data<float>(), da.data<float>(),
+   db.data<float>(), count_of(dout));
 }
 
 void CpuKernels::sigmoid_grad(const Tensor& y, const Tensor& dy, const Tensor& dx) const {

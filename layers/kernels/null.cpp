@@ -27,6 +27,9 @@ class NullKernels final : public Kernels {
   void swiglu(const Tensor&, const Tensor&) const override {}
   void swiglu_grad(const Tensor&, const Tensor&, const Tensor&) const override {}
   void add(const Tensor&, const Tensor&, const Tensor&) const override {}
+  void blend(const Tensor&, const Tensor&, const Tensor&, const Tensor&) const override {}
+  void blend_grad(const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&,
+                  const Tensor&) const override {}
   double sum_squares(const Tensor&) const override { return 0.0; }
   void adamw(const AdamWStep&, const Tensor&, const Tensor&, const Tensor&, const Tensor&) const override {}
   void rope(const Tensor&, const Tensor&, double, RopeDirection) const override {}

@@ -81,6 +81,28 @@ void ReferenceKernels::swiglu_grad(const Tensor& gate_up, const Tensor& dy, cons
   });
 }
 
+void ReferenceKernels::blend(const Tensor& g, const Tensor& a, const Tensor& b, const Tensor& out) const {
+  dispatch(out, [&]<class T>(std::type_identity<T>) {
+    for (int64_t i = 0; i < out.numel(); ++i) {
+      const double share = g.data<T>()[i];
+      out.data<T>()[i] = static_cast<T>(share * double{a.data<T>()[i]} + (1.0 - share) * double{b.data<T>()[i]});
+    }
+  });
+}
+
+void ReferenceKernels::blend_grad(const Tensor& g, const Tensor& a, const Tensor& b, const Tensor& dout,
+                                  const Tensor& dg, const Tensor& da, const Tensor& db) const {
+  dispatch(dout, [&]<class T>(std::type_identity<T>) {
+    for (int64_t i = 0; i < dout.numel(); ++i) {
+      const double share = g.data<T>()[i];
+      const double grad = dout.data<T>()[i];
+      dg.data<T>()[i] = static_cast<T>(grad * (double{a.data<T>()[i]} - double{b.data<T>()[i]}));
+      da.data<T>()[i] = static_cast<T>(grad * share);
+      db.data<T>()[i] = static_cast<T>(grad * (1.0 - share));
+    }
+  });
+}
+
 void ReferenceKernels::add(const Tensor& a, const Tensor& b, const Tensor& out) const {
   dispatch(out, [&]<class T>(std::type_identity<T>) {
     for (int64_t i = 0; i < out.numel(); ++i) out.data<T>()[i] = a.data<T>()[i] + b.data<T>()[i];

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "layers/model/block.hpp"
 
+#include <algorithm>
+
 #include "comm/base/check.hpp"
 #include "layers/model/router_options.hpp"
 
@@ -20,6 +22,9 @@ MoeOptions moe_options(const ModelConfig& config) {
   return {.hidden = config.hidden_size,
           .expert_width = config.moe_intermediate_size,
           .shared_width = config.n_shared_experts * config.moe_intermediate_size,
+          .shared_scale = config.routing.shared_expert_mean
+                              ? 1.0 / static_cast<double>(std::max<int64_t>(1, config.n_shared_experts))
+                              : 1.0,
           .activation = activation_named(config.hidden_act),
           .init_std = config.initializer_range,
           .router = router_options(config)};
@@ -37,71 +42,98 @@ NormOptions norm_options(const ModelConfig& config) {
 
 Block::Block(const ModelConfig& config, int index, const ExpertMap& map, int expert_rank)
     : index_(index),
+      is_post_(config.routing.norm_position == "post"),
       attention_norm_(layer_name(index, "input_layernorm"), norm_options(config)),
       attention_(layer_name(index, "self_attn"), attention_options(config)),
       ffn_norm_(layer_name(index, "post_attention_layernorm"), norm_options(config)) {
   const std::string prefix = layer_name(index, "mlp");
-  if (is_moe_layer(config, index)) {
-    moe_.emplace(prefix, moe_options(config), map, expert_rank);
-  } else {
-    ffn_.emplace(prefix, FfnOptions{.hidden = config.hidden_size,
-                                    .width = config.intermediate_size,
-                                    .activation = activation_named(config.hidden_act),
-                                    .init_std = config.initializer_range});
+  const FfnOptions dense = {.hidden = config.hidden_size,
+                            .width = config.intermediate_size,
+                            .activation = activation_named(config.hidden_act),
+                            .init_std = config.initializer_range};
+  const bool is_moe = is_moe_layer(config, index);
+  if (is_moe) moe_.emplace(prefix, moe_options(config), map, expert_rank);
+  if (config.routing.ffn_highway) {
+    highway_.emplace(is_moe ? prefix + ".behind" : prefix, dense);
+  } else if (!is_moe) {
+    ffn_.emplace(prefix, dense);
   }
 }
 
 Task<Tensor> Block::forward(LaneContext& ctx, Tensor x, Sequences sequences, Saved& saved) const {
-  ctx.lane.enter("attention", index_);
-  const Tensor normed = attention_norm_.forward(ctx, x, saved.attention_norm);
-  const Tensor attended = attention_.forward(ctx, normed, sequences, saved.attention);
-  ctx.kernels.add(x, attended, attended);
-  Task<Tensor> rest = ffn_part(ctx, attended, saved);
+  const Tensor h = attention_part(
+      ctx, x, saved, [&](const Tensor& in) { return attention_.forward(ctx, in, sequences, saved.attention); });
+  Task<Tensor> rest = ffn_part(ctx, h, saved);
   const Tensor y = co_await rest;
   co_return y;
 }
 
 Task<Tensor> Block::decode(LaneContext& ctx, Tensor x, Sequences sequences, KvCache& cache) const {
-  ctx.lane.enter("attention", index_);
   Saved scratch;
-  const Tensor normed = attention_norm_.forward(ctx, x, scratch.attention_norm);
-  const Tensor attended = attention_.decode(ctx, normed, sequences, cache);
-  ctx.kernels.add(x, attended, attended);
-  Task<Tensor> rest = ffn_part(ctx, attended, scratch);
+  const Tensor h =
+      attention_part(ctx, x, scratch, [&](const Tensor& in) { return attention_.decode(ctx, in, sequences, cache); });
+  Task<Tensor> rest = ffn_part(ctx, h, scratch);
   const Tensor y = co_await rest;
   co_return y;
 }
 
+Tensor Block::attention_part(LaneContext& ctx, const Tensor& x, Saved& saved,
+                             const std::function<Tensor(const Tensor&)>& attend) const {
+  ctx.lane.enter("attention", index_);
+  const Tensor attended = attend(is_post_ ? x : attention_norm_.forward(ctx, x, saved.attention_norm));
+  ctx.kernels.add(x, attended, attended);
+  return is_post_ ? attention_norm_.forward(ctx, attended, saved.attention_norm) : attended;
+}
+
 Task<Tensor> Block::ffn_part(LaneContext& ctx, Tensor h, Saved& saved) const {
-  const Tensor normed = ffn_norm_.forward(ctx, h, saved.ffn_norm);
-  Tensor y;
+  const Tensor in = is_post_ ? h : ffn_norm_.forward(ctx, h, saved.ffn_norm);
+  Tensor y = in;
   if (moe_) {
-    Task<Tensor> mixture = moe_->forward(ctx, normed, saved.moe);
+    Task<Tensor> mixture = moe_->forward(ctx, in, saved.moe);
     y = co_await mixture;
-  } else {
-    ctx.lane.enter("ffn");
-    y = ffn_->forward(ctx, normed, saved.ffn);
   }
+  ctx.lane.enter("ffn");
+  if (highway_) {
+    const Tensor behind = highway_->forward(ctx, y, saved.highway);
+    y = behind;
+  }
+  if (ffn_) y = ffn_->forward(ctx, in, saved.ffn);
   ctx.kernels.add(h, y, y);
-  co_return y;
+  co_return is_post_ ? ffn_norm_.forward(ctx, y, saved.ffn_norm) : y;
+}
+
+// dy of the mixture or the dense network, with what is behind, to d of its input.
+Task<Tensor> Block::ffn_grad(LaneContext& ctx, Saved& saved, Tensor dy) {
+  ctx.lane.enter("ffn gradient");
+  if (ffn_) {
+    const Tensor dx = ffn_->input_grad(ctx, saved.ffn, dy);
+    defer(ctx, "ffn weights", [this, &ctx, &saved] { ffn_->weight_grad(ctx, saved.ffn); });
+    co_return dx;
+  }
+  Tensor d_mixture = dy;
+  if (highway_) {
+    const Tensor dx = highway_->input_grad(ctx, saved.highway, dy);
+    defer(ctx, "ffn weights", [this, &ctx, &saved] { highway_->weight_grad(ctx, saved.highway); });
+    d_mixture = dx;
+  }
+  if (!moe_) co_return d_mixture;
+  Task<Tensor> mixture = moe_->backward(ctx, saved.moe, d_mixture);
+  const Tensor dx = co_await mixture;
+  co_return dx;
 }
 
 Task<void> Block::backward(LaneContext& ctx, Saved& saved, Tensor dy, Tensor dx) {
   ctx.lane.position.layer = index_;
-  Tensor d_normed;
-  if (moe_) {
-    Task<Tensor> mixture = moe_->backward(ctx, saved.moe, dy);
-    d_normed = co_await mixture;
-  } else {
-    ctx.lane.enter("ffn gradient");
-    d_normed = ffn_->input_grad(ctx, saved.ffn, dy);
-    defer(ctx, "ffn weights", [this, &ctx, &saved] { ffn_->weight_grad(ctx, saved.ffn); });
-  }
+  const Tensor d_sum = is_post_ ? ffn_norm_.input_grad(ctx, saved.ffn_norm, dy) : dy;
+  Task<Tensor> through_ffn = ffn_grad(ctx, saved, d_sum);
+  const Tensor d_in = co_await through_ffn;
   ctx.lane.enter("attention gradient");
-  const Tensor dh = ffn_norm_.input_grad(ctx, saved.ffn_norm, d_normed);
-  ctx.kernels.add(dh, dy, dh);
-  const Tensor d_attention_in = attention_.input_grad(ctx, saved.attention, dh);
-  ctx.kernels.add(dh, attention_norm_.input_grad(ctx, saved.attention_norm, d_attention_in), dx);
+  const Tensor dh = is_post_ ? d_in : ffn_norm_.input_grad(ctx, saved.ffn_norm, d_in);
+  ctx.kernels.add(dh, d_sum, dh);
+  const Tensor d_attended = is_post_ ? attention_norm_.input_grad(ctx, saved.attention_norm, dh) : dh;
+  Tensor d_attention_in = attention_.input_grad(ctx, saved.attention, d_attended);
+  if (!is_post_) d_attention_in = attention_norm_.input_grad(ctx, saved.attention_norm, d_attention_in);
+  ctx.kernels.add(d_attended, d_attention_in, dx);
   defer(ctx, "attention weights", [this, &ctx, &saved] {
     attention_norm_.weight_grad(ctx, saved.attention_norm);
     attention_.weight_grad(ctx, saved.attention);
@@ -115,6 +147,7 @@ void Block::each_parameter(const ParameterVisitor& visit) {
   ffn_norm_.each_parameter(visit);
   if (moe_) moe_->each_parameter(visit);
   if (ffn_) ffn_->each_parameter(visit);
+  if (highway_) highway_->each_parameter(visit);
 }
 
 }  // namespace cadre

@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// One pre-LN transformer layer: h = x + attention(norm(x)); y = h + ffn(norm(h)), where ffn is dense or a mixture.
+// One transformer layer: h = x + attention(norm(x)); y = h + ffn(norm(h)), where ffn is dense or a mixture. With
+// norm_position = post: h = norm(x + attention(x)); y = norm(h + ffn(h)). With ffn_highway a dense ffn is g FFN(n) +
+// (1 - g) n, and a mixture m is followed by g FFN(m) + (1 - g) m.
 #pragma once
 
+#include <functional>
 #include <optional>
 #include <string>
 
@@ -9,6 +12,7 @@
 #include "layers/moe/moe_layer.hpp"
 #include "layers/nn/attention.hpp"
 #include "layers/nn/ffn.hpp"
+#include "layers/nn/highway.hpp"
 #include "layers/nn/norm.hpp"
 
 namespace cadre {
@@ -26,6 +30,7 @@ class Block {
     CausalAttention::Saved attention;
     Ffn::Saved ffn;       // dense layer
     MoeLayer::Saved moe;  // mixture
+    HighwayFfn::Saved highway;
   };
 
   // x, y [T,H]. `saved` and `ctx` must outlive the task.
@@ -42,14 +47,19 @@ class Block {
   const CausalAttention& attention() const { return attention_; }
 
  private:
+  Tensor attention_part(LaneContext& ctx, const Tensor& x, Saved& saved,
+                        const std::function<Tensor(const Tensor&)>& attend) const;
+  Task<Tensor> ffn_grad(LaneContext& ctx, Saved& saved, Tensor dy);
   Task<Tensor> ffn_part(LaneContext& ctx, Tensor h, Saved& saved) const;
 
   int index_;
+  bool is_post_;
   Norm attention_norm_;
   CausalAttention attention_;
   Norm ffn_norm_;
   std::optional<Ffn> ffn_;
   std::optional<MoeLayer> moe_;
+  std::optional<HighwayFfn> highway_;
 };
 
 }  // namespace cadre

@@ -100,7 +100,9 @@ void check_experts(const ModelConfig& c) {
   check_router(c);
 }
 
+// Also one that stands behind a mixture.
 bool has_dense_layer(const ModelConfig& config) {
+  if (config.routing.ffn_highway) return true;
   for (int64_t layer = 0; layer < config.num_hidden_layers; ++layer) {
     if (!is_moe_layer(config, layer)) return true;
   }
@@ -116,12 +118,14 @@ struct LayerWeights {
 LayerWeights layer_weights(const ModelConfig& c, int64_t layer) {
   const int64_t ffn_matrices = is_gated(c) ? 3 : 2;
   const int64_t attention = 2 * c.hidden_size * head_dim(c) * (c.num_attention_heads + c.num_key_value_heads);
+  const int64_t highway = c.routing.ffn_highway ? c.hidden_size * c.hidden_size : 0;
+  const int64_t ffn = highway + ffn_matrices * c.hidden_size * c.intermediate_size;
   if (!is_moe_layer(c, layer)) {
-    const int64_t dense = attention + ffn_matrices * c.hidden_size * c.intermediate_size;
+    const int64_t dense = attention + ffn;
     return {dense, dense};
   }
   const int64_t expert = ffn_matrices * c.hidden_size * c.moe_intermediate_size;
-  const int64_t always = attention + router_weights(c) + c.n_shared_experts * expert;
+  const int64_t always = attention + router_weights(c) + c.n_shared_experts * expert + (highway > 0 ? ffn : 0);
   return {always + c.n_routed_experts * expert, always + c.num_experts_per_tok * expert};
 }
 

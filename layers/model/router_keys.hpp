@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The keys of a model that say how its tokens find experts, beside those that Hugging Face names (ModelConfig has them).
-// The defaults change nothing.
+// The keys of a model that say how its tokens find experts and what surrounds these, beside those that Hugging Face names
+// (ModelConfig has them). The defaults change nothing.
 #pragma once
 
 #include <cstdint>
@@ -50,6 +50,10 @@ struct RouterKeys {
   double device_variance_weight = 0.0;
   double router_z_loss_coef = 0.0;
   int64_t balance_devices = 1;
+
+  bool shared_expert_mean = false;
+  std::string norm_position = "pre";
+  bool ffn_highway = false;
 
   bool operator==(const RouterKeys&) const = default;
 };

@@ -109,7 +109,7 @@ Task<Tensor> MoeLayer::forward(LaneContext& ctx, Tensor x, Saved& saved) const {
     const Watch watch_slots(slots_here);
     const Watch watch_rows(rows_here);
     ctx.lane.enter("shared experts");
-    shared_y = shared_->forward(ctx, x, saved.shared.emplace());
+    shared_y = scaled_shared(ctx, shared_->forward(ctx, x, saved.shared.emplace()));
     ctx.lane.enter("dispatch");
   }
   co_await slots_here;
@@ -148,7 +148,7 @@ Task<Tensor> MoeLayer::backward(LaneContext& ctx, Saved& saved, Tensor dy) {
   if (shared_) {
     const Watch watch(rows_here);
     ctx.lane.enter("shared experts gradient");
-    shared_dx = shared_->input_grad(ctx, *saved.shared, dy);
+    shared_dx = shared_->input_grad(ctx, *saved.shared, scaled_shared(ctx, dy));
     defer(ctx, "shared experts weights", [this, &ctx, &saved] { shared_->weight_grad(ctx, *saved.shared); });
     ctx.lane.enter("combine gradient");
   }
@@ -238,6 +238,15 @@ void MoeLayer::learn_batch(LaneContext& ctx, const SlotRecord* records, Saved& s
   for (int64_t place = 0; place < num_slots; ++place) {
     set_element(saved.place_weight, place, records[saved.batch.place_slot[place]].weight);
   }
+}
+
+Tensor MoeLayer::scaled_shared(LaneContext& ctx, const Tensor& rows) const {
+  if (options_.shared_scale == 1.0) return rows;
+  const Tensor scaled = ctx.arena.take("moe", ctx.dtype, {rows.dim(0), rows.dim(1)});
+  for (int64_t i = 0; !ctx.arena.is_dry_run() && i < rows.numel(); ++i) {
+    set_element(scaled, i, element(rows, i) * options_.shared_scale);
+  }
+  return scaled;
 }
 
 Task<Tensor> MoeLayer::bring_home(LaneContext& ctx, Tensor places, Weighted weighted, Saved& saved) const {

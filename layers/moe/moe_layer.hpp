@@ -18,7 +18,8 @@ namespace cadre {
 struct MoeOptions {
   int64_t hidden = 0;
   int64_t expert_width = 0;
-  int64_t shared_width = 0;  // 0: no shared expert
+  int64_t shared_width = 0;   // 0: no shared expert
+  double shared_scale = 1.0;  // of its output: 1 / number of shared experts makes their sum a mean
   Activation activation = Activation::silu;
   double init_std = 0.02;
   RouterOptions router = {};
@@ -73,6 +74,7 @@ class MoeLayer {
   // records [S] in the order of arrival
   void learn_batch(LaneContext& ctx, const SlotRecord* records, Saved& saved) const;
   // One row per place goes home to its token, where the rows of a token are added up. places [S,H], result [T,H].
+  Tensor scaled_shared(LaneContext& ctx, const Tensor& rows) const;
   Task<Tensor> bring_home(LaneContext& ctx, Tensor places, Weighted weighted, Saved& saved) const;
   // The weights of the plan's slots, [slots], token by token.
   Tensor weights_by_token(LaneContext& ctx, const Saved& saved) const;

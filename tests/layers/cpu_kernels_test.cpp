@@ -178,6 +178,36 @@ TEST_F(CpuKernels, AddAndSigmoidGrad) {
   }
 }
 
+// Two or three roundings of terms that are not larger than |a| + |b|, or than |dout| times that.
+TEST_F(CpuKernels, Blend) {
+  for (const int64_t width : kWidths) {
+    const Tensor a = random({width});
+    const Tensor b = random({width});
+    const Tensor dout = random({width});
+    const Tensor g = out({width});
+    reference->sigmoid(random({width}), g);
+    const auto bound = [&](size_t i, double) {
+      const double sum = std::abs(a.data<float>()[i]) + std::abs(b.data<float>()[i]);
+      return 3 * u * sum * (1.0 + std::abs(dout.data<float>()[i]));
+    };
+    const Tensor actual = out({width});
+    const Tensor expected = out({width});
+    cpu->blend(g, a, b, actual);
+    reference->blend(g, a, b, expected);
+    expect_within(actual, expected, bound);
+
+    const Tensor actual_grads[] = {out({width}), out({width}), out({width})};
+    const Tensor expected_grads[] = {out({width}), out({width}), out({width})};
+    cpu->blend_grad(g, a, b, dout, actual_grads[0], actual_grads[1], actual_grads[2]);
+    reference->blend_grad(g, a, b, dout, expected_grads[0], expected_grads[1], expected_grads[2]);
+    expect_within(actual_grads[0], expected_grads[0], bound);
+    for (int i : {1, 2}) {
+      expect_within(actual_grads[i], expected_grads[i],
+                    [&](size_t j, double) { return 2 * u * std::abs(dout.data<float>()[j]); });
+    }
+  }
+}
+
 // rstd: half the error of the mean square. Gradients: elements stay below 5 and mean |g n| below 2, so the mean's error
 // times n is below 5 x 2 kSumError and the rest below 100 u.
 TEST_F(CpuKernels, RmsNorm) {

@@ -8,6 +8,7 @@
 #include "layers/nn/embedding.hpp"
 #include "layers/nn/ffn.hpp"
 #include "layers/nn/head.hpp"
+#include "layers/nn/highway.hpp"
 #include "layers/nn/norm.hpp"
 #include "layers/tensor/parameter_store.hpp"
 #include "tests/support/gradient_check.hpp"
@@ -126,6 +127,11 @@ TEST_F(GradientsTest, FfnOfEachActivation) {
     Ffn ffn("ffn", {.hidden = 4, .width = 7, .activation = activation});
     expect_plain_gradients(ffn, 4);
   }
+}
+
+TEST_F(GradientsTest, HighwayFfn) {
+  HighwayFfn ffn("ffn", {.hidden = 4, .width = 7, .activation = Activation::silu});
+  expect_plain_gradients(ffn, 4);
 }
 
 TEST_F(GradientsTest, AttentionWithAndWithoutGroupedHeads) {

@@ -75,6 +75,10 @@ TEST(ModelConfig, JsonRoundTripKeepsEveryField) {
   config.rope_theta = 5e5;
   config.norm_topk_prob = true;
   config.eos_token_id = 0;
+  config.routing.router = "hybrid";
+  config.routing.expert_tasks = "0,1,2,3,1,0";
+  config.routing.capacity_factor = 1.25;
+  config.routing.seq_aux = true;
   const json written = to_json(config);
   EXPECT_EQ(model_config_from_json(json::parse(written.dump(2)), "config.json"), config);
   EXPECT_EQ(written["architectures"], json::array({"DeepseekForCausalLM"}));
@@ -138,6 +142,22 @@ TEST(ModelConfig, ChecksCombinations) {
   expect_message(with([](ModelConfig& c) { c.intermediate_size = 0; }), {"intermediate_size = 0", "dense"});
   expect_message(with([](ModelConfig& c) { c.aux_loss_alpha = std::numeric_limits<double>::quiet_NaN(); }),
                  {"aux_loss_alpha = nan"});
+  expect_message(with([](ModelConfig& c) { c.routing.router = "dense"; }),
+                 {"num_experts_per_tok = 2 with router = dense", "n_routed_experts = 6"});
+  expect_message(with([](ModelConfig& c) { c.routing.router = "oracle"; }), {"router = \"oracle\"", "token_choice"});
+  expect_message(with([](ModelConfig& c) { c.routing.load_loss_weight = 0.1; }),
+                 {"load_loss_weight = 0.1", "router_noise"});
+  expect_message(with([](ModelConfig& c) { c.routing.expert_tasks = "0,1"; }), {"expert_tasks = \"0,1\"", "6"});
+  expect_message(with([](ModelConfig& c) { c.routing.dead_experts = "6"; }), {"dead_experts = \"6\"", "[0, 5]"});
+  expect_message(with([](ModelConfig& c) { c.routing.dead_experts = "1;2"; }), {"dead_experts = \"1;2\""});
+  expect_message(with([](ModelConfig& c) { c.routing.task_top_k = "1,3"; }), {"task_top_k = \"1,3\"", "[1, 2]"});
+  expect_message(with([](ModelConfig& c) { c.routing.expert_conditions = "1:mood=2"; }),
+                 {"expert_conditions = \"1:mood=2\"", "position<N"});
+  expect_message(with([](ModelConfig& c) { c.routing.router_two_level = true; }),
+                 {"router_two_level = true", "n_group = 1"});
+  expect_message(with([](ModelConfig& c) { c.routing.node_limit = 2; }), {"node_count = 1 with node_limit = 2"});
+  expect_message(with([](ModelConfig& c) { c.routing.balance_devices = 7; }),
+                 {"balance_devices = 7", "[1, n_routed_experts = 6]"});
   ModelConfig all_experts = small();
   all_experts.first_k_dense_replace = 0;
   all_experts.intermediate_size = 0;
@@ -165,6 +185,39 @@ TEST(ModelConfig, CountsTheParametersOfThePublishedModel) {
   EXPECT_EQ(count.embedding, 102400 * 2048);
   // 27 layers of 58 experts of 3 * 2048 * 1408 that a token does not visit.
   EXPECT_EQ(count.total - count.active, int64_t{27} * 58 * 3 * 2048 * 1408);
+}
+
+// m times as many experts of an m-th of the width, m times as many of them chosen: the same weights, but for the gate.
+TEST(ModelConfig, FineGrainedExpertsCostTheSame) {
+  const ParameterCount coarse = count_parameters(small());
+  ModelConfig config = small();
+  config.n_routed_experts *= 4;
+  config.num_experts_per_tok *= 4;
+  config.n_shared_experts *= 4;
+  config.moe_intermediate_size /= 4;
+  const ParameterCount fine = count_parameters(config);
+  const int64_t gates = 3 * (24 - 6) * 64;  // three mixture layers
+  EXPECT_EQ(fine.total, coarse.total + gates);
+  EXPECT_EQ(fine.active, coarse.active + gates);
+}
+
+TEST(ModelConfig, CountsWhatRoutersAndBlocksAdd) {
+  ModelConfig config = small();
+  const ParameterCount plain = count_parameters(config);
+  config.routing.router_hidden_sizes = "12";
+  config.routing.router_noise = true;
+  config.routing.capacity_factor = 1.0;
+  config.routing.capacity_kind = "dynamic";
+  config.routing.expert_tasks = "0,1,2,3,1,0";
+  config.routing.expert_history = true;
+  config.routing.ffn_highway = true;
+  // A mixture layer: a gate of 64 to 12 to 6 instead of 64 to 6, noise, a row of capacities, five of histories, and the
+  // highway with its network; the dense layer has a highway.
+  const int64_t gate = 64 * 12 + 12 * 6 - 64 * 6 + 64 * 6;
+  const int64_t added = 3 * (gate + 6 * 6 + 64 * 64 + 3 * 64 * 96) + 64 * 64;
+  const ParameterCount count = count_parameters(config);
+  EXPECT_EQ(count.total - plain.total, added);
+  EXPECT_EQ(count.active - plain.active, added);
 }
 
 TEST(ModelConfig, CountsEveryVariantByHand) {

@@ -123,5 +123,16 @@ TEST(Model, gradients_equal_central_differences_with_layer_norm_and_gelu) {
   check_all_gradients(small_config("layernorm", "gelu"));
 }
 
+TEST(Model, gradients_equal_central_differences_with_post_norm_highway_and_the_mean_of_shared_experts) {
+  ModelConfig config = small_config("layernorm", "silu");
+  config.n_shared_experts = 2;
+  config.routing.norm_position = "post";
+  config.routing.ffn_highway = true;
+  config.routing.shared_expert_mean = true;
+  check_all_gradients(config);
+  config.routing.norm_position = "pre";
+  check_all_gradients(config);
+}
+
 }  // namespace
 }  // namespace cadre

@@ -139,7 +139,13 @@ std::vector<RunConfig> router_runs(const fs::path& folder) {
     model.routing.load_loss_weight = 0.1;
     model.routing.router_z_loss_coef = 1e-3;
   });
-  add([](ModelConfig& model) { model.routing.router = "expert_choice"; });
+  add([](ModelConfig& model) {
+    model.routing.router = "expert_choice";
+    model.routing.norm_position = "post";
+    model.routing.ffn_highway = true;
+    model.n_shared_experts = 2;
+    model.routing.shared_expert_mean = true;
+  });
   add([](ModelConfig& model) {
     model.routing.router = "sinkhorn";
     model.routing.seq_aux = true;

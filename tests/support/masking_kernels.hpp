@@ -76,6 +76,11 @@ class MaskingKernels final : public Kernels {
 
   // What it does not.
   double sum_squares(const Tensor& /*x*/) const override { return unused(); }
+  void blend(const Tensor&, const Tensor&, const Tensor&, const Tensor&) const override { unused(); }
+  void blend_grad(const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&,
+                  const Tensor&) const override {
+    unused();
+  }
   void rms_norm(const Tensor&, const Tensor&, double, const Tensor&, const Tensor&) const override { unused(); }
   void rms_norm_input_grad(const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&) const override {
     unused();
