@@ -336,7 +336,7 @@ void Trainer::check_agreement() {
 void Trainer::update_routers(const GlobalStep& global) {
   for (const auto& [layer, router] : routers_here()) {
     std::vector<int64_t> statistics = router->take_statistics();
-    worker_.sum_over_holders(worker_.model().stage_with(layer)->place().index, statistics);
+    worker_.sum_over_stage(worker_.model().stage_with(layer)->place().index, statistics);
     const auto mixture = std::ranges::find(moe_layers_, layer) - moe_layers_.begin();
     router->update(statistics, global.expert_counts[static_cast<size_t>(mixture)], config_.model.bias_update_rate);
   }

@@ -241,7 +241,7 @@ void Worker::finish_gradient_reduction() {
   reductions_.clear();
 }
 
-void Worker::sum_over_holders(int stage, std::vector<int64_t>& values) const {
+void Worker::sum_over_stage(int stage, std::vector<int64_t>& values) const {
   if (values.empty()) return;
   Request summed = reduction_groups_[local_index(stage)].shared.all_reduce(std::span(values), ReduceOp::sum);
   await(summed);

@@ -90,7 +90,7 @@ class Worker {
   void start_gradient_reduction(int stage, int bucket);
   void finish_gradient_reduction();
   // Adds up over all ranks that hold a stage. Collective over them; all pass as many values.
-  void sum_over_holders(int stage, std::vector<int64_t>& values) const;
+  void sum_over_stage(int stage, std::vector<int64_t>& values) const;
   // Of all gradients on this rank, bit by bit.
   uint64_t gradient_hash() const;
 
