@@ -65,7 +65,7 @@ void SelectionBias::add_history(const TokenFacts& tokens, const Tensor& ids, con
 }
 
 void SelectionBias::update_history(std::span<const int64_t> global_counts) {
-  if (!options_.history) return;
+  if (!options_.history || history_.frozen) return;
   const size_t half = global_counts.size() / 2;
   with_element_type(history_.value, [&]<class T>(std::type_identity<T>) {
     for (size_t i = 0; i < half; ++i) {
@@ -79,7 +79,7 @@ void SelectionBias::update_history(std::span<const int64_t> global_counts) {
 }
 
 void SelectionBias::update_balance(std::span<const int64_t> global_counts, double rate) {
-  if (!options_.balance) return;
+  if (!options_.balance || balance_.frozen) return;
   update_selection_bias(global_counts, rate, balance_.value);
   ++balance_.version;
 }

@@ -95,7 +95,7 @@ Task<void> Capacity::limit(LaneContext& ctx, Routing& routing) const {
 
 void Capacity::update(std::span<const int64_t> global_demand) {
   const auto total = static_cast<double>(std::accumulate(global_demand.begin(), global_demand.end(), int64_t{0}));
-  if (!learns() || total == 0.0) return;
+  if (!learns() || state_.frozen || total == 0.0) return;
   const double mean = total / num_experts_;
   const std::vector<double> shares = softmax_of(state());
   with_element_type(state_.value, [&]<class T>(std::type_identity<T>) {

@@ -126,20 +126,4 @@ RecognisedTask recognise_task(std::string_view text, const TaskOptions& options)
   return recognised;
 }
 
-std::vector<int> experts_of_task(TaskType type, const TaskOptions& options, int num_experts) {
-  std::vector<int> experts;
-  for (int expert = 0; expert < num_experts; ++expert) {
-    if (options.expert_tasks[static_cast<size_t>(expert) % options.expert_tasks.size()] == type) {
-      experts.push_back(expert);
-    }
-  }
-  return experts;
-}
-
-std::vector<double> task_bias(TaskType type, const TaskOptions& options, int num_experts) {
-  std::vector<double> bias(static_cast<size_t>(num_experts), 0.0);
-  for (const int expert : experts_of_task(type, options, num_experts)) bias[static_cast<size_t>(expert)] = options.bias;
-  return bias;
-}
-
 }  // namespace cadre

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What a text asks for, found by its words, and which experts are meant for that: the side of task-aware routing that
-// reads text. The router adds task_bias to the scores that decide; weights come from the scores themselves, as with every
-// selection bias.
+// What a text asks for, found by its words: the side of task-aware routing that reads text. The router is told a number a
+// token (TokenFacts::task) and prefers the experts that model.expert_tasks gives that number.
 #pragma once
 
 #include <array>
@@ -30,14 +29,13 @@ inline constexpr std::array<std::string_view, kNumTaskTypes> kTaskKeywords = {
 // The most telling first. An image is named in the words of any other task, so MULTIMODAL decides; code is full of the
 // signs of MATH; a problem of MATH says "if" and "prove"; the questions of GENERAL are asked about everything.
 inline constexpr std::string_view kTaskPriority = "MULTIMODAL,CODING,MATH,REASONING,GENERAL";
-inline constexpr std::string_view kExpertTasks = "REASONING,CODING,MATH,GENERAL,CODING,REASONING,GENERAL,MULTIMODAL";
+// Of eight experts, and how much they are preferred: what model.expert_tasks and model.task_bias usually say.
+inline constexpr std::string_view kExpertTasks = "0,1,2,3,1,0,3,4";
 inline constexpr double kTaskBias = 0.2;
 
 struct TaskOptions {
   std::array<std::vector<std::string>, kNumTaskTypes> keywords;  // by TaskType
   std::vector<TaskType> priority;                                // each once
-  std::vector<TaskType> expert_tasks;                            // expert e is meant for expert_tasks[e % size]
-  double bias = kTaskBias;
 };
 
 // The words of a list with commas, without the blanks around them. Empty ones are left out.
@@ -60,10 +58,5 @@ struct RecognisedTask {
 // that two types never tie. Keywords of letters are found as whole words, in either case (ASCII); others, such as Chinese
 // words and signs, anywhere. Text is UTF-8: bytes that are not match nothing and do no harm.
 RecognisedTask recognise_task(std::string_view text, const TaskOptions& options);
-
-// Global ids of the experts that are meant for the task, ascending.
-std::vector<int> experts_of_task(TaskType type, const TaskOptions& options, int num_experts);
-// [E]: options.bias for those, 0 for the others.
-std::vector<double> task_bias(TaskType type, const TaskOptions& options, int num_experts);
 
 }  // namespace cadre

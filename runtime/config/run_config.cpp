@@ -123,16 +123,14 @@ std::vector<Section> sections_of(RunConfig& c) {
        }},
       {"task",
        {
-           {"recognise", &c.task.recognise, any(), "prefer the experts of the task that a text is recognised as"},
+           {"recognise", &c.task.recognise, any(),
+            "tell the router the task of each sequence; see model.expert_tasks, model.task_bias"},
            {"priority", &c.task.priority, any(), "of the tasks whose keywords a text holds, the first one here"},
            {"reasoning", &c.task.reasoning, any(), "keywords, separated by commas; UTF-8"},
            {"coding", &c.task.coding, any(), "the same"},
            {"math", &c.task.math, any(), "the same"},
            {"general", &c.task.general, any(), "the same; also what a text without keywords is"},
            {"multimodal", &c.task.multimodal, any(), "the same"},
-           {"experts", &c.task.experts, any(),
-            "the task of expert 0, 1, ...; begins again when there are more experts"},
-           {"bias", &c.task.bias, between(0, 1e3), "added to the scores of those experts, for selection only"},
            {"k_simple", &c.task.k_simple, at_least(1), "experts a token of a simple request"},
            {"k_medium", &c.task.k_medium, at_least(1), "of a medium one"},
            {"k_complex", &c.task.k_complex, at_least(1), "of a complex one"},
@@ -144,13 +142,30 @@ std::vector<Section> sections_of(RunConfig& c) {
 
 std::string key_prefix(const Section& section) { return section.name.empty() ? "" : section.name + "."; }
 
+// Whether something in the model wants to know the task of a token.
+bool asks_for_tasks(const ModelConfig& model) {
+  const RouterKeys& keys = model.routing;
+  const bool prefers = !keys.expert_tasks.empty() && (keys.task_bias > 0.0 || keys.expert_history);
+  return prefers || !keys.task_top_k.empty() || keys.expert_conditions.find("task=") != std::string::npos;
+}
+
+void check_tasks(const RunConfig& config) {
+  task_options(config.task);
+  if (!config.task.recognise) return;
+  CADRE_CHECK(asks_for_tasks(config.model), "task.recognise = true, and nothing in the model asks for tasks",
+              fmt::format("set model.expert_tasks={} and model.task_bias={}", kExpertTasks, kTaskBias));
+  CADRE_CHECK(config.model.vocab_size == 256,
+              fmt::format("task.recognise = true with model.vocab_size = {}, allowed: 256", config.model.vocab_size),
+              "keywords are found in text, whose tokens are bytes");
+}
+
 void check(const RunConfig& config, int num_ranks) {
   RunConfig copy = config;
   for (const Section& section : sections_of(copy)) check_ranges(section.fields, key_prefix(section));
   check(config.model);
   check_train(config.train);
   train_stages(config.train);
-  task_options(config.task);
+  check_tasks(config);
   CADRE_CHECK(!config.out.empty(), "out = \"\", allowed: a path", "folder for checkpoints and logs");
   CADRE_CHECK(!config.data.path.empty(), "data.path = \"\", allowed: a path",
               "a text file, a folder of them, or an llm.c token file");

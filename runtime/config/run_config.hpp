@@ -107,8 +107,6 @@ struct TaskConfig {
   std::string math{kTaskKeywords[2]};
   std::string general{kTaskKeywords[3]};
   std::string multimodal{kTaskKeywords[4]};
-  std::string experts{kExpertTasks};
-  double bias = kTaskBias;
   int64_t k_simple = 1;
   int64_t k_medium = 2;
   int64_t k_complex = 3;

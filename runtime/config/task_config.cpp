@@ -23,15 +23,11 @@ TaskOptions task_options(const TaskConfig& config) {
   options.keywords = {words_of(config.reasoning), words_of(config.coding), words_of(config.math),
                       words_of(config.general), words_of(config.multimodal)};
   options.priority = types_of(config.priority, "task.priority");
-  options.expert_tasks = types_of(config.experts, "task.experts");
-  options.bias = config.bias;
   std::vector<TaskType> sorted = options.priority;
   std::ranges::sort(sorted);
   CADRE_CHECK(sorted.size() == kNumTaskTypes && std::ranges::adjacent_find(sorted) == sorted.end(),
               fmt::format("task.priority = {}, allowed: each task once", config.priority),
               fmt::format("the default is {}", kTaskPriority));
-  CADRE_CHECK(!options.expert_tasks.empty(), "task.experts = \"\", allowed: at least one task",
-              fmt::format("the default is {}", kExpertTasks));
   return options;
 }
 

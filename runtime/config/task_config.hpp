@@ -7,7 +7,7 @@
 
 namespace cadre {
 
-// Throws on an unknown task, on a priority that does not name each task once, and on an empty list of experts.
+// Throws on an unknown task, and on a priority that does not name each task once.
 TaskOptions task_options(const TaskConfig& config);
 ComplexityTable complexity_table(const TaskConfig& config);
 

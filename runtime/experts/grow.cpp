@@ -2,7 +2,9 @@
 #include "runtime/experts/grow.hpp"
 
 #include "comm/base/check.hpp"
+#include "layers/moe/task.hpp"
 #include "runtime/experts/expert_sums.hpp"
+#include "runtime/experts/named_experts.hpp"
 
 namespace cadre {
 namespace {
@@ -17,13 +19,22 @@ void halve_selection_biases(const std::vector<NamedTensor>& values) {
   }
 }
 
+// "0,1" becomes "0,0,1,1": a copy has the id behind its original.
+std::string each_twice(const std::string& list) {
+  std::string twice;
+  for (const std::string& item : words_of(list)) twice += fmt::format("{}{},{}", twice.empty() ? "" : ",", item, item);
+  return twice;
+}
+
 }  // namespace
 
 RunConfig grown_config(const RunConfig& config, const GrowOptions& options) {
   RunConfig grown = config;
   ModelConfig& model = grown.model;
   CADRE_CHECK(model.n_routed_experts > 0, "the model has no experts", "only mixtures grow");
+  check_unnamed(model);
   model.n_routed_experts *= 2;
+  model.routing.expert_tasks = each_twice(model.routing.expert_tasks);
   model.num_experts_per_tok = options.top_k == 0 ? 2 * model.num_experts_per_tok : options.top_k;
   const bool doubles = model.num_experts_per_tok == 2 * config.model.num_experts_per_tok;
   if (doubles && model.scoring_func == "sigmoid" && !model.norm_topk_prob) model.routed_scaling_factor *= 0.5;

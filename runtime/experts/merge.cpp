@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "comm/base/check.hpp"
+#include "runtime/experts/named_experts.hpp"
 
 namespace cadre {
 namespace {
@@ -89,6 +90,11 @@ RunConfig merged_config(const RunConfig& config, const MergeOptions& options) {
   const int64_t before = model.n_routed_experts;
   CADRE_CHECK(before >= 2, fmt::format("the model has {} experts, allowed: at least 2", before),
               "there is nothing to merge");
+  check_unnamed(model);
+  CADRE_CHECK(
+      model.routing.expert_tasks.empty(),
+      fmt::format("model.expert_tasks = {}, allowed: none", model.routing.expert_tasks),
+      "experts of different tasks would become one; remove the key from config.json and set it anew afterwards");
   model.n_routed_experts = options.experts == 0 ? before / 2 : options.experts;
   CADRE_CHECK(model.n_routed_experts >= 1 && model.n_routed_experts < before,
               fmt::format("--experts {}, allowed: integer in [1, {}]", model.n_routed_experts, before - 1),

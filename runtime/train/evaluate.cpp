@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "runtime/train/evaluate.hpp"
 
+#include "runtime/config/task_config.hpp"
 #include "runtime/observe/step_metrics.hpp"
 #include "runtime/train/step.hpp"
 
@@ -45,6 +46,7 @@ Evaluation evaluate(Worker& worker, const BatchReader& reader, const RunConfig& 
     const SequenceRange global = part_of({0, train.batch}, i % train.micro_batches, train.micro_batches);
     MicroBatch micro_batch(reader, i / train.micro_batches, part_of(global, worker.data_rank(), worker.grid().data),
                            config.data.sequence_length);
+    if (config.task.recognise) micro_batch.recognise_tasks(task_options(config.task));
     ArenaScope scope(worker.arena());
     LaneContext ctx = worker.inference_context();
     ctx.tokens = micro_batch.facts(static_cast<uint64_t>(config.seed));

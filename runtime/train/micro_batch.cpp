@@ -3,6 +3,12 @@
 
 namespace cadre {
 
+namespace {
+
+Tensor view(std::vector<int32_t>& values) { return {values.data(), DType::i32, {static_cast<int64_t>(values.size())}}; }
+
+}  // namespace
+
 SequenceRange part_of(const SequenceRange& range, int64_t index, int64_t parts) {
   const int64_t begin = range.count * index / parts;
   const int64_t end = range.count * (index + 1) / parts;
@@ -22,15 +28,15 @@ MicroBatch::MicroBatch(const BatchReader& reader, int64_t step, const SequenceRa
 }
 
 TokenBatch MicroBatch::tokens() {
-  const auto view = [](std::vector<int32_t>& values) {
-    return Tensor(values.data(), DType::i32, {static_cast<int64_t>(values.size())});
-  };
   return {view(ids_), view(targets_), {num_sequences_, sequence_length_, view(positions_)}};
 }
 
-TokenFacts MicroBatch::facts(uint64_t seed) const {
-  return {
-      .seed = seed, .step = step_, .first = first_sequence_ * sequence_length_, .sequence_length = sequence_length_};
+TokenFacts MicroBatch::facts(uint64_t seed) {
+  return {.seed = seed,
+          .step = step_,
+          .first = first_sequence_ * sequence_length_,
+          .sequence_length = sequence_length_,
+          .task = tasks_.empty() ? Tensor() : view(tasks_)};
 }
 
 }  // namespace cadre

@@ -8,6 +8,7 @@
 
 #include "layers/model/model.hpp"
 #include "runtime/data/order.hpp"
+#include "runtime/data/task_labels.hpp"
 
 namespace cadre {
 
@@ -25,10 +26,13 @@ class MicroBatch {
   // Reads the sequences of `range` of the global batch of `step`.
   MicroBatch(const BatchReader& reader, int64_t step, const SequenceRange& range, int64_t sequence_length);
 
+  // Recognises the task of each sequence; without it no token has one.
+  void recognise_tasks(const TaskOptions& options) { tasks_ = task_labels(ids_, sequence_length_, options); }
+
   // Views into this object.
   TokenBatch tokens();
   // Of a run with that seed.
-  TokenFacts facts(uint64_t seed) const;
+  TokenFacts facts(uint64_t seed);
   int64_t num_tokens() const { return static_cast<int64_t>(ids_.size()); }
 
  private:
@@ -37,6 +41,7 @@ class MicroBatch {
   int64_t num_sequences_;
   int64_t sequence_length_;
   std::vector<int32_t> ids_, targets_, positions_;
+  std::vector<int32_t> tasks_;  // empty: not recognised
 };
 
 }  // namespace cadre

@@ -15,6 +15,7 @@
 #include "runtime/checkpoint/directory.hpp"
 #include "runtime/checkpoint/file.hpp"
 #include "runtime/config/run_file.hpp"
+#include "runtime/config/task_config.hpp"
 #include "runtime/optim/freeze.hpp"
 #include "runtime/optim/lr_schedule.hpp"
 #include "runtime/train/evaluate.hpp"
@@ -122,7 +123,11 @@ StepWork Trainer::work_of_step() const {
   work.step = steps_done_ + 1;
   work.seed = static_cast<uint64_t>(config_.seed);
   work.token_scale = 1.0 / static_cast<double>(train.batch * length);
-  work.read = [this, range_of, length](int i) { return MicroBatch(train_reader_, steps_done_, range_of(i), length); };
+  work.read = [this, range_of, length](int i) {
+    MicroBatch micro_batch(train_reader_, steps_done_, range_of(i), length);
+    if (config_.task.recognise) micro_batch.recognise_tasks(task_options(config_.task));
+    return micro_batch;
+  };
   work.num_tokens = [range_of, length](int i) { return range_of(i).count * length; };
   return work;
 }

@@ -131,6 +131,17 @@ TEST_F(ExpertsTest, TwiceTheExpertsAndTwiceTheTopKIsTheSameModel) {
   }
 }
 
+TEST_F(ExpertsTest, KeysThatNameExpertsFollowThemOrAreRefused) {
+  RunConfig config = small_run(folder_.path());
+  config.model.routing.expert_tasks = "0,1,-1,2";
+  EXPECT_EQ(grown_config(config, {}).model.routing.expert_tasks, "0,0,1,1,-1,-1,2,2");
+  test::expect_message(test::message_of([&] { merged_config(config, {}); }), {"model.expert_tasks", "0,1,-1,2"});
+  config.model.routing.expert_tasks.clear();
+  config.model.routing.dead_experts = "3";
+  test::expect_message(test::message_of([&] { grown_config(config, {}); }), {"model.dead_experts = 3", "ids change"});
+  test::expect_message(test::message_of([&] { merged_config(config, {}); }), {"model.dead_experts = 3"});
+}
+
 TEST_F(ExpertsTest, NoiseIsOfTheSecondOfTwoAndOfTheStatedScale) {
   RunConfig config = small_run(folder_.path());
   config.model.scoring_func = "sigmoid";

@@ -81,8 +81,6 @@ TEST(Task, IsEditedInTheConfiguration) {
   EXPECT_EQ(task_of("fortran", config), TaskType::coding);
   EXPECT_EQ(task_of("über", config), TaskType::coding);
   EXPECT_EQ(task_of("implement", config), TaskType::general);
-  config.experts = "MATH,CODING";
-  EXPECT_THAT(experts_of_task(TaskType::coding, task_options(config), 5), ElementsAre(1, 3));
 }
 
 TEST(Task, RefusesConfigurations) {
@@ -91,8 +89,8 @@ TEST(Task, RefusesConfigurations) {
     edit(config);
     return test::message_of([&] { task_options(config); });
   };
-  test::expect_message(refusal([](TaskConfig& c) { c.experts = "MATH,COOKING"; }), {"task.experts", "COOKING", "MATH"});
-  test::expect_message(refusal([](TaskConfig& c) { c.experts = " , "; }), {"task.experts"});
+  test::expect_message(refusal([](TaskConfig& c) { c.priority = "MATH,COOKING"; }),
+                       {"task.priority", "COOKING", "MATH"});
   test::expect_message(refusal([](TaskConfig& c) { c.priority = "MATH,CODING"; }), {"task.priority", "each task once"});
 }
 
@@ -109,38 +107,6 @@ TEST(Task, LabelsEachTokenOfASequence) {
     EXPECT_EQ(labels[16 + i], static_cast<int32_t>(TaskType::coding));
   }
   EXPECT_TRUE(task_labels({}, 8, task_options({})).empty());
-}
-
-// Experts by task, counted from 0.
-TEST(Task, HasExperts) {
-  const TaskOptions options = task_options({});
-  EXPECT_THAT(experts_of_task(TaskType::reasoning, options, 8), ElementsAre(0, 5));
-  EXPECT_THAT(experts_of_task(TaskType::coding, options, 8), ElementsAre(1, 4));
-  EXPECT_THAT(experts_of_task(TaskType::math, options, 8), ElementsAre(2));
-  EXPECT_THAT(experts_of_task(TaskType::general, options, 8), ElementsAre(3, 6));
-  EXPECT_THAT(experts_of_task(TaskType::multimodal, options, 8), ElementsAre(7));
-  EXPECT_THAT(experts_of_task(TaskType::coding, options, 16), ElementsAre(1, 4, 9, 12));
-  EXPECT_THAT(task_bias(TaskType::coding, options, 8), ElementsAre(0, 0.2, 0, 0, 0.2, 0, 0, 0));
-}
-
-// The worked example: .20 .15 .18 .12 .13 .10 .08 .04, CODING, K = 2 gives experts 1 and 4 with .535714 and .464286 of
-// their own scores; weights of the biased ones would be .514706 and .485294.
-TEST(Task, GoldenRouting) {
-  Arena arena;
-  const TaskOptions options = task_options({});
-  const Tensor scores = test::tensor_of(arena, DType::f64, {1, 8}, {.20, .15, .18, .12, .13, .10, .08, .04});
-  const Tensor bias = test::tensor_of(arena, DType::f64, {8}, task_bias(TaskType::coding, options, 8));
-  const Tensor ids = arena.take("test", DType::i32, {1, 2});
-  make_reference_kernels()->top_k(scores, bias, ids);
-  EXPECT_THAT(test::values_of(ids), ElementsAre(1, 4));
-
-  const Tensor weights = arena.take("test", DType::f64, {1, 2});
-  constexpr double kSixDigits = 5e-7;  // of the golden values
-  routing_weights({}, scores, ids, weights);
-  test::expect_near(test::values_of(weights), {.535714, .464286}, kSixDigits);
-  for (int e = 0; e < 8; ++e) scores.data<double>()[e] += bias.data<double>()[e];
-  routing_weights({}, scores, ids, weights);
-  test::expect_near(test::values_of(weights), {.514706, .485294}, kSixDigits);
 }
 
 // 12.5 %, 25 %, 37.5 % and 50 % of eight experts.

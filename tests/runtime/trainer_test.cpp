@@ -147,6 +147,15 @@ std::vector<RunConfig> router_runs(const fs::path& folder) {
     model.routing.shared_expert_mean = true;
   });
   add([](ModelConfig& model) {
+    model.routing.expert_tasks = "0,1,2,3,1,0,3,4,0,1";
+    model.routing.task_bias = 0.2;
+    model.routing.expert_history = true;
+    model.routing.task_top_k = "1,2,2,1,2";
+  });
+  runs.back().task.recognise = true;
+  runs.back().task.reasoning = "rank,moves";
+  runs.back().task.coding = "expert";
+  add([](ModelConfig& model) {
     model.routing.router = "sinkhorn";
     model.routing.seq_aux = true;
   });
