@@ -28,17 +28,24 @@ fs::path find_checkpoint(const std::string& argument) {
   return latest->path;
 }
 
-RunConfig run_config_of(const fs::path& checkpoint) {
+RunConfig run_config_of(const fs::path& checkpoint, std::vector<std::string>* unused) {
   const fs::path run_file = checkpoint / "run.toml";
   RunConfig config = fs::exists(run_file) ? load_run_config(run_file.string(), {}) : RunConfig();
-  config.model = read_model_config(checkpoint);
+  config.model = read_model_config(checkpoint, unused);
   config.data.sequence_length = std::min(config.data.sequence_length, config.model.max_position_embeddings);
   config.parallel = {};
   return config;
 }
 
+std::string unused_keys_note(const fs::path& path, const std::vector<std::string>& unused) {
+  if (unused.empty()) return "";
+  return fmt::format("note: {}: keys that change nothing here: {}\n", path.string(), fmt::join(unused, ", "));
+}
+
 WorkerOptions inference_options(const RunConfig& config) {
-  return {.model = config.model,
+  ModelConfig model = config.model;
+  model.num_nextn_predict_layers = 0;
+  return {.model = model,
           .parallel = config.parallel,
           .exchange = config.exchange,
           .compute = config.compute,

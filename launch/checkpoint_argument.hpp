@@ -4,6 +4,7 @@
 
 #include <filesystem>
 #include <string>
+#include <vector>
 
 #include "comm/base/fields.hpp"
 #include "runtime/data/token_source.hpp"
@@ -18,9 +19,12 @@ std::filesystem::path find_checkpoint(const std::string& argument);
 
 // The run.toml of the checkpoint, or defaults for one that another program wrote, with the model of its config.json.
 // All ranks share one set of experts, whatever the grid of the run was.
-RunConfig run_config_of(const std::filesystem::path& checkpoint);
+RunConfig run_config_of(const std::filesystem::path& checkpoint, std::vector<std::string>* unused = nullptr);
 
-// A worker without gradients.
+// What rank 0 says of keys in the checkpoint's or model's config.json that change nothing; empty when there are none.
+std::string unused_keys_note(const std::filesystem::path& path, const std::vector<std::string>& unused);
+
+// A worker without gradients, and without the modules for further tokens.
 WorkerOptions inference_options(const RunConfig& config);
 
 // The part of the data that the run did not train on. Throws when the configuration names no data.

@@ -30,6 +30,7 @@ Command eval_command();
 Command generate_command();
 Command experts_command();
 Command inspect_command();
+Command score_command();
 Command bench_command();
 Command plan_command();
 Command report_command();

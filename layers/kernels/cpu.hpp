@@ -56,12 +56,18 @@ class CpuKernels final : public Kernels {
   void sigmoid_grad(const Tensor& y, const Tensor& dy, const Tensor& dx) const override;
 
   // cpu_rope.cpp, cpu_attention.cpp
-  void rope(const Tensor& x, const Tensor& positions, double theta, RopeDirection direction) const override;
+  void rope(const Tensor& x, const Tensor& positions, const Rope& rope, RopeDirection direction) const override;
   void attention(const AttentionShape& shape, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& out,
                  const Tensor& lse) const override;
   void attention_grad(const AttentionShape& shape, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& out,
                       const Tensor& lse, const Tensor& dout, const Tensor& dq, const Tensor& dk,
                       const Tensor& dv) const override;
+
+  // cpu_columns.cpp
+  void copy_columns(const Columns& src, const Columns& dst) const override;
+  void sum_columns(const Columns& src, const Columns& dst) const override;
+  void head_linear(const Tensor& x, const HeadRows& weight, const Tensor& y) const override;
+  void head_linear_transposed(const Tensor& x, const HeadRows& weight, const Tensor& y) const override;
 
   // cpu_softmax.cpp
   void softmax(const Tensor& x, const Tensor& y) const override;

@@ -40,9 +40,9 @@ void scale_values(float* row, float factor, size_t width) {
 // scores become probabilities exp(score - lse), and grads (dout v^T) become scale p (grad - <dout, out>): the gradient
 // of the products q k^T. Both are zero behind num_keys.
 void score_grads(float* scores, float* grads, float lse, const float* out, const float* dout, float scale,
-                 size_t num_keys, size_t width, size_t head_dim) {
+                 size_t num_keys, size_t width, size_t value_dim) {
   const double out_dot = sum_vectors(
-      head_dim, [=](size_t i, auto lanes) HWY_ATTR { return hn::Mul(lanes.load(out + i), lanes.load(dout + i)); });
+      value_dim, [=](size_t i, auto lanes) HWY_ATTR { return hn::Mul(lanes.load(out + i), lanes.load(dout + i)); });
   const Float shift = splat(lse);
   const Float mean = splat(static_cast<float>(out_dot));
   const Float factor = splat(scale);
@@ -71,13 +71,19 @@ namespace {
 // Enough rows for the products to run at full speed; two tiles of 64 x 1,024 scores fill a second cache of 512 KiB.
 constexpr int64_t kTileRows = 64;
 
+// Rows of one head in a tensor of heads: the first element of row 0, and elements from a row to the next.
+struct HeadRange {
+  int64_t offset;
+  int64_t stride;
+};
+
 // Up to kTileRows queries that share a key/value head.
 struct Tile {
   int64_t rows;
-  int64_t q_offset;    // first element in q, out, dout, dq
-  int64_t q_stride;    // elements from a row to the next
-  int64_t kv_offset;   // first element of key 0 in k, v, dk, dv
-  int64_t kv_stride;   // elements from a key to the next
+  HeadRange q;         // in q, dq
+  HeadRange out;       // in out, dout
+  HeadRange k;         // in k, dk, from key 0
+  HeadRange v;         // in v, dv
   int64_t lse_offset;  // first element in lse; rows follow each other
   int64_t first_keys;  // keys that row 0 sees
   int64_t keys_step;   // how many more each next row sees
@@ -87,9 +93,9 @@ struct Tile {
 };
 
 // Rows of one head are consecutive queries. When a sequence has one query (decoding), the query heads of a group are
-// the rows instead: they read the same keys.
+// the rows instead: they read the same keys. v_width: elements of a row of v.
 template <class Body>
-void for_each_tile(const AttentionShape& shape, Body&& body) {
+void for_each_tile(const AttentionShape& shape, int64_t v_width, Body&& body) {
   const bool decoding = shape.q_len == 1;
   const int64_t group = shape.num_heads / shape.num_kv_heads;
   const int64_t heads_in_block = decoding ? group : 1;
@@ -97,13 +103,16 @@ void for_each_tile(const AttentionShape& shape, Body&& body) {
   for (int64_t b = 0; b < shape.batch; ++b) {
     for (int64_t head = 0; head < shape.num_heads; head += heads_in_block) {
       const int64_t kv_row = b * shape.kv_stride * shape.num_kv_heads + head / group;
+      const auto keys = [&](int64_t dim) { return HeadRange{kv_row * dim, shape.num_kv_heads * dim}; };
       for (int64_t first = 0; first < rows_in_block; first += kTileRows) {
-        const int64_t q_stride = decoding ? shape.head_dim : shape.num_heads * shape.head_dim;
+        const int64_t row_step = decoding ? 1 : shape.num_heads;
+        const int64_t q_row = b * shape.q_len * shape.num_heads + head + first * row_step;
+        const auto queries = [&](int64_t dim) { return HeadRange{q_row * dim, row_step * dim}; };
         body(Tile{.rows = std::min(kTileRows, rows_in_block - first),
-                  .q_offset = (b * shape.q_len * shape.num_heads + head) * shape.head_dim + first * q_stride,
-                  .q_stride = q_stride,
-                  .kv_offset = kv_row * shape.head_dim,
-                  .kv_stride = shape.num_kv_heads * shape.head_dim,
+                  .q = queries(shape.head_dim),
+                  .out = queries(shape.value_dim),
+                  .k = keys(shape.head_dim),
+                  .v = keys(v_width),
                   .lse_offset = (b * shape.num_heads + head) * shape.q_len + first,
                   .first_keys = decoding ? shape.kv_len : shape.kv_len - shape.q_len + first + 1,
                   .keys_step = decoding ? 0 : 1});
@@ -112,16 +121,15 @@ void for_each_tile(const AttentionShape& shape, Body&& body) {
   }
 }
 
-// out[rows, width] = alpha q k^T, where q is the tile's part of q or dout and k its part of k or v.
-void tile_products(const Tile& tile, int64_t head_dim, float alpha, const float* q, const float* k, float* out) {
-  gemm({tile.rows, tile.width(), head_dim}, {q + tile.q_offset, tile.q_stride},
-       {k + tile.kv_offset, tile.kv_stride, /*transposed=*/true}, out, tile.width(), alpha);
+GemmOperand operand(const float* data, const HeadRange& range, bool transposed = false) {
+  return {data + range.offset, range.stride, transposed};
 }
 
 void attend(const Tile& tile, const AttentionShape& shape, const float* q, const float* k, const float* v, float* out,
             float* lse, float* scores) {
   const int64_t width = tile.width();
-  tile_products(tile, shape.head_dim, static_cast<float>(shape.scale), q, k, scores);
+  gemm({tile.rows, width, shape.head_dim}, operand(q, tile.q), operand(k, tile.k, /*transposed=*/true), scores, width,
+       static_cast<float>(shape.scale));
   float sums[kTileRows];
   for (int64_t row = 0; row < tile.rows; ++row) {
     float largest = 0.0F;
@@ -129,12 +137,11 @@ void attend(const Tile& tile, const AttentionShape& shape, const float* q, const
     (scores + row * width, static_cast<size_t>(tile.keys_of(row)), static_cast<size_t>(width), &largest, sums + row);
     lse[tile.lse_offset + row] = largest + std::log(sums[row]);
   }
-  float* tile_out = out + tile.q_offset;
-  gemm({tile.rows, shape.head_dim, width}, {scores, width}, {v + tile.kv_offset, tile.kv_stride}, tile_out,
-       tile.q_stride);
+  float* tile_out = out + tile.out.offset;
+  gemm({tile.rows, shape.value_dim, width}, {scores, width}, operand(v, tile.v), tile_out, tile.out.stride);
   for (int64_t row = 0; row < tile.rows; ++row) {
     HWY_DYNAMIC_DISPATCH(scale_values)
-    (tile_out + row * tile.q_stride, 1.0F / sums[row], static_cast<size_t>(shape.head_dim));
+    (tile_out + row * tile.out.stride, 1.0F / sums[row], static_cast<size_t>(shape.value_dim));
   }
 }
 
@@ -153,23 +160,22 @@ struct GradTensors {
 // With p the probabilities: dv += p^T dout, ds = scale p (dout v^T - <dout, out>), dq = ds k, dk += ds^T q.
 void attend_grad(const Tile& tile, const AttentionShape& shape, const GradTensors& at, float* scores, float* grads) {
   const int64_t width = tile.width();
-  const int64_t head_dim = shape.head_dim;
   const auto scale = static_cast<float>(shape.scale);
-  tile_products(tile, head_dim, scale, at.q, at.k, scores);
-  tile_products(tile, head_dim, 1.0F, at.dout, at.v, grads);
+  gemm({tile.rows, width, shape.head_dim}, operand(at.q, tile.q), operand(at.k, tile.k, /*transposed=*/true), scores,
+       width, scale);
+  gemm({tile.rows, width, shape.value_dim}, operand(at.dout, tile.out), operand(at.v, tile.v, /*transposed=*/true),
+       grads, width);
   for (int64_t row = 0; row < tile.rows; ++row) {
-    const int64_t q_row = tile.q_offset + row * tile.q_stride;
+    const int64_t out_row = tile.out.offset + row * tile.out.stride;
     HWY_DYNAMIC_DISPATCH(score_grads)
-    (scores + row * width, grads + row * width, at.lse[tile.lse_offset + row], at.out + q_row, at.dout + q_row, scale,
-     static_cast<size_t>(tile.keys_of(row)), static_cast<size_t>(width), static_cast<size_t>(head_dim));
+    (scores + row * width, grads + row * width, at.lse[tile.lse_offset + row], at.out + out_row, at.dout + out_row,
+     scale, static_cast<size_t>(tile.keys_of(row)), static_cast<size_t>(width), static_cast<size_t>(shape.value_dim));
   }
-  gemm({tile.rows, head_dim, width}, {grads, width}, {at.k + tile.kv_offset, tile.kv_stride}, at.dq + tile.q_offset,
-       tile.q_stride);
-  const GemmShape to_keys{width, head_dim, tile.rows};
-  gemm(to_keys, {grads, width, /*transposed=*/true}, {at.q + tile.q_offset, tile.q_stride}, at.dk + tile.kv_offset,
-       tile.kv_stride, 1.0F, 1.0F);
-  gemm(to_keys, {scores, width, /*transposed=*/true}, {at.dout + tile.q_offset, tile.q_stride}, at.dv + tile.kv_offset,
-       tile.kv_stride, 1.0F, 1.0F);
+  gemm({tile.rows, shape.head_dim, width}, {grads, width}, operand(at.k, tile.k), at.dq + tile.q.offset, tile.q.stride);
+  gemm({width, shape.head_dim, tile.rows}, {grads, width, /*transposed=*/true}, operand(at.q, tile.q),
+       at.dk + tile.k.offset, tile.k.stride, 1.0F, 1.0F);
+  gemm({width, shape.value_dim, tile.rows}, {scores, width, /*transposed=*/true}, operand(at.dout, tile.out),
+       at.dv + tile.v.offset, tile.v.stride, 1.0F, 1.0F);
 }
 
 void clear_live_rows(const AttentionShape& shape, const Tensor& grad) {
@@ -181,7 +187,7 @@ void clear_live_rows(const AttentionShape& shape, const Tensor& grad) {
 void CpuKernels::attention(const AttentionShape& shape, const Tensor& q, const Tensor& k, const Tensor& v,
                            const Tensor& out, const Tensor& lse) const {
   float* scores = cpu::scratch_floats(static_cast<size_t>(kTileRows * shape.kv_len));
-  for_each_tile(shape, [&](const Tile& tile) {
+  for_each_tile(shape, v.dim(2), [&](const Tile& tile) {
     attend(tile, shape, q.data<float>(), k.data<float>(), v.data<float>(), out.data<float>(), lse.data<float>(),
            scores);
   });
@@ -197,7 +203,8 @@ void CpuKernels::attention_grad(const AttentionShape& shape, const Tensor& q, co
   clear_live_rows(shape, dv);
   const int64_t tile_floats = kTileRows * shape.kv_len;
   float* scores = cpu::scratch_floats(static_cast<size_t>(2 * tile_floats));
-  for_each_tile(shape, [&](const Tile& tile) { attend_grad(tile, shape, tensors, scores, scores + tile_floats); });
+  for_each_tile(shape, shape.value_dim,
+                [&](const Tile& tile) { attend_grad(tile, shape, tensors, scores, scores + tile_floats); });
 }
 
 }  // namespace cadre

@@ -19,45 +19,61 @@ HWY_BEFORE_NAMESPACE();
 namespace cadre {
 namespace HWY_NAMESPACE {
 
-// cosines[i], sines[i] of position theta^(-i / half) for i < half, rounded up to whole vectors of double. The angle is
-// brought to [-pi, pi] first: Highway's functions end at 39,000.
-void turn_table(double position, const double* frequencies, float* cosines, float* sines, size_t half) {
+// cosines[i], sines[i] of position frequencies[i] for i < pairs, times factor, rounded up to whole vectors of double. The
+// angle is brought to [-pi, pi] first: Highway's functions end at 39,000.
+void turn_table(double position, double factor, const double* frequencies, float* cosines, float* sines, size_t pairs) {
   const hn::ScalableTag<double> wide;
   const hn::Rebind<float, decltype(wide)> narrow;
   constexpr double kTurn = 2.0 * std::numbers::pi;
-  for (size_t i = 0; i < half; i += hn::Lanes(wide)) {
+  const auto scale = hn::Set(wide, factor);
+  for (size_t i = 0; i < pairs; i += hn::Lanes(wide)) {
     const auto angle = hn::Mul(hn::Set(wide, position), hn::LoadU(wide, frequencies + i));
     const auto turns = hn::Round(hn::Mul(angle, hn::Set(wide, 1.0 / kTurn)));
     const auto reduced = hn::NegMulAdd(turns, hn::Set(wide, kTurn), angle);
-    hn::StoreU(hn::DemoteTo(narrow, hn::Cos(wide, reduced)), narrow, cosines + i);
-    hn::StoreU(hn::DemoteTo(narrow, hn::Sin(wide, reduced)), narrow, sines + i);
+    hn::StoreU(hn::DemoteTo(narrow, hn::Mul(scale, hn::Cos(wide, reduced))), narrow, cosines + i);
+    hn::StoreU(hn::DemoteTo(narrow, hn::Mul(scale, hn::Sin(wide, reduced))), narrow, sines + i);
   }
 }
 
-void turn_head(float* head, const float* cosines, const float* sines, size_t half) {
-  for_each_vector(half, [=](size_t i, auto lanes) HWY_ATTR {
+void turn_halves(float* head, const float* cosines, const float* sines, size_t pairs) {
+  for_each_vector(pairs, [=](size_t i, auto lanes) HWY_ATTR {
     const Float low = lanes.load(head + i);
-    const Float high = lanes.load(head + half + i);
+    const Float high = lanes.load(head + pairs + i);
     const Float c = lanes.load(cosines + i);
     const Float s = lanes.load(sines + i);
     lanes.store(hn::NegMulAdd(high, s, hn::Mul(low, c)), head + i);
-    lanes.store(hn::MulAdd(low, s, hn::Mul(high, c)), head + half + i);
+    lanes.store(hn::MulAdd(low, s, hn::Mul(high, c)), head + pairs + i);
   });
 }
 
+void turn_neighbours(float* head, const float* cosines, const float* sines, size_t pairs) {
+  for (size_t i = 0; i < pairs; ++i) {
+    const float even = head[2 * i];
+    const float odd = head[2 * i + 1];
+    head[2 * i] = even * cosines[i] - odd * sines[i];
+    head[2 * i + 1] = even * sines[i] + odd * cosines[i];
+  }
+}
+
 // sign is -1 to turn back.
-void rope_rows(float* x, const int32_t* positions, double theta, double sign, size_t num_rows, size_t num_heads,
+void rope_rows(float* x, const int32_t* positions, const Rope& rope, double sign, size_t num_rows, size_t num_heads,
                size_t head_dim) {
-  const size_t half = head_dim / 2;
-  const size_t padded = half + hn::Lanes(hn::ScalableTag<double>());
-  std::vector<double> frequencies(padded);
-  for (size_t i = 0; i < half; ++i)
-    frequencies[i] = std::pow(theta, -static_cast<double>(i) / static_cast<double>(half));
+  const size_t pairs = rope.frequencies.size();
+  const size_t padded = pairs + hn::Lanes(hn::ScalableTag<double>());
+  std::vector<double> frequencies(rope.frequencies);
+  frequencies.resize(padded);
   std::vector<float> cosines(padded);
   std::vector<float> sines(padded);
+  x += rope.first;
   for (size_t t = 0; t < num_rows; ++t) {
-    turn_table(sign * positions[t], frequencies.data(), cosines.data(), sines.data(), half);
-    for (size_t head = 0; head < num_heads; ++head, x += head_dim) turn_head(x, cosines.data(), sines.data(), half);
+    turn_table(sign * positions[t], rope.factor, frequencies.data(), cosines.data(), sines.data(), pairs);
+    for (size_t head = 0; head < num_heads; ++head, x += head_dim) {
+      if (rope.layout == RopeLayout::interleaved) {
+        turn_neighbours(x, cosines.data(), sines.data(), pairs);
+      } else {
+        turn_halves(x, cosines.data(), sines.data(), pairs);
+      }
+    }
   }
 }
 
@@ -70,11 +86,11 @@ namespace cadre {
 
 HWY_EXPORT(rope_rows);
 
-void CpuKernels::rope(const Tensor& x, const Tensor& positions, double theta, RopeDirection direction) const {
+void CpuKernels::rope(const Tensor& x, const Tensor& positions, const Rope& rope, RopeDirection direction) const {
   const double sign = direction == RopeDirection::forward ? 1.0 : -1.0;
   HWY_DYNAMIC_DISPATCH(rope_rows)
-  (x.data<float>(), positions.data<int32_t>(), theta, sign, static_cast<size_t>(x.dim(0)),
-   static_cast<size_t>(x.dim(1)), static_cast<size_t>(x.dim(2)));
+  (x.data<float>(), positions.data<int32_t>(), rope, sign, static_cast<size_t>(x.dim(0)), static_cast<size_t>(x.dim(1)),
+   static_cast<size_t>(x.dim(2)));
 }
 
 }  // namespace cadre

@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <memory>
 #include <string_view>
+#include <vector>
 
 #include "layers/tensor/parameter.hpp"
 #include "layers/tensor/tensor.hpp"
@@ -18,6 +19,33 @@ enum class Accumulate { no, yes };
 enum class Activation { relu, gelu, silu };  // gelu: x Phi(x) with erf; silu: x sigmoid(x)
 enum class RopeDirection { forward, backward };
 
+// Which elements of a head make pair i of n: (i, i + n), the rotate-half form, or (2i, 2i + 1), that of DeepSeek-V2 and V3.
+enum class RopeLayout { halves, interleaved };
+
+// How a head turns with its position (Su et al. 2021): pair i of columns first .. first + 2 n turns by position
+// frequencies[i] and is multiplied by `factor`; other columns stay. nn/rope makes these.
+struct Rope {
+  std::vector<double> frequencies;  // n, radians a position
+  RopeLayout layout = RopeLayout::halves;
+  int64_t first = 0;
+  double factor = 1.0;
+};
+
+// Columns first .. first + count of the rows along the last axis of a tensor.
+struct Columns {
+  Tensor rows;
+  int64_t first = 0;
+  int64_t count = 0;
+};
+
+// Of a weight [NH G, K], rows first .. first + count of the G rows that each head has.
+struct HeadRows {
+  const Tensor& weight;
+  int64_t num_heads = 0;
+  int64_t first = 0;
+  int64_t count = 0;
+};
+
 // Sequences of equal length, stored one after the other. Query t of a sequence sits at absolute position
 // kv_len - q_len + t and sees keys 0 .. that position. Key/value row j of sequence b is row b * kv_stride + j.
 struct AttentionShape {
@@ -27,7 +55,8 @@ struct AttentionShape {
   int64_t kv_stride;
   int64_t num_heads;
   int64_t num_kv_heads;  // divides num_heads; head h reads key/value head h / (num_heads / num_kv_heads)
-  int64_t head_dim;
+  int64_t head_dim;      // D: of a query and a key
+  int64_t value_dim;     // DV: of a value and an output
   double scale;
 };
 
@@ -92,17 +121,28 @@ class Kernels {
   virtual double sum_squares(const Tensor& x) const = 0;
 
   // --- attention --------------------------------------------------------------------------------------------------
-  // Rotary embedding (Su et al. 2021), rotate-half form, in place on x[T,NH,D]: pair (i, i + D/2) turns by
-  // positions[t] theta^(-2i/D); backward turns the other way. positions is i32[T].
-  virtual void rope(const Tensor& x, const Tensor& positions, double theta, RopeDirection direction) const = 0;
-  // Causal softmax attention. q, out [batch q_len, NH, D]; k, v [batch kv_stride, NKV, D]; lse [batch, NH, q_len] is
-  // the log of the softmax denominator, which backward uses to rebuild the probabilities (Dao et al. 2022).
+  // Turns the heads of x[T,NH,D] in place, or, backward, a gradient. positions is i32[T].
+  virtual void rope(const Tensor& x, const Tensor& positions, const Rope& rope, RopeDirection direction) const = 0;
+  // Causal softmax attention. q [batch q_len, NH, D], k [batch kv_stride, NKV, D], v [batch kv_stride, NKV, DV],
+  // out [batch q_len, NH, DV]; lse [batch, NH, q_len] is the log of the softmax denominator, which backward uses to
+  // rebuild the probabilities (Dao et al. 2022). Here, not in attention_grad, v may have longer rows, of which the first
+  // DV elements count: v may be k.
   virtual void attention(const AttentionShape& shape, const Tensor& q, const Tensor& k, const Tensor& v,
                          const Tensor& out, const Tensor& lse) const = 0;
   // Writes all of dq, and of dk and dv the first kv_len rows of each sequence; rows behind them stay as they are.
   virtual void attention_grad(const AttentionShape& shape, const Tensor& q, const Tensor& k, const Tensor& v,
                               const Tensor& out, const Tensor& lse, const Tensor& dout, const Tensor& dq,
                               const Tensor& dk, const Tensor& dv) const = 0;
+
+  // --- parts of rows: latent attention (DeepSeek-V2, arXiv 2405.04434) --------------------------------------------
+  // Row r of dst = row r / n of src, where dst has n times the rows of src; both of `count` columns.
+  virtual void copy_columns(const Columns& src, const Columns& dst) const = 0;
+  // Row r of dst = the sum of rows r n .. r n + n of src, where src has n times the rows of dst.
+  virtual void sum_columns(const Columns& src, const Columns& dst) const = 0;
+  // With W_h the rows of head h: y[t,h,:] = W_h x[t,h,:], x [T,NH,K], y [T,NH,count].
+  virtual void head_linear(const Tensor& x, const HeadRows& weight, const Tensor& y) const = 0;
+  // y[t,h,:K] = x[t,h,:count] W_h; rows of x and y may be longer, and the rest of y stays.
+  virtual void head_linear_transposed(const Tensor& x, const HeadRows& weight, const Tensor& y) const = 0;
 
   // --- vocabulary -------------------------------------------------------------------------------------------------
   // y[T,H] = table[ids[t], :]; ids is i32[T], every id in [0, V)

@@ -32,11 +32,15 @@ class NullKernels final : public Kernels {
                   const Tensor&) const override {}
   double sum_squares(const Tensor&) const override { return 0.0; }
   void adamw(const AdamWStep&, const Tensor&, const Tensor&, const Tensor&, const Tensor&) const override {}
-  void rope(const Tensor&, const Tensor&, double, RopeDirection) const override {}
+  void rope(const Tensor&, const Tensor&, const Rope&, RopeDirection) const override {}
   void attention(const AttentionShape&, const Tensor&, const Tensor&, const Tensor&, const Tensor&,
                  const Tensor&) const override {}
   void attention_grad(const AttentionShape&, const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&,
                       const Tensor&, const Tensor&, const Tensor&, const Tensor&) const override {}
+  void copy_columns(const Columns&, const Columns&) const override {}
+  void sum_columns(const Columns&, const Columns&) const override {}
+  void head_linear(const Tensor&, const HeadRows&, const Tensor&) const override {}
+  void head_linear_transposed(const Tensor&, const HeadRows&, const Tensor&) const override {}
   void embedding(const Tensor&, const Tensor&, const Tensor&) const override {}
   void embedding_grad(const Tensor&, const Tensor&, const Tensor&) const override {}
   void cross_entropy(const Tensor&, const Tensor&, const Tensor&) const override {}

@@ -48,12 +48,18 @@ class ReferenceKernels final : public Kernels {
              const Tensor& v) const override;
 
   // reference_attention.cpp
-  void rope(const Tensor& x, const Tensor& positions, double theta, RopeDirection direction) const override;
+  void rope(const Tensor& x, const Tensor& positions, const Rope& rope, RopeDirection direction) const override;
   void attention(const AttentionShape& shape, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& out,
                  const Tensor& lse) const override;
   void attention_grad(const AttentionShape& shape, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& out,
                       const Tensor& lse, const Tensor& dout, const Tensor& dq, const Tensor& dk,
                       const Tensor& dv) const override;
+
+  // reference_columns.cpp
+  void copy_columns(const Columns& src, const Columns& dst) const override;
+  void sum_columns(const Columns& src, const Columns& dst) const override;
+  void head_linear(const Tensor& x, const HeadRows& weight, const Tensor& y) const override;
+  void head_linear_transposed(const Tensor& x, const HeadRows& weight, const Tensor& y) const override;
 
   // reference_vocabulary.cpp
   void embedding(const Tensor& ids, const Tensor& table, const Tensor& y) const override;

@@ -9,15 +9,6 @@
 namespace cadre {
 namespace {
 
-AttentionOptions attention_options(const ModelConfig& config) {
-  return {.hidden = config.hidden_size,
-          .num_heads = config.num_attention_heads,
-          .num_kv_heads = config.num_key_value_heads,
-          .head_dim = head_dim(config),
-          .rope_theta = config.rope_theta,
-          .init_std = config.initializer_range};
-}
-
 MoeOptions moe_options(const ModelConfig& config) {
   return {.hidden = config.hidden_size,
           .expert_width = config.moe_intermediate_size,
@@ -44,7 +35,7 @@ Block::Block(const ModelConfig& config, int index, const ExpertMap& map, int exp
     : index_(index),
       is_post_(config.routing.norm_position == "post"),
       attention_norm_(layer_name(index, "input_layernorm"), norm_options(config)),
-      attention_(layer_name(index, "self_attn"), attention_options(config)),
+      attention_(layer_name(index, "self_attn"), config),
       ffn_norm_(layer_name(index, "post_attention_layernorm"), norm_options(config)) {
   const std::string prefix = layer_name(index, "mlp");
   const FfnOptions dense = {.hidden = config.hidden_size,

@@ -9,8 +9,8 @@
 #include <string>
 
 #include "layers/model/config.hpp"
+#include "layers/model/self_attention.hpp"
 #include "layers/moe/moe_layer.hpp"
-#include "layers/nn/attention.hpp"
 #include "layers/nn/ffn.hpp"
 #include "layers/nn/highway.hpp"
 #include "layers/nn/norm.hpp"
@@ -27,7 +27,7 @@ class Block {
 
   struct Saved {
     Norm::Saved attention_norm, ffn_norm;
-    CausalAttention::Saved attention;
+    SelfAttention::Saved attention;
     Ffn::Saved ffn;       // dense layer
     MoeLayer::Saved moe;  // mixture
     HighwayFfn::Saved highway;
@@ -44,7 +44,7 @@ class Block {
 
   bool is_moe() const { return moe_.has_value(); }
   MoeLayer& moe() { return *moe_; }
-  const CausalAttention& attention() const { return attention_; }
+  const SelfAttention& attention() const { return attention_; }
 
  private:
   Tensor attention_part(LaneContext& ctx, const Tensor& x, Saved& saved,
@@ -55,7 +55,7 @@ class Block {
   int index_;
   bool is_post_;
   Norm attention_norm_;
-  CausalAttention attention_;
+  SelfAttention attention_;
   Norm ffn_norm_;
   std::optional<Ffn> ffn_;
   std::optional<MoeLayer> moe_;

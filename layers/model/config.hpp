@@ -14,9 +14,25 @@
 
 namespace cadre {
 
-// Field names are the JSON keys; config.cpp holds their ranges and meanings in one table. A key that a config.json may
-// leave out has the default of its architecture. model_type "deepseek" is DeepSeekMoE (Dai et al. 2024): multi-head
-// attention with rotate-half RoPE, dense layers first, then experts with shared experts beside them.
+// How positions beyond those of training are reached: the object rope_scaling of a config.json, newer rope_parameters.
+struct RopeScaling {
+  std::string type = "none";  // or yarn
+  double factor = 1.0;
+  double beta_fast = 32.0;
+  double beta_slow = 1.0;
+  double mscale = 1.0;
+  double mscale_all_dim = 0.0;
+  int64_t original_max_position_embeddings = 4096;
+
+  bool operator==(const RopeScaling&) const = default;
+};
+
+// Field names are the JSON keys, with a dot before those of an inner object; config.cpp holds their ranges and meanings in
+// one table. A key that a config.json leaves out has the default of its architecture. model_type
+//   deepseek     DeepSeekMoE (Dai et al. 2024): multi-head attention with rotate-half RoPE, dense layers first, then
+//                experts with shared experts beside them;
+//   deepseek_v2, deepseek_v3   the same with latent attention and interleaved RoPE (arXiv 2405.04434 and 2412.19437); in all
+//                else their keys say what they do.
 struct ModelConfig {
   std::string model_type = "deepseek";
 
@@ -32,6 +48,15 @@ struct ModelConfig {
   int64_t num_attention_heads = 0;
   int64_t num_key_value_heads = 0;  // 0 becomes num_attention_heads, see fill_defaults
   double rope_theta = 10000.0;
+  RopeScaling rope_scaling;
+  bool rope_interleave = true;  // latent attention: pairs are neighbours
+
+  // Latent attention.
+  int64_t q_lora_rank = 0;  // 0: queries come straight from the hidden state
+  int64_t kv_lora_rank = 0;
+  int64_t qk_nope_head_dim = 0;
+  int64_t qk_rope_head_dim = 0;
+  int64_t v_head_dim = 0;
 
   std::string norm = "rmsnorm";
   double rms_norm_eps = 1e-6;  // of either norm
@@ -57,6 +82,10 @@ struct ModelConfig {
   double aux_loss_alpha = 0.001;
   RouterKeys routing = {};  // its keys stand beside the others
 
+  // Modules behind the last layer that predict one token further each, in training only (V3, section 2.2).
+  int64_t num_nextn_predict_layers = 0;
+  double mtp_loss_factor = 0.3;  // lambda
+
   bool operator==(const ModelConfig&) const = default;
 };
 
@@ -67,8 +96,10 @@ std::vector<Field> fields_of(ModelConfig& config);
 void fill_defaults(ModelConfig& config);
 
 // Reads a parsed config.json and checks it. `where` names the file in messages. Keys that change nothing in Cadre are
-// ignored; any other unknown key is an error that names it, because it may change what the model computes.
-ModelConfig model_config_from_json(const nlohmann::json& json, const std::string& where);
+// ignored, and appended to `unused` if given, except those that only describe the file; any other unknown key is an error
+// that names it, because it may change what the model computes.
+ModelConfig model_config_from_json(const nlohmann::json& json, const std::string& where,
+                                   std::vector<std::string>* unused = nullptr);
 
 // A config.json that Hugging Face transformers reads.
 nlohmann::json to_json(const ModelConfig& config);
@@ -78,20 +109,24 @@ void check(const ModelConfig& config);
 
 bool is_moe_layer(const ModelConfig& config, int64_t layer);
 inline bool is_gated(const ModelConfig& config) { return config.hidden_act == "silu"; }
+inline bool has_latent_attention(const ModelConfig& config) { return config.model_type != "deepseek"; }
+// Of multi-head attention.
 inline int64_t head_dim(const ModelConfig& config) { return config.hidden_size / config.num_attention_heads; }
 
-// Elements a checkpoint holds (selection biases included), what one token passes through (its top-k experts only, both
-// vocabulary tables), and the input embedding alone.
+// Elements of the model (selection biases included), what one token passes through (its top-k experts only, both
+// vocabulary tables), and the input embedding alone. The modules that predict further tokens count for themselves, without
+// the vocabulary tables that they share with the model.
 struct ParameterCount {
   int64_t total = 0;
   int64_t active = 0;
   int64_t embedding = 0;
+  int64_t further_tokens = 0;
 };
 ParameterCount count_parameters(const ModelConfig& config);
 
-// Forward and backward: 6 N + 6 L H (S + 1). N counts the active weights that are multiplied (no embedding, norm or
-// bias): 2 FLOPs forward, 4 backward each. A token sees (S + 1) / 2 keys on average; scores and their weighted sum cost
-// 2 H FLOPs a key each, three times with backward.
+// Forward and backward, without modules for further tokens: 6 N + 3 L NH (D + DV) (S + 1). N counts the active weights that
+// are multiplied (no embedding, norm or bias): 2 FLOPs forward, 4 backward each. A token sees (S + 1) / 2 keys on average;
+// scores cost 2 NH D FLOPs a key and their weighted sum 2 NH DV, three times with backward.
 double flops_per_token(const ModelConfig& config, int64_t sequence_length);
 
 }  // namespace cadre

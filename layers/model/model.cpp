@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <span>
+#include <utility>
 
 #include "comm/base/check.hpp"
 
@@ -10,7 +11,7 @@ namespace cadre {
 
 std::vector<int> moe_layers_of(const ModelConfig& config) {
   std::vector<int> layers;
-  for (int layer = 0; layer < config.num_hidden_layers; ++layer) {
+  for (int layer = 0; layer < config.num_hidden_layers + config.num_nextn_predict_layers; ++layer) {
     if (is_moe_layer(config, layer)) layers.push_back(layer);
   }
   return layers;
@@ -35,8 +36,7 @@ Stage& Model::stage(int index) {
 }
 
 Stage* Model::stage_with(int layer) {
-  const auto found = std::ranges::find_if(
-      stages_, [&](const auto& stage) { return stage->layers().first <= layer && layer < stage->layers().last; });
+  const auto found = std::ranges::find_if(stages_, [&](const auto& stage) { return stage->has(layer); });
   return found == stages_.end() ? nullptr : found->get();
 }
 
@@ -72,7 +72,7 @@ std::vector<KvCache> Model::make_caches(Context& ctx, int64_t batch, int64_t cap
   std::vector<KvCache> caches;
   for (const auto& stage : stages_) {
     for (int layer = stage->layers().first; layer < stage->layers().last; ++layer) {
-      caches.push_back(stage->block(layer).attention().make_cache(ctx, batch, capacity));
+      caches.push_back(std::as_const(*stage).block(layer).attention().make_cache(ctx, batch, capacity));
     }
   }
   return caches;

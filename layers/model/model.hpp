@@ -44,7 +44,7 @@ class Model {
   std::vector<std::unique_ptr<Stage>> stages_;
 };
 
-// Indices of all layers that are mixtures, ascending.
+// Indices of all layers that are mixtures, ascending, those of modules for further tokens last.
 std::vector<int> moe_layers_of(const ModelConfig& config);
 
 // The experts of a rank, also for a model without any (then one that nobody routes to).

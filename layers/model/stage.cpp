@@ -8,14 +8,6 @@
 namespace cadre {
 namespace {
 
-double sum_of(const Tensor& losses) {
-  double sum = 0.0;
-  for (int64_t t = 0; t < losses.numel(); ++t) {
-    sum += losses.dtype() == DType::f64 ? losses.data<double>()[t] : static_cast<double>(losses.data<float>()[t]);
-  }
-  return sum;
-}
-
 // The last row of each sequence.
 Tensor last_rows(Context& ctx, const Tensor& x, const Sequences& sequences) {
   const Tensor index = ctx.arena.take("decode", DType::i32, {sequences.batch});
@@ -45,10 +37,48 @@ Stage::Stage(const ModelConfig& config, const StagePlace& place, const ExpertMap
   for (int layer = layers_.first; layer < layers_.last; ++layer) {
     blocks_.push_back(std::make_unique<Block>(config, layer, maps.of(layer), expert_rank));
   }
-  if (place.is_last()) {
-    norm_.emplace("model.norm", norm_options(config));
-    head_.emplace("lm_head", config.hidden_size, config.vocab_size, config.initializer_range);
+  if (place.is_last()) make_end(maps, expert_rank);
+}
+
+void Stage::make_end(const ExpertMaps& maps, int expert_rank) {
+  norm_.emplace("model.norm", norm_options(config_));
+  const auto num_further = static_cast<int>(config_.num_nextn_predict_layers);
+  CADRE_CHECK(
+      embedding_ || (num_further == 0 && !config_.tie_word_embeddings),
+      fmt::format("num_nextn_predict_layers = {}, tie_word_embeddings = {}, allowed: 0 and false where the layers "
+                  "are cut in stages",
+                  num_further, config_.tie_word_embeddings),
+      "both need the embedding beside the head: parallel.pipeline = 1");
+  if (config_.tie_word_embeddings) {
+    head_.emplace(embedding_->table());
+  } else {
+    head_.emplace("lm_head", config_.hidden_size, config_.vocab_size, config_.initializer_range);
   }
+  for (int i = 0; i < num_further; ++i) {
+    const auto layer = static_cast<int>(config_.num_hidden_layers) + i;
+    further_.push_back(std::make_unique<FurtherToken>(config_, layer, maps.of(layer), expert_rank));
+    embedding_->table().copies.push_back(fmt::format("model.layers.{}.embed_tokens.weight", layer));
+    head_->weight().copies.push_back(fmt::format("model.layers.{}.shared_head.head.weight", layer));
+  }
+}
+
+bool Stage::has(int layer) const {
+  if (layer >= config_.num_hidden_layers) {
+    return place_.is_last() && layer < config_.num_hidden_layers + config_.num_nextn_predict_layers;
+  }
+  return layers_.first <= layer && layer < layers_.last;
+}
+
+Block& Stage::block(int layer) {
+  if (layer >= config_.num_hidden_layers)
+    return further_[static_cast<size_t>(layer - config_.num_hidden_layers)]->block();
+  return *blocks_[static_cast<size_t>(layer - layers_.first)];
+}
+
+const Block::Saved* Stage::saved_of(const Saved& saved, int layer) const {
+  if (!has(layer)) return nullptr;
+  if (layer < config_.num_hidden_layers) return &saved.blocks[static_cast<size_t>(layer - layers_.first)];
+  return saved.further.empty() ? nullptr : &saved.further[static_cast<size_t>(layer - config_.num_hidden_layers)].block;
 }
 
 Task<Stage::Output> Stage::forward(LaneContext& ctx, TokenBatch batch, Tensor x, Saved& saved) const {
@@ -58,7 +88,9 @@ Task<Stage::Output> Stage::forward(LaneContext& ctx, TokenBatch batch, Tensor x,
     Task<Tensor> block = blocks_[i]->forward(ctx, x, batch.sequences, saved.blocks[i]);
     x = co_await block;
   }
-  co_return leave(ctx, batch, x, saved);
+  Task<Output> end = leave(ctx, batch, x, saved);
+  const Output output = co_await end;
+  co_return output;
 }
 
 Tensor Stage::enter(LaneContext& ctx, const TokenBatch& batch, const Tensor& x, Saved& saved) const {
@@ -67,12 +99,32 @@ Tensor Stage::enter(LaneContext& ctx, const TokenBatch& batch, const Tensor& x, 
   return embedding_->forward(ctx, batch.ids, saved.embedding);
 }
 
-Stage::Output Stage::leave(LaneContext& ctx, const TokenBatch& batch, const Tensor& x, Saved& saved) const {
-  if (!head_) return {x};
+Task<Stage::Output> Stage::leave(LaneContext& ctx, TokenBatch batch, Tensor x, Saved& saved) const {
+  if (!head_) co_return Output{x};
   ctx.lane.enter("head", -1);
   const Tensor normed = norm_->forward(ctx, x, saved.norm);
   const Tensor losses = head_->forward(ctx, normed, batch.targets, saved.head);
-  return {Tensor(), ctx.arena.is_dry_run() ? 0.0 : sum_of(losses)};
+  Output output{.y = Tensor(), .loss_sum = ctx.arena.is_dry_run() ? 0.0 : sum_of_losses(losses)};
+  saved.further.resize(ctx.training ? further_.size() : 0);
+  if (!saved.further.empty()) {
+    Task<double> further = predict_further(ctx, batch, normed, saved);
+    output.further_loss_sum = co_await further;
+  }
+  co_return output;
+}
+
+// The mean of the modules' losses.
+Task<double> Stage::predict_further(LaneContext& ctx, TokenBatch batch, Tensor normed, Saved& saved) const {
+  double sum = 0.0;
+  Tensor h = normed;
+  for (size_t i = 0; i < further_.size(); ++i) {
+    Task<FurtherToken::Output> module = further_[i]->forward(ctx, batch, h, *embedding_, *head_, saved.further[i]);
+    const FurtherToken::Output output = co_await module;
+    sum += output.loss_sum;
+    h = output.y;
+    batch = saved.further[i].batch;
+  }
+  co_return sum / static_cast<double>(further_.size());
 }
 
 Task<Tensor> Stage::backward(LaneContext& ctx, Saved& saved, Tensor dy, Weights weights, BucketDone done) {
@@ -80,8 +132,11 @@ Task<Tensor> Stage::backward(LaneContext& ctx, Saved& saved, Tensor dy, Weights 
     if (done) defer(ctx, "gradient reduction", [done, bucket] { done(bucket); });
     if (weights == Weights::at_once) run_deferred(ctx);
   };
-  dy = begin_backward(ctx, saved, dy);
-  if (head_) complete(num_buckets() - 1);
+  if (head_) {
+    Task<Tensor> begin = begin_backward(ctx, saved, weights);
+    dy = co_await begin;
+    complete(num_buckets() - 1);
+  }
   Tensor dx;
   if (weights == Weights::at_once) dx = ctx.arena.take("gradient", ctx.dtype, {dy.dim(0), dy.dim(1)});
   for (size_t i = blocks_.size(); i-- > 0;) {
@@ -104,18 +159,40 @@ Task<Tensor> Stage::backward(LaneContext& ctx, Saved& saved, Tensor dy, Weights 
   co_return Tensor();
 }
 
-// From the losses, or from what came from the stage after, to the gradient of the last block's output. The caller's dy
-// may be overwritten.
-Tensor Stage::begin_backward(LaneContext& ctx, Saved& saved, const Tensor& dy) {
-  if (!head_) return dy;
+// From the losses to the gradient of the last block's output.
+Task<Tensor> Stage::begin_backward(LaneContext& ctx, Saved& saved, Weights weights) {
   ctx.lane.enter("head gradient", -1);
   const Tensor d_normed = head_->input_grad(ctx, saved.head, ctx.token_scale);
+  if (!saved.further.empty()) {
+    Task<void> further = further_backward(ctx, saved, d_normed, weights);
+    co_await further;
+    ctx.lane.enter("head gradient", -1);
+  }
   const Tensor dx = norm_->input_grad(ctx, saved.norm, d_normed);
   defer(ctx, "head weights", [this, &ctx, &saved] {
     head_->weight_grad(ctx, saved.head);
     norm_->weight_grad(ctx, saved.norm);
   });
-  return dx;
+  co_return dx;
+}
+
+// Adds what the modules for further tokens give to the gradient of the normed rows.
+Task<void> Stage::further_backward(LaneContext& ctx, Saved& saved, Tensor d_normed, Weights weights) {
+  const double scale = ctx.token_scale * config_.mtp_loss_factor / static_cast<double>(further_.size());
+  std::optional<ArenaScope> scope;
+  if (weights == Weights::at_once) scope.emplace(ctx.arena);
+  Tensor dy;
+  for (size_t i = further_.size(); i-- > 0;) {
+    Tensor dh = d_normed;
+    if (i > 0) {
+      dh = ctx.arena.take("further token", ctx.dtype, {saved.further[i].num_rows, config_.hidden_size});
+      if (!ctx.arena.is_dry_run()) dh.fill_zero();
+    }
+    Task<void> module = further_[i]->backward(ctx, saved.further[i], scale, dy, *embedding_, *head_, dh);
+    co_await module;
+    dy = dh;
+  }
+  if (weights == Weights::at_once) run_deferred(ctx);
 }
 
 Task<Tensor> Stage::decode(LaneContext& ctx, Tensor ids, Tensor x, Sequences sequences,
@@ -137,6 +214,7 @@ void Stage::each_parameter(int bucket, const ParameterVisitor& visit) {
   } else if (bucket < num_buckets() - 1) {
     blocks_[static_cast<size_t>(bucket) - 1]->each_parameter(visit);
   } else if (head_) {
+    for (const auto& module : further_) module->each_parameter(visit);
     norm_->each_parameter(visit);
     head_->each_parameter(visit);
   }

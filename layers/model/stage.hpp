@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Consecutive layers of a model: what a pipeline passes micro-batches between. The first stage also embeds, the last
-// also has the final norm, the head and the loss.
+// also has the final norm, the head and the loss, and the modules that predict further tokens. Those, and a head that is
+// the embedding table, need the embedding beside the head: a model of one stage.
 #pragma once
 
 #include <functional>
@@ -9,19 +10,10 @@
 #include <span>
 #include <vector>
 
-#include "layers/model/block.hpp"
 #include "layers/model/expert_maps.hpp"
-#include "layers/nn/embedding.hpp"
-#include "layers/nn/head.hpp"
+#include "layers/model/further_token.hpp"
 
 namespace cadre {
-
-// The tokens of one micro-batch on this rank: ids and targets i32[T], T = batch * length; a target of -1 has no loss.
-struct TokenBatch {
-  Tensor ids;
-  Tensor targets;
-  Sequences sequences;
-};
 
 // Stage `index` of `count`.
 struct StagePlace {
@@ -51,11 +43,13 @@ class Stage {
     std::vector<Block::Saved> blocks;  // of layers().first and on
     Norm::Saved norm;
     Head::Saved head;
+    std::vector<FurtherToken::Saved> further;  // empty outside of training
   };
 
   struct Output {
-    Tensor y;               // [T,H]; undefined after the last stage
-    double loss_sum = 0.0;  // over this rank's tokens; the last stage only
+    Tensor y;                       // [T,H]; undefined after the last stage
+    double loss_sum = 0.0;          // over this rank's tokens; the last stage only
+    double further_loss_sum = 0.0;  // the same of the modules for further tokens, their mean
   };
 
   // x [T,H] is what the stage before gave; the first stage reads the ids instead. Collective over the lane's expert group
@@ -70,7 +64,8 @@ class Stage {
   // Called, in the order of ctx.deferred, each time that all weight gradients of one bucket have been added to.
   using BucketDone = std::function<void(int bucket)>;
 
-  // Adds the gradients of (token_scale x losses + balance losses) to all parameters; dx [T,H] for the stage before, undefined
+  // Adds the gradients of (token_scale x losses + balance losses) to all parameters, where the losses are those of the head
+  // plus mtp_loss_factor times the mean of the modules for further tokens; dx [T,H] for the stage before, undefined
   // in the first. dy [T,H] is what the stage after gave; the last stage begins with its losses.
   Task<Tensor> backward(LaneContext& ctx, Saved& saved, Tensor dy, Weights weights, BucketDone done = {});
 
@@ -78,22 +73,29 @@ class Stage {
   // stage hidden states [T,H].
   Task<Tensor> decode(LaneContext& ctx, Tensor ids, Tensor x, Sequences sequences, std::span<KvCache> caches) const;
 
-  // Parameters in buckets that are complete together: embedding, each block, norm and head.
+  // Parameters in buckets that are complete together: embedding, each block, all behind the blocks.
   int num_buckets() const { return static_cast<int>(blocks_.size()) + 2; }
   bool is_block(int bucket) const { return bucket > 0 && bucket < num_buckets() - 1; }
   void each_parameter(int bucket, const ParameterVisitor& visit);
   void each_parameter(const ParameterVisitor& visit);
 
+  const ModelConfig& config() const { return config_; }
   const StagePlace& place() const { return place_; }
   const LayerRange& layers() const { return layers_; }
-  bool is_moe(int layer) const { return is_moe_layer(config_, layer); }  // any layer of the model
-  Block& block(int layer) { return *blocks_[static_cast<size_t>(layer - layers_.first)]; }
+  // Layers from num_hidden_layers on are the modules for further tokens, behind the last stage.
+  bool has(int layer) const;
+  Block& block(int layer);
   const Block& block(int layer) const { return *blocks_[static_cast<size_t>(layer - layers_.first)]; }
+  // What a layer of this stage saved; nullptr where it did not run.
+  const Block::Saved* saved_of(const Saved& saved, int layer) const;
 
  private:
+  void make_end(const ExpertMaps& maps, int expert_rank);
   Tensor enter(LaneContext& ctx, const TokenBatch& batch, const Tensor& x, Saved& saved) const;
-  Output leave(LaneContext& ctx, const TokenBatch& batch, const Tensor& x, Saved& saved) const;
-  Tensor begin_backward(LaneContext& ctx, Saved& saved, const Tensor& dy);
+  Task<Output> leave(LaneContext& ctx, TokenBatch batch, Tensor x, Saved& saved) const;
+  Task<double> predict_further(LaneContext& ctx, TokenBatch batch, Tensor normed, Saved& saved) const;
+  Task<Tensor> begin_backward(LaneContext& ctx, Saved& saved, Weights weights);
+  Task<void> further_backward(LaneContext& ctx, Saved& saved, Tensor d_normed, Weights weights);
 
   ModelConfig config_;
   StagePlace place_;
@@ -102,6 +104,7 @@ class Stage {
   std::vector<std::unique_ptr<Block>> blocks_;
   std::optional<Norm> norm_;
   std::optional<Head> head_;
+  std::vector<std::unique_ptr<FurtherToken>> further_;
 };
 
 }  // namespace cadre

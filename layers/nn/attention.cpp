@@ -14,14 +14,20 @@ void fill_positions(const Sequences& sequences, int64_t first) {
   }
 }
 
+void check_room(const KvCache& cache, const Sequences& sequences) {
+  CADRE_CHECK(cache.length + sequences.length <= cache.capacity,
+              fmt::format("{} more tokens do not fit a key/value cache of {} rows that holds {}", sequences.length,
+                          cache.capacity, cache.length),
+              "ask for fewer new tokens or raise the longest sequence");
+}
+
 CausalAttention::CausalAttention(const std::string& prefix, const AttentionOptions& options)
     : options_(options),
       q_proj_(prefix + ".q_proj", options.hidden, options.num_heads * options.head_dim, options.init_std),
       k_proj_(prefix + ".k_proj", options.hidden, options.num_kv_heads * options.head_dim, options.init_std),
       v_proj_(prefix + ".v_proj", options.hidden, options.num_kv_heads * options.head_dim, options.init_std),
       o_proj_(prefix + ".o_proj", options.num_heads * options.head_dim, options.hidden, options.init_std) {
-  CADRE_CHECK(options.head_dim % 2 == 0, fmt::format("head_dim = {} is odd", options.head_dim),
-              "rotary positions turn pairs of elements");
+  CADRE_ASSERT(2 * static_cast<int64_t>(options.rope.frequencies.size()) == options.head_dim);
   CADRE_CHECK(
       options.num_kv_heads >= 1 && options.num_heads % options.num_kv_heads == 0,
       fmt::format("num_attention_heads = {}, num_key_value_heads = {}", options.num_heads, options.num_kv_heads),
@@ -36,7 +42,8 @@ AttentionShape CausalAttention::shape_of(const Sequences& sequences, int64_t kv_
           .num_heads = options_.num_heads,
           .num_kv_heads = options_.num_kv_heads,
           .head_dim = options_.head_dim,
-          .scale = 1.0 / std::sqrt(static_cast<double>(options_.head_dim))};
+          .value_dim = options_.head_dim,
+          .scale = options_.score_factor / std::sqrt(static_cast<double>(options_.head_dim))};
 }
 
 Tensor CausalAttention::forward(Context& ctx, const Tensor& x, const Sequences& sequences, Saved& saved) const {
@@ -46,8 +53,8 @@ Tensor CausalAttention::forward(Context& ctx, const Tensor& x, const Sequences& 
   saved.q = q_proj_.forward(ctx, x, saved.q_proj).reshape({num_tokens, options_.num_heads, head_dim});
   saved.k = k_proj_.forward(ctx, x, saved.k_proj).reshape({num_tokens, options_.num_kv_heads, head_dim});
   saved.v = v_proj_.forward(ctx, x, saved.v_proj).reshape({num_tokens, options_.num_kv_heads, head_dim});
-  ctx.kernels.rope(saved.q, sequences.positions, options_.rope_theta, RopeDirection::forward);
-  ctx.kernels.rope(saved.k, sequences.positions, options_.rope_theta, RopeDirection::forward);
+  ctx.kernels.rope(saved.q, sequences.positions, options_.rope, RopeDirection::forward);
+  ctx.kernels.rope(saved.k, sequences.positions, options_.rope, RopeDirection::forward);
 
   saved.out = ctx.arena.take("attention", ctx.dtype, {num_tokens, options_.num_heads * head_dim});
   saved.lse = ctx.arena.take("attention", ctx.dtype, {sequences.batch, options_.num_heads, sequences.length});
@@ -68,8 +75,8 @@ Tensor CausalAttention::input_grad(Context& ctx, Saved& saved, const Tensor& dy)
 
   const AttentionShape shape = shape_of(sequences, sequences.length, sequences.length);
   ctx.kernels.attention_grad(shape, saved.q, saved.k, saved.v, saved.out, saved.lse, dout, dq, dk, dv);
-  ctx.kernels.rope(dq, sequences.positions, options_.rope_theta, RopeDirection::backward);
-  ctx.kernels.rope(dk, sequences.positions, options_.rope_theta, RopeDirection::backward);
+  ctx.kernels.rope(dq, sequences.positions, options_.rope, RopeDirection::backward);
+  ctx.kernels.rope(dk, sequences.positions, options_.rope, RopeDirection::backward);
 
   const Tensor dx = q_proj_.input_grad(ctx, saved.q_proj, dq.reshape({num_tokens, q_width}));
   k_proj_.input_grad_into(ctx, saved.k_proj, dk.reshape({num_tokens, kv_width}), dx, Accumulate::yes);
@@ -110,22 +117,19 @@ void CausalAttention::append(Context& ctx, const Tensor& x, const Sequences& seq
     const Tensor new_v = cache.v.rows(first_row, length);
     ctx.kernels.linear(new_x, k_proj_.weight(), new_k.reshape({length, kv_width}));
     ctx.kernels.linear(new_x, v_proj_.weight(), new_v.reshape({length, kv_width}));
-    ctx.kernels.rope(new_k, sequences.positions.rows(b * length, length), options_.rope_theta, RopeDirection::forward);
+    ctx.kernels.rope(new_k, sequences.positions.rows(b * length, length), options_.rope, RopeDirection::forward);
   }
   cache.length += length;
 }
 
 Tensor CausalAttention::decode(Context& ctx, const Tensor& x, const Sequences& sequences, KvCache& cache) const {
   const int64_t num_tokens = x.dim(0);
-  CADRE_CHECK(cache.length + sequences.length <= cache.capacity,
-              fmt::format("{} more tokens do not fit a key/value cache of {} rows that holds {}", sequences.length,
-                          cache.capacity, cache.length),
-              "ask for fewer new tokens or raise the longest sequence");
+  check_room(cache, sequences);
   append(ctx, x, sequences, cache);
 
   Linear::Saved unused;
   const Tensor q = q_proj_.forward(ctx, x, unused).reshape({num_tokens, options_.num_heads, options_.head_dim});
-  ctx.kernels.rope(q, sequences.positions, options_.rope_theta, RopeDirection::forward);
+  ctx.kernels.rope(q, sequences.positions, options_.rope, RopeDirection::forward);
   const Tensor out = ctx.arena.take("attention", ctx.dtype, {num_tokens, options_.num_heads * options_.head_dim});
   const Tensor lse = ctx.arena.take("attention", ctx.dtype, {sequences.batch, options_.num_heads, sequences.length});
   ctx.kernels.attention(shape_of(sequences, cache.length, cache.capacity), q, cache.k, cache.v, out, lse);

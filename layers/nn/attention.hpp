@@ -6,6 +6,7 @@
 #include <string>
 
 #include "layers/nn/linear.hpp"
+#include "layers/nn/rope.hpp"
 
 namespace cadre {
 
@@ -22,20 +23,24 @@ void fill_positions(const Sequences& sequences, int64_t first);
 struct AttentionOptions {
   int64_t hidden = 0;
   int64_t num_heads = 0;
-  int64_t num_kv_heads = 0;  // divides num_heads
-  int64_t head_dim = 0;      // even
-  double rope_theta = 10000.0;
+  int64_t num_kv_heads = 0;   // divides num_heads
+  int64_t head_dim = 0;       // even
+  Rope rope;                  // of head_dim elements
+  double score_factor = 1.0;  // multiplies head_dim^-1/2
   double init_std = 0.02;
 };
 
 // Keys (rotated) and values of `batch` sequences: row j of sequence b is row b * capacity + j of [batch capacity, NKV,
-// D].
+// D]. Latent attention keeps other rows.
 struct KvCache {
   Tensor k;
   Tensor v;
   int64_t capacity = 0;  // rows for each sequence
   int64_t length = 0;    // of them in use
 };
+
+// Throws when the next tokens do not fit.
+void check_room(const KvCache& cache, const Sequences& sequences);
 
 // Parameters: `<prefix>.q_proj.weight` [NH D, H], `<prefix>.{k,v}_proj.weight` [NKV D, H], `<prefix>.o_proj.weight`
 // [H, NH D].

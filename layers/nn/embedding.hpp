@@ -24,6 +24,8 @@ class Embedding {
   void weight_grad(Context& ctx, const Saved& saved);
   void each_parameter(const ParameterVisitor& visit) { visit(table_); }
 
+  Parameter& table() { return table_; }
+
  private:
   Parameter table_;
 };

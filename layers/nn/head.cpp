@@ -3,16 +3,26 @@
 
 namespace cadre {
 
+double sum_of_losses(const Tensor& losses) {
+  double sum = 0.0;
+  for (int64_t t = 0; t < losses.numel(); ++t) {
+    sum += losses.dtype() == DType::f64 ? losses.data<double>()[t] : static_cast<double>(losses.data<float>()[t]);
+  }
+  return sum;
+}
+
 Head::Head(const std::string& prefix, int64_t hidden, int64_t vocabulary, double init_std)
-    : projection_(prefix, hidden, vocabulary, init_std) {}
+    : own_(make_weight({{prefix + ".weight", vocabulary}}, hidden, init_std)), weight_(*own_) {}
 
 Tensor Head::logits(Context& ctx, const Tensor& x) const {
-  Linear::Saved unused;
-  return projection_.forward(ctx, x, unused);
+  const Tensor logits = ctx.arena.take("head", ctx.dtype, {x.dim(0), weight_.value.dim(0)});
+  ctx.kernels.linear(x, weight_, logits);
+  return logits;
 }
 
 Tensor Head::forward(Context& ctx, const Tensor& x, const Tensor& targets, Saved& saved) const {
-  saved.logits = projection_.forward(ctx, x, saved.projection);
+  saved.x = x;
+  saved.logits = logits(ctx, x);
   saved.targets = targets;
   const Tensor losses = ctx.arena.take("head", ctx.dtype, {x.dim(0)});
   ctx.kernels.cross_entropy(saved.logits, targets, losses);
@@ -21,7 +31,19 @@ Tensor Head::forward(Context& ctx, const Tensor& x, const Tensor& targets, Saved
 
 Tensor Head::input_grad(Context& ctx, Saved& saved, double scale) const {
   ctx.kernels.cross_entropy_grad(saved.logits, saved.targets, scale, saved.logits);
-  return projection_.input_grad(ctx, saved.projection, saved.logits);
+  const Tensor dx = ctx.arena.take("head", ctx.dtype, {saved.logits.dim(0), weight_.value.dim(1)});
+  ctx.kernels.linear_input_grad(saved.logits, weight_, dx, Accumulate::no);
+  return dx;
+}
+
+void Head::weight_grad(Context& ctx, const Saved& saved) {
+  write_grad(weight_, [&](Accumulate accumulate) {
+    ctx.kernels.linear_weight_grad(saved.x, saved.logits, weight_.grad, accumulate);
+  });
+}
+
+void Head::each_parameter(const ParameterVisitor& visit) {
+  if (own_) visit(*own_);
 }
 
 }  // namespace cadre

@@ -2,19 +2,27 @@
 // The end of a model: rows to logits, logits and targets to losses.
 #pragma once
 
+#include <optional>
 #include <string>
 
-#include "layers/nn/linear.hpp"
+#include "layers/nn/module.hpp"
 
 namespace cadre {
 
-// Parameter `<prefix>.weight` [V,H].
+// In fp64, in the order of the tokens.
+double sum_of_losses(const Tensor& losses);
+
 class Head {
  public:
+  // Parameter `<prefix>.weight` [V,H].
   Head(const std::string& prefix, int64_t hidden, int64_t vocabulary, double init_std);
+  // The embedding table of the model, which must outlive this; it is no parameter of the head.
+  explicit Head(Parameter& table) : weight_(table) {}
+  Head(const Head&) = delete;
+  Head& operator=(const Head&) = delete;
 
   struct Saved {
-    Linear::Saved projection;
+    Tensor x;
     Tensor logits;  // input_grad overwrites them by their gradient
     Tensor targets;
   };
@@ -25,11 +33,14 @@ class Head {
   Tensor forward(Context& ctx, const Tensor& x, const Tensor& targets, Saved& saved) const;
   // Gradient of scale times the sum of the losses; scale is 1 / (tokens of the global batch).
   Tensor input_grad(Context& ctx, Saved& saved, double scale) const;
-  void weight_grad(Context& ctx, const Saved& saved) { projection_.weight_grad(ctx, saved.projection); }
-  void each_parameter(const ParameterVisitor& visit) { projection_.each_parameter(visit); }
+  void weight_grad(Context& ctx, const Saved& saved);
+  void each_parameter(const ParameterVisitor& visit);
+
+  Parameter& weight() { return weight_; }
 
  private:
-  Linear projection_;
+  std::optional<Parameter> own_;
+  Parameter& weight_;
 };
 
 }  // namespace cadre

@@ -41,6 +41,7 @@ struct PackedWeight {
 
 struct Parameter {
   std::vector<ParameterPart> parts;  // at least one; together they cover all rows
+  std::vector<std::string> copies;   // names under which files hold the whole value once more; never read
   Placement placement = Placement::shared;
   Init init;
   bool decay = true;  // weight decay applies (not to norms and biases)

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <iterator>
 #include <optional>
 #include <set>
 
@@ -83,6 +84,12 @@ uint64_t write_index_of(const fs::path& staged, const std::string& folder, size_
   return total_bytes;
 }
 
+// Elements in the files of values: the modules for further tokens come with copies of both vocabulary tables.
+int64_t elements_in_files(const ModelConfig& model) {
+  const ParameterCount count = count_parameters(model);
+  return count.total + count.further_tokens + 2 * model.num_nextn_predict_layers * count.embedding;
+}
+
 // Everything but the shards, cadre.json last.
 void write_descriptions(const fs::path& staged, const CheckpointState& state, const std::vector<Shard>& shards) {
   Manifest manifest = state.manifest;
@@ -92,7 +99,7 @@ void write_descriptions(const fs::path& staged, const CheckpointState& state, co
     manifest.files[(fs::path(kOptimizerFolder) / file).generic_string()] = shards[i].moments;
   }
   const uint64_t bytes = write_index_of(staged, "", shards.size(), manifest);
-  const auto wanted_bytes = static_cast<uint64_t>(count_parameters(state.model).total) * sizeof(float);
+  const auto wanted_bytes = static_cast<uint64_t>(elements_in_files(state.model)) * sizeof(float);
   if (bytes != wanted_bytes) {
     throw Error(ErrorKind::internal,
                 fmt::format("the ranks wrote {} bytes of parameters, the whole model has {}", bytes, wanted_bytes));
@@ -195,7 +202,8 @@ std::optional<Manifest> read_verified_manifest(const fs::path& directory) {
 fs::path save_checkpoint(const CheckpointRanks& ranks, const fs::path& root, const CheckpointState& state,
                          const ParameterStore& store, const AdamW& optimizer, size_t keep) {
   const Communicator& world = ranks.world;
-  const std::vector<NamedTensor> values = name_values(store, ranks.writes);
+  std::vector<NamedTensor> values = name_values(store, ranks.writes);
+  std::ranges::move(name_copies(store, ranks.writes), std::back_inserter(values));
   const std::vector<NamedTensor> moments = name_moments(optimizer, ranks.writes);
   const AllOrNone together(world, ranks.deadline_seconds, "saving a checkpoint");
   const std::string file = my_shard_file(world, together, !values.empty());
@@ -242,9 +250,9 @@ Manifest load_checkpoint(const fs::path& directory, const ParameterStore& store,
   return manifest.value_or(Manifest{});
 }
 
-ModelConfig read_model_config(const fs::path& path) {
+ModelConfig read_model_config(const fs::path& path, std::vector<std::string>* unused) {
   const fs::path file = fs::is_directory(path) ? path / kConfigFile : path;
-  return model_config_from_json(read_json_file(file), file.string());
+  return model_config_from_json(read_json_file(file), file.string(), unused);
 }
 
 }  // namespace cadre

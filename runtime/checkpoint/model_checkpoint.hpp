@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <string>
+#include <vector>
 
 #include "comm/group/communicator.hpp"
 #include "layers/model/config.hpp"
@@ -46,7 +47,7 @@ std::filesystem::path save_checkpoint(const CheckpointRanks& ranks, const std::f
 // no cadre.json, is fine too: it is not verified beyond its format, and the manifest is the default one.
 Manifest load_checkpoint(const std::filesystem::path& directory, const ParameterStore& store, AdamW* optimizer);
 
-// config.json of a checkpoint directory, or the file itself.
-ModelConfig read_model_config(const std::filesystem::path& path);
+// config.json of a checkpoint directory, or the file itself. Keys that change nothing are appended to `unused`, if given.
+ModelConfig read_model_config(const std::filesystem::path& path, std::vector<std::string>* unused = nullptr);
 
 }  // namespace cadre

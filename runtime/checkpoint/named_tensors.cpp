@@ -24,6 +24,15 @@ std::vector<NamedTensor> name_values(const ParameterStore& store, const Paramete
   return tensors;
 }
 
+std::vector<NamedTensor> name_copies(const ParameterStore& store, const ParameterChoice& chosen) {
+  std::vector<NamedTensor> tensors;
+  for (const Parameter* parameter : store.parameters()) {
+    if (!chosen(*parameter)) continue;
+    for (const std::string& name : parameter->copies) tensors.push_back({name, parameter->value});
+  }
+  return tensors;
+}
+
 std::vector<NamedTensor> name_moments(const AdamW& optimizer, const ParameterChoice& chosen) {
   std::vector<NamedTensor> tensors;
   for (const AdamW::Moments& moments : optimizer.moments()) {

@@ -24,6 +24,9 @@ inline bool any_parameter(const Parameter& /*parameter*/) { return true; }
 // The chosen parameters; each part of a fused one is a tensor of its own.
 std::vector<NamedTensor> name_values(const ParameterStore& store, const ParameterChoice& chosen);
 
+// The values that files hold once more under other names (Parameter::copies).
+std::vector<NamedTensor> name_copies(const ParameterStore& store, const ParameterChoice& chosen);
+
 // The two moments of each of these: `<part name>.exp_avg` and `<part name>.exp_avg_sq`.
 std::vector<NamedTensor> name_moments(const AdamW& optimizer, const ParameterChoice& chosen);
 

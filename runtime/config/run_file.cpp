@@ -90,6 +90,19 @@ void read_value(const std::string& key, const toml::node& node, const KeyTable& 
   assign(*field, value_of_node(node, *field, prefix), prefix);
 }
 
+// Dotted keys are tables in a section: rope_scaling.factor.
+void read_section(const std::string& prefix, const toml::table& section, const KeyTable& keys,
+                  const std::string& where) {
+  for (const auto& [name, node] : section) {
+    const std::string key = fmt::format("{}.{}", prefix, name.str());
+    if (const auto* inner = node.as_table()) {
+      read_section(key, *inner, keys, where);
+    } else {
+      read_value(key, node, keys, where);
+    }
+  }
+}
+
 void read_table(const toml::table& table, const KeyTable& keys, const std::string& where) {
   for (const auto& [name, node] : table) {
     const std::string key(name.str());
@@ -99,9 +112,7 @@ void read_table(const toml::table& table, const KeyTable& keys, const std::strin
       continue;
     }
     keys.expect_section(key, position(where, node.source()));
-    for (const auto& [inner_name, inner] : *section) {
-      read_value(fmt::format("{}.{}", key, inner_name.str()), inner, keys, where);
-    }
+    read_section(key, *section, keys, where);
   }
 }
 
@@ -194,7 +205,7 @@ std::string run_config_help() {
   for (const Section& section : sections_of(defaults)) {
     if (!section.name.empty()) text += fmt::format("\n[{}]\n", section.name);
     for (const Field& field : section.fields) {
-      text += fmt::format("  {:<24}{:<16}{:<34}{}\n", field.name, value_text(value_of(field)), allowed_text(field),
+      text += fmt::format("  {:<24} {:<15} {:<33} {}\n", field.name, value_text(value_of(field)), allowed_text(field),
                           field.help);
     }
   }

@@ -3,41 +3,38 @@
 
 #include "runtime/config/task_config.hpp"
 #include "runtime/observe/step_metrics.hpp"
-#include "runtime/train/step.hpp"
 
 namespace cadre {
-namespace {
 
-// Through those stages of the first route that are on this rank, from rows of the row before to rows of the row after.
-Task<void> forward_here(Worker& worker, LaneContext& ctx, MicroBatch& micro_batch, LocalStep& local) {
+Task<void> forward_here(Worker& worker, LaneContext& ctx, MicroBatch& micro_batch, int index, LocalStep& local,
+                        StageWatch watch) {
   const std::vector<int>& route = worker.routes().routes.front();
   Transport& pipeline = worker.pipeline_group().transport();
   const int64_t hidden = worker.model().config().hidden_size;
   Tensor x;
   for (const auto& stage : worker.model().stages()) {
-    const auto index = static_cast<size_t>(stage->place().index);
-    if (route[index] != worker.row()) continue;
-    if (index > 0 && route[index - 1] != worker.row()) {
+    const auto at = static_cast<size_t>(stage->place().index);
+    if (route[at] != worker.row()) continue;
+    if (at > 0 && route[at - 1] != worker.row()) {
       x = ctx.arena.take("pipeline", DType::f32, {micro_batch.num_tokens(), hidden});
       ctx.lane.enter("receive activations", -1);
       Request arrived;
-      if (x.bytes() > 0) arrived = pipeline.receive({x.raw(), x.bytes()}, route[index - 1], stage->place().index);
+      if (x.bytes() > 0) arrived = pipeline.receive({x.raw(), x.bytes()}, route[at - 1], stage->place().index);
       co_await arrived;
     }
     Stage::Saved saved;
     Tensor y;
     Task<void> pass = forward(*stage, ctx, micro_batch, x, saved, y, local);
     co_await pass;
+    if (watch) watch(index, *stage, saved, y);
     x = y;
-    if (stage->place().is_last() || route[index + 1] == worker.row()) continue;
+    if (stage->place().is_last() || route[at + 1] == worker.row()) continue;
     ctx.lane.enter("send activations", -1);
     Request sent;
-    if (x.bytes() > 0) sent = pipeline.send({x.raw(), x.bytes()}, route[index + 1], stage->place().index + 1);
+    if (x.bytes() > 0) sent = pipeline.send({x.raw(), x.bytes()}, route[at + 1], stage->place().index + 1);
     co_await sent;
   }
 }
-
-}  // namespace
 
 Evaluation evaluate(Worker& worker, const BatchReader& reader, const RunConfig& config, int64_t num_batches) {
   LocalStep local = empty_local_step(worker.model().config());
@@ -50,7 +47,7 @@ Evaluation evaluate(Worker& worker, const BatchReader& reader, const RunConfig& 
     ArenaScope scope(worker.arena());
     LaneContext ctx = worker.inference_context();
     ctx.tokens = micro_batch.facts(static_cast<uint64_t>(config.seed));
-    Task<void> pass = forward_here(worker, ctx, micro_batch, local);
+    Task<void> pass = forward_here(worker, ctx, micro_batch, static_cast<int>(i), local);
     worker.run(pass);
   }
   StepReduction reduction(worker.world(), local);

@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "runtime/data/order.hpp"
-#include "runtime/train/worker.hpp"
+#include "runtime/train/step.hpp"
 
 namespace cadre {
 
@@ -19,5 +19,10 @@ struct Evaluation {
 // Over the first `num_batches` global batches of train.batch sequences, cut in micro-batches as in training. Collective
 // over the world; the same on all ranks and for any number of them.
 Evaluation evaluate(Worker& worker, const BatchReader& reader, const RunConfig& config, int64_t num_batches);
+
+// A micro-batch through those stages of the first route that are on this rank, from rows of the row before to rows of the
+// row after; `watch`, if given, sees each stage. Collective over the rows; all arguments must outlive the task.
+Task<void> forward_here(Worker& worker, LaneContext& ctx, MicroBatch& micro_batch, int index, LocalStep& local,
+                        StageWatch watch = {});
 
 }  // namespace cadre

@@ -169,6 +169,7 @@ Task<void> Executor::forward_pass(Live& one) {
   Tensor y;
   Task<void> pass = cadre::forward(one.stage, one.context, one.batch, x, one.saved, y, *local_);
   co_await pass;
+  if (work_->forward_done) work_->forward_done(one.chunk.micro_batch, one.stage, one.saved, y);
   hand_on(work, y);
 }
 

@@ -25,6 +25,7 @@ struct StepWork {
       {};                        // called when this rank's last forward pass is over, before the backward that
                                  // follows
   bool reduce_gradients = true;  // as soon as they are complete, bucket by bucket
+  StageWatch forward_done = {};  // sees each forward pass of a stage before its backward
 };
 
 enum class Overlap {

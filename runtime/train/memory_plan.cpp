@@ -14,7 +14,6 @@
 #include "runtime/train/executor.hpp"
 #include "runtime/train/expert_placement.hpp"
 #include "runtime/train/micro_batch.hpp"
-#include "runtime/train/worker.hpp"
 
 namespace cadre {
 namespace {
@@ -49,7 +48,8 @@ size_t packed_bytes(const RunConfig& config, const ParameterStore& store) {
   if (config.compute.precision != "bf16") return 0;
   size_t bytes = 0;
   for (const Parameter* parameter : store.parameters()) {
-    const bool is_product = parameter->value.num_dims() == 2 && parameter->name() != "model.embed_tokens.weight";
+    const bool is_product = parameter->value.num_dims() == 2 &&
+                            (config.model.tie_word_embeddings || parameter->name() != "model.embed_tokens.weight");
     if (is_product) bytes += 2 * size_of(DType::bf16) * static_cast<size_t>(parameter->value.numel());
   }
   return bytes;
@@ -154,6 +154,21 @@ MemoryPlan plan_memory(const RunConfig& config, const Topology& topology, int ra
   run_local_ranks(
       1, [&](std::unique_ptr<Transport> transport) { plan_on(std::move(transport), config, topology, rank, plan); });
   return plan;
+}
+
+WorkerOptions training_options(const RunConfig& config, const Communicator& world) {
+  const MemoryPlan plan = plan_memory(config, discover_topology(world), world.rank());
+  const Program program = program_of(config);
+  return {.model = config.model,
+          .parallel = config.parallel,
+          .exchange = config.exchange,
+          .compute = config.compute,
+          .routes = {program.routes},
+          .with_grad = true,
+          .max_tokens = largest_batch(config, world.size() / static_cast<int>(config.parallel.pipeline)) *
+                        config.data.sequence_length,
+          .activation_bytes = plan.activation_bytes(),
+          .num_lanes = std::ranges::max(Executor::num_lanes(program))};
 }
 
 void check_memory(const MemoryPlan& plan, int ranks_on_host) {

@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "comm/group/topology.hpp"
-#include "runtime/config/run_config.hpp"
+#include "runtime/train/worker.hpp"
 
 namespace cadre {
 
@@ -32,6 +32,9 @@ MemoryPlan plan_memory(const RunConfig& config, const Topology& topology, int ra
 
 // Sequences of one forward pass on the rank that has most of them; `data` ranks share a micro-batch.
 int64_t largest_batch(const RunConfig& config, int data);
+
+// A worker that trains as the configuration says. Collective over `world`.
+WorkerOptions training_options(const RunConfig& config, const Communicator& world);
 
 // Throws when the ranks of a host want more than all its memory.
 void check_memory(const MemoryPlan& plan, int ranks_on_host);

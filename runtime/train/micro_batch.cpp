@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "runtime/train/micro_batch.hpp"
 
+#include <utility>
+
 namespace cadre {
 
 namespace {
@@ -24,6 +26,16 @@ MicroBatch::MicroBatch(const BatchReader& reader, int64_t step, const SequenceRa
       targets_(ids_.size()),
       positions_(ids_.size()) {
   reader.fill_batch(step, range.first, range.count, ids_, targets_);
+  fill_positions(tokens().sequences, 0);
+}
+
+MicroBatch::MicroBatch(std::vector<int32_t> ids, std::vector<int32_t> targets, int64_t num_sequences,
+                       int64_t sequence_length)
+    : num_sequences_(num_sequences),
+      sequence_length_(sequence_length),
+      ids_(std::move(ids)),
+      targets_(std::move(targets)),
+      positions_(ids_.size()) {
   fill_positions(tokens().sequences, 0);
 }
 

@@ -38,14 +38,12 @@ Task<void> forward(const Stage& stage, LaneContext& ctx, MicroBatch& micro_batch
   local.crossing_bytes += traffic.between_ranks;
   local.between_hosts_bytes += traffic.between_hosts;
   local.loss_sum += output.loss_sum;
+  local.further_loss_sum += output.further_loss_sum;
   if (stage.place().is_last()) local.num_tokens += micro_batch.num_tokens();
-  size_t mixture = 0;  // of the whole model
-  for (int layer = 0; layer < stage.layers().last; ++layer) {
-    if (!stage.is_moe(layer)) continue;
-    if (layer >= stage.layers().first) {
-      add_layer(saved.blocks[static_cast<size_t>(layer - stage.layers().first)].moe, mixture, local);
-    }
-    ++mixture;
+  const std::vector<int> moe_layers = moe_layers_of(stage.config());
+  for (size_t mixture = 0; mixture < moe_layers.size(); ++mixture) {
+    const Block::Saved* block = stage.saved_of(saved, moe_layers[mixture]);
+    if (block != nullptr) add_layer(block->moe, mixture, local);
   }
 }
 

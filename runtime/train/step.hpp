@@ -2,11 +2,16 @@
 // The parts of a step that training and evaluation share: one micro-batch through a stage, and the norm of the gradients.
 #pragma once
 
+#include <functional>
+
 #include "runtime/observe/step_metrics.hpp"
 #include "runtime/train/micro_batch.hpp"
 #include "runtime/train/worker.hpp"
 
 namespace cadre {
+
+// Looks at what a stage saved of a micro-batch in its forward pass, and what it gave: y [T,H], undefined after the last.
+using StageWatch = std::function<void(int micro_batch, const Stage& stage, const Stage::Saved& saved, const Tensor& y)>;
 
 // Zero counts for each mixture layer of the whole model.
 LocalStep empty_local_step(const ModelConfig& config);

@@ -45,23 +45,8 @@ void prepare_folder(const RunConfig& config) {
   fs::remove(fs::path(config.out) / "FINISHED");
 }
 
-WorkerOptions worker_options(const RunConfig& config, const Communicator& world) {
-  const MemoryPlan plan = plan_memory(config, discover_topology(world), world.rank());
-  const Program program = program_of(config);
-  return {.model = config.model,
-          .parallel = config.parallel,
-          .exchange = config.exchange,
-          .compute = config.compute,
-          .routes = {program.routes},
-          .with_grad = true,
-          .max_tokens = largest_batch(config, world.size() / static_cast<int>(config.parallel.pipeline)) *
-                        config.data.sequence_length,
-          .activation_bytes = plan.activation_bytes(),
-          .num_lanes = std::ranges::max(Executor::num_lanes(program))};
-}
-
 Worker make_worker(Communicator world, const RunConfig& config) {
-  const WorkerOptions options = worker_options(config, world);
+  const WorkerOptions options = training_options(config, world);
   return Worker(std::move(world), options);
 }
 

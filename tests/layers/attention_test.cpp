@@ -45,7 +45,12 @@ class AttentionTest : public testing::Test {
   Arena arena{Arena::Mode::real, true};
   Context ctx{*kernels, arena, DType::f64};
   CausalAttention attention{"attention",
-                            {.hidden = kHidden, .num_heads = 4, .num_kv_heads = 2, .head_dim = 4, .init_std = 0.5}};
+                            {.hidden = kHidden,
+                             .num_heads = 4,
+                             .num_kv_heads = 2,
+                             .head_dim = 4,
+                             .rope = plain_rope(1e4, 4, RopeLayout::halves),
+                             .init_std = 0.5}};
   ParameterStore store;
 };
 
@@ -89,8 +94,13 @@ TEST_F(AttentionTest, RefusesTokensThatDoNotFitTheCache) {
 }
 
 TEST_F(AttentionTest, RefusesHeadsThatDoNotDivide) {
-  const std::string message = test::message_of(
-      [] { CausalAttention("attention", {.hidden = 8, .num_heads = 4, .num_kv_heads = 3, .head_dim = 4}); });
+  const std::string message = test::message_of([] {
+    CausalAttention("attention", {.hidden = 8,
+                                  .num_heads = 4,
+                                  .num_kv_heads = 3,
+                                  .head_dim = 4,
+                                  .rope = plain_rope(1e4, 4, RopeLayout::halves)});
+  });
   test::expect_message(message, {"num_attention_heads = 4", "num_key_value_heads = 3"});
 }
 

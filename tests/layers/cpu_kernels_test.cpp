@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "layers/kernels/kernels.hpp"
+#include "layers/nn/rope.hpp"
 #include "tests/support/tensors.hpp"
 
 namespace cadre {
@@ -393,12 +394,44 @@ TEST_F(CpuKernels, Rope) {
   for (const int64_t head_dim : {int64_t{2}, int64_t{6}, int64_t{34}, int64_t{128}}) {
     const Tensor positions = ints({0, 1, 77, 4095, 163'839});
     for (const RopeDirection direction : {RopeDirection::forward, RopeDirection::backward}) {
-      const Tensor actual = random({5, 3, head_dim});
-      const Tensor expected = copy(actual).reshape({5, 3, head_dim});
-      cpu->rope(actual, positions, 10'000.0, direction);
-      reference->rope(expected, positions, 10'000.0, direction);
-      expect_absolute(actual, expected, 40 * u);
+      for (const RopeLayout layout : {RopeLayout::halves, RopeLayout::interleaved}) {
+        Rope rope = plain_rope(10'000.0, head_dim, layout);
+        rope.first = 3;
+        rope.factor = 0.9;
+        const Tensor actual = random({5, 3, head_dim + 4});
+        const Tensor expected = copy(actual).reshape({5, 3, head_dim + 4});
+        cpu->rope(actual, positions, rope, direction);
+        reference->rope(expected, positions, rope, direction);
+        expect_absolute(actual, expected, 40 * u);
+      }
     }
+  }
+}
+
+TEST_F(CpuKernels, ColumnsAndHeads) {
+  for (const int64_t num_tokens : {int64_t{0}, int64_t{1}, int64_t{7}}) {
+    const Tensor rows = random({num_tokens, 1, 11});
+    const Tensor heads = random({num_tokens, 4, 9});
+    const Tensor same_heads = copy(heads).reshape({num_tokens, 4, 9});
+    cpu->copy_columns({rows, 2, 5}, {heads, 1, 5});
+    reference->copy_columns({rows, 2, 5}, {same_heads, 1, 5});
+    expect_same_bits(heads, same_heads);
+    const Tensor same_rows = copy(rows).reshape({num_tokens, 1, 11});
+    cpu->sum_columns({heads, 3, 6}, {rows, 5, 6});
+    reference->sum_columns({heads, 3, 6}, {same_rows, 5, 6});
+    expect_absolute(rows, same_rows, 4 * 20 * u);  // three additions of values below 5
+
+    const Tensor weight = random({4 * 8, 9});
+    const HeadRows head_rows{weight, 4, 3, 5};
+    const Tensor y[] = {random({num_tokens, 4, 5}), random({num_tokens, 4, 5})};
+    cpu->head_linear(heads, head_rows, y[0]);
+    reference->head_linear(heads, head_rows, y[1]);
+    expect_absolute(y[0], y[1], 9 * 100 * u);  // sums of 9 products whose sizes add up to below 100
+    const Tensor back = random({num_tokens, 4, 10});
+    const Tensor same_back = copy(back).reshape({num_tokens, 4, 10});
+    cpu->head_linear_transposed(y[1], head_rows, back);
+    reference->head_linear_transposed(y[1], head_rows, same_back);
+    expect_absolute(back, same_back, 5 * 300 * u);  // sums of 5 products of values below 20 and 5
   }
 }
 

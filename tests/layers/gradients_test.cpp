@@ -9,6 +9,7 @@
 #include "layers/nn/ffn.hpp"
 #include "layers/nn/head.hpp"
 #include "layers/nn/highway.hpp"
+#include "layers/nn/latent_attention.hpp"
 #include "layers/nn/norm.hpp"
 #include "layers/tensor/parameter_store.hpp"
 #include "tests/support/gradient_check.hpp"
@@ -138,13 +139,60 @@ TEST_F(GradientsTest, AttentionWithAndWithoutGroupedHeads) {
   for (const int64_t num_kv_heads : {4, 2, 1}) {
     SCOPED_TRACE(num_kv_heads);
     store = ParameterStore();
-    CausalAttention attention(
-        "attention", {.hidden = 6, .num_heads = 4, .num_kv_heads = num_kv_heads, .head_dim = 4, .rope_theta = 10.0});
+    CausalAttention attention("attention", {.hidden = 6,
+                                            .num_heads = 4,
+                                            .num_kv_heads = num_kv_heads,
+                                            .head_dim = 4,
+                                            .rope = plain_rope(10.0, 4, RopeLayout::halves)});
     give_memory(attention);
     const Sequences sequences = sequences_of(2, 5);
     const Tensor x = random({10, 6}, 2);
     expect_gradients(attention, x,
                      [&](CausalAttention::Saved& saved) { return attention.forward(ctx, x, sequences, saved); });
+  }
+}
+
+// With and without a latent query; values narrower and wider than keys; a stretched rope; one head.
+TEST_F(GradientsTest, LatentAttention) {
+  const Rope stretched =
+      yarn_rope(10.0, 4, RopeLayout::interleaved,
+                {.factor = 4, .beta_fast = 2, .beta_slow = 0.1, .mscale = 0.7, .original_max_position_embeddings = 8});
+  const LatentAttentionOptions cases[] = {
+      {.hidden = 6,
+       .num_heads = 3,
+       .q_rank = 5,
+       .kv_rank = 4,
+       .nope_dim = 3,
+       .rope_dim = 4,
+       .value_dim = 5,
+       .rope = plain_rope(10.0, 4, RopeLayout::interleaved)},
+      {.hidden = 6,
+       .num_heads = 2,
+       .q_rank = 0,
+       .kv_rank = 3,
+       .nope_dim = 2,
+       .rope_dim = 4,
+       .value_dim = 9,
+       .rope = stretched,
+       .score_factor = 1.5},
+      {.hidden = 6,
+       .num_heads = 1,
+       .q_rank = 2,
+       .kv_rank = 3,
+       .nope_dim = 5,
+       .rope_dim = 2,
+       .value_dim = 1,
+       .rope = plain_rope(10.0, 2, RopeLayout::halves)},
+  };
+  for (const LatentAttentionOptions& options : cases) {
+    SCOPED_TRACE(options.num_heads);
+    store = ParameterStore();
+    LatentAttention attention("attention", options);
+    give_memory(attention);
+    const Sequences sequences = sequences_of(2, 5);
+    const Tensor x = random({10, 6}, 2);
+    expect_gradients(attention, x,
+                     [&](LatentAttention::Saved& saved) { return attention.forward(ctx, x, sequences, saved); });
   }
 }
 
@@ -201,9 +249,20 @@ TEST_F(GradientsTest, ModulesWithoutTokens) {
   run(layer_norm, [&](Norm::Saved& saved) { return layer_norm.forward(ctx, x, saved); });
   Ffn ffn("ffn", {.hidden = 4, .width = 3});
   run(ffn, [&](Ffn::Saved& saved) { return ffn.forward(ctx, x, saved); });
-  CausalAttention attention("attention", {.hidden = 4, .num_heads = 2, .num_kv_heads = 1, .head_dim = 2});
+  CausalAttention attention(
+      "attention",
+      {.hidden = 4, .num_heads = 2, .num_kv_heads = 1, .head_dim = 2, .rope = plain_rope(10.0, 2, RopeLayout::halves)});
   const Sequences sequences = sequences_of(0, 5);
   run(attention, [&](CausalAttention::Saved& saved) { return attention.forward(ctx, x, sequences, saved); });
+  LatentAttention latent("attention", {.hidden = 4,
+                                       .num_heads = 2,
+                                       .q_rank = 3,
+                                       .kv_rank = 2,
+                                       .nope_dim = 1,
+                                       .rope_dim = 2,
+                                       .value_dim = 3,
+                                       .rope = plain_rope(10.0, 2, RopeLayout::interleaved)});
+  run(latent, [&](LatentAttention::Saved& saved) { return latent.forward(ctx, x, sequences, saved); });
 }
 
 // Softmax and sigmoid have no module of their own yet a gradient kernel each.

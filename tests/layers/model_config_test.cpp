@@ -95,15 +95,20 @@ TEST(ModelConfig, RefusesJson) {
     std::initializer_list<const char*> parts;
   };
   const Case cases[] = {
-      {"model_type", "llama", {"config.json: model_type = \"llama\"", "allowed: deepseek"}},
+      {"model_type", "llama", {"config.json: model_type = \"llama\"", "deepseek | deepseek_v2 | deepseek_v3"}},
       {"hidden_size", "wide", {"config.json: hidden_size = \"wide\"", "allowed: integer >= 1"}},
       {"hidden_size", 2048.5, {"hidden_size = 2048.5", "integer >= 1"}},
       {"hidden_size", json::array({1}), {"hidden_size = [1]", "integer >= 1"}},
       {"hidden_act", "swish", {"hidden_act = \"swish\"", "silu | gelu | relu"}},
       {"rope_theta", 0, {"rope_theta = 0", "number > 0"}},
       {"attention_bias", true, {"attention_bias = true", "allowed: false"}},
-      {"rope_scaling", json::object({{"type", "yarn"}}), {"rope_scaling = {\"type\":\"yarn\"}", "allowed: null"}},
-      {"tie_word_embeddings", true, {"tie_word_embeddings = true", "allowed: false"}},
+      {"rope_scaling", "yarn", {"rope_scaling = \"yarn\"", "null or an object"}},
+      {"rope_scaling", {{"type", "linear"}, {"factor", 2}}, {"rope_scaling.type = \"linear\"", "none | yarn"}},
+      {"rope_scaling", {{"type", "yarn"}, {"facter", 2}}, {"unknown key rope_scaling.facter", "rope_scaling.factor"}},
+      {"rope_scaling", {{"factor", 2}}, {"rope_scaling has no type"}},
+      {"rope_scaling", {{"type", "yarn"}, {"rope_type", "default"}}, {"rope_scaling.type = \"yarn\"", "\"default\""}},
+      {"rope_scaling", {{"type", "yarn"}, {"factor", 0.5}}, {"rope_scaling.factor = 0.5", "number >= 1"}},
+      {"kv_lora_rank", 8, {"kv_lora_rank = 8", "allowed: 0 with model_type deepseek"}},
       {"n_routed_expert",
        8,
        {"config.json: unknown key n_routed_expert", "the nearest known name is n_routed_experts"}},
@@ -162,6 +167,115 @@ TEST(ModelConfig, ChecksCombinations) {
   all_experts.first_k_dense_replace = 0;
   all_experts.intermediate_size = 0;
   EXPECT_NO_THROW(check(all_experts));
+}
+
+// The released config.json of DeepSeek-V3.
+json deepseek_v3() {
+  return json::parse(R"({
+    "architectures": ["DeepseekV3ForCausalLM"], "attention_bias": false, "attention_dropout": 0.0,
+    "auto_map": {"AutoConfig": "configuration_deepseek.DeepseekV3Config"}, "aux_loss_alpha": 0.001, "bos_token_id": 0,
+    "eos_token_id": 1, "ep_size": 1, "first_k_dense_replace": 3, "hidden_act": "silu", "hidden_size": 7168,
+    "initializer_range": 0.02, "intermediate_size": 18432, "kv_lora_rank": 512, "max_position_embeddings": 163840,
+    "model_type": "deepseek_v3", "moe_intermediate_size": 2048, "moe_layer_freq": 1, "n_group": 8,
+    "n_routed_experts": 256, "n_shared_experts": 1, "norm_topk_prob": true, "num_attention_heads": 128,
+    "num_experts_per_tok": 8, "num_hidden_layers": 61, "num_key_value_heads": 128, "num_nextn_predict_layers": 1,
+    "pretraining_tp": 1, "q_lora_rank": 1536, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64,
+    "quantization_config": {"activation_scheme": "dynamic", "fmt": "e4m3", "quant_method": "fp8",
+    "weight_block_size": [128, 128]}, "rms_norm_eps": 1e-06, "rope_scaling": {"beta_fast": 32, "beta_slow": 1,
+    "factor": 40, "mscale": 1.0, "mscale_all_dim": 1.0, "original_max_position_embeddings": 4096, "type": "yarn"},
+    "rope_theta": 10000, "routed_scaling_factor": 2.5, "scoring_func": "sigmoid", "seq_aux": true,
+    "tie_word_embeddings": false, "topk_group": 4, "topk_method": "noaux_tc", "torch_dtype": "bfloat16",
+    "transformers_version": "4.33.1", "use_cache": true, "v_head_dim": 128, "vocab_size": 129280})");
+}
+
+TEST(ModelConfig, ReadsDeepSeekV3AndNamesWhatChangesNothing) {
+  std::vector<std::string> unused;
+  const ModelConfig config = model_config_from_json(deepseek_v3(), "config.json", &unused);
+  EXPECT_EQ(unused, (std::vector<std::string>{"ep_size", "pretraining_tp", "quantization_config"}));
+  EXPECT_EQ(config.q_lora_rank, 1536);
+  EXPECT_EQ(config.rope_scaling.type, "yarn");
+  EXPECT_EQ(config.rope_scaling.factor, 40.0);
+  EXPECT_EQ(config.rope_scaling.mscale_all_dim, 1.0);
+  EXPECT_EQ(config.num_nextn_predict_layers, 1);
+  EXPECT_EQ(model_config_from_json(json::parse(to_json(config).dump()), "config.json"), config);
+  EXPECT_EQ(to_json(config)["architectures"], json::array({"DeepseekV3ForCausalLM"}));
+  EXPECT_EQ(to_json(config)["rope_scaling"]["type"], "yarn");
+}
+
+TEST(ModelConfig, ReadsEverySpellingOfRopeSettings) {
+  const ModelConfig config = model_config_from_json(deepseek_v3(), "config.json");
+  json source = deepseek_v3();
+  json rope = source["rope_scaling"];
+  rope.erase("type");
+  rope["rope_type"] = "yarn";
+  rope["factor"] = 40.0;
+  source["rope_scaling"] = rope;
+  EXPECT_EQ(model_config_from_json(source, "config.json"), config);
+  rope["rope_theta"] = 10000.0;
+  source.erase("rope_scaling");
+  source.erase("rope_theta");
+  source["rope_parameters"] = rope;
+  EXPECT_EQ(model_config_from_json(source, "config.json"), config);
+  source["rope_parameters"] = {{"rope_type", "default"}, {"rope_theta", 5e5}};
+  EXPECT_EQ(model_config_from_json(source, "config.json").rope_scaling, RopeScaling());
+  EXPECT_EQ(model_config_from_json(source, "config.json").rope_theta, 5e5);
+}
+
+TEST(ModelConfig, NullIsNotTheDefaultOfTheArchitecture) {
+  json source = deepseek_v3();
+  source["q_lora_rank"] = nullptr;
+  source["n_group"] = nullptr;
+  source["topk_group"] = nullptr;
+  const ModelConfig config = model_config_from_json(source, "config.json");
+  EXPECT_EQ(config.q_lora_rank, 0);
+  EXPECT_EQ(config.n_group, 1);
+  EXPECT_TRUE(to_json(config)["q_lora_rank"].is_null());
+  EXPECT_EQ(model_config_from_json(json::parse(to_json(config).dump()), "config.json"), config);
+  for (const char* key : {"q_lora_rank", "scoring_func", "topk_method", "n_group", "topk_group", "norm_topk_prob"}) {
+    source.erase(key);
+  }
+  EXPECT_EQ(model_config_from_json(source, "config.json"), model_config_from_json(deepseek_v3(), "config.json"));
+}
+
+TEST(ModelConfig, RefusesLatentAttentionThatCannotBe) {
+  struct Case {
+    const char* key;
+    json value;
+    std::initializer_list<const char*> parts;
+  };
+  const Case cases[] = {
+      {"kv_lora_rank", 0, {"kv_lora_rank = 0", "integer >= 1", "deepseek_v3"}},
+      {"qk_rope_head_dim", 63, {"qk_rope_head_dim = 63", "even"}},
+      {"v_head_dim", nullptr, {"v_head_dim = 0"}},
+      {"num_key_value_heads", 64, {"num_key_value_heads = 64", "num_attention_heads = 128"}},
+  };
+  for (const Case& c : cases) {
+    json source = deepseek_v3();
+    source[c.key] = c.value;
+    expect_message(message_of([&] { model_config_from_json(source, "config.json"); }), c.parts);
+  }
+}
+
+TEST(ModelConfig, CountsTheParametersOfDeepSeekV3AsPublished) {
+  const ModelConfig config = model_config_from_json(deepseek_v3(), "config.json");
+  const ParameterCount count = count_parameters(config);
+  EXPECT_EQ(count.total, 671'026'419'200);
+  EXPECT_EQ(count.active, 37'552'297'472);
+  EXPECT_EQ(count.active - count.embedding, 36'625'618'432);
+  // One layer (attention, mixture, two norms), the projection of two rows to one, three norms.
+  EXPECT_EQ(count.further_tokens, 187'107'328 + 11'320'164'608 + 2 * 7168 + 2 * 7168 * 7168 + 3 * 7168);
+  // Queries and keys of 192 elements, values of 128, 128 heads, 61 layers.
+  const double products = 6.0 * static_cast<double>(count.active - count.embedding);
+  const double vectors = 6.0 * (61 * (2 * 7168 + 1536 + 512) + 7168 + 58 * 256);
+  EXPECT_DOUBLE_EQ(flops_per_token(config, 4095), products - vectors + 3.0 * 61 * 128 * 320 * 4096);
+}
+
+TEST(ModelConfig, CountsTiedTablesOnce) {
+  ModelConfig config = small();
+  const ParameterCount apart = count_parameters(config);
+  config.tie_word_embeddings = true;
+  EXPECT_EQ(apart.total - count_parameters(config).total, config.vocab_size * config.hidden_size);
+  EXPECT_DOUBLE_EQ(flops_per_token(config, 9), flops_per_token(small(), 9));
 }
 
 TEST(ModelConfig, LayerFrequencyCountsFromLayerZero) {

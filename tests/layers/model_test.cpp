@@ -39,7 +39,7 @@ ModelConfig small_config(const char* norm, const char* activation) {
   return config;
 }
 
-// A model on one rank whose loss is (mean of the token losses) + balance losses.
+// A model on one rank whose loss is (mean of the token losses) + balance losses + weighted losses of further tokens.
 class ModelRun {
  public:
   ModelRun(const ModelConfig& config, Communicator& world)
@@ -61,8 +61,10 @@ class ModelRun {
   double loss() {
     Task<void> task = forward();
     Engine().run(lane_, task);
+    const Stage::Saved& saved = saved_.stages.front();
     double loss = loss_sum_ / kTokens;
-    for (const Block::Saved& block : saved_.stages.front().blocks) loss += block.moe.balance_loss;
+    for (const Block::Saved& block : saved.blocks) loss += block.moe.balance_loss;
+    for (const FurtherToken::Saved& further : saved.further) loss += further.block.moe.balance_loss;
     return loss;
   }
 
@@ -81,9 +83,11 @@ class ModelRun {
     arena_.release({});
     saved_ = {};
     const auto view = [](std::vector<int32_t>& values) { return Tensor(values.data(), DType::i32, {kTokens}); };
-    Task<double> task =
-        model_.forward(ctx_, {view(ids_), view(targets_), {kSequences, kLength, view(positions_)}}, saved_);
-    loss_sum_ = co_await task;
+    saved_.stages.resize(1);
+    Task<Stage::Output> task = model_.stage(0).forward(
+        ctx_, {view(ids_), view(targets_), {kSequences, kLength, view(positions_)}}, Tensor(), saved_.stages.front());
+    const Stage::Output output = co_await task;
+    loss_sum_ = output.loss_sum + model_.config().mtp_loss_factor * output.further_loss_sum;
   }
 
   Lane lane_;
@@ -113,6 +117,43 @@ void check_all_gradients(const ModelConfig& config) {
     }
     EXPECT_GT(num_checked, 20);
   });
+}
+
+ModelConfig latent_config() {
+  ModelConfig config = small_config("rmsnorm", "silu");
+  config.model_type = "deepseek_v3";
+  config.num_key_value_heads = config.num_attention_heads;
+  config.q_lora_rank = 5;
+  config.kv_lora_rank = 3;
+  config.qk_nope_head_dim = 3;
+  config.qk_rope_head_dim = 4;
+  config.v_head_dim = 5;
+  config.scoring_func = "sigmoid";
+  config.topk_method = "noaux_tc";
+  config.num_experts_per_tok = 3;  // every expert gets a token
+  config.routed_scaling_factor = 1.7;
+  return config;
+}
+
+TEST(Model, gradients_equal_central_differences_with_latent_attention) {
+  ModelConfig config = latent_config();
+  config.rope_scaling = {.type = "yarn", .factor = 4, .mscale_all_dim = 0.8, .original_max_position_embeddings = 4};
+  check_all_gradients(config);
+}
+
+TEST(Model, gradients_equal_central_differences_with_two_further_tokens) {
+  ModelConfig config = latent_config();
+  config.num_nextn_predict_layers = 2;
+  config.mtp_loss_factor = 0.7;
+  check_all_gradients(config);
+}
+
+TEST(Model, gradients_equal_central_differences_with_one_table_and_a_further_token) {
+  ModelConfig config = latent_config();
+  config.q_lora_rank = 0;
+  config.tie_word_embeddings = true;
+  config.num_nextn_predict_layers = 1;
+  check_all_gradients(config);
 }
 
 TEST(Model, gradients_equal_central_differences_with_rms_norm_and_swiglu) {

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "layers/kernels/kernels.hpp"
+#include "layers/nn/rope.hpp"
 #include "tests/support/tensors.hpp"
 
 namespace cadre {
@@ -98,11 +99,45 @@ TEST_P(ReferenceKernels, Activations) {
 
 TEST_P(ReferenceKernels, RopeTurnsEveryPairByItsOwnAngle) {
   const Tensor x = of({1, 1, 4}, {1, 0, 0, 2});  // pairs (1, 0) and (0, 2)
-  kernels->rope(x, ints({3}), 100.0, RopeDirection::forward);
+  const Rope rope = plain_rope(100.0, 4, RopeLayout::halves);
+  kernels->rope(x, ints({3}), rope, RopeDirection::forward);
   const double slow = 3.0 / 10.0;  // 100^(-1/2)
   expect(x, {std::cos(3.0), -2 * std::sin(slow), std::sin(3.0), 2 * std::cos(slow)});
-  kernels->rope(x, ints({3}), 100.0, RopeDirection::backward);
+  kernels->rope(x, ints({3}), rope, RopeDirection::backward);
   expect(x, {1, 0, 0, 2});
+}
+
+TEST_P(ReferenceKernels, InterleavedRopeTurnsNeighboursBehindTheFirstColumns) {
+  const Tensor x = of({1, 1, 6}, {7, 1, 0, 0, 2, 8});  // pairs (1, 0) and (0, 2) between two that stay
+  Rope rope = plain_rope(100.0, 4, RopeLayout::interleaved);
+  rope.first = 1;
+  rope.factor = 3.0;
+  kernels->rope(x, ints({3}), rope, RopeDirection::forward);
+  const double slow = 3.0 / 10.0;
+  expect(x, {7, 3 * std::cos(3.0), 3 * std::sin(3.0), -6 * std::sin(slow), 6 * std::cos(slow), 8});
+  kernels->rope(x, ints({3}), rope, RopeDirection::backward);  // the transpose, not the inverse
+  expect(x, {7, 9, 0, 0, 18, 8});
+}
+
+TEST_P(ReferenceKernels, ColumnsAreRepeatedAndSummed) {
+  const Tensor rows = of({2, 1, 3}, {1, 2, 3, 4, 5, 6});
+  const Tensor heads = of({2, 2, 4}, {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0});
+  kernels->copy_columns({rows, 1, 2}, {heads, 2, 2});
+  expect(heads, {0, 0, 2, 3, 0, 0, 2, 3, 0, 0, 5, 6, 0, 0, 5, 6});
+  kernels->sum_columns({heads, 1, 2}, {rows, 0, 2});
+  expect(rows, {0, 4, 3, 0, 10, 6});
+}
+
+TEST_P(ReferenceKernels, HeadsHaveRowsOfTheirOwnInAWeight) {
+  const Tensor w = of({4, 2}, {1, 2, 3, 4, 5, 6, 7, 8});  // two rows a head, of which the second is used
+  const HeadRows second{w, 2, 1, 1};
+  const Tensor x = of({1, 2, 2}, {1, 10, 1, 100});
+  const Tensor y = out({1, 2, 1});
+  kernels->head_linear(x, second, y);
+  expect(y, {43, 807});
+  const Tensor back = of({1, 2, 3}, {0, 0, 9, 0, 0, 9});
+  kernels->head_linear_transposed(y, second, back);
+  expect(back, {3 * 43, 4 * 43, 9, 7 * 807, 8 * 807, 9});
 }
 
 TEST_P(ReferenceKernels, AttentionToEqualKeysIsTheMeanOfWhatIsSeen) {
@@ -114,6 +149,7 @@ TEST_P(ReferenceKernels, AttentionToEqualKeysIsTheMeanOfWhatIsSeen) {
                              .num_heads = 2,
                              .num_kv_heads = 1,
                              .head_dim = 1,
+                             .value_dim = 1,
                              .scale = 0.5};
   const double nan = std::nan("");
   const Tensor q = of({4, 2, 1}, {2, -2, 2, -2, 4, -4, 4, -4});
@@ -144,6 +180,7 @@ TEST_P(ReferenceKernels, ConsecutiveHeadsShareAKeyValueHead) {
                              .num_heads = 4,
                              .num_kv_heads = 2,
                              .head_dim = 1,
+                             .value_dim = 1,
                              .scale = 1.0};
   const Tensor q = of({1, 4, 1}, {1, 1, 1, 1});
   const Tensor k = of({1, 2, 1}, {3, 5});
@@ -252,6 +289,7 @@ TEST_P(ReferenceKernels, NoTokensIsNoWork) {
                              .num_heads = 2,
                              .num_kv_heads = 2,
                              .head_dim = 2,
+                             .value_dim = 2,
                              .scale = 1.0};
   kernels->linear(rows, w, rows);
   kernels->linear_input_grad(rows, w, rows, Accumulate::no);
@@ -267,7 +305,11 @@ TEST_P(ReferenceKernels, NoTokensIsNoWork) {
   kernels->swiglu_grad(out({0, 8}), rows, out({0, 8}));
   kernels->add(rows, rows, rows);
   EXPECT_EQ(kernels->sum_squares(rows), 0.0);
-  kernels->rope(heads, none, 10.0, RopeDirection::forward);
+  kernels->rope(heads, none, plain_rope(10.0, 2, RopeLayout::halves), RopeDirection::forward);
+  kernels->copy_columns({heads, 0, 2}, {heads, 0, 2});
+  kernels->sum_columns({heads, 0, 2}, {heads, 0, 2});
+  kernels->head_linear(heads, {w.value.reshape({8, 2}), 2, 0, 2}, heads);
+  kernels->head_linear_transposed(heads, {w.value.reshape({8, 2}), 2, 0, 2}, heads);
   kernels->attention(shape, heads, heads, heads, heads, out({0, 2, 3}));
   kernels->attention_grad(shape, heads, heads, heads, heads, out({0, 2, 3}), heads, heads, heads, heads);
   kernels->embedding(none, w.value, rows);

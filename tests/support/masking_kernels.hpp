@@ -98,7 +98,11 @@ class MaskingKernels final : public Kernels {
                               const Tensor&) const override {
     unused();
   }
-  void rope(const Tensor&, const Tensor&, double, RopeDirection) const override { unused(); }
+  void rope(const Tensor&, const Tensor&, const Rope&, RopeDirection) const override { unused(); }
+  void copy_columns(const Columns&, const Columns&) const override { unused(); }
+  void sum_columns(const Columns&, const Columns&) const override { unused(); }
+  void head_linear(const Tensor&, const HeadRows&, const Tensor&) const override { unused(); }
+  void head_linear_transposed(const Tensor&, const HeadRows&, const Tensor&) const override { unused(); }
   void attention(const AttentionShape&, const Tensor&, const Tensor&, const Tensor&, const Tensor&,
                  const Tensor&) const override {
     unused();

@@ -1,0 +1,115 @@
+// SPDX-License-Identifier: Apache-2.0
+// cadre score: what a checkpoint makes of given tokens, as tensors to compare with another program.
+#include "runtime/infer/score.hpp"
+
+#include <fmt/format.h>
+
+#include <cstring>
+#include <memory>
+
+#include "launch/checkpoint_argument.hpp"
+#include "launch/command.hpp"
+#include "layers/kernels/kernels.hpp"
+#include "runtime/checkpoint/model_checkpoint.hpp"
+#include "runtime/checkpoint/safetensors.hpp"
+#include "runtime/config/run_file.hpp"
+
+namespace cadre {
+namespace {
+
+struct Options {
+  std::string checkpoint;
+  std::vector<std::string> overrides;
+  std::string tokens;
+  std::string out;
+  ScoreOptions score;
+  int64_t ranks = 0;
+};
+
+constexpr const char* kTokensName = "tokens";
+
+ScoreTokens read_tokens(const std::string& path) {
+  CADRE_CHECK(!path.empty(), "--tokens is missing", "a safetensors file that holds tokens, I64 [B,S]");
+  const SafetensorsReader reader(path);
+  const TensorEntry* entry = reader.find(kTokensName);
+  CADRE_CHECK(entry != nullptr, fmt::format("{} holds no tensor {}", path, kTokensName),
+              "I64 [B,S], S tokens of B texts");
+  CADRE_CHECK(entry->dtype == DType::i64 && entry->shape.size() == 2,
+              fmt::format("{}: {} is {} [{}], allowed: I64 [B,S]", path, kTokensName, entry->dtype_name,
+                          fmt::join(entry->shape, ",")),
+              "S tokens of B texts");
+  ScoreTokens tokens{entry->shape[0], entry->shape[1], {}};
+  const std::span<const std::byte> bytes = reader.bytes(*entry);
+  for (size_t i = 0; i < bytes.size(); i += sizeof(int64_t)) {
+    int64_t id = 0;
+    std::memcpy(&id, &bytes[i], sizeof id);
+    // Beyond 32 bits lies no vocabulary; -1 is refused with the others.
+    tokens.ids.push_back(id < 0 || id > INT32_MAX ? -1 : static_cast<int32_t>(id));
+  }
+  return tokens;
+}
+
+// How the checkpoint was trained, but one row of ranks, one micro-batch and sums in an order that does not depend on the
+// ranks; then what the command line says.
+RunConfig config_of(const Options& options, const std::filesystem::path& checkpoint, std::vector<std::string>& unused) {
+  RunConfig config = run_config_of(checkpoint, &unused);
+  config.exchange.combine = "slot_order";
+  config.train = {};
+  config.data = {.path = options.tokens};
+  config.data.sequence_length = 1;
+  const ModelConfig model = config.model;
+  config = parse_run_config(to_toml(config), (checkpoint / "config.json").string(), options.overrides);
+  CADRE_CHECK(config.model == model, "score: a key of [model] is given", "the model is that of the checkpoint");
+  return config;
+}
+
+void write_results(const std::string& path, const std::vector<ResultTensor>& results) {
+  std::vector<TensorSource> sources;
+  for (const ResultTensor& tensor : results) {
+    sources.push_back({tensor.name, tensor.dtype, tensor.shape, tensor.memory.span()});
+  }
+  write_safetensors(path, sources);
+}
+
+double loss_of(const std::vector<ResultTensor>& results) { return *results.back().memory.as<double>(); }
+
+void run_score(const Options& options, const Job& job) {
+  CADRE_CHECK(!options.out.empty(), "--out is missing", "the safetensors file to write");
+  const std::filesystem::path checkpoint = find_checkpoint(options.checkpoint);
+  const ScoreTokens tokens = read_tokens(options.tokens);
+  std::vector<std::string> unused;
+  const RunConfig config = score_config(config_of(options, checkpoint, unused), tokens);
+  check(config, job.num_ranks(options.ranks));
+  if (job.rank() == 0) fmt::print("{}", unused_keys_note(checkpoint / "config.json", unused));
+  set_kernel_threads(static_cast<int>(config.compute.threads));
+  job.on_ranks(options.ranks, [&](Communicator world) {
+    const WorkerOptions worker_options = score_options(config, world, options.score);
+    Worker worker(std::move(world), worker_options);
+    load_checkpoint(checkpoint, worker.store(), nullptr);
+    const std::vector<ResultTensor> results = score(worker, config, tokens, options.score);
+    if (worker.world().rank() != 0) return;
+    write_results(options.out, results);
+    fmt::print("loss {:.6f} nats a token, over {} tokens; {} tensors in {}\n", loss_of(results),
+               tokens.num_sequences * (tokens.length - 1), results.size(), options.out);
+  });
+}
+
+}  // namespace
+
+Command score_command() {
+  const auto options = std::make_shared<Options>();
+  return {.name = "score",
+          .summary = "writes logits and loss of given tokens, on request gradients, routing and hidden states",
+          .arguments = {checkpoint_argument(options->checkpoint)},
+          .overrides = &options->overrides,
+          .options = {{"tokens", &options->tokens, any(), "a safetensors file with tokens, I64 [B,S]"},
+                      {"out", &options->out, any(), "the safetensors file to write: logits F32 [B,S,V], loss F64 [1]"},
+                      {"grads", &options->score.gradients, any(), "and grad.NAME of every parameter"},
+                      {"routing", &options->score.routing, any(),
+                       "and layers.N.topk_indices I64 [B S,K], layers.N.topk_weights F32 [B S,K]"},
+                      {"hidden", &options->score.hidden, any(), "and layers.N.hidden F32 [B,S,H], what layer N gives"},
+                      ranks_option(options->ranks)},
+          .run = [options](const Job& job) { run_score(*options, job); }};
+}
+
+}  // namespace cadre

@@ -1,0 +1,112 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "layers/model/further_token.hpp"
+
+namespace cadre {
+namespace {
+
+std::string layer_name(int index, const char* part) { return fmt::format("model.layers.{}.{}", index, part); }
+
+}  // namespace
+
+FurtherToken::FurtherToken(const ModelConfig& config, int index, const ExpertMap& map, int expert_rank)
+    : hidden_(config.hidden_size),
+      enorm_(layer_name(index, "enorm"), norm_options(config)),
+      hnorm_(layer_name(index, "hnorm"), norm_options(config)),
+      eh_proj_(layer_name(index, "eh_proj"), 2 * config.hidden_size, config.hidden_size, config.initializer_range),
+      block_(config, index, map, expert_rank),
+      head_norm_(layer_name(index, "shared_head.norm"), norm_options(config)) {}
+
+// Token i of a sequence now reads and predicts what token i + 1 did; the last one is gone.
+void FurtherToken::shift(Context& ctx, const TokenBatch& batch, Saved& saved) const {
+  const int64_t length = batch.sequences.length;
+  const int64_t left = std::max<int64_t>(length - 1, 0);
+  const int64_t num_rows = batch.sequences.batch * left;
+  const auto take = [&] { return ctx.arena.take("further token", DType::i32, {num_rows}); };
+  saved.num_rows = batch.ids.dim(0);
+  saved.kept = take();
+  saved.batch = {take(), take(), {batch.sequences.batch, left, take()}};
+  if (ctx.arena.is_dry_run()) return;
+  for (int64_t row = 0; row < num_rows; ++row) {
+    const int64_t from = row / left * length + row % left;
+    saved.kept.data<int32_t>()[row] = static_cast<int32_t>(from);
+    saved.batch.ids.data<int32_t>()[row] = batch.ids.data<int32_t>()[from + 1];
+    saved.batch.targets.data<int32_t>()[row] = batch.targets.data<int32_t>()[from + 1];
+    saved.batch.sequences.positions.data<int32_t>()[row] = batch.sequences.positions.data<int32_t>()[from];
+  }
+}
+
+Task<FurtherToken::Output> FurtherToken::forward(LaneContext& ctx, TokenBatch batch, Tensor h,
+                                                 const Embedding& embedding, const Head& head, Saved& saved) const {
+  ctx.lane.enter("further token");
+  shift(ctx, batch, saved);
+  const int64_t num_rows = saved.kept.dim(0);
+  const Tensor rows = ctx.arena.take("further token", ctx.dtype, {num_rows, hidden_});
+  ctx.kernels.gather_rows(h, saved.kept, Tensor(), rows);
+  const Tensor both = ctx.arena.take("further token", ctx.dtype, {num_rows, 2 * hidden_});
+  const Tensor next = enorm_.forward(ctx, embedding.forward(ctx, saved.batch.ids, saved.embedding), saved.enorm);
+  ctx.kernels.copy_columns({next, 0, hidden_}, {both, 0, hidden_});
+  ctx.kernels.copy_columns({hnorm_.forward(ctx, rows, saved.hnorm), 0, hidden_}, {both, hidden_, hidden_});
+  const Tensor x = eh_proj_.forward(ctx, both, saved.eh_proj);
+
+  Task<Tensor> layer = block_.forward(ctx, x, saved.batch.sequences, saved.block);
+  const Tensor y = co_await layer;
+  ctx.lane.enter("further token");
+  const Tensor losses = head.forward(ctx, head_norm_.forward(ctx, y, saved.head_norm), saved.batch.targets, saved.head);
+  co_return Output{y, ctx.arena.is_dry_run() ? 0.0 : sum_of_losses(losses)};
+}
+
+Task<void> FurtherToken::backward(LaneContext& ctx, Saved& saved, double scale, Tensor dy, Embedding& embedding,
+                                  Head& head, Tensor dh) {
+  ctx.lane.enter("further token gradient");
+  const Tensor d_out = head_norm_.input_grad(ctx, saved.head_norm, head.input_grad(ctx, saved.head, scale));
+  if (dy.defined()) ctx.kernels.add(d_out, dy, d_out);
+  const Tensor dx = ctx.arena.take("further token", ctx.dtype, {d_out.dim(0), hidden_});
+  Task<void> layer = block_.backward(ctx, saved.block, d_out, dx);
+  co_await layer;
+
+  ctx.lane.enter("further token gradient");
+  const Tensor d_both = eh_proj_.input_grad(ctx, saved.eh_proj, dx);
+  const Tensor d_next = ctx.arena.take("further token", ctx.dtype, {dx.dim(0), hidden_});
+  const Tensor d_rows = ctx.arena.take("further token", ctx.dtype, {dx.dim(0), hidden_});
+  ctx.kernels.copy_columns({d_both, 0, hidden_}, {d_next, 0, hidden_});
+  ctx.kernels.copy_columns({d_both, hidden_, hidden_}, {d_rows, 0, hidden_});
+  embedding.input_grad(ctx, saved.embedding, enorm_.input_grad(ctx, saved.enorm, d_next));
+  add_kept_rows(ctx, saved, hnorm_.input_grad(ctx, saved.hnorm, d_rows), dh);
+  defer(ctx, "further token weights", [this, &ctx, &saved, &embedding, &head] {
+    head.weight_grad(ctx, saved.head);
+    head_norm_.weight_grad(ctx, saved.head_norm);
+    eh_proj_.weight_grad(ctx, saved.eh_proj);
+    enorm_.weight_grad(ctx, saved.enorm);
+    hnorm_.weight_grad(ctx, saved.hnorm);
+    embedding.weight_grad(ctx, saved.embedding);
+  });
+}
+
+// dh += the gradient of the rows that were kept.
+void FurtherToken::add_kept_rows(Context& ctx, const Saved& saved, const Tensor& rows, const Tensor& dh) const {
+  const ArenaScope scope(ctx.arena);
+  const Tensor offsets = ctx.arena.take("further token", DType::i32, {saved.num_rows + 1});
+  const Tensor order = ctx.arena.take("further token", DType::i32, {rows.dim(0)});
+  const Tensor spread = ctx.arena.take("further token", ctx.dtype, {saved.num_rows, hidden_});
+  if (!ctx.arena.is_dry_run()) {
+    auto* offset = offsets.data<int32_t>();
+    int32_t next = 0;
+    for (int64_t row = 0; row < saved.num_rows; ++row) {
+      offset[row] = next;
+      if (next < rows.dim(0) && saved.kept.data<int32_t>()[next] == row) order.data<int32_t>()[next] = next, ++next;
+    }
+    offset[saved.num_rows] = next;
+  }
+  ctx.kernels.sum_rows(rows, offsets, order, Tensor(), spread);
+  ctx.kernels.add(dh, spread, dh);
+}
+
+void FurtherToken::each_parameter(const ParameterVisitor& visit) {
+  enorm_.each_parameter(visit);
+  hnorm_.each_parameter(visit);
+  eh_proj_.each_parameter(visit);
+  block_.each_parameter(visit);
+  head_norm_.each_parameter(visit);
+}
+
+}  // namespace cadre

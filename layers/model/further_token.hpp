@@ -1,0 +1,63 @@
+// SPDX-License-Identifier: Apache-2.0
+// A module that learns to predict one token further than what it stands on (multi-token prediction; DeepSeek-V3, arXiv
+// 2412.19437, section 2.2), as in the released weights: from the hidden state of a token and the embedding of the next
+// one, through a whole layer, to the shared head:
+//   x_i = eh_proj [enorm(Emb(t_i+1)) ; hnorm(h_i)],  y = Block(x),  loss_i = -log softmax(Head(shared_head.norm(y_i)))[t_i+2]
+// Each module has one token a sequence less than what it stands on. Embedding and head are those of the model.
+#pragma once
+
+#include <string>
+
+#include "layers/model/block.hpp"
+#include "layers/model/token_batch.hpp"
+#include "layers/nn/embedding.hpp"
+#include "layers/nn/head.hpp"
+
+namespace cadre {
+
+class FurtherToken {
+ public:
+  // Layer `index` of the model, counted on behind its last; parameters `model.layers.<index>.{enorm,hnorm,shared_head.norm,
+  // eh_proj}.weight` and those of a block.
+  FurtherToken(const ModelConfig& config, int index, const ExpertMap& map, int expert_rank);
+
+  struct Saved {
+    TokenBatch batch;      // what it reads and predicts
+    Tensor kept;           // i32[T']: rows of h
+    int64_t num_rows = 0;  // T, of h
+    Embedding::Saved embedding;
+    Norm::Saved enorm, hnorm, head_norm;
+    Linear::Saved eh_proj;
+    Block::Saved block;
+    Head::Saved head;
+  };
+
+  struct Output {
+    Tensor y;  // [T',H]: what the next module stands on
+    double loss_sum = 0.0;
+  };
+
+  // h [T,H] belongs to the tokens of `batch`: the final norm's output, or y of the module before, whose batch it then is.
+  Task<Output> forward(LaneContext& ctx, TokenBatch batch, Tensor h, const Embedding& embedding, const Head& head,
+                       Saved& saved) const;
+  // Of scale times the losses, plus dy [T',H] from the next module, undefined behind the last. Adds to dh [T,H]. Weight
+  // gradients go to ctx.deferred, those of embedding and head too.
+  Task<void> backward(LaneContext& ctx, Saved& saved, double scale, Tensor dy, Embedding& embedding, Head& head,
+                      Tensor dh);
+  void each_parameter(const ParameterVisitor& visit);
+
+  Block& block() { return block_; }
+
+ private:
+  void shift(Context& ctx, const TokenBatch& batch, Saved& saved) const;
+  void add_kept_rows(Context& ctx, const Saved& saved, const Tensor& rows, const Tensor& dh) const;
+
+  int64_t hidden_;
+  Norm enorm_;
+  Norm hnorm_;
+  Linear eh_proj_;
+  Block block_;
+  Norm head_norm_;
+};
+
+}  // namespace cadre

@@ -1,0 +1,124 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "runtime/infer/gather_results.hpp"
+
+#include <nlohmann/json.hpp>
+
+#include <algorithm>
+#include <cstring>
+#include <map>
+#include <span>
+
+#include "comm/base/check.hpp"
+
+namespace cadre {
+namespace {
+
+using nlohmann::json;
+
+constexpr int kTag = 0;
+constexpr size_t kMessageBytes = size_t{256} << 20;  // MPI counts are int
+
+size_t bytes_of(DType dtype, const std::vector<int64_t>& shape) {
+  size_t bytes = size_of(dtype);
+  for (const int64_t extent : shape) bytes *= static_cast<size_t>(extent);
+  return bytes;
+}
+
+// What rank 0 must know to receive the pieces, in their order.
+std::string describe(const std::vector<ResultPiece>& pieces) {
+  json list = json::array();
+  for (const ResultPiece& piece : pieces) {
+    list.push_back({piece.name, static_cast<int>(piece.dtype), piece.shape, piece.first_row, piece.memory.bytes()});
+  }
+  return list.dump();
+}
+
+std::vector<ResultPiece> pieces_described(const std::string& text) {
+  std::vector<ResultPiece> pieces;
+  for (const json& item : json::parse(text)) {
+    pieces.push_back({.name = item[0],
+                      .dtype = static_cast<DType>(item[1].get<int>()),
+                      .shape = item[2],
+                      .first_row = item[3],
+                      .memory = Buffer(item[4].get<size_t>())});
+  }
+  return pieces;
+}
+
+void send(const Worker& worker, std::span<const std::byte> bytes) {
+  for (size_t first = 0; first < bytes.size(); first += kMessageBytes) {
+    const size_t count = std::min(kMessageBytes, bytes.size() - first);
+    Request sent = worker.world().transport().send(bytes.subspan(first, count), 0, kTag);
+    worker.await(sent);
+  }
+}
+
+void receive(const Worker& worker, std::span<std::byte> bytes, int peer) {
+  for (size_t first = 0; first < bytes.size(); first += kMessageBytes) {
+    const size_t count = std::min(kMessageBytes, bytes.size() - first);
+    Request arrived = worker.world().transport().receive(bytes.subspan(first, count), peer, kTag);
+    worker.await(arrived);
+  }
+}
+
+class Collection {
+ public:
+  void add(const ResultPiece& piece) {
+    const auto [found, fresh] = tensors_.try_emplace(piece.name);
+    ResultTensor& tensor = found->second.tensor;
+    if (fresh) tensor = {piece.name, piece.dtype, piece.shape, Buffer(bytes_of(piece.dtype, piece.shape))};
+    CADRE_ASSERT(tensor.dtype == piece.dtype && tensor.shape == piece.shape);
+    const size_t row_bytes = tensor.memory.bytes() / static_cast<size_t>(std::max<int64_t>(1, piece.shape.front()));
+    const size_t begin = static_cast<size_t>(piece.first_row) * row_bytes;
+    CADRE_ASSERT(begin + piece.memory.bytes() <= tensor.memory.bytes());
+    if (!piece.memory.empty()) std::memcpy(tensor.memory.data() + begin, piece.memory.data(), piece.memory.bytes());
+    found->second.bytes_here += piece.memory.bytes();
+  }
+
+  std::vector<ResultTensor> take() {
+    std::vector<ResultTensor> list;
+    for (auto& [name, part] : tensors_) {
+      CADRE_ASSERT(part.bytes_here == part.tensor.memory.bytes());
+      list.push_back(std::move(part.tensor));
+    }
+    return list;
+  }
+
+ private:
+  struct Part {
+    ResultTensor tensor;
+    size_t bytes_here = 0;
+  };
+  std::map<std::string, Part> tensors_;
+};
+
+}  // namespace
+
+std::vector<ResultTensor> gather_results(const Worker& worker, std::vector<ResultPiece> mine) {
+  const Communicator& world = worker.world();
+  const std::string text = describe(mine);
+  const auto my_size = static_cast<int64_t>(text.size());
+  std::vector<int64_t> sizes(static_cast<size_t>(world.size()));
+  Request gathered = world.all_gather(std::span(&my_size, 1), std::span(sizes));
+  worker.await(gathered);
+  if (world.rank() > 0) {
+    send(worker, std::as_bytes(std::span(text)));
+    for (const ResultPiece& piece : mine) send(worker, piece.memory.span());
+    return {};
+  }
+  Collection all;
+  for (const ResultPiece& piece : mine) all.add(piece);
+  mine.clear();
+  for (int rank = 1; rank < world.size(); ++rank) {
+    std::string theirs(static_cast<size_t>(sizes[static_cast<size_t>(rank)]), '\0');
+    receive(worker, std::as_writable_bytes(std::span(theirs)), rank);
+    for (ResultPiece& piece : pieces_described(theirs)) {
+      receive(worker, piece.memory.span(), rank);
+      all.add(piece);
+      piece.memory = Buffer();
+    }
+  }
+  return all.take();
+}
+
+}  // namespace cadre

@@ -1,0 +1,49 @@
+// SPDX-License-Identifier: Apache-2.0
+// What a model makes of given tokens: logits and loss, and on request the gradient of the loss for every parameter, the
+// choice of the routers and the hidden states, all under names, to be compared with another program.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "comm/base/buffer.hpp"
+#include "comm/base/dtype.hpp"
+#include "runtime/train/worker.hpp"
+
+namespace cadre {
+
+// ids[sequence * length + position], each in [0, vocab_size).
+struct ScoreTokens {
+  int64_t num_sequences = 0;
+  int64_t length = 0;
+  std::vector<int32_t> ids;
+};
+
+struct ScoreOptions {
+  bool gradients = false;
+  bool routing = false;
+  bool hidden = false;
+};
+
+struct ResultTensor {
+  std::string name;
+  DType dtype = DType::f32;
+  std::vector<int64_t> shape;
+  Buffer memory;
+};
+
+// The configuration of a run that scores: `tokens` are its one batch, and the loss has no other part than theirs.
+RunConfig score_config(RunConfig config, const ScoreTokens& tokens);
+WorkerOptions score_options(const RunConfig& score_config, const Communicator& world, const ScoreOptions& options);
+
+// B = sequences, S = length, T = B S:
+//   logits F32 [B,S,V]; loss F64 [1], the mean over T - B tokens of -log p(next token);
+//   gradients: grad.<parameter>; routing: layers.<N>.topk_indices I64 [T,K], layers.<N>.topk_weights F32 [T,K];
+//   hidden: layers.<N>.hidden F32 [B,S,H], what layer N gives.
+// Collective over the world of a worker that was made with these options; `config` is that of score_config, and its
+// micro-batches, schedule and exchange are used as in training. The tensors come on rank 0, nothing on the others.
+std::vector<ResultTensor> score(Worker& worker, const RunConfig& config, const ScoreTokens& tokens,
+                                const ScoreOptions& options);
+
+}  // namespace cadre

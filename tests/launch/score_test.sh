@@ -1,0 +1,57 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+# cadre score against a case that another program computed, and against itself on other ranks.
+# Usage: score_test.sh CADRE COMPARE_SCORES GOLDEN_FOLDER [LAUNCHER...]
+compare=$2
+golden=$3/v3_mini
+# shellcheck source=tests/launch/common.sh
+source "$(dirname "$0")/common.sh" "$1" "${@:4}"
+
+score=(score "$golden" --tokens "$golden/expected.safetensors" --grads --routing --hidden --out)
+
+# equal FILE EXPECTED [exact]: says how they differ when they do.
+equal() { "$compare" "$@" >"$output" || fail "$1 differs from $2"; }
+
+alone "${score[@]}" "$folder/one.safetensors"
+succeeded "score on one rank"
+says "loss" "nats a token, over 46 tokens"
+equal "$folder/one.safetensors" "$golden/expected.safetensors"
+says "99 tensors compared"
+for strategy in flat shared hierarchical all_gather; do
+  on_two_ranks "${score[@]}" "$folder/two.safetensors" "exchange.strategy=$strategy" parallel.schedule=pair train.micro_batches=2
+  succeeded "score on two ranks, $strategy"
+  equal "$folder/two.safetensors" "$golden/expected.safetensors"
+done
+on_two_ranks "${score[@]}" "$folder/two.safetensors" parallel.pipeline=2 train.micro_batches=2
+succeeded "score on two stages"
+equal "$folder/two.safetensors" "$golden/expected.safetensors"
+
+# The comparison sees a difference.
+sed 's/2.5/2.6/' "$golden/config.json" >"$folder/config.json"
+ln -s "$golden/model.safetensors" "$folder/model.safetensors"
+alone score "$folder" --tokens "$golden/expected.safetensors" --out "$folder/other.safetensors"
+succeeded "score with another factor"
+if "$compare" "$folder/other.safetensors" "$folder/one.safetensors" >"$output"; then fail "another factor changes nothing"; fi
+
+# A model that is trained here: what any number of ranks reads is what was saved.
+sed -i 's/^hidden_size/model_type = "deepseek_v3"\nq_lora_rank = 6\nkv_lora_rank = 5\nqk_nope_head_dim = 4\nqk_rope_head_dim = 6\nv_head_dim = 3\nnum_nextn_predict_layers = 1\n&/' "$folder/run.toml"
+on_two_ranks train "$folder/run.toml"
+succeeded "training with latent attention and a further token"
+checkpoint=$folder/run/checkpoints/latest
+on_two_ranks score "$checkpoint" --tokens "$golden/expected.safetensors" --out "$folder/two.safetensors" --routing
+succeeded "score of a trained model on two ranks"
+alone score "$checkpoint" --tokens "$golden/expected.safetensors" --out "$folder/one.safetensors" --routing
+succeeded "score of a trained model on one rank"
+equal "$folder/one.safetensors" "$folder/two.safetensors" exact
+grep -q 'model.layers.2.shared_head.head.weight' "$checkpoint"/*.index.json || fail "no copy of the head beside the module"
+
+# What cannot be scored.
+on_two_ranks score "$golden" --tokens "$golden/expected.safetensors"
+refused 2 "--out is missing"
+on_two_ranks score "$golden" --tokens "$golden/model.safetensors" --out "$folder/x"
+refused 2 "model.safetensors holds no tensor tokens"
+on_two_ranks score "$golden" --tokens "$golden/expected.safetensors" --out "$folder/x" model.vocab_size=97
+refused 2 "key of [model]"
+sed -i 's/"vocab_size": 96/"vocab_size": 3/' "$folder/config.json"
+on_two_ranks score "$folder" --tokens "$golden/expected.safetensors" --out "$folder/x"
+refused 2 "of sequence" "[0, vocab_size = 3)"

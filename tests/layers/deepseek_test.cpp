@@ -1,0 +1,302 @@
+// SPDX-License-Identifier: Apache-2.0
+// Models of many configurations against a second, independent implementation in fp64: hidden states, routing, logits,
+// losses, those of further tokens too; and the absorbed decode form against whole sequences.
+#include <gtest/gtest.h>
+
+#include "comm/base/random.hpp"
+#include "comm/progress/engine.hpp"
+#include "comm/transport/local.hpp"
+#include "layers/model/model.hpp"
+#include "layers/tensor/parameter_store.hpp"
+#include "tests/support/deepseek_reference.hpp"
+#include "tests/support/tensors.hpp"
+
+namespace cadre {
+namespace {
+
+using test::DeepSeekReference;
+
+constexpr int64_t kSequences = 2;
+constexpr int64_t kLength = 9;
+constexpr int64_t kTokens = kSequences * kLength;
+constexpr int64_t kPrefill = 6;  // of them, the rest is decoded one by one
+
+struct Case {
+  const char* name;
+  ModelConfig config;
+};
+
+ModelConfig v3(const std::function<void(ModelConfig&)>& change = {}) {
+  ModelConfig c;
+  c.model_type = "deepseek_v3";
+  c.vocab_size = 19;
+  c.hidden_size = 14;
+  c.num_hidden_layers = 3;
+  c.num_attention_heads = 3;
+  c.max_position_embeddings = 16;
+  c.initializer_range = 0.35;
+  c.rms_norm_eps = 1e-5;
+  c.q_lora_rank = 6;
+  c.kv_lora_rank = 5;
+  c.qk_nope_head_dim = 7;
+  c.qk_rope_head_dim = 4;
+  c.v_head_dim = 3;
+  c.intermediate_size = 11;
+  c.moe_intermediate_size = 5;
+  c.n_routed_experts = 12;
+  c.num_experts_per_tok = 3;
+  c.n_shared_experts = 1;
+  c.first_k_dense_replace = 1;
+  c.scoring_func = "sigmoid";
+  c.topk_method = "noaux_tc";
+  c.n_group = 4;
+  c.topk_group = 2;
+  c.norm_topk_prob = true;
+  c.routed_scaling_factor = 2.5;
+  if (change) change(c);
+  fill_defaults(c);
+  check(c);
+  return c;
+}
+
+void softmax_without_groups(ModelConfig& c) {
+  c.model_type = "deepseek_v2";
+  c.scoring_func = "softmax";
+  c.topk_method = "greedy";
+  c.n_group = c.topk_group = 1;
+  c.norm_topk_prob = false;
+  c.routed_scaling_factor = 1.0;
+}
+
+std::vector<Case> cases() {
+  return {
+      {"v3", v3()},
+      {"yarn", v3([](ModelConfig& c) {
+         c.qk_rope_head_dim = 8;
+         c.rope_scaling = {"yarn", 40.0, 8.0, 0.5, 1.0, 1.0, 12};
+         c.rope_theta = 100.0;
+       })},
+      {"yarn with two scales", v3([](ModelConfig& c) {
+         c.qk_rope_head_dim = 6;
+         c.rope_scaling = {"yarn", 4.0, 32.0, 1.0, 0.707, 0.3, 64};
+         c.q_lora_rank = 0;
+       })},
+      {"v2 lite", v3([](ModelConfig& c) {
+         softmax_without_groups(c);
+         c.q_lora_rank = 0;
+         c.n_shared_experts = 2;
+       })},
+      {"v2", v3([](ModelConfig& c) {
+         softmax_without_groups(c);
+         c.topk_method = "group_limited_greedy";
+         c.n_group = 3;
+         c.topk_group = 2;
+         c.routed_scaling_factor = 16.0;
+         c.initializer_range = 0.2;
+       })},
+      {"softmax, renormalised, with a bias", v3([](ModelConfig& c) {
+         c.scoring_func = "softmax";
+         c.n_group = c.topk_group = 1;
+       })},
+      {"tied, wide values, no shared experts", v3([](ModelConfig& c) {
+         c.tie_word_embeddings = true;
+         c.v_head_dim = 13;
+         c.qk_nope_head_dim = 1;
+         c.qk_rope_head_dim = 10;
+         c.n_shared_experts = 0;
+       })},
+      {"every second layer, one head, one expert", v3([](ModelConfig& c) {
+         c.num_hidden_layers = 4;
+         c.moe_layer_freq = 2;
+         c.num_attention_heads = 1;
+         c.num_experts_per_tok = 1;
+         c.n_group = 12;
+         c.topk_group = 5;
+       })},
+      {"dense", v3([](ModelConfig& c) { c.n_routed_experts = 0; })},
+      {"two further tokens", v3([](ModelConfig& c) {
+         c.num_nextn_predict_layers = 2;
+         c.n_shared_experts = 3;
+       })},
+      {"tied with a further token", v3([](ModelConfig& c) {
+         c.num_nextn_predict_layers = 1;
+         c.tie_word_embeddings = true;
+         c.first_k_dense_replace = 0;
+       })},
+  };
+}
+
+// Makes also what starts at zeros or ones random: gains of norms around 1, selection biases around -0.4, so that some
+// biased scores are negative.
+void fill(const ParameterStore& store) {
+  for (const Parameter* parameter : store.parameters()) {
+    const Random random(3, "fill", hash_name(parameter->name()));
+    const bool is_bias = parameter->placement == Placement::buffer;
+    for (int64_t i = 0; i < parameter->value.numel(); ++i) {
+      const double normal = random.normal(static_cast<uint64_t>(i));
+      const double value =
+          parameter->value.num_dims() == 2 ? parameter->init.scale * normal : (is_bias ? -0.4 : 1.0) + 0.3 * normal;
+      test::set_element(parameter->value, i, value);
+    }
+  }
+}
+
+DeepSeekReference::Weights weights_of(const ParameterStore& store) {
+  DeepSeekReference::Weights weights;
+  for (const Parameter* parameter : store.parameters()) {
+    for (const ParameterPart& part : parameter->parts) {
+      weights[part.name] = test::values_of(parameter->value.rows(part.first_row, part.num_rows));
+    }
+  }
+  return weights;
+}
+
+int32_t token(int64_t sequence, int64_t position, const ModelConfig& config) {
+  return static_cast<int32_t>((7 * sequence + 5 * position * position + 3) % config.vocab_size);
+}
+
+// The model on one rank.
+class Run {
+ public:
+  Run(const ModelConfig& config, Communicator& world, DType dtype)
+      : lane_(0, world.duplicate("expert"), world.duplicate("data")),
+        model_(config, make_expert_map(config, 1), 0),
+        exchange_(make_flat_exchange({lane_.expert_group(), Topology::uniform(1, 1)})),
+        kernels_(dtype == DType::f64 ? make_reference_kernels() : make_cpu_kernels(Precision::fp32)),
+        ctx_{{*kernels_, arena_, dtype}, lane_, *exchange_, CombineMode::partial, {}, 1.0 / kTokens} {
+    store_.add_all(model_);
+    store_.allocate(dtype, /*with_grad=*/false, /*dry_run=*/false);
+    fill(store_);
+  }
+
+  Stage::Output forward() {
+    Stage::Output output;
+    Task<void> task = pass(output);
+    Engine().run(lane_, task);
+    return output;
+  }
+
+  // Logits of the last token of each sequence, kPrefill tokens at once and then one by one.
+  std::vector<double> decode() {
+    std::vector<KvCache> caches = model_.make_caches(ctx_, kSequences, kLength);
+    std::vector<double> logits;
+    for (int64_t first = 0; first < kLength; first += first == 0 ? kPrefill : 1) {
+      Task<void> task = next(first, first == 0 ? kPrefill : 1, caches, logits);
+      Engine().run(lane_, task);
+    }
+    return logits;
+  }
+
+  const Stage& stage() { return model_.stage(0); }
+  const Stage::Saved& saved() const { return saved_; }
+  const ParameterStore& store() const { return store_; }
+
+ private:
+  Tensor ints(int64_t first, int64_t length, const std::function<int32_t(int64_t, int64_t)>& value) {
+    const Tensor tensor = arena_.take("tokens", DType::i32, {kSequences * length});
+    for (int64_t i = 0; i < tensor.numel(); ++i) tensor.data<int32_t>()[i] = value(i / length, first + i % length);
+    return tensor;
+  }
+
+  Sequences sequences(int64_t first, int64_t length) {
+    return {kSequences, length,
+            ints(first, length, [](int64_t, int64_t position) { return static_cast<int32_t>(position); })};
+  }
+
+  Task<void> pass(Stage::Output& output) {
+    const ModelConfig& config = model_.config();
+    const Tensor ids = ints(0, kLength, [&](int64_t s, int64_t p) { return token(s, p, config); });
+    const Tensor targets =
+        ints(0, kLength, [&](int64_t s, int64_t p) { return p + 1 < kLength ? token(s, p + 1, config) : -1; });
+    Task<Stage::Output> task = stage().forward(ctx_, {ids, targets, sequences(0, kLength)}, Tensor(), saved_);
+    output = co_await task;
+  }
+
+  Task<void> next(int64_t first, int64_t length, std::vector<KvCache>& caches, std::vector<double>& logits) {
+    const ModelConfig& config = model_.config();
+    const Tensor ids = ints(first, length, [&](int64_t s, int64_t p) { return token(s, p, config); });
+    ctx_.training = false;
+    Task<Tensor> task = model_.decode(ctx_, ids, sequences(first, length), caches);
+    logits = test::values_of(co_await task);
+  }
+
+  Lane lane_;
+  Model model_;
+  std::unique_ptr<Exchange> exchange_;
+  std::unique_ptr<Kernels> kernels_;
+  Arena arena_{Arena::Mode::real, /*poison=*/true};
+  LaneContext ctx_;
+  ParameterStore store_;
+  Stage::Saved saved_;
+};
+
+void expect_rows(const Tensor& actual, int64_t sequence, const DeepSeekReference::Rows& expected, double tolerance) {
+  std::vector<double> flat;
+  for (const DeepSeekReference::Row& row : expected) flat.insert(flat.end(), row.begin(), row.end());
+  test::expect_near(test::values_of(actual.rows(sequence * kLength, kLength)), flat, tolerance);
+}
+
+void expect_routing(const Router::Saved& router, int64_t sequence, const DeepSeekReference::Routing& expected,
+                    double tolerance) {
+  const auto length = static_cast<int64_t>(expected.ids.size());
+  for (int64_t t = 0; t < length; ++t) {
+    const std::vector<double> ids = test::values_of(router.ids.rows(sequence * length + t, 1));
+    EXPECT_EQ(ids, std::vector<double>(expected.ids[t].begin(), expected.ids[t].end())) << "token " << t;
+    test::expect_near(test::values_of(router.weights.rows(sequence * length + t, 1)), expected.weights[t], tolerance);
+  }
+}
+
+void compare(const ModelConfig& config, DType dtype, double tolerance) {
+  run_local_ranks(1, [&](std::unique_ptr<Transport> transport) {
+    Communicator alone(std::move(transport), "alone");
+    Run run(config, alone, dtype);
+    DeepSeekReference reference(config, weights_of(run.store()));
+    const Stage::Output output = run.forward();
+    double loss_sum = 0.0;
+    double further_loss_sum = 0.0;
+    std::vector<double> last_logits;
+    for (int64_t s = 0; s < kSequences; ++s) {
+      SCOPED_TRACE(testing::Message() << "sequence " << s);
+      std::vector<int> ids;
+      for (int64_t p = 0; p < kLength; ++p) ids.push_back(token(s, p, config));
+      const DeepSeekReference::Output expected = reference.forward(ids);
+      for (int layer = 0; layer + 1 < config.num_hidden_layers; ++layer) {
+        SCOPED_TRACE(testing::Message() << "layer " << layer);
+        expect_rows(run.saved().blocks[static_cast<size_t>(layer) + 1].attention_norm.x, s, expected.hidden.at(layer),
+                    tolerance);
+      }
+      for (const auto& [layer, routing] : expected.routing) {
+        SCOPED_TRACE(testing::Message() << "router of layer " << layer);
+        expect_routing(run.stage().saved_of(run.saved(), layer)->moe.router, s, routing, tolerance);
+      }
+      expect_rows(run.saved().head.logits, s, expected.logits, tolerance);
+      last_logits.insert(last_logits.end(), expected.logits.back().begin(), expected.logits.back().end());
+      loss_sum += expected.loss_sum;
+      for (const double loss : expected.further_loss_sums) {
+        further_loss_sum += loss / static_cast<double>(config.num_nextn_predict_layers);
+      }
+    }
+    EXPECT_NEAR(output.loss_sum, loss_sum, kTokens * tolerance);
+    EXPECT_NEAR(output.further_loss_sum, further_loss_sum, kTokens * tolerance);
+    EXPECT_EQ(further_loss_sum > 0.0, config.num_nextn_predict_layers > 0);
+    test::expect_near(run.decode(), last_logits, tolerance);
+  });
+}
+
+class DeepSeek : public testing::TestWithParam<Case> {};
+
+// The same sums in another order, of values up to 100: 1e-16 a rounding, some thousand roundings.
+TEST_P(DeepSeek, EqualsThePlainLoopsInFp64) { compare(GetParam().config, DType::f64, 1e-10); }
+
+// Six decimal digits of a number through up to four layers.
+TEST_P(DeepSeek, EqualsThePlainLoopsInFp32) { compare(GetParam().config, DType::f32, 2e-5); }
+
+INSTANTIATE_TEST_SUITE_P(Configurations, DeepSeek, testing::ValuesIn(cases()), [](const auto& parameter) {
+  std::string name = parameter.param.name;
+  std::replace_if(
+      name.begin(), name.end(), [](char c) { return c == ' ' || c == ','; }, '_');
+  return name;
+});
+
+}  // namespace
+}  // namespace cadre

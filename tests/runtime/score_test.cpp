@@ -1,0 +1,168 @@
+// SPDX-License-Identifier: Apache-2.0
+// A DeepSeek-V3 that an independent program computed in fp64 (tests/golden/v3_mini): logits, hidden states, routing, loss
+// and all gradients, on any ranks, with every exchange, with and without overlap. And a model that is trained here, saved
+// and read back: the same bits.
+#include "runtime/infer/score.hpp"
+
+#include <gtest/gtest.h>
+
+#include <cstring>
+#include <memory>
+
+#include "comm/exchange/exchange.hpp"
+#include "comm/transport/local.hpp"
+#include "runtime/checkpoint/model_checkpoint.hpp"
+#include "runtime/train/trainer.hpp"
+#include "tests/support/files.hpp"
+#include "tests/support/ranks.hpp"
+#include "tests/support/score_comparison.hpp"
+
+namespace cadre {
+namespace {
+
+using test::ScoreTensor;
+
+const std::filesystem::path kGolden = std::filesystem::path(CADRE_TEST_FOLDER) / "golden/v3_mini";
+
+ScoreTokens golden_tokens(const SafetensorsReader& expected) {
+  const TensorEntry& entry = *expected.find("tokens");
+  ScoreTokens tokens{entry.shape[0], entry.shape[1], {}};
+  for (const double id : test::values_of(ScoreTensor{"tokens", DType::i64, entry.shape, expected.bytes(entry)})) {
+    tokens.ids.push_back(static_cast<int32_t>(id));
+  }
+  return tokens;
+}
+
+std::vector<ScoreTensor> views_of(const std::vector<ResultTensor>& results) {
+  std::vector<ScoreTensor> views;
+  for (const ResultTensor& tensor : results) {
+    views.push_back({tensor.name, tensor.dtype, tensor.shape, tensor.memory.span()});
+  }
+  return views;
+}
+
+struct Mode {
+  const char* schedule;
+  int64_t micro_batches;
+  bool overlap;
+};
+
+void compare_with_golden(Communicator& world, const std::string& strategy, const Mode& mode) {
+  SCOPED_TRACE(testing::Message() << strategy << ", " << mode.schedule << (mode.overlap ? "" : " without overlap"));
+  const SafetensorsReader expected(kGolden / "expected.safetensors");
+  const ScoreTokens tokens = golden_tokens(expected);
+  RunConfig config;
+  config.model = read_model_config(kGolden);
+  config.exchange.strategy = strategy;
+  config.parallel.schedule = mode.schedule;
+  config.parallel.overlap = mode.overlap;
+  config.train.micro_batches = mode.micro_batches;
+  config = score_config(config, tokens);
+  const ScoreOptions all = {.gradients = true, .routing = true, .hidden = true};
+  Communicator own = world.duplicate("worker");
+  const WorkerOptions options = score_options(config, own, all);
+  Worker worker(std::move(own), options);
+  load_checkpoint(kGolden, worker.store(), nullptr);
+  const std::vector<ResultTensor> results = score(worker, config, tokens, all);
+  if (world.rank() > 0) {
+    EXPECT_TRUE(results.empty());
+    return;
+  }
+  const std::vector<ScoreTensor> wanted = test::tensors_of(expected);
+  EXPECT_EQ(results.size() + 1, wanted.size());  // the tokens
+  for (const std::string& line : test::differences_of(views_of(results), wanted, test::kFp32Tolerance)) {
+    ADD_FAILURE() << line;
+  }
+}
+
+TEST(Score, EqualsTheGoldenCaseOnAnyRanksWithEveryExchange) {
+  test::on_ranks([](Communicator& world) {
+    for (const std::string_view strategy : kStrategies) {
+      for (const Mode& mode : {Mode{"1f1b", 1, true}, Mode{"pair", 2, true}, Mode{"pair", 2, false}}) {
+        compare_with_golden(world, std::string(strategy), mode);
+      }
+    }
+  });
+}
+
+// Latent attention, groups, a module for further tokens; trained for three steps.
+RunConfig small_run(const std::filesystem::path& folder) {
+  RunConfig config;
+  config.out = (folder / "run").string();
+  config.model.model_type = "deepseek_v3";
+  config.model.vocab_size = 256;
+  config.model.hidden_size = 24;
+  config.model.num_hidden_layers = 3;
+  config.model.num_attention_heads = 2;
+  config.model.q_lora_rank = 10;
+  config.model.kv_lora_rank = 9;
+  config.model.qk_nope_head_dim = 5;
+  config.model.qk_rope_head_dim = 6;
+  config.model.v_head_dim = 7;
+  config.model.intermediate_size = 20;
+  config.model.moe_intermediate_size = 12;
+  config.model.n_routed_experts = 10;
+  config.model.num_experts_per_tok = 3;
+  config.model.n_shared_experts = 1;
+  config.model.first_k_dense_replace = 1;
+  config.model.scoring_func = "sigmoid";
+  config.model.topk_method = "noaux_tc";
+  config.model.n_group = 5;
+  config.model.topk_group = 3;
+  config.model.norm_topk_prob = true;
+  config.model.num_nextn_predict_layers = 1;
+  config.data.path = (folder / "text").string();
+  config.data.sequence_length = 16;
+  config.train.steps = 3;
+  config.train.batch = 8;
+  config.train.learning_rate = 1e-2;
+  config.train.eval_batches = 1;
+  config.exchange.combine = "slot_order";
+  fill_defaults(config.model);
+  return config;
+}
+
+// The logits of thread ranks that `make` gives a worker each.
+std::vector<float> logits_on(int num_ranks, const std::function<std::vector<ResultTensor>(Communicator)>& body) {
+  std::vector<float> logits;
+  run_local_ranks(num_ranks, [&](std::unique_ptr<Transport> transport) {
+    for (const ResultTensor& tensor : body(Communicator(std::move(transport), "world"))) {
+      if (tensor.name == "logits") {
+        logits.assign(tensor.memory.as<float>(), tensor.memory.as<float>() + tensor.memory.bytes() / sizeof(float));
+      }
+    }
+  });
+  return logits;
+}
+
+TEST(Score, ReadsTheBitsOfTheTrainerOnAnyRanks) {
+  if (test::runs_under_mpi()) GTEST_SKIP() << "its ranks are threads";
+  const test::TemporaryDirectory folder;
+  std::string text;
+  for (int i = 0; i < 2000; ++i) text += static_cast<char>('a' + i * i % 23);
+  test::write_file(folder / "text", text);
+  const RunConfig run = small_run(folder.path());
+  ScoreTokens tokens{5, 16, {}};
+  for (int i = 0; i < 5 * 16; ++i) tokens.ids.push_back('a' + i * 7 % 23);
+  const RunConfig config = score_config(run, tokens);
+
+  const std::vector<float> trained = logits_on(4, [&](Communicator world) {
+    Trainer trainer(std::move(world), run);
+    trainer.run();
+    return score(trainer.worker(), config, tokens, {});
+  });
+  ASSERT_EQ(trained.size(), size_t{5 * 16 * 256});
+  for (const int num_ranks : {1, 3, 4}) {
+    const std::vector<float> read = logits_on(num_ranks, [&](Communicator world) {
+      const WorkerOptions options = score_options(config, world, {});
+      Worker worker(std::move(world), options);
+      load_checkpoint(folder / "run/checkpoints/latest", worker.store(), nullptr);
+      return score(worker, config, tokens, {});
+    });
+    ASSERT_EQ(read.size(), trained.size());
+    EXPECT_EQ(std::memcmp(read.data(), trained.data(), trained.size() * sizeof(float)), 0) << num_ranks << " ranks";
+  }
+}
+
+}  // namespace
+}  // namespace cadre
