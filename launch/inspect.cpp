@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "comm/group/grid.hpp"
 #include "launch/checkpoint_argument.hpp"
 #include "launch/command.hpp"
 #include "layers/model/accounting.hpp"
@@ -24,6 +25,8 @@ struct Options {
   std::string model;
   std::string json_file;
   int64_t ranks = 1;
+  int64_t pipeline = 1;
+  int64_t expert = 0;
   int64_t sequence_length = 0;
 };
 
@@ -35,20 +38,47 @@ struct RankBytes {
   size_t total() const { return parameters + gradients + optimizer; }
 };
 
-// Of the first rank, which holds as many experts as any.
-RankBytes bytes_of_a_rank(const ModelConfig& config, int num_ranks) {
-  Model model(config, make_expert_map(config, num_ranks), 0);
-  ParameterStore store;
-  store.add_all(model);
-  store.allocate(DType::f32, /*with_grad=*/true, /*dry_run=*/true);
-  return {store.value_bytes(), store.grad_bytes(), 2 * store.grad_bytes()};
+// Of the rank that holds most: the first of its row, which has as many experts as any, in the row with most layers. With
+// several rows the modules for further tokens are left out, which cannot train there.
+RankBytes bytes_of_a_rank(ModelConfig config, const Grid& grid) {
+  CADRE_CHECK(grid.pipeline <= config.num_hidden_layers,
+              fmt::format("--pipeline = {}, allowed: at most the {} layers of the model", grid.pipeline,
+                          config.num_hidden_layers),
+              "each row of ranks holds at least one layer");
+  if (grid.pipeline > 1) config.num_nextn_predict_layers = 0;
+  RankBytes most;
+  for (int row = 0; row < grid.pipeline; ++row) {
+    Model model(config, {StagePlace{row, grid.pipeline}}, make_expert_map(config, grid.expert), 0);
+    ParameterStore store;
+    store.add_all(model);
+    store.allocate(DType::f32, /*with_grad=*/true, /*dry_run=*/true);
+    const RankBytes bytes = {store.value_bytes(), store.grad_bytes(), 2 * store.grad_bytes()};
+    if (bytes.total() > most.total()) most = bytes;
+  }
+  return most;
+}
+
+// 1,234,567
+std::string with_commas(int64_t number) {
+  std::string digits = fmt::format("{}", number);
+  for (auto at = static_cast<int>(digits.size()) - 3; at > 0; at -= 3) digits.insert(static_cast<size_t>(at), ",");
+  return digits;
 }
 
 std::string mebibytes(size_t bytes) { return fmt::format("{:.1f} MiB", static_cast<double>(bytes) / (1 << 20)); }
 
-ModelConfig find_model(const std::string& argument) {
-  if (std::filesystem::is_regular_file(argument)) return read_model_config(argument);
-  return read_model_config(find_checkpoint(argument));
+std::filesystem::path find_config(const std::string& argument) {
+  if (std::filesystem::is_regular_file(argument)) return argument;
+  return find_checkpoint(argument) / "config.json";
+}
+
+void print_counts(const ModelConfig& config, const ParameterCount& count) {
+  fmt::print("parameters   {} in all, {} active for a token, {} of them in the embedding\n", with_commas(count.total),
+             with_commas(count.active), with_commas(count.embedding));
+  if (count.further_tokens == 0) return;
+  fmt::print("further      {} more, not counted above, in what predicts {} further token{}\n",
+             with_commas(count.further_tokens), config.num_nextn_predict_layers,
+             config.num_nextn_predict_layers == 1 ? "" : "s");
 }
 
 constexpr std::array<int64_t, 4> kCoverageTokens = {1, 64, 200, 500};
@@ -108,28 +138,41 @@ nlohmann::json experts_json(const ModelConfig& config, int64_t length) {
 
 void run_inspect(const Options& options, const Job& job) {
   if (job.rank() != 0) return;
-  const ModelConfig config = find_model(options.model);
+  const std::filesystem::path path = find_config(options.model);
+  std::vector<std::string> unused;
+  const ModelConfig config = read_model_config(path, &unused);
+  const Grid grid =
+      Grid::make(static_cast<int>(options.ranks), static_cast<int>(options.pipeline), static_cast<int>(options.expert));
   const int64_t length = options.sequence_length == 0 ? config.max_position_embeddings : options.sequence_length;
   const ParameterCount count = count_parameters(config);
   const double flops = flops_per_token(config, length);
-  const RankBytes bytes = bytes_of_a_rank(config, static_cast<int>(options.ranks));
+  const RankBytes bytes = bytes_of_a_rank(config, grid);
 
-  fmt::print("parameters   {} in all, {} active for a token, {} of them in the embedding\n", count.total, count.active,
-             count.embedding);
+  fmt::print("{}", unused_keys_note(path, unused));
+  print_counts(config, count);
   fmt::print("FLOPs        {:.4g} a token, forward and backward, at sequence length {}\n", flops, length);
-  fmt::print("memory       {} a rank on {} ranks: parameters {}, gradients {}, optimizer {}\n",
-             mebibytes(bytes.total()), options.ranks, mebibytes(bytes.parameters), mebibytes(bytes.gradients),
-             mebibytes(bytes.optimizer));
+  fmt::print("memory       {} a rank on {} ranks (pipeline {}, expert {}): parameters {}, gradients {}, optimizer {}\n",
+             mebibytes(bytes.total()), options.ranks, grid.pipeline, grid.expert, mebibytes(bytes.parameters),
+             mebibytes(bytes.gradients), mebibytes(bytes.optimizer));
+  if (grid.pipeline > 1 && config.num_nextn_predict_layers > 0) {
+    fmt::print("note: the modules that predict further tokens train with one row of ranks only; they are not in it\n");
+  }
   const bool has_mixtures = !moe_layers_of(config).empty();
   if (has_mixtures) print_experts(config, length);
   if (options.json_file.empty()) return;
   const nlohmann::json json = {
       {"schema", "cadre.inspect/1"},
       {"model", to_json(config)},
-      {"parameters", {{"total", count.total}, {"active", count.active}, {"embedding", count.embedding}}},
+      {"parameters",
+       {{"total", count.total},
+        {"active", count.active},
+        {"embedding", count.embedding},
+        {"further_tokens", count.further_tokens}}},
       {"sequence_length", length},
       {"flops_per_token", flops},
       {"ranks", options.ranks},
+      {"pipeline", grid.pipeline},
+      {"expert", grid.expert},
       {"bytes_per_rank",
        {{"parameters", bytes.parameters},
         {"gradients", bytes.gradients},
@@ -144,14 +187,18 @@ void run_inspect(const Options& options, const Job& job) {
 
 Command inspect_command() {
   const auto options = std::make_shared<Options>();
-  return {.name = "inspect",
-          .summary = "says how large a model is: parameters, FLOPs, memory of a rank",
-          .arguments = {{"MODEL", &options->model, any(), "a config.json, a checkpoint, or the folder of a run"}},
-          .options = {{"json", &options->json_file, any(), "write it to this file too, as JSON"},
-                      {"ranks", &options->ranks, between(1, 1 << 20), "ranks that share one set of experts"},
-                      {"sequence-length", &options->sequence_length, at_least(0),
-                       "for the FLOPs of attention; 0 for the longest the model takes"}},
-          .run = [options](const Job& job) { run_inspect(*options, job); }};
+  return {
+      .name = "inspect",
+      .summary = "says how large a model is: parameters, FLOPs, memory of a rank",
+      .arguments = {{"MODEL", &options->model, any(), "a config.json, a checkpoint, or the folder of a run"}},
+      .options = {{"json", &options->json_file, any(), "write it to this file too, as JSON"},
+                  {"ranks", &options->ranks, between(1, 1 << 20), "ranks of the job"},
+                  {"pipeline", &options->pipeline, between(1, 1 << 20), "rows of ranks that the layers are cut over"},
+                  {"expert", &options->expert, between(0, 1 << 20),
+                   "ranks that share one set of experts; 0 for all of a row"},
+                  {"sequence-length", &options->sequence_length, at_least(0),
+                   "for the FLOPs of attention; 0 for the longest the model takes"}},
+      .run = [options](const Job& job) { run_inspect(*options, job); }};
 }
 
 }  // namespace cadre

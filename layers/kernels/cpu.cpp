@@ -32,9 +32,9 @@ float* cpu::scratch_floats(size_t count) {
   return buffer.as<float>();
 }
 
-std::unique_ptr<Kernels> make_cpu_kernels(Precision precision) {
+std::unique_ptr<Kernels> make_cpu_kernels(Precision precision, PackedWeights packed) {
   apply_blas_threads();
-  auto fp32 = std::make_unique<CpuKernels>(make_fp32_products());
+  auto fp32 = std::make_unique<CpuKernels>(make_fp32_products(packed));
   if (precision == Precision::fp32) return fp32;
   return std::make_unique<CpuKernels>(make_bf16_products(), std::move(fp32));
 }

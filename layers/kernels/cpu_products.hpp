@@ -18,8 +18,8 @@ class WeightProducts {
   virtual void linear_weight_grad(const Tensor& x, const Tensor& dy, const Tensor& dw, Accumulate accumulate) const = 0;
 };
 
-// OpenBLAS, and oneDNN for few rows times a weight that does not train.
-std::unique_ptr<WeightProducts> make_fp32_products();
+// OpenBLAS, and oneDNN for few rows times a weight that does not train, if it may be packed.
+std::unique_ptr<WeightProducts> make_fp32_products(PackedWeights packed);
 
 // Operands in bf16, sums and results in fp32: oneDNN where this CPU multiplies bf16, else rounded_products.
 std::unique_ptr<WeightProducts> make_bf16_products();

@@ -43,13 +43,14 @@ class Fp32Products final : public WeightProducts {
   }
 
  private:
-  std::unique_ptr<WeightProducts> packed_;  // null without oneDNN
+  std::unique_ptr<WeightProducts> packed_;  // null: never
 };
 
 }  // namespace
 
-std::unique_ptr<WeightProducts> make_fp32_products() {
-  return std::make_unique<Fp32Products>(make_onednn_products(Precision::fp32));
+std::unique_ptr<WeightProducts> make_fp32_products(PackedWeights packed) {
+  const bool may_pack = packed == PackedWeights::where_faster;
+  return std::make_unique<Fp32Products>(may_pack ? make_onednn_products(Precision::fp32) : nullptr);
 }
 
 }  // namespace cadre

@@ -18,9 +18,9 @@ namespace {
 
 using nlohmann::json;
 
-// Keys that describe the file and not what is computed. constexpr std::array<std::string_view, 7> kDescriptiveKeys = {
-"_name_or_path", "architectures", "auto_map", "dtype", "torch_dtype", "transformers_version", "use_cache"
-};
+// Keys that describe the file and not what is computed.
+constexpr std::array<std::string_view, 7> kDescriptiveKeys = {
+    "_name_or_path", "architectures", "auto_map", "dtype", "torch_dtype", "transformers_version", "use_cache"};
 
 // Keys that change nothing here. How the weights are quantised is seen from the weights.
 constexpr std::array<std::string_view, 10> kUnusedKeys = {

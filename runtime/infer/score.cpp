@@ -173,6 +173,7 @@ RunConfig score_config(RunConfig config, const ScoreTokens& tokens) {
 WorkerOptions score_options(const RunConfig& score_config, const Communicator& world, const ScoreOptions& options) {
   WorkerOptions worker = training_options(score_config, world);
   worker.with_grad = options.gradients;
+  worker.packed = PackedWeights::never;  // the bits of training
   if (!options.gradients) worker.num_lanes = 1;
   return worker;
 }

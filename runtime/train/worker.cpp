@@ -73,7 +73,8 @@ Worker::Worker(Communicator world, const WorkerOptions& options)
       pipeline_group_(world_.split(grid_.pipeline_group(world_.rank()), world_.rank(), "pipeline")),
       engine_(options.exchange.deadline_s),
       poller_({.polls_per_exchange = options.exchange.polls}),
-      kernels_(make_cpu_kernels(options.compute.precision == "bf16" ? Precision::bf16 : Precision::fp32)),
+      kernels_(
+          make_cpu_kernels(options.compute.precision == "bf16" ? Precision::bf16 : Precision::fp32, options.packed)),
       combine_(combine_mode(options.exchange)),
       wire_(wire_formats(options.exchange)),
       maps_(place_experts(options.model, options.parallel, grid_.expert)),

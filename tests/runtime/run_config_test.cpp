@@ -189,6 +189,10 @@ TEST(RunConfig, ShippedRunFilesAreValid) {
   const auto folder = std::filesystem::path(CADRE_TEST_FOLDER) / "../launch/configs";
   int num_files = 0;
   for (const auto& entry : std::filesystem::directory_iterator(folder)) {
+    if (entry.path().extension() == ".json") {
+      const std::string with = "model.config=" + entry.path().string();
+      EXPECT_NO_THROW(check(parse("", {with, "data=text"}), 4)) << entry.path();
+    }
     if (entry.path().extension() != ".toml") continue;
     ++num_files;
     EXPECT_NO_THROW(check(load_run_config(entry.path().string(), {"data=text"}), 4)) << entry.path();
