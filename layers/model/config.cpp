@@ -284,7 +284,7 @@ std::vector<Field> fields_of(ModelConfig& c) {
       {"num_key_value_heads", &c.num_key_value_heads, at_least(0), "key and value heads; 0 for one per query head"},
       {"rope_theta", &c.rope_theta, more_than(0), "base of the rotary frequencies"},
       {"rope_scaling.type", &c.rope_scaling.type, one_of({"none", "yarn"}), "how positions are stretched"},
-      {"rope_scaling.factor", &c.rope_scaling.factor, at_least(1), "of yarn: how many times longer texts become"},
+      {"rope_scaling.factor", &c.rope_scaling.factor, more_than(0), "of yarn: how many times longer texts become"},
       {"rope_scaling.beta_fast", &c.rope_scaling.beta_fast, more_than(0), "pairs with more turns keep their frequency"},
       {"rope_scaling.beta_slow", &c.rope_scaling.beta_slow, more_than(0), "pairs with fewer turns are stretched whole"},
       {"rope_scaling.mscale", &c.rope_scaling.mscale, at_least(0), "m of the factor of turned elements"},
@@ -380,6 +380,9 @@ void check(const ModelConfig& config) {
                             config.vocab_size),
                 "-1 for none");
   }
+  CADRE_CHECK(config.rope_scaling.type == "none" || config.rope_scaling.factor >= 1.0,
+              fmt::format("model.rope_scaling.factor = {}, allowed: number >= 1", config.rope_scaling.factor),
+              "positions are stretched, not pressed");
   has_latent_attention(config) ? check_latent_attention(config) : check_multi_head_attention(config);
   if (config.n_routed_experts > 0) check_experts(config);
   CADRE_CHECK(config.intermediate_size >= 1 || !has_dense_layer(config),

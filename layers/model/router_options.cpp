@@ -72,9 +72,13 @@ std::vector<int64_t> hidden_sizes(const ModelConfig& config) {
   return numbers_of<int64_t>("router_hidden_sizes", config.routing.router_hidden_sizes, 1, kAnyNumber);
 }
 
+}  // namespace
+
 std::vector<int32_t> expert_tasks(const ModelConfig& config) {
   return numbers_of<int32_t>("expert_tasks", config.routing.expert_tasks, -1, 1023);
 }
+
+namespace {
 
 int num_tasks(const ModelConfig& config) {
   const std::vector<int32_t> tasks = expert_tasks(config);

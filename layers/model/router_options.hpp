@@ -12,6 +12,9 @@ RouterOptions router_options(const ModelConfig& config);
 // Throws on the first combination of routing keys that cannot run.
 void check_router(const ModelConfig& config);
 
+// The number of the task that each expert is meant for, -1 for none; empty where the model names none.
+std::vector<int32_t> expert_tasks(const ModelConfig& config);
+
 // The most experts that a token can visit.
 int64_t slots_per_token(const ModelConfig& config);
 

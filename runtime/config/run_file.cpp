@@ -43,6 +43,13 @@ class KeyTable {
     throw Error(ErrorKind::input, fmt::format("{}: unknown key {}", where, key), nearest_name_hint(key, known));
   }
 
+  bool knows(const std::string& key) const {
+    return std::ranges::any_of(sections_, [&](const Section& section) {
+      return std::ranges::any_of(section.fields,
+                                 [&](const Field& field) { return key_prefix(section) + field.name == key; });
+    });
+  }
+
   void expect_section(const std::string& name, const std::string& where) const {
     std::vector<std::string> known;
     for (const Section& section : sections_) known.push_back(section.name);
@@ -95,7 +102,8 @@ void read_section(const std::string& prefix, const toml::table& section, const K
                   const std::string& where) {
   for (const auto& [name, node] : section) {
     const std::string key = fmt::format("{}.{}", prefix, name.str());
-    if (const auto* inner = node.as_table()) {
+    const auto* inner = node.as_table();
+    if (inner != nullptr && !keys.knows(key)) {
       read_section(key, *inner, keys, where);
     } else {
       read_value(key, node, keys, where);

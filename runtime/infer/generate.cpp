@@ -19,8 +19,11 @@ Task<void> decode_into(Tensor& logits, const Model& model, LaneContext& ctx, Ten
 // part in every exchange.
 class Decoder {
  public:
-  Decoder(Worker& worker, int64_t capacity, ExpertCache* cache)
-      : worker_(worker), expert_cache_(cache), num_texts_(worker.expert_group().rank() == 0 ? 1 : 0) {
+  Decoder(Worker& worker, int64_t capacity, const GenerateOptions& options)
+      : worker_(worker),
+        expert_cache_(options.cache),
+        facts_(options.facts),
+        num_texts_(worker.expert_group().rank() == 0 ? 1 : 0) {
     Context ctx{worker.kernels(), cache_arena_, DType::f32};
     caches_ = worker.model().make_caches(ctx, num_texts_, capacity);
   }
@@ -42,6 +45,10 @@ class Decoder {
     ctx.expert_cache = expert_cache_;
     ctx.decoding = true;
     ctx.tokens.first = num_read_ - length;
+    std::vector<int32_t> tasks(static_cast<size_t>(rows), facts_.task);
+    std::vector<int32_t> num_experts(static_cast<size_t>(rows), static_cast<int32_t>(facts_.num_experts));
+    ctx.tokens.task = Tensor(tasks.data(), DType::i32, {rows});
+    if (facts_.num_experts > 0) ctx.tokens.num_experts = Tensor(num_experts.data(), DType::i32, {rows});
     Tensor logits;
     Task<void> task =
         decode_into(logits, worker_.model(), ctx, Tensor(tokens.data(), DType::i32, {rows}), sequences, caches_);
@@ -53,6 +60,7 @@ class Decoder {
  private:
   Worker& worker_;
   ExpertCache* expert_cache_;
+  RequestFacts facts_;
   int64_t num_texts_;
   Arena cache_arena_;
   std::vector<KvCache> caches_;
@@ -81,7 +89,7 @@ void generate(Worker& worker, std::span<const int32_t> prompt, const GenerateOpt
                           prompt_length, config.max_position_embeddings),
               "max_position_embeddings of the model; ask for fewer new tokens or shorten the prompt");
 
-  Decoder decoder(worker, prompt_length + options.max_new, options.cache);
+  Decoder decoder(worker, prompt_length + options.max_new, options);
   std::vector<int32_t> unread(prompt.begin(), prompt.end());
   for (int64_t i = 0; i < options.max_new; ++i) {
     worker.lane().position.step = i + 1;

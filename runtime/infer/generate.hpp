@@ -12,10 +12,17 @@
 
 namespace cadre {
 
+// What the router is told of a text.
+struct RequestFacts {
+  int32_t task = -1;        // the number of its task; -1: none
+  int64_t num_experts = 0;  // that each token visits at most; 0: as many as the model says
+};
+
 struct GenerateOptions {
   int64_t max_new = 200;
   Sampling sampling;
   ExpertCache* cache = nullptr;  // of this rank; nullptr: every output of an expert is computed
+  RequestFacts facts;
 };
 
 // Makes up to `max_new` tokens, fewer when the model chooses its eos_token_id, which is not emitted. Collective over

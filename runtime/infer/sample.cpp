@@ -12,14 +12,22 @@
 namespace cadre {
 namespace {
 
+struct Likelier {
+  std::span<const float> logits;
+  bool operator()(int32_t a, int32_t b) const { return logits[a] != logits[b] ? logits[a] > logits[b] : a < b; }
+};
+
+void likeliest_first(std::span<const float> logits, std::vector<int32_t>& ids) {
+  std::ranges::sort(ids, Likelier{logits});
+}
+
 // The ids to choose among, likeliest first when some are left out.
 std::vector<int32_t> kept_tokens(std::span<const float> logits, const Sampling& sampling) {
   std::vector<int32_t> ids(logits.size());
   std::iota(ids.begin(), ids.end(), 0);
   const size_t wanted = sampling.temperature == 0.0 ? 1 : static_cast<size_t>(sampling.top_k);
   if (wanted == 0 || wanted >= ids.size()) return ids;
-  const auto likelier = [&](int32_t a, int32_t b) { return logits[a] != logits[b] ? logits[a] > logits[b] : a < b; };
-  std::partial_sort(ids.begin(), ids.begin() + static_cast<std::ptrdiff_t>(wanted), ids.end(), likelier);
+  std::partial_sort(ids.begin(), ids.begin() + static_cast<std::ptrdiff_t>(wanted), ids.end(), Likelier{logits});
   ids.resize(wanted);
   return ids;
 }
@@ -31,8 +39,9 @@ int32_t sample_token(std::span<const float> logits, const Sampling& sampling, in
     throw Error(ErrorKind::numerics, fmt::format("the logits of token {} are not finite", position),
                 "the weights are damaged, or the model diverged in training");
   }
-  const std::vector<int32_t> ids = kept_tokens(logits, sampling);
+  std::vector<int32_t> ids = kept_tokens(logits, sampling);
   if (ids.size() == 1) return ids.front();
+  if (sampling.top_p < 1.0) likeliest_first(logits, ids);
 
   const float largest = *std::ranges::max_element(logits);
   std::vector<double> cumulative(ids.size());
@@ -41,9 +50,15 @@ int32_t sample_token(std::span<const float> logits, const Sampling& sampling, in
     sum += std::exp((static_cast<double>(logits[ids[i]]) - largest) / sampling.temperature);
     cumulative[i] = sum;
   }
+  if (sampling.top_p < 1.0) {
+    const auto enough = std::ranges::lower_bound(cumulative, sampling.top_p * sum);
+    const auto kept = static_cast<size_t>(enough - cumulative.begin()) + 1;
+    cumulative.resize(std::min(kept, cumulative.size()));
+    sum = cumulative.back();
+  }
   const double drawn = sum * Random(sampling.seed, "sample", 0).uniform(static_cast<uint64_t>(position));
   const auto found = std::ranges::upper_bound(cumulative, drawn);
-  return ids[std::min(static_cast<size_t>(found - cumulative.begin()), ids.size() - 1)];
+  return ids[std::min(static_cast<size_t>(found - cumulative.begin()), cumulative.size() - 1)];
 }
 
 }  // namespace cadre

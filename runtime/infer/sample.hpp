@@ -10,6 +10,8 @@ namespace cadre {
 struct Sampling {
   double temperature = 1.0;  // 0: always the likeliest token
   int64_t top_k = 0;         // choose among that many likeliest tokens; 0: among all
+  double top_p =
+      1.0;  // then among the fewest likeliest that have this probability together; 1: all (Holtzman et al. 2020)
   uint64_t seed = 0;
 };
 

@@ -49,9 +49,12 @@ succeeded "generate with a cache"
 says " % of "
 ! grep -q " 0.0 % of" "$output" || fail "the second text found nothing in the cache"
 head -c 45 "$output" | cmp - <(head -c 45 "$folder/generated") >&2 || fail "the cache changed the text"
-alone generate "$checkpoint" --prompt "用Java实现: 1 + 1" --max-new 1 --explain
+alone generate "$checkpoint" --prompt "用Java实现: 1 + 1" --max-new 1 --explain --complexity simple
 succeeded "generate --explain"
-says "task     CODING" "keyword  实现 of CODING" "keyword  + of MATH" "experts  1 of 4"
+says "task     CODING" "keyword  实现 of CODING" "keyword  + of MATH" "experts  none of 4 are meant for it, and the router is not told" \
+  "at most 1 experts a token"
+alone generate "$checkpoint" --prompt "line " --complexity hard
+refused 2 "--complexity" "critical"
 
 on_two_ranks generate "$checkpoint" --prompt "line " --max-new 60
 refused 2 "60 new tokens after a prompt of 5" "64"

@@ -27,7 +27,7 @@ struct Backend {
 
 constexpr Backend kBackends[] = {
     {"fp32", [] { return make_fp32_products(PackedWeights::where_faster); }, false},
-    {"fp32 unpacked", [] { return make_fp32_products(PackedWeights::never); }, false},
+    {"fp32_unpacked", [] { return make_fp32_products(PackedWeights::never); }, false},
     {"fp32_onednn", [] { return make_onednn_products(Precision::fp32); }, false},
     {"bf16", make_bf16_products, true},
     {"bf16_rounded", make_rounded_products, true},

@@ -90,6 +90,36 @@ TEST(Generate, ReadingAllAgainGivesTheSameTokens) {
   }
 }
 
+// Latent attention: prefill and decoding through the absorbed form, against reading all again.
+TEST(Generate, LatentAttentionIsTheSameOnAnyNumberOfRanksAndWithoutItsCache) {
+  WorkerOptions latent = tiny_options();
+  latent.model.model_type = "deepseek_v3";
+  latent.model.q_lora_rank = 7;
+  latent.model.kv_lora_rank = 6;
+  latent.model.qk_nope_head_dim = 5;
+  latent.model.qk_rope_head_dim = 4;
+  latent.model.v_head_dim = 9;
+  latent.model.rope_scaling = {
+      .type = "yarn", .factor = 4, .mscale_all_dim = 1, .original_max_position_embeddings = 10};
+  const GenerateOptions options = {.max_new = 12, .sampling = {.temperature = 0.9, .top_p = 0.8, .seed = 3}};
+  const Tokens expected = expected_tokens(latent, options);
+  test::on_ranks([&](Communicator& world) {
+    const bool first = world.rank() == 0;
+    const Tokens tokens = generate_on(std::move(world), latent, options);
+    if (first) {
+      EXPECT_EQ(tokens, expected);
+    }
+  });
+  Tokens text = kPrompt;
+  for (const int32_t token : expected_tokens(latent, {.max_new = 6, .sampling = {.temperature = 0.0}})) {
+    on_one_rank([&](Communicator world) {
+      EXPECT_EQ(generate_on(std::move(world), latent, {.max_new = 1, .sampling = {.temperature = 0.0}}, text),
+                Tokens{token});
+    });
+    text.push_back(token);
+  }
+}
+
 TEST(Generate, EndsAtTheEndTokenOnAllRanks) {
   const GenerateOptions options = {.max_new = 20, .sampling = {.seed = 4}};
   const Tokens endless = expected_tokens(tiny_options(), options);

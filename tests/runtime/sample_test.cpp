@@ -39,6 +39,23 @@ TEST(Sample, TopKBeyondTheVocabularyKeepsAll) {
   EXPECT_EQ(seen.size(), kLogits.size());
 }
 
+TEST(Sample, TopPKeepsTheFewestThatReachIt) {
+  // At temperature 5 the probabilities are .243 (1 and 3), .199 (4), .180 (0) and .134 (2).
+  const auto seen = [](double top_p, int64_t top_k) {
+    std::set<int32_t> ids;
+    for (int64_t position = 0; position < 400; ++position) {
+      ids.insert(sample_token(kLogits, {.temperature = 5.0, .top_k = top_k, .top_p = top_p}, position));
+    }
+    return ids;
+  };
+  EXPECT_EQ(seen(0.0, 0), (std::set<int32_t>{1}));
+  EXPECT_EQ(seen(0.48, 0), (std::set<int32_t>{1, 3}));
+  EXPECT_EQ(seen(0.5, 0), (std::set<int32_t>{1, 3, 4}));
+  EXPECT_EQ(seen(0.87, 0), (std::set<int32_t>{0, 1, 2, 3, 4}));
+  EXPECT_EQ(seen(0.72, 3), (std::set<int32_t>{1, 3, 4}));
+  EXPECT_EQ(seen(0.7, 3), (std::set<int32_t>{1, 3}));  // .487 of the .686 that top-k left
+}
+
 TEST(Sample, FrequenciesFollowTheSoftmax) {
   constexpr int64_t kDraws = 40000;
   constexpr double kTemperature = 0.7;
