@@ -22,7 +22,7 @@ struct Options {
   std::vector<std::string> overrides;
   std::string tokens;
   std::string out;
-  ScoreOptions score;
+  ScoringOptions score;
   int64_t ranks = 0;
 };
 

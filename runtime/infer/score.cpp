@@ -22,9 +22,9 @@ Buffer copy_of(const Tensor& tensor) {
 }
 
 // The tokens that this rank has of each micro-batch, and what its stages make of them.
-class Scorer {
+class TokenScorer {
  public:
-  Scorer(Worker& worker, const RunConfig& config, const ScoreTokens& tokens, const ScoreOptions& options)
+  TokenScorer(Worker& worker, const RunConfig& config, const ScoreTokens& tokens, const ScoringOptions& options)
       : worker_(worker), config_(config), tokens_(tokens), options_(options) {}
 
   std::vector<ResultPiece> run() {
@@ -129,7 +129,7 @@ class Scorer {
   Worker& worker_;
   const RunConfig& config_;
   const ScoreTokens& tokens_;
-  ScoreOptions options_;
+  ScoringOptions options_;
   std::vector<ResultPiece> pieces_;
 };
 
@@ -170,7 +170,7 @@ RunConfig score_config(RunConfig config, const ScoreTokens& tokens) {
   return config;
 }
 
-WorkerOptions score_options(const RunConfig& score_config, const Communicator& world, const ScoreOptions& options) {
+WorkerOptions score_options(const RunConfig& score_config, const Communicator& world, const ScoringOptions& options) {
   WorkerOptions worker = training_options(score_config, world);
   worker.with_grad = options.gradients;
   worker.packed = PackedWeights::never;  // the bits of training
@@ -179,8 +179,8 @@ WorkerOptions score_options(const RunConfig& score_config, const Communicator& w
 }
 
 std::vector<ResultTensor> score(Worker& worker, const RunConfig& config, const ScoreTokens& tokens,
-                                const ScoreOptions& options) {
-  std::vector<ResultTensor> results = gather_results(worker, Scorer(worker, config, tokens, options).run());
+                                const ScoringOptions& options) {
+  std::vector<ResultTensor> results = gather_results(worker, TokenScorer(worker, config, tokens, options).run());
   if (worker.world().rank() != 0) return results;
   const auto logits = std::ranges::find(results, "logits", &ResultTensor::name);
   CADRE_ASSERT(logits != results.end());

@@ -20,7 +20,7 @@ struct ScoreTokens {
   std::vector<int32_t> ids;
 };
 
-struct ScoreOptions {
+struct ScoringOptions {
   bool gradients = false;
   bool routing = false;
   bool hidden = false;
@@ -35,7 +35,7 @@ struct ResultTensor {
 
 // The configuration of a run that scores: `tokens` are its one batch, and the loss has no other part than theirs.
 RunConfig score_config(RunConfig config, const ScoreTokens& tokens);
-WorkerOptions score_options(const RunConfig& score_config, const Communicator& world, const ScoreOptions& options);
+WorkerOptions score_options(const RunConfig& score_config, const Communicator& world, const ScoringOptions& options);
 
 // B = sequences, S = length, T = B S:
 //   logits F32 [B,S,V]; loss F64 [1], the mean over T - B tokens of -log p(next token);
@@ -44,6 +44,6 @@ WorkerOptions score_options(const RunConfig& score_config, const Communicator& w
 // Collective over the world of a worker that was made with these options; `config` is that of score_config, and its
 // micro-batches, schedule and exchange are used as in training. The tensors come on rank 0, nothing on the others.
 std::vector<ResultTensor> score(Worker& worker, const RunConfig& config, const ScoreTokens& tokens,
-                                const ScoreOptions& options);
+                                const ScoringOptions& options);
 
 }  // namespace cadre

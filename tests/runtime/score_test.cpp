@@ -58,7 +58,7 @@ void compare_with_golden(Communicator& world, const std::string& strategy, const
   config.parallel.overlap = mode.overlap;
   config.train.micro_batches = mode.micro_batches;
   config = score_config(config, tokens);
-  const ScoreOptions all = {.gradients = true, .routing = true, .hidden = true};
+  const ScoringOptions all = {.gradients = true, .routing = true, .hidden = true};
   Communicator own = world.duplicate("worker");
   const WorkerOptions options = score_options(config, own, all);
   Worker worker(std::move(own), options);

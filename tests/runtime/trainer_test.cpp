@@ -120,7 +120,7 @@ TEST(Trainer, losses_do_not_depend_on_the_number_of_ranks) {
 }
 
 // Each of them looks at tokens of other ranks, draws numbers for tokens, or learns from what all ranks counted.
-std::vector<RunConfig> router_runs(const fs::path& folder) {
+std::vector<RunConfig> router_runs(const std::filesystem::path& folder) {
   std::vector<RunConfig> runs;
   const auto add = [&](const std::function<void(ModelConfig&)>& change) {
     RunConfig config = small_run(folder);
@@ -200,7 +200,7 @@ TEST(Trainer, what_routers_learned_is_in_the_checkpoint) {
     const std::vector<double> whole = train_on_threads(2, config, 5);
     train_on_threads(2, config, 3, /*save=*/true);
     expect_same({whole.begin() + 3, whole.end()}, train_on_threads(2, resumed(config), 2));
-    fs::remove_all(config.out);
+    std::filesystem::remove_all(config.out);
   }
 }
 
