@@ -19,7 +19,7 @@ code=0
 timeout "$time_limit" "${launcher[@]}" "$program" "${short[@]}" "out=$folder/pipeline" trace.first_step=5 trace.steps=3 \
   "${four_ranks[@]}" >"$output" 2>&1 || code=$?
 succeeded "train on 4 ranks"
-says "grid pipeline 2 x data 2 x expert 2" "traces of all" "steady state" "without overlap: step"
+says "grid pipeline 2 x data 2 x expert 2" "traces of all" "steady state" "without overlap: passes"
 [[ -s "$folder/pipeline/report.html" ]] || fail "a traced run leaves no report"
 alone "${short[@]}" "out=$folder/alone" parallel.pipeline=1 parallel.expert=1
 succeeded "train on one rank"
@@ -33,6 +33,6 @@ paste -d ' ' "$folder/losses" "$folder/losses.alone" |
 
 alone report "$folder/pipeline"
 succeeded report
-says "hidden" "bubble: idle" "without overlap: step" "dualpipev, 8 micro-batches"
+says "hidden" "bubble: idle" "without overlap: passes" "dualpipev, 8 micro-batches"
 grep -q '"schema": "cadre.report"' "$folder/pipeline/report.json" || fail "no report.json"
 grep -q '<section id="timeline"' "$folder/pipeline/report.html" || fail "no timeline in report.html"
