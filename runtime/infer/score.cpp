@@ -148,6 +148,19 @@ double mean_loss(const ResultTensor& logits, const ScoreTokens& tokens) {
   return sum / static_cast<double>(tokens.num_sequences * (tokens.length - 1));
 }
 
+// The loss is that of the tokens alone, and nothing is left to chance.
+void drop_other_losses(ModelConfig& model) {
+  RouterKeys& keys = model.routing;
+  for (double* weight :
+       {&model.aux_loss_alpha, &keys.kl_loss_weight, &keys.importance_loss_weight, &keys.load_loss_weight,
+        &keys.expert_loss_weight, &keys.device_loss_weight, &keys.communication_loss_weight,
+        &keys.expert_variance_weight, &keys.device_variance_weight, &keys.router_z_loss_coef}) {
+    *weight = 0.0;
+  }
+  keys.router_noise = false;
+  keys.router_jitter_noise = 0.0;
+}
+
 }  // namespace
 
 RunConfig score_config(RunConfig config, const ScoreTokens& tokens) {
@@ -163,7 +176,7 @@ RunConfig score_config(RunConfig config, const ScoreTokens& tokens) {
                             tokens.ids[t], vocabulary),
                 "the tokens of another model?");
   }
-  config.model.aux_loss_alpha = 0.0;
+  drop_other_losses(config.model);
   config.model.num_nextn_predict_layers = 0;
   config.train.batch = tokens.num_sequences;
   config.data.sequence_length = tokens.length;
