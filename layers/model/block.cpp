@@ -12,6 +12,7 @@ namespace {
 MoeOptions moe_options(const ModelConfig& config) {
   return {.hidden = config.hidden_size,
           .expert_width = config.moe_intermediate_size,
+          .expert_kinds = expert_kinds(config),
           .shared_width = config.n_shared_experts * config.moe_intermediate_size,
           .shared_scale = config.routing.shared_expert_mean
                               ? 1.0 / static_cast<double>(std::max<int64_t>(1, config.n_shared_experts))

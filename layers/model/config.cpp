@@ -247,7 +247,8 @@ LayerWeights layer_weights(const ModelConfig& c, int64_t layer) {
   }
   const int64_t expert = ffn_matrices * c.hidden_size * c.moe_intermediate_size;
   const int64_t always = attention + router_weights(c) + c.n_shared_experts * expert + (highway > 0 ? ffn : 0);
-  return {always + c.n_routed_experts * expert, always + c.num_experts_per_tok * expert};
+  const int64_t routed = routed_expert_weights(c);
+  return {always + routed, always + c.num_experts_per_tok * routed / c.n_routed_experts};
 }
 
 int64_t norm_elements(const ModelConfig& c) { return c.norm == "layernorm" ? 2 * c.hidden_size : c.hidden_size; }

@@ -43,6 +43,8 @@ void append_fields(RouterKeys& k, std::vector<Field>& fields) {
        "CV^2 of the mean scores of devices, unbiased"},
       {"router_z_loss_coef", &k.router_z_loss_coef, at_least(0), "logsumexp(logits)^2 (ST-MoE)"},
       {"balance_devices", &k.balance_devices, at_least(1), "devices in those losses, whatever the number of ranks"},
+      {"expert_kinds", &k.expert_kinds, one_of({"same", "typed"}),
+       "typed: gate, up and down experts in turn, of the same, twice and half the width"},
       {"shared_expert_mean", &k.shared_expert_mean, any(), "divide the shared experts' sum by their number"},
       {"norm_position", &k.norm_position, one_of({"pre", "post"}), "post: after each residual sum, as in 2017"},
       {"ffn_highway", &k.ffn_highway, any(), "g FFN(x) + (1 - g) x: dense layers, and behind every mixture"},

@@ -51,6 +51,7 @@ struct RouterKeys {
   double router_z_loss_coef = 0.0;
   int64_t balance_devices = 1;
 
+  std::string expert_kinds = "same";
   bool shared_expert_mean = false;
   std::string norm_position = "pre";
   bool ffn_highway = false;

@@ -153,6 +153,19 @@ void check_lists(const ModelConfig& c) {
 
 }  // namespace
 
+ExpertKinds expert_kinds(const ModelConfig& config) {
+  return config.routing.expert_kinds == "typed" ? ExpertKinds::typed : ExpertKinds::same;
+}
+
+int64_t routed_expert_weights(const ModelConfig& config) {
+  const FfnOptions usual = {.hidden = config.hidden_size,
+                            .width = config.moe_intermediate_size,
+                            .activation = activation_named(config.hidden_act)};
+  int64_t weights = 0;
+  for (int id = 0; id < config.n_routed_experts; ++id) weights += weights_of_expert(usual, expert_kinds(config), id);
+  return weights;
+}
+
 RouterOptions router_options(const ModelConfig& config) {
   const RouterKeys& keys = config.routing;
   const GroupLimit groups = group_limit(config);
@@ -195,6 +208,11 @@ RouterOptions router_options(const ModelConfig& config) {
 void check_router(const ModelConfig& c) {
   const RouterKeys& keys = c.routing;
   check_lists(c);
+  CADRE_CHECK(
+      keys.expert_kinds == "same" || (is_gated(c) && c.moe_intermediate_size % 2 == 0),
+      fmt::format("model.expert_kinds = {} with hidden_act = {} and moe_intermediate_size = {}, allowed: silu, even",
+                  keys.expert_kinds, c.hidden_act, c.moe_intermediate_size),
+      "gate experts are SwiGLU, down experts have half the width");
   CADRE_CHECK(keys.router != "dense" || c.num_experts_per_tok == c.n_routed_experts,
               fmt::format("model.num_experts_per_tok = {} with router = dense, allowed: n_routed_experts = {}",
                           c.num_experts_per_tok, c.n_routed_experts),

@@ -3,11 +3,12 @@
 
 namespace cadre {
 
-Experts::Experts(const std::string& prefix, const ExpertMap& map, int rank, const FfnOptions& options)
+Experts::Experts(const std::string& prefix, const ExpertMap& map, int rank, const FfnOptions& options,
+                 ExpertKinds kinds)
     : options_(options) {
   experts_.reserve(map.experts_of(rank).size());
   for (const int id : map.experts_of(rank)) {
-    experts_.emplace_back(fmt::format("{}.{}", prefix, id), options);
+    experts_.emplace_back(fmt::format("{}.{}", prefix, id), options_of_expert(options, kinds, id));
     experts_.back().each_parameter([&](Parameter& parameter) { parameter.holders = map.holders(id); });
   }
 }

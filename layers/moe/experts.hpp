@@ -8,14 +8,15 @@
 
 #include "comm/exchange/expert_map.hpp"
 #include "layers/moe/expert_cache.hpp"
-#include "layers/nn/ffn.hpp"
+#include "layers/moe/expert_kinds.hpp"
 
 namespace cadre {
 
 class Experts {
  public:
   // One Ffn `<prefix>.<id>` for each expert that `map` gives to `rank`.
-  Experts(const std::string& prefix, const ExpertMap& map, int rank, const FfnOptions& options);
+  Experts(const std::string& prefix, const ExpertMap& map, int rank, const FfnOptions& options,
+          ExpertKinds kinds = ExpertKinds::same);
 
   struct Saved {
     std::vector<int32_t> offsets;  // [experts + 1]: expert e works on places offsets[e] .. offsets[e+1]

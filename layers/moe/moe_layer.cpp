@@ -70,7 +70,7 @@ MoeLayer::MoeLayer(const std::string& prefix, const MoeOptions& options, const E
       map_(map),
       expert_rank_(expert_rank),
       router_(prefix + ".gate", options.router),
-      experts_(prefix + ".experts", map, expert_rank, expert_options(options)) {
+      experts_(prefix + ".experts", map, expert_rank, expert_options(options), options.expert_kinds) {
   if (options.shared_width == 0) return;
   shared_.emplace(prefix + ".shared_experts", FfnOptions{.hidden = options.hidden,
                                                          .width = options.shared_width,

@@ -18,6 +18,7 @@ namespace cadre {
 struct MoeOptions {
   int64_t hidden = 0;
   int64_t expert_width = 0;
+  ExpertKinds expert_kinds = ExpertKinds::same;
   int64_t shared_width = 0;   // 0: no shared expert
   double shared_scale = 1.0;  // of its output: 1 / number of shared experts makes their sum a mean
   Activation activation = Activation::silu;

@@ -98,6 +98,7 @@ Json json_of(const StepRecord& record) {
           {"tokens", global.num_tokens},
           {"drop_rate", global.drop_rate()},
           {"dropped", global.slots_dropped},
+          {"rerouted", global.rerouted},
           {"crossing_bytes", global.crossing_bytes},
           {"between_hosts_bytes", global.between_hosts_bytes},
           {"device_bytes_min", bytes.min},

@@ -21,7 +21,8 @@ std::vector<double> values_of(const LocalStep& local, size_t rank, size_t num_ra
                                 local.further_loss_sum,
                                 static_cast<double>(local.num_tokens),
                                 static_cast<double>(local.slots_planned),
-                                static_cast<double>(local.between_hosts_bytes)};
+                                static_cast<double>(local.between_hosts_bytes),
+                                static_cast<double>(local.rerouted)};
   for (const std::vector<int64_t>& counts : local.expert_counts) {
     CADRE_ASSERT(counts.size() == local.expert_counts.front().size());
     for (const int64_t count : counts) values.push_back(static_cast<double>(count));
@@ -150,6 +151,7 @@ GlobalStep StepReduction::finish() const {
   global.num_tokens = totals.integer();
   global.slots_planned = totals.integer();
   global.between_hosts_bytes = totals.integer();
+  global.rerouted = totals.integer();
   for (size_t layer = 0; layer < num_layers_; ++layer) global.expert_counts.push_back(totals.integers(num_experts_));
   global.layer_dropped = totals.integers(num_layers_);
   global.device_slots.assign(num_ranks_, 0);

@@ -33,6 +33,7 @@ struct LocalStep {
   int64_t slots_planned = 0;                        // routed by this rank's tokens, masked ones not counted
   std::vector<int64_t> slots_received;              // [mixture layers] computed by this rank's experts
   std::vector<int64_t> slots_dropped;               // [mixture layers] of this rank's tokens
+  int64_t rerouted = 0;                             // tokens whose best expert is dead, over the layers
   int64_t crossing_bytes = 0;                       // sent to other ranks by dispatch and combine, forward
   int64_t between_hosts_bytes = 0;                  // of them, those to other hosts
   std::vector<std::vector<int64_t>> expert_counts;  // [mixture layers][E], by this rank's tokens; one E for all layers
@@ -49,6 +50,7 @@ struct GlobalStep {
   int64_t slots_planned = 0;
   int64_t slots_received = 0;
   int64_t slots_dropped = 0;
+  int64_t rerouted = 0;
   int64_t crossing_bytes = 0;
   int64_t between_hosts_bytes = 0;
   std::vector<std::vector<int64_t>> expert_counts;       // [mixture layers][E]

@@ -14,6 +14,7 @@ void add_layer(const MoeLayer::Saved& saved, size_t mixture, LocalStep& local) {
   local.slots_planned += saved.route.plan.num_slots();
   local.slots_received[mixture] += saved.route.receive.num_slots();
   local.slots_dropped[mixture] += saved.router.num_dropped();
+  local.rerouted += saved.router.num_rerouted;
 }
 
 }  // namespace

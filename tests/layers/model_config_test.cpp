@@ -334,6 +334,19 @@ TEST(ModelConfig, CountsWhatRoutersAndBlocksAdd) {
   EXPECT_EQ(count.active - plain.active, added);
 }
 
+// Six experts of width 32: SwiGLU has 3 * 64 * 32 weights, an up expert 2 * 64 * 64, a down expert 2 * 64 * 16.
+TEST(ModelConfig, CountsTypedExperts) {
+  ModelConfig config = small();
+  const ParameterCount same = count_parameters(config);
+  config.routing.expert_kinds = "typed";
+  check(config);
+  const int64_t usual = 3 * 64 * 32;
+  const int64_t typed = usual + 2 * 64 * 64 + 2 * 64 * 16;  // one of each kind
+  EXPECT_EQ(count_parameters(config).total - same.total, 3 * (2 * typed - 6 * usual));
+  config.hidden_act = "gelu";
+  expect_message(message_of([&] { check(config); }), {"expert_kinds", "silu"});
+}
+
 TEST(ModelConfig, CountsEveryVariantByHand) {
   ModelConfig config = small();
   config.num_hidden_layers = 2;

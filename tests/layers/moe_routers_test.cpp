@@ -27,6 +27,7 @@ struct RouterCase {
   bool has_tasks = false;
   bool first_rank_empty = false;
   bool ragged_k = false;
+  ExpertKinds kinds = ExpertKinds::same;
 };
 
 RouterOptions router(int top_k = 2) {
@@ -50,6 +51,7 @@ std::vector<RouterCase> router_cases() {
   using O = RouterOptions;
   return {
       {"softmax before top-k, renormalised", router()},
+      {"gate, up and down experts", router(), true, false, false, false, ExpertKinds::typed},
       {"two hidden layers", with([](O& o) {
          o.scorer.hidden_sizes = {7, 6};
        })},
@@ -173,12 +175,13 @@ std::vector<RouterCase> router_cases() {
 }
 
 LayerCase layer_case_of(const RouterCase& router_case) {
-  LayerCase layer_case = {.options = {.hidden = kHidden, .expert_width = 5, .shared_width = 4, .init_std = 0.5},
+  LayerCase layer_case = {.options = {.hidden = kHidden, .expert_width = 6, .shared_width = 4, .init_std = 0.5},
                           .num_tokens = kTokens,
                           .sequence_length = 2,  // on any number of ranks whole sequences
                           .first_rank_empty = router_case.first_rank_empty,
                           .prepare = skew};
   layer_case.options.router = router_case.router;
+  layer_case.options.expert_kinds = router_case.kinds;
   for (int32_t t = 0; t < kTokens; ++t) {
     if (router_case.has_tasks) layer_case.tasks.push_back(t % 6 - 1);
     if (router_case.ragged_k) layer_case.experts_a_token.push_back(1 + t % 4);

@@ -127,10 +127,10 @@ TEST(StepJson, HasAStableSchema) {
   for (const auto& item : json.items()) keys.push_back(item.key());
   EXPECT_THAT(keys, ElementsAre("step", "loss", "balance_loss", "mtp_loss", "grad_norm", "lr", "step_ms", "balance_ms",
                                 "polls_per_exchange", "poll_ms", "tokens_per_s", "tokens", "drop_rate", "dropped",
-                                "crossing_bytes", "between_hosts_bytes", "device_bytes_min", "device_bytes_max",
-                                "device_bytes_mean", "expert_cv", "expert_max_vio", "expert_min", "expert_max",
-                                "expert_mean", "expert_entropy", "dead_experts", "device_cv", "device_max_over_mean",
-                                "wait_ms_max", "wait_ms_mean", "step_ms_max", "layers"));
+                                "rerouted", "crossing_bytes", "between_hosts_bytes", "device_bytes_min",
+                                "device_bytes_max", "device_bytes_mean", "expert_cv", "expert_max_vio", "expert_min",
+                                "expert_max", "expert_mean", "expert_entropy", "dead_experts", "device_cv",
+                                "device_max_over_mean", "wait_ms_max", "wait_ms_mean", "step_ms_max", "layers"));
   std::vector<std::string> layer_keys;
   for (const auto& item : json["layers"][1].items()) layer_keys.push_back(item.key());
   EXPECT_THAT(layer_keys, ElementsAre("layer", "expert_cv", "max_vio", "min", "max", "mean", "entropy", "dead",
@@ -330,7 +330,7 @@ TEST_F(RunLogTest, WritesATableWithTheSameColumns) {
   EXPECT_EQ(columns.front(), "step");
   EXPECT_EQ(columns.back(), "validation_loss");
   // 30 figures of the step, 11 of each of the two layers, the validation loss.
-  EXPECT_EQ(columns.size(), 31U + 2 * 11U + 1);
+  EXPECT_EQ(columns.size(), 32U + 2 * 11U + 1);
   expect_row(columns, cells_of(lines[5]), lines_of(file_)[4]);
   const std::vector<std::string> evaluation = cells_of(lines[6]);
   EXPECT_EQ(evaluation.front(), "5");

@@ -32,6 +32,7 @@ TEST(BalanceFigures, OfAnUnevenLoad) {
   EXPECT_EQ(figures.max, 30);
   EXPECT_EQ(figures.mean, 12.5);
   EXPECT_EQ(figures.dead, 0);
+  EXPECT_NEAR(balance_figures(std::vector<int64_t>{14, 13, 12, 13, 12, 13, 11, 12}).max_vio, 0.12, kTolerance);
 }
 
 TEST(BalanceFigures, EntropyIsAShareOfTheGreatest) {
@@ -105,6 +106,7 @@ LocalStep example(int rank, int num_ranks) {
   local.slots_planned = 4 * units;
   local.slots_received = {last ? 2 * total_units : 0, last ? 2 * total_units - (num_ranks - 1) : 1};
   local.slots_dropped = {0, 2 * rank};
+  local.rerouted = rank;
   local.crossing_bytes = (int64_t{1} << 40) + rank;
   local.expert_counts = {{units, units, 0, 0}, {0, 0, 0, 2 * units}};
   local.last_step_ms = 10.0 + rank;
@@ -125,6 +127,7 @@ TEST(StepReduction, GivesEveryRankTheTotals) {
     EXPECT_EQ(global.slots_planned, 4 * units);
     EXPECT_EQ(global.slots_received, 4 * units);
     EXPECT_EQ(global.slots_dropped, 2 * rank_sum);
+    EXPECT_EQ(global.rerouted, rank_sum);
     EXPECT_EQ(global.layer_dropped, (std::vector<int64_t>{0, 2 * rank_sum}));
     EXPECT_EQ(global.crossing_bytes, (int64_t{1} << 40) * ranks + rank_sum);
     const std::vector<std::vector<int64_t>> counts = {{units, units, 0, 0}, {0, 0, 0, 2 * units}};
