@@ -68,13 +68,13 @@ void with_other_model(const RunConfig& config, Body&& body) {
   });
 }
 
-BatchReader reader_of(const RunConfig& config) {
-  return {held_out(config), config.data.sequence_length, config.train.batch, static_cast<uint64_t>(config.seed)};
+BatchReader reader_of(const RunConfig& config, int64_t num_sequences) {
+  return {held_out(config), config.data.sequence_length, num_sequences, static_cast<uint64_t>(config.seed)};
 }
 
 std::vector<LayerSurvey> survey(const Options& options, StoredModel& model) {
-  const int64_t length = model.config().data.sequence_length;
-  return survey_experts(model, reader_of(model.config()), std::max<int64_t>(1, options.tokens / length));
+  const int64_t num_sequences = std::max<int64_t>(1, options.tokens / model.config().data.sequence_length);
+  return survey_experts(model, reader_of(model.config(), num_sequences), num_sequences);
 }
 
 void print_survey(const LayerSurvey& survey) {
@@ -144,7 +144,7 @@ void run_merge(const Options& options, const Job& job) {
   with_model(options, job, [&](StoredModel& model) {
     with_other_model(merged_config(model.config(), merge), [&](StoredModel& merged) {
       for (const LayerLoss& loss : merge_experts(model, merged, survey(options, model))) print_loss(loss);
-      const BatchReader reader = reader_of(model.config());
+      const BatchReader reader = reader_of(model.config(), model.config().train.batch);
       fmt::print("loss of a held-out batch {:.4f} -> {:.4f} nats a token\n",
                  evaluate(model.worker(), reader, model.config(), 1).loss,
                  evaluate(merged.worker(), reader, merged.config(), 1).loss);

@@ -39,8 +39,8 @@ class MicroBatch {
   int64_t num_tokens() const { return static_cast<int64_t>(ids_.size()); }
 
  private:
-  int64_t step_;
-  int64_t first_sequence_;
+  int64_t step_ = 0;
+  int64_t first_sequence_ = 0;
   int64_t num_sequences_;
   int64_t sequence_length_;
   std::vector<int32_t> ids_, targets_, positions_;

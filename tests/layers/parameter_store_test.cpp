@@ -159,7 +159,11 @@ TEST(ParameterStore, PartsHaveTheNamesOfPublishedCheckpoints) {
             (Names{"mlp.gate_proj.weight", "mlp.up_proj.weight", "mlp.down_proj.weight"}));
   EXPECT_EQ(part_names(Ffn("mlp", {.hidden = 2, .width = 2, .activation = Activation::gelu})),
             (Names{"mlp.up_proj.weight", "mlp.down_proj.weight"}));
-  EXPECT_EQ(part_names(CausalAttention("self_attn", {.hidden = 2, .num_heads = 1, .num_kv_heads = 1, .head_dim = 2})),
+  EXPECT_EQ(part_names(CausalAttention("self_attn", {.hidden = 2,
+                                                     .num_heads = 1,
+                                                     .num_kv_heads = 1,
+                                                     .head_dim = 2,
+                                                     .rope = plain_rope(1e4, 2, RopeLayout::halves)})),
             (Names{"self_attn.q_proj.weight", "self_attn.k_proj.weight", "self_attn.v_proj.weight",
                    "self_attn.o_proj.weight"}));
   EXPECT_EQ(part_names(Norm("norm", {.kind = NormKind::rms, .hidden = 2})), (Names{"norm.weight"}));
