@@ -14,6 +14,7 @@
 #include "runtime/config/run_file.hpp"
 #include "runtime/observe/process_memory.hpp"
 #include "runtime/train/memory_plan.hpp"
+#include "runtime/train/signals.hpp"
 #include "runtime/train/trainer.hpp"
 
 namespace cadre {
@@ -78,6 +79,7 @@ void run_train(const Options& options, const Job& job) {
     return;
   }
   set_kernel_threads(static_cast<int>(config.compute.threads));
+  const StopSignals signals;
   job.on_ranks(options.ranks, [&](Communicator world) {
     print_banner(world, config);
     const MemoryReport memory(world, config, job.size() == 1 ? world.size() : 1);

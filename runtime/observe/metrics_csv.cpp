@@ -47,7 +47,8 @@ std::vector<Cell> cells_of(const Json& line) {
   return cells;
 }
 
-// The names of the columns are of no step, and stay.
+// The names of the columns are of no step, and stay. An evaluation, which alone has no second column, is made again by a
+// run that goes on from its step.
 int64_t step_of_row(const std::string& line, const std::string& where) {
   if (line.starts_with("step,")) return 0;
   int64_t step = 0;
@@ -55,7 +56,7 @@ int64_t step_of_row(const std::string& line, const std::string& where) {
   const auto [stop, error] = std::from_chars(line.data(), end, step);
   CADRE_CHECK(error == std::errc() && stop != end && *stop == ',', fmt::format("{} does not begin with a step", where),
               "remove that line, or move the file away; the run goes on without it");
-  return step;
+  return step + (stop + 1 != end && stop[1] == ',' ? 1 : 0);
 }
 
 std::vector<std::string> columns_in(const std::filesystem::path& path) {
@@ -74,6 +75,7 @@ MetricsCsv::MetricsCsv(const std::filesystem::path& path, int64_t resumed_step)
     : file_(path, resumed_step, step_of_row), columns_(columns_in(path)) {}
 
 void MetricsCsv::add(const Json& line) {
+  if (columns_.empty() && line.contains(kValidationLoss)) return;  // a step names the columns
   const std::vector<Cell> cells = cells_of(line);
   if (columns_.empty()) {
     for (const Cell& cell : cells) columns_.push_back(cell.first);

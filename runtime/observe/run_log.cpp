@@ -119,12 +119,13 @@ Json json_of(const StepRecord& record) {
           {"layers", layers_json(record)}};
 }
 
+// An evaluation belongs to what comes after the save of its step: a run that goes on from there makes it again.
 int64_t step_of(const std::string& line, const std::string& where) {
   const auto json = nlohmann::json::parse(line, /*cb=*/nullptr, /*allow_exceptions=*/false);
   CADRE_CHECK(json.is_object() && json.contains("step") && json["step"].is_number_integer(),
               fmt::format("{} is not a JSON object with an integer \"step\"", where),
               "remove that line, or move the file away; the run goes on without it");
-  return json["step"].get<int64_t>();
+  return json["step"].get<int64_t>() + (json.contains("validation_loss") ? 1 : 0);
 }
 
 // A lost line of text must not stop a run: what a terminal or a pipe does not take is dropped.

@@ -45,8 +45,8 @@ class RunLog {
  public:
   enum class Metrics { jsonl, jsonl_and_csv };
 
-  // Appends to out/metrics.jsonl, first cut back to steps below or at `resumed_step` (0: a fresh run starts empty). A
-  // last line that a crash tore is cut off too; any other damage is an error.
+  // Appends to out/metrics.jsonl, first cut back to steps below or at `resumed_step` (0: a fresh run starts empty) and
+  // evaluations below it. A last line that a crash tore is cut off too; any other damage is an error.
   RunLog(const std::filesystem::path& out, int64_t resumed_step, int64_t log_every, Metrics metrics = Metrics::jsonl);
 
   // A JSON line for every step; a line of text for the first, the last and each `log_every`th. Throws

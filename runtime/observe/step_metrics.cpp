@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The vector that is reduced: sums | expert counts [layers][E] | dropped [layers] | per rank: slots received of each layer,
-// bytes, step time, wait time. A rank writes its own places of the last and zeros elsewhere, so that the sum gathers.
+// bytes, step time, wait time | ranks that are asked to stop. A rank writes its own places of those per rank and zeros
+// elsewhere, so that the sum gathers.
 // Whole numbers below 2^53 stay exact in a double, in any order of additions.
 #include "runtime/observe/step_metrics.hpp"
 
@@ -37,6 +38,7 @@ std::vector<double> values_of(const LocalStep& local, size_t rank, size_t num_ra
     values.resize(first + num_ranks, 0.0);
     values[first + rank] = mine;
   }
+  values.push_back(local.stop_requested ? 1.0 : 0.0);
   return values;
 }
 
@@ -163,6 +165,7 @@ GlobalStep StepReduction::finish() const {
   global.device_bytes = totals.integers(num_ranks_);
   global.device_step_ms = totals.numbers(num_ranks_);
   global.device_wait_ms = totals.numbers(num_ranks_);
+  global.stop_requested = totals.number() > 0.0;
 
   global.slots_received = sum_of(global.device_slots);
   global.slots_dropped = sum_of(global.layer_dropped);

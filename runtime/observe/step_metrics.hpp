@@ -39,6 +39,7 @@ struct LocalStep {
   std::vector<std::vector<int64_t>> expert_counts;  // [mixture layers][E], by this rank's tokens; one E for all layers
   double last_step_ms = 0.0;  // of the step before: this one is not over when the reduction starts
   double last_wait_ms = 0.0;
+  bool stop_requested = false;
 };
 
 // The same over all ranks.
@@ -60,6 +61,7 @@ struct GlobalStep {
   std::vector<int64_t> device_bytes;                     // [ranks] of crossing_bytes
   std::vector<double> device_step_ms;                    // [ranks] of the step before
   std::vector<double> device_wait_ms;
+  bool stop_requested = false;  // on any rank
 
   double drop_rate() const;  // dropped / (planned + dropped)
   double drop_rate(size_t layer) const;

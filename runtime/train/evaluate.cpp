@@ -1,8 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "runtime/train/evaluate.hpp"
 
+#include <cmath>
+#include <optional>
+
 #include "runtime/config/task_config.hpp"
 #include "runtime/observe/step_metrics.hpp"
+#include "runtime/train/signals.hpp"
 
 namespace cadre {
 
@@ -36,10 +40,27 @@ Task<void> forward_here(Worker& worker, LaneContext& ctx, MicroBatch& micro_batc
   }
 }
 
+namespace {
+
+Evaluation given_up() {
+  Evaluation evaluation;
+  evaluation.loss = std::nan("");
+  evaluation.stop_requested = true;
+  return evaluation;
+}
+
+}  // namespace
+
 Evaluation evaluate(Worker& worker, const BatchReader& reader, const RunConfig& config, int64_t num_batches) {
   LocalStep local = empty_local_step(worker.model().config());
   const TrainConfig& train = config.train;
+  std::optional<StopVote> vote;  // under way while a batch is computed
   for (int64_t i = 0; i < num_batches * train.micro_batches; ++i) {
+    if (i % train.micro_batches == 0) {
+      if (vote) worker.await(vote->request());
+      if (vote && vote->stops()) return given_up();
+      vote.emplace(worker.world());
+    }
     const SequenceRange global = part_of({0, train.batch}, i % train.micro_batches, train.micro_batches);
     MicroBatch micro_batch(reader, i / train.micro_batches, part_of(global, worker.data_rank(), worker.grid().data),
                            config.data.sequence_length);
@@ -50,10 +71,12 @@ Evaluation evaluate(Worker& worker, const BatchReader& reader, const RunConfig& 
     Task<void> pass = forward_here(worker, ctx, micro_batch, static_cast<int>(i), local);
     worker.run(pass);
   }
+  if (vote) worker.await(vote->request());
+  local.stop_requested = stop_requested();
   StepReduction reduction(worker.world(), local);
   worker.await(reduction.request());
   GlobalStep global = reduction.finish();
-  return {global.loss, global.num_tokens, std::move(global.expert_counts)};
+  return {global.loss, global.num_tokens, std::move(global.expert_counts), global.stop_requested};
 }
 
 }  // namespace cadre

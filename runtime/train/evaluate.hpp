@@ -14,10 +14,12 @@ struct Evaluation {
   double loss = 0.0;  // mean nats a token
   int64_t num_tokens = 0;
   std::vector<std::vector<int64_t>> expert_counts;  // [mixture layers][E]
+  bool stop_requested = false;                      // by a signal to any rank
 };
 
 // Over the first `num_batches` global batches of train.batch sequences, cut in micro-batches as in training. Collective
-// over the world; the same on all ranks and for any number of them.
+// over the world; the same on all ranks and for any number of them. Given up once a rank is asked to stop: the loss is NaN
+// then, if batches are left.
 Evaluation evaluate(Worker& worker, const BatchReader& reader, const RunConfig& config, int64_t num_batches);
 
 // A micro-batch through those stages of the first route that are on this rank, from rows of the row before to rows of the

@@ -21,6 +21,7 @@
 #include "runtime/train/evaluate.hpp"
 #include "runtime/train/expert_placement.hpp"
 #include "runtime/train/memory_plan.hpp"
+#include "runtime/train/signals.hpp"
 #include "runtime/train/step.hpp"
 
 namespace cadre {
@@ -82,19 +83,31 @@ Trainer::Trainer(Communicator world, const RunConfig& config)
 void Trainer::run() {
   const TrainConfig& train = config_.train;
   const auto due = [&](int64_t every) { return every > 0 && steps_done_ % every == 0; };
-  while (steps_done_ < train.steps) {
+  const auto evaluation_due = [&] { return steps_done_ == train.steps || due(train.eval_every); };
+  // A save comes before the evaluation of its step; the run may have ended between the two.
+  if (steps_done_ > 0 && evaluation_due()) evaluate_and_log();
+  while (steps_done_ < train.steps && !stop_requested_) {
     const StepRecord record = step();
     if (log_) log_->step(record);
-    const bool last = steps_done_ == train.steps;
-    if (last || due(config_.checkpoint.every)) save();
-    if (last || due(train.eval_every)) {
-      const double loss = evaluate();
-      if (log_ && std::isfinite(loss)) log_->evaluation(steps_done_, loss);
-    }
+    stop_requested_ = record.global.stop_requested;
+    if (steps_done_ == train.steps || stop_requested_ || due(config_.checkpoint.every)) save();
+    if (!stop_requested_ && evaluation_due()) evaluate_and_log();
   }
+  if (stop_requested_) return stop();
   if (!log_) return;
   log_->summary();
   write_text_file(fs::path(config_.out) / "FINISHED", fmt::format("{}\n", steps_done_));
+}
+
+void Trainer::evaluate_and_log() {
+  const double loss = evaluate();
+  if (log_ && std::isfinite(loss)) log_->evaluation(steps_done_, loss);
+}
+
+void Trainer::stop() {
+  if (saved_step_ != steps_done_) save();
+  if (log_)
+    log_->note(fmt::format("stopped by a signal after step {}; the same command goes on from there", steps_done_));
 }
 
 StepWork Trainer::work_of_step() const {
@@ -208,6 +221,7 @@ StepRecord Trainer::step(StepWork work) {
   work.forwards_done = [&] {
     const int64_t reduction_begin_ns = trace_clock_ns();
     trace_switch({.step = work.step, .phase = "metrics"});
+    local.stop_requested = stop_requested();
     reduction.emplace(world, local);
     record.balance_ms += milliseconds(reduction_begin_ns);
   };
@@ -244,7 +258,9 @@ double Trainer::evaluate() {
   if (dataset_.validation.num_tokens() <= sequence_length) return std::nan("");
   const BatchReader reader(dataset_.validation, sequence_length, config_.train.batch,
                            static_cast<uint64_t>(config_.seed));
-  return cadre::evaluate(worker_, reader, config_, config_.train.eval_batches).loss;
+  const Evaluation evaluation = cadre::evaluate(worker_, reader, config_, config_.train.eval_batches);
+  stop_requested_ |= evaluation.stop_requested;
+  return evaluation.loss;
 }
 
 void Trainer::save() {
@@ -264,6 +280,7 @@ void Trainer::save() {
   state.manifest.config_hash = continuity_hash(config_);
   const fs::path path = save_checkpoint(ranks, checkpoint_root(config_), state, worker_.store(), optimizer_,
                                         static_cast<size_t>(config_.checkpoint.keep));
+  saved_step_ = steps_done_;
   if (log_) log_->note(fmt::format("saved {}", path.string()));
 }
 
@@ -274,7 +291,7 @@ void Trainer::resume() {
                 fmt::format("{} was saved with another model, seed, batch or sequence length", path.string()),
                 "go on with the configuration in its run.toml, choose another out=, or checkpoint.resume=never");
     const Manifest manifest = load_checkpoint(path, worker_.store(), &optimizer_);
-    steps_done_ = manifest.step;
+    steps_done_ = saved_step_ = manifest.step;
     check_stage(path, manifest);
   }
   check_agreement();

@@ -26,7 +26,8 @@ class Trainer {
   // so. Throws before the first step on anything that cannot run.
   Trainer(Communicator world, const RunConfig& config);
 
-  // Runs all steps that are left, then evaluates, saves and marks the run as finished.
+  // Runs all steps that are left, then evaluates, saves and marks the run as finished. When a rank was asked to stop
+  // (StopSignals), all ranks save after the same step and return, and the run is not marked.
   void run();
 
   // One optimiser step; the result is the same on all ranks.
@@ -47,6 +48,8 @@ class Trainer {
 
  private:
   void resume();
+  void evaluate_and_log();
+  void stop();
   std::filesystem::path agree_on_checkpoint();
   void check_agreement();
   void check_stage(const std::filesystem::path& path, const Manifest& manifest) const;
@@ -80,6 +83,8 @@ class Trainer {
   StepTracer tracer_;
   TraceScope trace_scope_;
   int64_t steps_done_ = 0;
+  int64_t saved_step_ = 0;
+  bool stop_requested_ = false;  // the same on all ranks
   double last_step_ms_ = 0.0;
   double last_wait_ms_ = 0.0;
   double loss_sum_ = 0.0;  // of this rank in the last step

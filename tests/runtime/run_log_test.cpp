@@ -221,7 +221,8 @@ TEST_F(RunLogTest, AResumedRunCutsBackAndAppends) {
   EXPECT_THAT(read_file(file_), StartsWith(first));
 }
 
-TEST_F(RunLogTest, AnEvaluationStaysWithItsStep) {
+// A checkpoint is older than the evaluation of its step.
+TEST_F(RunLogTest, TheEvaluationOfTheResumedStepIsMadeAgain) {
   printed_by([&] {
     RunLog log(out_.path(), 0, 1);
     for (int64_t step = 1; step <= 3; ++step) {
@@ -230,7 +231,7 @@ TEST_F(RunLogTest, AnEvaluationStaysWithItsStep) {
     }
   });
   run(3, 3);
-  EXPECT_THAT(steps_of(file_), ElementsAre(1, 1, 2, 2, 3));
+  EXPECT_THAT(steps_of(file_), ElementsAre(1, 1, 2, 3));
 }
 
 TEST_F(RunLogTest, ResumesWithoutAFile) {

@@ -1,0 +1,55 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "runtime/train/signals.hpp"
+
+#include <atomic>
+#include <span>
+#include <utility>
+
+#include "comm/base/check.hpp"
+
+namespace cadre {
+namespace {
+
+constexpr std::array kStopSignals = {SIGUSR1, SIGUSR2, SIGTERM};
+
+// A handler may touch nothing but what is lock-free.
+std::atomic<bool> g_stop_requested = false;
+static_assert(std::atomic<bool>::is_always_lock_free);
+
+extern "C" void request_stop(int /*signal*/) { g_stop_requested.store(true); }
+
+}  // namespace
+
+StopSignals::StopSignals() {
+  struct sigaction action = {};
+  action.sa_handler = request_stop;
+  action.sa_flags = SA_RESTART;  // a file that is being written is written to its end
+  sigemptyset(&action.sa_mask);
+  for (size_t i = 0; i < kStopSignals.size(); ++i) {
+    CADRE_CHECK(sigaction(kStopSignals[i], &action, &before_[i]) == 0,
+                fmt::format("signal {} cannot be handled", kStopSignals[i]));
+  }
+}
+
+StopSignals::~StopSignals() {
+  for (size_t i = 0; i < kStopSignals.size(); ++i) static_cast<void>(sigaction(kStopSignals[i], &before_[i], nullptr));
+  g_stop_requested.store(false);
+}
+
+bool stop_requested() { return g_stop_requested.load(); }
+
+StopVote::StopVote(const Communicator& world) : flag_(sizeof(double)) {
+  *flag_.as<double>() = stop_requested() ? 1.0 : 0.0;
+  request_ = world.all_reduce(std::span(flag_.as<double>(), 1), ReduceOp::max);
+}
+
+StopVote::~StopVote() {
+  if (!request_.done()) request_.own(std::move(flag_));
+}
+
+bool StopVote::stops() const {
+  CADRE_ASSERT(request_.done());
+  return *flag_.as<double>() > 0.0;
+}
+
+}  // namespace cadre

@@ -1,0 +1,49 @@
+// SPDX-License-Identifier: Apache-2.0
+// SIGUSR1, SIGUSR2 and SIGTERM ask a run to save and to stop: a time limit that comes near, a preemption, a user. They
+// may reach some ranks only, and each at another moment; so a rank never acts on its own flag but on what all agree on.
+// SIGCONT, which Slurm sends along, does nothing.
+#pragma once
+
+#include <array>
+#include <csignal>
+
+#include "comm/base/buffer.hpp"
+#include "comm/group/communicator.hpp"
+
+namespace cadre {
+
+// While one lives, these signals set the flag instead of ending the process. One a process; not for threads to share.
+class StopSignals {
+ public:
+  StopSignals();
+  ~StopSignals();  // as it was before; the flag is down
+  StopSignals(const StopSignals&) = delete;
+  StopSignals& operator=(const StopSignals&) = delete;
+
+ private:
+  std::array<struct sigaction, 3> before_{};
+};
+
+// Whether this process was asked to stop.
+bool stop_requested();
+
+// Whether any rank was asked, for loops that have no reduction of their own to carry the flag. Move-only. Given up before
+// the end, it leaves its memory to the transport.
+class StopVote {
+ public:
+  // Collective over `world`: takes the flag of this rank along.
+  explicit StopVote(const Communicator& world);
+  ~StopVote();
+  StopVote(StopVote&&) noexcept = default;
+  StopVote& operator=(StopVote&&) = delete;
+
+  Request& request() { return request_; }
+  // Only once the request is complete; the same on all ranks.
+  bool stops() const;
+
+ private:
+  Buffer flag_;  // one double
+  Request request_;
+};
+
+}  // namespace cadre

@@ -1,0 +1,135 @@
+// SPDX-License-Identifier: Apache-2.0
+// A signal to one rank stops all of them after the same step, with a checkpoint that goes on to the bit; also from inside
+// an evaluation.
+#include "runtime/train/signals.hpp"
+
+#include <gtest/gtest.h>
+#include <nlohmann/json.hpp>
+
+#include <csignal>
+#include <fstream>
+#include <optional>
+#include <utility>
+
+#include "comm/transport/wait.hpp"
+#include "runtime/train/trainer.hpp"
+#include "tests/support/files.hpp"
+#include "tests/support/ranks.hpp"
+#include "tests/support/small_runs.hpp"
+
+namespace cadre {
+namespace {
+
+namespace fs = std::filesystem;
+using test::RunFolder;
+using test::small_run;
+
+// What the run wrote down of each step and evaluation, by rank 0 alone.
+std::vector<std::pair<std::string, double>> logged(const RunConfig& config) {
+  std::ifstream file(fs::path(config.out) / "metrics.jsonl");
+  std::vector<std::pair<std::string, double>> lines;
+  for (std::string line; std::getline(file, line);) {
+    const auto json = nlohmann::json::parse(line);
+    const char* key = json.contains("loss") ? "loss" : "validation_loss";
+    lines.emplace_back(fmt::format("{} {}", key, json["step"].get<int>()), json[key].get<double>());
+  }
+  return lines;
+}
+
+bool is_finished(const RunConfig& config) { return fs::exists(fs::path(config.out) / "FINISHED"); }
+
+// The run that nobody stops.
+std::vector<std::pair<std::string, double>> whole_run(const Communicator& world, RunConfig config) {
+  config.out += ".whole";
+  Trainer(world.duplicate("whole"), config).run();
+  return world.rank() == 0 ? logged(config) : std::vector<std::pair<std::string, double>>{};
+}
+
+void meet(const Communicator& world) {
+  Request all_here = world.barrier();
+  wait(all_here);
+}
+
+RunConfig run_of_six_steps(const RunFolder& folder) {
+  RunConfig config = small_run(folder.path());
+  config.train.steps = 6;
+  config.train.eval_every = 2;
+  config.log.every = 100;
+  config.checkpoint.resume = "auto";
+  config.exchange.strategy = "flat";
+  return config;
+}
+
+TEST(StopSignals, raise_a_flag_and_leave_no_trace) {
+  if (test::runs_under_mpi()) GTEST_SKIP() << "one process is enough";
+  EXPECT_FALSE(stop_requested());
+  for (const int signal : {SIGUSR1, SIGUSR2, SIGTERM}) {
+    const StopSignals signals;
+    EXPECT_EQ(std::raise(SIGCONT), 0);
+    EXPECT_FALSE(stop_requested()) << "SIGCONT is no request";
+    EXPECT_EQ(std::raise(signal), 0);
+    EXPECT_TRUE(stop_requested()) << signal;
+  }
+  EXPECT_FALSE(stop_requested());
+  struct sigaction now = {};
+  ASSERT_EQ(sigaction(SIGTERM, nullptr, &now), 0);
+  EXPECT_EQ(now.sa_handler, SIG_DFL);
+}
+
+// Takes the signal before its first step. Under MPI only the last rank gets it; ranks of threads share the flag, and look
+// at it when they come by. How many steps are done when it stops.
+int64_t run_until_signal(const Communicator& world, const RunConfig& config) {
+  std::optional<StopSignals> signals;
+  if (test::runs_under_mpi() || world.rank() == 0) signals.emplace();
+  meet(world);
+  Trainer trainer(world.duplicate("stopped"), config);
+  const bool is_last = world.rank() == world.size() - 1;
+  EXPECT_EQ(is_last ? std::raise(SIGUSR1) : 0, 0);
+  meet(world);
+  trainer.run();
+  meet(world);
+  return trainer.steps_done();
+}
+
+TEST(StopSignals, all_ranks_save_after_the_same_step_and_go_on_with_the_same_bits) {
+  test::on_ranks(
+      [](Communicator& world) {
+        const RunFolder folder(world);
+        const RunConfig config = run_of_six_steps(folder);
+        const auto expected = whole_run(world, config);
+        EXPECT_EQ(run_until_signal(world, config), 1);
+        EXPECT_EQ(run_until_signal(world, config), 2);
+        // An evaluation is due after step 2, and given up.
+        EXPECT_EQ(run_until_signal(world, config), 2);
+        EXPECT_FALSE(is_finished(config));
+        meet(world);
+        Trainer(world.duplicate("resumed"), config).run();
+        if (world.rank() != 0) return;
+        EXPECT_TRUE(is_finished(config));
+        ASSERT_EQ(expected.size(), 9U) << "six steps, three evaluations";
+        EXPECT_EQ(logged(config), expected);
+      },
+      {1, 2, 3});
+}
+
+// The last evaluation is not lost either: without it the run is not finished.
+TEST(StopSignals, a_run_that_is_stopped_after_its_last_step_is_evaluated_by_the_next_one) {
+  test::on_ranks(
+      [](Communicator& world) {
+        const RunFolder folder(world);
+        RunConfig config = run_of_six_steps(folder);
+        config.train.steps = 1;
+        EXPECT_EQ(run_until_signal(world, config), 1);
+        EXPECT_FALSE(is_finished(config));
+        meet(world);
+        Trainer(world.duplicate("resumed"), config).run();
+        if (world.rank() != 0) return;
+        EXPECT_TRUE(is_finished(config));
+        ASSERT_EQ(logged(config).size(), 2U);
+        EXPECT_EQ(logged(config).back().first, "validation_loss 1");
+      },
+      {2});
+}
+
+}  // namespace
+}  // namespace cadre
