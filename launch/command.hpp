@@ -34,5 +34,6 @@ Command score_command();
 Command bench_command();
 Command plan_command();
 Command report_command();
+Command doctor_command();
 
 }  // namespace cadre

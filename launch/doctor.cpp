@@ -1,0 +1,275 @@
+// SPDX-License-Identifier: Apache-2.0
+// cadre doctor: what this program was built with, what it finds on every host of the job, and for each trouble the line
+// that mends it. Finds no trouble where there is none to mend: what a machine does not have is told, not held against it.
+#include <fmt/format.h>
+#include <sys/resource.h>
+#include <sys/statvfs.h>
+
+#include <algorithm>
+#include <array>
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "comm/group/topology.hpp"
+#include "comm/progress/progress_thread.hpp"
+#include "comm/transport/mpi.hpp"
+#include "comm/transport/wait.hpp"
+#include "launch/binding.hpp"
+#include "launch/command.hpp"
+#include "layers/kernels/cpu_products.hpp"
+
+namespace cadre {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr int64_t kMiB = int64_t{1} << 20;
+// Open MPI keeps some 4 MiB a rank in /dev/shm; windows for rows of tens of thousands of tokens need more.
+constexpr int64_t kShmBytesPerRank = 64 * kMiB;
+constexpr int64_t kLockedBytes = 64 * kMiB;  // for an RDMA adapter to register buffers
+
+struct Options {
+  int64_t threads = 1;
+  int64_t ranks = 0;
+};
+
+// What a rank finds on its host; travels between ranks as bytes.
+struct HostFacts {
+  int64_t shm_bytes = 0;  // 0: no /dev/shm
+  int64_t shm_free_bytes = 0;
+  int64_t lockable_bytes = 0;
+  int32_t num_adapters = 0;  // InfiniBand and RoCE
+  int32_t num_gpus = 0;
+  int32_t openmp_threads = 0;  // OMP_NUM_THREADS; 0 when it is not set
+  std::array<char, 28> launcher{};
+};
+
+int32_t entries_of(const fs::path& folder) {
+  std::error_code error;
+  int32_t count = 0;
+  for (fs::directory_iterator entry(folder, error), end; !error && entry != end; entry.increment(error)) ++count;
+  return count;
+}
+
+// SLURM_PROCID last: inside a batch job mpirun's ranks have it too, all the same one.
+const char* launcher_of_process() {
+  const auto is_set = [](const char* name) { return std::getenv(name) != nullptr; };
+  if (is_set("OMPI_COMM_WORLD_SIZE") && is_set("PMIX_RANK") && !is_set("SLURM_STEP_NUM_TASKS")) return "mpirun";
+  if (is_set("OMPI_COMM_WORLD_SIZE")) return "mpirun in a Slurm job";
+  if (is_set("SLURM_STEP_NUM_TASKS") && is_set("SLURM_PROCID")) return "srun";
+  if (is_set("PMI_SIZE")) return "mpiexec (hydra)";
+  return "none";
+}
+
+HostFacts find_facts() {
+  HostFacts facts;
+  struct statvfs shm = {};
+  if (statvfs("/dev/shm", &shm) == 0) {
+    facts.shm_bytes = static_cast<int64_t>(shm.f_blocks * shm.f_frsize);
+    facts.shm_free_bytes = static_cast<int64_t>(shm.f_bavail * shm.f_frsize);
+  }
+  struct rlimit locked = {};
+  if (getrlimit(RLIMIT_MEMLOCK, &locked) == 0) {
+    facts.lockable_bytes = static_cast<int64_t>(std::min<rlim_t>(locked.rlim_cur, INT64_MAX));
+  }
+  facts.num_adapters = entries_of("/sys/class/infiniband");
+  facts.num_gpus = entries_of("/proc/driver/nvidia/gpus");
+  if (const char* threads = std::getenv("OMP_NUM_THREADS")) facts.openmp_threads = std::atoi(threads);
+  std::string_view(launcher_of_process()).copy(facts.launcher.data(), facts.launcher.size() - 1);
+  return facts;
+}
+
+std::vector<HostFacts> gather_facts(const Communicator& world) {
+  const HostFacts mine = find_facts();
+  std::vector<HostFacts> all(static_cast<size_t>(world.size()));
+  Request gathered = world.all_gather(std::span<const HostFacts>(&mine, 1), std::span(all));
+  wait(gathered);
+  return all;
+}
+
+// "^ucx" when a file of parameters or the environment switches UCX off; else what chooses Open MPI's layer, or "".
+std::string pml_choice() {
+  if (const char* variable = std::getenv("OMPI_MCA_pml")) return variable;
+  std::ifstream file("/etc/openmpi/openmpi-mca-params.conf");
+  for (std::string line; std::getline(file, line);) {
+    std::erase(line, ' ');
+    if (line.starts_with("pml=")) return line.substr(4);
+  }
+  return "";
+}
+
+bool ucx_is_off(const std::string& choice) {
+  return choice.starts_with('^') ? choice.find("ucx") != std::string::npos
+                                 : !choice.empty() && choice.find("ucx") == std::string::npos;
+}
+
+bool has_ucx() {
+  for (const char* folder : {"/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu", "/usr/lib64", "/usr/lib"}) {
+    if (fs::exists(fs::path(folder) / "libucp.so.0")) return true;
+  }
+  return false;
+}
+
+// What rank 0 knows of the job.
+struct Findings {
+  Topology topology;
+  std::vector<Binding> bindings;  // [ranks]
+  std::vector<HostFacts> facts;   // [ranks]
+  std::string no_spare_cpu;       // why no progress thread runs; else empty
+  bool is_mpi = true;             // else ranks are threads
+  int64_t threads = 1;
+};
+
+class Troubles {
+ public:
+  void add(const std::string& what, const std::string& mend) {
+    text_ += fmt::format("TROUBLE {}\n   mend {}\n", what, mend);
+    ++count_;
+  }
+  void print() const {
+    fmt::print("{}{}\n", text_, count_ == 0 ? "no trouble found" : fmt::format("troubles found: {}", count_));
+  }
+
+ private:
+  std::string text_;
+  int count_ = 0;
+};
+
+void print_build(const Findings& findings) {
+  const auto made = [](Precision precision) { return make_onednn_products(precision) != nullptr; };
+  fmt::print("cadre {}\n", CADRE_VERSION);
+  fmt::print(
+      "  products  OpenBLAS, {}; bf16 {}\n", made(Precision::fp32) ? "oneDNN" : "no oneDNN",
+      made(Precision::bf16) ? "in hardware" : "rounded, as slow as fp32: no oneDNN, or no such instructions here");
+  fmt::print("  mpi       {}, thread level {}\n", mpi_library_version(), mpi_thread_level());
+  fmt::print("  ucx       {}{}\n", has_ucx() ? "installed" : "not installed",
+             has_ucx() && ucx_is_off(pml_choice()) ? ", switched off (pml = " + pml_choice() + ")" : "");
+  const std::string launcher = findings.facts.front().launcher.data();
+  fmt::print("  launcher  {}, ranks {}{}\n", launcher, findings.topology.num_ranks(),
+             findings.is_mpi ? "" : " as threads of one process");
+}
+
+int first_rank_of(const Topology& topology, int host) {
+  return static_cast<int>(std::ranges::find(topology.host_of_rank, host) - topology.host_of_rank.begin());
+}
+
+void print_host(const Findings& findings, int host) {
+  const Topology& topology = findings.topology;
+  const auto first = static_cast<size_t>(first_rank_of(topology, host));
+  const HostFacts& facts = findings.facts[first];
+  fmt::print("{}", host_line(topology, findings.bindings, host));
+  fmt::print("            cores {}, local ranks {}, /dev/shm {} MiB with {} free, RDMA adapters {}, GPUs {}\n",
+             findings.bindings[first].num_cores, topology.ranks_on_host(host), facts.shm_bytes / kMiB,
+             facts.shm_free_bytes / kMiB, facts.num_adapters, facts.num_gpus);
+}
+
+// Ranks that are bound, and share what they are bound to, on a host with cores to spare.
+bool is_bound_together(const Findings& findings, int host) {
+  const Topology& topology = findings.topology;
+  std::vector<std::string> cpus;
+  for (int rank = 0; rank < topology.num_ranks(); ++rank) {
+    if (topology.host_of_rank[static_cast<size_t>(rank)] != host) continue;
+    cpus.emplace_back(findings.bindings[static_cast<size_t>(rank)].cpus.data());
+  }
+  std::ranges::sort(cpus);
+  const auto is_one_cpu = [](const std::string& list) { return list.find_first_of(",-") == std::string::npos; };
+  const auto shared = std::ranges::adjacent_find(cpus);
+  return shared != cpus.end() && is_one_cpu(*shared);
+}
+
+void look_at_host(const Findings& findings, int host, Troubles& troubles) {
+  const auto first = static_cast<size_t>(first_rank_of(findings.topology, host));
+  const std::string& name = findings.topology.host_names[static_cast<size_t>(host)];
+  const int num_ranks = findings.topology.ranks_on_host(host);
+  const HostFacts& facts = findings.facts[first];
+  const int num_cores = findings.bindings[first].num_cores;
+  if (num_cores > 0 && num_ranks * findings.threads > num_cores) {
+    troubles.add(
+        fmt::format("{}: cores {}, fewer than ranks {} x threads {}", name, num_cores, num_ranks, findings.threads),
+        "fewer ranks or compute.threads; where it must be: mpirun --mca mpi_yield_when_idle 1");
+  } else if (findings.is_mpi && is_bound_together(findings, host)) {
+    troubles.add(fmt::format("{}: several ranks are bound to the same cpu", name),
+                 "mpirun --map-by slot:PE=THREADS --bind-to core, or srun --cpus-per-task=THREADS");
+  }
+  if (facts.openmp_threads == 0 && num_ranks > 1) {
+    troubles.add(
+        fmt::format("{}: OMP_NUM_THREADS is not set, libraries may start a thread for every core", name),
+        fmt::format("export OMP_NUM_THREADS={0} OPENBLAS_NUM_THREADS={0} (mpirun: -x each)", findings.threads));
+  }
+  if (findings.is_mpi && num_ranks > 1 && facts.shm_free_bytes < num_ranks * kShmBytesPerRank) {
+    troubles.add(fmt::format("{}: /dev/shm has {} MiB free for {} ranks", name, facts.shm_free_bytes / kMiB, num_ranks),
+                 fmt::format("mount -o remount,size={}M /dev/shm; containers: --shm-size; old segments: rm "
+                             "/dev/shm/vader_segment.*",
+                             (facts.shm_bytes - facts.shm_free_bytes + num_ranks * kShmBytesPerRank) / kMiB));
+  }
+  if (facts.num_adapters == 0 || findings.topology.num_hosts() == 1) return;
+  if (ucx_is_off(pml_choice())) {
+    troubles.add(fmt::format("{} has an RDMA adapter, and UCX is switched off", name),
+                 "export OMPI_MCA_pml=ucx, as launch/mpirun/ucx.sh does");
+  }
+  if (facts.lockable_bytes < kLockedBytes) {
+    troubles.add(fmt::format("{}: only {} MiB may be locked for RDMA", name, facts.lockable_bytes / kMiB),
+                 "ulimit -l unlimited (limits.conf, or LimitMEMLOCK of slurmd)");
+  }
+}
+
+void look_at_job(const Findings& findings, Troubles& troubles) {
+  if (findings.is_mpi && mpi_thread_level() != "multiple") {
+    troubles.add(fmt::format("thread level {}: no progress thread", mpi_thread_level()),
+                 "an MPI built with thread support, or exchange.progress=poll");
+  }
+  const char* allocated = std::getenv("SLURM_NTASKS");
+  if (allocated != nullptr && std::atoi(allocated) > 1 && findings.topology.num_ranks() == 1) {
+    troubles.add(fmt::format("a Slurm job of {} tasks, and this is one process", allocated),
+                 "srun --mpi=pmix cadre ..., or mpirun cadre ...");
+  }
+  if (std::getenv("SLURM_CPUS_PER_TASK") != nullptr && std::getenv("SRUN_CPUS_PER_TASK") == nullptr) {
+    troubles.add("srun does not take --cpus-per-task from the job since Slurm 22.05",
+                 "export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK, as launch/slurm/env.sh does");
+  }
+}
+
+void print_findings(const Findings& findings) {
+  print_build(findings);
+  Troubles troubles;
+  look_at_job(findings, troubles);
+  for (int host = 0; host < findings.topology.num_hosts(); ++host) {
+    print_host(findings, host);
+    look_at_host(findings, host, troubles);
+  }
+  fmt::print("  progress  {}\n", findings.no_spare_cpu.empty() ? "a thread can drive MPI: every rank has a cpu to spare"
+                                                               : fmt::format("by polls: {}", findings.no_spare_cpu));
+  troubles.print();
+}
+
+void run_doctor(const Options& options, const Job& job) {
+  job.on_ranks(options.ranks, [&](const Communicator& world) {
+    Findings findings;
+    findings.topology = discover_topology(world);
+    findings.bindings = gather_bindings(world);
+    findings.facts = gather_facts(world);
+    findings.no_spare_cpu = find_spare_cpu(world, static_cast<int>(options.threads)).why_not;
+    findings.is_mpi = options.ranks == 0;
+    findings.threads = options.threads;
+    if (world.rank() == 0) print_findings(findings);
+  });
+}
+
+}  // namespace
+
+Command doctor_command() {
+  const auto options = std::make_shared<Options>();
+  return {.name = "doctor",
+          .summary = "tells what was built in, what each host of the job has, and how to mend what is wrong",
+          .options = {{"threads", &options->threads, at_least(1), "compute.threads of the runs to come"},
+                      ranks_option(options->ranks)},
+          .run = [options](const Job& job) { run_doctor(*options, job); }};
+}
+
+}  // namespace cadre

@@ -1,0 +1,94 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+# launch/supervise: a job that loses a rank, a job that loses a host too, one that cannot run, one that is asked to stop.
+# Usage: supervise_test.sh CADRE
+# shellcheck source=tests/launch/common.sh
+source "$(dirname "$0")/common.sh" "$1"
+
+supervise=$(dirname "$0")/../../launch/supervise
+export CADRE=$program
+run=("$folder/run.toml" train.steps=100 train.eval_every=0 checkpoint.every=20 exchange.strategy=flat)
+
+# supervised OUT OPTION...: in the background; $supervisor is its process.
+supervised() {
+  out=$1
+  "$supervise" "${@:2}" "${run[@]}" "out=$out" >"$output" 2>&1 &
+  supervisor=$!
+}
+
+# until_saved: waits until there is something to go on from.
+until_saved() {
+  local tries
+  for ((tries = 0; tries < 600; ++tries)); do
+    if [[ -e $out/checkpoints/latest ]]; then return; fi
+    sleep 0.1
+  done
+  fail "no checkpoint"
+}
+
+kill_a_rank() {
+  local launcher_pid
+  launcher_pid=$(pgrep -P "$supervisor" -x mpirun)
+  kill -KILL "$(pgrep -P "$launcher_pid" | tail -n 1)"
+}
+
+ends_with() {
+  code=0
+  wait "$supervisor" || code=$?
+  ((code == $1)) || fail "exit code $code, not $1"
+}
+
+losses() { grep -o '"loss":[0-9.e+-]*' "$1/metrics.jsonl" | cut -d: -f2; }
+
+supervised "$folder/whole" --ranks 2
+ends_with 0
+(($(losses "$out" | wc -l) == 100)) || fail "not 100 losses"
+
+supervised "$folder/killed" --ranks 2
+until_saved
+kill_a_rank
+ends_with 0
+says "restart 1 of 3" "resumed after step"
+[[ -e $out/FINISHED ]] || fail "no FINISHED"
+cmp <(losses "$folder/whole") <(losses "$out") >&2 || fail "the losses differ"
+
+# The second of two hosts is gone with its rank. Both are this machine, under two names.
+cat >"$folder/hosts" <<END
+localhost
+$(hostname)
+END
+cat >"$folder/check" <<END
+#!/bin/sh
+[ ! -e "$folder/gone" ] || [ "\$1" = localhost ]
+END
+chmod +x "$folder/check"
+export CADRE_HOST_CHECK=$folder/check
+supervised "$folder/fewer" --hostfile "$folder/hosts"
+until_saved
+touch "$folder/gone"
+kill_a_rank
+ends_with 0
+says "starting on 2 ranks" "$(hostname) does not answer: left out" "starting on 1 ranks" "resumed after step"
+# Sums over ranks in another order: what is promised of the number of ranks.
+paste <(losses "$folder/whole") <(losses "$out") |
+  awk 'NF != 2 || ($1 - $2)^2 > (1e-5 * $1)^2 { exit 1 }' || fail "the losses depend on the number of ranks"
+supervised "$folder/none" --hostfile "$folder/hosts" --multiple-of 2 --restarts 0
+ends_with 3
+says "have not 2 slots"
+
+# What would fail again is not started again; what fails always, as often as said.
+supervised "$folder/refused" --ranks 2 train.stpes=1
+ends_with 2
+if grep -q "restart" "$output"; then fail "started again after an error of input"; fi
+printf '#!/bin/sh\nexit 7\n' >"$folder/dies"
+chmod +x "$folder/dies"
+CADRE=$folder/dies supervised "$folder/dead" --ranks 2 --restarts 2
+ends_with 7
+says "exit code 7 after 2 restarts: giving up"
+
+supervised "$folder/stopped" --ranks 2
+until_saved
+kill -TERM "$supervisor"
+ends_with 0
+says "stopped by a signal after step"
+[[ ! -e $out/FINISHED ]] || fail "FINISHED after a signal"
