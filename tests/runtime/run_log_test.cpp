@@ -340,6 +340,24 @@ TEST_F(RunLogTest, WritesATableWithTheSameColumns) {
   EXPECT_EQ(lines_of(file_).size(), 6U);
 }
 
+TEST_F(RunLogTest, ATableHasTheEvaluationOfTheResumedStepOnce) {
+  printed_by([&] {
+    RunLog log(out_.path(), 2, 1, RunLog::Metrics::jsonl_and_csv);
+    log.evaluation(2, 1.0);  // made again before a step has named the columns
+    log.step(example(3));
+    log.evaluation(3, 1.25);
+  });
+  printed_by([&] {
+    RunLog log(out_.path(), 3, 1, RunLog::Metrics::jsonl_and_csv);
+    log.evaluation(3, 1.25);
+  });
+  const std::vector<std::string> lines = text_lines(out_ / "metrics.csv");
+  ASSERT_EQ(lines.size(), 3U);  // names, step 3, its evaluation
+  EXPECT_EQ(cells_of(lines[2]).front(), "3");
+  EXPECT_EQ(cells_of(lines[2]).back(), "1.25");
+  EXPECT_GT(cells_of(lines[0]).size(), 10U);
+}
+
 TEST_F(RunLogTest, ATableThatWasEditedByHandIsNamed) {
   write_file(out_ / "metrics.csv", "step,loss\n1,2\nx,3\n");
   EXPECT_THAT(error_of([&] { RunLog(out_.path(), 4, 1, RunLog::Metrics::jsonl_and_csv); }),
