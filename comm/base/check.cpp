@@ -2,12 +2,28 @@
 #include "comm/base/check.hpp"
 
 #include <string_view>
-#include <utility>
 
 namespace cadre {
+namespace {
 
-Error::Error(ErrorKind kind, std::string text, std::string hint, std::source_location where)
-    : kind_(kind), text_(std::move(text)), hint_(std::move(hint)) {
+// Whatever a file or an argument put into a message, it stays one line and moves no cursor.
+std::string one_line(const std::string& text) {
+  std::string line;
+  for (const char c : text) {
+    const auto byte = static_cast<unsigned char>(c);
+    if (byte < 0x20 || byte == 0x7f) {
+      line += fmt::format("\\x{:02x}", byte);
+    } else {
+      line += c;
+    }
+  }
+  return line;
+}
+
+}  // namespace
+
+Error::Error(ErrorKind kind, const std::string& text, const std::string& hint, std::source_location where)
+    : kind_(kind), text_(one_line(text)), hint_(one_line(hint)) {
   full_ = text_;
   if (!hint_.empty()) full_ += " (hint: " + hint_ + ")";
   if (kind_ == ErrorKind::internal) {

@@ -23,10 +23,10 @@ enum class ErrorKind {
   internal,     // a mistake of ours
 };
 
-// What and where in one line, and a hint that says what to do.
+// What and where in one line, and a hint that says what to do. Control characters in either are shown as \xNN.
 class Error : public std::exception {
  public:
-  Error(ErrorKind kind, std::string text, std::string hint = {},
+  Error(ErrorKind kind, const std::string& text, const std::string& hint = {},
         std::source_location where = std::source_location::current());
 
   const char* what() const noexcept override { return full_.c_str(); }
