@@ -6,12 +6,9 @@
 #include <cstring>
 
 #include "comm/base/check.hpp"
-#include "comm/wire/fp8.hpp"
 
 namespace cadre {
 namespace {
-
-constexpr float kSmallestAmax = 1e-4F;
 
 int64_t num_tiles(int64_t width) { return (width + kFp8TileChannels - 1) / kFp8TileChannels; }
 
@@ -39,9 +36,9 @@ void encode_fp8(const T* values, int64_t width, std::byte* wire) {
   for (int64_t tile = 0; tile < num_tiles(width); ++tile) {
     const int64_t first = tile * kFp8TileChannels;
     const int64_t last = std::min(width, first + kFp8TileChannels);
-    float amax = kSmallestAmax;
+    float amax = 0.0F;
     for (int64_t i = first; i < last; ++i) amax = std::max(amax, std::fabs(static_cast<float>(values[i])));
-    const float scale = amax / kFp8Max;
+    const float scale = fp8_scale(amax, Fp8Scale::fp32);
     std::memcpy(scales + static_cast<size_t>(tile) * sizeof scale, &scale, sizeof scale);
     for (int64_t i = first; i < last; ++i) codes[i] = to_fp8(static_cast<float>(values[i]) / scale);
   }

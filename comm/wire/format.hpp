@@ -7,6 +7,7 @@
 #include <string_view>
 
 #include "comm/base/dtype.hpp"
+#include "comm/wire/fp8.hpp"
 
 namespace cadre {
 
@@ -16,8 +17,6 @@ enum class Wire : uint8_t { same, bf16, fp8 };
 
 std::string_view name_of(Wire wire);  // "fp32", "bf16", "fp8"
 Wire wire_named(std::string_view name);
-
-inline constexpr int64_t kFp8TileChannels = 128;
 
 struct RowFormat {
   DType dtype = DType::f32;

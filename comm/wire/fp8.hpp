@@ -10,6 +10,22 @@ namespace cadre {
 
 inline constexpr float kFp8Max = 448.0F;
 
+// Values that share a scale: the 128 channels of a tile, the 128 x 128 elements of a block of a weight.
+inline constexpr int64_t kFp8TileChannels = 128;
+
+// What a scale may be: any float, or, as E8M0 holds it, the next power of two.
+enum class Fp8Scale : uint8_t { fp32, ue8m0 };
+
+// Of values whose largest magnitude is `amax`: max(amax, 1e-4) / 448, or 2^ceil(log2) of that (DeepSeek-V3, arXiv
+// 2412.19437, section 3.3.2). NaN stays NaN.
+inline float fp8_scale(float amax, Fp8Scale kind) {
+  const float scale = (amax < 1e-4F ? 1e-4F : amax) / kFp8Max;
+  if (kind == Fp8Scale::fp32) return scale;
+  const auto bits = std::bit_cast<uint32_t>(scale);
+  if (bits >= 0x7f800000U) return scale;
+  return std::bit_cast<float>((bits + 0x7fffffU) & 0x7f800000U);
+}
+
 // Round to nearest, ties to even; beyond 448 saturates; NaN stays NaN.
 inline uint8_t to_fp8(float value) {
   const auto bits = std::bit_cast<uint32_t>(value);

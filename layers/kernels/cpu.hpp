@@ -17,11 +17,13 @@ namespace cadre {
 class CpuKernels final : public Kernels {
  public:
   // `fp32`: the same with products in fp32; null where these are.
-  explicit CpuKernels(std::unique_ptr<WeightProducts> products, std::unique_ptr<CpuKernels> fp32 = nullptr)
-      : products_(std::move(products)), fp32_(std::move(fp32)) {}
+  explicit CpuKernels(std::unique_ptr<WeightProducts> products, std::unique_ptr<CpuKernels> fp32 = nullptr,
+                      bool in_fp8 = false)
+      : products_(std::move(products)), fp32_(std::move(fp32)), in_fp8_(in_fp8) {}
 
   std::string_view name() const override { return "cpu"; }
   const Kernels& fp32() const override { return fp32_ ? *fp32_ : *this; }
+  const Kernels& without_fp8() const override { return in_fp8_ ? fp32() : *this; }
 
   // cpu.cpp
   void linear(const Tensor& x, const Parameter& weight, const Tensor& y) const override;
@@ -96,6 +98,7 @@ class CpuKernels final : public Kernels {
  private:
   std::unique_ptr<WeightProducts> products_;
   std::unique_ptr<CpuKernels> fp32_;
+  bool in_fp8_;
 };
 
 namespace cpu {

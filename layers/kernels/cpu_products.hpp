@@ -5,6 +5,7 @@
 
 #include <memory>
 
+#include "comm/wire/fp8.hpp"
 #include "layers/kernels/kernels.hpp"
 
 namespace cadre {
@@ -27,6 +28,9 @@ std::unique_ptr<WeightProducts> make_bf16_products();
 // bf16 on any CPU: operands are rounded to bf16 and multiplied by OpenBLAS in fp32. A product of two bf16 is exact in
 // fp32, so this differs from bf16 instructions in the order of additions only; it is no faster than fp32.
 std::unique_ptr<WeightProducts> make_rounded_products();
+
+// Operands in fp8 E4M3 with scales by tile and block, sums in fp32 (see the file).
+std::unique_ptr<WeightProducts> make_fp8_products(Fp8Scale kind);
 
 // oneDNN with operands in `precision`; null where the build has no oneDNN or this CPU no such instructions.
 std::unique_ptr<WeightProducts> make_onednn_products(Precision precision);

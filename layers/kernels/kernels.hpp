@@ -77,6 +77,8 @@ class Kernels {
   virtual std::string_view name() const = 0;
   // The same back end with its products in fp32, whatever its own precision is.
   virtual const Kernels& fp32() const { return *this; }
+  // The same back end for products that are never in fp8, as those of the head: fp32 instead of it.
+  virtual const Kernels& without_fp8() const { return *this; }
 
   // --- products with a weight W [N,K] -----------------------------------------------------------------------------
   // y[T,N] = x[T,K] W^T
@@ -182,12 +184,15 @@ class Kernels {
                      const Tensor& v) const = 0;
 };
 
-enum class Precision { fp32, bf16 };  // of the products with weights; everything else is fp32
+// Of the products with weights; everything else is fp32. fp8 is E4M3 with one scale for 1 x 128 values of a row and for
+// 128 x 128 of a weight, a power of two in fp8_ue8m0, and sums in fp32 (DeepSeek-V3, arXiv 2412.19437, section 3.3).
+enum class Precision { fp32, bf16, fp8, fp8_ue8m0 };
 
 // Plain loops, accumulation in fp64; f32 and f64 tensors. The oracle of every kernel test.
 std::unique_ptr<Kernels> make_reference_kernels();
 // Vector code, OpenBLAS, and oneDNN where it was found; f32 tensors. On a CPU without bf16 products bf16 rounds the
-// operands and multiplies in fp32: the same numbers but for the order of additions, and no gain in speed.
+// operands and multiplies in fp32: the same numbers but for the order of additions, and no gain in speed. fp8 is
+// emulated exactly, and slower than either.
 // In fp32, weights that do not train are multiplied from packed copies where that is faster, unless `packed` is never: then
 // every product has the bits that it has in training.
 enum class PackedWeights { where_faster, never };

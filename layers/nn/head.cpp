@@ -16,7 +16,7 @@ Head::Head(const std::string& prefix, int64_t hidden, int64_t vocabulary, double
 
 Tensor Head::logits(Context& ctx, const Tensor& x) const {
   const Tensor logits = ctx.arena.take("head", ctx.dtype, {x.dim(0), weight_.value.dim(0)});
-  ctx.kernels.linear(x, weight_, logits);
+  ctx.kernels.without_fp8().linear(x, weight_, logits);
   return logits;
 }
 
@@ -32,13 +32,13 @@ Tensor Head::forward(Context& ctx, const Tensor& x, const Tensor& targets, Saved
 Tensor Head::input_grad(Context& ctx, Saved& saved, double scale) const {
   ctx.kernels.cross_entropy_grad(saved.logits, saved.targets, scale, saved.logits);
   const Tensor dx = ctx.arena.take("head", ctx.dtype, {saved.logits.dim(0), weight_.value.dim(1)});
-  ctx.kernels.linear_input_grad(saved.logits, weight_, dx, Accumulate::no);
+  ctx.kernels.without_fp8().linear_input_grad(saved.logits, weight_, dx, Accumulate::no);
   return dx;
 }
 
 void Head::weight_grad(Context& ctx, const Saved& saved) {
   write_grad(weight_, [&](Accumulate accumulate) {
-    ctx.kernels.linear_weight_grad(saved.x, saved.logits, weight_.grad, accumulate);
+    ctx.kernels.without_fp8().linear_weight_grad(saved.x, saved.logits, weight_.grad, accumulate);
   });
 }
 

@@ -100,7 +100,9 @@ std::vector<Section> sections_of(RunConfig& c) {
        }},
       {"compute",
        {
-           {"precision", &c.compute.precision, one_of({"fp32", "bf16"}), "of products with weights"},
+           {"precision", &c.compute.precision, one_of({"fp32", "bf16", "fp8"}), "of products with weights"},
+           {"fp8_scale", &c.compute.fp8_scale, one_of({"fp32", "ue8m0"}),
+            "of a tile or block in fp8; ue8m0: the next power of two"},
            {"threads", &c.compute.threads, at_least(1), "BLAS threads of a rank"},
        }},
       {"checkpoint",

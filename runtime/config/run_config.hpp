@@ -69,6 +69,7 @@ struct ExchangeConfig {
 
 struct ComputeConfig {
   std::string precision = "fp32";
+  std::string fp8_scale = "fp32";
   int64_t threads = 1;  // BLAS threads of a rank
 
   bool operator==(const ComputeConfig&) const = default;

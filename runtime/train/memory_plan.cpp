@@ -45,7 +45,7 @@ bool reads_in_place(const ExchangeConfig& config, const Topology& topology) {
 
 // Copies of the weights in the format of the bf16 products: one for forward, one for the input gradient.
 size_t packed_bytes(const RunConfig& config, const ParameterStore& store) {
-  if (config.compute.precision != "bf16") return 0;
+  if (config.compute.precision == "fp32") return 0;
   size_t bytes = 0;
   for (const Parameter* parameter : store.parameters()) {
     const bool is_product = parameter->value.num_dims() == 2 &&

@@ -32,6 +32,11 @@ WireFormats wire_formats(const ExchangeConfig& config) {
   return {.dispatch = wire_named(config.dispatch_format), .combine = wire_named(config.combine_format)};
 }
 
+Precision precision_of(const ComputeConfig& config) {
+  if (config.precision == "fp8") return config.fp8_scale == "ue8m0" ? Precision::fp8_ue8m0 : Precision::fp8;
+  return config.precision == "bf16" ? Precision::bf16 : Precision::fp32;
+}
+
 CombineMode combine_mode(const ExchangeConfig& config) {
   return config.combine == "slot_order" ? CombineMode::slot_order : CombineMode::partial;
 }
@@ -73,8 +78,7 @@ Worker::Worker(Communicator world, const WorkerOptions& options)
       pipeline_group_(world_.split(grid_.pipeline_group(world_.rank()), world_.rank(), "pipeline")),
       engine_(options.exchange.deadline_s),
       poller_({.polls_per_exchange = options.exchange.polls}),
-      kernels_(
-          make_cpu_kernels(options.compute.precision == "bf16" ? Precision::bf16 : Precision::fp32, options.packed)),
+      kernels_(make_cpu_kernels(precision_of(options.compute), options.packed)),
       combine_(combine_mode(options.exchange)),
       wire_(wire_formats(options.exchange)),
       maps_(place_experts(options.model, options.parallel, grid_.expert)),

@@ -39,6 +39,7 @@ struct LaneSpace {
   Arena arena;  // its activations
 };
 
+Precision precision_of(const ComputeConfig& config);
 CombineMode combine_mode(const ExchangeConfig& config);
 WireFormats wire_formats(const ExchangeConfig& config);
 
