@@ -29,6 +29,7 @@ Command train_command();
 Command eval_command();
 Command generate_command();
 Command experts_command();
+Command export_command();
 Command inspect_command();
 Command score_command();
 Command bench_command();

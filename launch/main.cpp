@@ -26,8 +26,8 @@ int main(int argc, char** argv) {
     job.check_launcher();
     const std::vector<std::string> words(argv + 1, argv + argc);
     run_command_line({cadre::train_command(), cadre::eval_command(), cadre::generate_command(), cadre::score_command(),
-                      cadre::experts_command(), cadre::inspect_command(), cadre::bench_command(), cadre::plan_command(),
-                      cadre::report_command(), cadre::doctor_command()},
+                      cadre::experts_command(), cadre::export_command(), cadre::inspect_command(),
+                      cadre::bench_command(), cadre::plan_command(), cadre::report_command(), cadre::doctor_command()},
                      words, job);
   } catch (...) {
     return job.fail(cadre::as_error(std::current_exception()));

@@ -9,7 +9,7 @@
 
 namespace cadre {
 
-enum class DType : uint8_t { f32, f64, bf16, i32, i64, u8 };
+enum class DType : uint8_t { f32, f64, bf16, fp8, i32, i64, u8 };  // fp8: codes of comm/wire/fp8.hpp
 
 size_t size_of(DType dtype);
 std::string_view name_of(DType dtype);

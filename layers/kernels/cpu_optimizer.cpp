@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // The optimiser's two functions, one pass over memory each.
+#include <algorithm>
 #include <cmath>
 
 #include "layers/kernels/cpu.hpp"
+#include "layers/kernels/cpu_bf16.hpp"
 
 // clang-format off: foreach_target.h compiles this file once for each instruction set, and must come first.
 #undef HWY_TARGET_INCLUDE
@@ -78,8 +80,32 @@ double CpuKernels::sum_squares(const Tensor& x) const {
   return HWY_DYNAMIC_DISPATCH(sum_of_squares)(x.data<float>(), cpu::count_of(x));
 }
 
+namespace {
+
+// A piece of bf16 moments at a time, as floats that stay in the cache.
+void adamw_in_pieces(const AdamWStep& step, float* value, const float* grad, bf16* m, bf16* v, size_t count) {
+  constexpr size_t kPiece = 1024;
+  float means[kPiece];
+  float variances[kPiece];
+  for (size_t first = 0; first < count; first += kPiece) {
+    const size_t piece = std::min(kPiece, count - first);
+    std::transform(m + first, m + first + piece, means, [](bf16 x) { return to_float(x); });
+    std::transform(v + first, v + first + piece, variances, [](bf16 x) { return to_float(x); });
+    HWY_DYNAMIC_DISPATCH(adamw_elements)(step, value + first, grad + first, means, variances, piece);
+    round_to_bf16(means, m + first, piece);
+    round_to_bf16(variances, v + first, piece);
+  }
+}
+
+}  // namespace
+
 void CpuKernels::adamw(const AdamWStep& step, const Tensor& value, const Tensor& grad, const Tensor& m,
                        const Tensor& v) const {
+  if (m.dtype() == DType::bf16) {
+    adamw_in_pieces(step, value.data<float>(), grad.data<float>(), m.data<bf16>(), v.data<bf16>(),
+                    cpu::count_of(value));
+    return;
+  }
   HWY_DYNAMIC_DISPATCH(adamw_elements)
   (step, value.data<float>(), grad.data<float>(), m.data<float>(), v.data<float>(), cpu::count_of(value));
 }

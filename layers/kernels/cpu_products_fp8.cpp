@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // Products with fp8 operands as the tensor cores of DeepSeek-V3's recipe compute them (arXiv 2412.19437, section 3.3),
 // emulated exactly: operands are rounded to E4M3 with a scale for each 1 x 128 tile of activations or gradients and each
-// 128 x 128 block of a weight. A sum over 128 code products is made in fp32 (each product is exact there), then scaled
-// and added to the fp32 result: the promotion after N_C = 128. A tile lies along the axis that is summed over: channels in
-// forward and input gradient, tokens in the weight gradient.
+// 128 x 128 block of a weight; blocks of a fused weight may span its parts. A sum over 128 code products is made in fp32
+// (each product is exact there), then scaled and added to the fp32 result: the promotion after N_C = 128. A tile lies along
+// the axis that is summed over: channels in forward and input gradient, tokens in the weight gradient.
 #include <algorithm>
 
 #include "comm/base/buffer.hpp"

@@ -179,7 +179,8 @@ class Kernels {
 
   // --- optimiser --------------------------------------------------------------------------------------------------
   // With g = grad_scale grad: m = beta1 m + (1 - beta1) g, v = beta2 v + (1 - beta2) g^2, and value -= learning_rate
-  // (m / (1 - beta1^step) / (sqrt(v / (1 - beta2^step)) + epsilon) + weight_decay value)
+  // (m / (1 - beta1^step) / (sqrt(v / (1 - beta2^step)) + epsilon) + weight_decay value). m and v may be bf16: the value
+  // moves by what they are before they are rounded.
   virtual void adamw(const AdamWStep& step, const Tensor& value, const Tensor& grad, const Tensor& m,
                      const Tensor& v) const = 0;
 };

@@ -117,6 +117,24 @@ double ReferenceKernels::sum_squares(const Tensor& x) const {
   return sum;
 }
 
+namespace {
+
+template <class T>
+double moment(const Tensor& moments, int64_t i) {
+  return moments.dtype() == DType::bf16 ? double{to_float(moments.data<bf16>()[i])} : double{moments.data<T>()[i]};
+}
+
+template <class T>
+void set_moment(const Tensor& moments, int64_t i, double value) {
+  if (moments.dtype() == DType::bf16) {
+    moments.data<bf16>()[i] = to_bf16(static_cast<float>(value));
+  } else {
+    moments.data<T>()[i] = static_cast<T>(value);
+  }
+}
+
+}  // namespace
+
 void ReferenceKernels::adamw(const AdamWStep& step, const Tensor& value, const Tensor& grad, const Tensor& m,
                              const Tensor& v) const {
   const double correction1 = 1.0 - std::pow(step.beta1, static_cast<double>(step.step));
@@ -124,12 +142,12 @@ void ReferenceKernels::adamw(const AdamWStep& step, const Tensor& value, const T
   dispatch(value, [&]<class T>(std::type_identity<T>) {
     for (int64_t i = 0; i < value.numel(); ++i) {
       const double g = step.grad_scale * double{grad.data<T>()[i]};
-      const double first = step.beta1 * double{m.data<T>()[i]} + (1.0 - step.beta1) * g;
-      const double second = step.beta2 * double{v.data<T>()[i]} + (1.0 - step.beta2) * g * g;
+      const double first = step.beta1 * moment<T>(m, i) + (1.0 - step.beta1) * g;
+      const double second = step.beta2 * moment<T>(v, i) + (1.0 - step.beta2) * g * g;
       const double old_value = value.data<T>()[i];
       const double direction = (first / correction1) / (std::sqrt(second / correction2) + step.epsilon);
-      m.data<T>()[i] = static_cast<T>(first);
-      v.data<T>()[i] = static_cast<T>(second);
+      set_moment<T>(m, i, first);
+      set_moment<T>(v, i, second);
       value.data<T>()[i] = static_cast<T>(old_value - step.learning_rate * (direction + step.weight_decay * old_value));
     }
   });

@@ -13,6 +13,7 @@
 #include "runtime/checkpoint/directory.hpp"
 #include "runtime/checkpoint/named_tensors.hpp"
 #include "runtime/checkpoint/sharded.hpp"
+#include "runtime/checkpoint/stored_values.hpp"
 
 namespace cadre {
 namespace {
@@ -56,8 +57,12 @@ std::vector<Shard> gather_shards(const Communicator& world, const AllOrNone& tog
 FileDigest write_tensors(const fs::path& path, const std::vector<NamedTensor>& tensors) {
   std::vector<TensorSource> sources;
   for (const auto& [name, memory] : tensors) {
-    const std::span<const float> elements(memory.data<float>(), static_cast<size_t>(memory.numel()));
-    sources.push_back({name, DType::f32, shape_of(memory), std::as_bytes(elements)});
+    if (memory.dtype() != DType::f32 && memory.dtype() != DType::bf16) {
+      throw Error(ErrorKind::internal,
+                  fmt::format("a checkpoint holds no {}, as {} is", name_of(memory.dtype()), name));
+    }
+    const std::span<const std::byte> bytes(memory.raw(), memory.bytes());
+    sources.push_back({name, memory.dtype(), shape_of(memory), bytes});
   }
   return write_safetensors(path, sources);
 }
@@ -121,21 +126,21 @@ class TensorLoad {
       : reader_(checkpoint / folder) {
     if (manifest != nullptr) verify_files(checkpoint, folder, *manifest, tensors);
     for (const auto& [name, memory] : tensors) {
-      const MappedTensor source = reader_.at(name);
-      check(checkpoint / folder, source.entry, memory);
+      const StoredValues source(reader_, (checkpoint / folder).string(), name);
+      check(checkpoint / folder, source.entry(), memory);
       copies_.push_back({source, memory});
     }
   }
 
   void copy() const {
     for (const auto& [source, memory] : copies_) {
-      source.entry.dtype == DType::f32 ? copy_f32(source.bytes, memory) : copy_bf16(source.bytes, memory);
+      memory.dtype() == DType::f32 ? source.read(memory.data<float>()) : copy_rounded(source, memory.data<bf16>());
     }
   }
 
  private:
   struct Copy {
-    MappedTensor source;
+    StoredValues source;
     Tensor memory;
   };
 
@@ -144,8 +149,10 @@ class TensorLoad {
                     const std::vector<NamedTensor>& tensors) const {
     std::set<std::string> files;
     for (const NamedTensor& tensor : tensors) {
-      const auto found = reader_.weight_map().find(tensor.name);
-      if (found != reader_.weight_map().end()) files.insert((fs::path(folder) / found->second).generic_string());
+      for (const std::string& name : {tensor.name, tensor.name + std::string(kScaleSuffix)}) {
+        const auto found = reader_.weight_map().find(name);
+        if (found != reader_.weight_map().end()) files.insert((fs::path(folder) / found->second).generic_string());
+      }
     }
     for (const std::string& file : files) {
       const auto known = manifest.files.find(file);
@@ -158,28 +165,18 @@ class TensorLoad {
 
   void check(const fs::path& directory, const TensorEntry& entry, const Tensor& memory) const {
     const fs::path file = directory / reader_.weight_map().find(entry.name)->second;
-    CADRE_CHECK(entry.dtype == DType::f32 || entry.dtype == DType::bf16,
-                fmt::format("{}: tensor {} has elements {}, expected F32 or BF16", file.string(),
-                            quote_name(entry.name), entry.dtype_name),
-                "convert the weights first");
     CADRE_CHECK(entry.shape == shape_of(memory),
                 fmt::format("{}: tensor {} has shape [{}], expected [{}]", file.string(), quote_name(entry.name),
                             fmt::join(entry.shape, ","), fmt::join(shape_of(memory), ",")),
                 "does the configuration describe this model?");
-    CADRE_ASSERT(memory.dtype() == DType::f32);
+    CADRE_ASSERT(memory.dtype() == DType::f32 || memory.dtype() == DType::bf16);
   }
 
-  static void copy_f32(std::span<const std::byte> from, const Tensor& memory) {
-    if (!from.empty()) std::memcpy(memory.data<float>(), from.data(), from.size());
-  }
-
-  static void copy_bf16(std::span<const std::byte> from, const Tensor& memory) {
-    auto* to = memory.data<float>();
-    for (size_t i = 0; i < from.size() / sizeof(bf16); ++i) {
-      bf16 element;
-      std::memcpy(&element, &from[i * sizeof element], sizeof element);
-      to[i] = to_float(element);
-    }
+  // What was bf16 in the file is the same bf16 again.
+  static void copy_rounded(const StoredValues& source, bf16* to) {
+    std::vector<float> values(source.count());
+    source.read(values.data());
+    std::ranges::transform(values, to, to_bf16);
   }
 
   ShardedReader reader_;

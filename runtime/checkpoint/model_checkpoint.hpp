@@ -2,7 +2,7 @@
 // Saves and loads a model that is spread over ranks: a Hugging Face directory (config.json, sharded safetensors and
 // their index) plus optimizer/ (the moments of AdamW), run.toml and cadre.json. Names hold global expert ids, so any
 // number of ranks loads what any other number saved. Each part of a fused parameter is a tensor of its own; its moments
-// are `<name>.exp_avg` and `<name>.exp_avg_sq`. Everything is f32.
+// are `<name>.exp_avg` and `<name>.exp_avg_sq`. Values are f32, moments what train.moments says.
 #pragma once
 
 #include <cstdint>
@@ -43,7 +43,7 @@ std::filesystem::path save_checkpoint(const CheckpointRanks& ranks, const std::f
 // Reads the values of all parameters of `store`, and the moments when `optimizer` is given. Each rank reads only what
 // it holds; not collective. Files are verified against the manifest: the length of all, the checksum of those that are
 // read. A missing tensor, a foreign shape or a damaged file throws, names file and tensor, and changes nothing.
-// A tensor of bf16 is converted. Returns the manifest; without an optimizer a directory of another program, which has
+// Tensors of bf16 and fp8 are converted. Returns the manifest; without an optimizer a directory of another program, which has
 // no cadre.json, is fine too: it is not verified beyond its format, and the manifest is the default one.
 Manifest load_checkpoint(const std::filesystem::path& directory, const ParameterStore& store, AdamW* optimizer);
 

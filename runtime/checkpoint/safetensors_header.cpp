@@ -24,7 +24,7 @@ constexpr std::array kDTypes = {
     SafetensorsDType{"BOOL", 8, {}},           SafetensorsDType{"F4", 4, {}},
     SafetensorsDType{"F6_E2M3", 6, {}},        SafetensorsDType{"F6_E3M2", 6, {}},
     SafetensorsDType{"U8", 8, DType::u8},      SafetensorsDType{"I8", 8, {}},
-    SafetensorsDType{"F8_E5M2", 8, {}},        SafetensorsDType{"F8_E4M3", 8, {}},
+    SafetensorsDType{"F8_E5M2", 8, {}},        SafetensorsDType{"F8_E4M3", 8, DType::fp8},
     SafetensorsDType{"F8_E8M0", 8, {}},        SafetensorsDType{"F8_E4M3FNUZ", 8, {}},
     SafetensorsDType{"F8_E5M2FNUZ", 8, {}},    SafetensorsDType{"I16", 16, {}},
     SafetensorsDType{"U16", 16, {}},           SafetensorsDType{"F16", 16, {}},

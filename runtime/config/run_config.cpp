@@ -69,6 +69,7 @@ std::vector<Section> sections_of(RunConfig& c) {
            {"beta1", &c.train.beta1, from_below(0, 1), "AdamW mean"},
            {"beta2", &c.train.beta2, from_below(0, 1), "AdamW variance"},
            {"epsilon", &c.train.epsilon, more_than(0), "AdamW epsilon"},
+           {"moments", &c.train.moments, one_of({"fp32", "bf16"}), "what AdamW keeps mean and variance in"},
            {"grad_clip", &c.train.grad_clip, at_least(0), "largest gradient norm; 0 for no clipping"},
            {"eval_every", &c.train.eval_every, at_least(0), "steps between evaluations; 0 for only at the end"},
            {"eval_batches", &c.train.eval_batches, at_least(1), "batches of one evaluation"},

@@ -37,6 +37,7 @@ struct TrainConfig {
   double beta1 = 0.9;
   double beta2 = 0.95;
   double epsilon = 1e-8;
+  std::string moments = "fp32";
   double grad_clip = 1.0;  // 0: off
   int64_t eval_every = 0;  // 0: only at the end
   int64_t eval_batches = 8;

@@ -4,19 +4,22 @@
 #include <cstring>
 
 namespace cadre {
+
 AdamW::AdamW(ParameterStore& store, const TrainConfig& config) : config_(config), stages_(train_stages(config)) {
+  const bool halved = config.moments == "bf16";
   size_t bytes = 0;
   for (Parameter* parameter : store.parameters()) {
     if (parameter->placement == Placement::buffer) continue;
-    moments_.push_back({parameter, parameter->value, parameter->value, part_of_parameter(parameter->name())});
-    bytes += 2 * whole_cache_lines(parameter->value.bytes());
+    const Tensor shape = parameter->value.with_memory(nullptr, halved ? DType::bf16 : parameter->value.dtype());
+    moments_.push_back({parameter, shape, shape, part_of_parameter(parameter->name())});
+    bytes += 2 * whole_cache_lines(shape.bytes());
   }
   buffer_ = Buffer(bytes);
   if (bytes > 0) std::memset(buffer_.data(), 0, bytes);
   std::byte* next = buffer_.data();
   for (Moments& moments : moments_) {
     for (Tensor* moment : {&moments.first, &moments.second}) {
-      *moment = moments.parameter->value.with_memory(next, moments.parameter->value.dtype());
+      *moment = moment->with_memory(next, moment->dtype());
       next += whole_cache_lines(moment->bytes());
     }
   }

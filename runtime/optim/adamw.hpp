@@ -14,7 +14,7 @@ namespace cadre {
 
 class AdamW {
  public:
-  // Moments of one trained parameter, in its shape.
+  // Moments of one trained parameter, in its shape; f32, or bf16 as train.moments says.
   struct Moments {
     Parameter* parameter;
     Tensor first;   // exp_avg in checkpoints

@@ -105,7 +105,7 @@ void plan_on(std::unique_ptr<Transport> transport, const RunConfig& config, cons
 
   plan.lines = {{"parameters", store.value_bytes()},
                 {"gradients", store.grad_bytes()},
-                {"optimizer moments", 2 * store.grad_bytes()}};
+                {"optimizer moments", (config.train.moments == "bf16" ? 1 : 2) * store.grad_bytes()}};
   // MPI reduces into a copy of what it is given.
   if (num_ranks > 1) plan.lines.push_back({"gradient reduction", reduced_bytes(store, grid, routes)});
   plan.lines.push_back({"BLAS and MPI", kLibraryBytes});

@@ -33,6 +33,16 @@ alone eval "$folder/run" --batches 2
 succeeded "eval on one rank"
 diff <(grep '^loss' "$output") "$folder/loss" >&2 || fail "the loss depends on the number of ranks"
 
+# The weights in fp8, which other ranks read.
+alone export "$checkpoint" --out "$folder/fp8" --format fp8
+succeeded export
+says " of them in fp8"
+on_two_ranks eval "$folder/fp8" --batches 2
+succeeded "eval of weights in fp8"
+says "held-out tokens"
+alone export "$checkpoint" --out "$folder/fp8"
+refused 2 "is there already"
+
 generate=(generate "$checkpoint" --prompt "line " --max-new 40 --seed 7)
 on_two_ranks "${generate[@]}"
 succeeded generate

@@ -133,7 +133,7 @@ TEST(RunConfig, RefusesOverrides) {
   expect_message(refused("steps=-1"), {"train.steps = -1"});
   expect_message(refused("steps=99999999999999999999"), {"train.steps = 99999999999999999999"});
   expect_message(refused("model.norm_topk_prob=yes"), {"model.norm_topk_prob = yes", "true | false"});
-  expect_message(refused("compute.precision=fp8"), {"compute.precision = \"fp8\"", "fp32 | bf16"});
+  expect_message(refused("compute.precision=fp4"), {"compute.precision = \"fp4\"", "fp32 | bf16 | fp8"});
 }
 
 TEST(RunConfig, ChecksCombinations) {

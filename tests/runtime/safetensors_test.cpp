@@ -92,7 +92,7 @@ TEST_F(SafetensorsTest, AcceptsWhatTheFormatAllows) {
 
 TEST_F(SafetensorsTest, OrdersEntriesByTheirData) {
   const SafetensorsReader reader = open(file_of(R"({"late":{"dtype":"U8","shape":[3],"data_offsets":[2,5]},)"
-                                                R"("early":{"dtype":"F8_E4M3","shape":[2],"data_offsets":[0,2]},)"
+                                                R"("early":{"dtype":"F8_E5M2","shape":[2],"data_offsets":[0,2]},)"
                                                 R"("none":{"dtype":"F32","shape":[0],"data_offsets":[2,2]}})",
                                                 5));
   ASSERT_EQ(reader.entries().size(), 3U);
@@ -100,7 +100,7 @@ TEST_F(SafetensorsTest, OrdersEntriesByTheirData) {
   EXPECT_EQ(reader.entries()[1].name, "none");
   EXPECT_EQ(reader.entries()[2].name, "late");
   EXPECT_EQ(reader.find("late"), &reader.entries()[2]);
-  EXPECT_EQ(reader.entries()[0].dtype_name, "F8_E4M3");
+  EXPECT_EQ(reader.entries()[0].dtype_name, "F8_E5M2");
   EXPECT_EQ(reader.entries()[0].dtype, std::nullopt);
 }
 
