@@ -204,6 +204,29 @@ void check_experts(const ModelConfig& c) {
 }
 
 // Also one that stands behind a mixture.
+// Sizes whose products would not fit the integers that count them. The bound is generous: each weight of a layer is among
+// the elements of a square or of a product here.
+void check_size(const ModelConfig& c, const std::vector<Field>& fields) {
+  constexpr int64_t kLargest = 0x7fffffff;
+  for (const Field& field : fields) {
+    const FieldValue value = value_of(field);
+    const auto* integer = std::get_if<int64_t>(&value);
+    CADRE_CHECK(integer == nullptr || *integer <= kLargest,
+                fmt::format("model.{} = {}, allowed: integer up to {}", field.name, *integer, kLargest), field.help);
+  }
+  const auto real = [](int64_t size) { return static_cast<double>(size); };
+  const double hidden = real(c.hidden_size);
+  const double heads = real(c.num_attention_heads) * real(c.qk_nope_head_dim + c.qk_rope_head_dim + c.v_head_dim);
+  const double attention = hidden + real(c.q_lora_rank + c.kv_lora_rank + c.qk_rope_head_dim) + heads;
+  const double experts = real(c.n_routed_experts + c.n_shared_experts + 1);
+  const double ffn = hidden * (real(c.intermediate_size) + experts * (real(c.moe_intermediate_size) + 2.0));
+  const double tables = 2.0 * real(1 + c.num_nextn_predict_layers) * real(c.vocab_size) * hidden;
+  const double elements =
+      tables + real(c.num_hidden_layers + c.num_nextn_predict_layers) * 4.0 * (attention * attention + ffn);
+  CADRE_CHECK(elements < 0x1p60, fmt::format("the model has up to {:.2g} parameters, allowed: below 2^60", elements),
+              "one of hidden_size, num_hidden_layers, n_routed_experts and the other sizes is far too large");
+}
+
 bool has_dense_layer(const ModelConfig& config) {
   if (config.routing.ffn_highway) return true;
   for (int64_t layer = 0; layer < config.num_hidden_layers; ++layer) {
@@ -275,7 +298,7 @@ std::vector<Field> fields_of(ModelConfig& c) {
        "the architecture, as Hugging Face names it"},
       {"vocab_size", &c.vocab_size, between(1, 0x7fffffff), "tokens in the vocabulary; 256 for bytes"},
       {"hidden_size", &c.hidden_size, at_least(1), "width of the residual stream"},
-      {"num_hidden_layers", &c.num_hidden_layers, at_least(1), "layers, dense and with experts"},
+      {"num_hidden_layers", &c.num_hidden_layers, between(1, 100'000), "layers, dense and with experts"},
       {"max_position_embeddings", &c.max_position_embeddings, at_least(1), "longest sequence"},
       {"initializer_range", &c.initializer_range, at_least(0), "standard deviation of fresh weights"},
       {"tie_word_embeddings", &c.tie_word_embeddings, any(), "lm_head is the embedding table"},
@@ -374,7 +397,9 @@ json to_json(const ModelConfig& config) {
 
 void check(const ModelConfig& config) {
   ModelConfig copy = config;
-  check_ranges(fields_of(copy), "model.");
+  const std::vector<Field> fields = fields_of(copy);
+  check_ranges(fields, "model.");
+  check_size(config, fields);
   for (const int64_t token : {config.bos_token_id, config.eos_token_id}) {
     CADRE_CHECK(token < config.vocab_size,
                 fmt::format("model.bos_token_id or eos_token_id = {}, allowed: integer in [-1, vocab_size = {})", token,
