@@ -129,6 +129,13 @@ TEST(ModelConfig, RefusesJson) {
   expect_message(message_of([] { model_config_from_json(json::array(), "a.json"); }), {"a.json: not a JSON object"});
 }
 
+// A message is one line whatever the file says.
+TEST(ModelConfig, ShowsControlCharacters) {
+  json source = to_json(small());
+  source["model_type"] = "a\nb\x1b[2J";
+  expect_message(message_of([&] { model_config_from_json(source, "config.json"); }), {"a\\x0ab\\x1b[2J"});
+}
+
 TEST(ModelConfig, ChecksCombinations) {
   EXPECT_NO_THROW(check(small()));
   const auto with = [](auto&& change) {
@@ -141,6 +148,12 @@ TEST(ModelConfig, ChecksCombinations) {
   expect_message(with([](ModelConfig& c) { c.hidden_size = 0; }), {"model.hidden_size = 0", "integer >= 1"});
   expect_message(with([](ModelConfig& c) { c.hidden_size = 60; }), {"num_attention_heads = 4", "even"});  // 15 a head
   expect_message(with([](ModelConfig& c) { c.num_key_value_heads = 0; }), {"num_key_value_heads = 0"});
+  // Sizes whose products no integer can count.
+  expect_message(with([](ModelConfig& c) { c.hidden_size = int64_t{1} << 61; }),
+                 {"model.hidden_size = 2305843009213693952", "up to 2147483647"});
+  expect_message(with([](ModelConfig& c) { c.hidden_size = 1 << 30; }), {"parameters", "below 2^60", "hidden_size"});
+  expect_message(with([](ModelConfig& c) { c.num_hidden_layers = int64_t{1} << 62; }),
+                 {"num_hidden_layers = 4611686018427387904", "[1, 100000]"});
   expect_message(with([](ModelConfig& c) { c.num_experts_per_tok = 0; }), {"num_experts_per_tok = 0", "[1,"});
   expect_message(with([](ModelConfig& c) { c.moe_intermediate_size = 0; }), {"moe_intermediate_size = 0"});
   expect_message(with([](ModelConfig& c) { c.first_k_dense_replace = 5; }), {"first_k_dense_replace = 5", "= 4]"});
