@@ -14,6 +14,7 @@ namespace cadre {
 namespace {
 
 using CpuKernels = test::CpuKernels;
+using test::kSumError;
 using test::kWidths;
 using test::u;
 
