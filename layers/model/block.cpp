@@ -10,9 +10,12 @@ namespace cadre {
 namespace {
 
 MoeOptions moe_options(const ModelConfig& config) {
+  const ExpertOptions experts = expert_options(config);
   return {.hidden = config.hidden_size,
           .expert_width = config.moe_intermediate_size,
-          .expert_kinds = expert_kinds(config),
+          .expert_kinds = experts.kinds,
+          .inner_experts = experts.inner_experts,
+          .inner_top_k = experts.inner_top_k,
           .shared_width = config.n_shared_experts * config.moe_intermediate_size,
           .shared_scale = config.routing.shared_expert_mean
                               ? 1.0 / static_cast<double>(std::max<int64_t>(1, config.n_shared_experts))

@@ -218,7 +218,8 @@ void check_size(const ModelConfig& c, const std::vector<Field>& fields) {
   const double hidden = real(c.hidden_size);
   const double heads = real(c.num_attention_heads) * real(c.qk_nope_head_dim + c.qk_rope_head_dim + c.v_head_dim);
   const double attention = hidden + real(c.q_lora_rank + c.kv_lora_rank + c.qk_rope_head_dim) + heads;
-  const double experts = real(c.n_routed_experts + c.n_shared_experts + 1);
+  const double inner = c.routing.expert_kinds == "mixture" ? real(c.routing.inner_experts) : 1.0;
+  const double experts = inner * real(c.n_routed_experts) + real(c.n_shared_experts + 1);
   const double ffn = hidden * (real(c.intermediate_size) + experts * (real(c.moe_intermediate_size) + 2.0));
   const double tables = 2.0 * real(1 + c.num_nextn_predict_layers) * real(c.vocab_size) * hidden;
   const double elements =
@@ -270,8 +271,8 @@ LayerWeights layer_weights(const ModelConfig& c, int64_t layer) {
   }
   const int64_t expert = ffn_matrices * c.hidden_size * c.moe_intermediate_size;
   const int64_t always = attention + router_weights(c) + c.n_shared_experts * expert + (highway > 0 ? ffn : 0);
-  const int64_t routed = routed_expert_weights(c);
-  return {always + routed, always + c.num_experts_per_tok * routed / c.n_routed_experts};
+  const ExpertWeights routed = routed_expert_weights(c);
+  return {always + routed.total, always + c.num_experts_per_tok * routed.active / c.n_routed_experts};
 }
 
 int64_t norm_elements(const ModelConfig& c) { return c.norm == "layernorm" ? 2 * c.hidden_size : c.hidden_size; }

@@ -52,6 +52,8 @@ struct RouterKeys {
   int64_t balance_devices = 1;
 
   std::string expert_kinds = "same";
+  int64_t inner_experts = 4;
+  int64_t inner_experts_per_tok = 2;
   bool shared_expert_mean = false;
   std::string norm_position = "pre";
   bool ffn_highway = false;

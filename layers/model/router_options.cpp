@@ -115,6 +115,11 @@ CapacityKind capacity_kind(const std::string& name) {
   return name == "learned" ? CapacityKind::learned : CapacityKind::fixed;
 }
 
+ExpertKinds kinds_named(const std::string& name) {
+  if (name == "mixture") return ExpertKinds::mixture;
+  return name == "typed" ? ExpertKinds::typed : ExpertKinds::same;
+}
+
 LossOptions loss_options(const ModelConfig& config) {
   const RouterKeys& keys = config.routing;
   const int64_t devices_a_token =
@@ -153,17 +158,25 @@ void check_lists(const ModelConfig& c) {
 
 }  // namespace
 
-ExpertKinds expert_kinds(const ModelConfig& config) {
-  return config.routing.expert_kinds == "typed" ? ExpertKinds::typed : ExpertKinds::same;
+ExpertOptions expert_options(const ModelConfig& config) {
+  const RouterKeys& keys = config.routing;
+  return {.ffn = {.hidden = config.hidden_size,
+                  .width = config.moe_intermediate_size,
+                  .activation = activation_named(config.hidden_act)},
+          .kinds = kinds_named(keys.expert_kinds),
+          .inner_experts = static_cast<int>(keys.inner_experts),
+          .inner_top_k = static_cast<int>(keys.inner_experts_per_tok)};
 }
 
-int64_t routed_expert_weights(const ModelConfig& config) {
-  const FfnOptions usual = {.hidden = config.hidden_size,
-                            .width = config.moe_intermediate_size,
-                            .activation = activation_named(config.hidden_act)};
-  int64_t weights = 0;
-  for (int id = 0; id < config.n_routed_experts; ++id) weights += weights_of_expert(usual, expert_kinds(config), id);
-  return weights;
+ExpertWeights routed_expert_weights(const ModelConfig& config) {
+  const ExpertOptions options = expert_options(config);
+  ExpertWeights sum;
+  for (int id = 0; id < config.n_routed_experts; ++id) {
+    const ExpertWeights one = weights_of_expert(options, id);
+    sum.total += one.total;
+    sum.active += one.active;
+  }
+  return sum;
 }
 
 RouterOptions router_options(const ModelConfig& config) {
@@ -208,8 +221,12 @@ RouterOptions router_options(const ModelConfig& config) {
 void check_router(const ModelConfig& c) {
   const RouterKeys& keys = c.routing;
   check_lists(c);
+  CADRE_CHECK(keys.inner_experts_per_tok <= keys.inner_experts,
+              fmt::format("model.inner_experts_per_tok = {}, allowed: integer in [1, inner_experts = {}]",
+                          keys.inner_experts_per_tok, keys.inner_experts),
+              "a token cannot visit an inner expert twice");
   CADRE_CHECK(
-      keys.expert_kinds == "same" || (is_gated(c) && c.moe_intermediate_size % 2 == 0),
+      keys.expert_kinds != "typed" || (is_gated(c) && c.moe_intermediate_size % 2 == 0),
       fmt::format("model.expert_kinds = {} with hidden_act = {} and moe_intermediate_size = {}, allowed: silu, even",
                   keys.expert_kinds, c.hidden_act, c.moe_intermediate_size),
       "gate experts are SwiGLU, down experts have half the width");

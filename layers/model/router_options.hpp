@@ -3,7 +3,7 @@
 #pragma once
 
 #include "layers/model/config.hpp"
-#include "layers/moe/expert_kinds.hpp"
+#include "layers/moe/expert.hpp"
 #include "layers/moe/router.hpp"
 
 namespace cadre {
@@ -16,9 +16,10 @@ void check_router(const ModelConfig& config);
 // The number of the task that each expert is meant for, -1 for none; empty where the model names none.
 std::vector<int32_t> expert_tasks(const ModelConfig& config);
 
-ExpertKinds expert_kinds(const ModelConfig& config);
-// Weights of one mixture layer's routed experts, all together.
-int64_t routed_expert_weights(const ModelConfig& config);
+// What routed experts are made of.
+ExpertOptions expert_options(const ModelConfig& config);
+// Of all routed experts of one layer; active: if a row met all of them.
+ExpertWeights routed_expert_weights(const ModelConfig& config);
 
 // The most experts that a token can visit.
 int64_t slots_per_token(const ModelConfig& config);

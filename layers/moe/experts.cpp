@@ -3,21 +3,20 @@
 
 namespace cadre {
 
-Experts::Experts(const std::string& prefix, const ExpertMap& map, int rank, const FfnOptions& options,
-                 ExpertKinds kinds)
-    : options_(options) {
+Experts::Experts(const std::string& prefix, const ExpertMap& map, int rank, const ExpertOptions& options)
+    : hidden_(options.ffn.hidden) {
   experts_.reserve(map.experts_of(rank).size());
   for (const int id : map.experts_of(rank)) {
-    experts_.emplace_back(fmt::format("{}.{}", prefix, id), options_of_expert(options, kinds, id));
-    experts_.back().each_parameter([&](Parameter& parameter) { parameter.holders = map.holders(id); });
+    experts_.push_back(make_expert(fmt::format("{}.{}", prefix, id), options, id));
+    experts_.back()->each_parameter([&](Parameter& parameter) { parameter.holders = map.holders(id); });
   }
 }
 
 Tensor Experts::forward(Context& ctx, const Rows& rows, const Tensor& place_row, Saved& saved,
                         ExpertCache* cache) const {
   const int64_t num_places = place_row.dim(0);
-  const Tensor x = ctx.arena.take("experts", ctx.dtype, {num_places, options_.hidden});
-  const Tensor y = ctx.arena.take("experts", ctx.dtype, {num_places, options_.hidden});
+  const Tensor x = ctx.arena.take("experts", ctx.dtype, {num_places, hidden_});
+  const Tensor y = ctx.arena.take("experts", ctx.dtype, {num_places, hidden_});
   saved.experts.resize(experts_.size());
   for (size_t e = 0; e < experts_.size(); ++e) {
     const int64_t first = saved.offsets[e];
@@ -31,30 +30,36 @@ Tensor Experts::forward(Context& ctx, const Rows& rows, const Tensor& place_row,
 
 void Experts::run(Context& ctx, size_t expert, const Tensor& x, Saved& saved, const Tensor& y,
                   ExpertCache* cache) const {
-  const Ffn& ffn = experts_[expert];
-  const uint64_t version = ffn.version();
-  if (cache != nullptr && x.dim(0) > 0 && cache->find(&ffn, version, x, y)) return;
-  ffn.forward_into(ctx, x, saved.experts[expert], y);
-  if (cache != nullptr && x.dim(0) > 0) cache->keep(&ffn, version, x, y);
+  const Expert& chosen = *experts_[expert];
+  const uint64_t version = chosen.version();
+  if (cache != nullptr && x.dim(0) > 0 && cache->find(&chosen, version, x, y)) return;
+  saved.experts[expert] = chosen.forward_into(ctx, x, y);
+  if (cache != nullptr && x.dim(0) > 0) cache->keep(&chosen, version, x, y);
 }
 
 Tensor Experts::input_grad(Context& ctx, Saved& saved, const Tensor& dy) const {
-  const Tensor dx = ctx.arena.take("experts", ctx.dtype, {dy.dim(0), options_.hidden});
+  const Tensor dx = ctx.arena.take("experts", ctx.dtype, {dy.dim(0), hidden_});
   for (size_t e = 0; e < experts_.size(); ++e) {
     const int64_t first = saved.offsets[e];
     const int64_t count = saved.offsets[e + 1] - first;
-    experts_[e].input_grad_into(ctx, saved.experts[e], dy.rows(first, count), dx.rows(first, count));
+    experts_[e]->input_grad_into(ctx, *saved.experts[e], dy.rows(first, count), dx.rows(first, count));
   }
   return dx;
 }
 
 void Experts::weight_grad(Context& ctx, const Saved& saved, int expert) {
   const auto e = static_cast<size_t>(expert);
-  experts_[e].weight_grad(ctx, saved.experts[e]);
+  experts_[e]->weight_grad(ctx, *saved.experts[e]);
 }
 
 void Experts::each_parameter(const ParameterVisitor& visit) {
-  for (Ffn& expert : experts_) expert.each_parameter(visit);
+  for (const auto& expert : experts_) expert->each_parameter(visit);
+}
+
+uint64_t Experts::version() const {
+  uint64_t sum = 0;
+  for (const auto& expert : experts_) sum += expert->version();
+  return sum;
 }
 
 }  // namespace cadre

@@ -7,20 +7,19 @@
 #include <vector>
 
 #include "comm/exchange/expert_map.hpp"
+#include "layers/moe/expert.hpp"
 #include "layers/moe/expert_cache.hpp"
-#include "layers/moe/expert_kinds.hpp"
 
 namespace cadre {
 
 class Experts {
  public:
-  // One Ffn `<prefix>.<id>` for each expert that `map` gives to `rank`.
-  Experts(const std::string& prefix, const ExpertMap& map, int rank, const FfnOptions& options,
-          ExpertKinds kinds = ExpertKinds::same);
+  // One Expert `<prefix>.<id>` for each that `map` gives to `rank`.
+  Experts(const std::string& prefix, const ExpertMap& map, int rank, const ExpertOptions& options);
 
   struct Saved {
     std::vector<int32_t> offsets;  // [experts + 1]: expert e works on places offsets[e] .. offsets[e+1]
-    std::vector<Ffn::Saved> experts;
+    std::vector<std::unique_ptr<Expert::Saved>> experts;
   };
 
   int size() const { return static_cast<int>(experts_.size()); }
@@ -34,15 +33,17 @@ class Experts {
   void weight_grad(Context& ctx, const Saved& saved, int expert);
   void each_parameter(const ParameterVisitor& visit);
   void each_parameter(int index, const ParameterVisitor& visit) {
-    experts_[static_cast<size_t>(index)].each_parameter(visit);
+    experts_[static_cast<size_t>(index)]->each_parameter(visit);
   }
-  const Ffn& expert(int index) const { return experts_[static_cast<size_t>(index)]; }
+  const Expert& expert(int index) const { return *experts_[static_cast<size_t>(index)]; }
+  // Moves on whenever a weight of one of them changes.
+  uint64_t version() const;
 
  private:
   void run(Context& ctx, size_t expert, const Tensor& x, Saved& saved, const Tensor& y, ExpertCache* cache) const;
 
-  FfnOptions options_;
-  std::vector<Ffn> experts_;
+  int64_t hidden_;
+  std::vector<std::unique_ptr<Expert>> experts_;
 };
 
 }  // namespace cadre

@@ -55,12 +55,15 @@ std::vector<SlotRecord> make_records(const DispatchPlan& plan, const Tensor& wei
   return records;
 }
 
-FfnOptions expert_options(const MoeOptions& options) {
-  return {.hidden = options.hidden,
-          .width = options.expert_width,
-          .activation = options.activation,
-          .init_std = options.init_std,
-          .placement = Placement::expert};
+ExpertOptions expert_options(const MoeOptions& options) {
+  return {.ffn = {.hidden = options.hidden,
+                  .width = options.expert_width,
+                  .activation = options.activation,
+                  .init_std = options.init_std,
+                  .placement = Placement::expert},
+          .kinds = options.expert_kinds,
+          .inner_experts = options.inner_experts,
+          .inner_top_k = options.inner_top_k};
 }
 
 }  // namespace
@@ -70,7 +73,7 @@ MoeLayer::MoeLayer(const std::string& prefix, const MoeOptions& options, const E
       map_(map),
       expert_rank_(expert_rank),
       router_(prefix + ".gate", options.router),
-      experts_(prefix + ".experts", map, expert_rank, expert_options(options), options.expert_kinds) {
+      experts_(prefix + ".experts", map, expert_rank, expert_options(options)) {
   if (options.shared_width == 0) return;
   shared_.emplace(prefix + ".shared_experts", FfnOptions{.hidden = options.hidden,
                                                          .width = options.shared_width,

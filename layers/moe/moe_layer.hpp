@@ -19,6 +19,8 @@ struct MoeOptions {
   int64_t hidden = 0;
   int64_t expert_width = 0;
   ExpertKinds expert_kinds = ExpertKinds::same;
+  int inner_experts = 0;  // of an expert that is a mixture
+  int inner_top_k = 0;
   int64_t shared_width = 0;   // 0: no shared expert
   double shared_scale = 1.0;  // of its output: 1 / number of shared experts makes their sum a mean
   Activation activation = Activation::silu;
@@ -64,7 +66,7 @@ class MoeLayer {
   Router& router() { return router_; }
   const ExpertMap& expert_map() const { return map_; }
   // One of the experts of this rank, in the order of the map.
-  const Ffn& expert(int index) const { return experts_.expert(index); }
+  const Expert& expert(int index) const { return experts_.expert(index); }
   void each_parameter_of_expert(int index, const ParameterVisitor& visit) { experts_.each_parameter(index, visit); }
 
  private:

@@ -10,8 +10,7 @@ void check_unnamed(const ModelConfig& model) {
     CADRE_CHECK(value.empty(), fmt::format("model.{} = {}, allowed: none", key, value),
                 "it names experts whose ids change; remove it from config.json and set it anew afterwards");
   };
-  CADRE_CHECK(model.routing.expert_kinds == "same",
-              fmt::format("model.expert_kinds = {}, allowed: same", model.routing.expert_kinds),
+  CADRE_CHECK(model.routing.expert_kinds != "typed", "model.expert_kinds = typed, allowed: same | mixture",
               "what an expert is made of follows from its id, which would change");
   check("dead_experts", model.routing.dead_experts);
   check("expert_conditions", model.routing.expert_conditions);

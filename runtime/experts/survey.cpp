@@ -55,10 +55,10 @@ std::vector<float> run_expert(StoredModel& model, int layer, int expert, const s
   const auto num_rows = static_cast<int64_t>(rows.size()) / hidden;
   const ArenaScope scope(worker.arena());
   LaneContext ctx = worker.inference_context();
-  Ffn::Saved saved;
   const Tensor x(const_cast<float*>(rows.data()), DType::f32, {num_rows, hidden});
   const MoeLayer& moe = worker.model().stage_with(layer)->block(layer).moe();
-  const Tensor y = moe.expert(expert).forward(ctx, x, saved);
+  const Tensor y = ctx.arena.take("experts", x.dtype(), {num_rows, hidden});
+  moe.expert(expert).forward_into(ctx, x, y);
   return {y.data<float>(), y.data<float>() + y.numel()};
 }
 

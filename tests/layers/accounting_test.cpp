@@ -66,6 +66,20 @@ TEST(DenseComparison, CountsSharedExpertsAsMet) {
   EXPECT_EQ(with.one_expert.parameters.total, without.one_expert.parameters.total);
 }
 
+TEST(DenseComparison, CountsInnerExperts) {
+  ModelConfig config = eight_experts();
+  const DenseComparison plain = compare_with_dense(config, 8);
+  config.routing.expert_kinds = "mixture";
+  config.routing.inner_experts = 3;
+  config.routing.inner_experts_per_tok = 2;
+  const DenseComparison nested = compare_with_dense(config, 8);
+  const int64_t expert = 3 * 16 * 32;
+  EXPECT_EQ(nested.one_expert.parameters.total - plain.one_expert.parameters.total, 2 * 2 * expert);
+  EXPECT_EQ(nested.met_by_a_token.parameters.total - plain.met_by_a_token.parameters.total,
+            2 * config.num_experts_per_tok * expert);
+  EXPECT_EQ(nested.all_experts.parameters.total - plain.all_experts.parameters.total, 2 * 8 * 2 * expert);
+}
+
 // The example of the DeepSeekMoE paper: 2 of 16 experts are 120 combinations, 8 of 64 are 4,426,165,368.
 TEST(FineGrained, Golden) {
   ModelConfig config = eight_experts();

@@ -24,7 +24,8 @@ constexpr size_t kPlenty = 1 << 20;
 class ExpertCacheTest : public testing::Test {
  protected:
   ExpertCacheTest()
-      : experts_("experts", ExpertMap::contiguous(3, 1), 0, {.hidden = kHidden, .width = 16, .init_std = 0.3}) {
+      : experts_("experts", ExpertMap::contiguous(3, 1), 0,
+                 {.ffn = {.hidden = kHidden, .width = 16, .init_std = 0.3}}) {
     store_.add_all(experts_);
     store_.allocate(DType::f32, /*with_grad=*/false, /*dry_run=*/false);
     store_.initialise(3);

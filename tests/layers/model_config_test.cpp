@@ -360,6 +360,21 @@ TEST(ModelConfig, CountsTypedExperts) {
   expect_message(message_of([&] { check(config); }), {"expert_kinds", "silu"});
 }
 
+TEST(ModelConfig, CountsExpertsThatAreMixtures) {
+  ModelConfig config = small();
+  const ParameterCount same = count_parameters(config);
+  config.routing.expert_kinds = "mixture";
+  config.routing.inner_experts = 3;
+  config.routing.inner_experts_per_tok = 2;
+  check(config);
+  const int64_t ffn = 3 * 64 * 32;
+  const ParameterCount mixture = count_parameters(config);
+  EXPECT_EQ(mixture.total - same.total, 3 * 6 * (3 * 64 + 2 * ffn));
+  EXPECT_EQ(mixture.active - same.active, 3 * config.num_experts_per_tok * (3 * 64 + ffn));
+  config.routing.inner_experts_per_tok = 4;
+  expect_message(message_of([&] { check(config); }), {"inner_experts_per_tok = 4", "inner_experts = 3"});
+}
+
 TEST(ModelConfig, CountsEveryVariantByHand) {
   ModelConfig config = small();
   config.num_hidden_layers = 2;

@@ -52,6 +52,8 @@ std::vector<RouterCase> router_cases() {
   return {
       {"softmax before top-k, renormalised", router()},
       {"gate, up and down experts", router(), true, false, false, false, ExpertKinds::typed},
+      {"experts that are mixtures", router(), true, false, false, false, ExpertKinds::mixture},
+      {"experts that are mixtures, rank 0 without tokens", router(), true, false, true, false, ExpertKinds::mixture},
       {"two hidden layers", with([](O& o) {
          o.scorer.hidden_sizes = {7, 6};
        })},
@@ -182,6 +184,8 @@ LayerCase layer_case_of(const RouterCase& router_case) {
                           .prepare = skew};
   layer_case.options.router = router_case.router;
   layer_case.options.expert_kinds = router_case.kinds;
+  layer_case.options.inner_experts = 3;
+  layer_case.options.inner_top_k = 2;
   for (int32_t t = 0; t < kTokens; ++t) {
     if (router_case.has_tasks) layer_case.tasks.push_back(t % 6 - 1);
     if (router_case.ragged_k) layer_case.experts_a_token.push_back(1 + t % 4);
@@ -220,7 +224,9 @@ TEST(MoeRouters, gradients_equal_central_differences) {
       Values dx = test::values_of(run.dx());
       test::expect_gradient("x", loss, run.x(), Tensor(dx.data(), DType::f64, {kTokens, kHidden}));
       for (const Parameter* parameter : run.parameters()) {
-        if (!parameter->grad.defined() || parameter->name().find("mlp.gate.") == std::string::npos) continue;
+        const bool is_routing = parameter->name().find(".gate.weight") != std::string::npos ||
+                                parameter->name().find("mlp.gate.") != std::string::npos;
+        if (!parameter->grad.defined() || !(is_routing || router_case.kinds == ExpertKinds::mixture)) continue;
         Values grad = test::values_of(parameter->grad);  // loss() runs forward only, but its memory is shared
         test::expect_gradient(parameter->name(), loss, parameter->value, parameter->grad);
       }
