@@ -3,7 +3,7 @@
 #pragma once
 
 #include "layers/model/config.hpp"
-#include "layers/moe/expert.hpp"
+#include "layers/moe/expert_options.hpp"
 #include "layers/moe/router.hpp"
 
 namespace cadre {

@@ -35,29 +35,11 @@ class ExpertOf final : public Expert {
   Module module_;
 };
 
-FfnOptions ffn_of_expert(const ExpertOptions& options, int id) {
-  const int kind = options.kinds == ExpertKinds::typed ? id % 3 : 0;
-  if (kind == 0) return options.ffn;
-  FfnOptions ffn = options.ffn;
-  ffn.activation = Activation::gelu;
-  ffn.width = kind == 1 ? 2 * ffn.width : ffn.width / 2;
-  return ffn;
-}
-
 }  // namespace
 
 std::unique_ptr<Expert> make_expert(const std::string& prefix, const ExpertOptions& options, int id) {
   if (options.kinds == ExpertKinds::mixture) return std::make_unique<ExpertOf<InnerMixture>>(prefix, options);
   return std::make_unique<ExpertOf<Ffn>>(prefix, ffn_of_expert(options, id));
-}
-
-ExpertWeights weights_of_expert(const ExpertOptions& options, int id) {
-  const FfnOptions ffn = ffn_of_expert(options, id);
-  const int64_t matrices = ffn.activation == Activation::silu ? 3 : 2;
-  const int64_t one = matrices * ffn.hidden * ffn.width;
-  if (options.kinds != ExpertKinds::mixture) return {one, one};
-  const int64_t gate = options.inner_experts * ffn.hidden;
-  return {gate + options.inner_experts * one, gate + options.inner_top_k * one};
 }
 
 }  // namespace cadre
