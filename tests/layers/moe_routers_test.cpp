@@ -285,6 +285,36 @@ TEST(MoeRouters, cases_are_what_they_say) {
   EXPECT_EQ(std::ranges::max(counts["capacity by probability"]), 5);
 }
 
+// Which slots have no room, by the definitions of DropPolicy, one slot after the other.
+TEST(MoeRouters, capacities_drop_what_their_policy_says) {
+  for (const DropPolicy policy : {DropPolicy::position, DropPolicy::probability}) {
+    RouterCase router_case = {"full", with([](RouterOptions& o) { o.selection_bias = true; })};
+    std::vector<int32_t> ids;
+    Values scores;
+    test::alone(layer_case_of(router_case), [&](LayerRun& run) {
+      run.loss();
+      ids = run.ids();
+      scores = test::values_of(run.saved().router.scores);
+    });
+    std::vector<size_t> order;  // all first choices, then all second ones
+    for (size_t k = 0; k < 2; ++k) {
+      for (size_t t = 0; t < kTokens; ++t) order.push_back(2 * t + k);
+    }
+    const auto score = [&](size_t slot) { return scores[slot / 2 * 8 + static_cast<size_t>(ids[slot])]; };
+    if (policy == DropPolicy::probability) {
+      std::ranges::sort(order, [&](size_t a, size_t b) { return score(a) > score(b); });
+    }
+    std::vector<int> room(8, 5);  // ceil(0.8 * 24 * 2 / 8)
+    std::vector<int32_t> kept(ids.size(), -1);
+    for (const size_t slot : order) {
+      if (room[static_cast<size_t>(ids[slot])]-- > 0) kept[slot] = ids[slot];
+    }
+    EXPECT_NE(kept, ids);
+    router_case.router.capacity = {.factor = 0.8, .drop = policy};
+    EXPECT_EQ(single_rank(layer_case_of(router_case)).ids, kept);
+  }
+}
+
 // With every routed expert gone, y = shared(x): what one gets when the routed weights are zero.
 TEST(MoeRouters, without_living_experts_the_shared_expert_remains) {
   RouterCase gone = {"gone", with([](RouterOptions& o) { o.dead_experts = {0, 1, 2, 3, 4, 5, 6, 7}; })};
