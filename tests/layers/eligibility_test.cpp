@@ -40,5 +40,21 @@ TEST(Eligibility, a_nan_is_not_hidden) {
   EXPECT_TRUE(std::isnan(eligible[2]));
 }
 
+// Sequences of three; the first of these tokens is the second of one.
+TEST(Eligibility, conditions_count_positions_in_their_sequence_and_tasks_by_number) {
+  std::vector<int32_t> tasks = {2, 1, 2, -1};
+  TokenFacts tokens = {.first = 4, .sequence_length = 3};
+  tokens.task = Tensor(tasks.data(), DType::i32, {4});
+  std::vector<double> choice(4 * 4, 0.5);
+  limit_to_conditions({{0, ExpertCondition::Kind::position_below, 2},
+                       {1, ExpertCondition::Kind::position_from, 2},
+                       {2, ExpertCondition::Kind::task, 2}},
+                      tokens, Tensor(choice.data(), DType::f64, {4, 4}));
+  EXPECT_EQ(choice, (std::vector{0.5, -kInf, 0.5, 0.5,       // position 1, task 2
+                                 -kInf, 0.5, -kInf, 0.5,     // 2, 1
+                                 0.5, -kInf, 0.5, 0.5,       // 0, 2
+                                 0.5, -kInf, -kInf, 0.5}));  // 1, none
+}
+
 }  // namespace
 }  // namespace cadre

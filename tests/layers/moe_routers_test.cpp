@@ -7,45 +7,21 @@
 #include <numeric>
 
 #include "tests/support/gradient_check.hpp"
-#include "tests/support/layer_run.hpp"
+#include "tests/support/router_cases.hpp"
 
 namespace cadre {
 namespace {
 
+using test::kHidden;
+using test::kTokens;
+using test::layer_case_of;
 using test::LayerCase;
 using test::LayerResult;
 using test::LayerRun;
+using test::router;
+using test::RouterCase;
 using test::Values;
-
-constexpr int64_t kHidden = 10;
-constexpr int64_t kTokens = 24;
-
-struct RouterCase {
-  const char* name;
-  RouterOptions router;
-  bool is_smooth = true;  // false: a straight-through gradient, which central differences do not see
-  bool has_tasks = false;
-  bool first_rank_empty = false;
-  bool ragged_k = false;
-  ExpertKinds kinds = ExpertKinds::same;
-};
-
-RouterOptions router(int top_k = 2) {
-  return {.hidden = kHidden, .num_experts = 8, .top_k = top_k, .score = ScoreFunction::softmax, .init_std = 0.5};
-}
-
-template <class Change>
-RouterOptions with(Change&& change, int top_k = 2) {
-  RouterOptions options = router(top_k);
-  change(options);
-  return options;
-}
-
-// A bias that sends most tokens to the first experts, so that capacities are felt.
-void skew(Parameter& parameter) {
-  if (!parameter.name().ends_with("e_score_correction_bias")) return;
-  for (int e = 0; e < 8; ++e) parameter.value.data<double>()[e] = 0.3 / (1.0 + e);
-}
+using test::with;
 
 std::vector<RouterCase> router_cases() {
   using O = RouterOptions;
@@ -176,23 +152,6 @@ std::vector<RouterCase> router_cases() {
   };
 }
 
-LayerCase layer_case_of(const RouterCase& router_case) {
-  LayerCase layer_case = {.options = {.hidden = kHidden, .expert_width = 6, .shared_width = 4, .init_std = 0.5},
-                          .num_tokens = kTokens,
-                          .sequence_length = 2,  // on any number of ranks whole sequences
-                          .first_rank_empty = router_case.first_rank_empty,
-                          .prepare = skew};
-  layer_case.options.router = router_case.router;
-  layer_case.options.expert_kinds = router_case.kinds;
-  layer_case.options.inner_experts = 3;
-  layer_case.options.inner_top_k = 2;
-  for (int32_t t = 0; t < kTokens; ++t) {
-    if (router_case.has_tasks) layer_case.tasks.push_back(t % 6 - 1);
-    if (router_case.ragged_k) layer_case.experts_a_token.push_back(1 + t % 4);
-  }
-  return layer_case;
-}
-
 TEST(MoeRouters, equal_the_single_rank_layer_on_any_number_of_ranks) {
   for (const RouterCase& router_case : router_cases()) {
     SCOPED_TRACE(router_case.name);
@@ -234,25 +193,6 @@ TEST(MoeRouters, gradients_equal_central_differences) {
   }
 }
 
-// The gradient of a binary gate is that of the plain scores.
-TEST(MoeRouters, a_binary_gate_passes_the_gradient_straight_through) {
-  const std::vector<double> scores = {0.5, 0.3, 0.15, 0.05};
-  std::vector<int32_t> ids = {0, 2};
-  std::vector<double> weights(2), dweights = {2.0, -3.0}, dscores(4);
-  const auto at = [](auto& values, DType type) {
-    return Tensor(const_cast<double*>(values.data()), type, {1, static_cast<int64_t>(values.size())});
-  };
-  const Tensor chosen(ids.data(), DType::i32, {1, 2});
-  for (const bool renormalise : {false, true}) {
-    const WeightOptions options = {.renormalise = renormalise, .scale = 1.5, .gate = GateKind::binary};
-    routing_weights(options, at(scores, DType::f64), chosen, at(weights, DType::f64));
-    routing_weights_grad(options, at(scores, DType::f64), chosen, at(dweights, DType::f64), at(dscores, DType::f64));
-    const double each = renormalise ? 0.75 : 1.5;
-    EXPECT_EQ(weights, (std::vector{each, each}));
-    EXPECT_EQ(dscores, (std::vector{2.0 * each, 0.0, -3.0 * each, 0.0}));
-  }
-}
-
 TEST(MoeRouters, cases_are_what_they_say) {
   if (test::runs_under_mpi()) GTEST_SKIP() << "one rank is enough";
   std::map<std::string, std::vector<int64_t>> counts;
@@ -283,100 +223,6 @@ TEST(MoeRouters, cases_are_what_they_say) {
   }
   // ceil(0.8 * 24 * 2 / 8) = 5
   EXPECT_EQ(std::ranges::max(counts["capacity by probability"]), 5);
-}
-
-// Which slots have no room, by the definitions of DropPolicy, one slot after the other.
-TEST(MoeRouters, capacities_drop_what_their_policy_says) {
-  for (const DropPolicy policy : {DropPolicy::position, DropPolicy::probability}) {
-    RouterCase router_case = {"full", with([](RouterOptions& o) { o.selection_bias = true; })};
-    std::vector<int32_t> ids;
-    Values scores;
-    test::alone(layer_case_of(router_case), [&](LayerRun& run) {
-      run.loss();
-      ids = run.ids();
-      scores = test::values_of(run.saved().router.scores);
-    });
-    std::vector<size_t> order;  // all first choices, then all second ones
-    for (size_t k = 0; k < 2; ++k) {
-      for (size_t t = 0; t < kTokens; ++t) order.push_back(2 * t + k);
-    }
-    const auto score = [&](size_t slot) { return scores[slot / 2 * 8 + static_cast<size_t>(ids[slot])]; };
-    if (policy == DropPolicy::probability) {
-      std::ranges::sort(order, [&](size_t a, size_t b) { return score(a) > score(b); });
-    }
-    std::vector<int> room(8, 5);  // ceil(0.8 * 24 * 2 / 8)
-    std::vector<int32_t> kept(ids.size(), -1);
-    for (const size_t slot : order) {
-      if (room[static_cast<size_t>(ids[slot])]-- > 0) kept[slot] = ids[slot];
-    }
-    EXPECT_NE(kept, ids);
-    router_case.router.capacity = {.factor = 0.8, .drop = policy};
-    EXPECT_EQ(single_rank(layer_case_of(router_case)).ids, kept);
-  }
-}
-
-// With every routed expert gone, y = shared(x): what one gets when the routed weights are zero.
-TEST(MoeRouters, without_living_experts_the_shared_expert_remains) {
-  RouterCase gone = {"gone", with([](RouterOptions& o) { o.dead_experts = {0, 1, 2, 3, 4, 5, 6, 7}; })};
-  const LayerResult dead = single_rank(layer_case_of(gone));
-  gone.router.dead_experts.clear();
-  gone.router.weights.scale = 0.0;
-  const LayerResult silent = single_rank(layer_case_of(gone));
-  EXPECT_EQ(dead.y, silent.y);
-  EXPECT_GT(std::abs(dead.y[0]), 0.0);
-  EXPECT_EQ(dead.ids, std::vector<int32_t>(48, -1));
-  const auto& grad = dead.grads.at("mlp.gate.weight");
-  EXPECT_EQ(grad, Values(grad.size(), 0.0));
-}
-
-TEST(MoeRouters, weights_are_shared_among_the_living) {
-  RouterCase some = {"some", with(
-                                 [](RouterOptions& o) {
-                                   o.dead_experts = {0, 5};
-                                   o.weights.renormalise = false;
-                                 },
-                                 6)};
-  test::alone(layer_case_of(some), [](LayerRun& run) {
-    run.loss();
-    for (int64_t t = 0; t < kTokens; ++t) {
-      const double* weights = run.saved().router.weights.data<double>() + t * 6;
-      EXPECT_NEAR(std::accumulate(weights, weights + 6, 0.0), 1.0, 1e-15);  // six terms, rounded
-    }
-    EXPECT_GT(run.saved().router.num_rerouted, 0);
-  });
-}
-
-TEST(MoeRouters, expert_choice_refuses_to_decode) {
-  LayerCase layer_case =
-      layer_case_of({"expert choice", with([](RouterOptions& o) { o.select.rule = SelectRule::expert_choice; })});
-  layer_case.training = false;
-  layer_case.decoding = true;
-  test::alone(layer_case, [](LayerRun& run) {
-    try {
-      run.loss();
-      FAIL() << "it decoded";
-    } catch (const Error& error) {
-      EXPECT_NE(std::string(error.what()).find("expert_choice cannot decode"), std::string::npos) << error.what();
-      EXPECT_NE(std::string(error.what()).find("not known yet"), std::string::npos) << error.what();
-    }
-  });
-}
-
-TEST(MoeRouters, a_logit_that_is_not_finite_is_an_error_with_layer_count_and_token) {
-  for (const double bad : {std::nan(""), std::numeric_limits<double>::infinity()}) {
-    test::alone(layer_case_of({"plain", router()}), [bad](LayerRun& run) {
-      run.x().data<double>()[5 * kHidden] = bad;
-      run.x().data<double>()[9 * kHidden + 1] = bad;
-      try {
-        run.loss();
-        FAIL() << "it went on";
-      } catch (const Error& error) {
-        EXPECT_EQ(error.kind(), ErrorKind::numerics);
-        EXPECT_NE(std::string(error.what()).find("mlp.gate: 2 of 24 tokens"), std::string::npos) << error.what();
-        EXPECT_NE(std::string(error.what()).find("token 5 of step 3"), std::string::npos) << error.what();
-      }
-    });
-  }
 }
 
 // What capacities and histories learn is the same on any number of ranks, and moves as defined.
