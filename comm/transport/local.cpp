@@ -5,7 +5,6 @@
 #include <atomic>
 #include <condition_variable>
 #include <cstring>
-#include <deque>
 #include <map>
 #include <mutex>
 #include <numeric>
@@ -14,41 +13,11 @@
 #include <vector>
 
 #include "comm/base/check.hpp"
+#include "comm/transport/mailbox.hpp"
 #include "comm/transport/wait.hpp"
 
 namespace cadre {
 namespace {
-
-struct Message {
-  int source;
-  int tag;
-  Buffer bytes;
-};
-
-// What arrived for one rank of one group and was not taken yet.
-class Mailbox {
- public:
-  void put(Message message) {
-    const std::lock_guard lock(mutex_);
-    messages_.push_back(std::move(message));
-  }
-
-  // The oldest message of (source, tag), if there is one.
-  bool take(int source, int tag, Message& out) {
-    const std::lock_guard lock(mutex_);
-    const auto found = std::find_if(messages_.begin(), messages_.end(), [&](const Message& message) {
-      return message.source == source && message.tag == tag;
-    });
-    if (found == messages_.end()) return false;
-    out = std::move(*found);
-    messages_.erase(found);
-    return true;
-  }
-
- private:
-  std::mutex mutex_;
-  std::deque<Message> messages_;
-};
 
 // Set once a rank of the process failed, so that the others do not wait for it.
 using Failed = std::shared_ptr<std::atomic<bool>>;
@@ -99,7 +68,9 @@ class ReceivesOperation : public PendingOperation {
   ReceivesOperation(std::shared_ptr<Group> group, int rank, int tag)
       : group_(std::move(group)), rank_(rank), tag_(tag) {}
 
-  void add(int source, std::span<std::byte> into) { waiting_.push_back({source, into}); }
+  void add(int source, std::span<std::byte> into) {
+    waiting_.push_back({group_->mailboxes[static_cast<size_t>(rank_)].receive(source, tag_), into});
+  }
   void then(std::function<void()> last) { last_ = std::move(last); }
   void own(Buffer buffer) { buffers_.push_back(std::move(buffer)); }
 
@@ -116,25 +87,25 @@ class ReceivesOperation : public PendingOperation {
     std::string text;
     for (const Waiting& wait : waiting_) {
       if (!text.empty()) text += ", ";
-      text +=
-          fmt::format("rank {} (expected {} bytes, received none)", group_->world_rank[wait.source], wait.into.size());
+      text += fmt::format("rank {} (expected {} bytes, received none)", group_->world_rank[wait.receive->source],
+                          wait.into.size());
     }
     return text;
   }
 
  private:
   struct Waiting {
-    int source;
+    std::shared_ptr<Mailbox::Receive> receive;
     std::span<std::byte> into;
   };
 
   bool arrived(const Waiting& wait) {
-    Message message;
-    if (!group_->mailboxes[static_cast<size_t>(rank_)].take(wait.source, tag_, message)) return false;
-    CADRE_CHECK(message.bytes.bytes() == wait.into.size(),
+    if (!wait.receive->arrived.load(std::memory_order_acquire)) return false;
+    const Buffer& bytes = wait.receive->bytes;
+    CADRE_CHECK(bytes.bytes() == wait.into.size(),
                 fmt::format("expected {} bytes from rank {} and received {}", wait.into.size(),
-                            group_->world_rank[wait.source], message.bytes.bytes()));
-    if (!wait.into.empty()) std::memcpy(wait.into.data(), message.bytes.data(), wait.into.size());
+                            group_->world_rank[wait.receive->source], bytes.bytes()));
+    if (!wait.into.empty()) std::memcpy(wait.into.data(), bytes.data(), wait.into.size());
     return true;
   }
 
@@ -342,7 +313,7 @@ class LocalTransport : public Transport {
 
   void post(int peer, int tag, std::span<const std::byte> bytes) {
     if (peer != rank_) bytes_posted_ += static_cast<int64_t>(bytes.size());
-    group_->mailboxes[static_cast<size_t>(peer)].put({rank_, tag, copy_of(bytes)});
+    group_->mailboxes[static_cast<size_t>(peer)].put(rank_, tag, copy_of(bytes));
   }
 
   Request make_request(const std::string& what, std::unique_ptr<ReceivesOperation> operation) {
