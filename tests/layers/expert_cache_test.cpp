@@ -82,6 +82,35 @@ TEST_F(ExpertCacheTest, IsInvalidAfterAChangeOfWeights) {
   EXPECT_EQ(cache.bytes(), bytes) << "what other weights made is forgotten";
 }
 
+// Any weight of an expert that is a mixture is a weight of that expert.
+TEST_F(ExpertCacheTest, IsInvalidAfterAChangeInsideAMixture) {
+  const ExpertOptions options = {.ffn = {.hidden = kHidden, .width = 16, .init_std = 0.3},
+                                 .kinds = ExpertKinds::mixture,
+                                 .inner_experts = 3,
+                                 .inner_top_k = 2};
+  Experts mixtures("experts", ExpertMap::contiguous(1, 1), 0, options);
+  ParameterStore store;
+  store.add_all(mixtures);
+  store.allocate(DType::f32, /*with_grad=*/false, /*dry_run=*/false);
+  store.initialise(3);
+  const auto rows_found_after = [&](const auto& between) {
+    ExpertCache cache(kPlenty);
+    for (const bool first : {true, false}) {
+      Context ctx{*kernels_, arena_, DType::f32};
+      Experts::Saved saved;
+      saved.offsets = {0, 7};
+      mixtures.forward(ctx, rows_, index_tensor(order_), saved, &cache);
+      if (first) between();
+    }
+    return cache.rows_found();
+  };
+  EXPECT_EQ(rows_found_after([] {}), 7);
+  ASSERT_EQ(store.parameters().size(), 7U);  // the gate, and two matrices of three networks
+  for (Parameter* parameter : store.parameters()) {
+    EXPECT_EQ(rows_found_after([&] { ++parameter->version; }), 0) << parameter->name();
+  }
+}
+
 // An expert's batch of 4 rows takes 768 bytes, that of 3 rows 576.
 TEST_F(ExpertCacheTest, IsBounded) {
   ExpertCache cache(1000);
