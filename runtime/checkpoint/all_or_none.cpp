@@ -1,10 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "runtime/checkpoint/all_or_none.hpp"
 
-#include <optional>
 #include <utility>
 
-#include "comm/base/check.hpp"
 #include "comm/transport/wait.hpp"
 
 namespace cadre {
@@ -23,17 +21,24 @@ std::optional<Error> error_of(const std::function<void()>& action) {
 
 }  // namespace
 
+std::optional<Failure> AllOrNone::attempt(const std::function<void()>& action) const { return agree(error_of(action)); }
+
 void AllOrNone::run(const std::function<void()>& action) const {
-  std::optional<Error> error = error_of(action);
-  int32_t first_failed = error ? world_.rank() : world_.size();
+  const std::optional<Error> error = error_of(action);
+  const std::optional<Failure> failure = agree(error);
+  if (!failure) return;
+  if (error) throw Error(*error);
+  throw Error(failure->kind, fmt::format("{} failed on rank {}: {}", phase_, failure->rank, failure->text),
+              fmt::format("see the message of rank {}", failure->rank));
+}
+
+std::optional<Failure> AllOrNone::agree(const std::optional<Error>& mine) const {
+  int32_t first_failed = mine ? world_.rank() : world_.size();
   await(world_.all_reduce(std::span(&first_failed, 1), ReduceOp::min));
-  if (first_failed == world_.size()) return;
-  const std::string text = broadcast(error ? error->text() : "", first_failed);
-  if (!error) {
-    error.emplace(ErrorKind::environment, fmt::format("{} failed on rank {}: {}", phase_, first_failed, text),
-                  fmt::format("see the message of rank {}", first_failed));
-  }
-  throw Error(*error);
+  if (first_failed == world_.size()) return std::nullopt;
+  auto kind = static_cast<int32_t>(mine ? mine->kind() : ErrorKind::internal);
+  await(world_.broadcast(std::span(&kind, 1), first_failed));
+  return Failure{first_failed, static_cast<ErrorKind>(kind), broadcast(mine ? mine->text() : "", first_failed)};
 }
 
 void AllOrNone::run_on_rank_0(const std::function<void()>& action) const {

@@ -4,7 +4,6 @@
 #include <nlohmann/json.hpp>
 
 #include <algorithm>
-#include <array>
 #include <bit>
 #include <cmath>
 #include <filesystem>
@@ -14,6 +13,7 @@
 #include "comm/base/trace.hpp"
 #include "runtime/checkpoint/directory.hpp"
 #include "runtime/checkpoint/file.hpp"
+#include "runtime/checkpoint/load_newest.hpp"
 #include "runtime/config/run_file.hpp"
 #include "runtime/config/task_config.hpp"
 #include "runtime/optim/freeze.hpp"
@@ -285,12 +285,19 @@ void Trainer::save() {
 }
 
 void Trainer::resume() {
-  const fs::path path = agree_on_checkpoint();
+  Manifest manifest;
+  const std::string hash = continuity_hash(config_);
+  // What belongs to another run is no damage: nothing older would fit either.
+  const auto load = [&](const fs::path& path) {
+    manifest = read_manifest(path);
+    if (manifest.config_hash == hash) load_checkpoint(path, worker_.store(), &optimizer_);
+  };
+  const fs::path path = load_newest(worker_.world(), kFileDeadlineSeconds, checkpoints_to_try(), load,
+                                    [](const std::string& line) { fmt::print("{}\n", line); });
   if (!path.empty()) {
-    CADRE_CHECK(read_manifest(path).config_hash == continuity_hash(config_),
+    CADRE_CHECK(manifest.config_hash == hash,
                 fmt::format("{} was saved with another model, seed, batch or sequence length", path.string()),
                 "go on with the configuration in its run.toml, choose another out=, or checkpoint.resume=never");
-    const Manifest manifest = load_checkpoint(path, worker_.store(), &optimizer_);
     steps_done_ = saved_step_ = manifest.step;
     check_stage(path, manifest);
   }
@@ -308,18 +315,13 @@ void Trainer::check_stage(const fs::path& path, const Manifest& manifest) const 
 }
 
 // Rank 0 looks, because only one view of a shared file system can be right.
-fs::path Trainer::agree_on_checkpoint() {
+std::vector<fs::path> Trainer::checkpoints_to_try() const {
   const std::string& wanted = config_.checkpoint.resume;
-  std::array<char, 4096> name{};
-  if (worker_.world().rank() == 0 && wanted != "never") {
-    const auto latest = latest_checkpoint(checkpoint_root(config_));
-    const std::string found = wanted == "auto" ? (latest ? latest->path.string() : "") : wanted;
-    CADRE_CHECK(found.size() < name.size(), fmt::format("the path of a checkpoint has {} characters", found.size()));
-    found.copy(name.data(), found.size());
-  }
-  Request told = worker_.world().broadcast(std::span<char>(name), 0);
-  wait(told, kFileDeadlineSeconds, worker_.lane().position);
-  return name.data();
+  if (worker_.world().rank() != 0 || wanted == "never") return {};
+  if (wanted != "auto") return {wanted};
+  std::vector<fs::path> paths;
+  for (const CheckpointPath& checkpoint : list_checkpoints(checkpoint_root(config_))) paths.push_back(checkpoint.path);
+  return paths;
 }
 
 // Every rank reads data and checkpoint for itself; a rank that sees other files must not train along.

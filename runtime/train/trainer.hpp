@@ -50,7 +50,7 @@ class Trainer {
   void resume();
   void evaluate_and_log();
   void stop();
-  std::filesystem::path agree_on_checkpoint();
+  std::vector<std::filesystem::path> checkpoints_to_try() const;
   void check_agreement();
   void check_stage(const std::filesystem::path& path, const Manifest& manifest) const;
   void begin_stage();
