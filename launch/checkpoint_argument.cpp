@@ -8,6 +8,7 @@
 #include "runtime/checkpoint/model_checkpoint.hpp"
 #include "runtime/config/run_file.hpp"
 #include "runtime/data/dataset.hpp"
+#include "runtime/tokenizer/open.hpp"
 
 namespace cadre {
 
@@ -34,6 +35,7 @@ RunConfig run_config_of(const fs::path& checkpoint, std::vector<std::string>* un
   config.model = read_model_config(checkpoint, unused);
   config.data.sequence_length = std::min(config.data.sequence_length, config.model.max_position_embeddings);
   config.parallel = {};
+  config.data.tokenizer = read_tokenizer_files(checkpoint.string()).empty() ? kByteTokenizer : checkpoint.string();
   return config;
 }
 

@@ -18,7 +18,7 @@ Field checkpoint_argument(std::string& path);
 std::filesystem::path find_checkpoint(const std::string& argument);
 
 // The run.toml of the checkpoint, or defaults for one that another program wrote, with the model of its config.json.
-// All ranks share one set of experts, whatever the grid of the run was.
+// All ranks share one set of experts, whatever the grid of the run was; the tokenizer is that in the checkpoint, else bytes.
 RunConfig run_config_of(const std::filesystem::path& checkpoint, std::vector<std::string>* unused = nullptr);
 
 // What rank 0 says of keys in the checkpoint's or model's config.json that change nothing; empty when there are none.

@@ -23,6 +23,7 @@
 #include "launch/binding.hpp"
 #include "launch/command.hpp"
 #include "layers/kernels/cpu_products.hpp"
+#include "runtime/tokenizer/sentencepiece.hpp"
 
 namespace cadre {
 namespace {
@@ -147,6 +148,8 @@ void print_build(const Findings& findings) {
   fmt::print(
       "  products  OpenBLAS, {}; bf16 {}\n", made(Precision::fp32) ? "oneDNN" : "no oneDNN",
       made(Precision::bf16) ? "in hardware" : "rounded, as slow as fp32: no oneDNN, or no such instructions here");
+  fmt::print("  tokens    bytes, tokenizer.json; tokenizer.model {}\n",
+             has_sentencepiece() ? "by SentencePiece" : "not: no SentencePiece");
   fmt::print("  mpi       {}, thread level {}\n", mpi_library_version(), mpi_thread_level());
   fmt::print("  ucx       {}{}\n", has_ucx() ? "installed" : "not installed",
              has_ucx() && ucx_is_off(pml_choice()) ? ", switched off (pml = " + pml_choice() + ")" : "");

@@ -15,7 +15,9 @@
 #include "runtime/checkpoint/model_checkpoint.hpp"
 #include "runtime/config/task_config.hpp"
 #include "runtime/data/task_labels.hpp"
-#include "runtime/data/tokenizer.hpp"
+#include "runtime/tokenizer/bytes.hpp"
+#include "runtime/tokenizer/open.hpp"
+#include "runtime/tokenizer/utf8_stream.hpp"
 
 namespace cadre {
 namespace {
@@ -95,14 +97,27 @@ void print_text(std::string_view text) {
   std::fflush(stdout);
 }
 
+// Of the checkpoint, for a vocabulary that it fits.
+std::unique_ptr<Tokenizer> tokenizer_of(const std::filesystem::path& checkpoint, const RunConfig& config) {
+  auto tokenizer = open_tokenizer(config.data.tokenizer);
+  const bool is_bytes = config.data.tokenizer == kByteTokenizer;
+  const int64_t vocabulary = config.model.vocab_size;
+  CADRE_CHECK(is_bytes ? vocabulary == kByteVocabSize : vocabulary >= tokenizer->vocab_size(),
+              fmt::format("{}: vocab_size = {}, allowed: {} {} with {}", checkpoint.string(), vocabulary,
+                          is_bytes ? "exactly" : "at least", tokenizer->vocab_size(),
+                          is_bytes ? "tokens of bytes" : "the tokenizer in it"),
+              is_bytes ? "tokens of text are bytes where the checkpoint has no tokenizer.json and no tokenizer.model"
+                       : "the tokenizer is of another model");
+  return tokenizer;
+}
+
 void run_generate(const Options& options, const Job& job) {
   const std::filesystem::path checkpoint = find_checkpoint(options.checkpoint);
   const RunConfig config = run_config_of(checkpoint);
-  CADRE_CHECK(
-      config.model.vocab_size == kByteVocabSize,
-      fmt::format("{}: vocab_size = {}, allowed: {}", checkpoint.string(), config.model.vocab_size, kByteVocabSize),
-      "a prompt is text, and the tokens of text are bytes");
-  const std::vector<int32_t> prompt = encode_bytes(options.prompt);
+  const auto tokenizer = tokenizer_of(checkpoint, config);
+  std::vector<int32_t> prompt = tokenizer->encode(options.prompt);
+  if (!prompt.empty())
+    prompt.insert(prompt.begin(), tokenizer->prompt_prefix().begin(), tokenizer->prompt_prefix().end());
   const RequestFacts facts = facts_of(options, config);
   const WorkerOptions worker_options = inference_options(config);
   set_kernel_threads(static_cast<int>(config.compute.threads));
@@ -115,13 +130,14 @@ void run_generate(const Options& options, const Job& job) {
     if (options.cache_mib > 0) cache.emplace(static_cast<size_t>(options.cache_mib) << 20);
     for (int64_t sample = 0; sample < options.samples; ++sample) {
       if (speaks) print_text(options.prompt);
+      Utf8Stream text;
       generate(worker, prompt,
                {.max_new = options.max_new,
                 .sampling = sampling_of(options, sample),
                 .cache = cache ? &*cache : nullptr,
                 .facts = facts},
-               [](int32_t token) { print_text(decode_bytes(std::span(&token, 1))); });
-      if (speaks) print_text("\n");
+               [&](int32_t token) { print_text(text.put(tokenizer->piece(token))); });
+      if (speaks) print_text(text.finish().append("\n"));
     }
     if (cache) print_cache(worker, *cache);
   });

@@ -32,6 +32,12 @@ void Digester::append(std::span<const std::byte> bytes) {
 
 FileDigest Digester::digest() const { return {bytes_, XXH64_digest(state_.get())}; }
 
+FileDigest digest_of(std::string_view bytes) {
+  Digester digester;
+  digester.append(std::as_bytes(std::span(bytes)));
+  return digester.digest();
+}
+
 FileDigest digest_file(const std::filesystem::path& path) {
   errno = 0;
   std::ifstream file(path, std::ios::binary);

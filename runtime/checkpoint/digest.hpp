@@ -9,6 +9,7 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <string_view>
 
 struct XXH64_state_s;
 
@@ -32,6 +33,8 @@ class Digester {
   std::unique_ptr<XXH64_state_s, void (*)(XXH64_state_s*)> state_;
   uint64_t bytes_ = 0;
 };
+
+FileDigest digest_of(std::string_view bytes);
 
 // Reads the whole file. Throws when it cannot be read to its end.
 FileDigest digest_file(const std::filesystem::path& path);

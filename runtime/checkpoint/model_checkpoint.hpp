@@ -7,6 +7,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <map>
 #include <string>
 #include <vector>
 
@@ -31,6 +32,7 @@ struct CheckpointState {
   Manifest manifest;
   ModelConfig model;
   std::string run_toml;
+  std::map<std::string, std::string> more_files = {};  // name and content of what is to lie beside the model
 };
 
 // Collective over the world. Writes root/step_<step>, moves `latest`, keeps the newest `keep`. Returns the final path

@@ -49,7 +49,8 @@ std::vector<Section> sections_of(RunConfig& c) {
       {"data",
        {
            {"path", &c.data.path, any(), "a text file, a folder of them, or an llm.c token file"},
-           {"tokenizer", &c.data.tokenizer, one_of({"bytes"}), "how text becomes tokens"},
+           {"tokenizer", &c.data.tokenizer, any(),
+            "bytes, or a tokenizer.json (byte-level BPE), a tokenizer.model (SentencePiece) or a folder with one"},
            {"sequence_length", &c.data.sequence_length, at_least(1), "tokens of one training sequence"},
            {"validation_fraction", &c.data.validation_fraction, from_below(0, 1), "held out at the end of the data"},
        }},
@@ -157,9 +158,12 @@ void check_tasks(const RunConfig& config) {
   if (!config.task.recognise) return;
   CADRE_CHECK(asks_for_tasks(config.model), "task.recognise = true, and nothing in the model asks for tasks",
               fmt::format("set model.expert_tasks={} and model.task_bias={}", kExpertTasks, kTaskBias));
-  CADRE_CHECK(config.model.vocab_size == 256,
-              fmt::format("task.recognise = true with model.vocab_size = {}, allowed: 256", config.model.vocab_size),
-              "keywords are found in text, whose tokens are bytes");
+  CADRE_CHECK(
+      config.model.vocab_size == 256 && config.data.tokenizer == "bytes",
+      fmt::format("task.recognise = true with model.vocab_size = {} and data.tokenizer = \"{}\", allowed: 256 and "
+                  "\"bytes\"",
+                  config.model.vocab_size, config.data.tokenizer),
+      "keywords are found in text, whose tokens are bytes");
 }
 
 void check(const RunConfig& config, int num_ranks) {
@@ -172,6 +176,8 @@ void check(const RunConfig& config, int num_ranks) {
   CADRE_CHECK(!config.out.empty(), "out = \"\", allowed: a path", "folder for checkpoints and logs");
   CADRE_CHECK(!config.data.path.empty(), "data.path = \"\", allowed: a path",
               "a text file, a folder of them, or an llm.c token file");
+  CADRE_CHECK(!config.data.tokenizer.empty(), "data.tokenizer = \"\", allowed: bytes | a path",
+              "a tokenizer.json, a tokenizer.model or a folder with one");
   CADRE_CHECK(!config.checkpoint.resume.empty(), "checkpoint.resume = \"\", allowed: auto | never | a path",
               "auto starts afresh when there is nothing to resume");
   CADRE_CHECK(config.data.sequence_length <= config.model.max_position_embeddings,

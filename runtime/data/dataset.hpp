@@ -14,7 +14,8 @@ struct Dataset {
   TokenSource validation;  // the last floor(validation_fraction * tokens)
 };
 
-// All tokens of data.path: a token file when it begins like one, else text through the tokenizer.
+// All tokens of data.path: a token file when it begins like one, else text through data.tokenizer. A tokenizer with more
+// tokens than the model's vocabulary throws.
 TokenSource open_tokens(const DataConfig& config, int64_t vocab_size);
 
 // A part that is not even one window of sequence_length + 1 tokens is an error; a validation_fraction of 0 asks for no

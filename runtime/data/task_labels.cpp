@@ -2,7 +2,7 @@
 #include "runtime/data/task_labels.hpp"
 
 #include "comm/base/check.hpp"
-#include "runtime/data/tokenizer.hpp"
+#include "runtime/tokenizer/bytes.hpp"
 
 namespace cadre {
 

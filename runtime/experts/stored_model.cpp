@@ -7,6 +7,7 @@
 #include "runtime/checkpoint/file.hpp"
 #include "runtime/checkpoint/model_checkpoint.hpp"
 #include "runtime/config/run_file.hpp"
+#include "runtime/tokenizer/open.hpp"
 #include "runtime/train/trainer.hpp"
 
 namespace cadre {
@@ -47,12 +48,16 @@ fs::path StoredModel::save(const fs::path& run_folder, const Manifest& origin) {
               "name a folder that can be written with --out");
   config_.out = run_folder.string();
   config_.checkpoint.resume = "auto";
-  CheckpointState state = {.manifest = origin, .model = config_.model, .run_toml = to_toml(config_)};
+  const TokenizerFiles tokenizer = read_tokenizer_files(config_.data.tokenizer);
+  if (!tokenizer.empty()) config_.data.tokenizer = config_.out;
+  CheckpointState state = {
+      .manifest = origin, .model = config_.model, .run_toml = to_toml(config_), .more_files = tokenizer};
   state.manifest.files.clear();
   state.manifest.cadre_version = CADRE_VERSION;
   state.manifest.world_size = 1;
   state.manifest.config_hash = continuity_hash(config_);
   write_text_file(run_folder / "run.toml", state.run_toml);
+  for (const auto& [name, content] : tokenizer) write_text_file(run_folder / name, content);
   return save_checkpoint({worker_.world(), any_parameter, worker_.deadline_seconds()}, root, state, worker_.store(),
                          optimizer_, /*keep=*/1);
 }

@@ -26,7 +26,7 @@ class StoredModel {
   // To be called when the values were written by hand.
   void values_changed();
 
-  // Writes run_folder/checkpoints/step_<step> and run_folder/run.toml, from which `cadre train` goes on at the step of the
+  // Writes run_folder/checkpoints/step_<step>, the tokenizer, and run_folder/run.toml, from which `cadre train` goes on at the step of the
   // manifest. The folder must have no checkpoints yet. Returns the path of the checkpoint.
   std::filesystem::path save(const std::filesystem::path& run_folder, const Manifest& origin);
 

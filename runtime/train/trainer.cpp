@@ -61,6 +61,7 @@ std::string continuity_hash(const RunConfig& config) {
 
 Trainer::Trainer(Communicator world, const RunConfig& config)
     : config_(config),
+      tokenizer_files_(read_tokenizer_files(config.data.tokenizer)),
       dataset_(open_dataset(config.data, config.model.vocab_size)),
       worker_(make_worker(std::move(world), config)),
       train_reader_(dataset_.train, config.data.sequence_length, config.train.batch,
@@ -271,6 +272,7 @@ void Trainer::save() {
   CheckpointState state;
   state.model = config_.model;
   state.run_toml = to_toml(config_);
+  state.more_files = tokenizer_files_;
   state.manifest.cadre_version = CADRE_VERSION;
   state.manifest.step = steps_done_;
   state.manifest.seed = static_cast<uint64_t>(config_.seed);
@@ -300,6 +302,7 @@ void Trainer::resume() {
                 "go on with the configuration in its run.toml, choose another out=, or checkpoint.resume=never");
     steps_done_ = saved_step_ = manifest.step;
     check_stage(path, manifest);
+    check_tokenizer(path, manifest);
   }
   check_agreement();
 }
@@ -312,6 +315,20 @@ void Trainer::check_stage(const fs::path& path, const Manifest& manifest) const 
               fmt::format("{}: step {} trained {}, train.stages = \"{}\" says {}", path.string(), steps_done_,
                           manifest.trained, config_.train.stages, expected),
               "go on with the train.stages of its run.toml");
+}
+
+// Of a file that says which token begins a text nothing that was trained depends.
+void Trainer::check_tokenizer(const fs::path& path, const Manifest& manifest) const {
+  for (const char* name : {kTokenizerModelFile, kTokenizerJsonFile}) {
+    const auto ours = tokenizer_files_.find(name);
+    const auto saved = manifest.files.find(name);
+    const bool is_ours = ours != tokenizer_files_.end();
+    const bool is_saved = saved != manifest.files.end();
+    CADRE_CHECK(is_ours == is_saved && (!is_ours || digest_of(ours->second) == saved->second),
+                fmt::format("{} was trained with another tokenizer than data.tokenizer = \"{}\"", path.string(),
+                            config_.data.tokenizer),
+                "go on with the tokenizer that lies in it");
+  }
 }
 
 // Rank 0 looks, because only one view of a shared file system can be right.

@@ -11,6 +11,7 @@
 #include "runtime/observe/run_log.hpp"
 #include "runtime/observe/step_metrics.hpp"
 #include "runtime/optim/adamw.hpp"
+#include "runtime/tokenizer/open.hpp"
 #include "runtime/train/executor.hpp"
 #include "runtime/train/step_tracer.hpp"
 #include "runtime/train/worker.hpp"
@@ -53,6 +54,7 @@ class Trainer {
   std::vector<std::filesystem::path> checkpoints_to_try() const;
   void check_agreement();
   void check_stage(const std::filesystem::path& path, const Manifest& manifest) const;
+  void check_tokenizer(const std::filesystem::path& path, const Manifest& manifest) const;
   void begin_stage();
   StepRecord step(StepWork work);
   StepWork work_of_step() const;
@@ -73,7 +75,8 @@ class Trainer {
 
   RunConfig config_;
   std::vector<int> moe_layers_ = moe_layers_of(config_.model);
-  Dataset dataset_;  // first: missing data is found before anything large is built
+  TokenizerFiles tokenizer_files_;  // which every checkpoint keeps
+  Dataset dataset_;                 // first: missing data is found before anything large is built
   Worker worker_;
   BatchReader train_reader_;
   Executor executor_;

@@ -13,7 +13,7 @@
 #include "runtime/data/order.hpp"
 #include "runtime/data/text.hpp"
 #include "runtime/data/token_file.hpp"
-#include "runtime/data/tokenizer.hpp"
+#include "runtime/tokenizer/bytes.hpp"
 #include "tests/support/messages.hpp"
 
 namespace cadre {

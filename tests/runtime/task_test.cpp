@@ -11,7 +11,7 @@
 #include "layers/moe/weights.hpp"
 #include "runtime/config/task_config.hpp"
 #include "runtime/data/task_labels.hpp"
-#include "runtime/data/tokenizer.hpp"
+#include "runtime/tokenizer/bytes.hpp"
 #include "tests/support/messages.hpp"
 #include "tests/support/tensors.hpp"
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "runtime/data/tokenizer.hpp"
+#include "runtime/tokenizer/bytes.hpp"
 
 #include <fmt/format.h>
 
@@ -24,6 +24,11 @@ std::string decode_bytes(std::span<const int32_t> tokens) {
     text += static_cast<char>(token);
   }
   return text;
+}
+
+std::optional<int32_t> ByteTokenizer::find(std::string_view content) const {
+  if (content.size() != 1) return std::nullopt;
+  return static_cast<unsigned char>(content.front());
 }
 
 }  // namespace cadre

@@ -8,6 +8,8 @@
 #include <string_view>
 #include <vector>
 
+#include "runtime/tokenizer/tokenizer.hpp"
+
 namespace cadre {
 
 inline constexpr int64_t kByteVocabSize = 256;
@@ -16,5 +18,13 @@ std::vector<int32_t> encode_bytes(std::string_view text);
 
 // An id outside [0, 256) throws.
 std::string decode_bytes(std::span<const int32_t> tokens);
+
+class ByteTokenizer final : public Tokenizer {
+ public:
+  int64_t vocab_size() const override { return kByteVocabSize; }
+  std::vector<int32_t> encode(std::string_view text) const override { return encode_bytes(text); }
+  std::string piece(int32_t token) const override { return decode_bytes(std::span(&token, 1)); }
+  std::optional<int32_t> find(std::string_view content) const override;
+};
 
 }  // namespace cadre

@@ -1,0 +1,212 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "runtime/tokenizer/byte_level_bpe.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "comm/base/check.hpp"
+#include "runtime/tokenizer/byte_alphabet.hpp"
+#include "runtime/tokenizer/json_fields.hpp"
+
+namespace cadre {
+namespace {
+
+using nlohmann::json;
+
+constexpr const char* kHint = "only byte-level tokenizers are read, in the style of GPT-2, Llama 3 and DeepSeek";
+constexpr size_t kMaxAddedToken = 256;  // bytes
+constexpr size_t kMaxAddedBytes = size_t{1} << 20;
+constexpr size_t kMaxRemembered = size_t{1} << 16;  // words of one text
+constexpr size_t kMaxRememberedWord = 64;           // bytes
+
+// Steps of the file that would change a text and are not done here must be none.
+void check_no_normalizer(const json& file) {
+  const json normalizer = file.value("normalizer", json());
+  const std::string type = type_of(normalizer, "normalizer");
+  const bool is_empty =
+      type == "Sequence" && field(normalizer, "normalizer", "normalizers", json::value_t::array).empty();
+  CADRE_CHECK(normalizer.is_null() || is_empty, fmt::format("normalizer = {}, allowed: none", quoted(type)), kHint);
+}
+
+void check_model(const json& model) {
+  const std::string type = text(model, "model", "type", "BPE");
+  CADRE_CHECK(type == "BPE", fmt::format("model.type = {}, allowed: BPE", quoted(type)), kHint);
+  for (const char* name : {"continuing_subword_prefix", "end_of_word_suffix"}) {
+    CADRE_CHECK(text(model, "model", name, "").empty(), fmt::format("model.{} is not empty, allowed: none", name),
+                kHint);
+  }
+  CADRE_CHECK(!flag(model, "model", "byte_fallback", false), "model.byte_fallback = true, allowed: false", kHint);
+  const json dropout = model.value("dropout", json());
+  CADRE_CHECK(dropout.is_null() || dropout == 0, "model.dropout is not 0, allowed: none",
+              "tokens of a text would not be the same each time");
+}
+
+// "a b", or ["a", "b"].
+std::pair<std::string, std::string> pair_of(const json& merge, size_t index) {
+  if (merge.is_array() && merge.size() == 2 && merge[0].is_string() && merge[1].is_string()) {
+    return {merge[0].get<std::string>(), merge[1].get<std::string>()};
+  }
+  const std::string line = merge.is_string() ? merge.get<std::string>() : "";
+  const size_t space = line.find(' ');
+  CADRE_CHECK(space != std::string::npos && line.find(' ', space + 1) == std::string::npos,
+              fmt::format("model.merges[{}] is no pair, allowed: \"a b\" or [\"a\", \"b\"]", index));
+  return {line.substr(0, space), line.substr(space + 1)};
+}
+
+}  // namespace
+
+ByteLevelBpe::ByteLevelBpe(const json& file) : pre_tokenizer_(field(file, "", "pre_tokenizer", json::value_t::object)) {
+  check_no_normalizer(file);
+  const json& model = field(file, "", "model", json::value_t::object);
+  check_model(model);
+  read_vocabulary(model);
+  read_merges(model);
+  read_added_tokens(file);
+  read_prompt_prefix(file.value("post_processor", json()));
+}
+
+void ByteLevelBpe::read_vocabulary(const json& model) {
+  for (const auto& [spelled, value] : field(model, "model", "vocab", json::value_t::object).items()) {
+    const int32_t id = token_id(value, fmt::format("model.vocab: the id of {}", quoted(spelled)));
+    ids_.emplace(spelled, id);
+    const auto [other, is_new] = pieces_.emplace(id, bytes_spelled(spelled).value_or(spelled));
+    CADRE_CHECK(is_new, fmt::format("model.vocab: {} has the id {} of another token", quoted(spelled), id));
+    vocab_size_ = std::max<int64_t>(vocab_size_, int64_t{id} + 1);
+  }
+  for (int byte = 0; byte < 256; ++byte) {
+    bytes_[static_cast<size_t>(byte)] = find(spell_byte(static_cast<uint8_t>(byte)));
+  }
+  if (const std::string unknown = text(model, "model", "unk_token", ""); !unknown.empty()) unknown_ = find(unknown);
+  whole_words_first_ = flag(model, "model", "ignore_merges", false);
+}
+
+int32_t ByteLevelBpe::id_of(const std::string& spelled, size_t rule) const {
+  const auto id = find(spelled);
+  CADRE_CHECK(id.has_value(), fmt::format("model.merges[{}]: {} is not in model.vocab", rule, quoted(spelled)));
+  return *id;
+}
+
+void ByteLevelBpe::read_merges(const json& model) {
+  const json& merges = field(model, "model", "merges", json::value_t::array);
+  for (size_t i = 0; i < merges.size(); ++i) {
+    const auto [left, right] = pair_of(merges[i], i);
+    merges_.add(id_of(left, i), id_of(right, i), id_of(left + right, i));
+  }
+}
+
+void ByteLevelBpe::read_added_tokens(const json& file) {
+  if (!file.contains("added_tokens")) return;
+  size_t bytes = 0;
+  for (const json& added : field(file, "", "added_tokens", json::value_t::array)) {
+    const std::string content = text(added, "added_tokens", "content", "");
+    bytes += content.size();
+    CADRE_CHECK(!content.empty() && content.size() <= kMaxAddedToken && bytes <= kMaxAddedBytes,
+                fmt::format("added_tokens: a content of {} bytes, allowed: 1 to {}, and {} in all", content.size(),
+                            kMaxAddedToken, kMaxAddedBytes));
+    for (const char* name : {"single_word", "lstrip", "rstrip"}) {
+      CADRE_CHECK(!flag(added, "added_tokens", name, false),
+                  fmt::format("added_tokens: {} of {} is true, allowed: false", name, quoted(content)), kHint);
+    }
+    const int32_t id = token_id(added.value("id", json()), fmt::format("added_tokens: the id of {}", quoted(content)));
+    ids_[content] = id;
+    pieces_[id] = flag(added, "added_tokens", "special", false) ? "" : content;
+    (flag(added, "added_tokens", "normalized", false) ? normalized_tokens_ : raw_tokens_).add(content, id);
+    vocab_size_ = std::max<int64_t>(vocab_size_, int64_t{id} + 1);
+  }
+}
+
+// What TemplateProcessing puts before a single text. All else in post-processors tells of offsets.
+void ByteLevelBpe::read_prompt_prefix(const json& post_processor) {
+  const std::string type = type_of(post_processor, "post_processor");
+  if (type == "Sequence") {
+    for (const json& part : field(post_processor, "post_processor", "processors", json::value_t::array)) {
+      if (type_of(part, "post_processor") == "TemplateProcessing") read_prompt_prefix(part);
+    }
+  }
+  if (type != "TemplateProcessing") return;
+  std::vector<int32_t> prefix;
+  for (const json& part : field(post_processor, "post_processor", "single", json::value_t::array)) {
+    if (!part.is_object() || !part.contains("SpecialToken")) break;
+    const std::string name = text(part["SpecialToken"], "post_processor.single", "id", "");
+    const auto id = find(name);
+    CADRE_CHECK(id.has_value(), fmt::format("post_processor.single: there is no token {}", quoted(name)));
+    prefix.push_back(*id);
+  }
+  set_prompt_prefix(std::move(prefix));
+}
+
+std::optional<int32_t> ByteLevelBpe::find(std::string_view content) const {
+  const auto found = ids_.find(std::string(content));
+  return found == ids_.end() ? std::nullopt : std::optional(found->second);
+}
+
+std::string ByteLevelBpe::piece(int32_t token) const {
+  const auto found = pieces_.find(token);
+  return found == pieces_.end() ? "" : found->second;
+}
+
+std::vector<int32_t> ByteLevelBpe::tokens_of_word(std::string_view word) const {
+  if (whole_words_first_) {
+    std::string spelled;
+    for (const char byte : word) spelled += spell_byte(static_cast<uint8_t>(byte));
+    if (const auto id = find(spelled)) return {*id};
+  }
+  std::vector<int32_t> tokens;
+  for (const char byte : word) {
+    const auto value = static_cast<uint8_t>(byte);
+    const auto token = bytes_[value] ? bytes_[value] : unknown_;
+    CADRE_CHECK(token.has_value(), fmt::format("the tokenizer has no token for the byte {:#04x}", value),
+                "its vocabulary lacks some bytes, and it names no unk_token");
+    tokens.push_back(*token);
+  }
+  return merges_.merge(std::move(tokens));
+}
+
+// The tokens of one text. Most words of a text come again.
+class ByteLevelBpe::Encoding {
+ public:
+  explicit Encoding(const ByteLevelBpe& tokenizer) : tokenizer_(tokenizer) {}
+
+  void add(std::string_view text) {
+    each_gap(tokenizer_.raw_tokens_, text, [this](std::string_view gap) {
+      each_gap(tokenizer_.normalized_tokens_, gap, [this](std::string_view words) {
+        tokenizer_.pre_tokenizer_.each_word(words, [this](std::string_view word) { add_word(word); });
+      });
+    });
+  }
+
+  std::vector<int32_t> tokens;
+
+ private:
+  template <class Take>
+  void each_gap(const AddedTokens& added, std::string_view text, const Take& take) {
+    for (size_t done = 0; done < text.size();) {
+      const auto [begin, length, token] = added.find(text, done);
+      if (begin > done) take(text.substr(done, begin - done));
+      if (length > 0) tokens.push_back(token);
+      done = begin + length;
+    }
+  }
+
+  void add_word(std::string_view word) {
+    if (word.size() > kMaxRememberedWord) return append(tokenizer_.tokens_of_word(word));
+    if (known_.size() >= kMaxRemembered) known_.clear();
+    const auto [known, is_new] = known_.try_emplace(std::string(word));
+    if (is_new) known->second = tokenizer_.tokens_of_word(word);
+    append(known->second);
+  }
+
+  void append(const std::vector<int32_t>& more) { tokens.insert(tokens.end(), more.begin(), more.end()); }
+
+  const ByteLevelBpe& tokenizer_;
+  std::unordered_map<std::string, std::vector<int32_t>> known_;
+};
+
+std::vector<int32_t> ByteLevelBpe::encode(std::string_view text) const {
+  Encoding encoding(*this);
+  encoding.add(text);
+  return std::move(encoding.tokens);
+}
+
+}  // namespace cadre

@@ -1,0 +1,120 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "runtime/tokenizer/open.hpp"
+
+#include <fmt/format.h>
+#include <nlohmann/json.hpp>
+
+#include <fstream>
+#include <iterator>
+
+#include "comm/base/check.hpp"
+#include "runtime/tokenizer/byte_level_bpe.hpp"
+#include "runtime/tokenizer/bytes.hpp"
+#include "runtime/tokenizer/json_fields.hpp"
+#include "runtime/tokenizer/sentencepiece.hpp"
+
+namespace cadre {
+namespace {
+
+namespace fs = std::filesystem;
+using nlohmann::json;
+
+constexpr uintmax_t kMaxFileBytes = uintmax_t{64} << 20;
+constexpr int kMaxDepth = 32;
+constexpr const char* kHint = "data.tokenizer is bytes, a tokenizer.json, a tokenizer.model or a directory with one";
+
+std::string read_bytes(const fs::path& path) {
+  std::error_code error;
+  const uintmax_t size = fs::is_regular_file(path, error) ? fs::file_size(path, error) : 0;
+  CADRE_CHECK(size <= kMaxFileBytes,
+              fmt::format("{} has {} bytes, allowed: at most {}", path.string(), size, kMaxFileBytes), kHint);
+  std::ifstream file(path, std::ios::binary);
+  std::string bytes(size, '\0');
+  file.read(bytes.data(), static_cast<std::streamsize>(size));
+  CADRE_CHECK(size > 0 && file, fmt::format("{}: not a file that can be read, or an empty one", path.string()), kHint);
+  return bytes;
+}
+
+bool is_json(std::string_view bytes) {
+  const size_t first = bytes.find_first_not_of(" \t\r\n");
+  return first != std::string_view::npos && bytes[first] == '{';
+}
+
+json parse(const std::string& bytes, const char* name) {
+  const auto limit_depth = [&](int depth, json::parse_event_t, const json&) {
+    CADRE_CHECK(depth <= kMaxDepth, fmt::format("{} is nested more than {} deep", name, kMaxDepth));
+    return true;
+  };
+  try {
+    return json::parse(bytes, limit_depth);
+  } catch (const json::exception& error) {
+    throw Error(ErrorKind::input, fmt::format("{} is not JSON: {}", name, error.what()));
+  }
+}
+
+// The content of a special token, which may be an object that says more.
+std::string content_of(const json& config, const char* name) {
+  const json token = config.value(name, json());
+  return token.is_object() ? text(token, name, "content", "") : text(config, kTokenizerConfigFile, name, "");
+}
+
+// add_bos_token, where it is there, decides over what tokenizer.json says.
+void read_config(const json& config, Tokenizer& tokenizer) {
+  CADRE_CHECK(config.is_object(), fmt::format("{} is no object", kTokenizerConfigFile));
+  if (!config.contains("add_bos_token")) return;
+  std::vector<int32_t> prefix;
+  if (flag(config, kTokenizerConfigFile, "add_bos_token", false)) {
+    const std::string content = content_of(config, "bos_token");
+    const auto id = tokenizer.find(content);
+    CADRE_CHECK(id.has_value(),
+                fmt::format("{}: bos_token {} is not in the vocabulary", kTokenizerConfigFile, quoted(content)));
+    prefix.push_back(*id);
+  }
+  tokenizer.set_prompt_prefix(std::move(prefix));
+}
+
+std::unique_ptr<Tokenizer> make(const TokenizerFiles& files) {
+  std::unique_ptr<Tokenizer> tokenizer;
+  if (const auto model = files.find(kTokenizerModelFile); model != files.end()) {
+    tokenizer = make_sentencepiece(model->second);
+  } else {
+    tokenizer = std::make_unique<ByteLevelBpe>(parse(files.at(kTokenizerJsonFile), kTokenizerJsonFile));
+  }
+  if (const auto config = files.find(kTokenizerConfigFile); config != files.end()) {
+    read_config(parse(config->second, kTokenizerConfigFile), *tokenizer);
+  }
+  return tokenizer;
+}
+
+}  // namespace
+
+TokenizerFiles read_tokenizer_files(const std::string& where) {
+  TokenizerFiles files;
+  if (where == kByteTokenizer) return files;
+  fs::path path = where;
+  CADRE_CHECK(fs::exists(path), fmt::format("{}: there is no such tokenizer", where), kHint);
+  if (fs::is_directory(path)) {
+    const bool has_model = fs::exists(path / kTokenizerModelFile);
+    const bool has_json = fs::exists(path / kTokenizerJsonFile);
+    if (!has_model && !has_json) return files;
+    path /= has_model && (has_sentencepiece() || !has_json) ? kTokenizerModelFile : kTokenizerJsonFile;
+  }
+  std::string bytes = read_bytes(path);
+  const char* name = is_json(bytes) ? kTokenizerJsonFile : kTokenizerModelFile;
+  files.emplace(name, std::move(bytes));
+  if (const fs::path config = path.parent_path() / kTokenizerConfigFile; fs::exists(config)) {
+    files.emplace(kTokenizerConfigFile, read_bytes(config));
+  }
+  return files;
+}
+
+std::unique_ptr<Tokenizer> make_tokenizer(const TokenizerFiles& files, const std::string& where) {
+  if (files.empty()) return std::make_unique<ByteTokenizer>();
+  try {
+    return make(files);
+  } catch (const Error& error) {
+    throw Error(error.kind(), fmt::format("{}: {}", where, error.text()), error.hint().empty() ? kHint : error.hint());
+  }
+}
+
+}  // namespace cadre

@@ -1,0 +1,89 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+# A run with a tokenizer of its own on two ranks: it trains, its checkpoint keeps the tokenizer, and text comes out of it
+# again. Usage: tokenizer_test.sh CADRE [LAUNCHER...]
+# shellcheck source=tests/launch/common.sh
+source "$(dirname "$0")/common.sh" "$@"
+
+run=$folder/run.toml
+checkpoint=$folder/run/checkpoints/latest
+num_tokens=0
+
+# add_token TEXT: TEXT, as JSON spells it, is the next token.
+add_token() {
+  vocabulary+="\"$1\": $num_tokens, "
+  num_tokens=$((num_tokens + 1))
+}
+
+# write_tokenizer FILE MERGE...: all bytes, what each MERGE ("a b") makes, and <|end|> behind them.
+write_tokenizer() {
+  local file=$1 byte character merge merges="" next=256
+  shift
+  vocabulary="" num_tokens=0
+  for ((byte = 0; byte < 256; ++byte)); do
+    character=$byte
+    if ((byte < 33 || byte > 126 && byte < 161 || byte == 173)); then character=$((next++)); fi
+    add_token "$(printf '\\u%04x' "$character")"
+  done
+  for merge in "$@"; do
+    add_token "${merge/ /}"
+    merges+="\"$merge\", "
+  done
+  cat >"$file" <<END
+{"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": false},
+ "added_tokens": [{"id": $num_tokens, "content": "<|end|>", "special": true}],
+ "model": {"type": "BPE", "vocab": {${vocabulary%, }}, "merges": [${merges%, }]}}
+END
+}
+
+mkdir "$folder/tokenizer" "$folder/other"
+write_tokenizer "$folder/tokenizer/tokenizer.json" "l i" "n e" "li ne" "t e" "te l" "tel l" "\\u0120 a" "\\u0120a n" "\\u0120an d"
+write_tokenizer "$folder/other/tokenizer.json" "l i" "e l" "t h" "li n" "o f" "n e" "n d" "e s" "x t"
+short=(train "$run" "data.tokenizer=$folder/tokenizer" model.vocab_size=266)
+
+on_two_ranks train "$run" "data.tokenizer=$folder/tokenizer"
+refused 2 "model.vocab_size = 256, allowed: integer >= 266" "$folder/tokenizer"
+on_two_ranks train "$run" data.tokenizer=nothing
+refused 2 "nothing: there is no such tokenizer" "tokenizer.json"
+echo '{"model": {' >"$folder/damaged.json"
+on_two_ranks train "$run" "data.tokenizer=$folder/damaged.json"
+refused 2 "$folder/damaged.json: tokenizer.json is not JSON"
+
+on_two_ranks "${short[@]}"
+succeeded train
+cmp "$checkpoint/tokenizer.json" "$folder/tokenizer/tokenizer.json" >&2 || fail "the checkpoint keeps another tokenizer"
+trained_loss=$(sed -n 's/^step 3 | validation loss //p' "$output")
+[[ "$trained_loss" == 5.* ]] || fail "no validation loss near ln 266 = 5.58"
+
+# What is left of the run is enough to go on with it.
+mv "$folder/tokenizer" "$folder/moved"
+on_two_ranks eval "$checkpoint" --data "$folder/text" --batches 2
+succeeded eval
+says "loss $trained_loss nats a token"
+prompt="专家 line <|end|>"
+generate=(generate "$checkpoint" --prompt "$prompt" --max-new 40 --temperature 2)
+on_two_ranks "${generate[@]}"
+succeeded generate
+cp "$output" "$folder/generated"
+[[ "$(head -c "$(printf %s "$prompt" | wc -c)" "$output")" == "$prompt" ]] || fail "the prompt does not come first"
+alone "${generate[@]}"
+cmp "$output" "$folder/generated" >&2 || fail "the text depends on the number of ranks"
+
+# Tokens mean the same in every run that goes on from here.
+on_two_ranks "${short[@]/tokenizer=*/tokenizer=$folder/other}" steps=4
+refused 2 "trained with another tokenizer" "$folder/other"
+on_two_ranks "${short[@]/tokenizer=*/tokenizer=bytes}" steps=4
+refused 2 "trained with another tokenizer" "\"bytes\""
+on_two_ranks "${short[@]/tokenizer=*/tokenizer=$checkpoint}" steps=4
+succeeded "going on with the tokenizer in the checkpoint"
+says "resumed after step 3"
+alone experts grow "$folder/run" --out "$folder/grown"
+succeeded "experts grow"
+cmp "$folder/grown/checkpoints/latest/tokenizer.json" "$folder/moved/tokenizer.json" >&2 || fail "growth lost the tokenizer"
+rm -r "$folder/run"
+on_two_ranks train "$folder/grown/run.toml" steps=5
+succeeded "training after growth"
+alone export "$folder/grown/checkpoints/latest" --out "$folder/exported"
+succeeded export
+alone generate "$folder/exported" --prompt "line" --max-new 3
+succeeded "generate from an export"

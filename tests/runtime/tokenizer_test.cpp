@@ -1,0 +1,329 @@
+// SPDX-License-Identifier: Apache-2.0
+// Byte-level tokenizers of tokenizer.json files: the tokens of an independent implementation, every text back as it was,
+// and files that are wrong in one line each.
+#include <gtest/gtest.h>
+
+#include <chrono>
+
+#include "comm/base/random.hpp"
+#include "runtime/tokenizer/byte_level_bpe.hpp"
+#include "runtime/tokenizer/bytes.hpp"
+#include "runtime/tokenizer/open.hpp"
+#include "runtime/tokenizer/regex.hpp"
+#include "tests/support/files.hpp"
+#include "tests/support/messages.hpp"
+#include "tests/support/naive_tokenizer.hpp"
+
+namespace cadre {
+namespace {
+
+using nlohmann::json;
+using test::NaiveTokenizer;
+using test::TemporaryDirectory;
+
+const std::string kText =
+    "The expert's token moves to another rank, and back again. We'll say: it isn't 12345 but 67, don't they've "
+    "seen?\n\n"
+    "  Indented lines,   with  spaces;\tand tabs.\r\n专家混合模型把每个词元送给几个专家，专家再把结果送回来。"
+    "エキスパート ça là déjà vu 😀😀👍🏽 → → 3.14159\n";
+
+const NaiveTokenizer& naive() {
+  static const NaiveTokenizer tokenizer(kText + kText, 120);
+  return tokenizer;
+}
+
+std::vector<std::string> hard_texts() {
+  return {"",
+          " ",
+          "   ",
+          "\n",
+          " \n \n  x",
+          "a",
+          "专家",
+          "我们的专家 token 专家",
+          "😀",
+          "👩‍👩‍👧‍👦 🇩🇪",
+          std::string("zero\0byte", 9),
+          "\xFF\xFE",
+          "half \xE4\xB8",
+          "\xE4\xB8 and on",
+          "\xF0\x9F\x98",
+          "\x80\x80 expert \xC0\xAF",
+          "tabs\tand\r\nlines\n",
+          "'s 'S 'll'll 've'"};
+}
+
+// Pieces of the text in another order.
+std::string shuffled_text(uint64_t seed) {
+  const Random random(seed, "shuffled", 0);
+  std::string text;
+  for (uint64_t i = 0; i < 40; ++i) {
+    size_t begin = random.below(kText.size(), 2 * i);
+    size_t end = std::min(kText.size(), begin + random.below(12, 2 * i + 1));
+    const auto continues = [&](size_t at) { return at < kText.size() && (kText[at] & 0xC0) == 0x80; };
+    while (continues(begin)) ++begin;
+    while (continues(end)) ++end;
+    if (begin < end) text += kText.substr(begin, end - begin);
+  }
+  return text;
+}
+
+std::string refusal(const json& file) {
+  return test::error_of([&] { make_tokenizer({{kTokenizerJsonFile, file.dump()}}, "tokenizer.json"); });
+}
+
+TEST(ByteLevelBpe, has_the_tokens_of_the_naive_one) {
+  const ByteLevelBpe tokenizer(naive().file());
+  EXPECT_EQ(tokenizer.vocab_size(), static_cast<int64_t>(naive().vocab_size()));
+  const std::vector<int32_t> tokens = tokenizer.encode(kText);
+  EXPECT_EQ(tokens, naive().encode(kText));
+  EXPECT_LT(tokens.size(), kText.size() / 2) << "nothing was merged, so nothing was tested";
+  for (uint64_t seed = 0; seed < 200; ++seed) {
+    const std::string text = shuffled_text(seed);
+    ASSERT_EQ(tokenizer.encode(text), naive().encode(text)) << text;
+  }
+}
+
+TEST(ByteLevelBpe, gives_every_text_back) {
+  const ByteLevelBpe tokenizer(naive().file());
+  for (const std::string& text : hard_texts()) EXPECT_EQ(tokenizer.decode(tokenizer.encode(text)), text) << text;
+  EXPECT_EQ(tokenizer.encode(""), std::vector<int32_t>{});
+  std::string all_bytes;
+  for (int byte = 0; byte < 256; ++byte) all_bytes += static_cast<char>(byte);
+  EXPECT_EQ(tokenizer.decode(tokenizer.encode(all_bytes)), all_bytes);
+}
+
+TEST(ByteLevelBpe, reads_merges_in_both_spellings) {
+  const ByteLevelBpe tokenizer(naive().file(/*merges_are_lists=*/true));
+  EXPECT_EQ(tokenizer.encode(kText), naive().encode(kText));
+}
+
+// A run of one letter: the pair of the lowest rule first, of equal ones the leftmost.
+TEST(ByteLevelBpe, merges_overlapping_pairs_from_the_left) {
+  json file = naive().file();
+  file["model"]["vocab"] = {{"a", 0}, {"aa", 1}, {"aaaa", 2}, {"aaa", 3}, {"b", 4}, {"ab", 5}, {"u", 6}};
+  file["model"]["merges"] = {"a a", "aa aa", "aa a", "a b"};
+  const ByteLevelBpe tokenizer(file);
+  EXPECT_EQ(tokenizer.encode("aaaaa"), (std::vector<int32_t>{2, 0}));
+  EXPECT_EQ(tokenizer.encode("aaa"), (std::vector<int32_t>{3}));
+  EXPECT_EQ(tokenizer.encode("aaab"), (std::vector<int32_t>{3, 4}));
+  test::expect_message(test::message_of([&] { tokenizer.encode("abc"); }), {"no token for the byte 0x63"});
+  file["model"]["unk_token"] = "u";
+  EXPECT_EQ(ByteLevelBpe(file).encode("ac"), (std::vector<int32_t>{0, 6}));
+}
+
+// The words of DeepSeek-V3: three digits at a time, Chinese apart from all else, a mark with the letters behind it.
+TEST(ByteLevelBpe, cuts_at_a_sequence_of_expressions) {
+  json file = naive().file();
+  file["pre_tokenizer"] = json::parse(R"({"type": "Sequence", "pretokenizers": [
+    {"type": "Split", "pattern": {"Regex": "\\p{N}{1,3}"}, "behavior": "Isolated", "invert": false},
+    {"type": "Split", "pattern": {"Regex": "[一-龥぀-ゟ゠-ヿ]+"}, "behavior": "Isolated", "invert": false},
+    {"type": "Split", "pattern": {"Regex": "[!-/:-~][A-Za-z]+|[^\r\n\\p{L}\\p{P}\\p{S}]?[\\p{L}\\p{M}]+| ?[\\p{P}\\p{S}]+[\r\n]*|\\s*[\r\n]+|\\s+(?!\\S)|\\s+"},
+     "behavior": "Isolated", "invert": false},
+    {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false}]})");
+  const auto words = [](const json& pre_tokenizer, const std::string& text) {
+    std::vector<std::string> found;
+    PreTokenizer(pre_tokenizer).each_word(text, [&](std::string_view word) { found.emplace_back(word); });
+    return found;
+  };
+  using Words = std::vector<std::string>;
+  EXPECT_EQ(words(file["pre_tokenizer"], "It costs 1234567元, 专家say:no  more\n\n end"),
+            (Words{"It", " costs", " ", "123", "456", "7", "元", ",", " ", "专家", "say", ":no", " ", " more", "\n\n",
+                   " end"}));
+  const ByteLevelBpe tokenizer(file);
+  for (const std::string& text : hard_texts()) EXPECT_EQ(tokenizer.decode(tokenizer.encode(text)), text) << text;
+
+  const json byte_level = {{"type", "ByteLevel"}, {"use_regex", false}, {"add_prefix_space", false}};
+  const auto with = [&](json step) -> json {
+    return {{"type", "Sequence"}, {"pretokenizers", {std::move(step), byte_level}}};
+  };
+  EXPECT_EQ(words(with({{"type", "Digits"}, {"individual_digits", true}}), "a12b"), (Words{"a", "1", "2", "b"}));
+  EXPECT_EQ(words(with({{"type", "Digits"}}), "a12b"), (Words{"a", "12", "b"}));
+  const auto split = [&](const char* behavior, bool invert) {
+    return with({{"type", "Split"}, {"pattern", {{"String", "."}}}, {"behavior", behavior}, {"invert", invert}});
+  };
+  EXPECT_EQ(words(split("Isolated", false), "a.b.."), (Words{"a", ".", "b", ".", "."}));
+  EXPECT_EQ(words(split("Removed", false), "a.b.."), (Words{"a", "b"}));
+  EXPECT_EQ(words(split("Removed", true), "a.b.."), (Words{".", ".", "."}));
+  EXPECT_EQ(words({{"type", "ByteLevel"}}, "a b"), (Words{" a", " b"}));
+}
+
+TEST(ByteLevelBpe, finds_added_tokens_before_words) {
+  json file = naive().file();
+  const auto first = static_cast<int32_t>(naive().vocab_size());
+  file["added_tokens"] = {{{"id", first}, {"content", "<|end|>"}, {"special", true}},
+                          {{"id", first + 1}, {"content", "<think>"}, {"special", false}},
+                          {{"id", first + 2}, {"content", "<think>!"}, {"special", false}},
+                          {{"id", first + 40}, {"content", "rank"}, {"special", false}, {"normalized", true}}};
+  const ByteLevelBpe tokenizer(file);
+  EXPECT_EQ(tokenizer.vocab_size(), first + 41);
+  EXPECT_EQ(tokenizer.encode("<|end|><think><think>!"), (std::vector<int32_t>{first, first + 1, first + 2}));
+  EXPECT_EQ(tokenizer.decode(std::vector<int32_t>{first, first + 1, first + 20, -1}), "<think>");
+  std::vector<int32_t> tokens = naive().encode("to ");
+  tokens.push_back(first + 40);
+  tokens.push_back(first);
+  EXPECT_EQ(tokenizer.encode("to rank<|end|>"), tokens);
+  EXPECT_EQ(tokenizer.find("<|end|>"), first);
+  EXPECT_EQ(tokenizer.find("<|beginning|>"), std::nullopt);
+}
+
+TEST(ByteLevelBpe, takes_whole_words_first_where_merges_are_ignored) {
+  json file = naive().file();
+  const auto next = static_cast<int32_t>(naive().vocab_size());
+  file["model"]["vocab"]["zzz"] = next;
+  EXPECT_EQ(ByteLevelBpe(file).encode("zzz").size(), 3);
+  file["model"]["ignore_merges"] = true;
+  EXPECT_EQ(ByteLevelBpe(file).encode("zzz"), std::vector<int32_t>{next});
+}
+
+TEST(ByteLevelBpe, knows_what_stands_before_a_prompt) {
+  json file = naive().file();
+  file["added_tokens"] = {{{"id", 900}, {"content", "<s>"}, {"special", true}}};
+  const json single =
+      json::parse(R"([{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}},
+                                      {"SpecialToken": {"id": "</s>", "type_id": 0}}])");
+  const auto prefix_with = [&](const std::string& config) {
+    TokenizerFiles files = {{kTokenizerJsonFile, file.dump()}};
+    if (!config.empty()) files.emplace(kTokenizerConfigFile, config);
+    return make_tokenizer(files, "x")->prompt_prefix();
+  };
+  const std::vector<int32_t> none;
+  const std::vector<int32_t> begin = {900};
+  EXPECT_EQ(prefix_with(""), none);
+  EXPECT_EQ(prefix_with(R"({"add_bos_token": true, "bos_token": {"content": "<s>"}})"), begin);
+  EXPECT_EQ(prefix_with(R"({"add_bos_token": true, "bos_token": "<s>"})"), begin);
+  file["post_processor"] = {
+      {"type", "Sequence"},
+      {"processors", {{{"type", "ByteLevel"}}, {{"type", "TemplateProcessing"}, {"single", single}}}}};
+  EXPECT_EQ(prefix_with(""), begin);
+  EXPECT_EQ(prefix_with("{}"), begin);
+  EXPECT_EQ(prefix_with(R"({"add_bos_token": false})"), none);
+  EXPECT_NE(test::error_of([&] { prefix_with(R"({"add_bos_token": true, "bos_token": "<t>"})"); }).find("\"<t>\""),
+            std::string::npos);
+}
+
+TEST(ByteLevelBpe, refuses_what_is_wrong_or_foreign) {
+  struct Case {
+    const char* path;
+    json value;
+    const char* words;
+  };
+  const json byte_level = {{"type", "ByteLevel"}};
+  const std::vector<Case> cases = {
+      {"/normalizer", {{"type", "NFC"}}, "normalizer = \"NFC\", allowed: none"},
+      {"/pre_tokenizer", {{"type", "Metaspace"}}, "\"Metaspace\" stands at the end"},
+      {"/pre_tokenizer", nullptr, "pre_tokenizer is missing"},
+      {"/pre_tokenizer", 7, "pre_tokenizer is number, allowed: object"},
+      {"/pre_tokenizer", {{"type", "Sequence"}, {"pretokenizers", json::array()}}, "has 0 steps"},
+      {"/pre_tokenizer", {{"type", "Sequence"}, {"pretokenizers", {byte_level, byte_level}}}, "stands before the end"},
+      {"/pre_tokenizer",
+       {{"type", "Sequence"}, {"pretokenizers", {{{"type", "Punctuation"}}, byte_level}}},
+       "\"Punctuation\", allowed: Split | Digits | ByteLevel"},
+      {"/pre_tokenizer",
+       {{"type", "Sequence"},
+        {"pretokenizers", {{{"type", "Split"}, {"pattern", {{"Regex", "(a"}}}, {"behavior", "Isolated"}}, byte_level}}},
+       "the regular expression (a is wrong at byte 2"},
+      {"/pre_tokenizer",
+       {{"type", "Sequence"},
+        {"pretokenizers",
+         {{{"type", "Split"}, {"pattern", {{"Regex", "a"}}}, {"behavior", "Contiguous"}}, byte_level}}},
+       "\"Contiguous\", allowed: Isolated | Removed"},
+      {"/model", nullptr, "model is missing"},
+      {"/model/type", "Unigram", "model.type = \"Unigram\", allowed: BPE"},
+      {"/model/byte_fallback", true, "byte_fallback"},
+      {"/model/dropout", 0.1, "dropout"},
+      {"/model/end_of_word_suffix", "</w>", "end_of_word_suffix"},
+      {"/model/vocab", json::array(), "model.vocab is array, allowed: object"},
+      {"/model/vocab/a", -1, "the id of \"a\" is -1, allowed: an integer in [0, 2147483647)"},
+      {"/model/vocab/a", 1e30, "the id of \"a\" is 1e+30"},
+      {"/model/vocab/a", "b", "the id of \"a\" is string"},
+      {"/model/vocab/a", 98, "has the id 98 of another token"},
+      {"/model/merges", "a b", "model.merges is string, allowed: array"},
+      {"/model/merges/0", "a", "model.merges[0] is no pair"},
+      {"/model/merges/0", "a b c", "model.merges[0] is no pair"},
+      {"/model/merges/0", json{"a"}, "model.merges[0] is no pair"},
+      {"/model/merges/1", "q x", "model.merges[1]: \"qx\" is not in model.vocab"},
+      {"/added_tokens", 3, "added_tokens is number"},
+      {"/added_tokens/0", {{"id", 1}}, "a content of 0 bytes"},
+      {"/added_tokens/0", {{"id", 1}, {"content", std::string(300, 'a')}}, "a content of 300 bytes, allowed: 1 to 256"},
+      {"/added_tokens/0", {{"content", "a"}}, "the id of \"a\" is null"},
+      {"/added_tokens/0", {{"id", 1}, {"content", "a"}, {"lstrip", true}}, "lstrip of \"a\" is true"},
+      {"/post_processor", json::parse(R"({"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "<s>"}}]})"),
+       "there is no token \"<s>\""},
+  };
+  for (const auto& [path, value, words] : cases) {
+    SCOPED_TRACE(words);
+    json file = naive().file();
+    file[json::json_pointer(path)] = value;
+    const std::string text = refusal(file);
+    EXPECT_NE(text.find(words), std::string::npos) << text;
+    EXPECT_NE(text.find("tokenizer.json: "), std::string::npos) << text;
+    EXPECT_NE(text.find("(hint: "), std::string::npos) << text;
+  }
+  EXPECT_NE(refusal(json::array()).find("allowed: an object"), std::string::npos);
+}
+
+TEST(ByteLevelBpe, ends_in_time_whatever_the_file_says) {
+  const auto make = [](const std::string& content) {
+    make_tokenizer({{kTokenizerJsonFile, content}}, "tokenizer.json");
+  };
+  const std::string deep = "{\"model\": " + std::string(1'000'000, '[');
+  EXPECT_NE(test::error_of([&] { make(deep); }).find("nested more than 32 deep"), std::string::npos);
+  EXPECT_NE(test::error_of([&] { make("{\"model\": }"); }).find("is not JSON"), std::string::npos);
+
+  // An expression that would try all ways to cut 40 letters.
+  json file = naive().file();
+  file["pre_tokenizer"] = {{"type", "Sequence"},
+                           {"pretokenizers",
+                            {{{"type", "Split"}, {"pattern", {{"Regex", "(?:a+)+[bd]"}}}, {"behavior", "Isolated"}},
+                             {{"type", "ByteLevel"}}}}};
+  const ByteLevelBpe slow(file);
+  EXPECT_NE(test::error_of([&] { slow.encode(std::string(40, 'a') + "c"); }).find("does not come to an end"),
+            std::string::npos);
+  // One word of a million letters: with n^2 steps this test would not end.
+  const ByteLevelBpe tokenizer(naive().file());
+  const std::string word(1'000'000, 'e');
+  EXPECT_EQ(tokenizer.decode(tokenizer.encode(word)), word);
+}
+
+TEST(Regex, finds_matches_as_tokenizer_files_mean_them) {
+  const auto matches = [](const char* pattern, const std::string& text) {
+    const Regex regex(pattern);
+    RegexMatches found(regex, text);
+    std::vector<std::pair<size_t, size_t>> ranges;
+    while (const auto range = found.next()) ranges.emplace_back(range->begin, range->end);
+    return ranges;
+  };
+  using Ranges = std::vector<std::pair<size_t, size_t>>;
+  EXPECT_EQ(matches("\\p{L}+", "ab 专家"), (Ranges{{0, 2}, {3, 9}}));
+  EXPECT_EQ(matches("\\p{L}+", "ab\xFF专"), (Ranges{{0, 2}, {3, 6}}));
+  EXPECT_EQ(matches("b$", "b\nb"), (Ranges{{0, 1}, {2, 3}}));
+  EXPECT_EQ(matches("x*", "a专x"), (Ranges{{0, 0}, {1, 1}, {4, 5}, {5, 5}}));
+  EXPECT_EQ(matches("\\s+", "\u3000 \u00A0"), (Ranges{{0, 6}}));
+}
+
+TEST(OpenTokenizer, takes_what_a_directory_has) {
+  const TemporaryDirectory folder;
+  EXPECT_EQ(open_tokenizer("bytes")->encode("aé"), (std::vector<int32_t>{'a', 0xC3, 0xA9}));
+  EXPECT_EQ(open_tokenizer(folder.path().string())->vocab_size(), kByteVocabSize);
+  test::write_file(folder / "any name", naive().file().dump());
+  const auto by_file = open_tokenizer((folder / "any name").string());
+  EXPECT_EQ(by_file->encode(kText), naive().encode(kText));
+  test::write_file(folder / "tokenizer.json", naive().file().dump());
+  test::write_file(folder / "tokenizer_config.json", "{}");
+  const TokenizerFiles files = read_tokenizer_files(folder.path().string());
+  EXPECT_EQ(files.size(), 2);
+  EXPECT_EQ(files.at("tokenizer.json"), naive().file().dump());
+  EXPECT_EQ(open_tokenizer(folder.path().string())->encode(kText), naive().encode(kText));
+
+  const auto refused = [](const std::string& where) { return test::error_of([&] { open_tokenizer(where); }); };
+  EXPECT_NE(refused((folder / "none").string()).find("there is no such tokenizer"), std::string::npos);
+  test::write_file(folder / "empty", "");
+  EXPECT_NE(refused((folder / "empty").string()).find("an empty one"), std::string::npos);
+  std::ofstream(folder / "large").close();
+  std::filesystem::resize_file(folder / "large", uintmax_t{65} << 20);
+  EXPECT_NE(refused((folder / "large").string()).find("allowed: at most 67108864"), std::string::npos);
+}
+
+}  // namespace
+}  // namespace cadre
