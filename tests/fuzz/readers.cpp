@@ -16,6 +16,7 @@
 #include "layers/model/config.hpp"
 #include "runtime/checkpoint/safetensors.hpp"
 #include "runtime/data/token_file.hpp"
+#include "runtime/tokenizer/open.hpp"
 
 namespace cadre::fuzz {
 namespace {
@@ -107,6 +108,21 @@ void read_token_bin(std::span<const uint8_t> content) {
     for (const int64_t first : {int64_t{0}, tokens.num_tokens() - count}) {
       tokens.slice(first, count).read(0, ids);
       if (std::ranges::any_of(ids, [](int32_t id) { return id < 0 || id >= kVocabulary; })) fail("a foreign id");
+    }
+  });
+}
+
+void read_tokenizer_json(std::span<const uint8_t> content) {
+  static const std::string kSample = "It's 1234567 experts: 专家😀 <|end|>\r\n\n  aaaa\tab\xFF\xE4\xB8";
+  take_or_refuse([&] {
+    const TokenizerFiles files = {{kTokenizerJsonFile, {content.begin(), content.end()}}};
+    const auto tokenizer = make_tokenizer(files, "tokenizer.json");
+    for (const std::string_view text : {std::string_view(), std::string_view(kSample)}) {
+      const std::vector<int32_t> tokens = tokenizer->encode(text);
+      const auto is_foreign = [&](int32_t id) { return id < 0 || id >= tokenizer->vocab_size(); };
+      if (std::ranges::any_of(tokens, is_foreign)) fail("a foreign id");
+      if (tokens != tokenizer->encode(text)) fail("other tokens of the same text");
+      tokenizer->decode(tokens);
     }
   });
 }

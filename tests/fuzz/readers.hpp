@@ -14,5 +14,7 @@ void read_safetensors(std::span<const uint8_t> file);
 void read_config_json(std::span<const uint8_t> file);
 // A token file of llm.c: first and last tokens are read, and all of a small one.
 void read_token_bin(std::span<const uint8_t> file);
+// A tokenizer.json: one that is accepted encodes a text of many kinds of characters, and decodes what it made of it.
+void read_tokenizer_json(std::span<const uint8_t> file);
 
 }  // namespace cadre::fuzz

@@ -80,6 +80,7 @@ TEST(FuzzRegressions, BadSafetensorsGiveOneClearLine) {
 TEST(FuzzRegressions, Safetensors) { feed("safetensors", fuzz::read_safetensors, 18); }
 TEST(FuzzRegressions, ConfigJson) { feed("config_json", fuzz::read_config_json, 18); }
 TEST(FuzzRegressions, TokenBin) { feed("token_bin", fuzz::read_token_bin, 13); }
+TEST(FuzzRegressions, TokenizerJson) { feed("tokenizer_json", fuzz::read_tokenizer_json, 14); }
 
 }  // namespace
 }  // namespace cadre
