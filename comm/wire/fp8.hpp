@@ -18,7 +18,7 @@ enum class Fp8Scale : uint8_t { fp32, ue8m0 };
 
 // Of values whose largest magnitude is `amax`: max(amax, 1e-4) / 448, or 2^ceil(log2) of that (DeepSeek-V3, arXiv
 // 2412.19437, section 3.3.2). NaN stays NaN.
-inline float fp8_scale(float amax, Fp8Scale kind) {
+constexpr float fp8_scale(float amax, Fp8Scale kind) {
   const float scale = (amax < 1e-4F ? 1e-4F : amax) / kFp8Max;
   if (kind == Fp8Scale::fp32) return scale;
   const auto bits = std::bit_cast<uint32_t>(scale);
@@ -27,7 +27,7 @@ inline float fp8_scale(float amax, Fp8Scale kind) {
 }
 
 // Round to nearest, ties to even; beyond 448 saturates; NaN stays NaN.
-inline uint8_t to_fp8(float value) {
+constexpr uint8_t to_fp8(float value) {
   const auto bits = std::bit_cast<uint32_t>(value);
   const uint32_t sign = (bits >> 24) & 0x80U;
   const uint32_t magnitude = bits & 0x7fffffffU;
@@ -42,7 +42,7 @@ inline uint8_t to_fp8(float value) {
   return static_cast<uint8_t>(sign | code);
 }
 
-inline float from_fp8(uint8_t code) {
+constexpr float from_fp8(uint8_t code) {
   const uint32_t sign = (code & 0x80U) << 24;
   const uint32_t magnitude = code & 0x7fU;
   const auto subnormal = std::bit_cast<uint32_t>(static_cast<float>(static_cast<int32_t>(magnitude)) * 0x1p-9F);

@@ -1,23 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-// Products with a weight in the precisions and libraries of the CPU back end, private to it. The three functions are
-// those of kernels.hpp; the number of rows is at least 1.
+// Products with a weight in the precisions and libraries of the CPU back end, private to it.
 #pragma once
 
 #include <memory>
 
 #include "comm/wire/fp8.hpp"
-#include "layers/kernels/kernels.hpp"
+#include "layers/kernels/weight_products.hpp"
 
 namespace cadre {
-
-class WeightProducts {
- public:
-  virtual ~WeightProducts() = default;
-  virtual void linear(const Tensor& x, const Parameter& weight, const Tensor& y) const = 0;
-  virtual void linear_input_grad(const Tensor& dy, const Parameter& weight, const Tensor& dx,
-                                 Accumulate accumulate) const = 0;
-  virtual void linear_weight_grad(const Tensor& x, const Tensor& dy, const Tensor& dw, Accumulate accumulate) const = 0;
-};
 
 // OpenBLAS, and oneDNN for few rows times a weight that does not train, if it may be packed.
 std::unique_ptr<WeightProducts> make_fp32_products(PackedWeights packed);

@@ -60,6 +60,16 @@ struct AttentionShape {
   double scale;
 };
 
+// The router of DeepSeek-V2 and V3 behind its logits (layers/moe: score, bias, eligibility, select, weights).
+struct RouteRule {
+  bool softmax = false;  // else sigmoid
+  int64_t groups = 1;    // of experts, of which `kept` may be chosen from
+  int64_t kept = 1;
+  int64_t summed = 1;  // the score of a group is the sum of so many of its best
+  bool renormalise = true;
+  double scale = 1.0;
+};
+
 // Decoupled weight decay (Loshchilov and Hutter 2019, algorithm 2), bias-corrected.
 struct AdamWStep {
   double learning_rate;
@@ -165,6 +175,13 @@ class Kernels {
   // ids[T,K] (i32): the K largest of scores[t,:] + bias, best first; ties go to the lower index. bias [E] is in the
   // element type of scores, or undefined; the sum is rounded to that type. A NaN in it throws ErrorKind::numerics.
   virtual void top_k(const Tensor& scores, const Tensor& bias, const Tensor& ids) const = 0;
+
+  // scores [T,E] from logits [T,E], ids [T,K] by scores + bias [E] (or undefined), -1 where there is none, and weights [T,K],
+  // in one pass. False, and nothing is written, where a back end leaves that to the pieces of layers/moe.
+  virtual bool route(const RouteRule&, const Tensor& /*logits*/, const Tensor& /*bias*/, const Tensor& /*scores*/,
+                     const Tensor& /*ids*/, const Tensor& /*weights*/) const {
+    return false;
+  }
 
   // --- rows on their way to experts and back ----------------------------------------------------------------------
   // dst[r] = scale[r] src[index[r]]; index is i32[R]; scale [R] or undefined (1)

@@ -5,8 +5,10 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <tuple>
 
 #include "layers/kernels/kernels.hpp"
+#include "tests/support/fast_back_ends.hpp"
 #include "tests/support/tensors.hpp"
 
 namespace cadre {
@@ -38,9 +40,9 @@ const AttentionShape kShapes[] = {
     shape_of(2, 5, 11, 12, 4, 1, 6, 13),    // and wider, a chunk of one shared head
 };
 
-class CpuAttention : public testing::TestWithParam<AttentionShape> {
+class FastAttention : public testing::TestWithParam<std::tuple<test::FastBackEnd, AttentionShape>> {
  protected:
-  CpuAttention() {
+  FastAttention() {
     q = random({shape.batch * shape.q_len, shape.num_heads, shape.head_dim}, 1);
     k = random({shape.batch * shape.kv_stride, shape.num_kv_heads, shape.head_dim}, 2);
     v = random({shape.batch * shape.kv_stride, shape.num_kv_heads, shape.value_dim}, 3);
@@ -54,9 +56,10 @@ class CpuAttention : public testing::TestWithParam<AttentionShape> {
   }
   Tensor like(const Tensor& t) { return arena.take("like", DType::f32, {t.dim(0), t.dim(1), t.dim(2)}); }  // NaN
 
-  AttentionShape shape = GetParam();
+  AttentionShape shape = std::get<1>(GetParam());
   std::unique_ptr<Kernels> reference = make_reference_kernels();
-  std::unique_ptr<Kernels> cpu = make_cpu_kernels(Precision::fp32);
+  test::FastBackEnd back_end = std::get<0>(GetParam());
+  std::unique_ptr<Kernels> fast = back_end.make();
   Arena arena{Arena::Mode::real, true};
   Tensor q, k, v, dout, out, lse;
 
@@ -64,28 +67,28 @@ class CpuAttention : public testing::TestWithParam<AttentionShape> {
   // probability by as much of itself. The sum over keys adds 70 u and exp 20 u.
   double probability_error() const {
     const auto dim = static_cast<double>(shape.head_dim);
-    return (dim + 2) * u * 2 * dim * shape.scale + 90 * u;
+    return back_end.slack * ((dim + 2) * u * 2 * dim * shape.scale + 90 * u);
   }
 };
 
-TEST_P(CpuAttention, Forward) {
+TEST_P(FastAttention, Forward) {
   const Tensor actual = like(dout);
   const Tensor actual_lse = arena.take("lse", DType::f32, {shape.batch, shape.num_heads, shape.q_len});
-  cpu->attention(shape, q, k, v, actual, actual_lse);
+  fast->attention(shape, q, k, v, actual, actual_lse);
   // |v| < 5, and a sum of kv_len terms whose sizes add up to below 5
   const double sum_error = 5 * u * static_cast<double>(shape.kv_len);
   test::expect_near(test::values_of(actual), test::values_of(out), 5 * probability_error() + sum_error);
   test::expect_near(test::values_of(actual_lse), test::values_of(lse), probability_error() + 8 * u);
 
   const Tensor again = like(dout);
-  cpu->attention(shape, q, k, v, again, actual_lse);
+  fast->attention(shape, q, k, v, again, actual_lse);
   EXPECT_EQ(std::memcmp(again.raw(), actual.raw(), actual.bytes()), 0);
 }
 
-TEST_P(CpuAttention, Backward) {
+TEST_P(FastAttention, Backward) {
   const Tensor actual[] = {like(q), like(k), like(v)};
   const Tensor expected[] = {like(q), like(k), like(v)};
-  cpu->attention_grad(shape, q, k, v, out, lse, dout, actual[0], actual[1], actual[2]);
+  fast->attention_grad(shape, q, k, v, out, lse, dout, actual[0], actual[1], actual[2]);
   reference->attention_grad(shape, q, k, v, out, lse, dout, expected[0], expected[1], expected[2]);
   // dout v^T and <dout, out> are sums of value_dim terms of about 1, their size below 10 sqrt(value_dim); ds is p of
   // that. dq sums over keys, whose p add up to 1; dk and dv over queries and the heads of a group, p at most 1 each.
@@ -110,7 +113,7 @@ TEST_P(CpuAttention, Backward) {
 }
 
 // The values of latent attention are the first elements of its keys.
-TEST_P(CpuAttention, ValuesMayBePartOfTheKeys) {
+TEST_P(FastAttention, ValuesMayBePartOfTheKeys) {
   AttentionShape within = shape;
   within.value_dim = std::max<int64_t>(1, shape.head_dim / 2);
   const auto take = [&] {
@@ -118,7 +121,7 @@ TEST_P(CpuAttention, ValuesMayBePartOfTheKeys) {
   };
   const Tensor values = arena.take("v", DType::f32, {k.dim(0), k.dim(1), within.value_dim});
   reference->copy_columns({k, 0, within.value_dim}, {values, 0, within.value_dim});
-  for (const Kernels* kernels : {reference.get(), cpu.get()}) {
+  for (const Kernels* kernels : {reference.get(), fast.get()}) {
     const Tensor outs[] = {take(), take()};
     kernels->attention(within, q, k, k, outs[0], lse);
     kernels->attention(within, q, k, values, outs[1], lse);
@@ -127,7 +130,8 @@ TEST_P(CpuAttention, ValuesMayBePartOfTheKeys) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Shapes, CpuAttention, testing::ValuesIn(kShapes));
+INSTANTIATE_TEST_SUITE_P(Shapes, FastAttention,
+                         testing::Combine(test::each_fast_back_end(), testing::ValuesIn(kShapes)));
 
 }  // namespace
 }  // namespace cadre

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The kernels of the CPU back end that choose, move or turn rows, against the reference.
+// The kernels of the fast back ends that choose, move or turn rows, against the reference.
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -8,17 +8,17 @@
 #include <vector>
 
 #include "layers/nn/rope.hpp"
-#include "tests/support/cpu_kernels.hpp"
+#include "tests/support/fast_kernels.hpp"
 
 namespace cadre {
 namespace {
 
-using CpuKernels = test::CpuKernels;
+using FastKernels = test::FastKernels;
 using test::kSumError;
 using test::kWidths;
 using test::u;
 
-TEST_F(CpuKernels, TopK) {
+TEST_P(FastKernels, TopK) {
   constexpr float inf = std::numeric_limits<float>::infinity();
   for (const int64_t experts : {int64_t{1}, int64_t{5}, int64_t{16}, int64_t{67}, int64_t{256}}) {
     const Tensor scores = random({50, experts});
@@ -30,7 +30,7 @@ TEST_F(CpuKernels, TopK) {
     for (const int64_t chosen : {int64_t{1}, std::min<int64_t>(8, experts), experts}) {
       const Tensor ids[] = {arena.take("ids", DType::i32, {50, chosen}), arena.take("ids", DType::i32, {50, chosen})};
       for (const Tensor& offset : {Tensor(), bias}) {
-        cpu->top_k(scores, offset, ids[0]);
+        fast->top_k(scores, offset, ids[0]);
         reference->top_k(scores, offset, ids[1]);
         EXPECT_EQ(test::values_of(ids[0]), test::values_of(ids[1])) << experts << " experts, top " << chosen;
       }
@@ -38,64 +38,64 @@ TEST_F(CpuKernels, TopK) {
   }
 }
 
-TEST_F(CpuKernels, TopKRejectsNaN) {
+TEST_P(FastKernels, TopKRejectsNaN) {
   const Tensor scores = random({3, 21});
   const Tensor ids = arena.take("ids", DType::i32, {3, 2});
   for (const int64_t bad : {int64_t{0}, int64_t{20 + 21}, int64_t{62}}) {
     const float kept = std::exchange(scores.data<float>()[bad], std::numeric_limits<float>::quiet_NaN());
     try {
-      cpu->top_k(scores, Tensor(), ids);
+      fast->top_k(scores, Tensor(), ids);
       FAIL() << "no error for a NaN at " << bad;
     } catch (const Error& error) {
       EXPECT_EQ(error.kind(), ErrorKind::numerics);
     }
     scores.data<float>()[bad] = kept;
   }
-  cpu->top_k(scores, Tensor(), ids);
+  fast->top_k(scores, Tensor(), ids);
 }
 
-TEST_F(CpuKernels, MovingRows) {
+TEST_P(FastKernels, MovingRows) {
   for (const int64_t width : kWidths) {
     const Tensor src = random({11, width});
     const Tensor index = ints({3, 3, 0, 10, 7, 5, 1});
     const Tensor weight = random({7});
     for (const Tensor& factor : {Tensor(), weight}) {
       const Tensor rows[] = {out({7, width}), out({7, width})};
-      cpu->gather_rows(src, index, factor, rows[0]);
+      fast->gather_rows(src, index, factor, rows[0]);
       reference->gather_rows(src, index, factor, rows[1]);
       expect_same_bits(rows[0], rows[1]);
 
       const Tensor offsets = ints({0, 0, 2, 7, 7});  // two empty ranges
       const Tensor sums[] = {out({4, width}), out({4, width})};
-      cpu->sum_rows(src, offsets, index, factor, sums[0]);
+      fast->sum_rows(src, offsets, index, factor, sums[0]);
       reference->sum_rows(src, offsets, index, factor, sums[1]);
       expect_absolute(sums[0], sums[1], 5 * 5 * 12 * u);  // 5 terms below 12, 5 additions
     }
     const Tensor b = random({4, width});
     const Tensor b_index = ints({0, 1, 2, 3, 0, 1, 2});
     const Tensor dots[] = {out({7}), out({7})};
-    cpu->dot_rows(src, index, b, b_index, dots[0]);
+    fast->dot_rows(src, index, b, b_index, dots[0]);
     reference->dot_rows(src, index, b, b_index, dots[1]);
     expect_absolute(dots[0], dots[1], kSumError * static_cast<double>(width));  // mean |a b| below 1
   }
 }
 
-TEST_F(CpuKernels, Embedding) {
+TEST_P(FastKernels, Embedding) {
   const Tensor table = random({13, 37});
   const Tensor ids = ints({12, 0, 5, 5, 5});
   const Tensor rows[] = {out({5, 37}), out({5, 37})};
-  cpu->embedding(ids, table, rows[0]);
+  fast->embedding(ids, table, rows[0]);
   reference->embedding(ids, table, rows[1]);
   expect_same_bits(rows[0], rows[1]);
   const Tensor dy = random({5, 37});
   const Tensor grads[] = {copy(table).reshape({13, 37}), copy(table).reshape({13, 37})};
-  cpu->embedding_grad(ids, dy, grads[0]);
+  fast->embedding_grad(ids, dy, grads[0]);
   reference->embedding_grad(ids, dy, grads[1]);
   expect_same_bits(grads[0], grads[1]);  // the same additions in the same order
 }
 
 // Sine and cosine are rounded once, then two products and an addition: 4u of |low| + |high| < 10.
-TEST_F(CpuKernels, Rope) {
+TEST_P(FastKernels, Rope) {
   for (const int64_t head_dim : {int64_t{2}, int64_t{6}, int64_t{34}, int64_t{128}}) {
     const Tensor positions = ints({0, 1, 77, 4095, 163'839});
     for (const RopeDirection direction : {RopeDirection::forward, RopeDirection::backward}) {
@@ -105,7 +105,7 @@ TEST_F(CpuKernels, Rope) {
         rope.factor = 0.9;
         const Tensor actual = random({5, 3, head_dim + 4});
         const Tensor expected = copy(actual).reshape({5, 3, head_dim + 4});
-        cpu->rope(actual, positions, rope, direction);
+        fast->rope(actual, positions, rope, direction);
         reference->rope(expected, positions, rope, direction);
         expect_absolute(actual, expected, 40 * u);
       }
@@ -113,32 +113,34 @@ TEST_F(CpuKernels, Rope) {
   }
 }
 
-TEST_F(CpuKernels, ColumnsAndHeads) {
+TEST_P(FastKernels, ColumnsAndHeads) {
   for (const int64_t num_tokens : {int64_t{0}, int64_t{1}, int64_t{7}}) {
     const Tensor rows = random({num_tokens, 1, 11});
     const Tensor heads = random({num_tokens, 4, 9});
     const Tensor same_heads = copy(heads).reshape({num_tokens, 4, 9});
-    cpu->copy_columns({rows, 2, 5}, {heads, 1, 5});
+    fast->copy_columns({rows, 2, 5}, {heads, 1, 5});
     reference->copy_columns({rows, 2, 5}, {same_heads, 1, 5});
     expect_same_bits(heads, same_heads);
     const Tensor same_rows = copy(rows).reshape({num_tokens, 1, 11});
-    cpu->sum_columns({heads, 3, 6}, {rows, 5, 6});
+    fast->sum_columns({heads, 3, 6}, {rows, 5, 6});
     reference->sum_columns({heads, 3, 6}, {same_rows, 5, 6});
     expect_absolute(rows, same_rows, 4 * 20 * u);  // three additions of values below 5
 
     const Tensor weight = random({4 * 8, 9});
     const HeadRows head_rows{weight, 4, 3, 5};
     const Tensor y[] = {random({num_tokens, 4, 5}), random({num_tokens, 4, 5})};
-    cpu->head_linear(heads, head_rows, y[0]);
+    fast->head_linear(heads, head_rows, y[0]);
     reference->head_linear(heads, head_rows, y[1]);
     expect_absolute(y[0], y[1], 9 * 100 * u);  // sums of 9 products whose sizes add up to below 100
     const Tensor back = random({num_tokens, 4, 10});
     const Tensor same_back = copy(back).reshape({num_tokens, 4, 10});
-    cpu->head_linear_transposed(y[1], head_rows, back);
+    fast->head_linear_transposed(y[1], head_rows, back);
     reference->head_linear_transposed(y[1], head_rows, same_back);
     expect_absolute(back, same_back, 5 * 300 * u);  // sums of 5 products of values below 20 and 5
   }
 }
+
+INSTANTIATE_TEST_SUITE_P(BackEnds, FastKernels, test::each_fast_back_end(), test::name_of_back_end);
 
 }  // namespace
 }  // namespace cadre

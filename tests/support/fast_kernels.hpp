@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the tests of vector kernels share: both back ends, random inputs, outputs poisoned with NaN, comparisons.
+// What the tests of fast kernels share: each back end beside the reference, random inputs, outputs poisoned with NaN,
+// comparisons.
 #pragma once
 
 #include <gtest/gtest.h>
@@ -11,6 +12,7 @@
 #include <vector>
 
 #include "layers/kernels/kernels.hpp"
+#include "tests/support/fast_back_ends.hpp"
 #include "tests/support/tensors.hpp"
 
 namespace cadre::test {
@@ -24,7 +26,7 @@ inline constexpr double kSumError = 70 * u;
 // Below, at and above the vector widths of 4, 8 and 16, and more than one block of a row sum.
 inline constexpr int64_t kWidths[] = {1, 3, 7, 8, 17, 64, 129, 1100};
 
-class CpuKernels : public testing::Test {
+class FastKernels : public testing::TestWithParam<FastBackEnd> {
  protected:
   Tensor out(std::initializer_list<int64_t> shape) { return arena.take("out", DType::f32, shape); }  // NaN
   Tensor random(std::initializer_list<int64_t> shape, double scale = 1.0) {
@@ -41,12 +43,13 @@ class CpuKernels : public testing::Test {
     return twin;
   }
 
-  // |actual - expected| <= bound(i, expected); a NaN fails.
+  // |actual - expected| <= bound(i, expected), times the slack of the back end; a NaN fails.
   void expect_within(const Tensor& actual, const Tensor& expected, const std::function<double(size_t, double)>& bound) {
     const std::vector<double> got = test::values_of(actual);
     const std::vector<double> want = test::values_of(expected);
     ASSERT_EQ(got.size(), want.size());
-    for (size_t i = 0; i < got.size(); ++i) ASSERT_NEAR(got[i], want[i], bound(i, want[i])) << "element " << i;
+    for (size_t i = 0; i < got.size(); ++i)
+      ASSERT_NEAR(got[i], want[i], GetParam().slack * bound(i, want[i])) << "element " << i;
   }
   void expect_relative(const Tensor& actual, const Tensor& expected, double relative, double absolute = 1e-37) {
     expect_within(actual, expected, [=](size_t, double value) { return relative * std::abs(value) + absolute; });
@@ -70,7 +73,7 @@ class CpuKernels : public testing::Test {
   }
 
   std::unique_ptr<Kernels> reference = make_reference_kernels();
-  std::unique_ptr<Kernels> cpu = make_cpu_kernels(Precision::fp32);
+  std::unique_ptr<Kernels> fast = GetParam().make();
   Arena arena{Arena::Mode::real, true};
   uint64_t next_id = 0;
 };

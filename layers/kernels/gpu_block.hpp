@@ -1,0 +1,51 @@
+// SPDX-License-Identifier: Apache-2.0
+// How a kernel body is written once and runs twice: by nvcc on a device, and by any compiler in plain loops, where tests
+// compare it with the reference. A body is a plain struct of pointers and sizes. It names no thread.
+//
+// An element body is called once for each i:      void operator()(int64_t i) const
+// A block body is called once for each block:     template <class Block> void operator()(Block& block) const
+//
+//   block.index()                 which block, from 0
+//   block.each(n, f)              f(i) for i in [0, n), shared out among the threads, then a barrier
+//   block.reduce(n, zero, f, j)   f(0) j f(1) j ... in an order that depends on n alone; all threads have the result
+//   block.shared()                the floats that the launch asked for, common to the threads of the block
+//
+// So that both runs agree: within one `each` no f(i) reads what another writes, and what stands outside of `each` is the
+// same for all threads of the block. The twin runs every `each` in both directions to find an offence.
+#pragma once
+
+#include <cstdint>
+
+#if defined(__CUDACC__)
+#define CADRE_DEVICE __host__ __device__
+#else
+#define CADRE_DEVICE
+#endif
+
+namespace cadre::gpu {
+
+inline constexpr int kThreads = 256;  // of every block
+
+// Floats of shared memory that a block may have on any device.
+inline constexpr int64_t kSharedFloats = 48 * 1024 / 4;
+
+// Joins for Block::reduce.
+struct Plus {
+  template <class T>
+  CADRE_DEVICE T operator()(T a, T b) const {
+    return a + b;
+  }
+};
+struct Larger {
+  template <class T>
+  CADRE_DEVICE T operator()(T a, T b) const {
+    return a > b ? a : b;
+  }
+};
+
+template <class Block, class Term>
+CADRE_DEVICE float sum(Block& block, int64_t count, const Term& term) {
+  return block.reduce(count, 0.0F, term, Plus());
+}
+
+}  // namespace cadre::gpu

@@ -1,0 +1,112 @@
+// SPDX-License-Identifier: Apache-2.0
+// One call of a kernel: which memory its operands are in, and the way there and back. Memory that the device reaches is
+// used where it is; other memory goes through a copy on the device. Private to the GPU back end and its twin.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstring>
+#include <span>
+#include <vector>
+
+#include "layers/kernels/gpu_rows.hpp"
+#include "layers/tensor/tensor.hpp"
+
+namespace cadre::gpu {
+
+// What a Machine has, on a device or as its twin:
+//   bool reaches(const void*, size_t)            whether kernels may use that memory
+//   std::byte* scratch(size_t)                   device memory until the next begin(), aligned to 256 bytes
+//   void copy_in(device, host, bytes), copy_out(host, device, bytes)
+//   void elements(count, body), blocks(count, shared_floats, body)
+//   void begin(), finish()                       around a call; finish waits until all is done
+template <class Machine>
+class Call {
+ public:
+  explicit Call(Machine& machine) : machine_(machine) { machine_.begin(); }
+  Call(const Call&) = delete;
+  Call& operator=(const Call&) = delete;
+
+  // Operands. Only read, wholly written, or anything else.
+  template <class T = float>
+  const T* in(const Tensor& tensor) {
+    return tensor.defined() ? reinterpret_cast<const T*>(placed(tensor.raw(), tensor.bytes(), /*read=*/true)) : nullptr;
+  }
+  template <class T = float>
+  T* out(const Tensor& tensor) {
+    return reinterpret_cast<T*>(written(tensor, /*read=*/false));
+  }
+  template <class T = float>
+  T* both(const Tensor& tensor) {
+    return reinterpret_cast<T*>(written(tensor, /*read=*/true));
+  }
+
+  // Rows of floats; where the device cannot reach one of them, all are packed on the host.
+  PickedRows rows(const Rows& rows, const Tensor& index) {
+    const std::span<const int32_t> picked(index.data<int32_t>(), static_cast<size_t>(index.numel()));
+    const auto row_bytes = static_cast<size_t>(rows.width) * sizeof(float);
+    const bool in_place =
+        std::ranges::all_of(picked, [&](int32_t i) { return machine_.reaches(rows.row<float>(i), row_bytes); });
+    if (in_place) return {rows.base, rows.stride, in<int32_t>(index)};
+    std::vector<std::byte> packed(picked.size() * row_bytes);
+    for (size_t i = 0; i < picked.size(); ++i) {
+      std::memcpy(packed.data() + i * row_bytes, rows.row<float>(picked[i]), row_bytes);
+    }
+    std::byte* here = machine_.scratch(packed.size());
+    machine_.copy_in(here, packed.data(), packed.size());
+    return {here, static_cast<int64_t>(row_bytes), nullptr};
+  }
+
+  // Memory of this call alone, and what is in it after the launches so far.
+  template <class T>
+  T* scratch(int64_t count) {
+    return reinterpret_cast<T*>(machine_.scratch(static_cast<size_t>(count) * sizeof(T)));
+  }
+  template <class T>
+  std::vector<T> read(const T* values, int64_t count) {
+    std::vector<T> host(static_cast<size_t>(count));
+    machine_.copy_out(host.data(), values, host.size() * sizeof(T));
+    machine_.finish();
+    return host;
+  }
+
+  template <class Body>
+  void elements(int64_t count, const Body& body) {
+    if (count > 0) machine_.elements(count, body);
+  }
+  template <class Body>
+  void blocks(int64_t count, const Body& body, int64_t shared_floats = 0) {
+    if (count > 0) machine_.blocks(count, shared_floats, body);
+  }
+
+  // Brings home what was written, and waits.
+  void finish() {
+    for (const Home& home : homes_) machine_.copy_out(home.host, home.device, home.bytes);
+    machine_.finish();
+  }
+
+ private:
+  struct Home {
+    std::byte* host;
+    const std::byte* device;
+    size_t bytes;
+  };
+
+  std::byte* placed(std::byte* host, size_t bytes, bool read) {
+    if (machine_.reaches(host, bytes)) return host;
+    std::byte* here = machine_.scratch(bytes);
+    if (read && bytes > 0) machine_.copy_in(here, host, bytes);
+    return here;
+  }
+
+  std::byte* written(const Tensor& tensor, bool read) {
+    std::byte* here = placed(tensor.raw(), tensor.bytes(), read);
+    if (here != tensor.raw() && tensor.bytes() > 0) homes_.push_back({tensor.raw(), here, tensor.bytes()});
+    return here;
+  }
+
+  Machine& machine_;
+  std::vector<Home> homes_;
+};
+
+}  // namespace cadre::gpu

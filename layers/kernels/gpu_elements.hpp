@@ -1,0 +1,174 @@
+// SPDX-License-Identifier: Apache-2.0
+// Element bodies: one thread an element. kernels.hpp has the formulas.
+#pragma once
+
+#include <cmath>
+
+#include "comm/base/dtype.hpp"
+#include "layers/kernels/gpu_block.hpp"
+#include "layers/kernels/kernels.hpp"
+
+namespace cadre::gpu {
+
+CADRE_DEVICE inline float logistic(float x) { return 1.0F / (1.0F + expf(-x)); }
+CADRE_DEVICE inline float silu(float x) { return x * logistic(x); }
+CADRE_DEVICE inline float silu_slope(float x) {
+  const float s = logistic(x);
+  return s + x * s * (1.0F - s);
+}
+// In fp64: erfc magnifies the rounding of its argument, and no model of the DeepSeek kind is slowed by it.
+CADRE_DEVICE inline double normal_cdf(double x) { return 0.5 * erfc(-x * 0.70710678118654752440); }
+CADRE_DEVICE inline double normal_density(double x) { return 0.39894228040143267794 * exp(-0.5 * x * x); }
+
+CADRE_DEVICE inline float activate(Activation kind, float x) {
+  switch (kind) {
+    case Activation::relu: return x < 0.0F ? 0.0F : x;
+    case Activation::gelu: return static_cast<float>(x * normal_cdf(x));
+    case Activation::silu: return silu(x);
+  }
+  return x;
+}
+
+CADRE_DEVICE inline float slope(Activation kind, float x) {
+  switch (kind) {
+    case Activation::relu: return x > 0.0F ? 1.0F : 0.0F;
+    case Activation::gelu: return static_cast<float>(normal_cdf(x) + x * normal_density(x));
+    case Activation::silu: return silu_slope(x);
+  }
+  return x;
+}
+
+struct Activate {
+  Activation kind;
+  const float* x;
+  float* y;
+  CADRE_DEVICE void operator()(int64_t i) const { y[i] = activate(kind, x[i]); }
+};
+
+struct ActivateGrad {
+  Activation kind;
+  const float* x;
+  const float* dy;
+  float* dx;
+  CADRE_DEVICE void operator()(int64_t i) const { dx[i] = dy[i] * slope(kind, x[i]); }
+};
+
+struct SwiGlu {
+  const float* gate_up;
+  float* y;
+  int64_t width;
+  CADRE_DEVICE void operator()(int64_t i) const {
+    const float* gate = gate_up + i / width * 2 * width + i % width;
+    y[i] = silu(gate[0]) * gate[width];
+  }
+};
+
+struct SwiGluGrad {
+  const float* gate_up;
+  const float* dy;
+  float* d_gate_up;
+  int64_t width;
+  CADRE_DEVICE void operator()(int64_t i) const {
+    const int64_t at = i / width * 2 * width + i % width;
+    const float gate = gate_up[at];
+    const float up = gate_up[at + width];
+    d_gate_up[at] = dy[i] * up * silu_slope(gate);
+    d_gate_up[at + width] = dy[i] * silu(gate);
+  }
+};
+
+struct Add {
+  const float* a;
+  const float* b;
+  float* out;
+  CADRE_DEVICE void operator()(int64_t i) const { out[i] = a[i] + b[i]; }
+};
+
+struct Blend {
+  const float* g;
+  const float* a;
+  const float* b;
+  float* out;
+  CADRE_DEVICE void operator()(int64_t i) const { out[i] = g[i] * a[i] + (1.0F - g[i]) * b[i]; }
+};
+
+struct BlendGrad {
+  const float* g;
+  const float* a;
+  const float* b;
+  const float* dout;
+  float* dg;
+  float* da;
+  float* db;
+  CADRE_DEVICE void operator()(int64_t i) const {
+    dg[i] = dout[i] * (a[i] - b[i]);
+    da[i] = dout[i] * g[i];
+    db[i] = dout[i] * (1.0F - g[i]);
+  }
+};
+
+struct Sigmoid {
+  const float* x;
+  float* y;
+  CADRE_DEVICE void operator()(int64_t i) const { y[i] = logistic(x[i]); }
+};
+
+struct SigmoidGrad {
+  const float* y;
+  const float* dy;
+  float* dx;
+  CADRE_DEVICE void operator()(int64_t i) const { dx[i] = dy[i] * y[i] * (1.0F - y[i]); }
+};
+
+// Moments are float or bf16.
+template <class Moment>
+struct AdamW {
+  float learning_rate;
+  float beta1;
+  float beta2;
+  float rest1;        // 1 - beta1
+  float rest2;        // 1 - beta2
+  float over_first;   // 1 / (1 - beta1^step)
+  float over_second;  // 1 / (1 - beta2^step)
+  float epsilon;
+  float weight_decay;
+  float grad_scale;
+  float* value;
+  const float* grad;
+  Moment* m;
+  Moment* v;
+
+  CADRE_DEVICE static float load(float moment) { return moment; }
+  CADRE_DEVICE static float load(bf16 moment) { return to_float(moment); }
+  CADRE_DEVICE static void store(float& moment, float to) { moment = to; }
+  CADRE_DEVICE static void store(bf16& moment, float to) { moment = to_bf16(to); }
+
+  CADRE_DEVICE void operator()(int64_t i) const {
+    const float g = grad_scale * grad[i];
+    const float first = beta1 * load(m[i]) + rest1 * g;
+    const float second = beta2 * load(v[i]) + rest2 * g * g;
+    const float direction = first * over_first / (sqrtf(second * over_second) + epsilon);
+    store(m[i], first);
+    store(v[i], second);
+    value[i] -= learning_rate * (direction + weight_decay * value[i]);
+  }
+};
+
+// Block b adds up the squares of elements b, b + blocks, b + 2 blocks, ... in pieces of kSquaresPiece.
+inline constexpr int64_t kSquaresPiece = 1 << 16;
+struct SumSquares {
+  const float* x;
+  double* sums;  // [blocks]
+  int64_t count;
+  template <class Block>
+  CADRE_DEVICE void operator()(Block& block) const {
+    const int64_t first = block.index() * kSquaresPiece;
+    const int64_t here = count - first < kSquaresPiece ? count - first : kSquaresPiece;
+    const double total = block.reduce(
+        here, 0.0, [&](int64_t i) { return static_cast<double>(x[first + i]) * static_cast<double>(x[first + i]); },
+        Plus());
+    block.each(1, [&](int64_t) { sums[block.index()] = total; });
+  }
+};
+
+}  // namespace cadre::gpu

@@ -1,0 +1,180 @@
+// SPDX-License-Identifier: Apache-2.0
+// GpuKernels: norms, softmax and losses, the router, rows of tables and of experts.
+#pragma once
+
+#include "layers/kernels/gpu_kernels.hpp"
+#include "layers/kernels/gpu_norm.hpp"
+#include "layers/kernels/gpu_router.hpp"
+#include "layers/kernels/gpu_softmax.hpp"
+
+namespace cadre {
+namespace gpu {
+
+inline int64_t column_blocks(int64_t width) { return (width + kColumns - 1) / kColumns; }
+
+}  // namespace gpu
+
+template <class Machine>
+void GpuKernels<Machine>::rms_norm(const Tensor& x, const Tensor& weight, double epsilon, const Tensor& y,
+                                   const Tensor& rstd) const {
+  run([&](auto& call) {
+    call.blocks(gpu::num_rows_of(x), gpu::RmsNorm{call.in(x), call.in(weight), call.out(y), call.out(rstd),
+                                                  gpu::width_of(x), static_cast<float>(epsilon)});
+  });
+}
+
+template <class Machine>
+void GpuKernels<Machine>::rms_norm_input_grad(const Tensor& dy, const Tensor& x, const Tensor& weight,
+                                              const Tensor& rstd, const Tensor& dx) const {
+  run([&](auto& call) {
+    call.blocks(gpu::num_rows_of(x), gpu::RmsNormGrad{call.in(dy), call.in(x), call.in(weight), call.in(rstd),
+                                                      call.out(dx), gpu::width_of(x)});
+  });
+}
+
+template <class Machine>
+void GpuKernels<Machine>::rms_norm_weight_grad(const Tensor& dy, const Tensor& x, const Tensor& rstd,
+                                               const Tensor& dweight) const {
+  run([&](auto& call) {
+    const int64_t width = gpu::width_of(x);
+    call.blocks(
+        gpu::column_blocks(width),
+        gpu::RmsNormWeightGrad{call.in(dy), call.in(x), call.in(rstd), call.both(dweight), gpu::num_rows_of(x), width},
+        gpu::kStrips * gpu::kColumns);
+  });
+}
+
+template <class Machine>
+void GpuKernels<Machine>::layer_norm(const Tensor& x, const Tensor& weight, const Tensor& bias, double epsilon,
+                                     const Tensor& y, const Tensor& mean, const Tensor& rstd) const {
+  run([&](auto& call) {
+    call.blocks(gpu::num_rows_of(x),
+                gpu::LayerNorm{call.in(x), call.in(weight), call.in(bias), call.out(y), call.out(mean), call.out(rstd),
+                               gpu::width_of(x), static_cast<float>(epsilon)});
+  });
+}
+
+template <class Machine>
+void GpuKernels<Machine>::layer_norm_input_grad(const Tensor& dy, const Tensor& x, const Tensor& weight,
+                                                const Tensor& mean, const Tensor& rstd, const Tensor& dx) const {
+  run([&](auto& call) {
+    call.blocks(gpu::num_rows_of(x), gpu::LayerNormGrad{call.in(dy), call.in(x), call.in(weight), call.in(mean),
+                                                        call.in(rstd), call.out(dx), gpu::width_of(x)});
+  });
+}
+
+template <class Machine>
+void GpuKernels<Machine>::layer_norm_weight_grad(const Tensor& dy, const Tensor& x, const Tensor& mean,
+                                                 const Tensor& rstd, const Tensor& dweight, const Tensor& dbias) const {
+  run([&](auto& call) {
+    const int64_t width = gpu::width_of(x);
+    call.blocks(gpu::column_blocks(width),
+                gpu::LayerNormWeightGrad{call.in(dy), call.in(x), call.in(mean), call.in(rstd), call.both(dweight),
+                                         call.both(dbias), gpu::num_rows_of(x), width},
+                gpu::kStrips * gpu::kColumns);
+  });
+}
+
+template <class Machine>
+void GpuKernels<Machine>::softmax(const Tensor& x, const Tensor& y) const {
+  run([&](auto& call) { call.blocks(gpu::num_rows_of(x), gpu::Softmax{call.in(x), call.out(y), gpu::width_of(x)}); });
+}
+
+template <class Machine>
+void GpuKernels<Machine>::softmax_grad(const Tensor& y, const Tensor& dy, const Tensor& dx) const {
+  run([&](auto& call) {
+    call.blocks(gpu::num_rows_of(y), gpu::SoftmaxGrad{call.in(y), call.in(dy), call.out(dx), gpu::width_of(y)});
+  });
+}
+
+template <class Machine>
+void GpuKernels<Machine>::cross_entropy(const Tensor& logits, const Tensor& targets, const Tensor& losses) const {
+  run([&](auto& call) {
+    call.blocks(logits.dim(0), gpu::CrossEntropy{call.in(logits), call.template in<int32_t>(targets), call.out(losses),
+                                                 logits.dim(1)});
+  });
+}
+
+template <class Machine>
+void GpuKernels<Machine>::cross_entropy_grad(const Tensor& logits, const Tensor& targets, double scale,
+                                             const Tensor& dlogits) const {
+  run([&](auto& call) {
+    call.blocks(logits.dim(0), gpu::CrossEntropyGrad{call.in(logits), call.template in<int32_t>(targets),
+                                                     call.out(dlogits), logits.dim(1), static_cast<float>(scale)});
+  });
+}
+
+template <class Machine>
+void GpuKernels<Machine>::top_k(const Tensor& scores, const Tensor& bias, const Tensor& ids) const {
+  const int64_t num_tokens = scores.dim(0);
+  run([&](auto& call) {
+    int32_t* nans = call.template scratch<int32_t>(num_tokens);
+    call.blocks(num_tokens, gpu::TopK{call.in(scores), call.in(bias), call.template out<int32_t>(ids), nans,
+                                      scores.dim(1), ids.dim(1)});
+    const std::vector<int32_t> bad = call.read(nans, num_tokens);
+    const auto first = std::ranges::find_if(bad, [](int32_t expert) { return expert >= 0; });
+    if (first == bad.end()) return;
+    throw Error(ErrorKind::numerics,
+                fmt::format("router score of token row {}, expert {} is NaN", first - bad.begin(), *first),
+                "the activations or the router weights are no longer finite; lower the learning rate");
+  });
+}
+
+template <class Machine>
+bool GpuKernels<Machine>::route(const RouteRule& rule, const Tensor& logits, const Tensor& bias, const Tensor& scores,
+                                const Tensor& ids, const Tensor& weights) const {
+  run([&](auto& call) {
+    const gpu::Route route = {rule,
+                              call.in(logits),
+                              call.in(bias),
+                              call.out(scores),
+                              call.template out<int32_t>(ids),
+                              call.out(weights),
+                              logits.dim(1),
+                              ids.dim(1)};
+    call.blocks(logits.dim(0), route, route.shared_floats());
+  });
+  return true;
+}
+
+template <class Machine>
+void GpuKernels<Machine>::embedding(const Tensor& ids, const Tensor& table, const Tensor& y) const {
+  run([&](auto& call) {
+    call.elements(y.numel(), gpu::Embedding{call.template in<int32_t>(ids), call.in(table), call.out(y), table.dim(1)});
+  });
+}
+
+template <class Machine>
+void GpuKernels<Machine>::embedding_grad(const Tensor& ids, const Tensor& dy, const Tensor& dtable) const {
+  run([&](auto& call) {
+    call.elements(dtable.dim(1), gpu::EmbeddingGrad{call.template in<int32_t>(ids), call.in(dy), call.both(dtable),
+                                                    ids.numel(), dtable.dim(1)});
+  });
+}
+
+template <class Machine>
+void GpuKernels<Machine>::gather_rows(const Rows& src, const Tensor& index, const Tensor& scale,
+                                      const Tensor& dst) const {
+  run([&](auto& call) {
+    call.elements(dst.numel(), gpu::GatherRows{call.rows(src, index), call.in(scale), call.out(dst), dst.row_numel()});
+  });
+}
+
+template <class Machine>
+void GpuKernels<Machine>::sum_rows(const Rows& src, const Tensor& offsets, const Tensor& index, const Tensor& weight,
+                                   const Tensor& dst) const {
+  run([&](auto& call) {
+    call.elements(dst.numel(), gpu::SumRows{call.rows(src, index), call.template in<int32_t>(offsets), call.in(weight),
+                                            call.out(dst), dst.row_numel()});
+  });
+}
+
+template <class Machine>
+void GpuKernels<Machine>::dot_rows(const Rows& a, const Tensor& a_index, const Rows& b, const Tensor& b_index,
+                                   const Tensor& out) const {
+  run([&](auto& call) {
+    call.blocks(out.numel(), gpu::DotRows{call.rows(a, a_index), call.rows(b, b_index), call.out(out), a.width});
+  });
+}
+
+}  // namespace cadre

@@ -1,0 +1,162 @@
+// SPDX-License-Identifier: Apache-2.0
+// Bodies of GPU kernels that do what layers/moe and the CPU's fp8 do on the host: the router in one kernel, balance,
+// rounding to fp8.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <vector>
+
+#include "comm/base/random.hpp"
+#include "layers/kernels/cpu_fp8.hpp"
+#include "layers/kernels/gpu_fp8.hpp"
+#include "layers/kernels/gpu_router.hpp"
+#include "layers/moe/bias.hpp"
+#include "layers/moe/eligibility.hpp"
+#include "layers/moe/routing.hpp"
+#include "layers/moe/weights.hpp"
+#include "tests/support/gpu_twin_machine.hpp"
+#include "tests/support/tensors.hpp"
+
+namespace cadre {
+namespace {
+
+using test::TwinMemory;
+using test::TwinOrder;
+
+bool same_bits(const Tensor& a, const Tensor& b) {
+  return a.bytes() == b.bytes() && std::memcmp(a.raw(), b.raw(), a.bytes()) == 0;
+}
+
+// The router piece by piece, as layers/moe/router.cpp has it.
+struct Pieces {
+  Pieces(Arena& arena, const Kernels& kernels, const RouteRule& rule, const Tensor& logits, const Tensor& bias,
+         int64_t top_k)
+      : scores(arena.take("scores", DType::f32, {logits.dim(0), logits.dim(1)})),
+        ids(arena.take("ids", DType::i32, {logits.dim(0), top_k})),
+        weights(arena.take("weights", DType::f32, {logits.dim(0), top_k})) {
+    rule.softmax ? kernels.softmax(logits, scores) : kernels.sigmoid(logits, scores);
+    const Tensor choice = arena.take("choice", DType::f32, {logits.dim(0), logits.dim(1)});
+    for (int64_t i = 0; i < scores.numel(); ++i) {
+      const float offset = bias.defined() ? bias.data<float>()[i % bias.numel()] : 0.0F;
+      choice.data<float>()[i] = scores.data<float>()[i] + offset;
+    }
+    const GroupLimit limit = {static_cast<int>(rule.groups), static_cast<int>(rule.kept),
+                              static_cast<int>(rule.summed)};
+    if (limit.limits()) limit_to_groups(limit, choice);
+    kernels.top_k(choice, Tensor(), ids);
+    for (int64_t i = 0; i < ids.numel(); ++i) {
+      int32_t& id = ids.data<int32_t>()[i];
+      if (!(choice.data<float>()[i / top_k * logits.dim(1) + id] > -INFINITY)) id = -1;
+    }
+    routing_weights({.renormalise = rule.renormalise, .scale = rule.scale}, scores, ids, weights);
+  }
+  Tensor scores, ids, weights;
+};
+
+// 10 experts in 4 groups are 3 3 2 2; 8 of 10 experts are more than one kept group has.
+TEST(GpuRouter, IsThePiecesOfTheRouter) {
+  struct Case {
+    int64_t experts, groups, kept, summed, top_k;
+  };
+  const auto kernels = test::make_gpu_twin(TwinOrder::descending, TwinMemory::copied);
+  int64_t num_limited = 0;
+  for (const Case& c : {Case{8, 1, 1, 1, 2}, Case{10, 4, 2, 1, 3}, Case{10, 4, 1, 2, 8}, Case{256, 8, 4, 2, 8}}) {
+    for (const bool softmax : {false, true}) {
+      for (const bool with_bias : {false, true}) {
+        Arena arena(Arena::Mode::real, true);
+        const Tensor logits = test::random_tensor(arena, DType::f32, {40, c.experts}, 1);
+        for (int64_t i = 0; i < logits.numel(); ++i) {  // coarse, so that there are ties
+          logits.data<float>()[i] = std::round(2.0F * logits.data<float>()[i]) / 2.0F;
+        }
+        const Tensor bias = with_bias ? test::random_tensor(arena, DType::f32, {c.experts}, 2) : Tensor();
+        const RouteRule rule = {.softmax = softmax,
+                                .groups = c.groups,
+                                .kept = c.kept,
+                                .summed = c.summed,
+                                .renormalise = !softmax,
+                                .scale = 2.5};
+        const Pieces pieces(arena, *kernels, rule, logits, bias, c.top_k);
+        const Tensor scores = arena.take("scores", DType::f32, {40, c.experts});
+        const Tensor ids = arena.take("ids", DType::i32, {40, c.top_k});
+        const Tensor weights = arena.take("weights", DType::f32, {40, c.top_k});
+        ASSERT_TRUE(kernels->route(rule, logits, bias, scores, ids, weights));
+        EXPECT_TRUE(same_bits(scores, pieces.scores)) << c.experts << " experts";
+        EXPECT_EQ(test::values_of(ids), test::values_of(pieces.ids)) << c.experts << " experts";
+        EXPECT_TRUE(same_bits(weights, pieces.weights)) << c.experts << " experts";
+        num_limited += std::ranges::count(test::values_of(ids), -1.0);
+      }
+    }
+  }
+  EXPECT_GT(num_limited, 0);
+}
+
+TEST(GpuRouter, CountsAndBiasAreThoseOfTheHost) {
+  constexpr int64_t kExperts = 7;
+  Arena arena;
+  const Random random(3, "ids", 0);
+  const Tensor ids = arena.take("ids", DType::i32, {500, 2});
+  for (int64_t i = 0; i < ids.numel(); ++i) {
+    ids.data<int32_t>()[i] = static_cast<int32_t>(random.below(kExperts, static_cast<uint64_t>(i))) - 1;  // -1 to 5
+  }
+  test::TwinMachine machine(TwinOrder::descending, TwinMemory::reached);
+  std::vector<int64_t> counts(kExperts, -1);
+  machine.blocks(kExperts, 0, gpu::CountIds{ids.data<int32_t>(), counts.data(), ids.numel()});
+  EXPECT_EQ(counts, count_experts(ids, kExperts));
+  EXPECT_EQ(counts.back(), 0);
+
+  counts = {4, 4, 3, 5, 4, 4, 4};
+  const Tensor bias[] = {test::random_tensor(arena, DType::f32, {kExperts}, 1),
+                         test::random_tensor(arena, DType::f32, {kExperts}, 1)};
+  machine.blocks(1, 0, gpu::UpdateBias{counts.data(), bias[0].data<float>(), kExperts, 1e-3F});
+  update_selection_bias(counts, 1e-3, bias[1]);
+  EXPECT_TRUE(same_bits(bias[0], bias[1]));
+}
+
+// Codes and scales are those of the CPU, tile by tile; values come back as code x scale.
+TEST(GpuFp8, RoundsAsTheHostDoes) {
+  struct Case {
+    int64_t tile_rows, tile_columns;
+    void (*on_host)(const float*, int64_t, int64_t, Fp8Scale, float*, float*);
+  };
+  constexpr int64_t kRows = 200;
+  constexpr int64_t kWidth = 300;
+  Arena arena;
+  const Tensor values = test::random_tensor(arena, DType::f32, {kRows, kWidth}, 1);
+  for (int64_t i = 0; i < values.numel(); ++i) values.data<float>()[i] *= std::exp2(static_cast<float>(i % 29) - 20);
+  values.data<float>()[777] = NAN;
+  for (const Case& c : {Case{1, 128, round_tiles_to_fp8}, Case{128, 1, round_column_tiles_to_fp8},
+                        Case{128, 128, round_blocks_to_fp8}}) {
+    for (const Fp8Scale kind : {Fp8Scale::fp32, Fp8Scale::ue8m0}) {
+      const auto num_scales = static_cast<size_t>((kRows + c.tile_rows - 1) / c.tile_rows *
+                                                  ((kWidth + c.tile_columns - 1) / c.tile_columns));
+      std::vector<float> host_codes(kRows * kWidth), host_scales(num_scales), scales(num_scales, -1.0F);
+      std::vector<uint8_t> codes(kRows * kWidth);
+      c.on_host(values.data<float>(), kRows, kWidth, kind, host_codes.data(), host_scales.data());
+
+      test::TwinMachine machine(TwinOrder::descending, TwinMemory::reached);
+      const gpu::QuantiseFp8 quantise = {values.data<float>(), codes.data(),   scales.data(), kRows, kWidth,
+                                         c.tile_rows,          c.tile_columns, kind};
+      ASSERT_EQ(static_cast<size_t>(quantise.num_blocks()), num_scales);
+      machine.blocks(quantise.num_blocks(), 0, quantise);
+      EXPECT_EQ(std::memcmp(scales.data(), host_scales.data(), num_scales * sizeof(float)), 0);
+
+      const Tensor back = arena.take("back", DType::f32, {kRows, kWidth});
+      machine.elements(back.numel(), gpu::DequantiseFp8{codes.data(), scales.data(), back.data<float>(), kWidth,
+                                                        c.tile_rows, c.tile_columns});
+      for (int64_t i = 0; i < back.numel(); ++i) {
+        const auto at = static_cast<size_t>(i);
+        ASSERT_EQ(std::isnan(from_fp8(codes[at])), std::isnan(host_codes[at])) << i;
+        if (std::isnan(host_codes[at])) continue;
+        ASSERT_EQ(from_fp8(codes[at]), host_codes[at]) << i;
+        const int64_t tile =
+            i / kWidth / c.tile_rows * ((kWidth + c.tile_columns - 1) / c.tile_columns) + i % kWidth / c.tile_columns;
+        ASSERT_EQ(back.data<float>()[i], host_codes[at] * host_scales[static_cast<size_t>(tile)]) << i;
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace cadre

@@ -1,0 +1,160 @@
+// SPDX-License-Identifier: Apache-2.0
+// That the bodies of GPU kernels may run in parallel: elements and blocks in either direction, on the memory itself or on
+// copies of what they say they touch, give the same bits. That they are right is the matter of fast_*_test.
+#include "tests/support/gpu_twin.hpp"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstring>
+#include <vector>
+
+#include "layers/nn/rope.hpp"
+#include "tests/support/tensors.hpp"
+
+namespace cadre {
+namespace {
+
+using test::TwinMemory;
+using test::TwinOrder;
+
+constexpr int64_t kRows = 9;
+constexpr int64_t kWidth = 300;  // more than the threads of a block
+
+// Every kernel once on the same inputs; all that was written.
+class Everything {
+ public:
+  explicit Everything(const Kernels& kernels) : kernels_(kernels) {
+    elements();
+    rows();
+    routing();
+    attention();
+  }
+  const std::vector<Tensor>& outputs() const { return outputs_; }
+
+ private:
+  Tensor random(std::initializer_list<int64_t> shape) {
+    return test::random_tensor(arena_, DType::f32, shape, next_id_++);
+  }
+  Tensor ints(const std::vector<double>& values) {
+    return test::tensor_of(arena_, DType::i32, {static_cast<int64_t>(values.size())}, values);
+  }
+  Tensor out(std::initializer_list<int64_t> shape, DType dtype = DType::f32) {
+    return outputs_.emplace_back(arena_.take("out", dtype, shape));
+  }
+  // Starts as random values.
+  Tensor changed(std::initializer_list<int64_t> shape) { return outputs_.emplace_back(random(shape)); }
+
+  void elements() {
+    const Tensor a = random({kRows, kWidth});
+    const Tensor b = random({kRows, kWidth});
+    const Tensor g = random({kRows, kWidth});
+    for (const Activation kind : {Activation::relu, Activation::gelu, Activation::silu}) {
+      kernels_.activation(kind, a, out({kRows, kWidth}));
+      kernels_.activation_grad(kind, a, b, out({kRows, kWidth}));
+    }
+    kernels_.swiglu(a, out({kRows, kWidth / 2}));
+    kernels_.swiglu_grad(a, random({kRows, kWidth / 2}), out({kRows, kWidth}));
+    kernels_.add(a, b, out({kRows, kWidth}));
+    kernels_.blend(g, a, b, out({kRows, kWidth}));
+    kernels_.blend_grad(g, a, b, a, out({kRows, kWidth}), out({kRows, kWidth}), out({kRows, kWidth}));
+    kernels_.sigmoid(a, out({kRows, kWidth}));
+    kernels_.sigmoid_grad(a, b, out({kRows, kWidth}));
+    const AdamWStep step = {.learning_rate = 1e-3,
+                            .beta1 = 0.9,
+                            .beta2 = 0.95,
+                            .epsilon = 1e-8,
+                            .weight_decay = 0.1,
+                            .grad_scale = 1.0,
+                            .step = 2};
+    const Tensor second = changed({kWidth});
+    for (int64_t i = 0; i < kWidth; ++i) second.data<float>()[i] *= second.data<float>()[i];
+    kernels_.adamw(step, changed({kWidth}), random({kWidth}), changed({kWidth}), second);
+    test::set_element(out({1}), 0, kernels_.sum_squares(random({200'000})));
+  }
+
+  void rows() {
+    const Tensor x = random({kRows, kWidth});
+    const Tensor dy = random({kRows, kWidth});
+    const Tensor w = random({kWidth});
+    const Tensor rstd = out({kRows});
+    const Tensor mean = out({kRows});
+    kernels_.rms_norm(x, w, 1e-6, out({kRows, kWidth}), rstd);
+    kernels_.rms_norm_input_grad(dy, x, w, rstd, out({kRows, kWidth}));
+    kernels_.rms_norm_weight_grad(dy, x, rstd, changed({kWidth}));
+    kernels_.layer_norm(x, w, w, 1e-5, out({kRows, kWidth}), mean, rstd);
+    kernels_.layer_norm_input_grad(dy, x, w, mean, rstd, out({kRows, kWidth}));
+    kernels_.layer_norm_weight_grad(dy, x, mean, rstd, changed({kWidth}), changed({kWidth}));
+    kernels_.softmax(x, out({kRows, kWidth}));
+    kernels_.softmax_grad(x, dy, out({kRows, kWidth}));
+    const Tensor targets = ints({0, -1, 7, 299, 5, 5, 1, 2, 3});
+    kernels_.cross_entropy(x, targets, out({kRows}));
+    kernels_.cross_entropy_grad(x, targets, 0.5, out({kRows, kWidth}));
+    const Tensor ids = ints({3, 3, 0, 8, 3});
+    kernels_.embedding(ids, x, out({5, kWidth}));
+    kernels_.embedding_grad(ids, random({5, kWidth}), changed({kRows, kWidth}));
+    kernels_.gather_rows(x, ids, random({5}), out({5, kWidth}));
+    kernels_.sum_rows(x, ints({0, 2, 2, 5}), ids, random({5}), out({3, kWidth}));
+    kernels_.dot_rows(x, ids, dy, ints({1, 2, 0, 8, 3}), out({5}));
+    kernels_.copy_columns({x, 3, 7}, {changed({2 * kRows, 20}), 5, 7});
+    kernels_.sum_columns({random({2 * kRows, 20}), 5, 7}, {changed({kRows, kWidth}), 3, 7});
+  }
+
+  void routing() {
+    const Tensor scores = random({kRows, 64});
+    const Tensor bias = random({64});
+    kernels_.top_k(scores, bias, out({kRows, 6}, DType::i32));
+    for (const bool softmax : {false, true}) {
+      const RouteRule rule = {.softmax = softmax, .groups = 8, .kept = 3, .summed = 2, .scale = 2.5};
+      EXPECT_TRUE(kernels_.route(rule, scores, bias, out({kRows, 64}), out({kRows, 6}, DType::i32), out({kRows, 6})));
+    }
+  }
+
+  void attention() {
+    const AttentionShape shape = {.batch = 2,
+                                  .q_len = 37,
+                                  .kv_len = 50,
+                                  .kv_stride = 51,
+                                  .num_heads = 4,
+                                  .num_kv_heads = 2,
+                                  .head_dim = 12,
+                                  .value_dim = 10,
+                                  .scale = 0.3};
+    const Tensor q = random({2 * 37, 4, 12});
+    const Tensor k = random({2 * 51, 2, 12});
+    const Tensor v = random({2 * 51, 2, 10});
+    const Tensor y = out({2 * 37, 4, 10});
+    const Tensor lse = out({2, 4, 37});
+    kernels_.attention(shape, q, k, v, y, lse);
+    kernels_.attention_grad(shape, q, k, v, y, lse, random({2 * 37, 4, 10}), out({2 * 37, 4, 12}),
+                            changed({2 * 51, 2, 12}), changed({2 * 51, 2, 10}));
+    const Tensor heads = changed({5, 3, 16});
+    kernels_.rope(heads, ints({0, 9, 4000, 2, 1}), plain_rope(1e4, 12, RopeLayout::halves), RopeDirection::forward);
+    const Tensor weight = random({3 * 8, 16});
+    kernels_.head_linear(heads, {weight, 3, 2, 5}, out({5, 3, 5}));
+    kernels_.head_linear_transposed(random({5, 3, 5}), {weight, 3, 2, 5}, changed({5, 3, 20}));
+  }
+
+  const Kernels& kernels_;
+  Arena arena_{Arena::Mode::real, /*poison=*/true};
+  uint64_t next_id_ = 0;
+  std::vector<Tensor> outputs_;
+};
+
+TEST(GpuTwin, OrderAndPlaceOfMemoryChangeNoBit) {
+  const auto in_place = test::make_gpu_twin(TwinOrder::ascending, TwinMemory::reached);
+  const auto with_copies = test::make_gpu_twin(TwinOrder::descending, TwinMemory::copied);
+  const Everything one(*in_place);
+  const Everything other(*with_copies);
+  ASSERT_GT(one.outputs().size(), 50U);
+  ASSERT_EQ(one.outputs().size(), other.outputs().size());
+  for (size_t i = 0; i < one.outputs().size(); ++i) {
+    const Tensor& left = one.outputs()[i];
+    const Tensor& right = other.outputs()[i];
+    ASSERT_EQ(left.bytes(), right.bytes());
+    EXPECT_EQ(std::memcmp(left.raw(), right.raw(), left.bytes()), 0) << "output " << i << ", " << left.describe();
+  }
+}
+
+}  // namespace
+}  // namespace cadre

@@ -1,0 +1,20 @@
+// SPDX-License-Identifier: Apache-2.0
+// The GPU back end with a host in the place of its device: the same kernel bodies, launches and copies, run in plain loops.
+// What it cannot show is the launch itself, the barriers and the products of cuBLASLt.
+#pragma once
+
+#include <memory>
+
+#include "layers/kernels/kernels.hpp"
+
+namespace cadre::test {
+
+// In which order blocks, and the elements of an `each`, are run. Both must give the same bits: an element that reads what
+// another of the same `each` writes shows.
+enum class TwinOrder { ascending, descending };
+// Whether kernels may use the memory they are given, or only copies of what they said they would.
+enum class TwinMemory { reached, copied };
+
+std::unique_ptr<Kernels> make_gpu_twin(TwinOrder order, TwinMemory memory);
+
+}  // namespace cadre::test

@@ -1,0 +1,95 @@
+// SPDX-License-Identifier: Apache-2.0
+// A Machine (layers/kernels/gpu_call.hpp) that is the host.
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <cstddef>
+#include <cstring>
+#include <deque>
+#include <limits>
+#include <stdexcept>
+#include <vector>
+
+#include "layers/kernels/gpu_block.hpp"
+#include "tests/support/gpu_twin.hpp"
+
+namespace cadre::test {
+
+// f(i) for i in [0, count), in either direction.
+template <class F>
+void in_order(TwinOrder order, int64_t count, const F& f) {
+  for (int64_t i = 0; i < count; ++i) f(order == TwinOrder::ascending ? i : count - 1 - i);
+}
+
+// What a block body sees. All threads of the block are this one.
+class TwinBlock {
+ public:
+  TwinBlock(TwinOrder order, int64_t index, float* shared) : order_(order), index_(index), shared_(shared) {}
+
+  int64_t index() const { return index_; }
+  float* shared() const { return shared_; }
+
+  template <class F>
+  void each(int64_t count, const F& f) {
+    in_order(order_, count, f);
+  }
+
+  // As on a device: thread t joins elements t, t + threads, ..., then halves join each other.
+  template <class T, class F, class Join>
+  T reduce(int64_t count, T zero, const F& f, const Join& join) {
+    std::array<T, gpu::kThreads> partial;
+    partial.fill(zero);
+    in_order(order_, gpu::kThreads, [&](int64_t thread) {
+      T& mine = partial[static_cast<size_t>(thread)];
+      for (int64_t i = thread; i < count; i += gpu::kThreads) mine = join(mine, f(i));
+    });
+    for (size_t half = gpu::kThreads / 2; half > 0; half /= 2) {
+      for (size_t thread = 0; thread < half; ++thread) partial[thread] = join(partial[thread], partial[thread + half]);
+    }
+    return partial[0];
+  }
+
+ private:
+  TwinOrder order_;
+  int64_t index_;
+  float* shared_;
+};
+
+class TwinMachine {
+ public:
+  TwinMachine(TwinOrder order, TwinMemory memory) : order_(order), memory_(memory) {}
+
+  bool reaches(const void*, size_t) const { return memory_ == TwinMemory::reached; }
+
+  // Each piece is an allocation of its own, so that the address sanitizer sees a step beyond it; what nobody wrote is NaN.
+  std::byte* scratch(size_t bytes) { return scratch_.emplace_back(std::max<size_t>(bytes, 1), std::byte{0xff}).data(); }
+  void copy_in(std::byte* device, const std::byte* host, size_t bytes) { std::memcpy(device, host, bytes); }
+  void copy_out(void* host, const void* device, size_t bytes) {
+    if (bytes > 0) std::memcpy(host, device, bytes);
+  }
+
+  template <class Body>
+  void elements(int64_t count, const Body& body) {
+    in_order(order_, count, body);
+  }
+  template <class Body>
+  void blocks(int64_t count, int64_t shared_floats, const Body& body) {
+    if (shared_floats > gpu::kSharedFloats) throw std::runtime_error("more shared memory than a GPU block has");
+    in_order(order_, count, [&](int64_t index) {
+      std::vector<float> shared(static_cast<size_t>(shared_floats), std::numeric_limits<float>::quiet_NaN());
+      TwinBlock block(order_, index, shared.data());
+      body(block);
+    });
+  }
+
+  void begin() { scratch_.clear(); }
+  void finish() {}
+
+ private:
+  TwinOrder order_;
+  TwinMemory memory_;
+  std::deque<std::vector<std::byte>> scratch_;
+};
+
+}  // namespace cadre::test
