@@ -49,6 +49,8 @@ class SelectionBias {
   size_t num_history_counts() const {
     return options_.history ? static_cast<size_t>(2 * num_rows() * num_experts_) : 0;
   }
+  // What is added to every token's scores and nothing else is done to them: the balance [E], or undefined.
+  Tensor balance() const { return options_.balance ? balance_.value : Tensor(); }
   void each_parameter(const ParameterVisitor& visit);
   const BiasOptions& options() const { return options_; }
 

@@ -43,7 +43,8 @@ Router::Router(const std::string& prefix, const RouterOptions& options)
       bias_(prefix, options_.num_experts, options_.bias),
       selector_(make_selector(options_.select)),
       capacity_(prefix, options_.num_experts, options_.top_k, options_.capacity),
-      losses_(options_.losses, options_.num_experts, options_.top_k) {
+      losses_(options_.losses, options_.num_experts, options_.top_k),
+      plain_rule_(plain_rule()) {
   set_dead(options_.dead_experts);
 }
 
@@ -59,10 +60,12 @@ Task<void> Router::forward(LaneContext& ctx, const Tensor& x, Saved& saved) cons
   saved.num_rerouted = scorer_.forward(ctx, x, alive_, saved.scorer);
   saved.logits = saved.scorer.logits;
   saved.scores = saved.scorer.scores;
-  saved.choice = choice_of(ctx, saved);
   saved.ids = ctx.arena.take("router", DType::i32, {num_tokens, num_slots()});
   saved.weights = ctx.arena.take("router", ctx.dtype, {num_tokens, num_slots()});
+  if (route_at_once(ctx, saved)) co_return;
 
+  scorer_.score(ctx, alive_, saved.scorer);
+  saved.choice = choice_of(ctx, saved);
   Task<void> select = selector_->select(ctx, saved);
   co_await select;
   saved.weighed_ids = saved.ids;
@@ -77,6 +80,33 @@ Task<void> Router::forward(LaneContext& ctx, const Tensor& x, Saved& saved) cons
     saved.counts = count_experts(saved.ids, options_.num_experts);
   }
   if (!ctx.arena.is_dry_run()) routing_weights(options_.weights, saved.scores, saved.weighed_ids, saved.weights);
+}
+
+std::optional<RouteRule> Router::plain_rule() const {
+  const EligibilityOptions& eligible = options_.eligibility;
+  const bool is_plain = options_.select.rule == SelectRule::token_choice && options_.select.top_p >= 1.0 &&
+                        options_.select.task_top_k.empty() && eligible.conditions.empty() && !eligible.nodes.limits() &&
+                        !bias_.options().history && bias_.options().task == 0.0 &&
+                        options_.weights.gate == GateKind::score && options_.weights.groups == 0;
+  if (!is_plain) return std::nullopt;
+  return RouteRule{.softmax = options_.score == ScoreFunction::softmax,
+                   .groups = eligible.groups.groups,
+                   .kept = eligible.groups.kept,
+                   .summed = eligible.groups.summed,
+                   .renormalise = options_.weights.renormalise,
+                   .scale = options_.weights.scale};
+}
+
+// In one kernel, where the back end has it and nothing but the plain rule is asked for.
+bool Router::route_at_once(LaneContext& ctx, Saved& saved) const {
+  if (!plain_rule_ || !alive_.empty() || ctx.tokens.num_experts.defined() || capacity_.limits(ctx)) return false;
+  if (!ctx.kernels.route(*plain_rule_, saved.logits, bias_.balance(), saved.scores, saved.ids, saved.weights)) {
+    return false;
+  }
+  saved.choice = saved.scores;
+  saved.weighed_ids = saved.ids;
+  saved.demand = saved.counts = count_experts(saved.ids, options_.num_experts);
+  return true;
 }
 
 // The scores themselves where nothing moves them: then nobody writes to it either.

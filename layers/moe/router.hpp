@@ -3,6 +3,7 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -71,6 +72,8 @@ class Router {
   void update(std::span<const int64_t> statistics, std::span<const int64_t> global_counts, double bias_rate);
 
  private:
+  std::optional<RouteRule> plain_rule() const;
+  bool route_at_once(LaneContext& ctx, Saved& saved) const;
   Tensor choice_of(LaneContext& ctx, const Saved& saved) const;
 
   RouterOptions options_;
@@ -79,7 +82,8 @@ class Router {
   std::unique_ptr<Selector> selector_;
   Capacity capacity_;
   Losses losses_;
-  std::vector<uint8_t> alive_;  // [E]; empty: all
+  std::optional<RouteRule> plain_rule_;  // where the pieces do no more than Kernels::route
+  std::vector<uint8_t> alive_;           // [E]; empty: all
   std::vector<int64_t> demand_, history_;
 };
 

@@ -144,20 +144,17 @@ int64_t Scorer::forward(LaneContext& ctx, const Tensor& input, std::span<const u
   if (ctx.training && options_.noise) add_noise(ctx, x, saved);
   saved.scores = like(ctx, saved.logits);
   if (!ctx.arena.is_dry_run()) check_finite(saved.logits, prefix_, ctx.tokens);
-  int64_t num_lost = 0;
-  if (!alive.empty() && !ctx.arena.is_dry_run()) {
-    num_lost = leave_out(alive, saved.logits);
-    if (std::ranges::count(alive, 0) == options_.num_experts) {
-      saved.scores.fill_zero();
-      return num_lost;
-    }
-  }
+  if (alive.empty() || ctx.arena.is_dry_run()) return 0;
+  return leave_out(alive, saved.logits);
+}
+
+void Scorer::score(Context& ctx, std::span<const uint8_t> alive, const Saved& saved) const {
+  if (!alive.empty() && std::ranges::count(alive, 0) == options_.num_experts) return saved.scores.fill_zero();
   if (options_.function == ScoreFunction::softmax) {
     ctx.kernels.softmax(saved.logits, saved.scores);
   } else {
     ctx.kernels.sigmoid(saved.logits, saved.scores);
   }
-  return num_lost;
 }
 
 Tensor Scorer::gate(Context& ctx, Tensor x, Saved& saved) const {

@@ -58,9 +58,12 @@ class Scorer {
     Tensor noise_std = {};
   };
 
-  // `alive` [E], or empty: all. Returns how many tokens have their largest logit at an expert that is not. Throws
-  // ErrorKind::numerics with the number of tokens and the first of them when a logit is not finite.
+  // The logits, and room for the scores. `alive` [E], or empty: all. Returns how many tokens have their largest logit at an
+  // expert that is not. Throws ErrorKind::numerics with the number of tokens and the first of them when a logit is not
+  // finite.
   int64_t forward(LaneContext& ctx, const Tensor& x, std::span<const uint8_t> alive, Saved& saved) const;
+  // The scores of those logits; zeros where nobody is alive.
+  void score(Context& ctx, std::span<const uint8_t> alive, const Saved& saved) const;
   Tensor input_grad(Context& ctx, Saved& saved, const Grads& grads) const;  // dx [T,H]
   void weight_grad(Context& ctx, const Saved& saved);
   void each_parameter(const ParameterVisitor& visit);
