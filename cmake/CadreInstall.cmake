@@ -16,5 +16,5 @@ configure_package_config_file(cmake/cadreConfig.cmake.in "${PROJECT_BINARY_DIR}/
                               INSTALL_DESTINATION "${package_dir}")
 write_basic_package_version_file("${PROJECT_BINARY_DIR}/cadreConfigVersion.cmake" COMPATIBILITY SameMinorVersion)
 install(FILES "${PROJECT_BINARY_DIR}/cadreConfig.cmake" "${PROJECT_BINARY_DIR}/cadreConfigVersion.cmake"
-              cmake/FindOneDNN.cmake
+              cmake/FindOneDNN.cmake cmake/FindNCCL.cmake
         DESTINATION "${package_dir}")

@@ -12,6 +12,7 @@
 #include "comm/group/topology.hpp"
 #include "comm/transport/mpi.hpp"
 #include "launch/binding.hpp"
+#include "runtime/train/devices.hpp"
 
 namespace cadre {
 namespace {
@@ -44,6 +45,8 @@ std::string transport_text(const Communicator& world) {
 void print_banner(const Communicator& world, const RunConfig& config) {
   const Topology topology = discover_topology(world);
   const std::vector<Binding> bindings = gather_bindings(world);
+  std::vector<DeviceSeat> seats;
+  if (config.compute.device != "cpu") seats = take_device_seats(world);
   if (world.rank() != 0) return;
 
   const Grid grid =
@@ -53,7 +56,11 @@ void print_banner(const Communicator& world, const RunConfig& config) {
   text += fmt::format("  transport {}\n", transport_text(world));
   text += fmt::format("  exchange  {}, combine {}, deadline {} s\n", config.exchange.strategy, config.exchange.combine,
                       config.exchange.deadline_s);
-  text += fmt::format("  compute   {}, threads a rank {}\n", config.compute.precision, config.compute.threads);
+  text += fmt::format("  compute   {}{}, threads a rank {}\n", seats.empty() ? "" : config.compute.device + ", ",
+                      config.compute.precision, config.compute.threads);
+  if (!seats.empty()) {
+    for (const std::string& line : device_lines(topology, seats)) text += fmt::format("  device    {}\n", line);
+  }
   for (int host = 0; host < topology.num_hosts(); ++host) text += host_line(topology, bindings, host);
   for (int host = 0; host < topology.num_hosts(); ++host) {
     text += crowding_note(topology, bindings, host, config.compute.threads);

@@ -11,10 +11,13 @@ void check_top_k(int64_t top_k, int64_t experts) {
               "lower --top-k or raise --experts");
 }
 
+Field device_option(std::string& device) { return {"device", &device, one_of({"cpu", "cuda"}), "what computes"}; }
+
 Command bench_command() {
   return {.name = "bench",
           .summary = "measures parts of a step, each beside its floor",
-          .parts = {bench_gemm_command(), bench_exchange_command(), bench_layer_command(), bench_overlap_command()}};
+          .parts = {bench_gemm_command(), bench_exchange_command(), bench_layer_command(), bench_overlap_command(),
+                    bench_router_command()}};
 }
 
 }  // namespace cadre

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 
 #include "launch/command.hpp"
 
@@ -12,6 +13,10 @@ Command bench_gemm_command();
 Command bench_exchange_command();
 Command bench_layer_command();
 Command bench_overlap_command();
+Command bench_router_command();
+
+// --device of a part: what computes.
+Field device_option(std::string& device);
 
 // Throws when there are fewer experts than a token is to have.
 void check_top_k(int64_t top_k, int64_t experts);

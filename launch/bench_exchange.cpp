@@ -166,6 +166,7 @@ Command bench_exchange_command() {
                       {"wire", &options->wire, one_of({"fp32", "bf16", "fp8"}),
                        "of dispatched rows; results come back as bf16 where that is not fp32"},
                       {"combine", &options->combine, one_of({"partial", "slot_order"}), "how results come home"},
+                      device_option(options->device),
                       {"tokens", &options->tokens, at_least(1), "tokens of each rank"},
                       {"hidden", &options->hidden, at_least(2), "width of a row"},
                       {"experts", &options->experts, at_least(1), "over all ranks"},

@@ -10,6 +10,7 @@
 #include "comm/base/trace.hpp"
 #include "launch/bench.hpp"
 #include "launch/statistics.hpp"
+#include "layers/kernels/cuda.hpp"
 #include "layers/kernels/kernels.hpp"
 #include "layers/tensor/arena.hpp"
 #include "layers/tensor/parameter_store.hpp"
@@ -20,6 +21,7 @@ namespace {
 struct Options {
   int64_t iterations = 10;
   int64_t threads = 1;
+  std::string device = "cpu";
   std::string json;
 };
 
@@ -53,9 +55,9 @@ nlohmann::json bench_shape(const Kernels& kernels, const char* precision, const 
   Parameter weight = make_weight({{"weight", shape.out}}, shape.in, 0.02);
   ParameterStore store;
   store.add(weight);
-  store.allocate(DType::f32, /*with_grad=*/true, /*dry_run=*/false);
+  store.allocate(DType::f32, /*with_grad=*/true, /*dry_run=*/false, kernels.memory());
   store.initialise(1);
-  Arena arena;
+  Arena arena(Arena::Mode::real, /*poison=*/false, kernels.memory());
   const Tensor x = arena.take("x", DType::f32, {shape.rows, shape.in});
   const Tensor y = arena.take("y", DType::f32, {shape.rows, shape.out});
   const Tensor dx = arena.take("dx", DType::f32, {shape.rows, shape.in});
@@ -82,11 +84,12 @@ void bench_gemm(const Options& options) {
              "forward", "input grad", "weight grad", options.iterations);
   nlohmann::json rows = nlohmann::json::array();
   for (const Precision precision : {Precision::fp32, Precision::bf16}) {
-    const auto kernels = make_cpu_kernels(precision);
+    const auto kernels = options.device == "cpu" ? make_cpu_kernels(precision) : make_cuda_kernels(0, precision);
     const char* name = precision == Precision::bf16 ? "bf16" : "fp32";
     for (const Shape& shape : kShapes) rows.push_back(bench_shape(*kernels, name, shape, options.iterations));
   }
-  if (!options.json.empty()) write_json_report(options.json, {{"bench", "gemm"}, {"rows", rows}});
+  if (!options.json.empty())
+    write_json_report(options.json, {{"bench", "gemm"}, {"device", options.device}, {"rows", rows}});
 }
 
 }  // namespace
@@ -97,6 +100,7 @@ Command bench_gemm_command() {
           .summary = "the three products with a weight, at the sizes experts see, in one process",
           .options = {{"iterations", &options->iterations, at_least(1), "measured"},
                       {"threads", &options->threads, at_least(1), "BLAS threads"},
+                      device_option(options->device),
                       {"json", &options->json, any(), "file for the report"}},
           .run = [options](const Job& job) {
             set_kernel_threads(static_cast<int>(options->threads));

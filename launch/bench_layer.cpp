@@ -18,6 +18,7 @@
 #include "layers/nn/ffn.hpp"
 #include "layers/tensor/parameter_store.hpp"
 #include "runtime/optim/adamw.hpp"
+#include "runtime/train/devices.hpp"
 
 namespace cadre {
 namespace {
@@ -29,6 +30,7 @@ struct Options {
   int64_t experts = 16;
   int64_t top_k = 4;
   std::string activation = "silu";
+  std::string device = "cpu";
   std::string precision = "fp32";
   std::string strategy = "shared";
   int64_t iterations = 20;
@@ -67,7 +69,8 @@ class LayerBench {
   LayerBench(const Communicator& world, const Options& options)
       : options_(options),
         lane_(0, world.duplicate("expert"), world.duplicate("data")),
-        kernels_(make_cpu_kernels(options.precision == "bf16" ? Precision::bf16 : Precision::fp32)),
+        kernels_(make_kernels(world, {.device = options.device, .precision = options.precision},
+                              PackedWeights::where_faster)),
         exchange_(make_exchange(options.strategy, exchange_setup(lane_.expert_group(), options))),
         layer_("mlp", layer_options(options), ExpertMap::contiguous(static_cast<int>(options.experts), world.size()),
                world.rank()),
@@ -78,10 +81,10 @@ class LayerBench {
              {},
              1.0 / static_cast<double>(options.tokens * world.size())} {
     store_.add_all(layer_);
-    store_.allocate(DType::f32, /*with_grad=*/true, /*dry_run=*/false);
+    store_.allocate(DType::f32, /*with_grad=*/true, /*dry_run=*/false, kernels_->memory());
     store_.initialise(1);
     optimizer_.emplace(store_, TrainConfig{});
-    if (!exchange_->memory().empty()) arena_.lend(exchange_->memory());
+    if (options.device == "cpu" && !exchange_->memory().empty()) arena_.lend(exchange_->memory());
     x_ = inputs_.take("x", DType::f32, {options.tokens, options.hidden});
     dy_ = inputs_.take("dy", DType::f32, {options.tokens, options.hidden});
   }
@@ -168,8 +171,8 @@ class LayerBench {
   MoeLayer layer_;
   ParameterStore store_;
   std::optional<AdamW> optimizer_;
-  Arena inputs_;
-  Arena arena_;
+  Arena inputs_{Arena::Mode::real, /*poison=*/false, kernels_->memory()};
+  Arena arena_{Arena::Mode::real, /*poison=*/false, kernels_->memory()};
   LaneContext ctx_;
   MoeLayer::Saved saved_;
   Tensor x_, dy_;
@@ -208,6 +211,7 @@ void bench_layer(const Communicator& world, const Options& options) {
   if (options.json.empty()) return;
 
   nlohmann::json json = {{"bench", "layer"},
+                         {"device", options.device},
                          {"ranks", world.size()},
                          {"tokens", options.tokens},
                          {"hidden", options.hidden},
@@ -236,6 +240,7 @@ Command bench_layer_command() {
                       {"activation", &options->activation, one_of({"silu", "gelu", "relu"}), "of the experts"},
                       {"experts", &options->experts, at_least(1), "routed experts, over all ranks"},
                       {"top-k", &options->top_k, at_least(1), "experts of a token"},
+                      device_option(options->device),
                       {"precision", &options->precision, one_of({"fp32", "bf16"}), "of the products"},
                       {"strategy", &options->strategy, one_of({"flat", "shared", "hierarchical", "all_gather"}),
                        "of the exchange"},

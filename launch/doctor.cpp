@@ -23,6 +23,7 @@
 #include "launch/binding.hpp"
 #include "launch/command.hpp"
 #include "layers/kernels/cpu_products.hpp"
+#include "layers/kernels/cuda.hpp"
 #include "runtime/tokenizer/sentencepiece.hpp"
 
 namespace cadre {
@@ -153,6 +154,10 @@ void print_build(const Findings& findings) {
   fmt::print("  mpi       {}, thread level {}\n", mpi_library_version(), mpi_thread_level());
   fmt::print("  ucx       {}{}\n", has_ucx() ? "installed" : "not installed",
              has_ucx() && ucx_is_off(pml_choice()) ? ", switched off (pml = " + pml_choice() + ")" : "");
+  const CudaDevices devices = find_cuda_devices();
+  fmt::print("  cuda      {}\n", devices.list.empty() ? devices.why_none
+                                                      : fmt::format("{} devices, the first {}", devices.list.size(),
+                                                                    devices.list.front().name));
   const std::string launcher = findings.facts.front().launcher.data();
   fmt::print("  launcher  {}, ranks {}{}\n", launcher, findings.topology.num_ranks(),
              findings.is_mpi ? "" : " as threads of one process");

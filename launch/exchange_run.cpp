@@ -8,6 +8,7 @@
 #include "comm/base/trace.hpp"
 #include "launch/alltoallv.hpp"
 #include "layers/moe/elements.hpp"
+#include "runtime/train/devices.hpp"
 
 namespace cadre {
 namespace {
@@ -56,9 +57,9 @@ ExchangeRun::ExchangeRun(const Communicator& world, const Topology& topology, co
     : world_(world),
       options_(options),
       map_(ExpertMap::contiguous(static_cast<int>(options.experts), world.size())),
-      kernels_(make_cpu_kernels(Precision::fp32)),
+      kernels_(make_kernels(world, {.device = options.device}, PackedWeights::where_faster)),
       exchange_(make_exchange(strategy, setup_of(world, topology, options))) {
-  if (!exchange_->memory().empty()) arena_.lend(exchange_->memory());
+  if (options.device == "cpu" && !exchange_->memory().empty()) arena_.lend(exchange_->memory());
   const Wire wire = wire_named(options.wire);
   dispatch_format_ = {DType::f32, options.hidden, wire};
   combine_format_ = {DType::f32, options.hidden, wire == Wire::same ? Wire::same : Wire::bf16};

@@ -26,7 +26,8 @@ struct ExchangeBenchOptions {
   std::string wire = "fp32";    // of dispatch; combine is bf16 where that is not fp32
   std::string workload = "W0";  // W0 ... W7 or all
   std::string combine = "partial";
-  int64_t hosts = 0;  // 0: as they are; else the ranks play that many
+  std::string device = "cpu";  // that gathers and adds up rows
+  int64_t hosts = 0;           // 0: as they are; else the ranks play that many
   int64_t iterations = 20;
   int64_t warmup = 3;
   int64_t ranks = 0;
@@ -69,7 +70,7 @@ class ExchangeRun {
   ExpertMap map_;
   std::unique_ptr<Kernels> kernels_;
   std::unique_ptr<Exchange> exchange_;
-  Arena arena_;
+  Arena arena_{Arena::Mode::real, /*poison=*/false, kernels_->memory()};
   RowFormat dispatch_format_, combine_format_;
   bool by_slot_ = false;
   std::vector<int32_t> ids_;

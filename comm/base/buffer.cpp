@@ -18,6 +18,23 @@ constexpr size_t kHugePage = size_t{2} << 20;
 
 std::atomic<bool> keeps_all{false};
 
+class HostMemory final : public Memory {
+ public:
+  std::byte* allocate(size_t bytes) override {
+    const size_t alignment = bytes >= kHugePage ? kHugePage : kCacheLine;
+    const size_t rounded = (bytes + alignment - 1) / alignment * alignment;
+    auto* data = static_cast<std::byte*>(std::aligned_alloc(alignment, rounded));
+    if (data == nullptr) {
+      throw Error(ErrorKind::environment, fmt::format("cannot allocate {} bytes", bytes),
+                  "lower the batch, the sequence length or the model size, or use more ranks");
+    }
+    // Advice only: a kernel without huge pages serves small ones.
+    if (alignment == kHugePage) static_cast<void>(madvise(data, rounded, MADV_HUGEPAGE));
+    return data;
+  }
+  void release(std::byte* data) noexcept override { std::free(data); }
+};
+
 void keep(std::byte* data) {
   static std::mutex mutex;
   static auto* const kept = new std::vector<std::byte*>;
@@ -29,28 +46,23 @@ void keep(std::byte* data) {
 
 void keep_all_buffers() { keeps_all.store(true); }
 
-Buffer::Buffer(size_t bytes) : bytes_(bytes) {
-  if (bytes == 0) return;
-  const size_t alignment = bytes >= kHugePage ? kHugePage : kCacheLine;
-  const size_t rounded = (bytes + alignment - 1) / alignment * alignment;
-  data_ = static_cast<std::byte*>(std::aligned_alloc(alignment, rounded));
-  if (data_ == nullptr) {
-    bytes_ = 0;
-    throw Error(ErrorKind::environment, fmt::format("cannot allocate {} bytes", bytes),
-                "lower the batch, the sequence length or the model size, or use more ranks");
-  }
-  // Advice only: a kernel without huge pages serves small ones.
-  if (alignment == kHugePage) static_cast<void>(madvise(data_, rounded, MADV_HUGEPAGE));
+Memory& host_memory() {
+  static HostMemory memory;
+  return memory;
 }
+
+Buffer::Buffer(size_t bytes, Memory& memory)
+    : memory_(&memory), data_(bytes == 0 ? nullptr : memory.allocate(bytes)), bytes_(bytes) {}
 
 Buffer::~Buffer() { free_bytes(); }
 
 Buffer::Buffer(Buffer&& other) noexcept
-    : data_(std::exchange(other.data_, nullptr)), bytes_(std::exchange(other.bytes_, 0)) {}
+    : memory_(other.memory_), data_(std::exchange(other.data_, nullptr)), bytes_(std::exchange(other.bytes_, 0)) {}
 
 Buffer& Buffer::operator=(Buffer&& other) noexcept {
   if (this != &other) {
     free_bytes();
+    memory_ = other.memory_;
     data_ = std::exchange(other.data_, nullptr);
     bytes_ = std::exchange(other.bytes_, 0);
   }
@@ -60,7 +72,7 @@ Buffer& Buffer::operator=(Buffer&& other) noexcept {
 void Buffer::free_bytes() noexcept {
   if (data_ == nullptr) return;
   if (keeps_all.load(std::memory_order_relaxed)) return keep(data_);
-  std::free(data_);
+  memory_->release(data_);
 }
 
 }  // namespace cadre

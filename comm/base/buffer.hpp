@@ -12,15 +12,27 @@ inline constexpr size_t kCacheLine = 64;
 // `bytes` rounded up to whole cache lines.
 constexpr size_t whole_cache_lines(size_t bytes) { return (bytes + kCacheLine - 1) / kCacheLine * kCacheLine; }
 
+// Where the bytes of a Buffer come from. It outlives its Buffers.
+class Memory {
+ public:
+  virtual ~Memory() = default;
+  // `bytes` > 0, aligned to a cache line at least, contents undefined. Throws ErrorKind::environment when there are not
+  // that many.
+  virtual std::byte* allocate(size_t bytes) = 0;
+  virtual void release(std::byte* data) noexcept = 0;
+};
+
+// Page-aligned when large (huge pages are asked for).
+Memory& host_memory();
+
 // From now on no Buffer of this process gives its memory back: a peer may yet write into what it was lent.
 void keep_all_buffers();
 
-// Page-aligned when large (huge pages are asked for), else aligned to a cache line. Contents start undefined.
-// Move-only.
+// Contents start undefined. Move-only.
 class Buffer {
  public:
   Buffer() = default;
-  explicit Buffer(size_t bytes);
+  explicit Buffer(size_t bytes, Memory& memory = host_memory());
   ~Buffer();
   Buffer(Buffer&& other) noexcept;
   Buffer& operator=(Buffer&& other) noexcept;
@@ -46,6 +58,7 @@ class Buffer {
  private:
   void free_bytes() noexcept;
 
+  Memory* memory_ = nullptr;
   std::byte* data_ = nullptr;
   size_t bytes_ = 0;
 };

@@ -19,6 +19,8 @@ namespace cadre::gpu {
 //   std::byte* scratch(size_t)                   device memory until the next begin(), aligned to 256 bytes
 //   void copy_in(device, host, bytes), copy_out(host, device, bytes)
 //   void elements(count, body), blocks(count, shared_floats, body)
+//   void multiply(ProductShape, const T* a, const T* b, float* d)      T: float or bf16; gpu_products.hpp has the shape
+//   Memory& memory()                             memory that kernels reach, and the host too
 //   void begin(), finish()                       around a call; finish waits until all is done
 template <class Machine>
 class Call {
@@ -77,6 +79,11 @@ class Call {
   template <class Body>
   void blocks(int64_t count, const Body& body, int64_t shared_floats = 0) {
     if (count > 0) machine_.blocks(count, shared_floats, body);
+  }
+
+  template <class Shape, class T>
+  void multiply(const Shape& shape, const T* a, const T* b, float* d) {
+    machine_.multiply(shape, a, b, d);
   }
 
   // Brings home what was written, and waits.

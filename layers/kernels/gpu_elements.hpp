@@ -120,7 +120,18 @@ struct SigmoidGrad {
   CADRE_DEVICE void operator()(int64_t i) const { dx[i] = dy[i] * y[i] * (1.0F - y[i]); }
 };
 
-// Moments are float or bf16.
+// Values that are kept as float or as bf16.
+CADRE_DEVICE inline float load(float value) { return value; }
+CADRE_DEVICE inline float load(bf16 value) { return to_float(value); }
+CADRE_DEVICE inline void store(float& to, float value) { to = value; }
+CADRE_DEVICE inline void store(bf16& to, float value) { to = to_bf16(value); }
+
+struct ToBf16 {
+  const float* values;
+  bf16* rounded;
+  CADRE_DEVICE void operator()(int64_t i) const { store(rounded[i], values[i]); }
+};
+
 template <class Moment>
 struct AdamW {
   float learning_rate;
@@ -138,11 +149,6 @@ struct AdamW {
   Moment* m;
   Moment* v;
 
-  CADRE_DEVICE static float load(float moment) { return moment; }
-  CADRE_DEVICE static float load(bf16 moment) { return to_float(moment); }
-  CADRE_DEVICE static void store(float& moment, float to) { moment = to; }
-  CADRE_DEVICE static void store(bf16& moment, float to) { moment = to_bf16(to); }
-
   CADRE_DEVICE void operator()(int64_t i) const {
     const float g = grad_scale * grad[i];
     const float first = beta1 * load(m[i]) + rest1 * g;
@@ -154,7 +160,7 @@ struct AdamW {
   }
 };
 
-// Block b adds up the squares of elements b, b + blocks, b + 2 blocks, ... in pieces of kSquaresPiece.
+// Block b adds up the squares of the b-th piece.
 inline constexpr int64_t kSquaresPiece = 1 << 16;
 struct SumSquares {
   const float* x;

@@ -5,9 +5,8 @@
 
 #include <bit>
 
-#include "comm/base/dtype.hpp"
 #include "comm/wire/fp8.hpp"
-#include "layers/kernels/gpu_block.hpp"
+#include "layers/kernels/gpu_elements.hpp"
 
 namespace cadre::gpu {
 
@@ -47,25 +46,20 @@ struct QuantiseFp8 {
   }
 };
 
+// To floats, or to bf16, which holds a code times a power of two exactly.
+template <class T>
 struct DequantiseFp8 {
   const uint8_t* codes;
   const float* scales;
-  float* values;
+  T* values;
   int64_t width;
   int64_t tile_rows;
   int64_t tile_columns;
   CADRE_DEVICE void operator()(int64_t i) const {
     const int64_t across = QuantiseFp8::tiles_of(width, tile_columns);
     const int64_t scale = i / width / tile_rows * across + i % width / tile_columns;
-    values[i] = from_fp8(codes[i]) * scales[scale];
+    store(values[i], from_fp8(codes[i]) * scales[scale]);
   }
-};
-
-// Rounds to bf16, for products on tensor cores.
-struct ToBf16 {
-  const float* values;
-  bf16* rounded;
-  CADRE_DEVICE void operator()(int64_t i) const { rounded[i] = to_bf16(values[i]); }
 };
 
 }  // namespace cadre::gpu

@@ -27,6 +27,7 @@ class GpuKernels final : public Kernels {
         in_fp8_(in_fp8) {}
 
   std::string_view name() const override { return name_; }
+  Memory& memory() const override { return machine_->memory(); }
   const Kernels& fp32() const override { return fp32_ ? *fp32_ : *this; }
   const Kernels& without_fp8() const override { return in_fp8_ ? fp32() : *this; }
 

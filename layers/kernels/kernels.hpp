@@ -10,6 +10,7 @@
 #include <string_view>
 #include <vector>
 
+#include "comm/base/buffer.hpp"
 #include "layers/tensor/parameter.hpp"
 #include "layers/tensor/tensor.hpp"
 
@@ -85,6 +86,8 @@ class Kernels {
  public:
   virtual ~Kernels() = default;
   virtual std::string_view name() const = 0;
+  // Where this back end has tensors at hand. It takes others too, and may copy them.
+  virtual Memory& memory() const { return host_memory(); }
   // The same back end with its products in fp32, whatever its own precision is.
   virtual const Kernels& fp32() const { return *this; }
   // The same back end for products that are never in fp8, as those of the head: fp32 instead of it.

@@ -22,7 +22,7 @@ void Arena::lend(std::span<std::byte> memory) {
 }
 
 void Arena::add_block(size_t bytes) {
-  Buffer buffer(bytes);
+  Buffer buffer(bytes, *memory_);
   const std::span<std::byte> memory = buffer.span();
   blocks_.push_back({memory, std::move(buffer)});
 }

@@ -21,7 +21,8 @@ class Arena {
   enum class Mode { real, dry_run };
 
   // `poison` fills every tensor with NaN when it is handed out, so that an element nobody wrote shows.
-  explicit Arena(Mode mode = Mode::real, bool poison = false) : mode_(mode), poison_(poison) {}
+  explicit Arena(Mode mode = Mode::real, bool poison = false, Memory& memory = host_memory())
+      : mode_(mode), poison_(poison), memory_(&memory) {}
 
   bool is_dry_run() const { return mode_ == Mode::dry_run; }
 
@@ -67,6 +68,7 @@ class Arena {
 
   Mode mode_;
   bool poison_;
+  Memory* memory_;
   std::vector<Block> blocks_;
   size_t block_ = 0;   // the block that is carved from now
   size_t offset_ = 0;  // first free byte in it

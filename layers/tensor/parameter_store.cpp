@@ -46,15 +46,16 @@ std::vector<Parameter*> ParameterStore::parameters_of(int bucket) const {
   return parameters;
 }
 
-void ParameterStore::allocate(DType dtype, bool with_grad, bool dry_run) {
+void ParameterStore::allocate(DType dtype, bool with_grad, bool dry_run, Memory& memory) {
   CADRE_CHECK(dtype == DType::f32 || dtype == DType::f64,
               fmt::format("parameters cannot be stored as {}", name_of(dtype)), "use f32, or f64 for tests");
   dtype_ = dtype;
   with_grad_ = with_grad;
+  memory_ = &memory;
   parameter_start_ = lay_out();
   const std::vector<size_t>& offsets = parameter_start_;
-  values_ = Buffer(dry_run ? 0 : value_bytes());
-  grads_ = Buffer(dry_run ? 0 : grad_bytes());
+  values_ = Buffer(dry_run ? 0 : value_bytes(), memory);
+  grads_ = Buffer(dry_run ? 0 : grad_bytes(), memory);
   if (!grads_.empty()) std::memset(grads_.data(), 0, grads_.bytes());
 
   for (size_t i = 0; i < parameters_.size(); ++i) {

@@ -37,8 +37,9 @@ class ParameterStore {
   // Those of one bucket.
   std::vector<Parameter*> parameters_of(int bucket) const;
 
-  // Lays out what was added. A dry run sets shapes and byte counts only. Values start undefined, gradients at zero.
-  void allocate(DType dtype, bool with_grad, bool dry_run);
+  // Lays out what was added, in `memory`. A dry run sets shapes and byte counts only. Values start undefined, gradients at
+  // zero.
+  void allocate(DType dtype, bool with_grad, bool dry_run, Memory& memory = host_memory());
 
   // Writes the initial values. They are keyed by (seed, part name, element within the part): neither fusing nor
   // placement changes them, and f32 values are the f64 ones rounded. After a dry run it does nothing.
@@ -57,7 +58,8 @@ class ParameterStore {
   void complete_grads();
   void complete_grads(int bucket);
 
-  int64_t numel(Placement placement) const;  // elements, without what alignment adds
+  Memory& memory() const { return *memory_; }  // where what belongs to the parameters should lie too
+  int64_t numel(Placement placement) const;    // elements, without what alignment adds
   size_t value_bytes() const { return group_start_[kNumGroups]; }
   size_t grad_bytes() const { return with_grad_ ? group_start_[kNumTrainedGroups] : 0; }
 
@@ -76,6 +78,7 @@ class ParameterStore {
   std::unordered_set<std::string> names_;
   DType dtype_ = DType::f32;
   bool with_grad_ = false;
+  Memory* memory_ = &host_memory();
   std::array<size_t, kNumGroups + 1> group_start_{};  // bytes
   Buffer values_;
   Buffer grads_;

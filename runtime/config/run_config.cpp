@@ -102,6 +102,8 @@ std::vector<Section> sections_of(RunConfig& c) {
        }},
       {"compute",
        {
+           {"device", &c.compute.device, one_of({"cpu", "cuda"}),
+            "what computes; cuda: the GPUs of each host, in turn"},
            {"precision", &c.compute.precision, one_of({"fp32", "bf16", "fp8"}), "of products with weights"},
            {"fp8_scale", &c.compute.fp8_scale, one_of({"fp32", "ue8m0"}),
             "of a tile or block in fp8; ue8m0: the next power of two"},

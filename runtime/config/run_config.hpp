@@ -69,6 +69,7 @@ struct ExchangeConfig {
 };
 
 struct ComputeConfig {
+  std::string device = "cpu";  // or cuda
   std::string precision = "fp32";
   std::string fp8_scale = "fp32";
   int64_t threads = 1;  // BLAS threads of a rank

@@ -8,6 +8,7 @@
 #include "comm/base/check.hpp"
 #include "layers/model/router_options.hpp"
 #include "runtime/checkpoint/digest.hpp"
+#include "runtime/train/devices.hpp"
 #include "runtime/train/expert_placement.hpp"
 
 namespace cadre {
@@ -50,7 +51,8 @@ ExchangeSetup exchange_setup(const Communicator& group, const WorkerOptions& opt
           .max_tokens = std::max<int64_t>(options.max_tokens, 1),
           .top_k = static_cast<int>(slots_per_token(options.model)),
           .max_row_bytes = static_cast<size_t>(options.model.hidden_size) * sizeof(float),
-          .memory_bytes = kActivationReserve * activations};
+          // Activations of a device lie elsewhere, and their rows come as messages.
+          .memory_bytes = options.compute.device == "cpu" ? kActivationReserve * activations : 0};
 }
 
 ExchangeWorkload workload_of(const WorkerOptions& options) {
@@ -78,13 +80,14 @@ Worker::Worker(Communicator world, const WorkerOptions& options)
       pipeline_group_(world_.split(grid_.pipeline_group(world_.rank()), world_.rank(), "pipeline")),
       engine_(options.exchange.deadline_s),
       poller_({.polls_per_exchange = options.exchange.polls}),
-      kernels_(make_cpu_kernels(precision_of(options.compute), options.packed)),
+      kernels_(make_kernels(world_, options.compute, options.packed)),
       combine_(combine_mode(options.exchange)),
       wire_(wire_formats(options.exchange)),
       maps_(place_experts(options.model, options.parallel, grid_.expert)),
       model_(options.model, routes_.stages_of(row()), maps_, grid_.expert_rank(world_.rank())) {
   for (int lane = 0; lane < options.num_lanes; ++lane) {
-    spaces_.push_back(std::make_unique<LaneSpace>(make_lane(world_, grid_, lane)));
+    spaces_.push_back(std::make_unique<LaneSpace>(make_lane(world_, grid_, lane), nullptr,
+                                                  Arena(Arena::Mode::real, /*poison=*/false, kernels_->memory())));
   }
   make_exchanges(options);
   make_arenas(options);
@@ -141,11 +144,13 @@ void Worker::make_exchange_of(LaneSpace& space, const WorkerOptions& options) {
 }
 
 void Worker::make_arenas(const WorkerOptions& options) {
+  const bool on_host = &kernels_->memory() == &host_memory();
   for (auto& space : spaces_) {
-    if (!space->exchange->memory().empty()) {
+    if (on_host && !space->exchange->memory().empty()) {
       space->arena.lend(space->exchange->memory());
     } else if (options.activation_bytes > 0) {
-      space->arena.reserve(kActivationReserve * options.activation_bytes);
+      // Memory of a device is taken whether it is written or not.
+      space->arena.reserve((on_host ? kActivationReserve : 1) * options.activation_bytes);
     }
   }
 }
@@ -178,7 +183,7 @@ void Worker::fill_store(bool with_grad) {
     }
   }
   std::ranges::sort(first_held_);
-  store_.allocate(DType::f32, with_grad, /*dry_run=*/false);
+  store_.allocate(DType::f32, with_grad, /*dry_run=*/false, kernels_->memory());
 }
 
 bool Worker::is_first_holder(const Parameter& parameter) const {

@@ -52,6 +52,13 @@ refused 2 "num_experts_per_tok = 5" "[1, n_routed_experts = 4]"
 on_two_ranks train "$run" parallel.expert=3
 refused 2 "parallel.expert = 3" "divisor of the 2 ranks"
 
+on_two_ranks train "$run" compute.device=tpu
+refused 2 "compute.device = tpu" "cpu, cuda"
+if [[ ! -e /proc/driver/nvidia/gpus ]]; then
+  on_two_ranks train "$run" compute.device=cuda
+  refused 3 "compute.device = cuda" "compute.device=cpu"
+fi
+
 # Data and folders. What lies below a file cannot be written by anybody, not even by root.
 on_two_ranks train "$run" "data=$folder/nothing"
 refused 2 "$folder/nothing"

@@ -9,6 +9,7 @@
 #include "layers/model/model.hpp"
 #include "layers/tensor/parameter_store.hpp"
 #include "tests/support/deepseek_reference.hpp"
+#include "tests/support/gpu_twin.hpp"
 #include "tests/support/tensors.hpp"
 
 namespace cadre {
@@ -158,11 +159,11 @@ int32_t token(int64_t sequence, int64_t position, const ModelConfig& config) {
 // The model on one rank.
 class Run {
  public:
-  Run(const ModelConfig& config, Communicator& world, DType dtype)
+  Run(const ModelConfig& config, Communicator& world, std::unique_ptr<Kernels> kernels, DType dtype)
       : lane_(0, world.duplicate("expert"), world.duplicate("data")),
         model_(config, make_expert_map(config, 1), 0),
         exchange_(make_flat_exchange({lane_.expert_group(), Topology::uniform(1, 1)})),
-        kernels_(dtype == DType::f64 ? make_reference_kernels() : make_cpu_kernels(Precision::fp32)),
+        kernels_(std::move(kernels)),
         ctx_{{*kernels_, arena_, dtype}, lane_, *exchange_, CombineMode::partial, {}, 1.0 / kTokens} {
     store_.add_all(model_);
     store_.allocate(dtype, /*with_grad=*/false, /*dry_run=*/false);
@@ -246,10 +247,10 @@ void expect_routing(const Router::Saved& router, int64_t sequence, const DeepSee
   }
 }
 
-void compare(const ModelConfig& config, DType dtype, double tolerance) {
+void compare(const ModelConfig& config, std::unique_ptr<Kernels> kernels, DType dtype, double tolerance) {
   run_local_ranks(1, [&](std::unique_ptr<Transport> transport) {
     Communicator alone(std::move(transport), "alone");
-    Run run(config, alone, dtype);
+    Run run(config, alone, std::move(kernels), dtype);
     DeepSeekReference reference(config, weights_of(run.store()));
     const Stage::Output output = run.forward();
     double loss_sum = 0.0;
@@ -286,10 +287,16 @@ void compare(const ModelConfig& config, DType dtype, double tolerance) {
 class DeepSeek : public testing::TestWithParam<Case> {};
 
 // The same sums in another order, of values up to 100: 1e-16 a rounding, some thousand roundings.
-TEST_P(DeepSeek, EqualsThePlainLoopsInFp64) { compare(GetParam().config, DType::f64, 1e-10); }
+TEST_P(DeepSeek, EqualsThePlainLoopsInFp64) { compare(GetParam().config, make_reference_kernels(), DType::f64, 1e-10); }
 
 // Six decimal digits of a number through up to four layers.
-TEST_P(DeepSeek, EqualsThePlainLoopsInFp32) { compare(GetParam().config, DType::f32, 2e-5); }
+TEST_P(DeepSeek, EqualsThePlainLoopsInFp32) {
+  compare(GetParam().config, make_cpu_kernels(Precision::fp32), DType::f32, 2e-5);
+}
+TEST_P(DeepSeek, EqualsThePlainLoopsOnTheTwinOfAGpu) {
+  compare(GetParam().config, test::make_gpu_twin(test::TwinOrder::descending, test::TwinMemory::copied), DType::f32,
+          2e-5);
+}
 
 INSTANTIATE_TEST_SUITE_P(Configurations, DeepSeek, testing::ValuesIn(cases()), [](const auto& parameter) {
   std::string name = parameter.param.name;

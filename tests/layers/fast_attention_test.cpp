@@ -51,6 +51,7 @@ class FastAttention : public testing::TestWithParam<std::tuple<test::FastBackEnd
     lse = arena.take("lse", DType::f32, {shape.batch, shape.num_heads, shape.q_len});
     reference->attention(shape, q, k, v, out, lse);
   }
+  void SetUp() override { CADRE_SKIP_WITHOUT(fast); }
   Tensor random(std::initializer_list<int64_t> extents, uint64_t id) {
     return test::random_tensor(arena, DType::f32, extents, id);
   }

@@ -143,8 +143,8 @@ TEST(GpuFp8, RoundsAsTheHostDoes) {
       EXPECT_EQ(std::memcmp(scales.data(), host_scales.data(), num_scales * sizeof(float)), 0);
 
       const Tensor back = arena.take("back", DType::f32, {kRows, kWidth});
-      machine.elements(back.numel(), gpu::DequantiseFp8{codes.data(), scales.data(), back.data<float>(), kWidth,
-                                                        c.tile_rows, c.tile_columns});
+      machine.elements(back.numel(), gpu::DequantiseFp8<float>{codes.data(), scales.data(), back.data<float>(), kWidth,
+                                                               c.tile_rows, c.tile_columns});
       for (int64_t i = 0; i < back.numel(); ++i) {
         const auto at = static_cast<size_t>(i);
         ASSERT_EQ(std::isnan(from_fp8(codes[at])), std::isnan(host_codes[at])) << i;

@@ -8,6 +8,7 @@
 #include <ostream>
 #include <string>
 
+#include "layers/kernels/cuda.hpp"
 #include "layers/kernels/kernels.hpp"
 #include "tests/support/gpu_twin.hpp"
 
@@ -15,7 +16,7 @@ namespace cadre::test {
 
 struct FastBackEnd {
   const char* name;
-  std::unique_ptr<Kernels> (*make)();
+  std::unique_ptr<Kernels> (*make)();  // null where this machine has it not; CADRE_SKIP_WITHOUT says why
   // Of the bounds that tests derive from functions exact to a unit in the last place. CUDA's are within two.
   double slack;
 };
@@ -28,10 +29,16 @@ inline std::unique_ptr<Kernels> make_twin_with_copies() {
   return make_gpu_twin(TwinOrder::descending, TwinMemory::copied);
 }
 
+// The first CUDA device; none where there is none.
+inline std::unique_ptr<Kernels> make_on_cuda() {
+  return find_cuda_devices().list.empty() ? nullptr : make_cuda_kernels(0, Precision::fp32);
+}
+
 inline constexpr FastBackEnd kFastBackEnds[] = {
     {"Cpu", make_fp32_cpu, 1.0},
     {"GpuTwin", make_twin_in_place, 2.0},
     {"GpuTwinCopies", make_twin_with_copies, 2.0},
+    {"Cuda", make_on_cuda, 2.0},
 };
 
 inline void PrintTo(const FastBackEnd& back_end, std::ostream* out) { *out << back_end.name; }
@@ -41,3 +48,7 @@ inline auto each_fast_back_end() { return testing::ValuesIn(kFastBackEnds); }
 inline std::string name_of_back_end(const testing::TestParamInfo<FastBackEnd>& info) { return info.param.name; }
 
 }  // namespace cadre::test
+
+// In a test: skips it where the back end is not to be had.
+#define CADRE_SKIP_WITHOUT(kernels) \
+  if (!(kernels)) GTEST_SKIP() << ::cadre::find_cuda_devices().why_none

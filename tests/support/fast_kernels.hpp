@@ -28,6 +28,8 @@ inline constexpr int64_t kWidths[] = {1, 3, 7, 8, 17, 64, 129, 1100};
 
 class FastKernels : public testing::TestWithParam<FastBackEnd> {
  protected:
+  void SetUp() override { CADRE_SKIP_WITHOUT(fast); }
+
   Tensor out(std::initializer_list<int64_t> shape) { return arena.take("out", DType::f32, shape); }  // NaN
   Tensor random(std::initializer_list<int64_t> shape, double scale = 1.0) {
     const Tensor tensor = out(shape);

@@ -3,17 +3,13 @@
 
 #include <memory>
 
-#include "layers/kernels/cpu_products.hpp"
-#include "layers/kernels/gpu_kernels_attention_inl.hpp"
-#include "layers/kernels/gpu_kernels_elements_inl.hpp"
-#include "layers/kernels/gpu_kernels_rows_inl.hpp"
+#include "layers/kernels/gpu_kernels_inl.hpp"
 #include "tests/support/gpu_twin_machine.hpp"
 
 namespace cadre::test {
 
-std::unique_ptr<Kernels> make_gpu_twin(TwinOrder order, TwinMemory memory) {
-  return std::make_unique<GpuKernels<TwinMachine>>("gpu twin", std::make_shared<TwinMachine>(order, memory),
-                                                   make_fp32_products(PackedWeights::never));
+std::unique_ptr<Kernels> make_gpu_twin(TwinOrder order, TwinMemory memory, Precision precision) {
+  return make_gpu_kernels("gpu twin", std::make_shared<TwinMachine>(order, memory), precision);
 }
 
 }  // namespace cadre::test

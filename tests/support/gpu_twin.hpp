@@ -15,6 +15,6 @@ enum class TwinOrder { ascending, descending };
 // Whether kernels may use the memory they are given, or only copies of what they said they would.
 enum class TwinMemory { reached, copied };
 
-std::unique_ptr<Kernels> make_gpu_twin(TwinOrder order, TwinMemory memory);
+std::unique_ptr<Kernels> make_gpu_twin(TwinOrder order, TwinMemory memory, Precision precision = Precision::fp32);
 
 }  // namespace cadre::test

@@ -11,7 +11,7 @@
 #include <stdexcept>
 #include <vector>
 
-#include "layers/kernels/gpu_block.hpp"
+#include "layers/kernels/gpu_products.hpp"
 #include "tests/support/gpu_twin.hpp"
 
 namespace cadre::test {
@@ -83,6 +83,23 @@ class TwinMachine {
     });
   }
 
+  template <class T>
+  void multiply(const gpu::ProductShape& shape, const T* a, const T* b, float* d) {
+    in_order(order_, shape.rows, [&](int64_t i) {
+      for (int64_t j = 0; j < shape.columns; ++j) {
+        float& out = d[i * shape.columns + j];
+        double sum = shape.accumulate == Accumulate::yes ? double{out} : 0.0;
+        for (int64_t k = 0; k < shape.inner; ++k) {
+          const T& left = a[shape.a_transposed ? k * shape.rows + i : i * shape.inner + k];
+          const T& right = b[shape.b_transposed ? j * shape.inner + k : k * shape.columns + j];
+          sum += double{gpu::load(left)} * double{gpu::load(right)};
+        }
+        out = static_cast<float>(sum);
+      }
+    });
+  }
+
+  Memory& memory() { return host_memory(); }
   void begin() { scratch_.clear(); }
   void finish() {}
 

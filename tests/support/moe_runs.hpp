@@ -18,12 +18,13 @@
 #include "layers/moe/moe_layer.hpp"
 #include "layers/tensor/parameter_store.hpp"
 #include "tests/support/exchanges.hpp"
+#include "tests/support/gpu_twin.hpp"
 #include "tests/support/masking_kernels.hpp"
 #include "tests/support/ranks.hpp"
 
 namespace cadre::test {
 
-enum class BackEnd { reference, cpu };
+enum class BackEnd { reference, cpu, gpu_twin };
 // Who has the tokens. even: as even as possible. ragged: rank r about as many as r^2. hole: the first rank has none.
 // one: the last rank has all.
 enum class Cut { even, ragged, hole, one };
@@ -46,6 +47,15 @@ struct MoeCase {
 };
 
 inline constexpr int64_t kExpertWidth = 12;
+
+inline std::unique_ptr<Kernels> make_kernels(BackEnd back_end) {
+  switch (back_end) {
+    case BackEnd::cpu: return make_cpu_kernels(Precision::fp32);
+    case BackEnd::gpu_twin: return make_gpu_twin(TwinOrder::ascending, TwinMemory::copied);
+    case BackEnd::reference: break;
+  }
+  return make_reference_kernels();
+}
 
 inline MoeOptions moe_options(const MoeCase& test_case) {
   return {.hidden = test_case.hidden,
@@ -112,7 +122,7 @@ class MoeRun {
                test_case.map ? test_case.map(world.size()) : ExpertMap::contiguous(test_case.num_experts, world.size()),
                world.rank()),
         exchange_(make_exchange(variant.strategy, setup(variant.topology))),
-        kernels_(test_case.back_end == BackEnd::cpu ? make_cpu_kernels(Precision::fp32) : make_reference_kernels()) {
+        kernels_(make_kernels(test_case.back_end)) {
     if (wrap) exchange_ = wrap(std::move(exchange_));
     if (test_case.masked) kernels_ = std::make_unique<MaskingKernels>(std::move(kernels_));
     if (!exchange_->memory().empty()) arena_.lend(exchange_->memory());

@@ -1,0 +1,152 @@
+// SPDX-License-Identifier: Apache-2.0
+// All kernels of the GPU back end, compiled for devices.
+#include <algorithm>
+#include <memory>
+#include <tuple>
+#include <utility>
+
+#include "layers/kernels/cuda.hpp"
+#include "layers/kernels/cuda_machine.cuh"
+#include "layers/kernels/cuda_products.cuh"
+#include "layers/kernels/gpu_kernels_inl.hpp"
+
+namespace cadre {
+namespace gpu {
+namespace {
+
+constexpr size_t kScratchPiece = size_t{64} << 20;
+constexpr double kMiB = 1024.0 * 1024.0;
+
+std::string mib(size_t bytes) {
+  return std::to_string(static_cast<int64_t>(static_cast<double>(bytes) / kMiB)) + " MiB";
+}
+
+// Moves pages to the device, so that memory that is taken is also there. A device that cannot share pages with a running
+// host takes them at the next launch.
+void move_to_device(std::byte* data, size_t bytes, int device) {
+  int shares_pages = 0;
+  CADRE_CUDA(cudaDeviceGetAttribute(&shares_pages, cudaDevAttrConcurrentManagedAccess, device));
+  if (shares_pages == 0) return;
+#if CUDART_VERSION >= 13000
+  const cudaMemLocation location = {.type = cudaMemLocationTypeDevice, .id = device};
+  CADRE_CUDA(cudaMemPrefetchAsync(data, bytes, location, 0, nullptr));
+#else
+  CADRE_CUDA(cudaMemPrefetchAsync(data, bytes, device, nullptr));
+#endif
+  CADRE_CUDA(cudaStreamSynchronize(nullptr));
+}
+
+}  // namespace
+
+std::byte* ManagedMemory::allocate(size_t bytes) {
+  CADRE_CUDA(cudaSetDevice(device_));
+  size_t free_bytes = 0;
+  size_t total_bytes = 0;
+  CADRE_CUDA(cudaMemGetInfo(&free_bytes, &total_bytes));
+  if (bytes > free_bytes) {
+    throw Error(
+        ErrorKind::environment,
+        "CUDA device " + std::to_string(device_) + " has " + mib(free_bytes) + " free of " + mib(total_bytes) +
+            ", and " + mib(bytes) + " more are wanted",
+        "lower train.batch, raise train.micro_batches, or use more devices; the plan is the table printed before");
+  }
+  void* data = nullptr;
+  CADRE_CUDA(cudaMallocManaged(&data, bytes));
+  auto* memory = static_cast<std::byte*>(data);
+  ranges_.add(memory, bytes);
+  move_to_device(memory, bytes, device_);
+  return memory;
+}
+
+void ManagedMemory::release(std::byte* data) noexcept {
+  ranges_.remove(data);
+  std::ignore = cudaFree(data);  // at the end of a process there may be no driver any more
+}
+
+ScratchMemory::~ScratchMemory() {
+  for (const Piece& piece : pieces_) std::ignore = cudaFree(piece.data);
+}
+
+void ScratchMemory::add(size_t bytes) {
+  void* data = nullptr;
+  CADRE_CUDA(cudaMalloc(&data, bytes));
+  pieces_.push_back({static_cast<std::byte*>(data), bytes});
+  offset_ = 0;
+}
+
+// Several pieces become one that is as large as all of them.
+void ScratchMemory::reset() {
+  offset_ = 0;
+  if (pieces_.size() < 2) return;
+  size_t bytes = 0;
+  for (const Piece& piece : pieces_) {
+    CADRE_CUDA(cudaFree(piece.data));
+    bytes += piece.bytes;
+  }
+  pieces_.clear();
+  add(bytes);
+}
+
+std::byte* ScratchMemory::take(size_t bytes) {
+  const size_t rounded = (bytes + 255) / 256 * 256;
+  if (pieces_.empty() || offset_ + rounded > pieces_.back().bytes) add(std::max(rounded, kScratchPiece));
+  std::byte* data = pieces_.back().data + offset_;
+  offset_ += rounded;
+  return data;
+}
+
+CudaMachine::CudaMachine(int device) : device_(device), memory_(device) {
+  CADRE_CUDA(cudaSetDevice(device));
+  CADRE_CUDA(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking));
+  products_ = std::make_unique<LtProducts>();
+}
+
+CudaMachine::~CudaMachine() { std::ignore = cudaStreamDestroy(stream_); }
+
+void CudaMachine::multiply(const ProductShape& shape, const float* a, const float* b, float* d) {
+  products_->multiply(shape, CUDA_R_32F, a, b, d, stream_);
+}
+
+void CudaMachine::multiply(const ProductShape& shape, const bf16* a, const bf16* b, float* d) {
+  products_->multiply(shape, CUDA_R_16BF, a, b, d, stream_);
+}
+
+unsigned CudaMachine::grid(int64_t blocks) {
+  CADRE_CHECK(blocks <= 0x7fffffff, "more blocks than a CUDA grid has", "use a smaller micro-batch");
+  return static_cast<unsigned>(blocks);
+}
+
+}  // namespace gpu
+
+CudaDevices find_cuda_devices() {
+  CudaDevices found;
+  int count = 0;
+  if (const cudaError_t status = cudaGetDeviceCount(&count); status != cudaSuccess) {
+    found.why_none = std::string("CUDA: ") + cudaGetErrorString(status);
+    return found;
+  }
+  if (count == 0) found.why_none = "no CUDA device is visible";
+  for (int device = 0; device < count; ++device) {
+    cudaDeviceProp properties = {};
+    CudaDevice& one = found.list.emplace_back();
+    CADRE_CUDA(cudaGetDeviceProperties(&properties, device));
+    CADRE_CUDA(cudaSetDevice(device));
+    CADRE_CUDA(cudaMemGetInfo(&one.free_bytes, &one.total_bytes));
+    one.name = properties.name;
+    one.major = properties.major;
+    one.minor = properties.minor;
+  }
+  return found;
+}
+
+std::unique_ptr<Kernels> make_cuda_kernels(int device, Precision precision) {
+  const CudaDevices devices = find_cuda_devices();
+  if (device < 0 || static_cast<size_t>(device) >= devices.list.size()) {
+    throw Error(ErrorKind::environment,
+                devices.list.empty() ? devices.why_none : "there is no CUDA device " + std::to_string(device),
+                "nvidia-smi lists the devices; compute.device=cpu needs none");
+  }
+  return make_gpu_kernels("cuda", std::make_shared<gpu::CudaMachine>(device), precision);
+}
+
+}  // namespace cadre

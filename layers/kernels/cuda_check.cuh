@@ -1,0 +1,31 @@
+// SPDX-License-Identifier: Apache-2.0
+// One check for each library of CUDA: what failed, where, and what the library says.
+#pragma once
+
+#include <cublasLt.h>
+#include <cuda_runtime.h>
+
+#include <source_location>
+#include <string>
+
+#include "comm/base/check.hpp"
+
+namespace cadre::gpu {
+
+inline void check(cudaError_t status, const char* call, std::source_location where = std::source_location::current()) {
+  if (status == cudaSuccess) return;
+  const char* hint = status == cudaErrorMemoryAllocation
+                         ? "lower train.batch, raise train.micro_batches, or use more devices"
+                         : "CUDA_LAUNCH_BLOCKING=1 and compute-sanitizer show which kernel it was";
+  throw Error(ErrorKind::environment, std::string(call) + ": " + cudaGetErrorString(status), hint, where);
+}
+
+inline void check(cublasStatus_t status, const char* call,
+                  std::source_location where = std::source_location::current()) {
+  if (status == CUBLAS_STATUS_SUCCESS) return;
+  throw Error(ErrorKind::environment, std::string(call) + ": " + cublasLtGetStatusString(status), {}, where);
+}
+
+}  // namespace cadre::gpu
+
+#define CADRE_CUDA(call) ::cadre::gpu::check(call, #call)

@@ -1,0 +1,104 @@
+// SPDX-License-Identifier: Apache-2.0
+// A Machine (gpu_call.hpp) that is a CUDA device: one stream, managed memory for tensors, scratch memory, launches.
+#pragma once
+
+#include <cstddef>
+#include <vector>
+
+#include "comm/base/buffer.hpp"
+#include "layers/kernels/cuda_block.cuh"
+#include "layers/kernels/cuda_check.cuh"
+#include "layers/kernels/gpu_products.hpp"
+#include "layers/kernels/gpu_ranges.hpp"
+
+namespace cadre::gpu {
+
+// Memory that host and device reach at the same address: pages live where they were touched last. It lies on the device
+// from the start; what does not fit there is refused, though the driver would take it and page.
+class ManagedMemory final : public Memory {
+ public:
+  explicit ManagedMemory(int device) : device_(device) {}
+  std::byte* allocate(size_t bytes) override;
+  void release(std::byte* data) noexcept override;
+  bool reaches(const void* data, size_t bytes) const { return ranges_.contain(data, bytes); }
+
+ private:
+  int device_;
+  AddressRanges ranges_;
+};
+
+// Device memory for the length of a call. Grows to what the largest call needs.
+class ScratchMemory {
+ public:
+  ScratchMemory() = default;
+  ~ScratchMemory();
+  ScratchMemory(const ScratchMemory&) = delete;
+  ScratchMemory& operator=(const ScratchMemory&) = delete;
+
+  // Takes back all that was handed out. The device must be done with it.
+  void reset();
+  std::byte* take(size_t bytes);  // aligned to 256 bytes
+
+ private:
+  struct Piece {
+    std::byte* data;
+    size_t bytes;
+  };
+  void add(size_t bytes);
+
+  std::vector<Piece> pieces_;
+  size_t offset_ = 0;  // into the last one
+};
+
+class LtProducts;
+
+class CudaMachine {
+ public:
+  explicit CudaMachine(int device);
+  ~CudaMachine();
+  CudaMachine(const CudaMachine&) = delete;
+  CudaMachine& operator=(const CudaMachine&) = delete;
+
+  bool reaches(const void* data, size_t bytes) const { return memory_.reaches(data, bytes); }
+  std::byte* scratch(size_t bytes) { return scratch_.take(bytes); }
+  Memory& memory() { return memory_; }
+
+  void copy_in(std::byte* device, const std::byte* host, size_t bytes) {
+    CADRE_CUDA(cudaMemcpyAsync(device, host, bytes, cudaMemcpyHostToDevice, stream_));
+  }
+  void copy_out(void* host, const void* device, size_t bytes) {
+    CADRE_CUDA(cudaMemcpyAsync(host, device, bytes, cudaMemcpyDeviceToHost, stream_));
+  }
+
+  template <class Body>
+  void elements(int64_t count, const Body& body) {
+    run_elements<<<grid((count + kThreads - 1) / kThreads), kThreads, 0, stream_>>>(count, body);
+    CADRE_CUDA(cudaGetLastError());
+  }
+  template <class Body>
+  void blocks(int64_t count, int64_t shared_floats, const Body& body) {
+    const size_t shared_bytes = static_cast<size_t>(shared_floats) * sizeof(float);
+    run_blocks<<<grid(count), kThreads, shared_bytes, stream_>>>(body);
+    CADRE_CUDA(cudaGetLastError());
+  }
+  void multiply(const ProductShape& shape, const float* a, const float* b, float* d);
+  void multiply(const ProductShape& shape, const bf16* a, const bf16* b, float* d);
+
+  // The device is the thread's from here on, because ranks may be threads.
+  void begin() {
+    CADRE_CUDA(cudaSetDevice(device_));
+    scratch_.reset();
+  }
+  void finish() { CADRE_CUDA(cudaStreamSynchronize(stream_)); }
+
+ private:
+  static unsigned grid(int64_t blocks);
+
+  int device_;
+  ManagedMemory memory_;
+  ScratchMemory scratch_;
+  cudaStream_t stream_ = nullptr;
+  std::unique_ptr<LtProducts> products_;
+};
+
+}  // namespace cadre::gpu

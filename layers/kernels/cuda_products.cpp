@@ -1,0 +1,114 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "layers/kernels/cuda_products.cuh"
+
+#include <algorithm>
+#include <cstdint>
+#include <memory>
+#include <tuple>
+
+#include "layers/kernels/cuda_check.cuh"
+
+namespace cadre::gpu {
+namespace {
+
+constexpr size_t kWorkspaceBytes = size_t{32} << 20;
+
+// Opaque objects of cuBLASLt are plain memory; destroying one fails only for a bad handle.
+struct Destroy {
+  void operator()(cublasLtMatmulDescOpaque_t* desc) const { std::ignore = cublasLtMatmulDescDestroy(desc); }
+  void operator()(cublasLtMatrixLayoutOpaque_t* layout) const { std::ignore = cublasLtMatrixLayoutDestroy(layout); }
+  void operator()(cublasLtMatmulPreferenceOpaque_t* preference) const {
+    std::ignore = cublasLtMatmulPreferenceDestroy(preference);
+  }
+};
+template <class T>
+using Owned = std::unique_ptr<T, Destroy>;
+
+Owned<cublasLtMatmulDescOpaque_t> make_desc(bool a_transposed, bool b_transposed) {
+  cublasLtMatmulDesc_t desc = nullptr;
+  CADRE_CUDA(cublasLtMatmulDescCreate(&desc, CUBLAS_COMPUTE_32F, CUDA_R_32F));
+  Owned<cublasLtMatmulDescOpaque_t> owned(desc);
+  const auto set = [&](cublasLtMatmulDescAttributes_t which, bool transposed) {
+    const cublasOperation_t operation = transposed ? CUBLAS_OP_T : CUBLAS_OP_N;
+    CADRE_CUDA(cublasLtMatmulDescSetAttribute(desc, which, &operation, sizeof operation));
+  };
+  set(CUBLASLT_MATMUL_DESC_TRANSA, a_transposed);
+  set(CUBLASLT_MATMUL_DESC_TRANSB, b_transposed);
+  return owned;
+}
+
+// A row-major matrix [rows, columns] is the column-major [columns, rows].
+Owned<cublasLtMatrixLayoutOpaque_t> make_layout(cudaDataType_t type, int64_t rows, int64_t columns) {
+  cublasLtMatrixLayout_t layout = nullptr;
+  CADRE_CUDA(
+      cublasLtMatrixLayoutCreate(&layout, type, static_cast<uint64_t>(columns), static_cast<uint64_t>(rows), columns));
+  return Owned<cublasLtMatrixLayoutOpaque_t>(layout);
+}
+
+// The largest power of two up to 256 that divides the address: rows of an expert may start anywhere.
+uint32_t alignment_of(const void* pointer) {
+  const auto address = reinterpret_cast<uintptr_t>(pointer) | 256U;
+  return static_cast<uint32_t>(address & ~(address - 1));
+}
+
+Owned<cublasLtMatmulPreferenceOpaque_t> make_preference(uint32_t a, uint32_t b, uint32_t d) {
+  cublasLtMatmulPreference_t preference = nullptr;
+  CADRE_CUDA(cublasLtMatmulPreferenceCreate(&preference));
+  Owned<cublasLtMatmulPreferenceOpaque_t> owned(preference);
+  const auto set = [&](cublasLtMatmulPreferenceAttributes_t which, auto value) {
+    CADRE_CUDA(cublasLtMatmulPreferenceSetAttribute(preference, which, &value, sizeof value));
+  };
+  set(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, uint64_t{kWorkspaceBytes});
+  set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, a);
+  set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, b);
+  set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, d);
+  set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, d);
+  return owned;
+}
+
+}  // namespace
+
+LtProducts::LtProducts() {
+  CADRE_CUDA(cublasLtCreate(&handle_));
+  CADRE_CUDA(cudaMalloc(&workspace_, kWorkspaceBytes));
+}
+
+LtProducts::~LtProducts() {
+  std::ignore = cudaFree(workspace_);  // a destructor cannot report
+  std::ignore = cublasLtDestroy(handle_);
+}
+
+// cuBLASLt is column-major: there d is [columns, rows] = op(b) op(a), and every operand is seen the other way round.
+void LtProducts::multiply(const ProductShape& shape, cudaDataType_t type, const void* a, const void* b, float* d,
+                          cudaStream_t stream) {
+  const auto desc = make_desc(shape.b_transposed, shape.a_transposed);
+  const auto b_layout = shape.b_transposed ? make_layout(type, shape.columns, shape.inner)
+                                           : make_layout(type, shape.inner, shape.columns);
+  const auto a_layout =
+      shape.a_transposed ? make_layout(type, shape.inner, shape.rows) : make_layout(type, shape.rows, shape.inner);
+  const auto d_layout = make_layout(CUDA_R_32F, shape.rows, shape.columns);
+
+  const uint32_t aligned[] = {alignment_of(b), alignment_of(a), alignment_of(d)};
+  const bool adds = shape.accumulate == Accumulate::yes;
+  const Key key = {shape.rows, shape.columns, shape.inner, shape.a_transposed * 4 + shape.b_transposed * 2 + adds,
+                   type,       aligned[0],    aligned[1],  aligned[2]};
+  auto found = chosen_.find(key);
+  if (found == chosen_.end()) {
+    const auto preference = make_preference(aligned[0], aligned[1], aligned[2]);
+    cublasLtMatmulHeuristicResult_t result = {};
+    int num_results = 0;
+    CADRE_CUDA(cublasLtMatmulAlgoGetHeuristic(handle_, desc.get(), b_layout.get(), a_layout.get(), d_layout.get(),
+                                              d_layout.get(), preference.get(), 1, &result, &num_results));
+    if (num_results == 0) {
+      throw Error(ErrorKind::environment, fmt::format("cuBLASLt has no product of {} x {} x {} values", shape.rows,
+                                                      shape.columns, shape.inner));
+    }
+    found = chosen_.emplace(key, result.algo).first;
+  }
+  const float alpha = 1.0F;
+  const float beta = adds ? 1.0F : 0.0F;
+  CADRE_CUDA(cublasLtMatmul(handle_, desc.get(), &alpha, b, b_layout.get(), a, a_layout.get(), &beta, d, d_layout.get(),
+                            d, d_layout.get(), &found->second, workspace_, kWorkspaceBytes, stream));
+}
+
+}  // namespace cadre::gpu

@@ -1,0 +1,33 @@
+// SPDX-License-Identifier: Apache-2.0
+// Which device each rank computes on: the ranks of a host take its CUDA devices in turn.
+#pragma once
+
+#include <array>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "comm/group/communicator.hpp"
+#include "comm/group/topology.hpp"
+#include "layers/kernels/kernels.hpp"
+#include "runtime/config/run_config.hpp"
+
+namespace cadre {
+
+// The seat of one rank; travels between ranks as bytes.
+struct DeviceSeat {
+  int device = -1;               // the host's number of it
+  int num_devices = 0;           // of its host, that this job may use
+  std::array<char, 120> name{};  // "NVIDIA H100 80GB HBM3"
+};
+
+// [ranks]. Collective over `world`. Throws ErrorKind::environment, on all ranks, where some rank has no device.
+std::vector<DeviceSeat> take_device_seats(const Communicator& world);
+
+// The back end that the configuration asks for, on the device of this rank. With device = cuda collective over `world`.
+std::unique_ptr<Kernels> make_kernels(const Communicator& world, const ComputeConfig& config, PackedWeights packed);
+
+// "host a: ranks 0 2 on cuda:0 (NAME), ranks 1 3 on cuda:1 (NAME)", a line for each host.
+std::vector<std::string> device_lines(const Topology& topology, const std::vector<DeviceSeat>& seats);
+
+}  // namespace cadre

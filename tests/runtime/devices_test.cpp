@@ -1,0 +1,59 @@
+// SPDX-License-Identifier: Apache-2.0
+// Which device each rank takes, how that is told, and what happens where there is none.
+#include "runtime/train/devices.hpp"
+
+#include <gtest/gtest.h>
+
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "layers/kernels/cuda.hpp"
+#include "tests/support/ranks.hpp"
+
+namespace cadre {
+namespace {
+
+DeviceSeat seat(int device, int num_devices, std::string_view name) {
+  DeviceSeat made = {.device = device, .num_devices = num_devices, .name = {}};
+  name.copy(made.name.data(), made.name.size() - 1);
+  return made;
+}
+
+TEST(Devices, LinesTellWhoSharesWhat) {
+  const Topology topology = Topology::from_leaders({0, 0, 2, 2, 2}, {"a", "a", "b", "b", "b"});
+  const std::vector<DeviceSeat> seats = {seat(0, 4, "H100"), seat(1, 4, "H100"), seat(0, 2, "A100"), seat(1, 2, "A100"),
+                                         seat(0, 2, "A100")};
+  EXPECT_EQ(device_lines(topology, seats),
+            (std::vector<std::string>{"a: ranks 0 on cuda:0 (H100), ranks 1 on cuda:1 (H100)",
+                                      "b: ranks 2 4 on cuda:0 (A100), ranks 3 on cuda:1 (A100); devices 2, fewer than "
+                                      "ranks 3: they take turns"}));
+}
+
+TEST(Devices, WithoutOneEveryRankSaysSo) {
+  if (!find_cuda_devices().list.empty()) GTEST_SKIP() << "there is a CUDA device here";
+  const auto body = [](Communicator& world) {
+    try {
+      const auto kernels = make_kernels(world, {.device = "cuda"}, PackedWeights::never);
+      FAIL() << "there are kernels on a device that does not exist";
+    } catch (const Error& error) {
+      EXPECT_EQ(error.kind(), ErrorKind::environment);
+      EXPECT_NE(std::string(error.what()).find("compute.device = cuda: "), std::string::npos) << error.what();
+      EXPECT_NE(std::string(error.what()).find(find_cuda_devices().why_none), std::string::npos) << error.what();
+      EXPECT_FALSE(find_cuda_devices().why_none.empty());
+    }
+  };
+  test::on_ranks(body, {1, 2});
+}
+
+TEST(Devices, WithOneEveryRankHasKernels) {
+  if (const CudaDevices devices = find_cuda_devices(); devices.list.empty()) GTEST_SKIP() << devices.why_none;
+  const auto body = [](Communicator& world) {
+    const auto kernels = make_kernels(world, {.device = "cuda"}, PackedWeights::never);
+    EXPECT_EQ(kernels->name(), "cuda");
+  };
+  test::on_ranks(body, {1, 2});
+}
+
+}  // namespace
+}  // namespace cadre
