@@ -2,6 +2,7 @@
 #include "layers/moe/inner_mixture.hpp"
 
 #include "layers/moe/elements.hpp"
+#include "layers/moe/not_finite.hpp"
 #include "layers/moe/weights.hpp"
 
 namespace cadre {
@@ -42,9 +43,13 @@ void InnerMixture::choose(Context& ctx, const Tensor& x, Saved& saved) const {
   saved.scores = ctx.arena.take("experts", ctx.dtype, {rows, options_.inner_experts});
   saved.ids = ctx.arena.take("experts", DType::i32, {rows, options_.inner_top_k});
   saved.weights = ctx.arena.take("experts", ctx.dtype, {rows, options_.inner_top_k});
+  std::vector<int64_t> bad;
+  if (!ctx.arena.is_dry_run()) bad = rows_not_finite(logits);
+  zero_rows(bad, logits);
   ctx.kernels.softmax(logits, saved.scores);
   ctx.kernels.top_k(saved.scores, Tensor(), saved.ids);
   if (!ctx.arena.is_dry_run()) routing_weights(kWeights, saved.scores, saved.ids, saved.weights);
+  fill_with_nan(bad, saved.weights);
   saved.batch = batch_of(ctx, saved.ids, options_.inner_experts);
   saved.experts.offsets = saved.batch.expert_offsets;
 }

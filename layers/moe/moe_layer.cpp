@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "layers/moe/moe_layer.hpp"
 
+#include <algorithm>
 #include <cstring>
 #include <utility>
 
 #include "comm/base/random.hpp"
 #include "layers/moe/elements.hpp"
+#include "layers/moe/not_finite.hpp"
 
 namespace cadre {
 namespace {
@@ -131,6 +133,7 @@ Task<Tensor> MoeLayer::forward(LaneContext& ctx, Tensor x, Saved& saved) const {
   Task<Tensor> combine = bring_home(ctx, saved.expert_out, Weighted::yes, saved);
   const Tensor y = co_await combine;
   if (shared_) ctx.kernels.add(y, shared_y, y);
+  fill_with_nan(saved.router.scorer.not_finite, y);
 
   ctx.lane.enter("expert counts");
   co_await counted;

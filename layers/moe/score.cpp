@@ -7,6 +7,7 @@
 #include <optional>
 
 #include "comm/base/random.hpp"
+#include "layers/moe/not_finite.hpp"
 #include "layers/moe/two_level.hpp"
 #include "layers/tensor/floating.hpp"
 
@@ -22,28 +23,13 @@ Tensor like(Context& ctx, const Tensor& other) {
   return ctx.arena.take("router", ctx.dtype, {other.dim(0), other.dim(1)});
 }
 
-void check_finite(const Tensor& logits, const std::string& prefix, const TokenFacts& tokens) {
-  int64_t num_bad = 0;
-  int64_t first_bad = -1;
-  with_element_type(logits, [&]<class T>(std::type_identity<T>) {
-    const int64_t width = logits.dim(1);
-    for (int64_t t = 0; t < logits.dim(0); ++t) {
-      const T* row = logits.data<T>() + t * width;
-      T largest = 0;
-      bool has_nan = false;
-      for (int64_t e = 0; e < width; ++e) {
-        largest = std::max(largest, std::abs(row[e]));
-        has_nan = has_nan || row[e] != row[e];
-      }
-      if (!has_nan && largest <= std::numeric_limits<T>::max()) continue;
-      if (num_bad++ == 0) first_bad = t;
-    }
-  });
-  if (num_bad == 0) return;
+void check_finite(const std::vector<int64_t>& not_finite, int64_t num_tokens, const std::string& prefix,
+                  const TokenFacts& tokens) {
+  if (not_finite.empty()) return;
   throw Error(
       ErrorKind::numerics,
       fmt::format("router logits of {}: {} of {} tokens hold a NaN or an infinity, the first is token {} of step {}",
-                  prefix, num_bad, logits.dim(0), tokens.first + first_bad, tokens.step),
+                  prefix, not_finite.size(), num_tokens, tokens.first + not_finite.front(), tokens.step),
       "the activations or the router weights are no longer finite; lower the learning rate");
 }
 
@@ -143,8 +129,11 @@ int64_t Scorer::forward(LaneContext& ctx, const Tensor& input, std::span<const u
   saved.logits = gate(ctx, x, saved);
   if (ctx.training && options_.noise) add_noise(ctx, x, saved);
   saved.scores = like(ctx, saved.logits);
-  if (!ctx.arena.is_dry_run()) check_finite(saved.logits, prefix_, ctx.tokens);
-  if (alive.empty() || ctx.arena.is_dry_run()) return 0;
+  if (ctx.arena.is_dry_run()) return 0;
+  saved.not_finite = rows_not_finite(saved.logits);
+  if (!ctx.training) check_finite(saved.not_finite, saved.logits.dim(0), prefix_, ctx.tokens);
+  zero_rows(saved.not_finite, saved.logits);
+  if (alive.empty()) return 0;
   return leave_out(alive, saved.logits);
 }
 

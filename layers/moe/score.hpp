@@ -41,12 +41,13 @@ class Scorer {
     std::vector<Linear::Saved> layers;  // the last one makes the logits
     std::vector<Tensor> before_gelu;
     Linear::Saved coarse, noise;
-    Tensor within_group;  // [T,E] softmax of the logits within their group
-    Tensor clean;         // [T,E] logits without noise
-    Tensor normal;        // [T,E] the numbers drawn
-    Tensor noise_input;   // [T,E] x W_noise, before softplus
-    Tensor logits;        // [T,E] with noise; -infinity for experts that are dead
-    Tensor scores;        // [T,E]
+    Tensor within_group;              // [T,E] softmax of the logits within their group
+    Tensor clean;                     // [T,E] logits without noise
+    Tensor normal;                    // [T,E] the numbers drawn
+    Tensor noise_input;               // [T,E] x W_noise, before softplus
+    Tensor logits;                    // [T,E] with noise; -infinity for experts that are dead
+    Tensor scores;                    // [T,E]
+    std::vector<int64_t> not_finite;  // tokens, ascending, whose logits were not and are 0 instead; training only
   };
 
   // Gradients that enter: of the scores and, where defined, of the logits and, with noise, of the clean logits and of the
@@ -59,8 +60,8 @@ class Scorer {
   };
 
   // The logits, and room for the scores. `alive` [E], or empty: all. Returns how many tokens have their largest logit at an
-  // expert that is not. Throws ErrorKind::numerics with the number of tokens and the first of them when a logit is not
-  // finite.
+  // expert that is not. When a logit is not finite: in training see Saved, so that all ranks get to the end of the step and
+  // skip it together; else throws ErrorKind::numerics with the number of tokens and the first of them.
   int64_t forward(LaneContext& ctx, const Tensor& x, std::span<const uint8_t> alive, Saved& saved) const;
   // The scores of those logits; zeros where nobody is alive.
   void score(Context& ctx, std::span<const uint8_t> alive, const Saved& saved) const;

@@ -225,6 +225,22 @@ TEST(MoeRouters, cases_are_what_they_say) {
   EXPECT_EQ(std::ranges::max(counts["capacity by probability"]), 5);
 }
 
+// So that all ranks get to the end of the step, where they skip it together.
+TEST(MoeRouters, in_training_a_logit_that_is_not_finite_makes_a_nan) {
+  for (const double bad : {std::nan(""), std::numeric_limits<double>::infinity()}) {
+    for (const RouterCase& router_case : router_cases()) {
+      SCOPED_TRACE(router_case.name);
+      test::alone(layer_case_of(router_case), [bad](LayerRun& run) {
+        run.x().data<double>()[5 * kHidden] = bad;
+        run.x().data<double>()[9 * kHidden + 1] = bad;
+        EXPECT_TRUE(std::isnan(run.loss()));
+        EXPECT_EQ(run.saved().router.scorer.not_finite, (std::vector<int64_t>{5, 9}));
+        run.run();
+      });
+    }
+  }
+}
+
 // What capacities and histories learn is the same on any number of ranks, and moves as defined.
 TEST(MoeRouters, buffers_learn_the_same_on_any_number_of_ranks) {
   for (const char* name : {"dynamic capacity", "learned capacity", "task bias, tasks and history"}) {

@@ -174,7 +174,9 @@ TEST(RouterRules, expert_choice_refuses_to_decode) {
 
 TEST(RouterRules, a_logit_that_is_not_finite_is_an_error_with_layer_count_and_token) {
   for (const double bad : {std::nan(""), std::numeric_limits<double>::infinity()}) {
-    test::alone(layer_case_of({"plain", router()}), [bad](LayerRun& run) {
+    LayerCase layer_case = layer_case_of({"plain", router()});
+    layer_case.training = false;
+    test::alone(layer_case, [bad](LayerRun& run) {
       run.x().data<double>()[5 * kHidden] = bad;
       run.x().data<double>()[9 * kHidden + 1] = bad;
       try {
