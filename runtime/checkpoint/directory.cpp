@@ -129,6 +129,14 @@ fs::path commit_checkpoint(const fs::path& root, int64_t step) {
   return target;
 }
 
+void discard_staged(const fs::path& root) noexcept {
+  try {
+    if (fs::exists(root)) remove_leftovers(root);
+  } catch (const std::exception&) {
+    // The next save tries again, and says why it cannot.
+  }
+}
+
 std::optional<CheckpointPath> latest_checkpoint(const fs::path& root) {
   std::error_code error;
   const fs::path name = fs::read_symlink(root / kLatest, error);

@@ -27,6 +27,9 @@ std::filesystem::path stage_checkpoint(const std::filesystem::path& root, int64_
 // same step is replaced. Returns the final path.
 std::filesystem::path commit_checkpoint(const std::filesystem::path& root, int64_t step);
 
+// Removes what stage_checkpoint made, as far as that can be done: for a save that failed.
+void discard_staged(const std::filesystem::path& root) noexcept;
+
 // Where `latest` points, if that is a checkpoint.
 std::optional<CheckpointPath> latest_checkpoint(const std::filesystem::path& root);
 

@@ -53,6 +53,7 @@ void to_json(json& content, const Manifest& manifest) {
              {"tokens_seen", manifest.tokens_seen},
              {"world_size", manifest.world_size},
              {"trained", manifest.trained},
+             {"skipped_steps", manifest.skipped_steps},
              {"config_hash", manifest.config_hash},
              {"files", std::move(files)}};
 }
@@ -65,6 +66,7 @@ void from_json(const json& content, Manifest& manifest) {
   content.at("tokens_seen").get_to(manifest.tokens_seen);
   content.at("world_size").get_to(manifest.world_size);
   manifest.trained = content.value("trained", "all");
+  manifest.skipped_steps = content.value("skipped_steps", std::vector<int64_t>());
   content.at("config_hash").get_to(manifest.config_hash);
   manifest.files.clear();
   for (const auto& [name, digest] : content.at("files").items()) {

@@ -9,6 +9,7 @@
 #include <filesystem>
 #include <map>
 #include <string>
+#include <vector>
 
 #include "runtime/checkpoint/digest.hpp"
 
@@ -26,6 +27,7 @@ struct Manifest {
   int64_t tokens_seen = 0;
   int world_size = 1;                       // of the run that wrote it; for people only
   std::string trained = "all";              // the freeze mask of its last step: what a stage of train.stages trains
+  std::vector<int64_t> skipped_steps;       // ascending; had no finite loss and gradient, and trained nothing
   std::string config_hash;                  // of what must not change between save and resume
   std::map<std::string, FileDigest> files;  // by path relative to the checkpoint, with '/'
 

@@ -4,13 +4,9 @@
 #include <nlohmann/json.hpp>
 
 #include <algorithm>
-#include <cstring>
-#include <iterator>
 #include <optional>
 #include <set>
 
-#include "runtime/checkpoint/all_or_none.hpp"
-#include "runtime/checkpoint/directory.hpp"
 #include "runtime/checkpoint/named_tensors.hpp"
 #include "runtime/checkpoint/sharded.hpp"
 #include "runtime/checkpoint/stored_values.hpp"
@@ -19,104 +15,6 @@ namespace cadre {
 namespace {
 
 namespace fs = std::filesystem;
-
-constexpr const char* kConfigFile = "config.json";
-constexpr const char* kRunFile = "run.toml";
-constexpr const char* kOptimizerFolder = "optimizer";
-
-// --- saving ---------------------------------------------------------------------------------------------------------
-
-// What a rank that writes wrote: a file of values and one of moments.
-struct Shard {
-  FileDigest values;
-  FileDigest moments;
-};
-
-std::string shard_file(size_t index, size_t count) {
-  return fmt::format("model-{:05}-of-{:05}.safetensors", index + 1, count);
-}
-
-// Collective: the name of this rank's files; only ranks that write are counted.
-std::string my_shard_file(const Communicator& world, const AllOrNone& together, bool writes) {
-  const int32_t mine = writes ? 1 : 0;
-  std::vector<int32_t> all(static_cast<size_t>(world.size()));
-  together.await(world.all_gather(std::span(&mine, 1), std::span(all)));
-  const auto index = std::count(all.begin(), all.begin() + world.rank(), 1);
-  const auto count = std::count(all.begin(), all.end(), 1);
-  return shard_file(static_cast<size_t>(index), static_cast<size_t>(count));
-}
-
-// Collective: all shards in their order. A rank that wrote none gives an empty one.
-std::vector<Shard> gather_shards(const Communicator& world, const AllOrNone& together, const Shard& mine) {
-  std::vector<Shard> all(static_cast<size_t>(world.size()));
-  together.await(world.all_gather(std::span(&mine, 1), std::span(all)));
-  std::erase_if(all, [](const Shard& shard) { return shard.values.bytes == 0; });
-  return all;
-}
-
-FileDigest write_tensors(const fs::path& path, const std::vector<NamedTensor>& tensors) {
-  std::vector<TensorSource> sources;
-  for (const auto& [name, memory] : tensors) {
-    if (memory.dtype() != DType::f32 && memory.dtype() != DType::bf16) {
-      throw Error(ErrorKind::internal,
-                  fmt::format("a checkpoint holds no {}, as {} is", name_of(memory.dtype()), name));
-    }
-    const std::span<const std::byte> bytes(memory.raw(), memory.bytes());
-    sources.push_back({name, memory.dtype(), shape_of(memory), bytes});
-  }
-  return write_safetensors(path, sources);
-}
-
-// Writes the index of the shards in one folder. What is where is read from the files themselves: so this rank sees
-// them, and they are whole. Returns the bytes of all tensors.
-uint64_t write_index_of(const fs::path& staged, const std::string& folder, size_t num_shards, Manifest& manifest) {
-  WeightMap weight_map;
-  uint64_t total_bytes = 0;
-  for (size_t i = 0; i < num_shards; ++i) {
-    const std::string file = shard_file(i, num_shards);
-    const SafetensorsReader reader(staged / folder / file);
-    for (const TensorEntry& entry : reader.entries()) {
-      const auto [other, fresh] = weight_map.emplace(entry.name, file);
-      if (!fresh) {
-        throw Error(ErrorKind::internal,
-                    fmt::format("{} was written to {} and to {}", quote_name(entry.name), other->second, file));
-      }
-      total_bytes += entry.bytes();
-    }
-  }
-  const std::string index = (fs::path(folder) / kIndexFile).generic_string();
-  manifest.files[index] = write_index(staged / folder, weight_map, total_bytes);
-  return total_bytes;
-}
-
-// Elements in the files of values: the modules for further tokens come with copies of both vocabulary tables.
-int64_t elements_in_files(const ModelConfig& model) {
-  const ParameterCount count = count_parameters(model);
-  return count.total + count.further_tokens + 2 * model.num_nextn_predict_layers * count.embedding;
-}
-
-// Everything but the shards, cadre.json last.
-void write_descriptions(const fs::path& staged, const CheckpointState& state, const std::vector<Shard>& shards) {
-  Manifest manifest = state.manifest;
-  for (size_t i = 0; i < shards.size(); ++i) {
-    const std::string file = shard_file(i, shards.size());
-    manifest.files[file] = shards[i].values;
-    manifest.files[(fs::path(kOptimizerFolder) / file).generic_string()] = shards[i].moments;
-  }
-  const uint64_t bytes = write_index_of(staged, "", shards.size(), manifest);
-  const auto wanted_bytes = static_cast<uint64_t>(elements_in_files(state.model)) * sizeof(float);
-  if (bytes != wanted_bytes) {
-    throw Error(ErrorKind::internal,
-                fmt::format("the ranks wrote {} bytes of parameters, the whole model has {}", bytes, wanted_bytes));
-  }
-  write_index_of(staged, kOptimizerFolder, shards.size(), manifest);
-  manifest.files[kConfigFile] = write_text_file(staged / kConfigFile, to_json(state.model).dump(2) + "\n");
-  manifest.files[kRunFile] = write_text_file(staged / kRunFile, state.run_toml);
-  for (const auto& [name, content] : state.more_files) manifest.files[name] = write_text_file(staged / name, content);
-  write_manifest(staged, manifest);
-}
-
-// --- loading --------------------------------------------------------------------------------------------------------
 
 // Tensors of one folder on their way into memory. The constructor checks all of them, copy() cannot fail.
 class TensorLoad {
@@ -196,37 +94,6 @@ std::optional<Manifest> read_verified_manifest(const fs::path& directory) {
 }
 
 }  // namespace
-
-fs::path save_checkpoint(const CheckpointRanks& ranks, const fs::path& root, const CheckpointState& state,
-                         const ParameterStore& store, const AdamW& optimizer, size_t keep) {
-  const Communicator& world = ranks.world;
-  std::vector<NamedTensor> values = name_values(store, ranks.writes);
-  std::ranges::move(name_copies(store, ranks.writes), std::back_inserter(values));
-  const std::vector<NamedTensor> moments = name_moments(optimizer, ranks.writes);
-  const AllOrNone together(world, ranks.deadline_seconds, "saving a checkpoint");
-  const std::string file = my_shard_file(world, together, !values.empty());
-
-  fs::path path;
-  together.run_on_rank_0([&] {
-    path = stage_checkpoint(root, state.manifest.step);
-    fs::create_directory(path / kOptimizerFolder);
-  });
-  path = together.broadcast(path.string(), 0);
-
-  Shard mine;
-  together.run([&] {
-    if (values.empty()) return;
-    mine = {write_tensors(path / file, values), write_tensors(path / kOptimizerFolder / file, moments)};
-  });
-
-  const std::vector<Shard> shards = gather_shards(world, together, mine);
-  together.run_on_rank_0([&] {
-    write_descriptions(path, state, shards);
-    path = commit_checkpoint(root, state.manifest.step);
-    prune_checkpoints(root, keep);
-  });
-  return together.broadcast(path.string(), 0);
-}
 
 Manifest load_checkpoint(const fs::path& directory, const ParameterStore& store, AdamW* optimizer) {
   CADRE_CHECK(fs::is_directory(directory), fmt::format("{} is not a directory", directory.string()),

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// Saves and loads a model that is spread over ranks: a Hugging Face directory (config.json, sharded safetensors and
-// their index) plus optimizer/ (the moments of AdamW), run.toml and cadre.json. Names hold global expert ids, so any
-// number of ranks loads what any other number saved. Each part of a fused parameter is a tensor of its own; its moments
-// are `<name>.exp_avg` and `<name>.exp_avg_sq`. Values are f32, moments what train.moments says.
+// A checkpoint of a model that is spread over ranks, and how it is loaded; save.hpp writes it. A Hugging Face directory
+// (config.json, sharded safetensors and their index) plus optimizer/ (the moments of AdamW), run.toml and cadre.json.
+// Names hold global expert ids, so any number of ranks loads what any other number saved. Each part of a fused parameter
+// is a tensor of its own; its moments are `<name>.exp_avg` and `<name>.exp_avg_sq`. Values are f32, moments what
+// train.moments says.
 #pragma once
 
 #include <cstdint>
@@ -20,27 +21,9 @@
 
 namespace cadre {
 
-// Who writes what: of the ranks that hold the same tensor, one does.
-struct CheckpointRanks {
-  const Communicator& world;
-  ParameterChoice writes;   // whether this rank does
-  double deadline_seconds;  // of one wait: the slowest rank must have written its files within it
-};
-
-// What is known of the run at this point; the files of the manifest are filled in by save_checkpoint.
-struct CheckpointState {
-  Manifest manifest;
-  ModelConfig model;
-  std::string run_toml;
-  std::map<std::string, std::string> more_files = {};  // name and content of what is to lie beside the model
-};
-
-// Collective over the world. Writes root/step_<step>, moves `latest`, keeps the newest `keep`. Returns the final path
-// once the checkpoint stands. `root` of rank 0 counts; all hosts must see it. When a rank cannot write, all ranks throw
-// an Error that names it; then nothing is committed and what was there before stands.
-std::filesystem::path save_checkpoint(const CheckpointRanks& ranks, const std::filesystem::path& root,
-                                      const CheckpointState& state, const ParameterStore& store, const AdamW& optimizer,
-                                      size_t keep);
+inline constexpr const char* kConfigFile = "config.json";
+inline constexpr const char* kRunFile = "run.toml";
+inline constexpr const char* kOptimizerFolder = "optimizer";
 
 // Reads the values of all parameters of `store`, and the moments when `optimizer` is given. Each rank reads only what
 // it holds; not collective. Files are verified against the manifest: the length of all, the checksum of those that are

@@ -72,6 +72,8 @@ std::vector<Section> sections_of(RunConfig& c) {
            {"epsilon", &c.train.epsilon, more_than(0), "AdamW epsilon"},
            {"moments", &c.train.moments, one_of({"fp32", "bf16"}), "what AdamW keeps mean and variance in"},
            {"grad_clip", &c.train.grad_clip, at_least(0), "largest gradient norm; 0 for no clipping"},
+           {"max_skipped_steps", &c.train.max_skipped_steps, at_least(1),
+            "steps in a row without finite loss and gradient that end the run; each is skipped"},
            {"eval_every", &c.train.eval_every, at_least(0), "steps between evaluations; 0 for only at the end"},
            {"eval_batches", &c.train.eval_batches, at_least(1), "batches of one evaluation"},
        }},
@@ -113,6 +115,7 @@ std::vector<Section> sections_of(RunConfig& c) {
        {
            {"every", &c.checkpoint.every, at_least(0), "steps between checkpoints; 0 for only at the end"},
            {"keep", &c.checkpoint.keep, at_least(1), "newest checkpoints that stay"},
+           {"async", &c.checkpoint.async, any(), "copy what is saved and write it behind the steps that follow"},
            {"resume", &c.checkpoint.resume, any(), "auto (the newest in out), never, or a checkpoint's path"},
        }},
       {"trace",

@@ -38,8 +38,9 @@ struct TrainConfig {
   double beta2 = 0.95;
   double epsilon = 1e-8;
   std::string moments = "fp32";
-  double grad_clip = 1.0;  // 0: off
-  int64_t eval_every = 0;  // 0: only at the end
+  double grad_clip = 1.0;          // 0: off
+  int64_t max_skipped_steps = 10;  // in a row
+  int64_t eval_every = 0;          // 0: only at the end
   int64_t eval_batches = 8;
 
   bool operator==(const TrainConfig&) const = default;
@@ -80,6 +81,7 @@ struct ComputeConfig {
 struct CheckpointConfig {
   int64_t every = 0;  // steps; 0: only at the end
   int64_t keep = 2;
+  bool async = false;
   std::string resume = "auto";  // auto, never, or the path of a checkpoint
 
   bool operator==(const CheckpointConfig&) const = default;

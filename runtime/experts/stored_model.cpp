@@ -6,6 +6,7 @@
 #include "comm/base/check.hpp"
 #include "runtime/checkpoint/file.hpp"
 #include "runtime/checkpoint/model_checkpoint.hpp"
+#include "runtime/checkpoint/save.hpp"
 #include "runtime/config/run_file.hpp"
 #include "runtime/tokenizer/open.hpp"
 #include "runtime/train/trainer.hpp"

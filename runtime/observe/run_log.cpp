@@ -92,6 +92,8 @@ Json json_of(const StepRecord& record) {
           {"lr", record.learning_rate},
           {"step_ms", record.step_ms},
           {"balance_ms", record.balance_ms},
+          {"save_ms", record.save_ms},
+          {"skipped_steps", record.skipped_steps},
           {"polls_per_exchange", record.polls.polls_per_exchange()},
           {"poll_ms", static_cast<double>(record.polls.nanoseconds) * 1e-6},
           {"tokens_per_s", tokens_per_second(record)},
@@ -139,10 +141,11 @@ void print(const std::string& line) {
 std::string step_line(const StepRecord& record) {
   const GlobalStep& global = record.global;
   const std::string steps = fmt::format("{}", record.steps);
-  const std::string line =
+  std::string line =
       fmt::format("step {:>{}}/{} | loss {:.4f} | norm {:.2f} | lr {:.2e} | {:.1f} ms | {} tok/s | wait {}",
                   record.step, steps.size(), steps, global.loss, record.grad_norm, record.learning_rate, record.step_ms,
                   short_number(tokens_per_second(record)), wait_text(global));
+  if (record.save_ms > 0.0) line += fmt::format(" | save {:.1f} ms", record.save_ms);
   return global.expert_counts.empty() ? line : line + balance_text(record);
 }
 
@@ -175,9 +178,22 @@ void RunLog::summary() {
   if (!warning.empty()) note(warning);
 }
 
+// Once, and once more when it is over.
+void RunLog::tell_trouble(const StepFile& file, std::string& told) {
+  if (file.trouble() == told) return;
+  told = file.trouble();
+  const std::string path = file.path().string();
+  note(told.empty()
+           ? fmt::format("note: {} has all its lines again", path)
+           : fmt::format("warning: cannot write {}: {}; its lines wait in memory, the run goes on", path, told));
+}
+
 void RunLog::append(const Json& line) {
   metrics_.append(line.dump());
-  if (table_) table_->add(line);
+  tell_trouble(metrics_, metrics_trouble_);
+  if (!table_) return;
+  table_->add(line);
+  tell_trouble(table_->file(), table_trouble_);
 }
 
 }  // namespace cadre

@@ -28,14 +28,16 @@ struct StepRecord {
   double grad_norm = 0.0;
   double step_ms = 0.0;         // of rank 0
   double balance_ms = 0.0;      // of it, what the reduction of the metrics cost
+  double save_ms = 0.0;         // of rank 0: what saving took since the step before
+  int64_t skipped_steps = 0;    // up to this one, which had no finite loss and gradient
   PollCount polls;              // of rank 0: tests of requests between the tiles of products
   std::vector<int> moe_layers;  // the layer of each row of global.expert_counts
 };
 
 // "step  12/300 | loss 2.1034 | norm 0.81 | lr 3.00e-03 | 112.4 ms | 36.4k tok/s | wait 7.1% | experts cv 0.31
 //  maxvio 0.74 (layer 3) dead 0 | ranks cv 0.08 max/mean 1.10 | drop 0.00%", in one line.
-// `wait` is the share of the step before that the ranks waited, on average; "-" in the first step. A model without
-// mixture layers has no part from `experts` on.
+// `wait` is the share of the step before that the ranks waited, on average; "-" in the first step. After a save "| save
+// 12.3 ms" follows it. A model without mixture layers has no part from `experts` on.
 std::string step_line(const StepRecord& record);
 
 // The schema is written down in launch/README.md. A number that is not finite becomes null.
@@ -49,8 +51,8 @@ class RunLog {
   // evaluations below it. A last line that a crash tore is cut off too; any other damage is an error.
   RunLog(const std::filesystem::path& out, int64_t resumed_step, int64_t log_every, Metrics metrics = Metrics::jsonl);
 
-  // A JSON line for every step; a line of text for the first, the last and each `log_every`th. Throws
-  // ErrorKind::environment when the file cannot be written. Says so, once in a while, when balance is bad.
+  // A JSON line for every step; a line of text for the first, the last and each `log_every`th. Says so when the file
+  // cannot be written, where lines wait until it can, and, once in a while, when balance is bad.
   void step(const StepRecord& record);
   void evaluation(int64_t step, double validation_loss);
   void note(const std::string& line);  // any other line
@@ -58,9 +60,12 @@ class RunLog {
 
  private:
   void append(const nlohmann::ordered_json& line);
+  void tell_trouble(const StepFile& file, std::string& told);
 
   StepFile metrics_;
   std::optional<MetricsCsv> table_;
+  std::string metrics_trouble_;  // that was said
+  std::string table_trouble_;
   int64_t log_every_;
   ProgressBar bar_;
   BalanceAlarm alarm_;

@@ -1,10 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "runtime/observe/step_file.hpp"
 
+#include <fcntl.h>
 #include <fmt/format.h>
+#include <unistd.h>
 
 #include <cerrno>
 #include <cstring>
+#include <fstream>
 #include <utility>
 
 #include "comm/base/check.hpp"
@@ -13,6 +16,8 @@ namespace cadre {
 namespace {
 
 namespace fs = std::filesystem;
+
+constexpr size_t kMaxWaitingBytes = size_t{64} << 20;
 
 // Bytes of the leading lines whose step is at most `last_step`. What has no line end was torn by a crash.
 uintmax_t bytes_up_to(int64_t last_step, const fs::path& path, const StepFile::StepOf& step_of) {
@@ -42,17 +47,26 @@ void cut_back(const fs::path& path, int64_t last_step, const StepFile::StepOf& s
 
 StepFile::StepFile(fs::path path, int64_t resumed_step, const StepOf& step_of) : path_(std::move(path)) {
   if (resumed_step > 0) cut_back(path_, resumed_step, step_of);
-  file_.open(path_, std::ios::binary | (resumed_step > 0 ? std::ios::app : std::ios::trunc));
-  if (!file_) {
+  const int fresh = resumed_step > 0 ? 0 : O_TRUNC;
+  descriptor_ = ::open(path_.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | fresh, 0666);
+  if (descriptor_ < 0) {
     throw Error(ErrorKind::environment, fmt::format("cannot open {}: {}", path_.string(), std::strerror(errno)),
                 "check that the folder exists and that you may write to it");
   }
 }
 
+StepFile::~StepFile() { ::close(descriptor_); }
+
 void StepFile::append(const std::string& line) {
-  file_ << line << '\n' << std::flush;
-  if (!file_) {
-    throw Error(ErrorKind::environment, fmt::format("cannot write {}: {}", path_.string(), std::strerror(errno)),
+  waiting_ += line + '\n';
+  trouble_.clear();
+  while (!waiting_.empty() && trouble_.empty()) {
+    const ssize_t written = ::write(descriptor_, waiting_.data(), waiting_.size());
+    if (written >= 0) waiting_.erase(0, static_cast<size_t>(written));
+    if (written < 0 && errno != EINTR) trouble_ = std::strerror(errno);
+  }
+  if (waiting_.size() > kMaxWaitingBytes) {
+    throw Error(ErrorKind::environment, fmt::format("cannot write {}: {}", path_.string(), trouble_),
                 "free some space, raise the quota or file-size limit (ulimit -f), or choose another out=");
   }
 }

@@ -4,7 +4,6 @@
 
 #include <cstdint>
 #include <filesystem>
-#include <fstream>
 #include <functional>
 #include <string>
 
@@ -18,15 +17,23 @@ class StepFile {
   // A fresh run (resumed_step = 0) starts empty. Else the file is cut back to the lines of steps below or at
   // `resumed_step`; a last line without its end goes too.
   StepFile(std::filesystem::path path, int64_t resumed_step, const StepOf& step_of);
+  ~StepFile();
+  StepFile(const StepFile&) = delete;
+  StepFile& operator=(const StepFile&) = delete;
 
-  // The line reaches the file at once. Throws ErrorKind::environment when it cannot be written.
+  // The line reaches the file at once. While nothing can be written, as on a full disk, lines wait in memory for the next
+  // append; throws ErrorKind::environment when they are more than 64 MiB.
   void append(const std::string& line);
 
+  // Why lines are waiting; empty when all are in the file.
+  const std::string& trouble() const { return trouble_; }
   const std::filesystem::path& path() const { return path_; }
 
  private:
   std::filesystem::path path_;
-  std::ofstream file_;
+  int descriptor_ = -1;
+  std::string waiting_;
+  std::string trouble_;
 };
 
 }  // namespace cadre

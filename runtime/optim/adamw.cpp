@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "runtime/optim/adamw.hpp"
 
+#include <algorithm>
 #include <cstring>
 
 namespace cadre {
@@ -25,6 +26,12 @@ AdamW::AdamW(ParameterStore& store, const TrainConfig& config) : config_(config)
   }
 }
 
+int64_t AdamW::updates_at(ModelPart part, int64_t step) const {
+  const auto skipped =
+      std::ranges::count_if(skipped_, [&](int64_t before) { return trains(trained_at(stages_, before - 1), part); });
+  return updates_of(stages_, part, step - 1) - skipped;
+}
+
 void AdamW::update(const Kernels& kernels, double learning_rate, double grad_scale, int64_t step) {
   for (const Moments& moments : moments_) {
     Parameter& parameter = *moments.parameter;
@@ -35,7 +42,7 @@ void AdamW::update(const Kernels& kernels, double learning_rate, double grad_sca
                                 .epsilon = config_.epsilon,
                                 .weight_decay = parameter.decay ? config_.weight_decay : 0.0,
                                 .grad_scale = grad_scale,
-                                .step = updates_of(stages_, moments.part, step - 1)};
+                                .step = updates_at(moments.part, step)};
     kernels.adamw(settings, parameter.value, parameter.grad, moments.first, moments.second);
     ++parameter.version;
   }

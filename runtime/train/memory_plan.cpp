@@ -73,6 +73,23 @@ size_t reduced_bytes(ParameterStore& store, const Grid& grid, const PipelineRout
   return bytes;
 }
 
+size_t moment_bytes(const RunConfig& config, size_t grad_bytes) {
+  return (config.train.moments == "bf16" ? 1 : 2) * grad_bytes;
+}
+
+// What a save in the background copies: values and moments that this rank saves.
+size_t saved_bytes(const RunConfig& config, Model& model, const PipelineRoutes& routes, const Grid& grid, int rank) {
+  size_t bytes = 0;
+  for (const auto& stage : model.stages()) {
+    stage->each_parameter([&](const Parameter& parameter) {
+      if (!is_first_holder(parameter, stage->place().index, routes, grid, rank)) return;
+      bytes += (1 + parameter.copies.size()) * parameter.value.bytes();
+      if (parameter.placement != Placement::buffer) bytes += moment_bytes(config, parameter.value.bytes());
+    });
+  }
+  return bytes;
+}
+
 void plan_on(std::unique_ptr<Transport> transport, const RunConfig& config, const Topology& topology, int rank,
              MemoryPlan& plan) {
   const int num_ranks = topology.num_ranks();
@@ -105,7 +122,10 @@ void plan_on(std::unique_ptr<Transport> transport, const RunConfig& config, cons
 
   plan.lines = {{"parameters", store.value_bytes()},
                 {"gradients", store.grad_bytes()},
-                {"optimizer moments", (config.train.moments == "bf16" ? 1 : 2) * store.grad_bytes()}};
+                {"optimizer moments", moment_bytes(config, store.grad_bytes())}};
+  if (config.checkpoint.async) {
+    plan.lines.push_back({"checkpoint copy", saved_bytes(config, model, routes, grid, rank)});
+  }
   // MPI reduces into a copy of what it is given.
   if (num_ranks > 1) plan.lines.push_back({"gradient reduction", reduced_bytes(store, grid, routes)});
   plan.lines.push_back({"BLAS and MPI", kLibraryBytes});

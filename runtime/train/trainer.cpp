@@ -21,6 +21,7 @@
 #include "runtime/train/evaluate.hpp"
 #include "runtime/train/expert_placement.hpp"
 #include "runtime/train/memory_plan.hpp"
+#include "runtime/train/non_finite.hpp"
 #include "runtime/train/signals.hpp"
 #include "runtime/train/step.hpp"
 
@@ -29,12 +30,7 @@ namespace {
 
 namespace fs = std::filesystem;
 
-// Ranks wait this long for those that write or read files.
-constexpr double kFileDeadlineSeconds = 1800.0;
-
 double milliseconds(int64_t begin_ns) { return static_cast<double>(trace_clock_ns() - begin_ns) * 1e-6; }
-
-fs::path checkpoint_root(const RunConfig& config) { return fs::path(config.out) / "checkpoints"; }
 
 // Rank 0 only.
 void prepare_folder(const RunConfig& config) {
@@ -70,7 +66,8 @@ Trainer::Trainer(Communicator world, const RunConfig& config)
       optimizer_(worker_.store(), config.train),
       stages_(train_stages(config.train)),
       tracer_(config, executor_.program(), worker_, continuity_hash(config)),
-      trace_scope_(tracer_.recorder()) {
+      trace_scope_(tracer_.recorder()),
+      saver_(worker_, config_, optimizer_, [this](const std::string& line) { log_->note(line); }) {
   worker_.store().initialise(static_cast<uint64_t>(config.seed));
   resume();
   if (worker_.world().rank() == 0) {
@@ -90,11 +87,15 @@ void Trainer::run() {
   while (steps_done_ < train.steps && !stop_requested_) {
     const StepRecord record = step();
     if (log_) log_->step(record);
+    saver_.poll();
     stop_requested_ = record.global.stop_requested;
-    if (steps_done_ == train.steps || stop_requested_ || due(config_.checkpoint.every)) save();
+    // What a skipped step leaves may be what made it bad: it must not push out the checkpoints of better steps.
+    const bool save_due = due(config_.checkpoint.every) && skipped_in_a_row_ == 0;
+    if (steps_done_ == train.steps || stop_requested_ || save_due) save();
     if (!stop_requested_ && evaluation_due()) evaluate_and_log();
   }
   if (stop_requested_) return stop();
+  saver_.require_saved();
   if (!log_) return;
   log_->summary();
   write_text_file(fs::path(config_.out) / "FINISHED", fmt::format("{}\n", steps_done_));
@@ -107,6 +108,7 @@ void Trainer::evaluate_and_log() {
 
 void Trainer::stop() {
   if (saved_step_ != steps_done_) save();
+  saver_.require_saved();
   if (log_)
     log_->note(fmt::format("stopped by a signal after step {}; the same command goes on from there", steps_done_));
 }
@@ -183,7 +185,7 @@ StepRecord Trainer::step() {
   begin_together();
   StepRecord record = step(work);
   // Gradients stay until the next step.
-  if (serial) check_same(*serial, outcome_of(loss_sum_));
+  if (serial && skipped_in_a_row_ == 0) check_same(*serial, outcome_of(loss_sum_));
   tracer_.end(work.step);
   if (log_ && tracer_.is_written())
     log_->note(fmt::format("traces of {} in {}/trace", config_.trace.ranks, config_.out));
@@ -212,6 +214,7 @@ StepRecord Trainer::step(StepWork work) {
 
   StepRecord record;
   record.step = work.step;
+  record.save_ms = saver_.take_stall_ms();
   record.steps = train.steps;
   record.moe_layers = moe_layers_;
   LocalStep local = empty_local_step(config_.model);
@@ -235,16 +238,17 @@ StepRecord Trainer::step(StepWork work) {
   record.global = reduction->finish();
   record.balance_ms += milliseconds(reduction_begin_ns);
   record.grad_norm = gradient_norm(worker_);
-  if (!std::isfinite(record.global.loss) || !std::isfinite(record.grad_norm)) {
-    throw Error(ErrorKind::numerics,
-                fmt::format("step {}: loss {}, gradient norm {}", record.step, record.global.loss, record.grad_norm),
-                "lower train.learning_rate, or set train.grad_clip");
-  }
-  worker_.lane().enter("optimizer");
   record.learning_rate = learning_rate_at(train, steps_done_);
-  optimizer_.update(worker_.kernels(), record.learning_rate, clip_factor(record.grad_norm, train.grad_clip),
-                    record.step);
-  update_routers(record.global);
+  if (is_finite(record)) {
+    skipped_in_a_row_ = 0;
+    worker_.lane().enter("optimizer");
+    optimizer_.update(worker_.kernels(), record.learning_rate, clip_factor(record.grad_norm, train.grad_clip),
+                      record.step);
+    update_routers(record.global);
+  } else {
+    skip(work, record);
+  }
+  record.skipped_steps = static_cast<int64_t>(optimizer_.skipped_steps().size());
   ++steps_done_;
 
   recorder.end();
@@ -252,6 +256,32 @@ StepRecord Trainer::step(StepWork work) {
   record.step_ms = last_step_ms_ = milliseconds(begin_ns);
   last_wait_ms_ = static_cast<double>(recorder.take_totals()[static_cast<size_t>(TraceKind::wait)]) * 1e-6;
   return record;
+}
+
+bool Trainer::is_finite(const StepRecord& record) const {
+  return std::isfinite(record.global.loss) && std::isfinite(record.global.further_loss) &&
+         std::isfinite(record.grad_norm);
+}
+
+// All ranks skip alike, as they see the same loss and norm.
+void Trainer::skip(const StepWork& work, const StepRecord& record) {
+  optimizer_.skip(record.step);
+  ++skipped_in_a_row_;
+  const NonFinite found = find_non_finite(worker_, executor_, work);
+  for (const auto& [layer, router] : routers_here()) router->take_statistics();
+  const std::string what = fmt::format("step {}: loss {}, gradient norm {}: {}", record.step, record.global.loss,
+                                       record.grad_norm, found.what);
+  if (log_) {
+    log_->note(fmt::format("warning: skipped {} ({} in a row, {} in all)", what, skipped_in_a_row_,
+                           optimizer_.skipped_steps().size()));
+  }
+  if (!found.in_weights && skipped_in_a_row_ < config_.train.max_skipped_steps) return;
+  saver_.finish();
+  const auto latest = latest_checkpoint(checkpoint_root(config_));
+  throw Error(ErrorKind::numerics,
+              found.in_weights ? what : fmt::format("{} steps in a row were skipped; {}", skipped_in_a_row_, what),
+              fmt::format("lower train.learning_rate or train.grad_clip{}",
+                          latest ? "; the same command goes on from " + latest->path.string() : ""));
 }
 
 double Trainer::evaluate() {
@@ -265,10 +295,6 @@ double Trainer::evaluate() {
 }
 
 void Trainer::save() {
-  const CheckpointRanks ranks = {
-      .world = worker_.world(),
-      .writes = [&](const Parameter& parameter) { return worker_.is_first_holder(parameter); },
-      .deadline_seconds = std::max(worker_.deadline_seconds(), kFileDeadlineSeconds)};
   CheckpointState state;
   state.model = config_.model;
   state.run_toml = to_toml(config_);
@@ -279,11 +305,10 @@ void Trainer::save() {
   state.manifest.tokens_seen = steps_done_ * config_.train.batch * config_.data.sequence_length;
   state.manifest.world_size = worker_.world().size();
   state.manifest.trained = name_of(trained_at(stages_, std::max<int64_t>(0, steps_done_ - 1)));
+  state.manifest.skipped_steps = optimizer_.skipped_steps();
   state.manifest.config_hash = continuity_hash(config_);
-  const fs::path path = save_checkpoint(ranks, checkpoint_root(config_), state, worker_.store(), optimizer_,
-                                        static_cast<size_t>(config_.checkpoint.keep));
+  saver_.save(state);
   saved_step_ = steps_done_;
-  if (log_) log_->note(fmt::format("saved {}", path.string()));
 }
 
 void Trainer::resume() {
@@ -301,6 +326,7 @@ void Trainer::resume() {
                 fmt::format("{} was saved with another model, seed, batch or sequence length", path.string()),
                 "go on with the configuration in its run.toml, choose another out=, or checkpoint.resume=never");
     steps_done_ = saved_step_ = manifest.step;
+    optimizer_.set_skipped_steps(manifest.skipped_steps);
     check_stage(path, manifest);
     check_tokenizer(path, manifest);
   }

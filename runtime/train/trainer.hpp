@@ -13,6 +13,7 @@
 #include "runtime/optim/adamw.hpp"
 #include "runtime/tokenizer/open.hpp"
 #include "runtime/train/executor.hpp"
+#include "runtime/train/saver.hpp"
 #include "runtime/train/step_tracer.hpp"
 #include "runtime/train/worker.hpp"
 
@@ -31,14 +32,17 @@ class Trainer {
   // (StopSignals), all ranks save after the same step and return, and the run is not marked.
   void run();
 
-  // One optimiser step; the result is the same on all ranks.
+  // One optimiser step; the result is the same on all ranks. Without finite loss and gradient it changes nothing but the
+  // number of steps done, and the last of too many such steps in a row throws ErrorKind::numerics.
   StepRecord step();
 
   // Mean loss in nats a token over `train.eval_batches` batches of the validation part, the same on all ranks.
   double evaluate();
 
-  // Collective over the world. Writes out/checkpoints/step_<steps done>.
+  // Collective over the world. Writes out/checkpoints/step_<steps done>, in the background if the configuration says so.
   void save();
+  // Collective over the world. Waits for the save under way; throws unless the last one stands.
+  void require_saved() { saver_.require_saved(); }
 
   int64_t steps_done() const { return steps_done_; }
   // Why the schedule is not the one that was asked for; else empty.
@@ -46,6 +50,7 @@ class Trainer {
   // Whether the traces of all ranks lie in the folder of the run.
   bool has_traces() const { return tracer_.is_written() && config_.trace.ranks == "all"; }
   Worker& worker() { return worker_; }
+  const AdamW& optimizer() const { return optimizer_; }
 
  private:
   void resume();
@@ -70,6 +75,8 @@ class Trainer {
   Outcome outcome_of(double loss_sum) const;
   void check_same(const Outcome& serial, const Outcome& overlapped) const;
   void begin_together() const;
+  bool is_finite(const StepRecord& record) const;
+  void skip(const StepWork& work, const StepRecord& record);
   void update_routers(const GlobalStep& global);
   std::vector<std::pair<int, Router*>> routers_here();  // by layer
 
@@ -85,9 +92,11 @@ class Trainer {
   std::optional<RunLog> log_;  // rank 0 only
   StepTracer tracer_;
   TraceScope trace_scope_;
+  Saver saver_;
   int64_t steps_done_ = 0;
   int64_t saved_step_ = 0;
   bool stop_requested_ = false;  // the same on all ranks
+  int64_t skipped_in_a_row_ = 0;
   double last_step_ms_ = 0.0;
   double last_wait_ms_ = 0.0;
   double loss_sum_ = 0.0;  // of this rank in the last step

@@ -168,17 +168,22 @@ void Worker::make_reduction_groups() {
   }
 }
 
+bool is_first_holder(const Parameter& parameter, int stage, const PipelineRoutes& routes, const Grid& grid, int rank) {
+  const int holders = parameter.placement == Placement::expert ? grid.expert : 1;
+  const bool owned = parameter.holders.empty() || parameter.holders.front() == grid.expert_rank(rank);
+  return routes.rows_of(stage).front() == grid.stage(rank) && grid.data_rank(rank) < holders && owned;
+}
+
 void Worker::fill_store(bool with_grad) {
   for (const auto& stage : model_.stages()) {
-    const bool first_row = routes_.rows_of(stage->place().index).front() == row();
     first_bucket_.push_back(store_.begin_bucket());
     for (int bucket = 0; bucket < stage->num_buckets(); ++bucket) {
       if (bucket > 0) store_.begin_bucket();
       stage->each_parameter(bucket, [&](Parameter& parameter) {
         store_.add(parameter);
-        const int holders = parameter.placement == Placement::expert ? grid_.expert : 1;
-        const bool owned = parameter.holders.empty() || parameter.holders.front() == grid_.expert_rank(world_.rank());
-        if (first_row && data_rank() < holders && owned) first_held_.push_back(&parameter);
+        if (cadre::is_first_holder(parameter, stage->place().index, routes_, grid_, world_.rank())) {
+          first_held_.push_back(&parameter);
+        }
       });
     }
   }

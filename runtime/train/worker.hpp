@@ -43,6 +43,10 @@ Precision precision_of(const ComputeConfig& config);
 CombineMode combine_mode(const ExchangeConfig& config);
 WireFormats wire_formats(const ExchangeConfig& config);
 
+// Whether `rank` is the first of the ranks that hold `parameter`, which is of `stage`: the one that saves it, and counts
+// it in sums.
+bool is_first_holder(const Parameter& parameter, int stage, const PipelineRoutes& routes, const Grid& grid, int rank);
+
 class Worker {
  public:
   // Collective over `world`. Parameters have memory and no values yet.
@@ -62,7 +66,7 @@ class Worker {
   const ExpertMaps& expert_maps() const { return maps_; }
   ParameterStore& store() { return store_; }
   const Kernels& kernels() const { return *kernels_; }
-  // Whether this rank is the first of those that hold the parameter: the one that saves it, and counts it in sums.
+  // Whether this rank is (see above).
   bool is_first_holder(const Parameter& parameter) const;
 
   int num_lanes() const { return static_cast<int>(spaces_.size()); }

@@ -5,10 +5,8 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
-#include <sys/resource.h>
 
 #include <array>
-#include <csignal>
 #include <functional>
 #include <optional>
 
@@ -16,6 +14,7 @@
 #include "runtime/checkpoint/directory.hpp"
 #include "runtime/checkpoint/sharded.hpp"
 #include "tests/support/checkpoints.hpp"
+#include "tests/support/file_size_limit.hpp"
 #include "tests/support/files.hpp"
 #include "tests/support/ranks.hpp"
 
@@ -180,26 +179,6 @@ TEST(FailedSave, AnUnwritableRoot) {
     EXPECT_THAT(error_of([&] { save_filled(world, file, 1, small_config()); }), HasSubstr("cannot create"));
   });
 }
-
-// Files of this process cannot grow beyond `bytes` while it lives: what a full disk looks like.
-class FileSizeLimit {
- public:
-  explicit FileSizeLimit(rlim_t bytes) : old_handler_(std::signal(SIGXFSZ, SIG_IGN)) {
-    EXPECT_EQ(::getrlimit(RLIMIT_FSIZE, &old_limit_), 0);
-    const rlimit limit{bytes, old_limit_.rlim_max};
-    EXPECT_EQ(::setrlimit(RLIMIT_FSIZE, &limit), 0);
-  }
-  ~FileSizeLimit() {
-    ::setrlimit(RLIMIT_FSIZE, &old_limit_);
-    std::signal(SIGXFSZ, old_handler_);
-  }
-  FileSizeLimit(const FileSizeLimit&) = delete;
-  FileSizeLimit& operator=(const FileSizeLimit&) = delete;
-
- private:
-  void (*old_handler_)(int);
-  rlimit old_limit_{};
-};
 
 TEST(FailedSave, AFullDisk) {
   const TemporaryDirectory root;

@@ -14,6 +14,7 @@
 #include <string>
 #include <vector>
 
+#include "tests/support/file_size_limit.hpp"
 #include "tests/support/files.hpp"
 
 namespace cadre {
@@ -38,6 +39,8 @@ StepRecord example(int64_t step = 12) {
   record.steps = 300;
   record.learning_rate = 3e-3;
   record.grad_norm = 0.8125;
+  record.save_ms = 3.5;
+  record.skipped_steps = 2;
   record.step_ms = 112.4;
   record.moe_layers = {1, 3};
   GlobalStep& global = record.global;
@@ -60,6 +63,7 @@ StepRecord example(int64_t step = 12) {
 
 StepRecord dense_example() {
   StepRecord record = example(1);
+  record.save_ms = 0.0;
   record.moe_layers.clear();
   record.global.expert_counts.clear();
   record.global.device_step_ms = {0.0, 0.0};
@@ -103,7 +107,7 @@ class RunLogTest : public testing::Test {
 
 TEST(StepLine, Golden) {
   EXPECT_EQ(step_line(example()),
-            "step  12/300 | loss 2.1034 | norm 0.81 | lr 3.00e-03 | 112.4 ms | 36.4k tok/s | wait 7.0% | "
+            "step  12/300 | loss 2.1034 | norm 0.81 | lr 3.00e-03 | 112.4 ms | 36.4k tok/s | wait 7.0% | save 3.5 ms | "
             "experts cv 0.56 maxvio 1.00 (layer 3) dead 1 | ranks cv 0.25 max/mean 1.25 | drop 20.00%");
 }
 
@@ -125,12 +129,13 @@ TEST(StepJson, HasAStableSchema) {
   const Json json = Json::parse(step_json(example()));
   std::vector<std::string> keys;
   for (const auto& item : json.items()) keys.push_back(item.key());
-  EXPECT_THAT(keys, ElementsAre("step", "loss", "balance_loss", "mtp_loss", "grad_norm", "lr", "step_ms", "balance_ms",
-                                "polls_per_exchange", "poll_ms", "tokens_per_s", "tokens", "drop_rate", "dropped",
-                                "rerouted", "crossing_bytes", "between_hosts_bytes", "device_bytes_min",
-                                "device_bytes_max", "device_bytes_mean", "expert_cv", "expert_max_vio", "expert_min",
-                                "expert_max", "expert_mean", "expert_entropy", "dead_experts", "device_cv",
-                                "device_max_over_mean", "wait_ms_max", "wait_ms_mean", "step_ms_max", "layers"));
+  EXPECT_THAT(
+      keys, ElementsAre("step", "loss", "balance_loss", "mtp_loss", "grad_norm", "lr", "step_ms", "balance_ms",
+                        "save_ms", "skipped_steps", "polls_per_exchange", "poll_ms", "tokens_per_s", "tokens",
+                        "drop_rate", "dropped", "rerouted", "crossing_bytes", "between_hosts_bytes", "device_bytes_min",
+                        "device_bytes_max", "device_bytes_mean", "expert_cv", "expert_max_vio", "expert_min",
+                        "expert_max", "expert_mean", "expert_entropy", "dead_experts", "device_cv",
+                        "device_max_over_mean", "wait_ms_max", "wait_ms_mean", "step_ms_max", "layers"));
   std::vector<std::string> layer_keys;
   for (const auto& item : json["layers"][1].items()) layer_keys.push_back(item.key());
   EXPECT_THAT(layer_keys, ElementsAre("layer", "expert_cv", "max_vio", "min", "max", "mean", "entropy", "dead",
@@ -163,6 +168,8 @@ TEST(StepJson, HasTheValues) {
   EXPECT_EQ(json["wait_ms_max"], 10.0);
   EXPECT_DOUBLE_EQ(json["wait_ms_mean"], 7.35);
   EXPECT_EQ(json["step_ms_max"], 110.0);
+  EXPECT_EQ(json["save_ms"], 3.5);
+  EXPECT_EQ(json["skipped_steps"], 2);
   EXPECT_EQ(json["layers"][1]["layer"], 3);
   EXPECT_EQ(json["layers"][1]["dead"], 1);
   EXPECT_EQ(json["layers"][1]["max_vio"], 1.0);
@@ -267,10 +274,32 @@ TEST_F(RunLogTest, SaysWhyTheFileCannotBeOpened) {
   EXPECT_THAT(error_of([&] { RunLog(out_.path(), 5, 1); }), HasSubstr("Is a directory"));
 }
 
-TEST_F(RunLogTest, AFullDiskIsAnError) {
+TEST_F(RunLogTest, OnAFullDiskLinesWait) {
+  constexpr size_t kLimit = size_t{32} << 10;
+  write_file(file_, "{\"step\": 1}" + std::string(kLimit, ' ') + "\n");
+  const std::string printed = printed_by([&] {
+    RunLog log(out_.path(), 1, 1);
+    {
+      const test::FileSizeLimit full(kLimit);
+      log.step(example(2));
+      log.step(example(3));
+    }
+    EXPECT_THAT(steps_of(file_), ElementsAre(1));
+    log.step(example(4));
+  });
+  EXPECT_THAT(steps_of(file_), ElementsAre(1, 2, 3, 4));
+  EXPECT_THAT(printed, AllOf(HasSubstr("warning: cannot write"), HasSubstr("metrics.jsonl: File too large"),
+                             HasSubstr("has all its lines again")));
+  EXPECT_EQ(printed.find("warning: cannot"), printed.rfind("warning: cannot")) << "once is enough";
+}
+
+TEST_F(RunLogTest, LinesDoNotWaitForEver) {
   std::filesystem::create_symlink("/dev/full", file_);
-  RunLog log(out_.path(), 0, 1);
-  EXPECT_THAT(error_of([&] { log.step(example()); }),
+  StepFile file(file_, 0, {});
+  const std::string line(1 << 20, 'x');
+  EXPECT_THAT(error_of([&] {
+                for (int i = 0; i < 100; ++i) file.append(line);
+              }),
               AllOf(HasSubstr("cannot write"), HasSubstr(kFile), HasSubstr("No space left"), HasSubstr("quota")));
 }
 
@@ -331,7 +360,7 @@ TEST_F(RunLogTest, WritesATableWithTheSameColumns) {
   EXPECT_EQ(columns.front(), "step");
   EXPECT_EQ(columns.back(), "validation_loss");
   // 30 figures of the step, 11 of each of the two layers, the validation loss.
-  EXPECT_EQ(columns.size(), 32U + 2 * 11U + 1);
+  EXPECT_EQ(columns.size(), 34U + 2 * 11U + 1);
   expect_row(columns, cells_of(lines[5]), lines_of(file_)[4]);
   const std::vector<std::string> evaluation = cells_of(lines[6]);
   EXPECT_EQ(evaluation.front(), "5");

@@ -14,6 +14,7 @@
 #include "layers/model/model.hpp"
 #include "runtime/checkpoint/model_checkpoint.hpp"
 #include "runtime/checkpoint/named_tensors.hpp"
+#include "runtime/checkpoint/save.hpp"
 #include "tests/support/tensors.hpp"
 
 namespace cadre::test {
