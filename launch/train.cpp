@@ -9,6 +9,7 @@
 #include "comm/transport/wait.hpp"
 #include "launch/banner.hpp"
 #include "launch/command.hpp"
+#include "launch/leftovers.hpp"
 #include "launch/report.hpp"
 #include "layers/kernels/kernels.hpp"
 #include "runtime/config/run_file.hpp"
@@ -69,6 +70,15 @@ void show_report_if_possible(const std::string& run_dir) {
   }
 }
 
+// Collective over `world`.
+void clean_host(const Communicator& world) {
+  if (world.transport().name() != "mpi" || world.transport().host_leader() != world.rank()) return;
+  const std::vector<std::string> removed = remove_stale_segments();
+  if (!removed.empty()) {
+    fmt::print("note: removed {} segments of shared memory that a killed job left in /dev/shm\n", removed.size());
+  }
+}
+
 void run_train(const Options& options, const Job& job) {
   std::vector<std::string> overrides = options.overrides;
   if (!options.metrics.empty()) overrides.push_back("log.metrics=" + options.metrics);
@@ -82,6 +92,7 @@ void run_train(const Options& options, const Job& job) {
   const StopSignals signals;
   job.on_ranks(options.ranks, [&](Communicator world) {
     print_banner(world, config);
+    clean_host(world);
     const MemoryReport memory(world, config, job.size() == 1 ? world.size() : 1);
     Trainer trainer(std::move(world), config);
     if (trainer.worker().world().rank() == 0) {
