@@ -38,14 +38,12 @@ struct RankBytes {
   size_t total() const { return parameters + gradients + optimizer; }
 };
 
-// Of the rank that holds most: the first of its row, which has as many experts as any, in the row with most layers. With
-// several rows the modules for further tokens are left out, which cannot train there.
-RankBytes bytes_of_a_rank(ModelConfig config, const Grid& grid) {
+// Of the rank that holds most: the first of its row, which has as many experts as any, in the row that holds most.
+RankBytes bytes_of_a_rank(const ModelConfig& config, const Grid& grid) {
   CADRE_CHECK(grid.pipeline <= config.num_hidden_layers,
               fmt::format("--pipeline = {}, allowed: at most the {} layers of the model", grid.pipeline,
                           config.num_hidden_layers),
               "each row of ranks holds at least one layer");
-  if (grid.pipeline > 1) config.num_nextn_predict_layers = 0;
   RankBytes most;
   for (int row = 0; row < grid.pipeline; ++row) {
     Model model(config, {StagePlace{row, grid.pipeline}}, make_expert_map(config, grid.expert), 0);
@@ -154,9 +152,6 @@ void run_inspect(const Options& options, const Job& job) {
   fmt::print("memory       {} a rank on {} ranks (pipeline {}, expert {}): parameters {}, gradients {}, optimizer {}\n",
              mebibytes(bytes.total()), options.ranks, grid.pipeline, grid.expert, mebibytes(bytes.parameters),
              mebibytes(bytes.gradients), mebibytes(bytes.optimizer));
-  if (grid.pipeline > 1 && config.num_nextn_predict_layers > 0) {
-    fmt::print("note: the modules that predict further tokens train with one row of ranks only; they are not in it\n");
-  }
   const bool has_mixtures = !moe_layers_of(config).empty();
   if (has_mixtures) print_experts(config, length);
   if (options.json_file.empty()) return;

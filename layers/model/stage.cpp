@@ -20,6 +20,9 @@ Tensor last_rows(Context& ctx, const Tensor& x, const Sequences& sequences) {
 }
 
 constexpr int kEmbeddingBucket = 0;
+constexpr const char* kEmbeddingName = "model.embed_tokens";
+
+int further_layer(const ModelConfig& config, int module) { return static_cast<int>(config.num_hidden_layers) + module; }
 
 }  // namespace
 
@@ -29,35 +32,40 @@ LayerRange layers_of(const ModelConfig& config, const StagePlace& place) {
           static_cast<int>(layers * (place.index + 1) / place.count)};
 }
 
+bool embeds_at_end(const ModelConfig& config) {
+  return config.num_nextn_predict_layers > 0 || config.tie_word_embeddings;
+}
+
 Stage::Stage(const ModelConfig& config, const StagePlace& place, const ExpertMaps& maps, int expert_rank)
     : config_(config), place_(place), layers_(layers_of(config, place)) {
-  if (place.is_first()) {
-    embedding_.emplace("model.embed_tokens", config.vocab_size, config.hidden_size, config.initializer_range);
-  }
+  if (place.is_first()) make_embedding();
   for (int layer = layers_.first; layer < layers_.last; ++layer) {
     blocks_.push_back(std::make_unique<Block>(config, layer, maps.of(layer), expert_rank));
   }
   if (place.is_last()) make_end(maps, expert_rank);
 }
 
+void Stage::make_embedding() {
+  embedding_.emplace(kEmbeddingName, config_.vocab_size, config_.hidden_size, config_.initializer_range);
+  for (int i = 0; i < config_.num_nextn_predict_layers; ++i) {
+    embedding_->table().copies.push_back(fmt::format("model.layers.{}.embed_tokens.weight", further_layer(config_, i)));
+  }
+}
+
 void Stage::make_end(const ExpertMaps& maps, int expert_rank) {
   norm_.emplace("model.norm", norm_options(config_));
-  const auto num_further = static_cast<int>(config_.num_nextn_predict_layers);
-  CADRE_CHECK(
-      embedding_ || (num_further == 0 && !config_.tie_word_embeddings),
-      fmt::format("num_nextn_predict_layers = {}, tie_word_embeddings = {}, allowed: 0 and false where the layers "
-                  "are cut in stages",
-                  num_further, config_.tie_word_embeddings),
-      "both need the embedding beside the head: parallel.pipeline = 1");
+  if (!embedding_ && embeds_at_end(config_)) {
+    embedding_copy_.emplace(kEmbeddingName, config_.vocab_size, config_.hidden_size, config_.initializer_range);
+    embedding_copy_->table().is_copy = true;
+  }
   if (config_.tie_word_embeddings) {
-    head_.emplace(embedding_->table());
+    head_.emplace(embedding_at_end().table());
   } else {
     head_.emplace("lm_head", config_.hidden_size, config_.vocab_size, config_.initializer_range);
   }
-  for (int i = 0; i < num_further; ++i) {
-    const auto layer = static_cast<int>(config_.num_hidden_layers) + i;
+  for (int i = 0; i < config_.num_nextn_predict_layers; ++i) {
+    const int layer = further_layer(config_, i);
     further_.push_back(std::make_unique<FurtherToken>(config_, layer, maps.of(layer), expert_rank));
-    embedding_->table().copies.push_back(fmt::format("model.layers.{}.embed_tokens.weight", layer));
     head_->weight().copies.push_back(fmt::format("model.layers.{}.shared_head.head.weight", layer));
   }
 }
@@ -118,7 +126,8 @@ Task<double> Stage::predict_further(LaneContext& ctx, TokenBatch batch, Tensor n
   double sum = 0.0;
   Tensor h = normed;
   for (size_t i = 0; i < further_.size(); ++i) {
-    Task<FurtherToken::Output> module = further_[i]->forward(ctx, batch, h, *embedding_, *head_, saved.further[i]);
+    Task<FurtherToken::Output> module =
+        further_[i]->forward(ctx, batch, h, embedding_at_end(), *head_, saved.further[i]);
     const FurtherToken::Output output = co_await module;
     sum += output.loss_sum;
     h = output.y;
@@ -188,7 +197,7 @@ Task<void> Stage::further_backward(LaneContext& ctx, Saved& saved, Tensor d_norm
       dh = ctx.arena.take("further token", ctx.dtype, {saved.further[i].num_rows, config_.hidden_size});
       if (!ctx.arena.is_dry_run()) dh.fill_zero();
     }
-    Task<void> module = further_[i]->backward(ctx, saved.further[i], scale, dy, *embedding_, *head_, dh);
+    Task<void> module = further_[i]->backward(ctx, saved.further[i], scale, dy, embedding_at_end(), *head_, dh);
     co_await module;
     dy = dh;
   }
@@ -214,6 +223,7 @@ void Stage::each_parameter(int bucket, const ParameterVisitor& visit) {
   } else if (bucket < num_buckets() - 1) {
     blocks_[static_cast<size_t>(bucket) - 1]->each_parameter(visit);
   } else if (head_) {
+    if (embedding_copy_) embedding_copy_->each_parameter(visit);
     for (const auto& module : further_) module->each_parameter(visit);
     norm_->each_parameter(visit);
     head_->each_parameter(visit);

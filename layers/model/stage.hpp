@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Consecutive layers of a model: what a pipeline passes micro-batches between. The first stage also embeds, the last
 // also has the final norm, the head and the loss, and the modules that predict further tokens. Those, and a head that is
-// the embedding table, need the embedding beside the head: a model of one stage.
+// the embedding table, need the embedding beside the head: where that is another stage, it has a copy. Whoever trains both
+// must add up the gradients of table and copy; their values are then the same bits at any time.
 #pragma once
 
 #include <functional>
@@ -30,6 +31,9 @@ struct LayerRange {
   int last = 0;
 };
 LayerRange layers_of(const ModelConfig& config, const StagePlace& place);
+
+// Whether the end of the model reads the embedding too.
+bool embeds_at_end(const ModelConfig& config);
 
 class Stage {
  public:
@@ -82,6 +86,9 @@ class Stage {
   const ModelConfig& config() const { return config_; }
   const StagePlace& place() const { return place_; }
   const LayerRange& layers() const { return layers_; }
+  // The table of the embedding in the first stage, and its copy in the last one, where that needs one; else nullptr.
+  Parameter* embedding_table() { return embedding_ ? &embedding_->table() : nullptr; }
+  Parameter* embedding_copy() { return embedding_copy_ ? &embedding_copy_->table() : nullptr; }
   // Layers from num_hidden_layers on are the modules for further tokens, behind the last stage.
   bool has(int layer) const;
   Block& block(int layer);
@@ -90,7 +97,10 @@ class Stage {
   const Block::Saved* saved_of(const Saved& saved, int layer) const;
 
  private:
+  void make_embedding();
   void make_end(const ExpertMaps& maps, int expert_rank);
+  Embedding& embedding_at_end() { return embedding_ ? *embedding_ : *embedding_copy_; }
+  const Embedding& embedding_at_end() const { return embedding_ ? *embedding_ : *embedding_copy_; }
   Tensor enter(LaneContext& ctx, const TokenBatch& batch, const Tensor& x, Saved& saved) const;
   Task<Output> leave(LaneContext& ctx, TokenBatch batch, Tensor x, Saved& saved) const;
   Task<double> predict_further(LaneContext& ctx, TokenBatch batch, Tensor normed, Saved& saved) const;
@@ -100,7 +110,8 @@ class Stage {
   ModelConfig config_;
   StagePlace place_;
   LayerRange layers_;
-  std::optional<Embedding> embedding_;
+  std::optional<Embedding> embedding_;       // of the first stage
+  std::optional<Embedding> embedding_copy_;  // of the last one
   std::vector<std::unique_ptr<Block>> blocks_;
   std::optional<Norm> norm_;
   std::optional<Head> head_;

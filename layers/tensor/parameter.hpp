@@ -44,7 +44,8 @@ struct Parameter {
   std::vector<std::string> copies;   // names under which files hold the whole value once more; never read
   Placement placement = Placement::shared;
   Init init;
-  bool decay = true;  // weight decay applies (not to norms and biases)
+  bool is_copy = false;  // of a parameter of that name in another stage, which is saved and counted in its place
+  bool decay = true;     // weight decay applies (not to norms and biases)
   // Of an expert's: the ranks of the expert-parallel group that hold it, ascending. Where there are several, their
   // gradients are summed too; the first saves it and counts it. None: this rank alone.
   std::vector<int> holders = {};

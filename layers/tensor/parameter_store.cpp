@@ -28,8 +28,8 @@ void initialise_part(const Init& init, const ParameterPart& part, const Tensor& 
 
 void ParameterStore::add(Parameter& parameter) {
   for (const ParameterPart& part : parameter.parts) {
-    CADRE_CHECK(names_.insert(part.name).second, fmt::format("two parameters are named {}", part.name),
-                "every module needs a prefix of its own");
+    CADRE_CHECK(parameter.is_copy || names_.insert(part.name).second,
+                fmt::format("two parameters are named {}", part.name), "every module needs a prefix of its own");
   }
   if (num_buckets_ == 0) begin_bucket();
   parameters_.push_back(&parameter);

@@ -18,7 +18,7 @@ namespace cadre {
 
 class ParameterStore {
  public:
-  // Throws when one of its names is already there.
+  // Throws when one of its names is already there, unless it is a copy.
   void add(Parameter& parameter);
 
   // What is added from here on belongs to one more bucket: gradients that are reduced together. Returns its number, from

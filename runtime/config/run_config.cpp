@@ -197,13 +197,6 @@ void check(const RunConfig& config, int num_ranks) {
   CADRE_CHECK(num_ranks % pipeline == 0,
               fmt::format("parallel.pipeline = {}, allowed: a divisor of the {} ranks", pipeline, num_ranks),
               "each row of the grid has as many ranks as the others");
-  CADRE_CHECK(pipeline == 1 || config.model.num_nextn_predict_layers == 0,
-              fmt::format("model.num_nextn_predict_layers = {}, allowed: 0 with parallel.pipeline = {}",
-                          config.model.num_nextn_predict_layers, pipeline),
-              "the modules behind the last layer need the embedding, which the first stage has: parallel.pipeline=1");
-  CADRE_CHECK(pipeline == 1 || !config.model.tie_word_embeddings,
-              fmt::format("model.tie_word_embeddings = true, allowed: false with parallel.pipeline = {}", pipeline),
-              "the table of the last stage is that of the first: parallel.pipeline=1");
   const int64_t row = num_ranks / pipeline;
   CADRE_CHECK(config.parallel.expert == 0 || row % config.parallel.expert == 0,
               fmt::format("parallel.expert = {}, allowed: 0 or a divisor of the {} ranks{}", config.parallel.expert,

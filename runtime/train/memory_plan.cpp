@@ -63,11 +63,20 @@ size_t replicated_bytes(const ParameterStore& store) {
   return bytes;
 }
 
+// Of an embedding whose copy is on another rank the own half arrives from there, beside the own one.
+size_t embedding_sum_bytes(const Model& model) {
+  Parameter* const table = model.stages().front()->embedding_table();
+  Parameter* const copy = model.stages().back()->embedding_copy();
+  const bool needs_other = embeds_at_end(model.config()) && model.stages().front()->place().count > 1;
+  if (!needs_other || (table == nullptr) == (copy == nullptr)) return 0;
+  return (table != nullptr ? table : copy)->grad.bytes();
+}
+
 // All buckets may be under way at once.
-size_t reduced_bytes(ParameterStore& store, const Grid& grid, const PipelineRoutes& routes) {
+size_t reduced_bytes(const Model& model, ParameterStore& store, const Grid& grid, const PipelineRoutes& routes) {
   const auto rows = static_cast<int>(routes.rows_of(routes.stages_of(0).front().index).size());
   const size_t shared = store.shared_grads().bytes();
-  size_t bytes = replicated_bytes(store);
+  size_t bytes = replicated_bytes(store) + embedding_sum_bytes(model);
   if (grid.data * rows > 1) bytes += shared;
   if (grid.data / grid.expert * rows > 1) bytes += store.grad_bytes() - shared;
   return bytes;
@@ -127,7 +136,7 @@ void plan_on(std::unique_ptr<Transport> transport, const RunConfig& config, cons
     plan.lines.push_back({"checkpoint copy", saved_bytes(config, model, routes, grid, rank)});
   }
   // MPI reduces into a copy of what it is given.
-  if (num_ranks > 1) plan.lines.push_back({"gradient reduction", reduced_bytes(store, grid, routes)});
+  if (num_ranks > 1) plan.lines.push_back({"gradient reduction", reduced_bytes(model, store, grid, routes)});
   plan.lines.push_back({"BLAS and MPI", kLibraryBytes});
   if (const size_t packed = packed_bytes(config, store); packed > 0) plan.lines.push_back({"packed weights", packed});
   plan.num_lanes = Executor::num_lanes(program)[static_cast<size_t>(grid.stage(rank))];

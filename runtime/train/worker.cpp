@@ -2,6 +2,7 @@
 #include "runtime/train/worker.hpp"
 
 #include <algorithm>
+#include <cstring>
 #include <iterator>
 #include <utility>
 
@@ -166,11 +167,18 @@ void Worker::make_reduction_groups() {
   if (maps_.have_replicas()) {
     replica_group_.emplace(world_.split(grid_.expert_group(world_.rank()), world_.rank(), "expert/replicas"));
   }
+  const int first_row = routes_.rows_of(0).front();
+  const int last_row = routes_.rows_of(routes_.num_stages() - 1).front();
+  if (first_row != last_row && embeds_at_end(model_.config())) {
+    embedding_rows_ = {first_row, last_row};
+    embedding_group_.emplace(world_.split(grid_.pipeline_group(world_.rank()), world_.rank(), "pipeline/embedding"));
+  }
 }
 
 bool is_first_holder(const Parameter& parameter, int stage, const PipelineRoutes& routes, const Grid& grid, int rank) {
   const int holders = parameter.placement == Placement::expert ? grid.expert : 1;
-  const bool owned = parameter.holders.empty() || parameter.holders.front() == grid.expert_rank(rank);
+  const bool owned =
+      !parameter.is_copy && (parameter.holders.empty() || parameter.holders.front() == grid.expert_rank(rank));
   return routes.rows_of(stage).front() == grid.stage(rank) && grid.data_rank(rank) < holders && owned;
 }
 
@@ -206,11 +214,15 @@ void Worker::start_gradient_reduction(int stage, int bucket) {
   const size_t index = local_index(stage);
   const int stored = first_bucket_[index] + bucket;
   store_.complete_grads(stored);
-  const Stage& reduced = *model_.stages()[index];
+  Stage& reduced = *model_.stages()[index];
   Position at = {.step = lane().position.step, .phase = reduction_phase(reduced, bucket)};
   if (reduced.is_block(bucket)) at.layer = reduced.layers().first + bucket - 1;
   const TraceActivity activity(TraceKind::compute, at);
   std::vector<Request> started = start_sum(reduction_groups_[index].shared, Placement::shared, stored);
+  if (std::vector<HeldValues> embedding = embedding_grads(reduced, stored); !embedding.empty()) {
+    std::vector<Request> summed = std::exchange(started, {});
+    started.push_back(sum_over_holders(*embedding_group_, std::move(embedding), /*tag=*/0, std::move(summed)));
+  }
   at.phase = "expert gradient reduction";
   trace_switch(at);
   std::vector<Request> experts = start_sum(reduction_groups_[index].expert, Placement::expert, stored);
@@ -246,6 +258,26 @@ std::vector<HeldValues> Worker::replicated_grads(int stored_bucket) {
   return held;
 }
 
+// What the bucket holds of the embedding, where the other end of the pipeline holds it too, on another rank.
+std::vector<HeldValues> Worker::embedding_grads(Stage& stage, int stored_bucket) {
+  std::vector<HeldValues> held;
+  if (!embedding_group_) return held;
+  for (Parameter* parameter : store_.parameters_of(stored_bucket)) {
+    if (parameter != stage.embedding_table() && parameter != stage.embedding_copy()) continue;
+    held.push_back({{parameter->grad.data<float>(), static_cast<size_t>(parameter->grad.numel())}, embedding_rows_});
+  }
+  return held;
+}
+
+// Where both are here.
+void Worker::add_embedding_copy() {
+  const Parameter* const table = model_.stages().front()->embedding_table();
+  const Parameter* const copy = model_.stages().back()->embedding_copy();
+  if (table == nullptr || copy == nullptr) return;
+  kernels_->add(table->grad, copy->grad, table->grad);
+  std::memcpy(copy->grad.raw(), table->grad.raw(), table->grad.bytes());
+}
+
 void Worker::finish_gradient_reduction() {
   lane().position = {.step = lane().position.step};
   lane().enter("gradient reduction");
@@ -254,6 +286,7 @@ void Worker::finish_gradient_reduction() {
     if (Poller* poller = current_poller()) poller->unwatch(request);
   }
   reductions_.clear();
+  add_embedding_copy();
 }
 
 void Worker::sum_over_stage(int stage, std::vector<int64_t>& values) const {

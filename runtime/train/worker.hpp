@@ -115,6 +115,8 @@ class Worker {
   void make_reduction_groups();
   std::vector<Request> start_sum(const Communicator& group, Placement placement, int stored_bucket);
   std::vector<HeldValues> replicated_grads(int stored_bucket);
+  std::vector<HeldValues> embedding_grads(Stage& stage, int stored_bucket);
+  void add_embedding_copy();
   void fill_store(bool with_grad);
   size_t local_index(int stage) const;
 
@@ -134,9 +136,11 @@ class Worker {
   ParameterStore store_;
   std::vector<ReductionGroups> reduction_groups_;  // by stage of this rank, ascending
   std::optional<Communicator> replica_group_;      // the expert-parallel one, where experts have replicas
-  std::vector<int> first_bucket_;                  // in the store, the same
-  std::vector<const Parameter*> first_held_;       // sorted
-  std::deque<Request> reductions_;                 // under way; does not move them
+  std::optional<Communicator> embedding_group_;  // as pipeline_group(), where its first and last row hold the embedding
+  std::vector<int> embedding_rows_;              // these two
+  std::vector<int> first_bucket_;                // in the store, the same
+  std::vector<const Parameter*> first_held_;     // sorted
+  std::deque<Request> reductions_;               // under way; does not move them
   std::string progress_note_;
   std::unique_ptr<ProgressThread> progress_thread_;  // last: it drives the transport of world_
 };

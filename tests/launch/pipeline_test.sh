@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# The shipped pipeline of two rows of two ranks on real text: the losses of one rank, and a report of the steps that were
-# traced. Usage: pipeline_test.sh CADRE [LAUNCHER...], with a launcher of 4 ranks; without one, 4 thread ranks.
+# The shipped pipeline of two rows of two ranks on real text, with a module for further tokens: the losses of one rank, and a
+# report of the steps that were traced. Usage: pipeline_test.sh CADRE [LAUNCHER...], with a launcher of 4 ranks; without one, 4 thread ranks.
 # shellcheck source=tests/launch/common.sh
 source "$(dirname "$0")/common.sh" "$@"
 
@@ -10,10 +10,12 @@ four_ranks=()
 if ((${#launcher[@]} == 0)); then four_ranks=(--ranks 4); fi
 cat "$root"/README.md "$root"/*/README.md >"$folder/text"
 short=(train "$root/launch/configs/pipeline.toml" "data.path=$folder/text" train.steps=10 train.warmup_steps=2
-  train.eval_batches=1)
+  train.eval_batches=1 model.num_nextn_predict_layers=1)
 
-# losses RUN: step and loss, a line each.
-losses() { sed -n 's/.*"step":\([0-9]*\),"loss":\([0-9.e+-]*\).*/\1 \2/p' "$1/metrics.jsonl"; }
+# losses RUN: step, loss, and that of further tokens, a line each.
+losses() {
+  sed -n 's/.*"step":\([0-9]*\),"loss":\([0-9.e+-]*\),.*"mtp_loss":\([0-9.e+-]*\).*/\1 \2 \3/p' "$1/metrics.jsonl"
+}
 
 code=0
 timeout "$time_limit" "${launcher[@]}" "$program" "${short[@]}" "out=$folder/pipeline" trace.first_step=5 trace.steps=3 \
@@ -28,7 +30,8 @@ losses "$folder/pipeline" >"$folder/losses"
 losses "$folder/alone" >"$folder/losses.alone"
 (($(wc -l <"$folder/losses.alone") == 10)) || fail "not 10 losses: $(cat "$folder/losses.alone")"
 paste -d ' ' "$folder/losses" "$folder/losses.alone" |
-  awk '{ d = $2 / $4 - 1; if ($1 != $3 || d > 1e-5 || d < -1e-5) { print "    step " $0; bad = 1 } } END { exit bad }' >&2 ||
+  awk '{ d = $2 / $5 - 1; f = $3 / $6 - 1
+         if ($1 != $4 || d > 1e-5 || d < -1e-5 || f > 1e-5 || f < -1e-5) { print "    step " $0; bad = 1 } } END { exit bad }' >&2 ||
   fail "the losses of 4 ranks and of one differ by more than 1e-5"
 
 alone report "$folder/pipeline"

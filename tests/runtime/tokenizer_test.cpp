@@ -112,6 +112,14 @@ TEST(ByteLevelBpe, merges_overlapping_pairs_from_the_left) {
   EXPECT_EQ(ByteLevelBpe(file).encode("ac"), (std::vector<int32_t>{0, 6}));
 }
 
+// A merge changes what its neighbours could become: a later rule there does not come in the place of an earlier one.
+TEST(ByteLevelBpe, keeps_the_order_of_rules_beside_a_merge) {
+  json file = naive().file();
+  file["model"]["vocab"] = {{"a", 0}, {"b", 1}, {"c", 2}, {"d", 3}, {"bc", 4}, {"ab", 5}, {"bcd", 6}, {"abc", 7}};
+  file["model"]["merges"] = {"b c", "a b", "bc d", "a bc"};
+  EXPECT_EQ(ByteLevelBpe(file).encode("abcd"), (std::vector<int32_t>{0, 6}));
+}
+
 // The words of DeepSeek-V3: three digits at a time, Chinese apart from all else, a mark with the letters behind it.
 TEST(ByteLevelBpe, cuts_at_a_sequence_of_expressions) {
   json file = naive().file();

@@ -17,6 +17,9 @@ namespace cadre {
 namespace {
 
 using test::expect_close;
+using test::Outcome;
+using test::outcome_of;
+using test::resumed;
 using test::RunFolder;
 using test::small_run;
 using test::some_text;
@@ -26,29 +29,6 @@ using test::train_on_threads;
 // Same bits, and not because both are NaN.
 void expect_same(const std::vector<double>& expected, const std::vector<double>& actual) {
   EXPECT_EQ(expected, actual);
-}
-
-RunConfig resumed(RunConfig config) {
-  config.checkpoint.resume = "auto";
-  return config;
-}
-
-// The bits of all weights after some steps; the losses of the steps before them.
-struct Outcome {
-  std::vector<double> losses;
-  std::vector<std::vector<float>> weights;
-  bool operator==(const Outcome&) const = default;
-};
-
-Outcome outcome_of(Communicator world, const RunConfig& config, int steps) {
-  Outcome outcome;
-  Trainer trainer(std::move(world), config);
-  for (int i = 0; i < steps; ++i) outcome.losses.push_back(trainer.step().global.loss);
-  for (const Parameter* parameter : trainer.worker().store().parameters()) {
-    const auto* values = parameter->value.data<float>();
-    outcome.weights.emplace_back(values, values + parameter->value.numel());
-  }
-  return outcome;
 }
 
 // Two micro-batches at once, whatever the exchange: the same losses and weights as one after the other.

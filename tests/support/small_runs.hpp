@@ -95,6 +95,29 @@ inline std::vector<double> train_on_threads(int num_ranks, const RunConfig& conf
   return losses;
 }
 
+inline RunConfig resumed(RunConfig config) {
+  config.checkpoint.resume = "auto";
+  return config;
+}
+
+// The bits of all weights after some steps; the losses of the steps before them.
+struct Outcome {
+  std::vector<double> losses;
+  std::vector<std::vector<float>> weights;
+  bool operator==(const Outcome&) const = default;
+};
+
+inline Outcome outcome_of(Communicator world, const RunConfig& config, int steps) {
+  Outcome outcome;
+  Trainer trainer(std::move(world), config);
+  for (int i = 0; i < steps; ++i) outcome.losses.push_back(trainer.step().global.loss);
+  for (const Parameter* parameter : trainer.worker().store().parameters()) {
+    const auto* values = parameter->value.data<float>();
+    outcome.weights.emplace_back(values, values + parameter->value.numel());
+  }
+  return outcome;
+}
+
 inline void expect_close(const std::vector<double>& expected, const std::vector<double>& actual) {
   ASSERT_EQ(expected.size(), actual.size());
   for (size_t i = 0; i < expected.size(); ++i) {
