@@ -14,6 +14,8 @@
 #include <thread>
 #include <vector>
 
+#include "comm/base/stack_trace.hpp"
+#include "comm/transport/blocking_call.hpp"
 #include "comm/transport/local.hpp"
 
 namespace cadre {
@@ -53,12 +55,21 @@ std::string rank_text(int rank) {
   return fmt::format("rank {} on {}: ", rank, known ? host.data() : "an unknown host");
 }
 
-// One line, whatever the text of a library looks like, in one write.
+// One line, whatever the text of a library looks like, in one write. A mistake shows its stack.
 void print_error(const std::string& rank, const Error& error) {
   std::string line = fmt::format("cadre: error: {}{}", rank, error.what());
   std::ranges::replace(line, '\n', ' ');
   std::fflush(stdout);
-  fmt::print(stderr, "{}\n", line);
+  fmt::print(stderr, "{}\n{}", line, noted_stack(error.text()));
+}
+
+// Every process of it, also where the launcher lets the others go on.
+[[noreturn]] void end_job(int code) {
+  if (RollCall* const roll = roll_call()) {
+    if (mpi_survives_lost_ranks()) roll->end_job(code);
+    roll->leave(/*job_ends=*/true);
+  }
+  abort_mpi_job(code);
 }
 
 constexpr int kFailureTag = 0;
@@ -71,7 +82,8 @@ Field ranks_option(int64_t& thread_ranks) {
   return {"ranks", &thread_ranks, between(0, 1024), "threads of this process as ranks, without MPI; 0 for MPI's ranks"};
 }
 
-Job::Job(int* argc, char*** argv) : session_(argc, argv), failures_(make_mpi_world()) {}
+Job::Job(int* argc, char*** argv)
+    : session_(argc, argv), failures_(make_mpi_world()), roll_call_(std::make_unique<RollCall>(*failures_)) {}
 
 void Job::check_launcher() const {
   const Launched launched = launched_as();
@@ -105,7 +117,9 @@ bool Job::lower_rank_failed() const {
     told.push_back(failures_->send(std::span(&news, 1), peer, kFailureTag));
   }
   std::vector<std::byte> lower(static_cast<size_t>(rank()));
+  const std::vector<int> lost = roll_call_->lost();
   for (int peer = 0; peer < rank(); ++peer) {
+    if (std::ranges::binary_search(lost, peer)) continue;
     heard.push_back(failures_->receive(std::span(lower).subspan(static_cast<size_t>(peer), 1), peer, kFailureTag));
   }
   const auto end = std::chrono::steady_clock::now() + kNewsTime;
@@ -121,6 +135,7 @@ int Job::fail(const Error& error) const {
   const int code = exit_code(error.kind());
   if (size() == 1) {
     if (launched_as().rank == 0) print_error("", error);
+    if (calls_were_left_behind()) std::_Exit(code);
     return code;
   }
   try {
@@ -130,7 +145,12 @@ int Job::fail(const Error& error) const {
   }
   const bool tell_rank = rank() > 0 || error.kind() != ErrorKind::input;
   print_error(tell_rank ? rank_text(rank()) : "", error);
-  abort_mpi_job(code);
+  end_job(code);
+}
+
+std::string rank_of_process() {
+  const Launched launched = launched_as();
+  return launched.variable == nullptr ? "" : rank_text(launched.rank);
 }
 
 Error as_error(const std::exception_ptr& exception) {
@@ -153,9 +173,9 @@ void terminate_job() {
   const std::exception_ptr exception = std::current_exception();
   const Error error =
       exception ? as_error(exception) : Error(ErrorKind::internal, "std::terminate without an exception");
-  const Launched launched = launched_as();
-  print_error(launched.variable == nullptr ? "" : rank_text(launched.rank), error);
-  abort_mpi_job(exit_code(error.kind()));
+  print_error(rank_of_process(), error);
+  if (noted_stack(error.text()).empty()) fmt::print(stderr, "{}", stack_trace());
+  end_job(exit_code(error.kind()));
 }
 
 }  // namespace cadre

@@ -7,11 +7,13 @@
 #include <exception>
 #include <functional>
 #include <memory>
+#include <string>
 
 #include "comm/base/check.hpp"
 #include "comm/base/fields.hpp"
 #include "comm/group/communicator.hpp"
 #include "comm/transport/mpi.hpp"
+#include "comm/transport/roll_call.hpp"
 
 namespace cadre {
 
@@ -43,12 +45,16 @@ class Job {
 
   MpiSession session_;
   std::unique_ptr<Transport> failures_;  // carries nothing but news of failure
+  std::unique_ptr<RollCall> roll_call_;
 };
+
+// "rank 2 on n0: " of a process that a launcher started; else empty. Needs no MPI.
+std::string rank_of_process();
 
 // The Error that is, or stands for, this exception.
 Error as_error(const std::exception_ptr& exception);
 
-// For std::set_terminate: prints what was thrown and ends the job.
+// For std::set_terminate: prints what was thrown, and the stack, and ends the job.
 [[noreturn]] void terminate_job();
 
 }  // namespace cadre

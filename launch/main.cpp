@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "launch/command_line.hpp"
+#include "launch/crash.hpp"
 
 namespace {
 
@@ -22,6 +23,7 @@ int main(int argc, char** argv) {
   keep_freed_pages();
   std::set_terminate(cadre::terminate_job);
   const cadre::Job job(&argc, &argv);
+  cadre::report_crashes();
   try {
     job.check_launcher();
     const std::vector<std::string> words(argv + 1, argv + argc);

@@ -2,7 +2,9 @@
 // cadre train: the main job.
 #include <fmt/format.h>
 
+#include <filesystem>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "comm/group/topology.hpp"
@@ -12,9 +14,11 @@
 #include "launch/leftovers.hpp"
 #include "launch/report.hpp"
 #include "layers/kernels/kernels.hpp"
+#include "runtime/checkpoint/directory.hpp"
 #include "runtime/config/run_file.hpp"
 #include "runtime/observe/process_memory.hpp"
 #include "runtime/train/memory_plan.hpp"
+#include "runtime/train/recovery.hpp"
 #include "runtime/train/signals.hpp"
 #include "runtime/train/trainer.hpp"
 
@@ -79,31 +83,74 @@ void clean_host(const Communicator& world) {
   }
 }
 
+// The checkpoint that a run finds, and when it was made.
+struct Found {
+  std::filesystem::path path;
+  std::filesystem::file_time_type made;
+  bool operator==(const Found&) const = default;
+};
+
+std::optional<Found> find_latest(const RunConfig& config) {
+  const auto latest = latest_checkpoint(std::filesystem::path(config.out) / "checkpoints");
+  if (!latest) return std::nullopt;
+  std::error_code gone;
+  return Found{latest->path, std::filesystem::last_write_time(latest->path / "cadre.json", gone)};
+}
+
+// On the ranks of `world`, from the last checkpoint to the end.
+void train_on(Communicator world, const RunConfig& config, int ranks_of_process, Recovery* recovery) {
+  const bool fresh = recovery == nullptr || recovery->num_lost() == 0;
+  const bool speaks = world.rank() == 0;
+  if (fresh) {
+    print_banner(world, config);
+    clean_host(world);
+  } else if (speaks) {
+    fmt::print("RECOVERY {}; {} ranks go on\n", recovery->story(), world.size());
+  }
+  const MemoryReport memory(world, config, ranks_of_process);
+  Trainer trainer(std::move(world), config);
+  if (recovery != nullptr) recovery->stands();
+  if (speaks) {
+    fmt::print("exchange {}\n", trainer.worker().exchange_reason());
+    for (const std::string& note : {trainer.schedule_note(), trainer.worker().progress_note()}) {
+      if (!note.empty()) fmt::print("note: {}\n", note);
+    }
+  }
+  trainer.run();
+  memory.print(trainer.worker().world());
+  if (trainer.has_traces() && speaks) show_report_if_possible(config.out);
+}
+
+void train_with_survivors(const RunConfig& config) {
+  const std::optional<Found> at_start = find_latest(config);
+  run_on_survivors([&](Communicator world, Recovery& recovery) {
+    if (recovery.num_lost() == 0) return train_on(std::move(world), config, 1, &recovery);
+    const RunConfig fewer = config_of_survivors(config, world.size(), find_latest(config) != at_start);
+    train_on(std::move(world), fewer, 1, &recovery);
+  });
+}
+
 void run_train(const Options& options, const Job& job) {
   std::vector<std::string> overrides = options.overrides;
   if (!options.metrics.empty()) overrides.push_back("log.metrics=" + options.metrics);
   const RunConfig config = load_run_config(options.run_file, overrides);
-  check(config, job.num_ranks(options.ranks));
+  const int num_ranks = job.num_ranks(options.ranks);
+  check(config, num_ranks);
   if (options.print_config) {
     if (job.rank() == 0) fmt::print("{}", to_toml(config));
     return;
   }
+  if (options.ranks > 0)
+    CADRE_CHECK(config.recover == "none", "recover = survivors, allowed: none with --ranks",
+                "threads of one process die together: start processes with mpirun");
+  check_recovery(config, num_ranks);
   set_kernel_threads(static_cast<int>(config.compute.threads));
+  set_default_deadline(config.exchange.deadline_s);
   const StopSignals signals;
+  if (config.recover == "survivors" && job.size() > 1) return train_with_survivors(config);
   job.on_ranks(options.ranks, [&](Communicator world) {
-    print_banner(world, config);
-    clean_host(world);
-    const MemoryReport memory(world, config, job.size() == 1 ? world.size() : 1);
-    Trainer trainer(std::move(world), config);
-    if (trainer.worker().world().rank() == 0) {
-      fmt::print("exchange {}\n", trainer.worker().exchange_reason());
-      for (const std::string& note : {trainer.schedule_note(), trainer.worker().progress_note()}) {
-        if (!note.empty()) fmt::print("note: {}\n", note);
-      }
-    }
-    trainer.run();
-    memory.print(trainer.worker().world());
-    if (trainer.has_traces() && trainer.worker().world().rank() == 0) show_report_if_possible(config.out);
+    const int ranks_of_process = job.size() == 1 ? world.size() : 1;
+    train_on(std::move(world), config, ranks_of_process, nullptr);
   });
 }
 

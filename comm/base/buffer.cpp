@@ -45,19 +45,23 @@ void keep(std::byte* data) {
 }  // namespace
 
 void keep_all_buffers() { keeps_all.store(true); }
+void stop_keeping_buffers() { keeps_all.store(false); }
 
 Memory& host_memory() {
   static HostMemory memory;
   return memory;
 }
 
-Buffer::Buffer(size_t bytes, Memory& memory)
-    : memory_(&memory), data_(bytes == 0 ? nullptr : memory.allocate(bytes)), bytes_(bytes) {}
+Buffer::Buffer(size_t bytes, Memory& memory, Lent lent)
+    : memory_(&memory), data_(bytes == 0 ? nullptr : memory.allocate(bytes)), bytes_(bytes), lent_(lent) {}
 
 Buffer::~Buffer() { free_bytes(); }
 
 Buffer::Buffer(Buffer&& other) noexcept
-    : memory_(other.memory_), data_(std::exchange(other.data_, nullptr)), bytes_(std::exchange(other.bytes_, 0)) {}
+    : memory_(other.memory_),
+      data_(std::exchange(other.data_, nullptr)),
+      bytes_(std::exchange(other.bytes_, 0)),
+      lent_(other.lent_) {}
 
 Buffer& Buffer::operator=(Buffer&& other) noexcept {
   if (this != &other) {
@@ -65,13 +69,14 @@ Buffer& Buffer::operator=(Buffer&& other) noexcept {
     memory_ = other.memory_;
     data_ = std::exchange(other.data_, nullptr);
     bytes_ = std::exchange(other.bytes_, 0);
+    lent_ = other.lent_;
   }
   return *this;
 }
 
 void Buffer::free_bytes() noexcept {
   if (data_ == nullptr) return;
-  if (keeps_all.load(std::memory_order_relaxed)) return keep(data_);
+  if (lent_ == Lent::maybe && keeps_all.load(std::memory_order_relaxed)) return keep(data_);
   memory_->release(data_);
 }
 

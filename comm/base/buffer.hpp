@@ -25,14 +25,19 @@ class Memory {
 // Page-aligned when large (huge pages are asked for).
 Memory& host_memory();
 
-// From now on no Buffer of this process gives its memory back: a peer may yet write into what it was lent.
+// From now on no Buffer of this process that may be lent gives its memory back: a peer may yet write into it.
 void keep_all_buffers();
+// Those that are made from now on do again; those that were kept stay.
+void stop_keeping_buffers();
+
+// Whether other ranks may be handed the memory of a Buffer, or MPI.
+enum class Lent : bool { never, maybe };
 
 // Contents start undefined. Move-only.
 class Buffer {
  public:
   Buffer() = default;
-  explicit Buffer(size_t bytes, Memory& memory = host_memory());
+  explicit Buffer(size_t bytes, Memory& memory = host_memory(), Lent lent = Lent::maybe);
   ~Buffer();
   Buffer(Buffer&& other) noexcept;
   Buffer& operator=(Buffer&& other) noexcept;
@@ -61,6 +66,7 @@ class Buffer {
   Memory* memory_ = nullptr;
   std::byte* data_ = nullptr;
   size_t bytes_ = 0;
+  Lent lent_ = Lent::maybe;
 };
 
 }  // namespace cadre

@@ -3,6 +3,8 @@
 
 #include <string_view>
 
+#include "comm/base/stack_trace.hpp"
+
 namespace cadre {
 namespace {
 
@@ -28,6 +30,7 @@ Error::Error(ErrorKind kind, const std::string& text, const std::string& hint, s
   if (!hint_.empty()) full_ += " (hint: " + hint_ + ")";
   if (kind_ == ErrorKind::internal) {
     full_ += fmt::format(" [{}:{}]", std::string_view(where.file_name()), where.line());
+    note_stack(text_);
   }
 }
 
@@ -37,6 +40,8 @@ int exit_code(ErrorKind kind) {
     case ErrorKind::environment: return 3;
     case ErrorKind::timeout: return 4;
     case ErrorKind::numerics: return 5;
+    case ErrorKind::lost_rank: return 6;
+    case ErrorKind::restart: return 75;
     case ErrorKind::internal: return 70;
   }
   return 70;

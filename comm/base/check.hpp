@@ -20,6 +20,8 @@ enum class ErrorKind {
   environment,  // the machine, the launcher or a library refused
   timeout,      // a wait passed its deadline
   numerics,     // NaN or Inf where a number is needed
+  lost_rank,    // another rank died
+  restart,      // what is left of the job cannot go on: it is to be started again
   internal,     // a mistake of ours
 };
 

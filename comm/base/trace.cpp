@@ -4,6 +4,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <utility>
 
@@ -14,7 +15,32 @@ namespace {
 
 thread_local TraceRecorder* current_recorder = nullptr;
 
+struct SharedWhereabouts {
+  std::atomic<bool> waits = false;
+  std::atomic<int64_t> step = -1;
+  std::atomic<int> micro_batch = -1;
+  std::atomic<int> layer = -1;
+  std::atomic<const char*> phase = "";
+  std::atomic<int64_t> since_ns = 0;
+};
+SharedWhereabouts shared_whereabouts;
+
 }  // namespace
+
+void note_whereabouts(TraceKind kind, const Position& at) {
+  constexpr auto relaxed = std::memory_order_relaxed;
+  shared_whereabouts.waits.store(kind == TraceKind::wait, relaxed);
+  shared_whereabouts.step.store(at.step, relaxed);
+  shared_whereabouts.micro_batch.store(at.micro_batch, relaxed);
+  shared_whereabouts.layer.store(at.layer, relaxed);
+  shared_whereabouts.phase.store(at.phase, relaxed);
+  shared_whereabouts.since_ns.store(trace_clock_ns(), relaxed);
+}
+
+Whereabouts whereabouts() {
+  const SharedWhereabouts& shared = shared_whereabouts;
+  return {shared.waits, {shared.step, shared.micro_batch, shared.layer, shared.phase}, shared.since_ns};
+}
 
 std::string Position::describe() const {
   std::string text;
@@ -77,13 +103,16 @@ TraceScope::TraceScope(TraceRecorder& recorder) : previous_(std::exchange(curren
 
 TraceScope::~TraceScope() { current_recorder = previous_; }
 
-TraceActivity::TraceActivity(TraceKind kind, const Position& at) : recorder_(current_recorder) {
+TraceActivity::TraceActivity(TraceKind kind, const Position& at)
+    : recorder_(current_recorder), whereabouts_before_(whereabouts()) {
+  note_whereabouts(kind, at);
   if (recorder_ == nullptr) return;
   before_ = recorder_->activity();
   recorder_->begin(kind, at);
 }
 
 TraceActivity::~TraceActivity() {
+  note_whereabouts(whereabouts_before_.waits ? TraceKind::wait : TraceKind::compute, whereabouts_before_.at);
   if (recorder_ == nullptr) return;
   if (before_.begin_ns == 0) {
     recorder_->end();
@@ -93,6 +122,7 @@ TraceActivity::~TraceActivity() {
 }
 
 void TraceActivity::relabel(const Position& at) {
+  note_whereabouts(TraceKind::wait, at);
   if (recorder_ != nullptr) recorder_->relabel(at);
 }
 

@@ -75,8 +75,19 @@ class TraceRecorder {
 // The recorder of the calling thread, or nullptr.
 TraceRecorder* trace_recorder();
 
+// What the process was last said to be at, for a thread that answers others. Where several threads are ranks, of any of
+// them. A reading while it changes may mix two; it is for messages.
+struct Whereabouts {
+  bool waits = false;  // else it computes
+  Position at;
+  int64_t since_ns = 0;  // trace_clock_ns(); 0: nothing was said yet
+};
+Whereabouts whereabouts();
+void note_whereabouts(TraceKind kind, const Position& at);
+
 // From here on the calling thread works on `at`.
 inline void trace_switch(const Position& at) {
+  note_whereabouts(TraceKind::compute, at);
   if (TraceRecorder* recorder = trace_recorder()) recorder->begin(TraceKind::compute, at);
 }
 
@@ -106,6 +117,7 @@ class TraceActivity {
  private:
   TraceRecorder* recorder_;
   TraceEvent before_ = {};
+  Whereabouts whereabouts_before_;
 };
 
 // A span around activities, from construction to destruction.

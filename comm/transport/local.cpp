@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "comm/base/check.hpp"
+#include "comm/transport/blocking_call.hpp"
 #include "comm/transport/mailbox.hpp"
 #include "comm/transport/wait.hpp"
 
@@ -267,9 +268,13 @@ class LocalTransport : public Transport {
   std::unique_ptr<Transport> split(int color, int key) override {
     std::unique_lock lock(group_->split_mutex);
     Group::Split& split = group_->split;
+    const Deadline deadline;
     const auto wait_for = [&](auto&& condition) {
       while (!condition()) {
         CADRE_CHECK(!*group_->failed, "another rank of this process failed");
+        deadline.check(
+            {}, [this] { return fmt::format("splitting a group (rank {})", group_->world_rank[rank_]); },
+            [&] { return fmt::format("{} of its {} ranks", size_ - split.num_posted, size_); });
         group_->split_changed.wait_for(lock, std::chrono::milliseconds(50));
       }
     };
@@ -331,29 +336,85 @@ class LocalTransport : public Transport {
 
 }  // namespace
 
-void run_local_ranks(int num_ranks, const std::function<void(std::unique_ptr<Transport>)>& body) {
-  CADRE_CHECK(num_ranks >= 1, fmt::format("{} ranks", num_ranks), "use at least one");
-  const auto failed = std::make_shared<std::atomic<bool>>(false);
-  std::vector<int> world_ranks(static_cast<size_t>(num_ranks));
-  std::iota(world_ranks.begin(), world_ranks.end(), 0);
-  const auto world = std::make_shared<Group>(std::move(world_ranks), num_ranks, failed);
+namespace {
+
+// What the threads of run_local_ranks share, and outlives those that are left behind.
+struct RunningRanks {
+  std::function<void(std::unique_ptr<Transport>)> body;
+  std::shared_ptr<Group> world;
+  Failed failed = std::make_shared<std::atomic<bool>>(false);
+  std::mutex mutex;
+  std::condition_variable changed;
+  std::vector<bool> done;
   std::exception_ptr first;
-  std::mutex first_mutex;
-  {
-    std::vector<std::jthread> threads;
-    for (int rank = 0; rank < num_ranks; ++rank) {
-      threads.emplace_back([&, rank] {
-        try {
-          body(std::make_unique<LocalTransport>(world, rank, num_ranks));
-        } catch (...) {
-          const std::lock_guard lock(first_mutex);
-          if (first == nullptr) first = std::current_exception();
-          failed->store(true);
-        }
-      });
+
+  void run(int rank) {
+    std::exception_ptr error;
+    try {
+      body(std::make_unique<LocalTransport>(world, rank, static_cast<int>(done.size())));
+    } catch (...) {
+      error = std::current_exception();
+    }
+    const std::lock_guard lock(mutex);
+    done[static_cast<size_t>(rank)] = true;
+    if (error != nullptr) {
+      if (first == nullptr) first = error;
+      failed->store(true);
+    }
+    changed.notify_all();
+  }
+
+  bool all_done() const {
+    return std::ranges::all_of(done, [](bool each) { return each; });
+  }
+
+  // Where a rank failed, those that do not come to a wait within the deadline are left behind.
+  bool come_to_an_end() {
+    std::unique_lock lock(mutex);
+    changed.wait(lock, [this] { return all_done() || first != nullptr; });
+    const auto time = std::chrono::duration<double>(default_deadline_seconds());
+    return changed.wait_for(lock, time, [this] { return all_done(); });
+  }
+
+  // The first error, and who was left behind.
+  Error error_and_late() {
+    const std::lock_guard lock(mutex);
+    std::string late;
+    for (size_t rank = 0; rank < done.size(); ++rank) {
+      if (!done[rank]) late += fmt::format("{} {}", late.empty() ? "" : ",", rank);
+    }
+    try {
+      std::rethrow_exception(first);
+    } catch (const Error& error) {
+      return {error.kind(),
+              fmt::format("{}; still busy {:.0f} s later: rank{}", error.text(), default_deadline_seconds(), late),
+              error.hint()};
+    } catch (const std::exception& error) {
+      return {ErrorKind::internal,
+              fmt::format("{}; still busy {:.0f} s later: rank{}", error.what(), default_deadline_seconds(), late)};
     }
   }
-  if (first != nullptr) std::rethrow_exception(first);
+};
+
+}  // namespace
+
+void run_local_ranks(int num_ranks, const std::function<void(std::unique_ptr<Transport>)>& body) {
+  CADRE_CHECK(num_ranks >= 1, fmt::format("{} ranks", num_ranks), "use at least one");
+  const auto running = std::make_shared<RunningRanks>();
+  running->body = body;
+  running->done.resize(static_cast<size_t>(num_ranks));
+  std::vector<int> world_ranks(static_cast<size_t>(num_ranks));
+  std::iota(world_ranks.begin(), world_ranks.end(), 0);
+  running->world = std::make_shared<Group>(std::move(world_ranks), num_ranks, running->failed);
+  std::vector<std::thread> threads;
+  for (int rank = 0; rank < num_ranks; ++rank) threads.emplace_back([running, rank] { running->run(rank); });
+  if (!running->come_to_an_end()) {
+    for (std::thread& thread : threads) thread.detach();
+    note_call_left_behind();
+    throw Error(running->error_and_late());
+  }
+  for (std::thread& thread : threads) thread.join();
+  if (running->first != nullptr) std::rethrow_exception(running->first);
 }
 
 }  // namespace cadre

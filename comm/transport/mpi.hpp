@@ -4,6 +4,7 @@
 
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "comm/transport/transport.hpp"
 
@@ -13,7 +14,8 @@ namespace cadre {
 class MpiSession {
  public:
   MpiSession(int* argc, char*** argv);
-  // Finalises. If an exception is passing through, the job is aborted instead: the peers may wait for us.
+  // Finalises. If an exception is passing through, the job is aborted instead: the peers may wait for us. Where ranks were
+  // lost the process ends here, with code 0.
   ~MpiSession();
   MpiSession(const MpiSession&) = delete;
   MpiSession& operator=(const MpiSession&) = delete;
@@ -24,6 +26,14 @@ class MpiSession {
 
 // All ranks of the job. Collective.
 std::unique_ptr<Transport> make_mpi_world();
+
+// The ranks of the job that are left, ascending. Collective over them alone; all give the same. What belongs to the worlds
+// before is left as it is from here on, pending operations included.
+std::unique_ptr<Transport> make_mpi_survivors(const std::vector<int>& ranks);
+// Whether the launcher lets a job go on when one of its processes dies.
+bool mpi_survives_lost_ranks();
+// From now on an operation that is given up half-way touches no memory of its caller any more.
+void stage_small_operations();
 
 // Ends every rank of the job with `code`.
 [[noreturn]] void abort_mpi_job(int code);

@@ -54,7 +54,7 @@ void ParameterStore::allocate(DType dtype, bool with_grad, bool dry_run, Memory&
   memory_ = &memory;
   parameter_start_ = lay_out();
   const std::vector<size_t>& offsets = parameter_start_;
-  values_ = Buffer(dry_run ? 0 : value_bytes(), memory);
+  values_ = Buffer(dry_run ? 0 : value_bytes(), memory, Lent::never);
   grads_ = Buffer(dry_run ? 0 : grad_bytes(), memory);
   if (!grads_.empty()) std::memset(grads_.data(), 0, grads_.bytes());
 

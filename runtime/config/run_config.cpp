@@ -44,6 +44,8 @@ std::vector<Section> sections_of(RunConfig& c) {
        {
            {"out", &c.out, any(), "folder for checkpoints and logs"},
            {"seed", &c.seed, at_least(0), "seed of weights, data order and sampling"},
+           {"recover", &c.recover, one_of({"none", "survivors"}),
+            "when ranks die: none ends the job; survivors go on from the last checkpoint (mpirun --enable-recovery)"},
        }},
       {"model", std::move(model)},
       {"data",

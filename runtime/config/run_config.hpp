@@ -124,6 +124,7 @@ struct TaskConfig {
 struct RunConfig {
   std::string out = "runs/default";
   int64_t seed = 1234;
+  std::string recover = "none";  // what the ranks that are left do when others die
 
   std::string model_config;  // [model] config; empty once its keys have been read
   ModelConfig model;

@@ -71,10 +71,16 @@ const char* reduction_phase(const Stage& stage, int bucket) {
   return bucket == 0 ? "embedding gradient reduction" : "head gradient reduction";
 }
 
+// Before the first group is made.
+Communicator with_deadline(Communicator world, double seconds) {
+  set_default_deadline(seconds);
+  return world;
+}
+
 }  // namespace
 
 Worker::Worker(Communicator world, const WorkerOptions& options)
-    : world_(std::move(world)),
+    : world_(with_deadline(std::move(world), options.exchange.deadline_s)),
       routes_(options.routes),
       grid_(Grid::make(world_.size(), static_cast<int>(options.parallel.pipeline),
                        static_cast<int>(options.parallel.expert))),

@@ -76,6 +76,23 @@ supervised "$folder/none" --hostfile "$folder/hosts" --multiple-of 2 --restarts 
 ends_with 3
 says "have not 2 slots"
 
+# A rank less, in the same job; then all of them, and the job is started again.
+supervised "$folder/survived" --ranks 3 --recover
+until_saved
+kill_a_rank
+ends_with 0
+says "RECOVERY " "2 ranks go on"
+if grep -q "restart" "$output"; then fail "started again although two ranks could go on"; fi
+[[ -e $out/FINISHED ]] || fail "no FINISHED"
+supervised "$folder/all" --ranks 2 --recover
+until_saved
+launcher_pid=$(pgrep -P "$supervisor" -x mpirun)
+# shellcheck disable=SC2046  # one word a process
+kill -KILL $(pgrep -P "$launcher_pid")
+ends_with 0
+says "restart 1 of 3" "resumed after step"
+[[ -e $out/FINISHED ]] || fail "no FINISHED"
+
 # What would fail again is not started again; what fails always, as often as said.
 supervised "$folder/refused" --ranks 2 train.stpes=1
 ends_with 2

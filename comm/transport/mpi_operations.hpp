@@ -1,0 +1,128 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the transport over MPI is made of: return codes, types of rows and blocks, operations under way.
+#pragma once
+
+#include <mpi.h>
+
+#include <memory>
+#include <source_location>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "comm/transport/transport.hpp"
+
+namespace cadre {
+
+// Throws ErrorKind::environment with MPI's own text, and a stack trace.
+void check_mpi(int code, const char* call, std::source_location where = std::source_location::current());
+
+#define CADRE_MPI(call) ::cadre::check_mpi((call), #call)
+
+// Groups and windows are given back where all goes well. Where an exception passes through, a rank died, or MPI is over, they
+// are left: giving them back is collective, and the peers may be waiting elsewhere.
+class Belonging {
+ public:
+  Belonging();
+  bool all_is_well() const;
+
+ private:
+  int exceptions_;
+  int generation_;
+};
+
+// The world became smaller: what belongs to the larger one is not given back any more.
+void begin_mpi_generation();
+
+// A row as one MPI element, so that counts are rows and stay below 2^31.
+class RowType {
+ public:
+  explicit RowType(size_t row_bytes);
+  // MPI keeps a type that pending messages use; the return code is dropped because a destructor cannot throw.
+  ~RowType() { static_cast<void>(MPI_Type_free(&type_)); }
+  RowType(const RowType&) = delete;
+  RowType& operator=(const RowType&) = delete;
+  MPI_Datatype get() const { return type_; }
+
+ private:
+  MPI_Datatype type_ = MPI_DATATYPE_NULL;
+};
+
+// A block of any size as one MPI element.
+class BlockType {
+ public:
+  explicit BlockType(size_t bytes);
+  ~BlockType() { static_cast<void>(MPI_Type_free(&type_)); }
+  BlockType(const BlockType&) = delete;
+  BlockType& operator=(const BlockType&) = delete;
+  MPI_Datatype get() const { return type_; }
+
+ private:
+  MPI_Datatype type_ = MPI_DATATYPE_NULL;
+};
+
+MPI_Datatype mpi_type(DType dtype);
+MPI_Op mpi_op(ReduceOp op);
+
+// Copies of what an operation reads and writes, where small operations are staged (mpi.hpp); else the memory itself. Large
+// ones work on Buffers, which outlive them.
+class Staging {
+ public:
+  const std::byte* in(std::span<const std::byte> bytes);
+  std::byte* out(std::span<std::byte> bytes, bool read_first = false);
+  // Once the operation is complete.
+  void copy_back();
+
+ private:
+  Buffer in_;
+  Buffer out_;
+  std::span<std::byte> target_;
+};
+
+// A nonblocking collective: MPI does not tell which peer is late.
+class CollectiveOperation : public PendingOperation {
+ public:
+  explicit CollectiveOperation(int size) : size_(size) {}
+  MPI_Request* handle() { return &request_; }
+  Staging& staging() { return staging_; }
+  bool test() override;
+  std::string missing() const override;
+
+ private:
+  MPI_Request request_ = MPI_REQUEST_NULL;
+  int size_;
+  Staging staging_;
+};
+
+// A set of messages, each with the peer it is from or to.
+class MessagesOperation : public PendingOperation {
+ public:
+  // Room for up to `count` messages: MPI holds the addresses of their handles only while a call runs.
+  explicit MessagesOperation(int count);
+
+  // `peer` is a world rank.
+  MPI_Request* add(bool receiving, int peer, size_t bytes);
+  Staging& staging() { return staging_; }
+  bool test() override;
+  std::string missing() const override;
+
+ private:
+  struct Message {
+    bool receiving;
+    int peer;
+    size_t bytes;
+  };
+  void check_sizes() const;
+
+  std::vector<MPI_Request> requests_;
+  std::vector<MPI_Status> statuses_;
+  std::vector<Message> messages_;
+  Staging staging_;
+};
+
+// Takes the communicator over.
+std::unique_ptr<Transport> make_mpi_transport(MPI_Comm comm);
+// How many ranks of the job run on this host.
+void set_ranks_of_job_on_host(int ranks);
+
+}  // namespace cadre

@@ -1,0 +1,110 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <mpi.h>
+
+#include <array>
+#include <atomic>
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <exception>
+#include <string_view>
+#include <thread>
+#include <vector>
+
+#include "comm/base/check.hpp"
+#include "comm/transport/blocking_call.hpp"
+#include "comm/transport/mpi.hpp"
+#include "comm/transport/mpi_operations.hpp"
+
+namespace cadre {
+namespace {
+
+std::atomic<bool> lost_ranks = false;  // and the world was made anew
+
+void count_ranks_on_host(MPI_Comm world) {
+  MPI_Comm host = MPI_COMM_NULL;
+  CADRE_MPI(MPI_Comm_split_type(world, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &host));
+  int ranks = 1;
+  CADRE_MPI(MPI_Comm_size(host, &ranks));
+  CADRE_MPI(MPI_Comm_free(&host));
+  set_ranks_of_job_on_host(ranks);
+}
+
+}  // namespace
+
+MpiSession::MpiSession(int* argc, char*** argv) : exceptions_(std::uncaught_exceptions()) {
+  int provided = MPI_THREAD_SINGLE;
+  CADRE_MPI(MPI_Init_thread(argc, argv, MPI_THREAD_MULTIPLE, &provided));
+  CADRE_CHECK(provided >= MPI_THREAD_FUNNELED, "this MPI gives less than MPI_THREAD_FUNNELED",
+              "use an MPI library built with thread support");
+  allow_threads_for_blocking_calls(provided == MPI_THREAD_MULTIPLE);
+}
+
+MpiSession::~MpiSession() {
+  if (std::uncaught_exceptions() > exceptions_) abort_mpi_job(exit_code(ErrorKind::internal));
+  if (lost_ranks || calls_were_left_behind()) {
+    // MPI_Finalize would wait for those that are no more.
+    std::fflush(nullptr);
+    std::_Exit(0);
+  }
+  static_cast<void>(MPI_Finalize());
+}
+
+std::unique_ptr<Transport> make_mpi_world() {
+  return make_mpi_transport(blocking_call<MPI_Comm>("making the world", [](MPI_Comm& world) {
+    CADRE_MPI(MPI_Comm_dup(MPI_COMM_WORLD, &world));
+    count_ranks_on_host(world);
+  }));
+}
+
+std::unique_ptr<Transport> make_mpi_survivors(const std::vector<int>& ranks) {
+  lost_ranks.store(true);
+  begin_mpi_generation();
+  return make_mpi_transport(
+      blocking_call<MPI_Comm>("making a world of the ranks that are left", [ranks](MPI_Comm& survivors) {
+        MPI_Group world = MPI_GROUP_NULL;
+        MPI_Group group = MPI_GROUP_NULL;
+        CADRE_MPI(MPI_Comm_group(MPI_COMM_WORLD, &world));
+        CADRE_MPI(MPI_Group_incl(world, static_cast<int>(ranks.size()), ranks.data(), &group));
+        // The same set of ranks is never tried twice, so its size tells this attempt from those before.
+        CADRE_MPI(MPI_Comm_create_group(MPI_COMM_WORLD, group, static_cast<int>(ranks.size()), &survivors));
+        CADRE_MPI(MPI_Group_free(&group));
+        CADRE_MPI(MPI_Group_free(&world));
+        count_ranks_on_host(survivors);
+      }));
+}
+
+bool mpi_survives_lost_ranks() {
+  const char* recovers = std::getenv("OMPI_MCA_orte_enable_recovery");
+  return recovers != nullptr && std::string_view(recovers) != "0";
+}
+
+void abort_mpi_job(int code) {
+#ifdef MPICH_VERSION
+  // MPICH's launcher drops what a rank wrote just before it aborts.
+  std::this_thread::sleep_for(std::chrono::milliseconds(100));
+#endif
+  static_cast<void>(MPI_Abort(MPI_COMM_WORLD, code));
+  std::_Exit(code);
+}
+
+std::string mpi_library_version() {
+  char text[MPI_MAX_LIBRARY_VERSION_STRING] = "";
+  int length = 0;
+  CADRE_MPI(MPI_Get_library_version(text, &length));
+  const std::string version(text, static_cast<size_t>(length));
+  return version.substr(0, version.find_first_of(",\n"));
+}
+
+std::string mpi_thread_level() {
+  int level = MPI_THREAD_SINGLE;
+  CADRE_MPI(MPI_Query_thread(&level));
+  switch (level) {
+    case MPI_THREAD_SINGLE: return "single";
+    case MPI_THREAD_FUNNELED: return "funneled";
+    case MPI_THREAD_SERIALIZED: return "serialized";
+    default: return "multiple";
+  }
+}
+
+}  // namespace cadre

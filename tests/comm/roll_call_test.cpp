@@ -1,0 +1,101 @@
+// SPDX-License-Identifier: Apache-2.0
+// The roll call among the processes of a job. Deaths are in tests/launch/recover_test.sh.
+#include "comm/transport/roll_call.hpp"
+
+#include <gtest/gtest.h>
+
+#include <optional>
+#include <thread>
+
+#include "comm/base/check.hpp"
+#include "comm/transport/wait.hpp"
+#include "tests/support/ranks.hpp"
+
+namespace cadre {
+namespace {
+
+void meet(const Communicator& world) {
+  Request together = world.barrier();
+  wait(together);
+}
+
+TEST(RollCall, says_where_the_others_are) {
+  if (!test::runs_under_mpi()) return;  // one a process
+  test::on_ranks([](Communicator& world) {
+    RollCall roll(world.transport());
+    ASSERT_EQ(roll.why_not(), "");
+    EXPECT_EQ(roll_call(), &roll);
+    trace_switch({.step = 5, .layer = 2, .phase = "experts"});
+    meet(world);
+    if (world.rank() == 0) {
+      const std::string late = roll.describe_late();
+      for (int rank = 1; rank < world.size(); ++rank) {
+        EXPECT_NE(late.find(fmt::format("rank {} on ", rank)), std::string::npos) << late;
+      }
+      if (world.size() > 1) {
+        EXPECT_NE(late.find("at step 5, layer 2, experts for 0 s"), std::string::npos) << late;
+      }
+      // A wait that fails says the same.
+      if (world.size() > 1) {
+        std::byte never{};
+        Request request = world.transport().receive(std::span(&never, 1), 1, 9);
+        try {
+          wait(request, 0.01, {.step = 6, .phase = "combine"});
+          ADD_FAILURE() << "the wait ended";
+        } catch (const Error& error) {
+          EXPECT_NE(error.text().find("step 6, combine: waited 0 s in receive of 1 bytes"), std::string::npos)
+              << error.text();
+          EXPECT_NE(error.text().find("; rank 1 on "), std::string::npos) << error.text();
+        }
+        meet(world);
+        wait(request);
+        return meet(world);
+      }
+    }
+    meet(world);
+    if (world.rank() == 1) {
+      const std::byte sent{};
+      Request request = world.transport().send(std::span(&sent, 1), 0, 9);
+      wait(request);
+    }
+    meet(world);
+  });
+}
+
+TEST(RollCall, a_farewell_is_no_death) {
+  if (!test::runs_under_mpi()) return;
+  test::on_ranks([](Communicator& world) {
+    std::optional<RollCall> roll(std::in_place, world.transport());
+    meet(world);
+    if (world.rank() == world.size() - 1) {
+      roll.reset();
+      EXPECT_EQ(roll_call(), nullptr);
+    }
+    std::this_thread::sleep_for(std::chrono::milliseconds(400));  // longer than a death takes to be known
+    if (roll) {
+      EXPECT_FALSE(roll->news());
+      EXPECT_TRUE(roll->lost().empty());
+      const std::vector<int> left = roll->agree_on_survivors(10.0);
+      EXPECT_EQ(static_cast<int>(left.size()), world.size() - 1);
+    }
+    meet(world);
+  });
+}
+
+TEST(RollCall, agreement_is_of_all_and_has_a_deadline) {
+  if (!test::runs_under_mpi()) return;
+  test::on_ranks([](Communicator& world) {
+    if (world.size() == 1) return;
+    RollCall roll(world.transport());
+    meet(world);
+    if (world.rank() == 0) {
+      EXPECT_THROW(roll.agree_on_survivors(0.2), Error);  // nobody else asks
+    }
+    meet(world);
+    EXPECT_EQ(static_cast<int>(roll.agree_on_survivors(10.0).size()), world.size());
+    meet(world);
+  });
+}
+
+}  // namespace
+}  // namespace cadre
