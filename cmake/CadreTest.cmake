@@ -32,6 +32,9 @@ function(cadre_add_test)
     target_link_libraries(${target} PRIVATE cadre::${folder})
   endif()
   set_property(GLOBAL APPEND PROPERTY CADRE_TEST_FILES "${CMAKE_CURRENT_SOURCE_DIR}/${arg_FILE}")
+  if("gpu" IN_LIST arg_LABELS)
+    add_dependencies(gpu_tests ${target})
+  endif()
 
   add_test(NAME ${name} COMMAND ${target})
   set_tests_properties(${name} PROPERTIES

@@ -11,6 +11,7 @@
 #include "comm/group/grid.hpp"
 #include "comm/group/topology.hpp"
 #include "comm/transport/mpi.hpp"
+#include "comm/transport/nccl.hpp"
 #include "launch/binding.hpp"
 #include "runtime/train/devices.hpp"
 
@@ -60,6 +61,9 @@ void print_banner(const Communicator& world, const RunConfig& config) {
                       config.compute.precision, config.compute.threads);
   if (!seats.empty()) {
     for (const std::string& line : device_lines(topology, seats)) text += fmt::format("  device    {}\n", line);
+    const std::string why_not =
+        config.exchange.transport == "mpi" ? "as the configuration says" : why_no_nccl(topology, seats);
+    text += fmt::format("  rows      over {}\n", why_not.empty() ? nccl_version() : "MPI and the host: " + why_not);
   }
   for (int host = 0; host < topology.num_hosts(); ++host) text += host_line(topology, bindings, host);
   for (int host = 0; host < topology.num_hosts(); ++host) {

@@ -94,6 +94,8 @@ std::vector<Section> sections_of(RunConfig& c) {
        {
            {"strategy", &c.exchange.strategy, one_of({"auto", "flat", "shared", "hierarchical", "all_gather"}),
             "how rows travel to experts"},
+           {"transport", &c.exchange.transport, one_of({"auto", "mpi", "nccl"}),
+            "with device = cuda; auto: nccl where each rank has a device of its own"},
            {"combine", &c.exchange.combine, one_of({"partial", "slot_order"}),
             "partial: one weighted sum a row and rank; slot_order: a row per expert, bit-equal however experts lie"},
            {"dispatch_format", &c.exchange.dispatch_format, one_of({"fp32", "bf16", "fp8"}),

@@ -58,6 +58,7 @@ struct ParallelConfig {
 };
 
 struct ExchangeConfig {
+  std::string transport = "auto";  // or mpi, nccl
   std::string strategy = "auto";
   std::string combine = "partial";
   std::string dispatch_format = "fp32";

@@ -3,7 +3,9 @@
 
 #include <map>
 #include <span>
+#include <utility>
 
+#include "comm/transport/nccl.hpp"
 #include "comm/transport/wait.hpp"
 #include "layers/kernels/cuda.hpp"
 #include "runtime/train/worker.hpp"
@@ -37,6 +39,41 @@ std::vector<DeviceSeat> take_device_seats(const Communicator& world) {
     throw Error(ErrorKind::environment, fmt::format("compute.device = cuda: rank {} has no CUDA device", rank), kHint);
   }
   return seats;
+}
+
+std::string why_no_nccl(const Topology& topology, const std::vector<DeviceSeat>& seats) {
+  std::map<std::pair<int, int>, int> taken;  // (host, device): rank
+  for (int rank = 0; rank < topology.num_ranks(); ++rank) {
+    const int host = topology.host_of_rank[static_cast<size_t>(rank)];
+    const int device = seats[static_cast<size_t>(rank)].device;
+    const auto [seat, is_free] = taken.try_emplace({host, device}, rank);
+    if (!is_free) {
+      return fmt::format("ranks {} and {} share cuda:{} of {}", seat->second, rank, device,
+                         topology.host_names[static_cast<size_t>(host)]);
+    }
+  }
+  return nccl_version().empty() ? "this build has no NCCL" : "";
+}
+
+Communicator over_devices(Communicator world, const ComputeConfig& compute, const ExchangeConfig& exchange) {
+  if (compute.device == "cpu") {
+    CADRE_CHECK(exchange.transport != "nccl", "exchange.transport = nccl with compute.device = cpu",
+                "NCCL moves rows between GPUs; use compute.device=cuda, or exchange.transport=mpi");
+    return world;
+  }
+  if (exchange.transport == "mpi") return world;
+  const std::vector<DeviceSeat> seats = take_device_seats(world);
+  const std::string why_not =
+      world.transport().name() == "mpi" ? why_no_nccl(discover_topology(world), seats) : "ranks are threads";
+  if (why_not.empty()) {
+    const int device = seats[static_cast<size_t>(world.rank())].device;
+    return {make_nccl_transport(world.transport().split(0, world.rank()), device), world.name()};
+  }
+  if (exchange.transport == "nccl") {
+    throw Error(ErrorKind::environment, fmt::format("exchange.transport = nccl: {}", why_not),
+                "exchange.transport=auto takes MPI then, through memory of the host");
+  }
+  return world;
 }
 
 std::unique_ptr<Kernels> make_kernels(const Communicator& world, const ComputeConfig& config, PackedWeights packed) {

@@ -24,6 +24,13 @@ struct DeviceSeat {
 // [ranks]. Collective over `world`. Throws ErrorKind::environment, on all ranks, where some rank has no device.
 std::vector<DeviceSeat> take_device_seats(const Communicator& world);
 
+// Why these ranks cannot use NCCL: the build, or two of them with one device. Empty where they can.
+std::string why_no_nccl(const Topology& topology, const std::vector<DeviceSeat>& seats);
+
+// The same ranks over NCCL, where they compute on devices, can use it and exchange.transport lets them; else `world`.
+// Collective. Throws where the configuration insists on NCCL in vain.
+Communicator over_devices(Communicator world, const ComputeConfig& compute, const ExchangeConfig& exchange);
+
 // The back end that the configuration asks for, on the device of this rank. With device = cuda collective over `world`.
 std::unique_ptr<Kernels> make_kernels(const Communicator& world, const ComputeConfig& config, PackedWeights packed);
 

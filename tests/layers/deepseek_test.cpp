@@ -9,7 +9,7 @@
 #include "layers/model/model.hpp"
 #include "layers/tensor/parameter_store.hpp"
 #include "tests/support/deepseek_reference.hpp"
-#include "tests/support/gpu_twin.hpp"
+#include "tests/support/fast_back_ends.hpp"
 #include "tests/support/tensors.hpp"
 
 namespace cadre {
@@ -294,8 +294,12 @@ TEST_P(DeepSeek, EqualsThePlainLoopsInFp32) {
   compare(GetParam().config, make_cpu_kernels(Precision::fp32), DType::f32, 2e-5);
 }
 TEST_P(DeepSeek, EqualsThePlainLoopsOnTheTwinOfAGpu) {
-  compare(GetParam().config, test::make_gpu_twin(test::TwinOrder::descending, test::TwinMemory::copied), DType::f32,
-          2e-5);
+  compare(GetParam().config, test::make_twin_with_copies(), DType::f32, 2e-5);
+}
+TEST_P(DeepSeek, EqualsThePlainLoopsOnADevice) {
+  auto kernels = test::make_on_cuda();
+  CADRE_SKIP_WITHOUT(kernels);
+  compare(GetParam().config, std::move(kernels), DType::f32, 2e-5);
 }
 
 INSTANTIATE_TEST_SUITE_P(Configurations, DeepSeek, testing::ValuesIn(cases()), [](const auto& parameter) {

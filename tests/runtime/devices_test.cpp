@@ -8,7 +8,9 @@
 #include <string_view>
 #include <vector>
 
+#include "comm/transport/nccl.hpp"
 #include "layers/kernels/cuda.hpp"
+#include "tests/support/messages.hpp"
 #include "tests/support/ranks.hpp"
 
 namespace cadre {
@@ -28,6 +30,25 @@ TEST(Devices, LinesTellWhoSharesWhat) {
             (std::vector<std::string>{"a: ranks 0 on cuda:0 (H100), ranks 1 on cuda:1 (H100)",
                                       "b: ranks 2 4 on cuda:0 (A100), ranks 3 on cuda:1 (A100); devices 2, fewer than "
                                       "ranks 3: they take turns"}));
+}
+
+TEST(Devices, NcclWantsADeviceForEachRank) {
+  const Topology topology = Topology::from_leaders({0, 0, 2, 2}, {"a", "a", "b", "b"});
+  const DeviceSeat first = seat(0, 2, "H100");
+  const DeviceSeat second = seat(1, 2, "H100");
+  EXPECT_EQ(why_no_nccl(topology, {first, second, first, first}), "ranks 2 and 3 share cuda:0 of b");
+  const std::string of_build = why_no_nccl(topology, {first, second, second, first});
+  EXPECT_EQ(of_build, nccl_version().empty() ? "this build has no NCCL" : "");
+}
+
+TEST(Devices, NcclIsRefusedWithoutDevices) {
+  const auto body = [](Communicator& world) {
+    const std::string message =
+        test::message_of([&] { over_devices(world.duplicate("again"), {.device = "cpu"}, {.transport = "nccl"}); });
+    test::expect_message(message, {"exchange.transport = nccl", "compute.device = cpu"});
+    EXPECT_EQ(over_devices(world.duplicate("again"), {.device = "cpu"}, {}).size(), world.size());
+  };
+  test::on_ranks(body, {1, 2});
 }
 
 TEST(Devices, WithoutOneEveryRankSaysSo) {
