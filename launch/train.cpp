@@ -17,6 +17,7 @@
 #include "runtime/checkpoint/directory.hpp"
 #include "runtime/config/run_file.hpp"
 #include "runtime/observe/process_memory.hpp"
+#include "runtime/train/devices.hpp"
 #include "runtime/train/memory_plan.hpp"
 #include "runtime/train/recovery.hpp"
 #include "runtime/train/signals.hpp"
@@ -44,7 +45,11 @@ class MemoryReport {
     const Topology topology = discover_topology(world);
     const MemoryPlan plan = plan_memory(config, topology, world.rank());
     planned_ = plan.total_bytes();
-    check_memory(plan, topology.ranks_on_host(topology.host_of_rank[world.rank()]));
+    if (config.compute.device == "cpu") {
+      check_memory(plan, topology.ranks_on_host(topology.host_of_rank[world.rank()]));
+    } else {
+      check_device_memory(topology, take_device_seats(world), world.rank(), planned_);
+    }
     if (world.rank() == 0) fmt::print("memory of a rank, planned:\n{}", plan.table());
   }
 

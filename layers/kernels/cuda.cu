@@ -21,12 +21,8 @@ std::string mib(size_t bytes) {
   return std::to_string(static_cast<int64_t>(static_cast<double>(bytes) / kMiB)) + " MiB";
 }
 
-// Moves pages to the device, so that memory that is taken is also there. A device that cannot share pages with a running
-// host takes them at the next launch.
+// Moves pages to the device, so that memory that is taken is also there.
 void move_to_device(std::byte* data, size_t bytes, int device) {
-  int shares_pages = 0;
-  CADRE_CUDA(cudaDeviceGetAttribute(&shares_pages, cudaDevAttrConcurrentManagedAccess, device));
-  if (shares_pages == 0) return;
 #if CUDART_VERSION >= 13000
   const cudaMemLocation location = {.type = cudaMemLocationTypeDevice, .id = device};
   CADRE_CUDA(cudaMemPrefetchAsync(data, bytes, location, 0, nullptr));
@@ -97,6 +93,13 @@ std::byte* ScratchMemory::take(size_t bytes) {
 
 CudaMachine::CudaMachine(int device) : device_(device), memory_(device) {
   CADRE_CUDA(cudaSetDevice(device));
+  int shares_pages = 0;
+  CADRE_CUDA(cudaDeviceGetAttribute(&shares_pages, cudaDevAttrConcurrentManagedAccess, device));
+  if (shares_pages == 0) {
+    throw Error(ErrorKind::environment,
+                "CUDA device " + std::to_string(device) + " cannot share managed memory with a running host",
+                "GPUs since Pascal can, under Linux; use compute.device=cpu");
+  }
   CADRE_CUDA(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking));
   products_ = std::make_unique<LtProducts>();
 }
@@ -130,8 +133,7 @@ CudaDevices find_cuda_devices() {
     cudaDeviceProp properties = {};
     CudaDevice& one = found.list.emplace_back();
     CADRE_CUDA(cudaGetDeviceProperties(&properties, device));
-    CADRE_CUDA(cudaSetDevice(device));
-    CADRE_CUDA(cudaMemGetInfo(&one.free_bytes, &one.total_bytes));
+    one.bytes = properties.totalGlobalMem;
     one.name = properties.name;
     one.major = properties.major;
     one.minor = properties.minor;

@@ -15,8 +15,7 @@ struct CudaDevice {
   std::string name;  // "NVIDIA H100 80GB HBM3"
   int major = 0;     // compute capability
   int minor = 0;
-  size_t total_bytes = 0;
-  size_t free_bytes = 0;
+  size_t bytes = 0;  // of memory
 };
 
 struct CudaDevices {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // What a body sees of the block that runs it on a device (gpu_block.hpp), and the two kernels that run bodies: all of the
-// GPU back end that is device code only.
+// GPU back end that is device code only. tests/support/cuda_on_threads.hpp runs it on threads of the host.
 #pragma once
 
 #include <cstdint>
@@ -10,6 +10,12 @@
 namespace cadre::gpu {
 
 extern __shared__ float4 dynamic_shared[];  // floats, aligned for whatever a body puts there
+
+// Of the reductions of a kernel, one after the other.
+__device__ inline void* reduction_room() {
+  static __shared__ float4 room[kThreads];
+  return room;
+}
 
 class DeviceBlock {
  public:
@@ -25,8 +31,8 @@ class DeviceBlock {
   // Thread t joins elements t, t + threads, ..., then halves join each other: the order of the twin.
   template <class T, class F, class Join>
   __device__ T reduce(int64_t count, T zero, const F& f, const Join& join) {
-    __shared__ alignas(16) unsigned char room[kThreads * sizeof(T)];
-    T* partial = reinterpret_cast<T*>(room);
+    static_assert(sizeof(T) <= sizeof(float4));
+    T* partial = static_cast<T*>(reduction_room());
     T mine = zero;
     for (int64_t i = threadIdx.x; i < count; i += kThreads) mine = join(mine, f(i));
     partial[threadIdx.x] = mine;

@@ -64,10 +64,10 @@ class CudaMachine {
   Memory& memory() { return memory_; }
 
   void copy_in(std::byte* device, const std::byte* host, size_t bytes) {
-    CADRE_CUDA(cudaMemcpyAsync(device, host, bytes, cudaMemcpyHostToDevice, stream_));
+    CADRE_CUDA(cudaMemcpyAsync(device, host, bytes, cudaMemcpyDefault, stream_));
   }
   void copy_out(void* host, const void* device, size_t bytes) {
-    CADRE_CUDA(cudaMemcpyAsync(host, device, bytes, cudaMemcpyDeviceToHost, stream_));
+    CADRE_CUDA(cudaMemcpyAsync(host, device, bytes, cudaMemcpyDefault, stream_));
   }
 
   template <class Body>

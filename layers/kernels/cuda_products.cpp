@@ -37,11 +37,10 @@ Owned<cublasLtMatmulDescOpaque_t> make_desc(bool a_transposed, bool b_transposed
   return owned;
 }
 
-// A row-major matrix [rows, columns] is the column-major [columns, rows].
-Owned<cublasLtMatrixLayoutOpaque_t> make_layout(cudaDataType_t type, int64_t rows, int64_t columns) {
+Owned<cublasLtMatrixLayoutOpaque_t> make_layout(cudaDataType_t type, const ColumnMajorProduct::Stored& stored) {
   cublasLtMatrixLayout_t layout = nullptr;
-  CADRE_CUDA(
-      cublasLtMatrixLayoutCreate(&layout, type, static_cast<uint64_t>(columns), static_cast<uint64_t>(rows), columns));
+  CADRE_CUDA(cublasLtMatrixLayoutCreate(&layout, type, static_cast<uint64_t>(stored.rows),
+                                        static_cast<uint64_t>(stored.columns), stored.rows));
   return Owned<cublasLtMatrixLayoutOpaque_t>(layout);
 }
 
@@ -78,15 +77,13 @@ LtProducts::~LtProducts() {
   std::ignore = cublasLtDestroy(handle_);
 }
 
-// cuBLASLt is column-major: there d is [columns, rows] = op(b) op(a), and every operand is seen the other way round.
 void LtProducts::multiply(const ProductShape& shape, cudaDataType_t type, const void* a, const void* b, float* d,
                           cudaStream_t stream) {
-  const auto desc = make_desc(shape.b_transposed, shape.a_transposed);
-  const auto b_layout = shape.b_transposed ? make_layout(type, shape.columns, shape.inner)
-                                           : make_layout(type, shape.inner, shape.columns);
-  const auto a_layout =
-      shape.a_transposed ? make_layout(type, shape.inner, shape.rows) : make_layout(type, shape.rows, shape.inner);
-  const auto d_layout = make_layout(CUDA_R_32F, shape.rows, shape.columns);
+  const ColumnMajorProduct product = in_column_major(shape);
+  const auto desc = make_desc(product.first.transposed, product.second.transposed);
+  const auto b_layout = make_layout(type, product.first);
+  const auto a_layout = make_layout(type, product.second);
+  const auto d_layout = make_layout(CUDA_R_32F, product.result);
 
   const uint32_t aligned[] = {alignment_of(b), alignment_of(a), alignment_of(d)};
   const bool adds = shape.accumulate == Accumulate::yes;

@@ -27,7 +27,7 @@ namespace cadre::gpu {
 inline constexpr int kThreads = 256;  // of every block
 
 // Floats of shared memory that a block may ask for on any device: of 48 KiB, what reductions leave.
-inline constexpr int64_t kSharedFloats = 40 * 1024 / 4;
+inline constexpr int64_t kSharedFloats = 44 * 1024 / 4;
 
 // Joins for Block::reduce.
 struct Plus {

@@ -26,6 +26,28 @@ struct ProductShape {
   Accumulate accumulate = Accumulate::no;
 };
 
+// The same for a library whose matrices are column-major, where a row-major matrix is its own transpose: d is
+// op(first) op(second) with first = b and second = a. `rows` of a stored matrix is also its leading dimension.
+struct ColumnMajorProduct {
+  struct Stored {
+    int64_t rows;
+    int64_t columns;
+    bool transposed;
+  };
+  Stored first;
+  Stored second;
+  Stored result;
+};
+
+inline ColumnMajorProduct in_column_major(const ProductShape& shape) {
+  const auto stored = [](int64_t rows, int64_t columns, bool transposed) {
+    return transposed ? ColumnMajorProduct::Stored{rows, columns, true}
+                      : ColumnMajorProduct::Stored{columns, rows, false};
+  };
+  return {stored(shape.inner, shape.columns, shape.b_transposed), stored(shape.rows, shape.inner, shape.a_transposed),
+          stored(shape.rows, shape.columns, false)};
+}
+
 // Which values of an operand share a scale in fp8: 128 of a row, 128 of a column, or a block.
 struct Fp8Tiles {
   int64_t rows;

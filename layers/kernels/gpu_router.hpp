@@ -126,6 +126,7 @@ struct Route {
     for (int64_t k = 0; k < rule.kept; ++k) {
       last = next_best(
           block, rule.groups, [&](int64_t g) { return of_group[g]; }, last);
+      if (last.index == kNoIndex) break;
       block.each(1, [&](int64_t) { is_kept[last.index] = 1.0F; });
     }
     block.each(rule.groups, [&](int64_t g) {

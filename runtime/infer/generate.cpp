@@ -62,7 +62,7 @@ class Decoder {
   ExpertCache* expert_cache_;
   RequestFacts facts_;
   int64_t num_texts_;
-  Arena cache_arena_;
+  Arena cache_arena_{Arena::Mode::real, /*poison=*/false, worker_.kernels().memory()};
   std::vector<KvCache> caches_;
   int64_t num_read_ = 0;
 };

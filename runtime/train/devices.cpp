@@ -24,8 +24,9 @@ std::vector<DeviceSeat> take_device_seats(const Communicator& world) {
   mine.num_devices = static_cast<int>(devices.list.size());
   if (mine.num_devices > 0) {
     mine.device = topology.local_rank[static_cast<size_t>(world.rank())] % mine.num_devices;
-    const std::string& name = devices.list[static_cast<size_t>(mine.device)].name;
-    name.copy(mine.name.data(), mine.name.size() - 1);
+    const CudaDevice& device = devices.list[static_cast<size_t>(mine.device)];
+    mine.bytes = static_cast<int64_t>(device.bytes);
+    device.name.copy(mine.name.data(), mine.name.size() - 1);
   }
   std::vector<DeviceSeat> seats(static_cast<size_t>(world.size()));
   Request gathered =
@@ -80,6 +81,22 @@ std::unique_ptr<Kernels> make_kernels(const Communicator& world, const ComputeCo
   if (config.device == "cpu") return make_cpu_kernels(precision_of(config), packed);
   const std::vector<DeviceSeat> seats = take_device_seats(world);
   return make_cuda_kernels(seats[static_cast<size_t>(world.rank())].device, precision_of(config));
+}
+
+void check_device_memory(const Topology& topology, const std::vector<DeviceSeat>& seats, int rank,
+                         size_t planned_bytes) {
+  constexpr double kMiB = 1024.0 * 1024.0;
+  const DeviceSeat& mine = seats[static_cast<size_t>(rank)];
+  const int host = topology.host_of_rank[static_cast<size_t>(rank)];
+  size_t num_sharing = 0;
+  for (size_t other = 0; other < seats.size(); ++other) {
+    if (topology.host_of_rank[other] == host && seats[other].device == mine.device) ++num_sharing;
+  }
+  CADRE_CHECK(planned_bytes * num_sharing <= static_cast<size_t>(mine.bytes),
+              fmt::format("{} ranks on cuda:{} of {} want {:.0f} MiB each, the device has {:.0f} MiB", num_sharing,
+                          mine.device, topology.host_names[static_cast<size_t>(host)],
+                          static_cast<double>(planned_bytes) / kMiB, static_cast<double>(mine.bytes) / kMiB),
+              "lower train.batch, raise train.micro_batches, or use more devices");
 }
 
 std::vector<std::string> device_lines(const Topology& topology, const std::vector<DeviceSeat>& seats) {

@@ -18,7 +18,8 @@ namespace cadre {
 struct DeviceSeat {
   int device = -1;               // the host's number of it
   int num_devices = 0;           // of its host, that this job may use
-  std::array<char, 120> name{};  // "NVIDIA H100 80GB HBM3"
+  int64_t bytes = 0;             // of its memory
+  std::array<char, 112> name{};  // "NVIDIA H100 80GB HBM3"
 };
 
 // [ranks]. Collective over `world`. Throws ErrorKind::environment, on all ranks, where some rank has no device.
@@ -33,6 +34,10 @@ Communicator over_devices(Communicator world, const ComputeConfig& compute, cons
 
 // The back end that the configuration asks for, on the device of this rank. With device = cuda collective over `world`.
 std::unique_ptr<Kernels> make_kernels(const Communicator& world, const ComputeConfig& config, PackedWeights packed);
+
+// Throws where `planned_bytes` of each rank on the device of this one, with all that share it, are more than it has.
+void check_device_memory(const Topology& topology, const std::vector<DeviceSeat>& seats, int rank,
+                         size_t planned_bytes);
 
 // "host a: ranks 0 2 on cuda:0 (NAME), ranks 1 3 on cuda:1 (NAME)", a line for each host.
 std::vector<std::string> device_lines(const Topology& topology, const std::vector<DeviceSeat>& seats);

@@ -17,7 +17,7 @@ namespace cadre {
 namespace {
 
 DeviceSeat seat(int device, int num_devices, std::string_view name) {
-  DeviceSeat made = {.device = device, .num_devices = num_devices, .name = {}};
+  DeviceSeat made = {.device = device, .num_devices = num_devices, .bytes = int64_t{80} << 30, .name = {}};
   name.copy(made.name.data(), made.name.size() - 1);
   return made;
 }
@@ -30,6 +30,17 @@ TEST(Devices, LinesTellWhoSharesWhat) {
             (std::vector<std::string>{"a: ranks 0 on cuda:0 (H100), ranks 1 on cuda:1 (H100)",
                                       "b: ranks 2 4 on cuda:0 (A100), ranks 3 on cuda:1 (A100); devices 2, fewer than "
                                       "ranks 3: they take turns"}));
+}
+
+TEST(Devices, RanksThatShareADeviceShareItsMemory) {
+  const Topology topology = Topology::from_leaders({0, 0, 0, 3}, {"a", "a", "a", "b"});
+  const std::vector<DeviceSeat> seats = {seat(0, 2, "H100"), seat(1, 2, "H100"), seat(0, 2, "H100"),
+                                         seat(0, 1, "H100")};
+  const size_t half = size_t{40} << 30;
+  for (int rank = 0; rank < 4; ++rank) check_device_memory(topology, seats, rank, half);
+  for (const int rank : {1, 3}) check_device_memory(topology, seats, rank, 2 * half);  // alone
+  const std::string message = test::message_of([&] { check_device_memory(topology, seats, 2, half + (1 << 20)); });
+  test::expect_message(message, {"2 ranks on cuda:0 of a", "40961 MiB each", "81920 MiB", "train.batch"});
 }
 
 TEST(Devices, NcclWantsADeviceForEachRank) {

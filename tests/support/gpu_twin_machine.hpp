@@ -83,16 +83,19 @@ class TwinMachine {
     });
   }
 
+  // As cuBLASLt is told to.
   template <class T>
   void multiply(const gpu::ProductShape& shape, const T* a, const T* b, float* d) {
-    in_order(order_, shape.rows, [&](int64_t i) {
-      for (int64_t j = 0; j < shape.columns; ++j) {
-        float& out = d[i * shape.columns + j];
+    const gpu::ColumnMajorProduct product = gpu::in_column_major(shape);
+    const auto element = [](const T* matrix, const auto& stored, int64_t row, int64_t column) {
+      return double{gpu::load(matrix[stored.transposed ? row * stored.rows + column : column * stored.rows + row])};
+    };
+    in_order(order_, product.result.columns, [&](int64_t column) {
+      for (int64_t row = 0; row < product.result.rows; ++row) {
+        float& out = d[column * product.result.rows + row];
         double sum = shape.accumulate == Accumulate::yes ? double{out} : 0.0;
         for (int64_t k = 0; k < shape.inner; ++k) {
-          const T& left = a[shape.a_transposed ? k * shape.rows + i : i * shape.inner + k];
-          const T& right = b[shape.b_transposed ? j * shape.inner + k : k * shape.columns + j];
-          sum += double{gpu::load(left)} * double{gpu::load(right)};
+          sum += element(b, product.first, row, k) * element(a, product.second, k, column);
         }
         out = static_cast<float>(sum);
       }
