@@ -80,8 +80,8 @@ Communicator with_deadline(Communicator world, double seconds) {
 }  // namespace
 
 Worker::Worker(Communicator world, const WorkerOptions& options)
-    : world_(with_deadline(over_devices(std::move(world), options.compute, options.exchange),
-                           options.exchange.deadline_s)),
+    : world_(over_devices(with_deadline(std::move(world), options.exchange.deadline_s), options.compute,
+                          options.exchange)),
       routes_(options.routes),
       grid_(Grid::make(world_.size(), static_cast<int>(options.parallel.pipeline),
                        static_cast<int>(options.parallel.expert))),
