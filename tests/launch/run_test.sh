@@ -78,6 +78,12 @@ grep -q '"schema": "cadre.inspect/1"' "$folder/inspect.json" || fail "no inspect
 cp "$output" "$folder/inspected"
 alone inspect "$checkpoint/config.json" --ranks 2
 cmp "$output" "$folder/inspected" >&2 || fail "config.json and its checkpoint differ"
+# DeepSeek-V3 as published. The last of 16 rows holds most: 4 layers of 4 of 256 experts each, the head, and the module for a
+# further token with its copy of the embedding are 4,001,936,640 values of 4 bytes, all but 1,280 of them with gradient and
+# two moments.
+alone inspect "$(dirname "$0")/../../launch/configs/v3-671b-shape.json" --ranks 2048 --pipeline 16 --expert 64
+succeeded "inspect DeepSeek-V3"
+says "671,026,419,200 in all" "37,552,297,472 active" "memory       61064.7 MiB a rank on 2048 ranks" "optimizer 30532.3 MiB"
 
 # What moves rows, measured: every row accounted for, in every strategy, also where ranks play two hosts.
 on_two_ranks bench exchange --workload all --tokens 64 --hidden 256 --experts 8 --top-k 3 --iterations 2 --warmup 0 \
