@@ -238,7 +238,8 @@ class NcclTransport final : public Transport {
 
   Request all_reduce(std::byte* data, int64_t count, DType dtype, ReduceOp op) override {
     const size_t bytes = static_cast<size_t>(count) * size_of(dtype);
-    if (bytes < kLargeBytes) return base_->all_reduce(data, count, dtype, op);
+    const bool may_be_tensor = dtype == DType::f32;  // memory of the device, which no adapter of the host can register
+    if (bytes < kLargeBytes && !may_be_tensor) return base_->all_reduce(data, count, dtype, op);
     auto operation = begin();
     void* values = operation->writable(data, bytes, data);
     CADRE_NCCL(ncclAllReduce(values, values, static_cast<size_t>(count), nccl_type(dtype), nccl_op(op), group_->comm(),

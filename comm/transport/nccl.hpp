@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// The transport of ranks that have a CUDA device each. Sums and gathers of 64 KiB and more, and rows of a ragged all-to-all, go
-// over NCCL on a stream of their own; everything else, and who belongs to a group, is left to the transport beneath.
+// The transport of ranks that have a CUDA device each. Sums of f32, other sums and gathers of 64 KiB and more, and rows of a
+// ragged all-to-all go over NCCL on a stream of their own; everything else, and who belongs to a group, is left to the
+// transport beneath.
 // Memory that the device does not reach goes through pinned memory of the host.
 #pragma once
 

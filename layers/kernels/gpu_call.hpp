@@ -43,13 +43,15 @@ class Call {
     return reinterpret_cast<T*>(written(tensor, /*read=*/true));
   }
 
-  // Rows of floats; where the device cannot reach one of them, all are packed on the host.
+  // Rows of floats. Where the device does not reach all that lies between the first and the last of them, they are packed on
+  // the host.
   PickedRows rows(const Rows& rows, const Tensor& index) {
     const std::span<const int32_t> picked(index.data<int32_t>(), static_cast<size_t>(index.numel()));
     const auto row_bytes = static_cast<size_t>(rows.width) * sizeof(float);
-    const bool in_place =
-        std::ranges::all_of(picked, [&](int32_t i) { return machine_.reaches(rows.row<float>(i), row_bytes); });
-    if (in_place) return {rows.base, rows.stride, in<int32_t>(index)};
+    if (picked.empty()) return {rows.base, rows.stride, nullptr};
+    const auto [first, last] = std::minmax_element(picked.begin(), picked.end());
+    const auto span_bytes = static_cast<size_t>((int64_t{*last} - *first) * rows.stride) + row_bytes;
+    if (machine_.reaches(rows.row<float>(*first), span_bytes)) return {rows.base, rows.stride, in<int32_t>(index)};
     std::vector<std::byte> packed(picked.size() * row_bytes);
     for (size_t i = 0; i < picked.size(); ++i) {
       std::memcpy(packed.data() + i * row_bytes, rows.row<float>(picked[i]), row_bytes);

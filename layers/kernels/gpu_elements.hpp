@@ -77,6 +77,11 @@ struct SwiGluGrad {
   }
 };
 
+struct Zero {
+  float* out;
+  CADRE_DEVICE void operator()(int64_t i) const { out[i] = 0.0F; }
+};
+
 struct Add {
   const float* a;
   const float* b;

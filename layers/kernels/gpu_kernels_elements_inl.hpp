@@ -26,7 +26,7 @@ void GpuKernels<Machine>::linear_weight_grad(const Tensor& x, const Tensor& dy, 
   if (x.dim(0) > 0) {
     products_->linear_weight_grad(x, dy, dw, accumulate);
   } else if (accumulate == Accumulate::no) {
-    dw.fill_zero();
+    run([&](auto& call) { call.elements(dw.numel(), gpu::Zero{call.out(dw)}); });
   }
 }
 

@@ -161,36 +161,4 @@ struct Route {
   }
 };
 
-// A block an expert: how many of `count` ids it is.
-struct CountIds {
-  const int32_t* ids;
-  int64_t* counts;
-  int64_t count;
-  template <class Block>
-  CADRE_DEVICE void operator()(Block& block) const {
-    const int64_t total = block.reduce(
-        count, int64_t{0}, [&](int64_t i) { return int64_t{ids[i] == block.index()}; }, Plus());
-    block.each(1, [&](int64_t) { counts[block.index()] = total; });
-  }
-};
-
-// DeepSeek-V3's balance without a loss: a bias moves against the load. One block. Compared as integers, so that equal
-// loads move nothing.
-struct UpdateBias {
-  const int64_t* counts;
-  float* bias;
-  int64_t num_experts;
-  float rate;
-  template <class Block>
-  CADRE_DEVICE void operator()(Block& block) const {
-    const int64_t total = block.reduce(
-        num_experts, int64_t{0}, [&](int64_t e) { return counts[e]; }, Plus());
-    block.each(num_experts, [&](int64_t e) {
-      const int64_t above_mean = counts[e] * num_experts - total;
-      if (above_mean < 0) bias[e] += rate;
-      if (above_mean > 0) bias[e] -= rate;
-    });
-  }
-};
-
 }  // namespace cadre::gpu

@@ -66,7 +66,7 @@ void expect_rows(const Communicator& group) {
   }
 }
 
-// Small ones go over the transport beneath; whole numbers, so that the order of additions does not matter.
+// Small gathers go over the transport beneath; whole numbers, so that the order of additions does not matter.
 void expect_sums(const Communicator& group) {
   for (const size_t count : {size_t{3}, size_t{100'003}}) {
     std::vector<float> values(count), gathered(count * static_cast<size_t>(group.size()));

@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Bodies of GPU kernels that do what layers/moe and the CPU's fp8 do on the host: the router in one kernel, balance,
-// rounding to fp8.
+// Bodies of GPU kernels that do what layers/moe and the CPU's fp8 do on the host: the router in one kernel, rounding to fp8.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -8,13 +7,11 @@
 #include <cstring>
 #include <vector>
 
-#include "comm/base/random.hpp"
 #include "layers/kernels/cpu_fp8.hpp"
 #include "layers/kernels/gpu_fp8.hpp"
+#include "layers/kernels/gpu_ranges.hpp"
 #include "layers/kernels/gpu_router.hpp"
-#include "layers/moe/bias.hpp"
 #include "layers/moe/eligibility.hpp"
-#include "layers/moe/routing.hpp"
 #include "layers/moe/weights.hpp"
 #include "tests/support/gpu_twin_machine.hpp"
 #include "tests/support/tensors.hpp"
@@ -92,26 +89,23 @@ TEST(GpuRouter, IsThePiecesOfTheRouter) {
   EXPECT_GT(num_limited, 0);
 }
 
-TEST(GpuRouter, CountsAndBiasAreThoseOfTheHost) {
-  constexpr int64_t kExperts = 7;
-  Arena arena;
-  const Random random(3, "ids", 0);
-  const Tensor ids = arena.take("ids", DType::i32, {500, 2});
-  for (int64_t i = 0; i < ids.numel(); ++i) {
-    ids.data<int32_t>()[i] = static_cast<int32_t>(random.below(kExperts, static_cast<uint64_t>(i))) - 1;  // -1 to 5
-  }
-  test::TwinMachine machine(TwinOrder::descending, TwinMemory::reached);
-  std::vector<int64_t> counts(kExperts, -1);
-  machine.blocks(kExperts, 0, gpu::CountIds{ids.data<int32_t>(), counts.data(), ids.numel()});
-  EXPECT_EQ(counts, count_experts(ids, kExperts));
-  EXPECT_EQ(counts.back(), 0);
-
-  counts = {4, 4, 3, 5, 4, 4, 4};
-  const Tensor bias[] = {test::random_tensor(arena, DType::f32, {kExperts}, 1),
-                         test::random_tensor(arena, DType::f32, {kExperts}, 1)};
-  machine.blocks(1, 0, gpu::UpdateBias{counts.data(), bias[0].data<float>(), kExperts, 1e-3F});
-  update_selection_bias(counts, 1e-3, bias[1]);
-  EXPECT_TRUE(same_bits(bias[0], bias[1]));
+TEST(GpuRanges, ContainWhatLiesWithinOneAllocation) {
+  std::vector<std::byte> memory(100);
+  const std::byte* at = memory.data();
+  gpu::AddressRanges ranges;
+  EXPECT_FALSE(ranges.contain(at, 1));
+  ranges.add(at + 10, 20);
+  ranges.add(at + 30, 5);
+  EXPECT_TRUE(ranges.contain(at + 10, 20));
+  EXPECT_TRUE(ranges.contain(at + 29, 1));
+  EXPECT_TRUE(ranges.contain(at + 34, 1));
+  EXPECT_TRUE(ranges.contain(at, 0));
+  EXPECT_FALSE(ranges.contain(at + 9, 1));
+  EXPECT_FALSE(ranges.contain(at + 35, 1));
+  EXPECT_FALSE(ranges.contain(at + 29, 2)) << "two allocations are not one";
+  ranges.remove(at + 10);
+  EXPECT_FALSE(ranges.contain(at + 10, 1));
+  EXPECT_TRUE(ranges.contain(at + 30, 5));
 }
 
 // Codes and scales are those of the CPU, tile by tile; values come back as code x scale.

@@ -175,6 +175,11 @@ void expect_to_train_as_the_cpu(std::unique_ptr<Kernels> kernels) {
 
 TEST(GpuModel, TwinTrainsAsTheCpuDoes) { expect_to_train_as_the_cpu(test::make_twin_with_copies()); }
 
+// As on a device: parameters and activations where they are, what the host makes of routing in copies.
+TEST(GpuModel, TwinWithMemoryOfItsOwnTrainsAsTheCpuDoes) {
+  expect_to_train_as_the_cpu(test::make_gpu_twin(test::TwinOrder::ascending, test::TwinMemory::own));
+}
+
 TEST(GpuModel, DeviceTrainsAsTheCpuDoes) {
   auto kernels = test::make_on_cuda();
   CADRE_SKIP_WITHOUT(kernels);

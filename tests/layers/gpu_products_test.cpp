@@ -84,6 +84,19 @@ TEST_P(GpuProducts, ExactProductsStayExact) {
   EXPECT_EQ(test::values_of(y[0]), in_precision);
 }
 
+TEST_P(GpuProducts, NoRows) {
+  const Tensor none = arena.take("none", DType::f32, {0, kIn});
+  const Tensor no_grads = arena.take("none", DType::f32, {0, kOut});
+  const Tensor dw = random({kOut, kIn});
+  const std::vector<double> before = test::values_of(dw);
+  twin->linear(none, weight, no_grads);
+  twin->linear_input_grad(no_grads, weight, none, Accumulate::no);
+  twin->linear_weight_grad(none, no_grads, dw, Accumulate::yes);
+  EXPECT_EQ(test::values_of(dw), before);
+  twin->linear_weight_grad(none, no_grads, dw, Accumulate::no);
+  EXPECT_EQ(test::values_of(dw), std::vector<double>(kOut * kIn, 0.0));
+}
+
 INSTANTIATE_TEST_SUITE_P(Precisions, GpuProducts,
                          testing::Values(Precision::fp32, Precision::bf16, Precision::fp8, Precision::fp8_ue8m0));
 

@@ -12,8 +12,9 @@ namespace cadre::test {
 // In which order blocks, and the elements of an `each`, are run. Both must give the same bits: an element that reads what
 // another of the same `each` writes shows.
 enum class TwinOrder { ascending, descending };
-// Whether kernels may use the memory they are given, or only copies of what they said they would.
-enum class TwinMemory { reached, copied };
+// Whether kernels may use the memory they are given, only copies of what they said they would, or, as on a device, that
+// which comes from the memory() of the kernels and copies of the rest.
+enum class TwinMemory { reached, copied, own };
 
 std::unique_ptr<Kernels> make_gpu_twin(TwinOrder order, TwinMemory memory, Precision precision = Precision::fp32);
 

@@ -11,7 +11,9 @@
 #include <stdexcept>
 #include <vector>
 
+#include "comm/base/buffer.hpp"
 #include "layers/kernels/gpu_products.hpp"
+#include "layers/kernels/gpu_ranges.hpp"
 #include "tests/support/gpu_twin.hpp"
 
 namespace cadre::test {
@@ -56,11 +58,31 @@ class TwinBlock {
   float* shared_;
 };
 
+// Memory of the host that knows what it handed out.
+class OwnMemory final : public Memory {
+ public:
+  std::byte* allocate(size_t bytes) override {
+    std::byte* data = host_memory().allocate(bytes);
+    ranges_.add(data, bytes);
+    return data;
+  }
+  void release(std::byte* data) noexcept override {
+    ranges_.remove(data);
+    host_memory().release(data);
+  }
+  bool reaches(const void* data, size_t bytes) const { return ranges_.contain(data, bytes); }
+
+ private:
+  gpu::AddressRanges ranges_;
+};
+
 class TwinMachine {
  public:
   TwinMachine(TwinOrder order, TwinMemory memory) : order_(order), memory_(memory) {}
 
-  bool reaches(const void*, size_t) const { return memory_ == TwinMemory::reached; }
+  bool reaches(const void* data, size_t bytes) const {
+    return memory_ == TwinMemory::reached || (memory_ == TwinMemory::own && own_.reaches(data, bytes));
+  }
 
   // Each piece is an allocation of its own, so that the address sanitizer sees a step beyond it; what nobody wrote is NaN.
   std::byte* scratch(size_t bytes) { return scratch_.emplace_back(std::max<size_t>(bytes, 1), std::byte{0xff}).data(); }
@@ -102,13 +124,14 @@ class TwinMachine {
     });
   }
 
-  Memory& memory() { return host_memory(); }
+  Memory& memory() { return own_; }
   void begin() { scratch_.clear(); }
   void finish() {}
 
  private:
   TwinOrder order_;
   TwinMemory memory_;
+  OwnMemory own_;
   std::deque<std::vector<std::byte>> scratch_;
 };
 
