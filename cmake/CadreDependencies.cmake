@@ -88,11 +88,12 @@ endif()
 set(CADRE_CUDA_BACK_END OFF)
 set(NCCL_FOUND OFF)
 if(CADRE_CUDA)
-  find_package(CUDAToolkit 12 QUIET)
   if(CADRE_CUDA STREQUAL "AUTO")
+    find_package(CUDAToolkit QUIET)
     cadre_dependency(CUDA CUDAToolkit_FOUND "${CUDAToolkit_VERSION}, for NVTX; -DCADRE_CUDA=ON for the GPU back end"
                      nvidia-cuda-toolkit "NVTX ranges and the GPU back end")
   else()
+    find_package(CUDAToolkit 12 QUIET)  # C++20
     cadre_dependency(CUDA CUDAToolkit_FOUND "${CUDAToolkit_VERSION}" nvidia-cuda-toolkit)
     set(CADRE_CUDA_BACK_END ${CUDAToolkit_FOUND})
   endif()
