@@ -69,8 +69,7 @@ class LayerBench {
   LayerBench(const Communicator& world, const Options& options)
       : options_(options),
         lane_(0, world.duplicate("expert"), world.duplicate("data")),
-        kernels_(make_kernels(world, {.device = options.device, .precision = options.precision},
-                              PackedWeights::where_faster)),
+        kernels_(make_kernels(world, {.device = options.device, .precision = options.precision}, RowBits::independent)),
         exchange_(make_exchange(options.strategy, exchange_setup(lane_.expert_group(), options))),
         layer_("mlp", layer_options(options), ExpertMap::contiguous(static_cast<int>(options.experts), world.size()),
                world.rank()),

@@ -53,7 +53,7 @@ class RouterBench {
   RouterBench(const Communicator& world, const Options& options)
       : options_(options),
         lane_(0, world.duplicate("expert"), world.duplicate("data")),
-        kernels_(make_kernels(world, {.device = options.device}, PackedWeights::where_faster)),
+        kernels_(make_kernels(world, {.device = options.device}, RowBits::independent)),
         exchange_(make_flat_exchange({lane_.expert_group(), discover_topology(world)})),
         router_("gate", router_options(options)),
         ctx_{{*kernels_, arena_, DType::f32}, lane_, *exchange_} {

@@ -57,7 +57,7 @@ ExchangeRun::ExchangeRun(const Communicator& world, const Topology& topology, co
     : world_(world),
       options_(options),
       map_(ExpertMap::contiguous(static_cast<int>(options.experts), world.size())),
-      kernels_(make_kernels(world, {.device = options.device}, PackedWeights::where_faster)),
+      kernels_(make_kernels(world, {.device = options.device}, RowBits::independent)),
       exchange_(make_exchange(strategy, setup_of(world, topology, options))) {
   if (options.device == "cpu" && !exchange_->memory().empty()) arena_.lend(exchange_->memory());
   const Wire wire = wire_named(options.wire);

@@ -32,13 +32,13 @@ float* cpu::scratch_floats(size_t count) {
   return buffer.as<float>();
 }
 
-std::unique_ptr<Kernels> make_cpu_kernels(Precision precision, PackedWeights packed) {
+std::unique_ptr<Kernels> make_cpu_kernels(Precision precision, RowBits bits) {
   apply_blas_threads();
-  auto fp32 = std::make_unique<CpuKernels>(make_fp32_products(packed));
+  auto fp32 = std::make_unique<CpuKernels>(make_fp32_products(bits));
   if (precision == Precision::fp32) return fp32;
-  if (precision == Precision::bf16) return std::make_unique<CpuKernels>(make_bf16_products(), std::move(fp32));
+  if (precision == Precision::bf16) return std::make_unique<CpuKernels>(make_bf16_products(bits), std::move(fp32));
   const Fp8Scale scale = precision == Precision::fp8 ? Fp8Scale::fp32 : Fp8Scale::ue8m0;
-  return std::make_unique<CpuKernels>(make_fp8_products(scale), std::move(fp32), /*in_fp8=*/true);
+  return std::make_unique<CpuKernels>(make_fp8_products(scale, bits), std::move(fp32), /*in_fp8=*/true);
 }
 
 }  // namespace cadre

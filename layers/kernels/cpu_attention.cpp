@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 // Causal attention, a tile of queries of one head at a time: its scores are one product and stay in cache, and the
-// keys behind the tile's last query are never touched.
+// keys behind the tile's last query are never touched. A few queries, as in decoding, are computed each for itself: the bits
+// of one do not depend on the others.
 #include <algorithm>
 #include <cmath>
+#include <vector>
 
 #include "layers/kernels/cpu.hpp"
-#include "layers/kernels/cpu_gemm.hpp"
+#include "layers/kernels/cpu_row_products.hpp"
 
 // clang-format off: foreach_target.h compiles this file once for each instruction set, and must come first.
 #undef HWY_TARGET_INCLUDE
@@ -71,6 +73,9 @@ namespace {
 // Enough rows for the products to run at full speed; two tiles of 64 x 1,024 scores fill a second cache of 512 KiB.
 constexpr int64_t kTileRows = 64;
 
+// A token and those drafted behind it.
+constexpr int64_t kFewQueries = 16;
+
 // Rows of one head in a tensor of heads: the first element of row 0, and elements from a row to the next.
 struct HeadRange {
   int64_t offset;
@@ -128,8 +133,9 @@ GemmOperand operand(const float* data, const HeadRange& range, bool transposed =
 void attend(const Tile& tile, const AttentionShape& shape, const float* q, const float* k, const float* v, float* out,
             float* lse, float* scores) {
   const int64_t width = tile.width();
-  gemm({tile.rows, width, shape.head_dim}, operand(q, tile.q), operand(k, tile.k, /*transposed=*/true), scores, width,
-       static_cast<float>(shape.scale));
+  Gemm* product = shape.q_len == 1 ? row_gemm : blas_gemm;
+  product({tile.rows, width, shape.head_dim}, operand(q, tile.q), operand(k, tile.k, /*transposed=*/true), scores,
+          width, static_cast<float>(shape.scale));
   float sums[kTileRows];
   for (int64_t row = 0; row < tile.rows; ++row) {
     float largest = 0.0F;
@@ -138,7 +144,7 @@ void attend(const Tile& tile, const AttentionShape& shape, const float* q, const
     lse[tile.lse_offset + row] = largest + std::log(sums[row]);
   }
   float* tile_out = out + tile.out.offset;
-  gemm({tile.rows, shape.value_dim, width}, {scores, width}, operand(v, tile.v), tile_out, tile.out.stride);
+  product({tile.rows, shape.value_dim, width}, {scores, width}, operand(v, tile.v), tile_out, tile.out.stride, 1.0F);
   for (int64_t row = 0; row < tile.rows; ++row) {
     HWY_DYNAMIC_DISPATCH(scale_values)
     (tile_out + row * tile.out.stride, 1.0F / sums[row], static_cast<size_t>(shape.value_dim));
@@ -182,10 +188,35 @@ void clear_live_rows(const AttentionShape& shape, const Tensor& grad) {
   for (int64_t b = 0; b < shape.batch; ++b) grad.rows(b * shape.kv_stride, shape.kv_len).fill_zero();
 }
 
+// Calls `attend` for each query as if it were the only one of its sequence.
+template <class Attend>
+void one_by_one(const AttentionShape& shape, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& out,
+                const Tensor& lse, Attend&& attend) {
+  std::vector<float> query_lse(static_cast<size_t>(shape.num_heads));
+  const Tensor lse_view(query_lse.data(), DType::f32, {1, shape.num_heads, 1});
+  for (int64_t b = 0; b < shape.batch; ++b) {
+    const int64_t first_key = b * shape.kv_stride;
+    for (int64_t t = 0; t < shape.q_len; ++t) {
+      const int64_t row = b * shape.q_len + t;
+      AttentionShape one = shape;
+      one.batch = one.q_len = 1;
+      one.kv_len = shape.kv_len - shape.q_len + t + 1;
+      attend(one, q.rows(row, 1), k.rows(first_key, one.kv_len), v.rows(first_key, one.kv_len), out.rows(row, 1),
+             lse_view);
+      for (int64_t head = 0; head < shape.num_heads; ++head) {
+        lse.data<float>()[(b * shape.num_heads + head) * shape.q_len + t] = query_lse[static_cast<size_t>(head)];
+      }
+    }
+  }
+}
+
 }  // namespace
 
 void CpuKernels::attention(const AttentionShape& shape, const Tensor& q, const Tensor& k, const Tensor& v,
                            const Tensor& out, const Tensor& lse) const {
+  if (shape.q_len > 1 && shape.q_len <= kFewQueries) {
+    return one_by_one(shape, q, k, v, out, lse, [this](auto&&... one) { attention(one...); });
+  }
   float* scores = cpu::scratch_floats(static_cast<size_t>(kTileRows * shape.kv_len));
   for_each_tile(shape, v.dim(2), [&](const Tile& tile) {
     attend(tile, shape, q.data<float>(), k.data<float>(), v.data<float>(), out.data<float>(), lse.data<float>(),

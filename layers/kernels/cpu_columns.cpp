@@ -4,7 +4,7 @@
 #include <cstring>
 
 #include "layers/kernels/cpu.hpp"
-#include "layers/kernels/cpu_gemm.hpp"
+#include "layers/kernels/cpu_row_products.hpp"
 
 namespace cadre {
 namespace {
@@ -49,16 +49,17 @@ void CpuKernels::sum_columns(const Columns& src, const Columns& dst) const {
 void CpuKernels::head_linear(const Tensor& x, const HeadRows& weight, const Tensor& y) const {
   const int64_t width = weight.weight.dim(1);
   for (int64_t head = 0; head < weight.num_heads; ++head) {
-    gemm({x.dim(0), weight.count, width}, head_of(x, head), {rows_of_head(weight, head), width, /*transposed=*/true},
-         y.data<float>() + head * y.dim(2), y.dim(1) * y.dim(2));
+    row_gemm({x.dim(0), weight.count, width}, head_of(x, head),
+             {rows_of_head(weight, head), width, /*transposed=*/true}, y.data<float>() + head * y.dim(2),
+             y.dim(1) * y.dim(2));
   }
 }
 
 void CpuKernels::head_linear_transposed(const Tensor& x, const HeadRows& weight, const Tensor& y) const {
   const int64_t width = weight.weight.dim(1);
   for (int64_t head = 0; head < weight.num_heads; ++head) {
-    gemm({x.dim(0), width, weight.count}, head_of(x, head), {rows_of_head(weight, head), width},
-         y.data<float>() + head * y.dim(2), y.dim(1) * y.dim(2));
+    row_gemm({x.dim(0), width, weight.count}, head_of(x, head), {rows_of_head(weight, head), width},
+             y.data<float>() + head * y.dim(2), y.dim(1) * y.dim(2));
   }
 }
 

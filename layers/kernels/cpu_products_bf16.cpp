@@ -6,6 +6,7 @@
 #include "layers/kernels/cpu_bf16.hpp"
 #include "layers/kernels/cpu_gemm.hpp"
 #include "layers/kernels/cpu_products.hpp"
+#include "layers/kernels/cpu_row_products.hpp"
 
 namespace cadre {
 namespace {
@@ -31,13 +32,15 @@ const float* rounded(const Parameter& weight) {
 
 class RoundedProducts final : public WeightProducts {
  public:
+  explicit RoundedProducts(RowBits bits) : bits_(bits) {}
+
   void linear(const Tensor& x, const Parameter& weight, const Tensor& y) const override {
     const int64_t width_in = weight.value.dim(1);
     const int64_t width_out = weight.value.dim(0);
     float* x_rounded = cpu::scratch_floats(cpu::count_of(x));
     round_through_bf16(x.data<float>(), x_rounded, cpu::count_of(x));
-    gemm({x.dim(0), width_out, width_in}, {x_rounded, width_in}, {rounded(weight), width_in, /*transposed=*/true},
-         y.data<float>(), width_out);
+    forward_gemm(weight, bits_)({x.dim(0), width_out, width_in}, {x_rounded, width_in},
+                                {rounded(weight), width_in, /*transposed=*/true}, y.data<float>(), width_out, 1.0F);
   }
 
   void linear_input_grad(const Tensor& dy, const Parameter& weight, const Tensor& dx,
@@ -60,15 +63,18 @@ class RoundedProducts final : public WeightProducts {
     gemm({width_out, width_in, x.dim(0)}, {dy_rounded, width_out, /*transposed=*/true}, {x_rounded, width_in},
          dw.data<float>(), width_in, 1.0F, accumulate == Accumulate::yes ? 1.0F : 0.0F);
   }
+
+ private:
+  RowBits bits_;
 };
 
 }  // namespace
 
-std::unique_ptr<WeightProducts> make_rounded_products() { return std::make_unique<RoundedProducts>(); }
+std::unique_ptr<WeightProducts> make_rounded_products(RowBits bits) { return std::make_unique<RoundedProducts>(bits); }
 
-std::unique_ptr<WeightProducts> make_bf16_products() {
+std::unique_ptr<WeightProducts> make_bf16_products(RowBits bits) {
   std::unique_ptr<WeightProducts> native = make_onednn_products(Precision::bf16);
-  return native ? std::move(native) : make_rounded_products();
+  return native ? std::move(native) : make_rounded_products(bits);
 }
 
 }  // namespace cadre

@@ -11,6 +11,7 @@
 #include "layers/kernels/cpu_fp8.hpp"
 #include "layers/kernels/cpu_gemm.hpp"
 #include "layers/kernels/cpu_products.hpp"
+#include "layers/kernels/cpu_row_products.hpp"
 
 namespace cadre {
 namespace {
@@ -41,15 +42,16 @@ GemmOperand shifted(const GemmOperand& a, int64_t rows, int64_t columns) {
 
 // c[m,n] = the sum over blocks of k of a[m,block] b[block,n] with their scales, or adds. `room` has kStripRows n floats.
 // The scales of b in a block lie one after the other.
-void multiply(const GemmShape& shape, const Operand& a, const Operand& b, float* c, Accumulate accumulate,
-              float* room) {
+void multiply(const GemmShape& shape, const Operand& a, const Operand& b, float* c, Accumulate accumulate, float* room,
+              Gemm* block_product) {
   if (accumulate == Accumulate::no) std::fill_n(c, shape.m * shape.n, 0.0F);
   for (int64_t row = 0; row < shape.m; row += kStripRows) {
     const int64_t rows = std::min(kStripRows, shape.m - row);
     for (int64_t block = 0; block < num_tiles(shape.k); ++block) {
       const int64_t first = block * kFp8TileChannels;
       const int64_t terms = std::min(kFp8TileChannels, shape.k - first);
-      gemm({rows, shape.n, terms}, shifted(a.codes, row, first), shifted(b.codes, first, 0), room, shape.n);
+      block_product({rows, shape.n, terms}, shifted(a.codes, row, first), shifted(b.codes, first, 0), room, shape.n,
+                    1.0F);
       const float* b_scales = b.scales.data + block * b.scales.block_stride;
       for (int64_t r = 0; r < rows; ++r) {
         const int64_t scale = (row + r) / a.scales.elements_per_scale * a.scales.stride;
@@ -77,7 +79,7 @@ struct Fp8Weight final : PackedWeight {
 
 class Fp8Products final : public WeightProducts {
  public:
-  explicit Fp8Products(Fp8Scale kind) : kind_(kind) {}
+  Fp8Products(Fp8Scale kind, RowBits bits) : kind_(kind), bits_(bits) {}
 
   void linear(const Tensor& x, const Parameter& weight, const Tensor& y) const override {
     const int64_t width_in = weight.value.dim(1);
@@ -87,7 +89,7 @@ class Fp8Products final : public WeightProducts {
     multiply({x.dim(0), width_out, width_in}, rows.operand,
              {{kept.codes.as<float>(), width_in, /*transposed=*/true},
               {kept.scales_by_column.as<float>(), kFp8TileChannels, 1, num_tiles(width_out)}},
-             y.data<float>(), Accumulate::no, rows.room);
+             y.data<float>(), Accumulate::no, rows.room, forward_gemm(weight, bits_));
   }
 
   void linear_input_grad(const Tensor& dy, const Parameter& weight, const Tensor& dx,
@@ -98,7 +100,7 @@ class Fp8Products final : public WeightProducts {
     const Rounded rows = round_rows(dy, width_in);
     multiply({dy.dim(0), width_in, width_out}, rows.operand,
              {{kept.codes.as<float>(), width_in}, {kept.scales.as<float>(), kFp8TileChannels, 1, num_tiles(width_in)}},
-             dx.data<float>(), accumulate, rows.room);
+             dx.data<float>(), accumulate, rows.room, blas_gemm);
   }
 
   void linear_weight_grad(const Tensor& x, const Tensor& dy, const Tensor& dw, Accumulate accumulate) const override {
@@ -114,7 +116,7 @@ class Fp8Products final : public WeightProducts {
     round_column_tiles_to_fp8(x.data<float>(), tokens, width_in, kind_, x_codes, x_scales);
     round_column_tiles_to_fp8(dy.data<float>(), tokens, width_out, kind_, dy_codes, dy_scales);
     multiply({width_out, width_in, tokens}, {{dy_codes, width_out, /*transposed=*/true}, {dy_scales, 1, 1, width_out}},
-             {{x_codes, width_in}, {x_scales, 1, 1, width_in}}, dw.data<float>(), accumulate, room);
+             {{x_codes, width_in}, {x_scales, 1, 1, width_in}}, dw.data<float>(), accumulate, room, blas_gemm);
   }
 
  private:
@@ -155,10 +157,13 @@ class Fp8Products final : public WeightProducts {
   }
 
   Fp8Scale kind_;
+  RowBits bits_;
 };
 
 }  // namespace
 
-std::unique_ptr<WeightProducts> make_fp8_products(Fp8Scale kind) { return std::make_unique<Fp8Products>(kind); }
+std::unique_ptr<WeightProducts> make_fp8_products(Fp8Scale kind, RowBits bits) {
+  return std::make_unique<Fp8Products>(kind, bits);
+}
 
 }  // namespace cadre

@@ -214,10 +214,11 @@ std::unique_ptr<Kernels> make_reference_kernels();
 // Vector code, OpenBLAS, and oneDNN where it was found; f32 tensors. On a CPU without bf16 products bf16 rounds the
 // operands and multiplies in fp32: the same numbers but for the order of additions, and no gain in speed. fp8 is
 // emulated exactly, and slower than either.
-// In fp32, weights that do not train are multiplied from packed copies where that is faster, unless `packed` is never: then
-// every product has the bits that it has in training.
-enum class PackedWeights { where_faster, never };
-std::unique_ptr<Kernels> make_cpu_kernels(Precision precision, PackedWeights packed = PackedWeights::where_faster);
+// Of y = x W^T with weights that do not train, and of attention while decoding. independent: a row of the result has the same
+// bits whatever other rows the call has (bf16: as far as oneDNN's instructions do it so). as_in_training: the bits of a weight
+// that trains.
+enum class RowBits { independent, as_in_training };
+std::unique_ptr<Kernels> make_cpu_kernels(Precision precision, RowBits bits = RowBits::independent);
 // Threads that one product of the CPU back end may use in each rank; 1 from the start, whatever the environment says.
 void set_kernel_threads(int threads);
 // Computes nothing and touches no memory: for dry runs of the memory plan.

@@ -77,8 +77,8 @@ Communicator over_devices(Communicator world, const ComputeConfig& compute, cons
   return world;
 }
 
-std::unique_ptr<Kernels> make_kernels(const Communicator& world, const ComputeConfig& config, PackedWeights packed) {
-  if (config.device == "cpu") return make_cpu_kernels(precision_of(config), packed);
+std::unique_ptr<Kernels> make_kernels(const Communicator& world, const ComputeConfig& config, RowBits bits) {
+  if (config.device == "cpu") return make_cpu_kernels(precision_of(config), bits);
   const std::vector<DeviceSeat> seats = take_device_seats(world);
   return make_cuda_kernels(seats[static_cast<size_t>(world.rank())].device, precision_of(config));
 }

@@ -33,7 +33,7 @@ std::string why_no_nccl(const Topology& topology, const std::vector<DeviceSeat>&
 Communicator over_devices(Communicator world, const ComputeConfig& compute, const ExchangeConfig& exchange);
 
 // The back end that the configuration asks for, on the device of this rank. With device = cuda collective over `world`.
-std::unique_ptr<Kernels> make_kernels(const Communicator& world, const ComputeConfig& config, PackedWeights packed);
+std::unique_ptr<Kernels> make_kernels(const Communicator& world, const ComputeConfig& config, RowBits bits);
 
 // Throws where `planned_bytes` of each rank on the device of this one, with all that share it, are more than it has.
 void check_device_memory(const Topology& topology, const std::vector<DeviceSeat>& seats, int rank,

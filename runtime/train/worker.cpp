@@ -88,7 +88,7 @@ Worker::Worker(Communicator world, const WorkerOptions& options)
       pipeline_group_(world_.split(grid_.pipeline_group(world_.rank()), world_.rank(), "pipeline")),
       engine_(options.exchange.deadline_s),
       poller_({.polls_per_exchange = options.exchange.polls}),
-      kernels_(make_kernels(world_, options.compute, options.packed)),
+      kernels_(make_kernels(world_, options.compute, options.row_bits)),
       combine_(combine_mode(options.exchange)),
       wire_(wire_formats(options.exchange)),
       maps_(place_experts(options.model, options.parallel, grid_.expert)),

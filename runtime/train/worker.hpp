@@ -26,10 +26,10 @@ struct WorkerOptions {
   ComputeConfig compute;
   PipelineRoutes routes = {};  // where the stages are; the rows of the grid are their ranks
   bool with_grad = true;
-  PackedWeights packed = PackedWeights::where_faster;  // of weights without gradient
-  int64_t max_tokens = 0;                              // that one forward pass on this rank is expected to take
-  size_t activation_bytes = 0;                         // that it is expected to need; 0: not known
-  int num_lanes = 1;                                   // micro-batches under way at once, the same on all ranks
+  RowBits row_bits = RowBits::independent;  // of products with weights without gradient
+  int64_t max_tokens = 0;                   // that one forward pass on this rank is expected to take
+  size_t activation_bytes = 0;              // that it is expected to need; 0: not known
+  int num_lanes = 1;                        // micro-batches under way at once, the same on all ranks
 };
 
 // All that one micro-batch under way has for itself.

@@ -26,11 +26,11 @@ struct Backend {
 };
 
 constexpr Backend kBackends[] = {
-    {"fp32", [] { return make_fp32_products(PackedWeights::where_faster); }, false},
-    {"fp32_unpacked", [] { return make_fp32_products(PackedWeights::never); }, false},
+    {"fp32", [] { return make_fp32_products(RowBits::independent); }, false},
+    {"fp32_as_in_training", [] { return make_fp32_products(RowBits::as_in_training); }, false},
     {"fp32_onednn", [] { return make_onednn_products(Precision::fp32); }, false},
-    {"bf16", make_bf16_products, true},
-    {"bf16_rounded", make_rounded_products, true},
+    {"bf16", [] { return make_bf16_products(RowBits::independent); }, true},
+    {"bf16_rounded", [] { return make_rounded_products(RowBits::independent); }, true},
 };
 
 class Products : public testing::TestWithParam<Backend> {

@@ -66,7 +66,7 @@ TEST(Devices, WithoutOneEveryRankSaysSo) {
   if (!find_cuda_devices().list.empty()) GTEST_SKIP() << "there is a CUDA device here";
   const auto body = [](Communicator& world) {
     try {
-      const auto kernels = make_kernels(world, {.device = "cuda"}, PackedWeights::never);
+      const auto kernels = make_kernels(world, {.device = "cuda"}, RowBits::as_in_training);
       FAIL() << "there are kernels on a device that does not exist";
     } catch (const Error& error) {
       EXPECT_EQ(error.kind(), ErrorKind::environment);
@@ -81,7 +81,7 @@ TEST(Devices, WithoutOneEveryRankSaysSo) {
 TEST(Devices, WithOneEveryRankHasKernels) {
   if (const CudaDevices devices = find_cuda_devices(); devices.list.empty()) GTEST_SKIP() << devices.why_none;
   const auto body = [](Communicator& world) {
-    const auto kernels = make_kernels(world, {.device = "cuda"}, PackedWeights::never);
+    const auto kernels = make_kernels(world, {.device = "cuda"}, RowBits::as_in_training);
     EXPECT_EQ(kernels->name(), "cuda");
   };
   test::on_ranks(body, {1, 2});
