@@ -12,13 +12,21 @@
 
 namespace cadre {
 
+// An option that may be given several times: --name TEXT --name TEXT.
+struct ListOption {
+  std::string name;
+  std::vector<std::string>* values;
+  std::string help;
+};
+
 struct Command {
   std::string name;
   std::string summary;                            // one line
   std::vector<Field> arguments = {};              // by place, all required; named as help shows them
   std::vector<std::string>* overrides = nullptr;  // takes key=value arguments too
   std::vector<Field> options = {};                // --name VALUE; a bool is a switch
-  std::function<std::string()> more_help = {};    // what --help says at the end
+  std::vector<ListOption> lists = {};
+  std::function<std::string()> more_help = {};  // what --help says at the end
   std::function<void(const Job&)> run = {};
   // `cadre NAME PART ...`: commands of their own. A command that can run has them beside its own arguments; else all from
   // `arguments` on is empty.

@@ -43,6 +43,10 @@ void add_option(po::options_description& options, const Field& field) {
 
 po::options_description options_of(const Command& command) {
   po::options_description options("Options", kHelpWidth, kHelpWidth / 2);
+  for (const ListOption& list : command.lists) {
+    auto* value = po::value<std::vector<std::string>>(list.values)->composing()->value_name("TEXT");
+    options.add_options()(list.name.c_str(), value, (list.help + "; may be given several times").c_str());
+  }
   for (const Field& field : command.options) add_option(options, field);
   options.add_options()("help", po::bool_switch(), "print this and stop");
   return options;

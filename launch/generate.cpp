@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-// cadre generate: the model goes on with a text.
+// cadre generate: the model goes on with texts.
 #include "runtime/infer/generate.hpp"
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cstdio>
+#include <fstream>
 #include <memory>
 #include <optional>
 
@@ -13,24 +15,28 @@
 #include "layers/kernels/kernels.hpp"
 #include "layers/model/router_options.hpp"
 #include "runtime/checkpoint/model_checkpoint.hpp"
+#include "runtime/checkpoint/sharded.hpp"
 #include "runtime/config/task_config.hpp"
 #include "runtime/data/task_labels.hpp"
+#include "runtime/infer/text_stream.hpp"
 #include "runtime/tokenizer/bytes.hpp"
 #include "runtime/tokenizer/open.hpp"
-#include "runtime/tokenizer/utf8_stream.hpp"
 
 namespace cadre {
 namespace {
 
 struct Options {
   std::string checkpoint;
-  std::string prompt;
+  std::vector<std::string> prompts;
+  std::string prompts_file;
   int64_t max_new = GenerateOptions().max_new;
   double temperature = Sampling().temperature;
   int64_t top_k = Sampling().top_k;
   double top_p = Sampling().top_p;
   int64_t seed = 0;
   int64_t samples = 1;
+  int64_t batch = 0;
+  std::string speculate = "auto";
   int64_t cache_mib = 0;
   std::string complexity;
   bool explain = false;
@@ -46,10 +52,10 @@ Sampling sampling_of(const Options& options, int64_t sample) {
 
 // What the request asks of the router: experts of its task, where the run that trained the model recognised tasks, and as many
 // experts as its complexity is worth.
-RequestFacts facts_of(const Options& options, const RunConfig& config) {
+RequestFacts facts_of(const std::string& prompt, const Options& options, const RunConfig& config) {
   RequestFacts facts;
   if (config.task.recognise) {
-    const std::vector<int32_t> ids = encode_bytes(options.prompt);
+    const std::vector<int32_t> ids = encode_bytes(prompt);
     if (!ids.empty())
       facts.task = task_labels(ids, static_cast<int64_t>(ids.size()), task_options(config.task)).front();
   }
@@ -91,6 +97,60 @@ void print_cache(const Worker& worker, const ExpertCache& cache) {
              static_cast<double>(sums[2]) / (1 << 20));
 }
 
+// All of --prompt, then the lines of --prompts.
+std::vector<std::string> prompts_of(const Options& options) {
+  std::vector<std::string> prompts = options.prompts;
+  if (!options.prompts_file.empty()) {
+    std::ifstream file(options.prompts_file);
+    CADRE_CHECK(file.good(), fmt::format("--prompts {}: cannot be read", options.prompts_file),
+                "a text file with a prompt in each line");
+    for (std::string line; std::getline(file, line);) prompts.push_back(line);
+    CADRE_CHECK(!file.bad(), fmt::format("--prompts {}: reading failed", options.prompts_file));
+  }
+  CADRE_CHECK(!prompts.empty(), "no prompt is given, allowed: at least one",
+              "--prompt TEXT, several times for several texts, or --prompts FILE");
+  return prompts;
+}
+
+// A prompt with its samples, then the next.
+std::vector<TextRequest> requests_of(const std::vector<std::string>& prompts, const Tokenizer& tokenizer,
+                                     const Options& options, const RunConfig& config) {
+  std::vector<TextRequest> requests;
+  for (const std::string& prompt : prompts) {
+    std::vector<int32_t> tokens = tokenizer.encode(prompt);
+    if (!tokens.empty())
+      tokens.insert(tokens.begin(), tokenizer.prompt_prefix().begin(), tokenizer.prompt_prefix().end());
+    for (int64_t sample = 0; sample < options.samples; ++sample) {
+      requests.push_back({tokens, sampling_of(options, sample), facts_of(prompt, options, config)});
+    }
+  }
+  return requests;
+}
+
+// Modules for further tokens that speculation is done with. What a directory of another program says of them in its
+// config.json it need not have.
+int64_t num_guesses(const std::filesystem::path& checkpoint, const ModelConfig& model, const std::string& speculate) {
+  const int64_t modules = model.num_nextn_predict_layers;
+  if (speculate == "off" || (speculate == "auto" && modules == 0)) return 0;
+  CADRE_CHECK(modules > 0, fmt::format("--speculate on, but {} has num_nextn_predict_layers = 0", checkpoint.string()),
+              "train with model.num_nextn_predict_layers=1, or leave --speculate out");
+  const std::string first = fmt::format("model.layers.{}.eh_proj.weight", model.num_hidden_layers);
+  if (speculate == "auto" && !ShardedReader(checkpoint).weight_map().contains(first)) return 0;
+  return modules;
+}
+
+// On stderr, as all that is not the text. Collective statistics, the same on all ranks.
+void print_acceptance(const GenerateStatistics& statistics) {
+  constexpr const char* kOrdinals[] = {"second", "third", "fourth"};
+  for (size_t guess = 0; guess < statistics.guessed.size(); ++guess) {
+    const int64_t guessed = statistics.guessed[guess];
+    const double share =
+        guessed == 0 ? 0.0 : 100.0 * static_cast<double>(statistics.accepted[guess]) / static_cast<double>(guessed);
+    const std::string ordinal = guess < std::size(kOrdinals) ? kOrdinals[guess] : fmt::format("{}th", guess + 2);
+    fmt::print(stderr, "{}-token acceptance {:.1f} % of {}\n", ordinal, share, guessed);
+  }
+}
+
 // At once, so that the text appears as it is made.
 void print_text(std::string_view text) {
   std::fwrite(text.data(), 1, text.size(), stdout);
@@ -111,34 +171,42 @@ std::unique_ptr<Tokenizer> tokenizer_of(const std::filesystem::path& checkpoint,
   return tokenizer;
 }
 
+// Generates and prints on rank 0.
+void print_texts(Worker& worker, const std::vector<std::string>& prompts, const Tokenizer& tokenizer,
+                 const std::vector<TextRequest>& requests, const GenerateOptions& options) {
+  const bool speaks = worker.world().rank() == 0;
+  const size_t samples = requests.size() / prompts.size();
+  TextStream stream(requests.size(), print_text);
+  for (size_t text = 0; speaks && text < requests.size(); ++text) stream.add(text, prompts[text / samples]);
+  const GenerateStatistics statistics =
+      generate(worker, requests, options, [&](size_t text, std::optional<int32_t> token) {
+        if (token) stream.add(text, tokenizer.piece(*token));
+        if (!token) stream.end(text);
+      });
+  if (speaks) print_acceptance(statistics);
+}
+
 void run_generate(const Options& options, const Job& job) {
   const std::filesystem::path checkpoint = find_checkpoint(options.checkpoint);
   const RunConfig config = run_config_of(checkpoint);
   const auto tokenizer = tokenizer_of(checkpoint, config);
-  std::vector<int32_t> prompt = tokenizer->encode(options.prompt);
-  if (!prompt.empty())
-    prompt.insert(prompt.begin(), tokenizer->prompt_prefix().begin(), tokenizer->prompt_prefix().end());
-  const RequestFacts facts = facts_of(options, config);
-  const WorkerOptions worker_options = inference_options(config);
+  const std::vector<std::string> prompts = prompts_of(options);
+  const std::vector<TextRequest> requests = requests_of(prompts, *tokenizer, options, config);
+  WorkerOptions worker_options = inference_options(config);
+  worker_options.model.num_nextn_predict_layers = num_guesses(checkpoint, config.model, options.speculate);
   set_kernel_threads(static_cast<int>(config.compute.threads));
   job.on_ranks(options.ranks, [&](Communicator world) {
     Worker worker(std::move(world), worker_options);
     load_checkpoint(checkpoint, worker.store(), nullptr);
-    const bool speaks = worker.world().rank() == 0;
-    if (speaks && options.explain) explain(options.prompt, config, facts);
+    if (worker.world().rank() == 0 && options.explain) {
+      for (const std::string& prompt : prompts) explain(prompt, config, facts_of(prompt, options, config));
+    }
     std::optional<ExpertCache> cache;
     if (options.cache_mib > 0) cache.emplace(static_cast<size_t>(options.cache_mib) << 20);
-    for (int64_t sample = 0; sample < options.samples; ++sample) {
-      if (speaks) print_text(options.prompt);
-      Utf8Stream text;
-      generate(worker, prompt,
-               {.max_new = options.max_new,
-                .sampling = sampling_of(options, sample),
-                .cache = cache ? &*cache : nullptr,
-                .facts = facts},
-               [&](int32_t token) { print_text(text.put(tokenizer->piece(token))); });
-      if (speaks) print_text(text.finish().append("\n"));
-    }
+    GenerateOptions generate_options = {.max_new = options.max_new, .cache = cache ? &*cache : nullptr};
+    if (cache) generate_options.batch = 1;  // what it knows are the rows of a whole pass
+    if (options.batch > 0) generate_options.batch = options.batch;
+    print_texts(worker, prompts, *tokenizer, requests, generate_options);
     if (cache) print_cache(worker, *cache);
   });
 }
@@ -148,21 +216,28 @@ void run_generate(const Options& options, const Job& job) {
 Command generate_command() {
   const auto options = std::make_shared<Options>();
   return {.name = "generate",
-          .summary = "lets a checkpoint go on with a text",
+          .summary = "lets a checkpoint go on with texts",
           .arguments = {checkpoint_argument(options->checkpoint)},
-          .options = {{"prompt", &options->prompt, any(), "the text to go on with"},
-                      {"max-new", &options->max_new, at_least(1), "most tokens to make"},
-                      {"temperature", &options->temperature, at_least(0), "0 takes the likeliest token"},
-                      {"top-k", &options->top_k, at_least(0), "choose among that many likeliest; 0 for all"},
-                      {"top-p", &options->top_p, between(0, 1), "then among the fewest with this probability together"},
-                      {"seed", &options->seed, at_least(0), "another seed, another text"},
-                      {"samples", &options->samples, at_least(1), "texts to make, with seeds from --seed on"},
-                      {"cache-mib", &options->cache_mib, between(0, 1 << 20),
-                       "memory of a rank for outputs of experts that may be needed again; 0 for none"},
-                      {"complexity", &options->complexity, one_of({"", "simple", "medium", "complex", "critical"}),
-                       "how hard the request is: its tokens visit as many experts as task.k_... of the run says"},
-                      {"explain", &options->explain, any(), "say which task the prompt is recognised as, and by what"},
-                      ranks_option(options->ranks)},
+          .options =
+              {{"prompts", &options->prompts_file, any(), "file with such a text in each line"},
+               {"max-new", &options->max_new, at_least(1), "most tokens to make of each text"},
+               {"temperature", &options->temperature, at_least(0), "0 takes the likeliest token"},
+               {"top-k", &options->top_k, at_least(0), "choose among that many likeliest; 0 for all"},
+               {"top-p", &options->top_p, between(0, 1), "then among the fewest with this probability together"},
+               {"seed", &options->seed, at_least(0), "another seed, another text"},
+               {"samples", &options->samples, at_least(1), "texts to make of each prompt, with seeds from --seed on"},
+               {"batch", &options->batch, at_least(0),
+                "most texts that are made at once, over all ranks; 0 for 16, or 1 with --cache-mib"},
+               {"speculate", &options->speculate, one_of({"auto", "on", "off"}),
+                "guess tokens with the modules for further tokens and verify them, which changes no text; auto where "
+                "the checkpoint has such modules"},
+               {"cache-mib", &options->cache_mib, between(0, 1 << 20),
+                "memory of a rank for outputs of experts that may be needed again; 0 for none"},
+               {"complexity", &options->complexity, one_of({"", "simple", "medium", "complex", "critical"}),
+                "how hard the request is: its tokens visit as many experts as task.k_... of the run says"},
+               {"explain", &options->explain, any(), "say which task the prompt is recognised as, and by what"},
+               ranks_option(options->ranks)},
+          .lists = {{"prompt", &options->prompts, "a text to go on with"}},
           .run = [options](const Job& job) { run_generate(*options, job); }};
 }
 

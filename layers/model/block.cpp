@@ -63,10 +63,10 @@ Task<Tensor> Block::forward(LaneContext& ctx, Tensor x, Sequences sequences, Sav
   co_return y;
 }
 
-Task<Tensor> Block::decode(LaneContext& ctx, Tensor x, Sequences sequences, KvCache& cache) const {
+Task<Tensor> Block::decode(LaneContext& ctx, Tensor x, NextTokens tokens, KvCache& cache) const {
   Saved scratch;
   const Tensor h =
-      attention_part(ctx, x, scratch, [&](const Tensor& in) { return attention_.decode(ctx, in, sequences, cache); });
+      attention_part(ctx, x, scratch, [&](const Tensor& in) { return attention_.decode(ctx, in, tokens, cache); });
   Task<Tensor> rest = ffn_part(ctx, h, scratch);
   const Tensor y = co_await rest;
   co_return y;

@@ -35,8 +35,8 @@ class Block {
 
   // x, y [T,H]. `saved` and `ctx` must outlive the task.
   Task<Tensor> forward(LaneContext& ctx, Tensor x, Sequences sequences, Saved& saved) const;
-  // The next tokens of cached sequences; appends to the cache.
-  Task<Tensor> decode(LaneContext& ctx, Tensor x, Sequences sequences, KvCache& cache) const;
+  // The next tokens of sequences with a cache, which holds them afterwards.
+  Task<Tensor> decode(LaneContext& ctx, Tensor x, NextTokens tokens, KvCache& cache) const;
   // dy [T,H] to dx [T,H], which the caller gives. Weight gradients go to ctx.deferred; until they have run, dy, dx, `ctx`
   // and `saved` must stay as they are.
   Task<void> backward(LaneContext& ctx, Saved& saved, Tensor dy, Tensor dx);

@@ -35,6 +35,16 @@ void FurtherToken::shift(Context& ctx, const TokenBatch& batch, Saved& saved) co
   }
 }
 
+// eh_proj [enorm(Emb(ids)) ; hnorm(h)]
+Tensor FurtherToken::join(Context& ctx, const Tensor& ids, const Tensor& h, const Embedding& embedding,
+                          Saved& saved) const {
+  const Tensor both = ctx.arena.take("further token", ctx.dtype, {h.dim(0), 2 * hidden_});
+  const Tensor next = enorm_.forward(ctx, embedding.forward(ctx, ids, saved.embedding), saved.enorm);
+  ctx.kernels.copy_columns({next, 0, hidden_}, {both, 0, hidden_});
+  ctx.kernels.copy_columns({hnorm_.forward(ctx, h, saved.hnorm), 0, hidden_}, {both, hidden_, hidden_});
+  return eh_proj_.forward(ctx, both, saved.eh_proj);
+}
+
 Task<FurtherToken::Output> FurtherToken::forward(LaneContext& ctx, TokenBatch batch, Tensor h,
                                                  const Embedding& embedding, const Head& head, Saved& saved) const {
   ctx.lane.enter("further token");
@@ -42,12 +52,7 @@ Task<FurtherToken::Output> FurtherToken::forward(LaneContext& ctx, TokenBatch ba
   const int64_t num_rows = saved.kept.dim(0);
   const Tensor rows = ctx.arena.take("further token", ctx.dtype, {num_rows, hidden_});
   ctx.kernels.gather_rows(h, saved.kept, Tensor(), rows);
-  const Tensor both = ctx.arena.take("further token", ctx.dtype, {num_rows, 2 * hidden_});
-  const Tensor next = enorm_.forward(ctx, embedding.forward(ctx, saved.batch.ids, saved.embedding), saved.enorm);
-  ctx.kernels.copy_columns({next, 0, hidden_}, {both, 0, hidden_});
-  ctx.kernels.copy_columns({hnorm_.forward(ctx, rows, saved.hnorm), 0, hidden_}, {both, hidden_, hidden_});
-  const Tensor x = eh_proj_.forward(ctx, both, saved.eh_proj);
-
+  const Tensor x = join(ctx, saved.batch.ids, rows, embedding, saved);
   Task<Tensor> layer = block_.forward(ctx, x, saved.batch.sequences, saved.block);
   const Tensor y = co_await layer;
   ctx.lane.enter("further token");
@@ -99,6 +104,21 @@ void FurtherToken::add_kept_rows(Context& ctx, const Saved& saved, const Tensor&
   }
   ctx.kernels.sum_rows(rows, offsets, order, Tensor(), spread);
   ctx.kernels.add(dh, spread, dh);
+}
+
+Task<Tensor> FurtherToken::decode(LaneContext& ctx, Tensor ids, Tensor h, NextTokens tokens, KvCache& cache,
+                                  const Embedding& embedding) const {
+  ctx.lane.enter("further token");
+  Saved unused;
+  const Tensor x = join(ctx, ids, h, embedding, unused);
+  Task<Tensor> layer = block_.decode(ctx, x, tokens, cache);
+  const Tensor y = co_await layer;
+  co_return y;
+}
+
+Tensor FurtherToken::logits(Context& ctx, const Tensor& y, const Head& head) const {
+  Norm::Saved unused;
+  return head.logits(ctx, head_norm_.forward(ctx, y, unused));
 }
 
 void FurtherToken::each_parameter(const ParameterVisitor& visit) {

@@ -46,9 +46,18 @@ class FurtherToken {
                       Tensor dh);
   void each_parameter(const ParameterVisitor& visit);
 
+  // Of sequences with a cache: h [T,H] and ids i32[T], the tokens after those that h belongs to, to y [T,H]. As in forward,
+  // the token of h has its position.
+  Task<Tensor> decode(LaneContext& ctx, Tensor ids, Tensor h, NextTokens tokens, KvCache& cache,
+                      const Embedding& embedding) const;
+  // What y [T,H] predicts, [T,V].
+  Tensor logits(Context& ctx, const Tensor& y, const Head& head) const;
+
   Block& block() { return block_; }
+  const Block& block() const { return block_; }
 
  private:
+  Tensor join(Context& ctx, const Tensor& ids, const Tensor& h, const Embedding& embedding, Saved& saved) const;
   void shift(Context& ctx, const TokenBatch& batch, Saved& saved) const;
   void add_kept_rows(Context& ctx, const Saved& saved, const Tensor& rows, const Tensor& dh) const;
 

@@ -58,11 +58,11 @@ Task<void> Model::backward(LaneContext& ctx, Saved& saved) {
   }
 }
 
-Task<Tensor> Model::decode(LaneContext& ctx, Tensor ids, Sequences sequences, std::vector<KvCache>& caches) const {
+Task<Tensor> Model::decode(LaneContext& ctx, Tensor ids, NextTokens tokens, std::vector<KvCache>& caches) const {
   Tensor x;
   for (const auto& stage : stages_) {
     const LayerRange layers = stage->layers();
-    Task<Tensor> pass = stage->decode(ctx, ids, x, sequences, std::span(caches).subspan(layers.first));
+    Task<Tensor> pass = stage->decode(ctx, ids, x, tokens, std::span(caches).subspan(layers.first));
     x = co_await pass;
   }
   co_return x;
@@ -74,6 +74,9 @@ std::vector<KvCache> Model::make_caches(Context& ctx, int64_t batch, int64_t cap
     for (int layer = stage->layers().first; layer < stage->layers().last; ++layer) {
       caches.push_back(std::as_const(*stage).block(layer).attention().make_cache(ctx, batch, capacity));
     }
+  }
+  for (int i = 0; i < last_stage().num_further(); ++i) {
+    caches.push_back(last_stage().further(i).block().attention().make_cache(ctx, batch, capacity));
   }
   return caches;
 }

@@ -31,9 +31,12 @@ class Model {
   };
   Task<double> forward(LaneContext& ctx, TokenBatch batch, Saved& saved) const;
   Task<void> backward(LaneContext& ctx, Saved& saved);
-  // Logits [batch, V] of the last token of each sequence, whose new tokens are appended to the caches.
-  Task<Tensor> decode(LaneContext& ctx, Tensor ids, Sequences sequences, std::vector<KvCache>& caches) const;
+  // Of each layer, those of modules for further tokens last, for `batch` sequences of up to `capacity` tokens.
   std::vector<KvCache> make_caches(Context& ctx, int64_t batch, int64_t capacity) const;
+  // The next tokens of sequences with these caches, to rows [T,H] behind the final norm, which Stage::logits reads.
+  Task<Tensor> decode(LaneContext& ctx, Tensor ids, NextTokens tokens, std::vector<KvCache>& caches) const;
+  // The end of the model, where it is here.
+  const Stage& last_stage() const { return *stages_.back(); }
 
   void each_parameter(const ParameterVisitor& visit);
 

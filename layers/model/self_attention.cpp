@@ -90,8 +90,8 @@ KvCache SelfAttention::make_cache(Context& ctx, int64_t batch, int64_t capacity)
   return std::visit([&](const auto& attention) { return attention.make_cache(ctx, batch, capacity); }, attention_);
 }
 
-Tensor SelfAttention::decode(Context& ctx, const Tensor& x, const Sequences& sequences, KvCache& cache) const {
-  return std::visit([&](const auto& attention) { return attention.decode(ctx, x, sequences, cache); }, attention_);
+Tensor SelfAttention::decode(Context& ctx, const Tensor& x, const NextTokens& tokens, const KvCache& cache) const {
+  return std::visit([&](const auto& attention) { return attention.decode(ctx, x, tokens, cache); }, attention_);
 }
 
 }  // namespace cadre

@@ -22,7 +22,7 @@ class SelfAttention {
   void each_parameter(const ParameterVisitor& visit);
 
   KvCache make_cache(Context& ctx, int64_t batch, int64_t capacity) const;
-  Tensor decode(Context& ctx, const Tensor& x, const Sequences& sequences, KvCache& cache) const;
+  Tensor decode(Context& ctx, const Tensor& x, const NextTokens& tokens, const KvCache& cache) const;
 
  private:
   std::variant<CausalAttention, LatentAttention> attention_;

@@ -8,17 +8,6 @@
 namespace cadre {
 namespace {
 
-// The last row of each sequence.
-Tensor last_rows(Context& ctx, const Tensor& x, const Sequences& sequences) {
-  const Tensor index = ctx.arena.take("decode", DType::i32, {sequences.batch});
-  for (int64_t b = 0; b < sequences.batch; ++b) {
-    index.data<int32_t>()[b] = static_cast<int32_t>((b + 1) * sequences.length - 1);
-  }
-  const Tensor rows = ctx.arena.take("decode", ctx.dtype, {sequences.batch, x.dim(1)});
-  ctx.kernels.gather_rows(x, index, Tensor(), rows);
-  return rows;
-}
-
 constexpr int kEmbeddingBucket = 0;
 constexpr const char* kEmbeddingName = "model.embed_tokens";
 
@@ -204,17 +193,28 @@ Task<void> Stage::further_backward(LaneContext& ctx, Saved& saved, Tensor d_norm
   if (weights == Weights::at_once) run_deferred(ctx);
 }
 
-Task<Tensor> Stage::decode(LaneContext& ctx, Tensor ids, Tensor x, Sequences sequences,
-                           std::span<KvCache> caches) const {
+Task<Tensor> Stage::decode(LaneContext& ctx, Tensor ids, Tensor x, NextTokens tokens, std::span<KvCache> caches) const {
   Embedding::Saved embedding;
   Norm::Saved norm;
   if (embedding_) x = embedding_->forward(ctx, ids, embedding);
   for (size_t i = 0; i < blocks_.size(); ++i) {
-    Task<Tensor> block = blocks_[i]->decode(ctx, x, sequences, caches[i]);
+    Task<Tensor> block = blocks_[i]->decode(ctx, x, tokens, caches[i]);
     x = co_await block;
   }
   if (!head_) co_return x;
-  co_return head_->logits(ctx, norm_->forward(ctx, last_rows(ctx, x, sequences), norm));
+  ctx.lane.enter("head", -1);
+  co_return norm_->forward(ctx, x, norm);
+}
+
+Task<Tensor> Stage::decode_further(LaneContext& ctx, int module, Tensor ids, Tensor h, NextTokens tokens,
+                                   KvCache& cache) const {
+  Task<Tensor> task = further(module).decode(ctx, ids, h, tokens, cache, embedding_at_end());
+  const Tensor y = co_await task;
+  co_return y;
+}
+
+Tensor Stage::further_logits(Context& ctx, int module, const Tensor& y) const {
+  return further(module).logits(ctx, y, *head_);
 }
 
 void Stage::each_parameter(int bucket, const ParameterVisitor& visit) {

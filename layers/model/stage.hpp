@@ -73,9 +73,19 @@ class Stage {
   // in the first. dy [T,H] is what the stage after gave; the last stage begins with its losses.
   Task<Tensor> backward(LaneContext& ctx, Saved& saved, Tensor dy, Weights weights, BucketDone done = {});
 
-  // Logits [batch, V] of the last token of each sequence, whose new tokens are appended to the caches; before the last
-  // stage hidden states [T,H].
-  Task<Tensor> decode(LaneContext& ctx, Tensor ids, Tensor x, Sequences sequences, std::span<KvCache> caches) const;
+  // The next tokens of sequences with caches, one of each layer, which hold them afterwards; ids i32[T], of which the first
+  // stage makes rows. Hidden states [T,H], of the last stage behind the final norm. Collective as forward.
+  Task<Tensor> decode(LaneContext& ctx, Tensor ids, Tensor x, NextTokens tokens, std::span<KvCache> caches) const;
+  // Of rows that the last stage decoded, [T,V].
+  Tensor logits(Context& ctx, const Tensor& rows) const { return head_->logits(ctx, rows); }
+
+  // Modules for further tokens, in the last stage.
+  int num_further() const { return static_cast<int>(further_.size()); }
+  const FurtherToken& further(int module) const { return *further_[static_cast<size_t>(module)]; }
+  // What module `module` makes of h, see FurtherToken::decode, and of that the logits.
+  Task<Tensor> decode_further(LaneContext& ctx, int module, Tensor ids, Tensor h, NextTokens tokens,
+                              KvCache& cache) const;
+  Tensor further_logits(Context& ctx, int module, const Tensor& y) const;
 
   // Parameters in buckets that are complete together: embedding, each block, all behind the blocks.
   int num_buckets() const { return static_cast<int>(blocks_.size()) + 2; }

@@ -30,6 +30,7 @@ struct TokenFacts {
   int64_t step = 0;
   int64_t first = 0;            // number of the first token in the global batch of the step; the others follow it
   int64_t sequence_length = 0;  // the tokens are whole sequences of this length; 0: one sequence
+  Tensor position = {};         // i32[T], in its sequence; undefined: as the two above say
   Tensor task = {};             // i32[T], -1: none; undefined: no token has one
   Tensor num_experts =
       {};  // i32[T], how many experts the token may visit at most; undefined: as many as the router says

@@ -2,6 +2,7 @@
 #include "layers/nn/attention.hpp"
 
 #include <cmath>
+#include <utility>
 
 #include "comm/base/check.hpp"
 
@@ -14,11 +15,29 @@ void fill_positions(const Sequences& sequences, int64_t first) {
   }
 }
 
-void check_room(const KvCache& cache, const Sequences& sequences) {
-  CADRE_CHECK(cache.length + sequences.length <= cache.capacity,
-              fmt::format("{} more tokens do not fit a key/value cache of {} rows that holds {}", sequences.length,
-                          cache.capacity, cache.length),
-              "ask for fewer new tokens or raise the longest sequence");
+NextTokens next_tokens(Arena& arena, std::vector<NextTokens::Span> spans) {
+  int64_t num_tokens = 0;
+  for (const NextTokens::Span& span : spans) num_tokens += span.count;
+  const Tensor positions = arena.take("positions", DType::i32, {num_tokens});
+  auto* position = positions.data<int32_t>();
+  for (const NextTokens::Span& span : spans) {
+    for (int64_t t = 0; t < span.count; ++t) *position++ = static_cast<int32_t>(span.first + t);
+  }
+  return {std::move(spans), positions};
+}
+
+void each_sequence(const KvCache& cache, const NextTokens& tokens, const CacheVisitor& body) {
+  int64_t row = 0;
+  int64_t first_cached = 0;
+  for (const NextTokens::Span& span : tokens.spans) {
+    CADRE_CHECK(span.first + span.count <= cache.capacity,
+                fmt::format("{} more tokens do not fit a key/value cache of {} rows that holds {}", span.count,
+                            cache.capacity, span.first),
+                "ask for fewer new tokens or raise the longest sequence");
+    if (span.count > 0) body(row, first_cached, span);
+    row += span.count;
+    first_cached += cache.capacity;
+  }
 }
 
 CausalAttention::CausalAttention(const std::string& prefix, const AttentionOptions& options)
@@ -34,11 +53,11 @@ CausalAttention::CausalAttention(const std::string& prefix, const AttentionOptio
       "the number of key/value heads must divide the number of heads");
 }
 
-AttentionShape CausalAttention::shape_of(const Sequences& sequences, int64_t kv_len, int64_t kv_stride) const {
-  return {.batch = sequences.batch,
-          .q_len = sequences.length,
+AttentionShape CausalAttention::shape_of(int64_t batch, int64_t q_len, int64_t kv_len) const {
+  return {.batch = batch,
+          .q_len = q_len,
           .kv_len = kv_len,
-          .kv_stride = kv_stride,
+          .kv_stride = kv_len,
           .num_heads = options_.num_heads,
           .num_kv_heads = options_.num_kv_heads,
           .head_dim = options_.head_dim,
@@ -58,7 +77,7 @@ Tensor CausalAttention::forward(Context& ctx, const Tensor& x, const Sequences& 
 
   saved.out = ctx.arena.take("attention", ctx.dtype, {num_tokens, options_.num_heads * head_dim});
   saved.lse = ctx.arena.take("attention", ctx.dtype, {sequences.batch, options_.num_heads, sequences.length});
-  const AttentionShape shape = shape_of(sequences, sequences.length, sequences.length);
+  const AttentionShape shape = shape_of(sequences.batch, sequences.length, sequences.length);
   ctx.kernels.attention(shape, saved.q, saved.k, saved.v, saved.out, saved.lse);
   return o_proj_.forward(ctx, saved.out, saved.o_proj);
 }
@@ -73,7 +92,7 @@ Tensor CausalAttention::input_grad(Context& ctx, Saved& saved, const Tensor& dy)
   const Tensor dk = ctx.arena.take("attention", ctx.dtype, {num_tokens, options_.num_kv_heads, options_.head_dim});
   const Tensor dv = ctx.arena.take("attention", ctx.dtype, {num_tokens, options_.num_kv_heads, options_.head_dim});
 
-  const AttentionShape shape = shape_of(sequences, sequences.length, sequences.length);
+  const AttentionShape shape = shape_of(sequences.batch, sequences.length, sequences.length);
   ctx.kernels.attention_grad(shape, saved.q, saved.k, saved.v, saved.out, saved.lse, dout, dq, dk, dv);
   ctx.kernels.rope(dq, sequences.positions, options_.rope, RopeDirection::backward);
   ctx.kernels.rope(dk, sequences.positions, options_.rope, RopeDirection::backward);
@@ -107,33 +126,34 @@ KvCache CausalAttention::make_cache(Context& ctx, int64_t batch, int64_t capacit
 }
 
 // One product a sequence, so that keys and values are computed where they stay.
-void CausalAttention::append(Context& ctx, const Tensor& x, const Sequences& sequences, KvCache& cache) const {
-  const int64_t length = sequences.length;
+void CausalAttention::append(Context& ctx, const Tensor& x, const NextTokens& tokens, const KvCache& cache) const {
   const int64_t kv_width = options_.num_kv_heads * options_.head_dim;
-  for (int64_t b = 0; b < sequences.batch; ++b) {
-    const int64_t first_row = b * cache.capacity + cache.length;
-    const Tensor new_x = x.rows(b * length, length);
-    const Tensor new_k = cache.k.rows(first_row, length);
-    const Tensor new_v = cache.v.rows(first_row, length);
-    ctx.kernels.linear(new_x, k_proj_.weight(), new_k.reshape({length, kv_width}));
-    ctx.kernels.linear(new_x, v_proj_.weight(), new_v.reshape({length, kv_width}));
-    ctx.kernels.rope(new_k, sequences.positions.rows(b * length, length), options_.rope, RopeDirection::forward);
-  }
-  cache.length += length;
+  each_sequence(cache, tokens, [&](int64_t row, int64_t first_cached, const NextTokens::Span& span) {
+    const Tensor new_x = x.rows(row, span.count);
+    const Tensor new_k = cache.k.rows(first_cached + span.first, span.count);
+    const Tensor new_v = cache.v.rows(first_cached + span.first, span.count);
+    ctx.kernels.linear(new_x, k_proj_.weight(), new_k.reshape({span.count, kv_width}));
+    ctx.kernels.linear(new_x, v_proj_.weight(), new_v.reshape({span.count, kv_width}));
+    ctx.kernels.rope(new_k, tokens.positions.rows(row, span.count), options_.rope, RopeDirection::forward);
+  });
 }
 
-Tensor CausalAttention::decode(Context& ctx, const Tensor& x, const Sequences& sequences, KvCache& cache) const {
+Tensor CausalAttention::decode(Context& ctx, const Tensor& x, const NextTokens& tokens, const KvCache& cache) const {
   const int64_t num_tokens = x.dim(0);
-  check_room(cache, sequences);
-  append(ctx, x, sequences, cache);
+  append(ctx, x, tokens, cache);
 
   Linear::Saved unused;
   const Tensor q = q_proj_.forward(ctx, x, unused).reshape({num_tokens, options_.num_heads, options_.head_dim});
-  ctx.kernels.rope(q, sequences.positions, options_.rope, RopeDirection::forward);
-  const Tensor out = ctx.arena.take("attention", ctx.dtype, {num_tokens, options_.num_heads * options_.head_dim});
-  const Tensor lse = ctx.arena.take("attention", ctx.dtype, {sequences.batch, options_.num_heads, sequences.length});
-  ctx.kernels.attention(shape_of(sequences, cache.length, cache.capacity), q, cache.k, cache.v, out, lse);
-  return o_proj_.forward(ctx, out, unused);
+  ctx.kernels.rope(q, tokens.positions, options_.rope, RopeDirection::forward);
+  const Tensor out = ctx.arena.take("attention", ctx.dtype, {num_tokens, options_.num_heads, options_.head_dim});
+  each_sequence(cache, tokens, [&](int64_t row, int64_t first_cached, const NextTokens::Span& span) {
+    const ArenaScope scope(ctx.arena);
+    const int64_t length = span.first + span.count;
+    const Tensor lse = ctx.arena.take("attention", ctx.dtype, {1, options_.num_heads, span.count});
+    ctx.kernels.attention(shape_of(1, span.count, length), q.rows(row, span.count), cache.k.rows(first_cached, length),
+                          cache.v.rows(first_cached, length), out.rows(row, span.count), lse);
+  });
+  return o_proj_.forward(ctx, out.reshape({num_tokens, options_.num_heads * options_.head_dim}), unused);
 }
 
 }  // namespace cadre

@@ -3,7 +3,9 @@
 // sequences, with gradients, and a form for decoding with a cache. Both give the same outputs.
 #pragma once
 
+#include <functional>
 #include <string>
+#include <vector>
 
 #include "layers/nn/linear.hpp"
 #include "layers/nn/rope.hpp"
@@ -30,17 +32,33 @@ struct AttentionOptions {
   double init_std = 0.02;
 };
 
+// Tokens that sequences with caches go on with: those of one sequence in a row, one sequence after the other.
+struct NextTokens {
+  // Of one sequence, positions first .. first + count. It has `first` tokens before them in its cache; what the cache holds
+  // of later ones is forgotten.
+  struct Span {
+    int64_t first = 0;
+    int64_t count = 0;
+  };
+  std::vector<Span> spans;
+  Tensor positions;  // i32[T]
+};
+
+// Positions come from the arena.
+NextTokens next_tokens(Arena& arena, std::vector<NextTokens::Span> spans);
+
 // Keys (rotated) and values of `batch` sequences: row j of sequence b is row b * capacity + j of [batch capacity, NKV,
 // D]. Latent attention keeps other rows.
 struct KvCache {
   Tensor k;
   Tensor v;
   int64_t capacity = 0;  // rows for each sequence
-  int64_t length = 0;    // of them in use
 };
 
-// Throws when the next tokens do not fit.
-void check_room(const KvCache& cache, const Sequences& sequences);
+// Calls `body` for each sequence that has next tokens: `row` is the first of them among T, `first_cached` the row of the
+// cache in which the sequence begins. Throws when they do not fit.
+using CacheVisitor = std::function<void(int64_t row, int64_t first_cached, const NextTokens::Span& span)>;
+void each_sequence(const KvCache& cache, const NextTokens& tokens, const CacheVisitor& body);
 
 // Parameters: `<prefix>.q_proj.weight` [NH D, H], `<prefix>.{k,v}_proj.weight` [NKV D, H], `<prefix>.o_proj.weight`
 // [H, NH D].
@@ -64,12 +82,12 @@ class CausalAttention {
 
   // An empty cache for `batch` sequences of up to `capacity` tokens.
   KvCache make_cache(Context& ctx, int64_t batch, int64_t capacity) const;
-  // Appends the next tokens of every sequence to the cache and attends to all it holds. Throws when the cache is full.
-  Tensor decode(Context& ctx, const Tensor& x, const Sequences& sequences, KvCache& cache) const;
+  // x, y [T,H]. Writes the next tokens into the cache and attends to what it holds up to them. Throws when it is full.
+  Tensor decode(Context& ctx, const Tensor& x, const NextTokens& tokens, const KvCache& cache) const;
 
  private:
-  AttentionShape shape_of(const Sequences& sequences, int64_t kv_len, int64_t kv_stride) const;
-  void append(Context& ctx, const Tensor& x, const Sequences& sequences, KvCache& cache) const;
+  AttentionShape shape_of(int64_t batch, int64_t q_len, int64_t kv_len) const;
+  void append(Context& ctx, const Tensor& x, const NextTokens& tokens, const KvCache& cache) const;
 
   AttentionOptions options_;
   Linear q_proj_;

@@ -159,43 +159,44 @@ KvCache LatentAttention::make_cache(Context& ctx, int64_t batch, int64_t capacit
   return cache;
 }
 
-void LatentAttention::append(Context& ctx, const Tensor& x, const Sequences& sequences, KvCache& cache) const {
+void LatentAttention::append(Context& ctx, const Tensor& x, const NextTokens& tokens, const KvCache& cache) const {
   const ArenaScope scope(ctx.arena);
   Saved unused;
   Tensor turned;
-  const Tensor latent = latents(ctx, x, sequences.positions, turned, unused);
-  const int64_t length = sequences.length;
-  for (int64_t b = 0; b < sequences.batch; ++b) {
-    const Tensor rows = cache.k.rows(b * cache.capacity + cache.length, length);
-    ctx.kernels.copy_columns(columns(latent.rows(b * length, length), 0, options_.kv_rank),
+  const Tensor latent = latents(ctx, x, tokens.positions, turned, unused);
+  each_sequence(cache, tokens, [&](int64_t row, int64_t first_cached, const NextTokens::Span& span) {
+    const Tensor rows = cache.k.rows(first_cached + span.first, span.count);
+    ctx.kernels.copy_columns(columns(latent.rows(row, span.count), 0, options_.kv_rank),
                              columns(rows, 0, options_.kv_rank));
-    ctx.kernels.copy_columns(columns(turned.rows(b * length, length), options_.kv_rank, options_.rope_dim),
+    ctx.kernels.copy_columns(columns(turned.rows(row, span.count), options_.kv_rank, options_.rope_dim),
                              columns(rows, options_.kv_rank, options_.rope_dim));
-  }
-  cache.length += length;
+  });
 }
 
 // A key of head h is W_k,h c, so that q W_k,h c = (W_k,h^T q) c: all heads attend to the latent vectors themselves, as to
 // one head whose values are part of its keys.
-Tensor LatentAttention::decode(Context& ctx, const Tensor& x, const Sequences& sequences, KvCache& cache) const {
-  check_room(cache, sequences);
-  append(ctx, x, sequences, cache);
+Tensor LatentAttention::decode(Context& ctx, const Tensor& x, const NextTokens& tokens, const KvCache& cache) const {
+  append(ctx, x, tokens, cache);
 
   const auto& [nope, rope, value] = std::tie(options_.nope_dim, options_.rope_dim, options_.value_dim);
   const int64_t heads = options_.num_heads;
   const int64_t rank = options_.kv_rank;
   const Tensor& weight = kv_b_.weight().value;
   Saved unused;
-  const Tensor q = queries(ctx, x, sequences.positions, unused);
+  const Tensor q = queries(ctx, x, tokens.positions, unused);
   const Tensor latent_q = ctx.arena.take("attention", ctx.dtype, {x.dim(0), heads, latent_dim()});
   ctx.kernels.head_linear_transposed(q, {weight, heads, 0, nope}, latent_q);
   ctx.kernels.copy_columns(columns(q, nope, rope), columns(latent_q, rank, rope));
 
   const Tensor latent_out = ctx.arena.take("attention", ctx.dtype, {x.dim(0), heads, rank});
-  const Tensor lse = ctx.arena.take("attention", ctx.dtype, {sequences.batch, heads, sequences.length});
-  const AttentionShape shape = {
-      sequences.batch, sequences.length, cache.length, cache.capacity, heads, 1, latent_dim(), rank, scale()};
-  ctx.kernels.attention(shape, latent_q, cache.k, cache.k, latent_out, lse);
+  each_sequence(cache, tokens, [&](int64_t row, int64_t first_cached, const NextTokens::Span& span) {
+    const ArenaScope scope(ctx.arena);
+    const int64_t length = span.first + span.count;
+    const Tensor rows = cache.k.rows(first_cached, length);
+    const Tensor lse = ctx.arena.take("attention", ctx.dtype, {1, heads, span.count});
+    ctx.kernels.attention({1, span.count, length, length, heads, 1, latent_dim(), rank, scale()},
+                          latent_q.rows(row, span.count), rows, rows, latent_out.rows(row, span.count), lse);
+  });
   const Tensor out = ctx.arena.take("attention", ctx.dtype, {x.dim(0), heads, value});
   ctx.kernels.head_linear(latent_out, {weight, heads, nope, value}, out);
   return o_proj_.forward(ctx, out.reshape({x.dim(0), heads * value}), unused.o_proj);

@@ -52,8 +52,8 @@ class LatentAttention {
 
   // An empty cache: L + R elements a token, the normed latent vector and the turned key, in k; v stays undefined.
   KvCache make_cache(Context& ctx, int64_t batch, int64_t capacity) const;
-  // Appends the next tokens of every sequence to the cache and attends to all it holds. Throws when the cache is full.
-  Tensor decode(Context& ctx, const Tensor& x, const Sequences& sequences, KvCache& cache) const;
+  // x, y [T,H]. Writes the next tokens into the cache and attends to what it holds up to them. Throws when it is full.
+  Tensor decode(Context& ctx, const Tensor& x, const NextTokens& tokens, const KvCache& cache) const;
 
  private:
   int64_t query_dim() const { return options_.nope_dim + options_.rope_dim; }
@@ -67,7 +67,7 @@ class LatentAttention {
   void expand(Context& ctx, const Tensor& latent, const Tensor& turned, Saved& saved) const;
   Tensor queries_grad(Context& ctx, Saved& saved, const Tensor& dq) const;
   void latents_grad(Context& ctx, Saved& saved, const Tensor& dk, const Tensor& dv, const Tensor& dx) const;
-  void append(Context& ctx, const Tensor& x, const Sequences& sequences, KvCache& cache) const;
+  void append(Context& ctx, const Tensor& x, const NextTokens& tokens, const KvCache& cache) const;
 
   LatentAttentionOptions options_;
   std::optional<Linear> q_a_;

@@ -1,106 +1,216 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "runtime/infer/generate.hpp"
 
+#include <algorithm>
 #include <utility>
-#include <vector>
 
 #include "comm/base/check.hpp"
 
 namespace cadre {
 namespace {
 
-Task<void> decode_into(Tensor& logits, const Model& model, LaneContext& ctx, Tensor ids, Sequences sequences,
-                       std::vector<KvCache>& caches) {
-  Task<Tensor> decode = model.decode(ctx, ids, sequences, caches);
-  logits = co_await decode;
+constexpr size_t kNone = static_cast<size_t>(-1);
+
+void check(const ModelConfig& config, const std::vector<TextRequest>& texts, int64_t max_new) {
+  for (size_t i = 0; i < texts.size(); ++i) {
+    const auto length = static_cast<int64_t>(texts[i].prompt.size());
+    const std::string which = texts.size() == 1 ? "" : fmt::format(" {} of {}", i + 1, texts.size());
+    CADRE_CHECK(length >= 1, fmt::format("the prompt{} is empty, allowed: at least one token", which),
+                "give it some text to go on with");
+    CADRE_CHECK(max_new <= config.max_position_embeddings - length,
+                fmt::format("{} new tokens after a prompt of {}, allowed: at most {} together", max_new, length,
+                            config.max_position_embeddings),
+                "max_position_embeddings of the model; ask for fewer new tokens or shorten the prompt");
+  }
 }
 
-// One text under way, on the first rank of the expert-parallel group; on the others a batch of no texts, which takes
-// part in every exchange.
-class Decoder {
+int64_t longest(const std::vector<TextRequest>& texts) {
+  size_t length = 0;
+  for (const TextRequest& text : texts) length = std::max(length, text.prompt.size());
+  return static_cast<int64_t>(length);
+}
+
+// A text and how far it is. The rank that reads it knows all of this, the others how many tokens it has and whether it is over.
+struct Text {
+  std::vector<int32_t> tokens;   // prompt and what was made
+  std::vector<int32_t> guesses;  // of what comes next
+  int64_t num_read = 0;
+  int64_t num_made = 0;
+};
+
+class Generation {
  public:
-  Decoder(Worker& worker, int64_t capacity, const GenerateOptions& options)
+  Generation(Worker& worker, const std::vector<TextRequest>& requests, const GenerateOptions& options, const Emit& emit)
       : worker_(worker),
-        expert_cache_(options.cache),
-        facts_(options.facts),
-        num_texts_(worker.expert_group().rank() == 0 ? 1 : 0) {
-    Context ctx{worker.kernels(), cache_arena_, DType::f32};
-    caches_ = worker.model().make_caches(ctx, num_texts_, capacity);
+        requests_(requests),
+        options_(options),
+        emit_(emit),
+        num_slots_(std::min(options.batch, static_cast<int64_t>(requests.size()))),
+        decoder_(worker, slots_of_rank(), longest(requests) + options.max_new, options.cache),
+        num_guesses_(options.speculate ? decoder_.num_guesses() : 0),
+        in_slot_(static_cast<size_t>(num_slots_), kNone) {
+    for (const TextRequest& request : requests) texts_.push_back({.tokens = request.prompt, .guesses = {}});
+    statistics_.guessed.resize(static_cast<size_t>(num_guesses_));
+    statistics_.accepted.resize(static_cast<size_t>(num_guesses_));
   }
 
-  bool holds_text() const { return num_texts_ == 1; }
-  int64_t num_read() const { return num_read_; }
-
-  // Reads on, and returns the logits [V] of what comes next; empty without a text.
-  std::vector<float> read(std::vector<int32_t> tokens) {
-    const auto length = static_cast<int64_t>(tokens.size());
-    std::vector<int32_t> positions(tokens.size());
-    const int64_t rows = num_texts_ * length;
-    const Sequences sequences{num_texts_, length, Tensor(positions.data(), DType::i32, {rows})};
-    fill_positions(sequences, num_read_);
-    num_read_ += length;
-
-    const ArenaScope activations(worker_.arena());
-    LaneContext ctx = worker_.inference_context();
-    ctx.expert_cache = expert_cache_;
-    ctx.decoding = true;
-    ctx.tokens.first = num_read_ - length;
-    std::vector<int32_t> tasks(static_cast<size_t>(rows), facts_.task);
-    std::vector<int32_t> num_experts(static_cast<size_t>(rows), static_cast<int32_t>(facts_.num_experts));
-    ctx.tokens.task = Tensor(tasks.data(), DType::i32, {rows});
-    if (facts_.num_experts > 0) ctx.tokens.num_experts = Tensor(num_experts.data(), DType::i32, {rows});
-    Tensor logits;
-    Task<void> task =
-        decode_into(logits, worker_.model(), ctx, Tensor(tokens.data(), DType::i32, {rows}), sequences, caches_);
-    worker_.run(task);
-    const auto* first = logits.data<float>();
-    return {first, first + logits.numel()};
+  GenerateStatistics run() {
+    for (fill_slots(); std::ranges::any_of(in_slot_, [](size_t text) { return text != kNone; }); fill_slots()) {
+      ++worker_.lane().position.step;
+      std::vector<std::vector<int32_t>> made = go_on();
+      share(made);
+      if (num_guesses_ > 0) guess();
+    }
+    sum(statistics_.guessed);
+    sum(statistics_.accepted);
+    return statistics_;
   }
 
  private:
-  Worker& worker_;
-  ExpertCache* expert_cache_;
-  RequestFacts facts_;
-  int64_t num_texts_;
-  Arena cache_arena_{Arena::Mode::real, /*poison=*/false, worker_.kernels().memory()};
-  std::vector<KvCache> caches_;
-  int64_t num_read_ = 0;
-};
+  // Slot s of all is slot s / ranks of rank s % ranks.
+  int64_t num_ranks() const { return worker_.expert_group().size(); }
+  int64_t slots_of_rank() const { return (num_slots_ - worker_.expert_group().rank() + num_ranks() - 1) / num_ranks(); }
+  size_t text_in(size_t own_slot) const {
+    return in_slot_[own_slot * static_cast<size_t>(num_ranks()) + static_cast<size_t>(worker_.expert_group().rank())];
+  }
+  size_t num_own_slots() const { return static_cast<size_t>(slots_of_rank()); }
 
-// Tells all ranks of the expert-parallel group whether the text ends here.
-bool agree_on_end(const Worker& worker, bool ends) {
-  int32_t flag = ends ? 1 : 0;
-  Request told = worker.expert_group().broadcast(std::span(&flag, 1), 0);
-  worker.await(told);
-  return flag != 0;
-}
+  void fill_slots() {
+    for (size_t& text : in_slot_) {
+      if (text == kNone && next_text_ < texts_.size()) text = next_text_++;
+    }
+  }
+
+  // All own texts read what they have not read, and their guesses; what was made of each.
+  std::vector<std::vector<int32_t>> go_on() {
+    std::vector<Reading> readings(num_own_slots());
+    for (size_t slot = 0; slot < readings.size(); ++slot) {
+      if (text_in(slot) == kNone) continue;
+      const Text& text = texts_[text_in(slot)];
+      Reading& reading = readings[slot];
+      reading.first = text.num_read;
+      reading.tokens.assign(text.tokens.begin() + text.num_read, text.tokens.end());
+      reading.tokens.insert(reading.tokens.end(), text.guesses.begin(), text.guesses.end());
+      reading.num_logits = static_cast<int64_t>(text.guesses.size()) + 1;
+      reading.facts = requests_[text_in(slot)].facts;
+    }
+    const Tensor logits = decoder_.read(readings);
+    std::vector<std::vector<int32_t>> made(readings.size());
+    int64_t row = 0;
+    for (size_t slot = 0; slot < readings.size(); ++slot) {
+      if (text_in(slot) == kNone) continue;
+      made[slot] = choose(text_in(slot), logits.rows(row, readings[slot].num_logits));
+      row += readings[slot].num_logits;
+    }
+    return made;
+  }
+
+  // The next tokens of a text: as many as its guesses are right, and the one behind them.
+  std::vector<int32_t> choose(size_t index, const Tensor& logits) {
+    Text& text = texts_[index];
+    std::vector<int32_t> made;
+    for (size_t i = 0; i <= text.guesses.size(); ++i) {
+      const auto position = static_cast<int64_t>(text.tokens.size() + i);
+      made.push_back(sample(
+          index, {logits.data<float>() + static_cast<int64_t>(i) * logits.dim(1), static_cast<size_t>(logits.dim(1))},
+          position));
+      if (i == text.guesses.size() || made.back() == eos()) break;
+      ++statistics_.guessed[i];
+      if (made.back() != text.guesses[i]) break;
+      ++statistics_.accepted[i];
+    }
+    return made;
+  }
+
+  int32_t sample(size_t text, std::span<const float> logits, int64_t position) const {
+    return sample_token(logits, requests_[text].sampling, position);
+  }
+
+  // Every rank learns what was made, so that all agree on which texts go on.
+  void share(const std::vector<std::vector<int32_t>>& made) {
+    const auto width = static_cast<size_t>(num_guesses_) + 2;  // how many, and they
+    std::vector<int32_t> board(in_slot_.size() * width, 0);
+    for (size_t slot = 0; slot < made.size(); ++slot) {
+      const size_t of_all =
+          slot * static_cast<size_t>(num_ranks()) + static_cast<size_t>(worker_.expert_group().rank());
+      board[of_all * width] = static_cast<int32_t>(made[slot].size());
+      std::ranges::copy(made[slot], board.begin() + static_cast<std::ptrdiff_t>(of_all * width) + 1);
+    }
+    Request told = worker_.expert_group().all_reduce(std::span(board), ReduceOp::sum);
+    worker_.await(told);
+    for (size_t slot = 0; slot < in_slot_.size(); ++slot) {
+      if (in_slot_[slot] == kNone) continue;
+      const auto count = static_cast<size_t>(board[slot * width]);
+      if (append(in_slot_[slot], std::span(board).subspan(slot * width + 1, count))) in_slot_[slot] = kNone;
+    }
+  }
+
+  // True when the text is over.
+  bool append(size_t index, std::span<const int32_t> made) {
+    Text& text = texts_[index];
+    text.num_read = static_cast<int64_t>(text.tokens.size() + made.size()) - 1;
+    text.guesses.clear();
+    bool is_over = false;
+    for (const int32_t token : made) {
+      is_over = token == eos();
+      if (is_over) break;
+      text.tokens.push_back(token);
+      emit(index, token);
+      is_over = ++text.num_made == options_.max_new;
+      if (is_over) break;
+    }
+    if (is_over) emit(index, std::nullopt);
+    return is_over;
+  }
+
+  void emit(size_t text, std::optional<int32_t> token) const {
+    if (worker_.expert_group().rank() == 0) emit_(text, token);
+  }
+
+  void guess() {
+    std::vector<std::span<const int32_t>> known(num_own_slots());
+    for (size_t slot = 0; slot < known.size(); ++slot) {
+      if (text_in(slot) != kNone) known[slot] = texts_[text_in(slot)].tokens;
+    }
+    std::vector<std::vector<int32_t>> guesses =
+        decoder_.guess(known, [this](size_t slot, std::span<const float> logits, int64_t position) {
+          return sample(text_in(slot), logits, position);
+        });
+    for (size_t slot = 0; slot < known.size(); ++slot) {
+      if (text_in(slot) == kNone) continue;
+      Text& text = texts_[text_in(slot)];
+      const auto wanted = static_cast<size_t>(options_.max_new - text.num_made - 1);
+      guesses[slot].resize(std::min(guesses[slot].size(), wanted));
+      text.guesses = std::move(guesses[slot]);
+    }
+  }
+
+  void sum(std::vector<int64_t>& counts) const {
+    Request summed = worker_.expert_group().all_reduce(std::span(counts), ReduceOp::sum);
+    worker_.await(summed);
+  }
+
+  int32_t eos() const { return static_cast<int32_t>(worker_.model().config().eos_token_id); }
+
+  Worker& worker_;
+  const std::vector<TextRequest>& requests_;
+  const GenerateOptions& options_;
+  const Emit& emit_;
+  int64_t num_slots_;
+  Decoder decoder_;
+  int num_guesses_;
+  std::vector<size_t> in_slot_;  // of all ranks: which text
+  std::vector<Text> texts_;
+  size_t next_text_ = 0;
+  GenerateStatistics statistics_;
+};
 
 }  // namespace
 
-void generate(Worker& worker, std::span<const int32_t> prompt, const GenerateOptions& options,
-              const std::function<void(int32_t)>& emit) {
-  const ModelConfig& config = worker.model().config();
-  const auto prompt_length = static_cast<int64_t>(prompt.size());
-  const int64_t room = config.max_position_embeddings - prompt_length;
-  CADRE_CHECK(prompt_length >= 1, "the prompt is empty, allowed: at least one token",
-              "give it some text to go on with");
-  CADRE_CHECK(options.max_new <= room,
-              fmt::format("{} new tokens after a prompt of {}, allowed: at most {} together", options.max_new,
-                          prompt_length, config.max_position_embeddings),
-              "max_position_embeddings of the model; ask for fewer new tokens or shorten the prompt");
-
-  Decoder decoder(worker, prompt_length + options.max_new, options);
-  std::vector<int32_t> unread(prompt.begin(), prompt.end());
-  for (int64_t i = 0; i < options.max_new; ++i) {
-    worker.lane().position.step = i + 1;
-    const std::vector<float> logits = decoder.read(std::move(unread));
-    const int32_t token =
-        decoder.holds_text() ? sample_token(logits, options.sampling, decoder.num_read()) : int32_t{0};
-    const bool may_end = config.eos_token_id >= 0;
-    if (may_end && agree_on_end(worker, decoder.holds_text() && token == config.eos_token_id)) return;
-    if (decoder.holds_text()) emit(token);
-    unread = {token};
-  }
+GenerateStatistics generate(Worker& worker, const std::vector<TextRequest>& texts, const GenerateOptions& options,
+                            const Emit& emit) {
+  check(worker.model().config(), texts, options.max_new);
+  return Generation(worker, texts, options, emit).run();
 }
 
 }  // namespace cadre

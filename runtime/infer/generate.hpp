@@ -1,35 +1,48 @@
 // SPDX-License-Identifier: Apache-2.0
-// Lets a model go on with a text, token by token, with the keys and values of what it has read in a cache.
+// Lets a model go on with texts, several at once, spread over the ranks that share its experts, with what it has read of them
+// in caches. Where it has modules for further tokens they guess what comes next, and the model reads guesses together with the
+// token before them: those that it would have chosen itself stand, so that a text is the same, and made in fewer passes
+// (speculative decoding: Leviathan et al. 2023; with such modules DeepSeek-V3, arXiv 2412.19437, section 5.4.3).
 #pragma once
 
 #include <cstdint>
 #include <functional>
-#include <span>
+#include <optional>
+#include <vector>
 
 #include "layers/moe/expert_cache.hpp"
+#include "runtime/infer/decoder.hpp"
 #include "runtime/infer/sample.hpp"
 #include "runtime/train/worker.hpp"
 
 namespace cadre {
 
-// What the router is told of a text.
-struct RequestFacts {
-  int32_t task = -1;        // the number of its task; -1: none
-  int64_t num_experts = 0;  // that each token visits at most; 0: as many as the model says
+struct TextRequest {
+  std::vector<int32_t> prompt;  // at least one token
+  Sampling sampling;
+  RequestFacts facts = {};
 };
 
 struct GenerateOptions {
-  int64_t max_new = 200;
-  Sampling sampling;
+  int64_t max_new = 200;         // tokens of a text
+  int64_t batch = 16;            // texts under way at once, over all ranks
+  bool speculate = true;         // where the model has modules for further tokens
   ExpertCache* cache = nullptr;  // of this rank; nullptr: every output of an expert is computed
-  RequestFacts facts;
 };
 
-// Makes up to `max_new` tokens, fewer when the model chooses its eos_token_id, which is not emitted. Collective over
-// the expert-parallel group: its first rank holds the text and calls `emit` with each token as it is made; the others
-// lend their experts, bring no token of their own and never call it. `prompt` and options are the same on all ranks, but
-// for the cache, which each rank may have or not.
-void generate(Worker& worker, std::span<const int32_t> prompt, const GenerateOptions& options,
-              const std::function<void(int32_t)>& emit);
+// Of guessed tokens, over all texts; the first after a known token is guess 0.
+struct GenerateStatistics {
+  std::vector<int64_t> guessed;  // by guess, those that were compared with the model's choice
+  std::vector<int64_t> accepted;
+};
+
+// Called with each token of a text as it is made, and with none when the text is over.
+using Emit = std::function<void(size_t text, std::optional<int32_t> token)>;
+
+// Makes up to `max_new` tokens of each text, fewer when the model chooses its eos_token_id, which is not emitted. A text does
+// not depend on the others, nor on `batch` and `speculate`. Collective over the expert-parallel group, whose first rank calls
+// `emit`. All arguments are the same on all ranks, but for the cache, which each rank may have or not.
+GenerateStatistics generate(Worker& worker, const std::vector<TextRequest>& texts, const GenerateOptions& options,
+                            const Emit& emit);
 
 }  // namespace cadre

@@ -69,7 +69,29 @@ refused 2 "--complexity" "critical"
 on_two_ranks generate "$checkpoint" --prompt "line " --max-new 60
 refused 2 "60 new tokens after a prompt of 5" "64"
 on_two_ranks generate "$checkpoint"
-refused 2 "prompt is empty"
+refused 2 "no prompt" "--prompts"
+on_two_ranks generate "$checkpoint" --prompt "line " --prompt "" --max-new 9
+refused 2 "prompt 2 of 2 is empty"
+alone generate "$checkpoint" --prompts "$folder/nowhere"
+refused 2 "cannot be read"
+alone generate "$checkpoint" --prompt "line " --speculate on
+refused 2 "--speculate on" "num_nextn_predict_layers"
+
+# Several prompts with guesses, against one after the other without.
+on_two_ranks train "$run" out="$folder/further" model.num_nextn_predict_layers=1
+succeeded "train with a module for a further token"
+printf 'the next one\nline 7\n' >"$folder/prompts"
+on_two_ranks generate "$folder/further" --prompt "line " --prompts "$folder/prompts" --max-new 30 --temperature 0
+succeeded "generate with guesses"
+says "second-token acceptance "
+grep -av acceptance "$output" >"$folder/together"
+: >"$folder/in_turn"
+for prompt in "line " "the next one" "line 7"; do
+  alone generate "$folder/further" --prompt "$prompt" --max-new 30 --temperature 0 --speculate off
+  succeeded "generate without guesses"
+  cat "$output" >>"$folder/in_turn"
+done
+cmp "$folder/together" "$folder/in_turn" >&2 || fail "guesses or company changed a text"
 
 alone inspect "$checkpoint" --ranks 2 --json "$folder/inspect.json"
 succeeded inspect

@@ -188,6 +188,16 @@ class Run {
     return logits;
   }
 
+  // Logits of the modules for further tokens with their caches: the first tokens at once and then one by one. By module, the
+  // rows of each sequence as in training.
+  std::vector<std::vector<double>> decode_further() {
+    std::vector<KvCache> caches = model_.make_caches(ctx_, kSequences, kLength);
+    std::vector<std::vector<double>> logits;
+    Task<void> task = further(caches, logits);
+    Engine().run(lane_, task);
+    return logits;
+  }
+
   const Stage& stage() { return model_.stage(0); }
   const Stage::Saved& saved() const { return saved_; }
   const ParameterStore& store() const { return store_; }
@@ -217,8 +227,54 @@ class Run {
     const ModelConfig& config = model_.config();
     const Tensor ids = ints(first, length, [&](int64_t s, int64_t p) { return token(s, p, config); });
     ctx_.training = false;
-    Task<Tensor> task = model_.decode(ctx_, ids, sequences(first, length), caches);
-    logits = test::values_of(co_await task);
+    Task<Tensor> task = model_.decode(ctx_, ids, spans(first, length), caches);
+    const Tensor rows = co_await task;
+    logits.clear();
+    for (int64_t s = 1; s <= kSequences; ++s) {
+      const std::vector<double> last = test::values_of(model_.last_stage().logits(ctx_, rows.rows(s * length - 1, 1)));
+      logits.insert(logits.end(), last.begin(), last.end());
+    }
+  }
+
+  Task<void> further(std::vector<KvCache>& caches, std::vector<std::vector<double>>& logits) {
+    const ModelConfig& config = model_.config();
+    ctx_.training = false;
+    const Tensor ids = ints(0, kLength, [&](int64_t s, int64_t p) { return token(s, p, config); });
+    Task<Tensor> task = model_.decode(ctx_, ids, spans(0, kLength), caches);
+    Tensor h = co_await task;
+    for (int module = 0; module < stage().num_further(); ++module) {
+      const int64_t length = kLength - 1 - module;
+      KvCache& cache = caches[static_cast<size_t>(config.num_hidden_layers + module)];
+      Tensor next_h = arena_.take("rows", ctx_.dtype, {kSequences * length, config.hidden_size});
+      std::vector<std::vector<double>> by_sequence(kSequences);
+      for (int64_t first = 0; first < length; first += first == 0 ? kPrefill : 1) {
+        const int64_t count = first == 0 ? kPrefill : 1;
+        const Tensor next = ints(first, count, [&](int64_t s, int64_t p) { return token(s, p + module + 1, config); });
+        const Tensor index =
+            ints(first, count, [&](int64_t s, int64_t p) { return static_cast<int32_t>(s * (length + 1) + p); });
+        const Tensor rows = arena_.take("rows", ctx_.dtype, {kSequences * count, config.hidden_size});
+        kernels_->gather_rows(h, index, Tensor(), rows);
+        Task<Tensor> decode = stage().decode_further(ctx_, module, next, rows, spans(first, count), cache);
+        const Tensor y = co_await decode;
+        const Tensor said = stage().further_logits(ctx_, module, y);
+        for (int64_t s = 0; s < kSequences; ++s) {
+          const std::vector<double> values = test::values_of(said.rows(s * count, count));
+          std::vector<double>& all = by_sequence[static_cast<size_t>(s)];
+          all.insert(all.end(), values.begin(), values.end());
+          for (int64_t i = 0; i < count * config.hidden_size; ++i) {
+            const Tensor to = next_h.rows(s * length + first, count);
+            test::set_element(to, i, test::values_of(y.rows(s * count, count))[static_cast<size_t>(i)]);
+          }
+        }
+      }
+      logits.push_back(by_sequence.front());
+      logits.back().insert(logits.back().end(), by_sequence.back().begin(), by_sequence.back().end());
+      h = next_h;
+    }
+  }
+
+  NextTokens spans(int64_t first, int64_t count) {
+    return next_tokens(arena_, std::vector<NextTokens::Span>(kSequences, {first, count}));
   }
 
   Lane lane_;
@@ -281,6 +337,12 @@ void compare(const ModelConfig& config, std::unique_ptr<Kernels> kernels, DType 
     EXPECT_NEAR(output.further_loss_sum, further_loss_sum, kTokens * tolerance);
     EXPECT_EQ(further_loss_sum > 0.0, config.num_nextn_predict_layers > 0);
     test::expect_near(run.decode(), last_logits, tolerance);
+    const std::vector<std::vector<double>> further = run.decode_further();
+    ASSERT_EQ(further.size(), static_cast<size_t>(config.num_nextn_predict_layers));
+    for (size_t module = 0; module < further.size(); ++module) {
+      SCOPED_TRACE(testing::Message() << "module " << module);
+      test::expect_near(further[module], test::values_of(run.saved().further[module].head.logits), tolerance);
+    }
   });
 }
 

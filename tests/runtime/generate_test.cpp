@@ -20,6 +20,11 @@ using Tokens = std::vector<int32_t>;
 
 const Tokens kPrompt = {3, 14, 15, 9, 2, 6};
 
+struct TextOptions {
+  int64_t max_new = 20;
+  Sampling sampling;
+};
+
 // Large weights, so that the logits lie far apart and a greedy choice does not hang on the rounding of a sum.
 WorkerOptions tiny_options() {
   WorkerOptions options;
@@ -41,16 +46,24 @@ WorkerOptions tiny_options() {
   return options;
 }
 
-Tokens generate_on(Communicator world, const WorkerOptions& worker_options, const GenerateOptions& options,
+std::vector<Tokens> generate_texts(Worker& worker, const GenerateOptions& options,
+                                   const std::vector<TextRequest>& requests, GenerateStatistics* statistics = nullptr) {
+  std::vector<Tokens> texts(requests.size());
+  size_t num_over = 0;
+  const GenerateStatistics made = generate(worker, requests, options, [&](size_t text, std::optional<int32_t> token) {
+    if (token) texts.at(text).push_back(*token);
+    if (!token) ++num_over;
+  });
+  EXPECT_EQ(num_over, worker.expert_group().rank() == 0 ? requests.size() : 0);
+  if (statistics != nullptr) *statistics = made;
+  return texts;
+}
+
+Tokens generate_on(Communicator world, const WorkerOptions& worker_options, const TextOptions& options,
                    const Tokens& prompt = kPrompt) {
   Worker worker(std::move(world), worker_options);
   worker.store().initialise(5);
-  Tokens tokens;
-  generate(worker, prompt, options, [&](int32_t token) { tokens.push_back(token); });
-  if (worker.expert_group().rank() != 0) {
-    EXPECT_TRUE(tokens.empty());
-  }
-  return tokens;
+  return generate_texts(worker, {.max_new = options.max_new}, {{prompt, options.sampling}}).front();
 }
 
 template <class Body>
@@ -59,14 +72,14 @@ void on_one_rank(Body&& body) {
 }
 
 // What one rank makes; every rank of a test computes it for itself.
-Tokens expected_tokens(const WorkerOptions& worker_options, const GenerateOptions& options) {
+Tokens expected_tokens(const WorkerOptions& worker_options, const TextOptions& options) {
   Tokens tokens;
   on_one_rank([&](Communicator world) { tokens = generate_on(std::move(world), worker_options, options); });
   return tokens;
 }
 
 TEST(Generate, IsTheSameOnAnyNumberOfRanks) {
-  const GenerateOptions options = {.max_new = 20, .sampling = {.temperature = 0.8, .top_k = 12, .seed = 9}};
+  const TextOptions options = {.max_new = 20, .sampling = {.temperature = 0.8, .top_k = 12, .seed = 9}};
   const Tokens expected = expected_tokens(tiny_options(), options);
   ASSERT_EQ(expected.size(), 20U);
   test::on_ranks([&](Communicator& world) {
@@ -101,7 +114,7 @@ TEST(Generate, LatentAttentionIsTheSameOnAnyNumberOfRanksAndWithoutItsCache) {
   latent.model.v_head_dim = 9;
   latent.model.rope_scaling = {
       .type = "yarn", .factor = 4, .mscale_all_dim = 1, .original_max_position_embeddings = 10};
-  const GenerateOptions options = {.max_new = 12, .sampling = {.temperature = 0.9, .top_p = 0.8, .seed = 3}};
+  const TextOptions options = {.max_new = 12, .sampling = {.temperature = 0.9, .top_p = 0.8, .seed = 3}};
   const Tokens expected = expected_tokens(latent, options);
   test::on_ranks([&](Communicator& world) {
     const bool first = world.rank() == 0;
@@ -121,7 +134,7 @@ TEST(Generate, LatentAttentionIsTheSameOnAnyNumberOfRanksAndWithoutItsCache) {
 }
 
 TEST(Generate, EndsAtTheEndTokenOnAllRanks) {
-  const GenerateOptions options = {.max_new = 20, .sampling = {.seed = 4}};
+  const TextOptions options = {.max_new = 20, .sampling = {.seed = 4}};
   const Tokens endless = expected_tokens(tiny_options(), options);
   WorkerOptions ending = tiny_options();
   ending.model.eos_token_id = endless[3];
@@ -137,18 +150,17 @@ TEST(Generate, EndsAtTheEndTokenOnAllRanks) {
 
 // The same text once more finds what its experts made of the same rows: as much as was looked for the first time.
 TEST(Generate, TheCacheOfExpertsChangesNothing) {
-  const GenerateOptions options = {.max_new = 20, .sampling = {.temperature = 0.8, .seed = 9}};
+  const TextOptions options = {.max_new = 20, .sampling = {.temperature = 0.8, .seed = 9}};
   const Tokens expected = expected_tokens(tiny_options(), options);
   test::on_ranks([&](Communicator& world) {
     Worker worker(std::move(world), tiny_options());
     worker.store().initialise(5);
     ExpertCache cache(1 << 20);
-    GenerateOptions with_cache = options;
-    with_cache.cache = &cache;
+    const GenerateOptions with_cache = {.max_new = options.max_new, .cache = &cache};
+    const std::vector<TextRequest> request = {{kPrompt, options.sampling}};
     int64_t looked_for = 0;
     for (const int64_t found : {0, 1}) {
-      Tokens tokens;
-      generate(worker, kPrompt, with_cache, [&](int32_t token) { tokens.push_back(token); });
+      const Tokens tokens = generate_texts(worker, with_cache, request).front();
       if (worker.expert_group().rank() == 0) {
         EXPECT_EQ(tokens, expected);
       }
@@ -157,7 +169,7 @@ TEST(Generate, TheCacheOfExpertsChangesNothing) {
     }
     for (Parameter* parameter : worker.store().parameters()) ++parameter->version;
     const int64_t found_before = cache.rows_found();
-    generate(worker, kPrompt, with_cache, [](int32_t /*token*/) {});
+    generate_texts(worker, with_cache, request);
     EXPECT_EQ(cache.rows_found(), found_before) << "other weights";
   });
 }
