@@ -40,7 +40,8 @@ cadre_dependency(MPI MPI_CXX_FOUND "${MPI_CXX_VERSION} (${mpi_library})" libopen
 pkg_check_modules(openblas QUIET IMPORTED_TARGET openblas)
 cadre_dependency(OpenBLAS openblas_FOUND "${openblas_VERSION}" libopenblas-pthread-dev)
 find_package(OneDNN QUIET)
-cadre_dependency(oneDNN OneDNN_FOUND "${OneDNN_VERSION}" libdnnl-dev "bf16 and packed-weight GEMM")
+find_package(OpenMP QUIET COMPONENTS CXX)  # threads of one product
+cadre_dependency(oneDNN OneDNN_FOUND "${OneDNN_VERSION}" libdnnl-dev "bf16 GEMM")
 pkg_check_modules(hwy QUIET IMPORTED_TARGET libhwy)
 cadre_dependency(Highway hwy_FOUND "${hwy_VERSION}" libhwy-dev)
 pkg_check_modules(hwloc QUIET IMPORTED_TARGET hwloc)

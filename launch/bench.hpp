@@ -10,6 +10,7 @@
 namespace cadre {
 
 Command bench_gemm_command();
+Command bench_generate_command();
 Command bench_exchange_command();
 Command bench_layer_command();
 Command bench_overlap_command();

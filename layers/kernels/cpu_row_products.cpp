@@ -23,8 +23,10 @@ namespace HWY_NAMESPACE {
 
 constexpr int kTileRows = HWY_TARGET <= HWY_AVX3 ? 6 : 3;  // AVX-512 has 32 registers, what came before it 16
 constexpr int kTileColumns = 4;
-constexpr int64_t kBlock = 1024;  // terms
-constexpr int64_t kPanel = 64;    // columns whose block of b stays in the second cache while many rows pass
+constexpr int kFewRows = 2;
+constexpr int64_t kFirstCache = 2048;  // elements of them that leave room for b
+constexpr int64_t kBlock = 4096;       // terms
+constexpr int64_t kPanel = 16;         // columns whose block of b stays in the second cache while many rows pass
 
 struct RowGemm {
   GemmShape shape;
@@ -66,36 +68,44 @@ HWY_INLINE void add_lanes(const Float* vectors, float factor, bool adds, float* 
   std::copy_n(sums, count, to);
 }
 
-// Terms [first, first + count) of columns `column` and on of the rows from `row` on, the first Rows of them. In a tile with
-// fewer columns the last stands for those that are missing.
-template <int Rows>
+// Terms [first, first + count) of four columns from `column` on, of the first Rows of `rows` rows from `row` on. Where fewer
+// columns are left the last stands for those that are missing. AtOnce of them are read side by side.
+template <int Rows, int AtOnce>
 HWY_INLINE void dot_tile(const RowGemm& gemm, int64_t row, int64_t rows, int64_t column, int64_t first, int64_t count) {
   if constexpr (Rows > 1) {
-    if (rows < Rows) return dot_tile<Rows - 1>(gemm, row, rows, column, first, count);
+    if (rows < Rows) return dot_tile<Rows - 1, AtOnce>(gemm, row, rows, column, first, count);
   }
   const int64_t columns = std::min<int64_t>(kTileColumns, gemm.shape.n - column);
-  const float* b[kTileColumns];
-  for (int64_t n = 0; n < kTileColumns; ++n) b[n] = gemm.b_row(column + std::min(n, columns - 1)) + first;
   const float* a[Rows];
   for (int r = 0; r < Rows; ++r) a[r] = gemm.a_row(row + r) + first;
-  Float acc[Rows][kTileColumns];
-  for (auto& vectors : acc) std::fill_n(vectors, kTileColumns, hn::Zero(FloatTag()));
-  for_each_vector(static_cast<size_t>(count), [&](size_t i, auto lanes) HWY_ATTR {
-    Float x[Rows];
-    for (int r = 0; r < Rows; ++r) x[r] = lanes.load(a[r] + i);
-    for (int n = 0; n < kTileColumns; ++n) {
-      const Float w = lanes.load(b[n] + i);
-      for (int r = 0; r < Rows; ++r) acc[r][n] = hn::MulAdd(x[r], w, acc[r][n]);
+  Float sums[Rows][kTileColumns];
+  for (int begin = 0; begin < kTileColumns; begin += AtOnce) {
+    const float* b[AtOnce];
+    for (int n = 0; n < AtOnce; ++n) b[n] = gemm.b_row(column + std::min<int64_t>(begin + n, columns - 1)) + first;
+    Float acc[Rows][AtOnce];
+    for (auto& vectors : acc) std::fill_n(vectors, AtOnce, hn::Zero(FloatTag()));
+    for_each_vector(static_cast<size_t>(count), [&](size_t i, auto lanes) HWY_ATTR {
+      Float x[Rows];
+      for (int r = 0; r < Rows; ++r) x[r] = lanes.load(a[r] + i);
+      for (int n = 0; n < AtOnce; ++n) {
+        const Float w = lanes.load(b[n] + i);
+        for (int r = 0; r < Rows; ++r) acc[r][n] = hn::MulAdd(x[r], w, acc[r][n]);
+      }
+    });
+    for (int r = 0; r < Rows; ++r) {
+      for (int n = 0; n < AtOnce; ++n) sums[r][begin + n] = acc[r][n];
     }
-  });
+  }
   for (int r = 0; r < Rows; ++r) {
-    add_lanes(acc[r], gemm.alpha, first > 0, gemm.c + (row + r) * gemm.c_stride + column, columns);
+    add_lanes(sums[r], gemm.alpha, first > 0, gemm.c + (row + r) * gemm.c_stride + column, columns);
   }
 }
 
-// A few rows read each row of b in one go.
+// One or two rows wait for memory, and while they stay in the first cache prefetchers follow one row of b after the other
+// best. Else the arithmetic counts: four rows of b side by side, in blocks that stay in the second cache while all rows pass.
 void dot_gemm(const RowGemm& gemm) {
   const auto& [m, n, k] = gemm.shape;
+  const bool one_by_one = m <= kFewRows && m * k <= kFirstCache;
   const int64_t panel = m <= kTileRows ? kTileColumns : kPanel;
   for (int64_t begin = 0; begin < n; begin += panel) {
     const int64_t end = std::min(n, begin + panel);
@@ -103,7 +113,11 @@ void dot_gemm(const RowGemm& gemm) {
       const int64_t count = std::min(kBlock, k - first);
       for (int64_t row = 0; row < m; row += kTileRows) {
         for (int64_t column = begin; column < end; column += kTileColumns) {
-          dot_tile<kTileRows>(gemm, row, m - row, column, first, count);
+          if (one_by_one) {
+            dot_tile<kFewRows, 1>(gemm, row, m, column, first, count);
+          } else {
+            dot_tile<kTileRows, kTileColumns>(gemm, row, m - row, column, first, count);
+          }
         }
       }
     }
@@ -169,6 +183,12 @@ namespace cadre {
 
 HWY_EXPORT(row_gemm_of);
 
+namespace {
+
+constexpr int64_t kColumnsOfThread = 128;  // fewer are not worth waking it
+
+}  // namespace
+
 void row_gemm(const GemmShape& shape, const GemmOperand& a, const GemmOperand& b, float* c, int64_t c_stride,
               float alpha) {
   CADRE_ASSERT(!a.transposed);
@@ -177,7 +197,17 @@ void row_gemm(const GemmShape& shape, const GemmOperand& a, const GemmOperand& b
     for (int64_t row = 0; row < shape.m; ++row) std::fill_n(c + row * c_stride, shape.n, 0.0F);
     return;
   }
-  HWY_DYNAMIC_DISPATCH(row_gemm_of)(shape, a, b, c, c_stride, alpha);
+  const auto columns = [&](int64_t first, int64_t end) {
+    const float* b_data = b.data + (b.transposed ? first * b.stride : first);
+    HWY_DYNAMIC_DISPATCH(row_gemm_of)
+    ({shape.m, end - first, shape.k}, a, {b_data, b.stride, b.transposed}, c + first, c_stride, alpha);
+  };
+  const int64_t parts = std::min<int64_t>(kernel_threads(), shape.n / kColumnsOfThread);
+  if (parts <= 1) return columns(0, shape.n);
+#ifdef _OPENMP
+#pragma omp parallel for num_threads(static_cast <int>(parts))
+#endif
+  for (int64_t part = 0; part < parts; ++part) columns(shape.n * part / parts, shape.n * (part + 1) / parts);
 }
 
 void blas_gemm(const GemmShape& shape, const GemmOperand& a, const GemmOperand& b, float* c, int64_t c_stride,

@@ -118,6 +118,10 @@ for key in strategy wire workload ranks p50_us p95_us worst_rank_us logical_byte
 done
 on_two_ranks bench exchange --hosts 2 --wire fp8 --tokens 64 --hidden 256 --experts 8 --top-k 3 --iterations 2 --warmup 0
 succeeded "bench exchange on two hosts"
+on_two_ranks bench generate --model "$checkpoint" --prompt 9 --max-new 3 --batch 3 --iterations 2 --json "$folder/generate.json"
+succeeded "bench generate"
+says "prefill" "decode" "limit" "2 ranks, 3 texts of 9 + 3 tokens"
+grep -q '"share_of_limit": [0-9]' "$folder/generate.json" || fail "no share of the limit"
 on_two_ranks bench overlap --tokens 64 --hidden 128 --iterations 3 --warmup 2 --json "$folder/overlap.json"
 succeeded "bench overlap"
 says "dispatch alone" "hidden, OSU" "0 polls" "20 polls" "200 polls" "thread"
