@@ -39,6 +39,19 @@ RunConfig run_config_of(const fs::path& checkpoint, std::vector<std::string>* un
   return config;
 }
 
+Field dead_experts_option(std::string& experts) {
+  return {
+      "dead-experts", &experts, any(),
+      "experts to do without, as 3,7, in every layer; the others share their weights. With all dead, those that are "
+      "shared remain"};
+}
+
+void leave_out(const std::string& experts, ModelConfig& model) {
+  if (experts.empty()) return;
+  model.routing.dead_experts = experts;
+  check(model);
+}
+
 std::string unused_keys_note(const fs::path& path, const std::vector<std::string>& unused) {
   if (unused.empty()) return "";
   return fmt::format("note: {}: keys that change nothing here: {}\n", path.string(), fmt::join(unused, ", "));

@@ -21,6 +21,10 @@ std::filesystem::path find_checkpoint(const std::string& argument);
 // All ranks share one set of experts, whatever the grid of the run was; the tokenizer is that in the checkpoint, else bytes.
 RunConfig run_config_of(const std::filesystem::path& checkpoint, std::vector<std::string>* unused = nullptr);
 
+// --dead-experts of a command, in place of model.dead_experts: they are not chosen, and the living share their weights.
+Field dead_experts_option(std::string& experts);
+void leave_out(const std::string& experts, ModelConfig& model);
+
 // What rank 0 says of keys in the checkpoint's or model's config.json that change nothing; empty when there are none.
 std::string unused_keys_note(const std::filesystem::path& path, const std::vector<std::string>& unused);
 

@@ -20,10 +20,12 @@ struct Options {
   std::string checkpoint;
   std::string data;
   int64_t batches = TrainConfig().eval_batches;
+  std::string dead_experts;
   int64_t ranks = 0;
 };
 
-void print_evaluation(const Evaluation& evaluation, const std::vector<int>& moe_layers) {
+void print_evaluation(const Evaluation& evaluation, const ModelConfig& model) {
+  const std::vector<int> moe_layers = moe_layers_of(model);
   fmt::print("loss {:.4f} nats a token, perplexity {:.3f}, over {} held-out tokens\n", evaluation.loss,
              std::exp(evaluation.loss), evaluation.num_tokens);
   for (size_t i = 0; i < moe_layers.size(); ++i) {
@@ -31,12 +33,18 @@ void print_evaluation(const Evaluation& evaluation, const std::vector<int>& moe_
     fmt::print("layer {:3} | experts cv {:.2f} maxvio {:.2f} entropy {:.3f} dead {} of {}\n", moe_layers[i], figures.cv,
                figures.max_vio, figures.entropy, figures.dead, evaluation.expert_counts[i].size());
   }
+  if (model.routing.dead_experts.empty()) return;
+  fmt::print("without experts {}: the best expert of {:.2f} % of the tokens, over the layers\n",
+             model.routing.dead_experts,
+             100.0 * static_cast<double>(evaluation.rerouted) /
+                 static_cast<double>(evaluation.num_tokens * static_cast<int64_t>(moe_layers.size())));
 }
 
 void run_eval(const Options& options, const Job& job) {
   const std::filesystem::path checkpoint = find_checkpoint(options.checkpoint);
   RunConfig config = run_config_of(checkpoint);
   if (!options.data.empty()) config.data.path = options.data;
+  leave_out(options.dead_experts, config.model);
   const BatchReader reader(held_out(config), config.data.sequence_length, config.train.batch,
                            static_cast<uint64_t>(config.seed));
   const WorkerOptions worker_options = inference_options(config);
@@ -46,7 +54,7 @@ void run_eval(const Options& options, const Job& job) {
     Worker worker(std::move(world), worker_options);
     load_checkpoint(checkpoint, worker.store(), nullptr);
     const Evaluation evaluation = evaluate(worker, reader, config, options.batches);
-    if (worker.world().rank() == 0) print_evaluation(evaluation, moe_layers_of(worker.model().config()));
+    if (worker.world().rank() == 0) print_evaluation(evaluation, worker.model().config());
   });
 }
 
@@ -61,6 +69,7 @@ Command eval_command() {
                        "a text file, a folder of them, or an llm.c token file; the last data.validation_fraction of it "
                        "is read. Without it: what the model was trained on"},
                       {"batches", &options->batches, at_least(1), "batches of train.batch sequences"},
+                      dead_experts_option(options->dead_experts),
                       ranks_option(options->ranks)},
           .run = [options](const Job& job) { run_eval(*options, job); }};
 }

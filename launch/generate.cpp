@@ -39,6 +39,7 @@ struct Options {
   std::string speculate = "auto";
   int64_t cache_mib = 0;
   std::string complexity;
+  std::string dead_experts;
   bool explain = false;
   int64_t ranks = 0;
 };
@@ -188,7 +189,8 @@ void print_texts(Worker& worker, const std::vector<std::string>& prompts, const 
 
 void run_generate(const Options& options, const Job& job) {
   const std::filesystem::path checkpoint = find_checkpoint(options.checkpoint);
-  const RunConfig config = run_config_of(checkpoint);
+  RunConfig config = run_config_of(checkpoint);
+  leave_out(options.dead_experts, config.model);
   const auto tokenizer = tokenizer_of(checkpoint, config);
   const std::vector<std::string> prompts = prompts_of(options);
   const std::vector<TextRequest> requests = requests_of(prompts, *tokenizer, options, config);
@@ -235,6 +237,7 @@ Command generate_command() {
                 "memory of a rank for outputs of experts that may be needed again; 0 for none"},
                {"complexity", &options->complexity, one_of({"", "simple", "medium", "complex", "critical"}),
                 "how hard the request is: its tokens visit as many experts as task.k_... of the run says"},
+               dead_experts_option(options->dead_experts),
                {"explain", &options->explain, any(), "say which task the prompt is recognised as, and by what"},
                ranks_option(options->ranks)},
           .lists = {{"prompt", &options->prompts, "a text to go on with"}},

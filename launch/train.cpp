@@ -103,7 +103,8 @@ std::optional<Found> find_latest(const RunConfig& config) {
 }
 
 // On the ranks of `world`, from the last checkpoint to the end.
-void train_on(Communicator world, const RunConfig& config, int ranks_of_process, Recovery* recovery) {
+void train_on(Communicator world, const RunConfig& config, int ranks_of_process, Recovery* recovery = nullptr,
+              PartnerCopies* copies = nullptr) {
   const bool fresh = recovery == nullptr || recovery->num_lost() == 0;
   const bool speaks = world.rank() == 0;
   if (fresh) {
@@ -113,8 +114,9 @@ void train_on(Communicator world, const RunConfig& config, int ranks_of_process,
     fmt::print("RECOVERY {}; {} ranks go on\n", recovery->story(), world.size());
   }
   const MemoryReport memory(world, config, ranks_of_process);
-  Trainer trainer(std::move(world), config);
-  if (recovery != nullptr) recovery->stands();
+  Trainer trainer(std::move(world), config, copies);
+  const double seconds = recovery == nullptr ? 0.0 : recovery->stands();
+  if (speaks && !fresh) fmt::print("recovered in {:.2f} s\n", seconds);
   if (speaks) {
     fmt::print("exchange {}\n", trainer.worker().exchange_reason());
     for (const std::string& note : {trainer.schedule_note(), trainer.worker().progress_note()}) {
@@ -128,10 +130,13 @@ void train_on(Communicator world, const RunConfig& config, int ranks_of_process,
 
 void train_with_survivors(const RunConfig& config) {
   const std::optional<Found> at_start = find_latest(config);
+  std::optional<PartnerCopies> copies;
+  if (config.checkpoint.partner_copies > 0) copies.emplace();
   run_on_survivors([&](Communicator world, Recovery& recovery) {
-    if (recovery.num_lost() == 0) return train_on(std::move(world), config, 1, &recovery);
+    PartnerCopies* const kept = copies ? &*copies : nullptr;
+    if (recovery.num_lost() == 0) return train_on(std::move(world), config, 1, &recovery, kept);
     const RunConfig fewer = config_of_survivors(config, world.size(), find_latest(config) != at_start);
-    train_on(std::move(world), fewer, 1, &recovery);
+    train_on(std::move(world), fewer, 1, &recovery, kept);
   });
 }
 
@@ -145,9 +150,10 @@ void run_train(const Options& options, const Job& job) {
     if (job.rank() == 0) fmt::print("{}", to_toml(config));
     return;
   }
-  if (options.ranks > 0)
+  if (options.ranks > 0) {
     CADRE_CHECK(config.recover == "none", "recover = survivors, allowed: none with --ranks",
                 "threads of one process die together: start processes with mpirun");
+  }
   check_recovery(config, num_ranks);
   set_kernel_threads(static_cast<int>(config.compute.threads));
   set_default_deadline(config.exchange.deadline_s);
@@ -155,7 +161,7 @@ void run_train(const Options& options, const Job& job) {
   if (config.recover == "survivors" && job.size() > 1) return train_with_survivors(config);
   job.on_ranks(options.ranks, [&](Communicator world) {
     const int ranks_of_process = job.size() == 1 ? world.size() : 1;
-    train_on(std::move(world), config, ranks_of_process, nullptr);
+    train_on(std::move(world), config, ranks_of_process);
   });
 }
 

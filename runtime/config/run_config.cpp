@@ -120,6 +120,10 @@ std::vector<Section> sections_of(RunConfig& c) {
            {"every", &c.checkpoint.every, at_least(0), "steps between checkpoints; 0 for only at the end"},
            {"keep", &c.checkpoint.keep, at_least(1), "newest checkpoints that stay"},
            {"async", &c.checkpoint.async, any(), "copy what is saved and write it behind the steps that follow"},
+           {"partner_copies", &c.checkpoint.partner_copies, between(0, 1),
+            "1: the state in memory too, experts also on another rank; with recover = survivors the run goes on from "
+            "there"},
+           {"partner_every", &c.checkpoint.partner_every, at_least(1), "steps between such copies"},
            {"resume", &c.checkpoint.resume, any(), "auto (the newest in out), never, or a checkpoint's path"},
        }},
       {"trace",

@@ -15,6 +15,7 @@ struct Evaluation {
   int64_t num_tokens = 0;
   std::vector<std::vector<int64_t>> expert_counts;  // [mixture layers][E]
   bool stop_requested = false;                      // by a signal to any rank
+  int64_t rerouted = 0;                             // tokens whose best expert is dead, counted once a layer
 };
 
 // Over the first `num_batches` global batches of train.batch sequences, cut in micro-batches as in training. Collective

@@ -77,7 +77,10 @@ class Watchdog {
   std::jthread thread_;
 };
 
-void Recovery::stands() { watchdog_.recovery_ends(); }
+double Recovery::stands() {
+  watchdog_.recovery_ends();
+  return std::chrono::duration<double>(Clock::now() - noticed_).count();
+}
 
 void check_recovery(const RunConfig& config, int num_ranks) {
   if (config.recover != "survivors" || num_ranks == 1) return;
@@ -100,6 +103,7 @@ void run_on_survivors(const std::function<void(Communicator, Recovery&)>& body) 
   Watchdog watchdog(roll, 2.0 * default_deadline_seconds());
   Recovery recovery(watchdog);
   for (;;) {
+    recovery.noticed_ = Clock::now();
     try {
       if (world == nullptr) world = make_mpi_survivors(roll.agree_on_survivors(default_deadline_seconds()));
       return body(Communicator(std::move(world), "world"), recovery);

@@ -4,8 +4,9 @@
 // the run does at its start: experts are spread over fewer ranks, and all go on from the last checkpoint.
 #pragma once
 
+#include <chrono>
 #include <functional>
-#include <memory>
+#include <string>
 
 #include "comm/group/communicator.hpp"
 #include "runtime/config/run_config.hpp"
@@ -22,14 +23,16 @@ class Recovery {
   int num_lost() const { return num_lost_; }  // ranks so far
   // What became of the last ones, for the log; empty before any died.
   const std::string& story() const { return story_; }
-  // To be called once the run stands again: from here on its own deadlines watch over it.
-  void stands();
+  // To be called once the run stands again: from here on its own deadlines watch over it. Seconds since the death was
+  // noticed here.
+  double stands();
 
  private:
   friend void run_on_survivors(const std::function<void(Communicator, Recovery&)>& body);
   Watchdog& watchdog_;
   int num_lost_ = 0;
   std::string story_;
+  std::chrono::steady_clock::time_point noticed_;
 };
 
 // Throws where this job cannot survive a death: the launcher would end it, or ranks cannot reach each other beside MPI.

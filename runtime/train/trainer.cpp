@@ -55,7 +55,7 @@ std::string continuity_hash(const RunConfig& config) {
                                                       config.train.micro_batches, config.data.sequence_length)));
 }
 
-Trainer::Trainer(Communicator world, const RunConfig& config)
+Trainer::Trainer(Communicator world, const RunConfig& config, PartnerCopies* copies)
     : config_(config),
       tokenizer_files_(read_tokenizer_files(config.data.tokenizer)),
       dataset_(open_dataset(config.data, config.model.vocab_size)),
@@ -67,14 +67,18 @@ Trainer::Trainer(Communicator world, const RunConfig& config)
       stages_(train_stages(config.train)),
       tracer_(config, executor_.program(), worker_, continuity_hash(config)),
       trace_scope_(tracer_.recorder()),
-      saver_(worker_, config_, optimizer_, [this](const std::string& line) { log_->note(line); }) {
+      saver_(worker_, config_, optimizer_, [this](const std::string& line) { log_->note(line); }),
+      copies_(copies) {
   worker_.store().initialise(static_cast<uint64_t>(config.seed));
-  resume();
+  const bool from_copies = resume_from_copies();
+  if (!from_copies) resume();
+  check_agreement();
   if (worker_.world().rank() == 0) {
     prepare_folder(config_);
     log_.emplace(config_.out, steps_done_, config_.log.every,
                  config_.log.metrics == "csv" ? RunLog::Metrics::jsonl_and_csv : RunLog::Metrics::jsonl);
-    if (steps_done_ > 0) log_->note(fmt::format("resumed after step {}", steps_done_));
+    if (steps_done_ > 0)
+      log_->note(fmt::format("resumed after step {}{}", steps_done_, from_copies ? ", from copies in memory" : ""));
   }
 }
 
@@ -92,6 +96,8 @@ void Trainer::run() {
     // What a skipped step leaves may be what made it bad: it must not push out the checkpoints of better steps.
     const bool save_due = due(config_.checkpoint.every) && skipped_in_a_row_ == 0;
     if (steps_done_ == train.steps || stop_requested_ || save_due) save();
+    if (copies_ != nullptr && due(config_.checkpoint.partner_every))
+      copies_->take(worker_.world(), worker_.deadline_seconds(), steps_done_, worker_.store(), optimizer_);
     if (!stop_requested_ && evaluation_due()) evaluate_and_log();
   }
   if (stop_requested_) return stop();
@@ -330,7 +336,14 @@ void Trainer::resume() {
     check_stage(path, manifest);
     check_tokenizer(path, manifest);
   }
-  check_agreement();
+}
+
+bool Trainer::resume_from_copies() {
+  if (copies_ == nullptr) return false;
+  const std::optional<int64_t> step =
+      copies_->restore(worker_.world(), worker_.deadline_seconds(), worker_.store(), optimizer_);
+  steps_done_ = step.value_or(0);
+  return step.has_value();
 }
 
 // What the last step trained must be what the configuration says of it: else steps were counted that were none.

@@ -6,6 +6,7 @@
 
 #include "comm/base/trace.hpp"
 #include "runtime/checkpoint/model_checkpoint.hpp"
+#include "runtime/checkpoint/partner_copies.hpp"
 #include "runtime/data/dataset.hpp"
 #include "runtime/data/order.hpp"
 #include "runtime/observe/run_log.hpp"
@@ -25,8 +26,9 @@ std::string continuity_hash(const RunConfig& config);
 class Trainer {
  public:
   // Collective over `world`. Opens the data, builds the model, resumes when the configuration and the output folder say
-  // so. Throws before the first step on anything that cannot run.
-  Trainer(Communicator world, const RunConfig& config);
+  // so. Throws before the first step on anything that cannot run. `copies` outlives the trainer: what one that lost ranks
+  // left there is what the next goes on from.
+  Trainer(Communicator world, const RunConfig& config, PartnerCopies* copies = nullptr);
 
   // Runs all steps that are left, then evaluates, saves and marks the run as finished. When a rank was asked to stop
   // (StopSignals), all ranks save after the same step and return, and the run is not marked.
@@ -54,6 +56,7 @@ class Trainer {
 
  private:
   void resume();
+  bool resume_from_copies();
   void evaluate_and_log();
   void stop();
   std::vector<std::filesystem::path> checkpoints_to_try() const;
@@ -93,6 +96,7 @@ class Trainer {
   StepTracer tracer_;
   TraceScope trace_scope_;
   Saver saver_;
+  PartnerCopies* copies_;  // nullptr: none are kept
   int64_t steps_done_ = 0;
   int64_t saved_step_ = 0;
   bool stop_requested_ = false;  // the same on all ranks

@@ -74,3 +74,17 @@ survives() {
 }
 survives one 2
 survives two 0 3
+
+# With copies in memory nothing is read, and no step is lost that a copy has.
+start_ranks 4 "${whole_run[@]}" train.steps=4000 checkpoint.every=1000 recover=survivors checkpoint.partner_copies=1 \
+  checkpoint.partner_every=3 out="$folder/copies"
+until_logged 20
+kill -KILL "$(pid_of_rank 1)"
+until_said "resumed after step [0-9]*, from copies in memory"
+from=$(sed -n 's/.*resumed after step \([0-9]*\),.*/\1/p' "$output")
+((from >= 15 && from % 3 == 0)) || fail "copies of step $from"
+until_logged $((from + 10))
+kill -USR1 "$ranks_pid"
+ends_with 0
+paste <(losses "$out" | head -n 30) <(losses "$folder/whole" | head -n 30) |
+  awk 'NF != 2 || ($1 - $2)^2 > (1e-5 * $1)^2 { exit 1 }' || fail "the losses after copies in memory are not those of a calm run"

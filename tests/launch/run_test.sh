@@ -93,6 +93,21 @@ for prompt in "line " "the next one" "line 7"; do
 done
 cmp "$folder/together" "$folder/in_turn" >&2 || fail "guesses or company changed a text"
 
+# Experts that are lost: the others do their work, and without any the shared one does.
+on_two_ranks eval "$checkpoint" --batches 2 --dead-experts 1,2
+succeeded "eval without two experts"
+says "dead 2 of 4" "without experts 1,2: the best expert of "
+! grep -q "of 0.00 %" "$output" || fail "no token missed an expert that is dead"
+! diff <(grep '^loss' "$output") "$folder/loss" >/dev/null || fail "two dead experts changed no loss"
+on_two_ranks eval "$checkpoint" --batches 2 --dead-experts 0,1,2,3
+succeeded "eval without any expert"
+says "dead 4 of 4" "without experts 0,1,2,3: the best expert of 100.00 %"
+on_two_ranks "${generate[@]}" --dead-experts 0,1,2,3
+succeeded "generate without any expert"
+! cmp -s "$output" "$folder/generated" || fail "the text does not depend on the experts"
+alone eval "$checkpoint" --dead-experts 4
+refused 2 "dead_experts" "[0, 3]"
+
 alone inspect "$checkpoint" --ranks 2 --json "$folder/inspect.json"
 succeeded inspect
 says "parameters" "FLOPs" "memory"

@@ -54,7 +54,8 @@ nothing_runs() { ! pgrep -x cadre >/dev/null; }
 losses() { grep -o '"step":[0-9]*,"\(loss\|validation_loss\)":[0-9.e+-]*' "$1/metrics.jsonl"; }
 same_losses() { diff <(losses "$1") <(losses "$2") >&2 || fail "the losses of $1 and $2 differ"; }
 
-run=(train.sbatch "$folder/run.toml" train.steps=120 train.eval_every=50 checkpoint.every=30 exchange.strategy=flat)
+# Long enough that a signal, which takes Slurm a second, comes in the middle of it.
+run=(train.sbatch "$folder/run.toml" train.steps=1000 train.eval_every=500 checkpoint.every=200 exchange.strategy=flat)
 
 # Who is where. One process of a job of two is a trouble; two that know each other are not.
 output=$folder/jobs/doctor
@@ -68,7 +69,7 @@ submit "${run[@]}"
 ends_as COMPLETED
 says "ranks 2 | hosts 2" "node0" "node1"
 [[ -e $OUT/FINISHED ]] || fail "no FINISHED"
-(($(losses "$OUT" | wc -l) == 123)) || fail "not 120 losses and 3 evaluations"
+(($(losses "$OUT" | wc -l) == 1002)) || fail "not 1000 losses and 2 evaluations"
 submit "${run[@]}"
 ends_as COMPLETED
 says "$OUT is finished"

@@ -1,0 +1,207 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "runtime/checkpoint/partner_copies.hpp"
+
+#include <algorithm>
+#include <cstring>
+#include <iterator>
+#include <span>
+#include <unordered_map>
+
+#include "comm/base/check.hpp"
+#include "comm/base/random.hpp"
+#include "comm/group/topology.hpp"
+#include "comm/transport/wait.hpp"
+
+namespace cadre {
+namespace {
+
+constexpr Position kTaking = {.phase = "copying to the partner"};
+constexpr Position kRestoring = {.phase = "restoring from partners"};
+constexpr int kSizesTag = 1;
+constexpr int kEntriesTag = 2;
+constexpr int kBytesTag = 3;
+
+std::vector<NamedTensor> tensors_of(const ParameterStore& store, const AdamW& optimizer,
+                                    const ParameterChoice& chosen) {
+  std::vector<NamedTensor> tensors = name_values(store, chosen);
+  std::ranges::move(name_moments(optimizer, chosen), std::back_inserter(tensors));
+  return tensors;
+}
+
+bool is_expert(const Parameter& parameter) { return parameter.placement == Placement::expert; }
+
+// Lists of any length of all ranks.
+std::vector<std::vector<uint64_t>> gather_lists(const Communicator& world, double deadline_seconds,
+                                                std::vector<uint64_t> mine) {
+  const auto ranks = static_cast<size_t>(world.size());
+  const auto length = static_cast<int64_t>(mine.size());
+  std::vector<int64_t> lengths(ranks);
+  Request counted = world.all_gather(std::span(&length, 1), std::span(lengths));
+  wait(counted, deadline_seconds, kRestoring);
+  const auto longest = static_cast<size_t>(std::ranges::max(lengths));
+  mine.resize(longest);
+  Buffer all(ranks * longest * sizeof(uint64_t));
+  Request gathered = world.all_gather(std::span<const uint64_t>(mine), std::span(all.as<uint64_t>(), ranks * longest));
+  wait(gathered, deadline_seconds, kRestoring);
+  std::vector<std::vector<uint64_t>> lists;
+  for (size_t rank = 0; rank < ranks; ++rank) {
+    const uint64_t* first = all.as<uint64_t>() + rank * longest;
+    lists.emplace_back(first, first + lengths[rank]);
+  }
+  return lists;
+}
+
+// For each rank the tensors that it wants, and the rank that gives each: itself where it can. Empty when one is gone.
+std::vector<std::vector<int>> givers_of(const std::vector<std::vector<uint64_t>>& wanted,
+                                        const std::vector<std::vector<uint64_t>>& held) {
+  std::vector<std::unordered_map<uint64_t, int>> by_rank(held.size());
+  std::unordered_map<uint64_t, int> lowest;
+  for (size_t rank = 0; rank < held.size(); ++rank) {
+    for (const uint64_t key : held[rank]) {
+      by_rank[rank].emplace(key, 0);
+      lowest.emplace(key, static_cast<int>(rank));
+    }
+  }
+  std::vector<std::vector<int>> givers(wanted.size());
+  for (size_t rank = 0; rank < wanted.size(); ++rank) {
+    for (const uint64_t key : wanted[rank]) {
+      const auto giver = lowest.find(key);
+      if (giver == lowest.end()) return {};
+      givers[rank].push_back(by_rank[rank].contains(key) ? static_cast<int>(rank) : giver->second);
+    }
+  }
+  return givers;
+}
+
+}  // namespace
+
+void PartnerCopies::copy(const std::vector<NamedTensor>& tensors, Copy& to) {
+  to.entries.clear();
+  int64_t bytes = 0;
+  for (const auto& [name, memory] : tensors) {
+    to.entries.push_back({hash_name(name), bytes, static_cast<int64_t>(memory.bytes())});
+    bytes += static_cast<int64_t>(memory.bytes());
+  }
+  if (to.bytes.bytes() != static_cast<size_t>(bytes)) to.bytes = Buffer(static_cast<size_t>(bytes));
+  for (size_t i = 0; i < tensors.size(); ++i) {
+    std::memcpy(to.bytes.data() + to.entries[i].offset, tensors[i].memory.raw(), tensors[i].memory.bytes());
+  }
+}
+
+void PartnerCopies::swap_with_partners(const Communicator& world, double deadline_seconds, const Copy& mine,
+                                       Copy& theirs) {
+  const Topology topology = discover_topology(world);
+  const int hosts = topology.num_hosts();
+  const int stride = hosts == 1 ? 1 : std::max(1, world.size() / hosts);
+  const int to = (world.rank() + stride) % world.size();
+  const int from = (world.rank() + world.size() - stride) % world.size();
+  const auto trade = [&](std::span<const std::byte> out, std::span<std::byte> in, int tag) {
+    Request sent = world.transport().send(out, to, tag);
+    Request received = world.transport().receive(in, from, tag);
+    wait(received, deadline_seconds, kTaking);
+    wait(sent, deadline_seconds, kTaking);
+  };
+  const std::array<int64_t, 2> sizes = {static_cast<int64_t>(mine.entries.size()),
+                                        static_cast<int64_t>(mine.bytes.bytes())};
+  std::array<int64_t, 2> their_sizes{};
+  trade(std::as_bytes(std::span(sizes)), std::as_writable_bytes(std::span(their_sizes)), kSizesTag);
+  Buffer entries(static_cast<size_t>(their_sizes[0]) * sizeof(Entry));
+  trade(std::as_bytes(std::span(mine.entries)), entries.span(), kEntriesTag);
+  theirs.entries.assign(entries.as<Entry>(), entries.as<Entry>() + their_sizes[0]);
+  const auto bytes = static_cast<size_t>(their_sizes[1]);
+  if (theirs.bytes.bytes() != bytes) theirs.bytes = Buffer(bytes);
+  trade(mine.bytes.span(), theirs.bytes.span(), kBytesTag);
+}
+
+void PartnerCopies::take(const Communicator& world, double deadline_seconds, int64_t step, const ParameterStore& store,
+                         const AdamW& optimizer) {
+  State& state = states_[0].step < states_[1].step ? states_[0] : states_[1];
+  if (state.step < 0 && !state.of_partner.bytes.empty()) {
+    // A death came in between: something may still arrive there.
+    static_cast<void>(new Buffer(std::move(state.of_partner.bytes)));
+    static_cast<void>(new Buffer(std::move(state.own.bytes)));
+    state = {};
+  }
+  state.step = -1;
+  copy(tensors_of(store, optimizer, any_parameter), state.own);
+  if (world.size() > 1) {
+    Copy experts;
+    copy(tensors_of(store, optimizer, is_expert), experts);
+    swap_with_partners(world, deadline_seconds, experts, state.of_partner);
+  }
+  state.step = step;
+}
+
+const PartnerCopies::State* PartnerCopies::newest_of_all(const Communicator& world, double deadline_seconds) const {
+  const std::array<int64_t, 2> mine = {states_[0].step, states_[1].step};
+  std::vector<int64_t> all(2 * static_cast<size_t>(world.size()));
+  Request gathered = world.all_gather(std::span<const int64_t>(mine), std::span(all));
+  wait(gathered, deadline_seconds, kRestoring);
+  const State* newest = nullptr;
+  for (const State& state : states_) {
+    const auto everywhere = std::ranges::count(all, state.step) == world.size();
+    if (state.step >= 0 && everywhere && (newest == nullptr || state.step > newest->step)) newest = &state;
+  }
+  return newest;
+}
+
+std::optional<int64_t> PartnerCopies::restore(const Communicator& world, double deadline_seconds,
+                                              const ParameterStore& store, const AdamW& optimizer) const {
+  const State* state = newest_of_all(world, deadline_seconds);
+  if (state == nullptr) return std::nullopt;
+
+  struct Place {
+    const std::byte* at;
+    size_t bytes;
+  };
+  std::unordered_map<uint64_t, Place> here;
+  std::vector<uint64_t> held;
+  for (const Copy* copy : {&state->own, &state->of_partner}) {
+    for (const Entry& entry : copy->entries) {
+      if (here.emplace(entry.key, Place{copy->bytes.data() + entry.offset, static_cast<size_t>(entry.bytes)}).second) {
+        held.push_back(entry.key);
+      }
+    }
+  }
+  const std::vector<NamedTensor> tensors = tensors_of(store, optimizer, any_parameter);
+  std::vector<uint64_t> keys;
+  for (const NamedTensor& tensor : tensors) keys.push_back(hash_name(tensor.name));
+  const auto wanted = gather_lists(world, deadline_seconds, keys);
+  const auto givers = givers_of(wanted, gather_lists(world, deadline_seconds, held));
+  if (givers.empty()) return std::nullopt;
+
+  // Messages of two ranks match in the order of what the receiver wants.
+  const auto me = static_cast<size_t>(world.rank());
+  std::vector<Buffer> arrived(tensors.size());  // parameters themselves are never lent
+  std::vector<Request> under_way;
+  for (size_t i = 0; i < tensors.size(); ++i) {
+    if (givers[me][i] == world.rank()) continue;
+    arrived[i] = Buffer(tensors[i].memory.bytes());
+    under_way.push_back(world.transport().receive(arrived[i].span(), givers[me][i], kBytesTag));
+  }
+  for (size_t rank = 0; rank < wanted.size(); ++rank) {
+    for (size_t i = 0; i < wanted[rank].size(); ++i) {
+      if (rank == me || givers[rank][i] != world.rank()) continue;
+      const Place place = here.at(wanted[rank][i]);
+      under_way.push_back(world.transport().send({place.at, place.bytes}, static_cast<int>(rank), kBytesTag));
+    }
+  }
+  for (Request& request : under_way) wait(request, deadline_seconds, kRestoring);
+  for (size_t i = 0; i < tensors.size(); ++i) {
+    const bool own = givers[me][i] == world.rank();
+    const Place place = own ? here.at(keys[i]) : Place{arrived[i].data(), arrived[i].bytes()};
+    CADRE_CHECK(place.bytes == tensors[i].memory.bytes(),
+                fmt::format("{} has another size than its copy", tensors[i].name));
+    std::memcpy(tensors[i].memory.raw(), place.at, place.bytes);
+  }
+  for (Parameter* parameter : store.parameters()) ++parameter->version;
+  return state->step;
+}
+
+size_t PartnerCopies::bytes() const {
+  size_t sum = 0;
+  for (const State& state : states_) sum += state.own.bytes.bytes() + state.of_partner.bytes.bytes();
+  return sum;
+}
+
+}  // namespace cadre

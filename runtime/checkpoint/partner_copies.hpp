@@ -1,0 +1,59 @@
+// SPDX-License-Identifier: Apache-2.0
+// The state of a run in the memory of its ranks, to go on from when some of them die: each keeps its own parameters and
+// moments as they were after a step, and of the rank before it the experts, which nobody else has. Two such states are
+// kept, so that there is a whole one while the next is made.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <optional>
+#include <vector>
+
+#include "comm/base/buffer.hpp"
+#include "comm/group/communicator.hpp"
+#include "layers/tensor/parameter_store.hpp"
+#include "runtime/checkpoint/named_tensors.hpp"
+#include "runtime/optim/adamw.hpp"
+
+namespace cadre {
+
+class PartnerCopies {
+ public:
+  // Collective over `world`. Keeps the state after `step`. The partner is the next rank, on the next host where there are
+  // several.
+  void take(const Communicator& world, double deadline_seconds, int64_t step, const ParameterStore& store,
+            const AdamW& optimizer);
+
+  // Collective over `world`, which may have lost ranks. Puts the newest state that all of them have whole into `store` and
+  // `optimizer`, wherever these are now, and returns its step. Where there is none, or a tensor died with all ranks that
+  // had it, returns nothing and changes nothing.
+  std::optional<int64_t> restore(const Communicator& world, double deadline_seconds, const ParameterStore& store,
+                                 const AdamW& optimizer) const;
+
+  size_t bytes() const;  // that both states take
+
+ private:
+  // Tensors in a row, by the hash of their name.
+  struct Entry {
+    uint64_t key;
+    int64_t offset;
+    int64_t bytes;
+  };
+  struct Copy {
+    std::vector<Entry> entries;
+    Buffer bytes;
+  };
+  struct State {
+    int64_t step = -1;  // -1: not whole
+    Copy own;
+    Copy of_partner;
+  };
+
+  static void copy(const std::vector<NamedTensor>& tensors, Copy& to);
+  static void swap_with_partners(const Communicator& world, double deadline_seconds, const Copy& mine, Copy& theirs);
+  const State* newest_of_all(const Communicator& world, double deadline_seconds) const;
+
+  std::array<State, 2> states_;
+};
+
+}  // namespace cadre

@@ -1,0 +1,89 @@
+// SPDX-License-Identifier: Apache-2.0
+// Ranks that are left find all state in the copies of the dead, on fewer ranks, bit by bit; or they change nothing.
+#include "runtime/checkpoint/partner_copies.hpp"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <optional>
+#include <vector>
+
+#include "tests/support/checkpoints.hpp"
+#include "tests/support/ranks.hpp"
+
+namespace cadre {
+namespace {
+
+using namespace test;
+
+// What those get back that are not in `dead`; nothing on the others.
+std::optional<int64_t> restored_without(const std::vector<int>& dead, const Communicator& world,
+                                        const PartnerCopies& copies, bool expect_all) {
+  const bool lives = std::ranges::find(dead, world.rank()) == dead.end();
+  const Communicator group = world.split(lives ? 0 : 1, world.rank(), "survivors");
+  if (!lives) return std::nullopt;
+  ModelRank rank(small_config(), group.size(), group.rank());
+  poison(rank);
+  const uint64_t version = rank.store.parameters().front()->version;
+  const auto step = copies.restore(group, kDeadlineSeconds, rank.store, rank.optimizer);
+  for (const NamedTensor& tensor : rank.tensors()) {
+    EXPECT_TRUE(expect_all ? is_filled(tensor) : is_poison(tensor)) << tensor.name;
+  }
+  EXPECT_EQ(rank.store.parameters().front()->version > version, expect_all);
+  return step;
+}
+
+TEST(PartnerCopies, any_rank_may_die_and_two_that_are_no_neighbours) {
+  on_ranks(
+      [](Communicator& world) {
+        const ModelRank rank(small_config(), world.size(), world.rank());
+        fill(rank);
+        PartnerCopies copies;
+        copies.take(world, kDeadlineSeconds, 5, rank.store, rank.optimizer);
+        EXPECT_GT(copies.bytes(), 0U);
+        poison(rank);  // the copies do not look at it again
+        for (const std::vector<int>& dead : std::vector<std::vector<int>>{{}, {0}, {1}, {2}, {3}, {0, 2}, {1, 3}}) {
+          const bool lives = std::ranges::find(dead, world.rank()) == dead.end();
+          EXPECT_EQ(restored_without(dead, world, copies, true), lives ? std::optional<int64_t>(5) : std::nullopt);
+        }
+      },
+      {4});
+}
+
+TEST(PartnerCopies, what_died_with_its_partner_is_gone) {
+  on_ranks(
+      [](Communicator& world) {
+        const ModelRank rank(small_config(), world.size(), world.rank());
+        fill(rank);
+        PartnerCopies copies;
+        EXPECT_EQ(restored_without({}, world, copies, false), std::nullopt);  // nothing was taken
+        copies.take(world, kDeadlineSeconds, 5, rank.store, rank.optimizer);
+        EXPECT_EQ(restored_without({1, 2}, world, copies, false), std::nullopt);
+        EXPECT_EQ(restored_without({0, 3}, world, copies, false), std::nullopt);
+      },
+      {4});
+}
+
+TEST(PartnerCopies, the_newest_step_that_all_have_counts) {
+  on_ranks(
+      [](Communicator& world) {
+        const ModelRank rank(small_config(), world.size(), world.rank());
+        PartnerCopies copies;
+        fill(rank);
+        copies.take(world, kDeadlineSeconds, 5, rank.store, rank.optimizer);
+        // Step 6 comes to some of the ranks only.
+        const Communicator some = world.split(world.rank() < 3 ? 0 : 1, world.rank(), "some");
+        poison(rank);
+        if (world.rank() < 3) copies.take(some, kDeadlineSeconds, 6, rank.store, rank.optimizer);
+        const auto expected = world.rank() == 0 ? std::nullopt : std::optional<int64_t>(5);
+        EXPECT_EQ(restored_without({0}, world, copies, true), expected);
+        // A third takes the place of the oldest.
+        fill(rank);
+        copies.take(world, kDeadlineSeconds, 7, rank.store, rank.optimizer);
+        EXPECT_EQ(restored_without({}, world, copies, true), 7);
+      },
+      {4});
+}
+
+}  // namespace
+}  // namespace cadre
