@@ -20,7 +20,8 @@ constexpr std::array kCrashes = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGABRT};
 constexpr size_t kStackBytes = size_t{1} << 18;
 constexpr unsigned kReportSeconds = 10;
 
-std::string rank_at_start;  // nothing may go wrong when it is printed
+alignas(64) std::array<std::byte, kStackBytes> crash_stack;  // a stack that overflowed is no use
+std::string rank_at_start;                                   // nothing may go wrong when it is printed
 
 void say(const std::string& text) {
   if (write(STDERR_FILENO, text.data(), text.size()) < 0) return;  // there is nobody else to tell
@@ -42,7 +43,7 @@ extern "C" void report_crash(int signal) {
 void report_crashes() {
   rank_at_start = rank_of_process();
   stack_t stack{};
-  stack.ss_sp = new std::byte[kStackBytes];  // for the life of the process; a stack that overflowed is no use
+  stack.ss_sp = crash_stack.data();
   stack.ss_size = kStackBytes;
   static_cast<void>(sigaltstack(&stack, nullptr));
   struct sigaction action = {};

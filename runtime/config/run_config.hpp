@@ -83,8 +83,8 @@ struct CheckpointConfig {
   int64_t every = 0;  // steps; 0: only at the end
   int64_t keep = 2;
   bool async = false;
-  int64_t partner_copies = 0;  // of each rank's experts, in the memory of another one
-  int64_t partner_every = 10;  // steps
+  int64_t partner_copies = 0;   // of each rank's experts, in the memory of another one
+  int64_t partner_every = 10;   // steps
   std::string resume = "auto";  // auto, never, or the path of a checkpoint
 
   bool operator==(const CheckpointConfig&) const = default;

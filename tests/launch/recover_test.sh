@@ -83,7 +83,7 @@ kill -KILL "$(pid_of_rank 1)"
 until_said "resumed after step [0-9]*, from copies in memory"
 from=$(sed -n 's/.*resumed after step \([0-9]*\),.*/\1/p' "$output")
 ((from >= 15 && from % 3 == 0)) || fail "copies of step $from"
-until_logged $((from + 10))
+until_logged $((from + 20))
 kill -USR1 "$ranks_pid"
 ends_with 0
 paste <(losses "$out" | head -n 30) <(losses "$folder/whole" | head -n 30) |

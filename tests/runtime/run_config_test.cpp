@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 #include <nlohmann/json.hpp>
 
+#include <algorithm>
 #include <filesystem>
 #include <fstream>
 
@@ -68,7 +69,9 @@ TEST(RunConfig, EveryFieldSurvivesTheSavedFile) {
     for (Field& field : section.fields) {
       if (field.name == "config") continue;
       if (auto* flag = std::get_if<bool*>(&field.member)) **flag = !**flag;
-      if (auto* integer = std::get_if<int64_t*>(&field.member)) **integer += 3;
+      if (auto* integer = std::get_if<int64_t*>(&field.member)) {
+        **integer = std::min(**integer + 3, static_cast<int64_t>(std::min(field.allowed.max, 1e9)));
+      }
       if (auto* real = std::get_if<double*>(&field.member)) **real = **real * 0.3 + 1e-9;
       if (auto* text = std::get_if<std::string*>(&field.member)) {
         **text = field.allowed.choices.empty() ? "a \"quoted\"\\ pa'th\n\tü" : field.allowed.choices.back();
