@@ -38,7 +38,7 @@ within() {
   local end=$((SECONDS + limit))
   until "$@"; do
     ((SECONDS < end)) || fail "hang: kill $kill: no '$*' within $limit s"
-    sleep 0.005
+    sleep 0.01
   done
 }
 
