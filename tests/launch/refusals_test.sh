@@ -53,7 +53,7 @@ on_two_ranks train "$run" parallel.expert=3
 refused 2 "parallel.expert = 3" "divisor of the 2 ranks"
 
 on_two_ranks train "$run" compute.device=tpu
-refused 2 "compute.device = tpu" "cpu, cuda"
+refused 2 'compute.device = "tpu"' "cpu | cuda"
 if [[ ! -e /proc/driver/nvidia/gpus ]]; then
   on_two_ranks train "$run" compute.device=cuda
   refused 3 "compute.device = cuda" "compute.device=cpu"
