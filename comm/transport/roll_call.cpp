@@ -3,6 +3,7 @@
 
 #include <fmt/format.h>
 #include <poll.h>
+#include <sys/eventfd.h>
 #include <sys/socket.h>
 
 #include <algorithm>
@@ -56,6 +57,7 @@ RollCall::RollCall(Transport& world) : rank_(world.rank()), states_(static_cast<
     peers_ = std::move(connected.peers);
     why_not_ = std::move(connected.why_not);
   }
+  wake_ = Socket(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
   if (!peers_.empty()) thread_ = std::jthread([this](const std::stop_token& stop) { listen(stop); });
   roll_call_of_process.store(this);
 }
@@ -63,6 +65,8 @@ RollCall::RollCall(Transport& world) : rank_(world.rank()), states_(static_cast<
 RollCall::~RollCall() {
   roll_call_of_process.store(nullptr);
   leave(/*job_ends=*/false);
+  thread_.request_stop();
+  static_cast<void>(eventfd_write(wake_.get(), 1));
 }
 
 RollCall* roll_call() { return roll_call_of_process.load(std::memory_order_acquire); }
@@ -85,9 +89,10 @@ void RollCall::listen(const std::stop_token& stop) {
     }
     const int64_t idle_ns = std::chrono::nanoseconds(kIdle).count();
     const int64_t pause_ns = next_loss_ns == 0 ? idle_ns : std::clamp<int64_t>(next_loss_ns, 0, idle_ns);
+    descriptors.push_back({wake_.get(), POLLIN, 0});
     if (poll(descriptors.data(), descriptors.size(), static_cast<int>(pause_ns / 1'000'000) + 1) <= 0) continue;
     const std::lock_guard lock(mutex_);
-    for (size_t i = 0; i < descriptors.size(); ++i) {
+    for (size_t i = 0; i < ranks.size(); ++i) {
       if (descriptors[i].revents != 0) read_from(ranks[i]);
     }
     changed_.notify_all();

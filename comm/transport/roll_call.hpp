@@ -83,6 +83,7 @@ class RollCall {
   bool job_ends_ = false;
   std::atomic<int> num_lost_ = 0;
   std::atomic<int> num_known_ = 0;
+  Socket wake_;  // an event that ends the thread's pause
   std::jthread thread_;
 };
 

