@@ -63,7 +63,6 @@ for async in false true; do
   fill
   wait_for 2 "was not saved: rank"
   says "No space left on device" "stands, the run goes on" "warning: cannot write $run/metrics.jsonl"
-  [[ -z "$(find "$run/checkpoints" -name '*.tmp*')" ]] || fail "leftovers: $(find "$run/checkpoints")"
   stood=$(readlink "$run/checkpoints/latest")
   "$program" eval "$run/checkpoints/latest" --batches 1 >"$folder/eval" || fail "the checkpoint from before: $(cat "$folder/eval")"
   rm "$run/filler"
@@ -81,6 +80,7 @@ for async in false true; do
   [[ "$(readlink "$run/checkpoints/latest")" != "$stood" ]] || fail "latest has not moved"
   stop
   succeeded "a stop when there is space again"
+  [[ -z "$(find "$run/checkpoints" -name '*.tmp*')" ]] || fail "leftovers: $(find "$run/checkpoints")"
   last=$(grep -o '"step":[0-9]*' "$run/metrics.jsonl" | tail -n 1 | grep -o '[0-9]*')
   cmp <(seq "$last") <(grep -o '"step":[0-9]*' "$run/metrics.jsonl" | grep -o '[0-9]*') >&2 || fail "lines of metrics are missing"
 
@@ -89,11 +89,12 @@ for async in false true; do
   wait_for 1 "resumed after step $last"
   wait_for 1 "saved $run/checkpoints/step_"
   fill
-  stood=$(saved_steps)
   wait_for 1 "was not saved: rank"
+  stood=$(saved_steps)
   stop
   ((code == 3)) || fail "exit code $code, expected 3"
   says "the last checkpoint, of step" "No space left on device" "the same command goes on"
+  # Also nothing half-written: that would be a step_*.tmp.
   [[ "$(saved_steps)" == "$stood" ]] || fail "checkpoints are $(saved_steps), were $stood"
   rm -r "${run:?}"/*
 done
