@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "launch/leftovers.hpp"
 
-#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <optional>
+#include <string>
+#include <vector>
 
 #include "runtime/checkpoint/file.hpp"
 #include "tests/support/files.hpp"
@@ -13,8 +14,7 @@ namespace cadre {
 namespace {
 
 namespace fs = std::filesystem;
-using testing::ElementsAre;
-using testing::IsEmpty;
+using Names = std::vector<std::string>;
 
 TEST(Leftovers, only_old_segments_that_nobody_maps_are_removed) {
   const test::TemporaryDirectory folder;
@@ -27,11 +27,11 @@ TEST(Leftovers, only_old_segments_that_nobody_maps_are_removed) {
     fs::last_write_time(folder / old, fs::file_time_type::clock::now() - std::chrono::hours(1));
   }
   std::optional<MappedFile> used(folder / "vader_segment.host.0.1.0");
-  EXPECT_THAT(remove_stale_segments(folder.path(), 600.0), ElementsAre("vader_segment.host.0.2.0"));
+  EXPECT_EQ(remove_stale_segments(folder.path(), 600.0), Names{"vader_segment.host.0.2.0"});
   EXPECT_TRUE(fs::exists(folder / "other"));
-  EXPECT_THAT(remove_stale_segments(folder.path(), 600.0), IsEmpty());
+  EXPECT_EQ(remove_stale_segments(folder.path(), 600.0), Names());
   used.reset();
-  EXPECT_THAT(remove_stale_segments(folder.path(), 600.0), ElementsAre("vader_segment.host.0.1.0"));
+  EXPECT_EQ(remove_stale_segments(folder.path(), 600.0), Names{"vader_segment.host.0.1.0"});
   EXPECT_TRUE(fs::exists(folder / "vader_segment.host.0.2.1")) << "its job may be about to map it";
 }
 
