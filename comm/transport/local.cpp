@@ -334,10 +334,6 @@ class LocalTransport : public Transport {
   uint64_t num_collectives_ = 0;
 };
 
-}  // namespace
-
-namespace {
-
 // What the threads of run_local_ranks share, and outlives those that are left behind.
 struct RunningRanks {
   std::function<void(std::unique_ptr<Transport>)> body;

@@ -129,6 +129,7 @@ void PartnerCopies::take(const Communicator& world, double deadline_seconds, int
     copy(tensors_of(store, optimizer, is_expert), experts);
     swap_with_partners(world, deadline_seconds, experts, state.of_partner);
   }
+  state.skipped_steps = optimizer.skipped_steps();
   state.step = step;
 }
 
@@ -146,7 +147,7 @@ const PartnerCopies::State* PartnerCopies::newest_of_all(const Communicator& wor
 }
 
 std::optional<int64_t> PartnerCopies::restore(const Communicator& world, double deadline_seconds,
-                                              const ParameterStore& store, const AdamW& optimizer) const {
+                                              const ParameterStore& store, AdamW& optimizer) const {
   const State* state = newest_of_all(world, deadline_seconds);
   if (state == nullptr) return std::nullopt;
 
@@ -195,6 +196,7 @@ std::optional<int64_t> PartnerCopies::restore(const Communicator& world, double 
     std::memcpy(tensors[i].memory.raw(), place.at, place.bytes);
   }
   for (Parameter* parameter : store.parameters()) ++parameter->version;
+  optimizer.set_skipped_steps(state->skipped_steps);
   return state->step;
 }
 

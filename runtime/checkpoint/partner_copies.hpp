@@ -28,7 +28,7 @@ class PartnerCopies {
   // `optimizer`, wherever these are now, and returns its step. Where there is none, or a tensor died with all ranks that
   // had it, returns nothing and changes nothing.
   std::optional<int64_t> restore(const Communicator& world, double deadline_seconds, const ParameterStore& store,
-                                 const AdamW& optimizer) const;
+                                 AdamW& optimizer) const;
 
   size_t bytes() const;  // that both states take
 
@@ -45,6 +45,7 @@ class PartnerCopies {
   };
   struct State {
     int64_t step = -1;  // -1: not whole
+    std::vector<int64_t> skipped_steps;
     Copy own;
     Copy of_partner;
   };

@@ -50,6 +50,22 @@ TEST(PartnerCopies, any_rank_may_die_and_two_that_are_no_neighbours) {
       {4});
 }
 
+// AdamW counts the updates of a parameter by them.
+TEST(PartnerCopies, skipped_steps_come_back) {
+  on_ranks(
+      [](Communicator& world) {
+        ModelRank rank(small_config(), world.size(), world.rank());
+        PartnerCopies copies;
+        rank.optimizer.skip(2);
+        rank.optimizer.skip(4);
+        copies.take(world, kDeadlineSeconds, 5, rank.store, rank.optimizer);
+        rank.optimizer.skip(6);
+        EXPECT_EQ(copies.restore(world, kDeadlineSeconds, rank.store, rank.optimizer), 5);
+        EXPECT_EQ(rank.optimizer.skipped_steps(), (std::vector<int64_t>{2, 4}));
+      },
+      {4});
+}
+
 TEST(PartnerCopies, what_died_with_its_partner_is_gone) {
   on_ranks(
       [](Communicator& world) {
