@@ -16,7 +16,7 @@ run=$folder/run
 steps=$((kills < 20 ? 100 : 400))
 words=(exchange.strategy=flat train.schedule=constant log.every=1000000)
 ended=0 saves_hit=0 resumes=0 elsewhere=0
-declare -A leaked
+declare -A leaked=()
 
 pid=""
 clean_up() {
