@@ -159,10 +159,16 @@ std::vector<CheckpointPath> list_checkpoints(const fs::path& root) {
   return checkpoints;
 }
 
-void prune_checkpoints(const fs::path& root, size_t keep) {
-  CADRE_CHECK(keep >= 1, fmt::format("{} checkpoints are to be kept; it must be at least 1", keep));
+void prune_checkpoints(const fs::path& root, const KeepRule& keep) {
+  CADRE_CHECK(keep.newest >= 1, fmt::format("{} checkpoints are to be kept; it must be at least 1", keep.newest));
   const auto checkpoints = list_checkpoints(root);
-  for (size_t i = keep; i < checkpoints.size(); ++i) {
+  const auto latest = latest_checkpoint(root);
+  // What lies beyond `latest` belongs to a course that the run has left.
+  const auto is_milestone = [&](int64_t step) {
+    return keep.every > 0 && step % keep.every == 0 && latest && step <= latest->step;
+  };
+  for (size_t i = keep.newest; i < checkpoints.size(); ++i) {
+    if (is_milestone(checkpoints[i].step)) continue;
     // First out of the list, then away: a half-removed checkpoint must not look like one.
     const fs::path doomed = checkpoints[i].path.string() + ".pruned" + std::string(kStagedSuffix);
     rename_path(checkpoints[i].path, doomed);

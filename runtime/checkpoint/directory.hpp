@@ -20,6 +20,12 @@ struct CheckpointPath {
   bool operator==(const CheckpointPath&) const = default;
 };
 
+// Which checkpoints stay when a new one is committed.
+struct KeepRule {
+  size_t newest = 1;  // so many from the front of list_checkpoints; at least 1
+  int64_t every = 0;  // and, of the steps up to `latest`, all multiples of this; 0: none
+};
+
 // Removes what earlier, interrupted saves left behind and creates an empty step_<step>.tmp, to be filled by every rank.
 std::filesystem::path stage_checkpoint(const std::filesystem::path& root, int64_t step);
 
@@ -37,7 +43,7 @@ std::optional<CheckpointPath> latest_checkpoint(const std::filesystem::path& roo
 // which a run left behind that went back to an earlier step. Without `latest`: newest first. Empty without a root.
 std::vector<CheckpointPath> list_checkpoints(const std::filesystem::path& root);
 
-// Removes all but the first `keep` >= 1 of list_checkpoints.
-void prune_checkpoints(const std::filesystem::path& root, size_t keep);
+// Removes all that the rule does not keep.
+void prune_checkpoints(const std::filesystem::path& root, const KeepRule& keep);
 
 }  // namespace cadre

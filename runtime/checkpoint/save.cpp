@@ -139,7 +139,7 @@ void copy_into(Buffer& space, std::vector<NamedTensor>& values, std::vector<Name
 struct CheckpointSave::Job {
   fs::path root;
   CheckpointState state;
-  size_t keep;
+  KeepRule keep;
   bool is_first;                    // rank 0
   std::vector<NamedTensor> values;  // what this rank writes
   std::vector<NamedTensor> moments;
@@ -189,7 +189,7 @@ struct CheckpointSave::Job {
 };
 
 CheckpointSave::CheckpointSave(const CheckpointRanks& ranks, const fs::path& root, const CheckpointState& state,
-                               const ParameterStore& store, const AdamW& optimizer, size_t keep,
+                               const ParameterStore& store, const AdamW& optimizer, const KeepRule& keep,
                                std::shared_ptr<Buffer> space)
     : ranks_(ranks),
       job_(new Job{root, state, keep, ranks.world.rank() == 0, name_values(store, ranks.writes),
@@ -279,7 +279,7 @@ void CheckpointSave::take_shards() {
 }
 
 fs::path save_checkpoint(const CheckpointRanks& ranks, const fs::path& root, const CheckpointState& state,
-                         const ParameterStore& store, const AdamW& optimizer, size_t keep) {
+                         const ParameterStore& store, const AdamW& optimizer, const KeepRule& keep) {
   CheckpointSave save(ranks, root, state, store, optimizer, keep);
   const SaveOutcome& outcome = save.finish();
   if (outcome.failure) throw outcome.failure->error(kPhase);

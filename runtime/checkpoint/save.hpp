@@ -21,6 +21,7 @@
 #include "layers/model/config.hpp"
 #include "layers/tensor/parameter_store.hpp"
 #include "runtime/checkpoint/agreement.hpp"
+#include "runtime/checkpoint/directory.hpp"
 #include "runtime/checkpoint/manifest.hpp"
 #include "runtime/checkpoint/named_tensors.hpp"
 #include "runtime/optim/adamw.hpp"
@@ -50,12 +51,12 @@ struct SaveOutcome {
 
 class CheckpointSave {
  public:
-  // Collective over the world. Writes root/step_<step>, moves `latest`, keeps the newest `keep`. `root` of rank 0 counts;
+  // Collective over the world. Writes root/step_<step>, moves `latest`, removes what `keep` does not keep. `root` of rank 0 counts;
   // all hosts must see it. Without `space` the tensors are written as they lie there and must not change before the end,
   // and all work is done by the calling thread. With it they are copied there first, and threads of their own work on the
   // copy; the world must then be used for nothing else until the end.
   CheckpointSave(const CheckpointRanks& ranks, const std::filesystem::path& root, const CheckpointState& state,
-                 const ParameterStore& store, const AdamW& optimizer, size_t keep,
+                 const ParameterStore& store, const AdamW& optimizer, const KeepRule& keep,
                  std::shared_ptr<Buffer> space = nullptr);
 
   // Does not wait: takes what has arrived and goes on from there. True once the save is over on this rank.
@@ -89,6 +90,6 @@ class CheckpointSave {
 // all ranks and names the rank.
 std::filesystem::path save_checkpoint(const CheckpointRanks& ranks, const std::filesystem::path& root,
                                       const CheckpointState& state, const ParameterStore& store, const AdamW& optimizer,
-                                      size_t keep);
+                                      const KeepRule& keep);
 
 }  // namespace cadre

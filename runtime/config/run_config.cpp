@@ -119,6 +119,8 @@ std::vector<Section> sections_of(RunConfig& c) {
        {
            {"every", &c.checkpoint.every, at_least(0), "steps between checkpoints; 0 for only at the end"},
            {"keep", &c.checkpoint.keep, at_least(1), "newest checkpoints that stay"},
+           {"keep_every", &c.checkpoint.keep_every, at_least(0),
+            "checkpoints of steps that are multiples of it stay too; 0 for none"},
            {"async", &c.checkpoint.async, any(), "copy what is saved and write it behind the steps that follow"},
            {"partner_copies", &c.checkpoint.partner_copies, between(0, 1),
             "1: the state in memory too, experts also on another rank; with recover = survivors the run goes on from "

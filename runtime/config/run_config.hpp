@@ -80,8 +80,9 @@ struct ComputeConfig {
 };
 
 struct CheckpointConfig {
-  int64_t every = 0;  // steps; 0: only at the end
-  int64_t keep = 2;
+  int64_t every = 0;       // steps; 0: only at the end
+  int64_t keep = 2;        // newest ones
+  int64_t keep_every = 0;  // and those of steps that are multiples of it; 0: none
   bool async = false;
   int64_t partner_copies = 0;   // of each rank's experts, in the memory of another one
   int64_t partner_every = 10;   // steps

@@ -60,7 +60,7 @@ fs::path StoredModel::save(const fs::path& run_folder, const Manifest& origin) {
   write_text_file(run_folder / "run.toml", state.run_toml);
   for (const auto& [name, content] : tokenizer) write_text_file(run_folder / name, content);
   return save_checkpoint({worker_.world(), any_parameter, worker_.deadline_seconds()}, root, state, worker_.store(),
-                         optimizer_, /*keep=*/1);
+                         optimizer_, {.newest = 1});
 }
 
 }  // namespace cadre

@@ -79,7 +79,7 @@ void Saver::save(const CheckpointState& state) {
   {
     const Stall stall(stall_ms_, untaken_stall_ms_);
     save_.emplace(ranks, checkpoint_root(config_), state, worker_.store(), optimizer_,
-                  static_cast<size_t>(config_.checkpoint.keep), space_);
+                  KeepRule{static_cast<size_t>(config_.checkpoint.keep), config_.checkpoint.keep_every}, space_);
   }
   own_world_ ? poll() : finish();
 }

@@ -10,16 +10,17 @@ cd "$(dirname "$0")/../.."
 export CADRE=$program MPIRUN_OPTIONS="--bind-to none --oversubscribe"
 mkdir "$folder/jobs"
 
-# fail TEXT: with what Slurm knows of it.
+# fail TEXT: with what Slurm knows of it, and what the ranks that are left do.
 fail() {
   echo "FAILED: $1" >&2
+  for rank in $(pgrep -x cadre); do grep -H -E '^(State|Threads)' "/proc/$rank/status" >&2; cat "/proc/$rank/wchan" >&2; done || true
   scontrol show job "${job:-}" >&2 || true
   tail -n 100 "$output" | sed 's/^/    /' >&2 || true
   tail -n 15 "$TMPDIR"/*.log >&2
   exit 1
 }
 
-patience=600  # tenths of a second that anything may take; a job that hangs is the failure looked for
+patience=300  # seconds that anything may take; a job that hangs is the failure looked for
 
 # submit SCRIPT WORD...: sets $job; its output goes to $output. One rank a node, one cpu a rank.
 submit() {
@@ -34,8 +35,8 @@ state() { scontrol --oneliner show job "$job" 2>/dev/null | grep -o 'JobState=[A
 
 # until_true WHAT COMMAND...: polls.
 until_true() {
-  local tries
-  for ((tries = 0; tries < patience; ++tries)); do
+  local end=$((SECONDS + patience))
+  while ((SECONDS < end)); do
     if "${@:2}"; then return; fi
     sleep 0.1
   done

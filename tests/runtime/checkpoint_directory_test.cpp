@@ -43,7 +43,7 @@ class CheckpointDirectoryTest : public testing::Test {
     try {
       for (;; ++step) {
         save(step, std::string(100'000, static_cast<char>('a' + step % 26)));
-        prune_checkpoints(root_, 2);
+        prune_checkpoints(root_, {.newest = 2});
       }
     } catch (const std::exception&) {
       ::_exit(1);
@@ -109,18 +109,28 @@ TEST_F(CheckpointDirectoryTest, ARunThatWentBackComesBeforeWhatItLeft) {
   for (const int64_t step : {10, 20, 30, 15}) save(step);
   EXPECT_EQ(latest_checkpoint(root_)->step, 15);
   EXPECT_THAT(steps(), ElementsAre(15, 10, 30, 20));
-  prune_checkpoints(root_, 2);
+  prune_checkpoints(root_, {.newest = 2});
   EXPECT_THAT(steps(), ElementsAre(15, 10));
 }
 
 TEST_F(CheckpointDirectoryTest, PruneKeepsTheNewest) {
   for (const int64_t step : {1, 2, 3, 4}) save(step);
-  prune_checkpoints(root_, 7);
+  prune_checkpoints(root_, {.newest = 7});
   EXPECT_THAT(steps(), ElementsAre(4, 3, 2, 1));
-  prune_checkpoints(root_, 2);
+  prune_checkpoints(root_, {.newest = 2});
   EXPECT_THAT(names_in_root(), ElementsAre("latest", "step_00000003", "step_00000004"));
-  EXPECT_THAT(error_of([&] { prune_checkpoints(root_, 0); }), HasSubstr("at least 1"));
+  EXPECT_THAT(error_of([&] { prune_checkpoints(root_, {.newest = 0}); }), HasSubstr("at least 1"));
   EXPECT_THAT(steps(), ElementsAre(4, 3));
+}
+
+TEST_F(CheckpointDirectoryTest, PruneKeepsMilestones) {
+  for (const int64_t step : {10, 15, 20, 25, 30, 35}) save(step);
+  prune_checkpoints(root_, {.newest = 2, .every = 10});
+  EXPECT_THAT(steps(), ElementsAre(35, 30, 20, 10));
+  // A run that went back to step 20 and took another course from there keeps no milestone of the old one.
+  save(25, "another course");
+  prune_checkpoints(root_, {.newest = 1, .every = 10});
+  EXPECT_THAT(steps(), ElementsAre(25, 20, 10));
 }
 
 TEST_F(CheckpointDirectoryTest, AnInterruptedSaveLeavesTheOldCheckpoint) {
@@ -158,7 +168,7 @@ TEST_F(CheckpointDirectoryTest, AKillAtAnyInstantLeavesAWholeCheckpoint) {
     }
   }
   save(1'000'000);
-  prune_checkpoints(root_, 1);
+  prune_checkpoints(root_, {.newest = 1});
   EXPECT_THAT(names_in_root(), ElementsAre("latest", "step_01000000"));
 }
 

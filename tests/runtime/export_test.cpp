@@ -190,7 +190,7 @@ TEST(Bf16Moments, AreHalfAsLargeAndComeBackFromACheckpointBitForBit) {
   run_local_ranks(1, [&](std::unique_ptr<Transport> transport) {
     const Communicator world(std::move(transport), "world");
     path = save_checkpoint({world, any_parameter, kDeadlineSeconds}, root.path(), state_at(1, small_config()),
-                           rank.store, saved, 1);
+                           rank.store, saved, {.newest = 1});
   });
   load_checkpoint(path, again.store, &loaded);
   const std::vector<NamedTensor> before = name_moments(saved, any_parameter);

@@ -109,7 +109,7 @@ inline std::filesystem::path save(const Communicator& world, const std::filesyst
     return parameter.placement == Placement::expert ? writes_experts : world.rank() == 0;
   };
   return save_checkpoint({world, writes, kDeadlineSeconds}, root, state_at(step, rank.model.config()), rank.store,
-                         rank.optimizer, /*keep=*/2);
+                         rank.optimizer, {.newest = 2});
 }
 
 // Saves the model of `config` that is spread over all ranks.
