@@ -46,8 +46,8 @@ class RollCall {
   // This process ends, and that is no death. `job_ends`: it takes the whole job with it, and the others are to think
   // nothing of each other's end.
   void leave(bool job_ends);
-  // Ends every process of the job with `code`, where the launcher would not.
-  void end_job(int code);
+  // Ends every process of the job with `code`, where the launcher would not, and also those that are stopped.
+  [[noreturn]] void end_job(int code);
 
  private:
   struct Message;
@@ -69,6 +69,7 @@ class RollCall {
   void take(size_t rank, const Message& message);
   void say(size_t rank, const Message& message);
   void say_to_all(const Message& message);
+  [[noreturn]] void end_process(int code);
   bool is_there(size_t rank) const;  // another one, and neither lost nor gone
   uint64_t own_view() const;
   std::string name(size_t rank) const;

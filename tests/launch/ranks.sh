@@ -11,7 +11,10 @@ start_ranks() {
   timeout "$time_limit" "${mpirun[@]}" -n "$1" "$program" train "${@:2}" >"$output" 2>&1 &
   timeout_pid=$!
   ranks_pid=""
-  until [[ -n "$ranks_pid" ]]; do ranks_pid=$(pgrep -P "$timeout_pid" || true); done
+  until [[ -n "$ranks_pid" ]]; do
+    [[ -d "/proc/$timeout_pid" ]] || fail "the launcher ended at once"
+    ranks_pid=$(pgrep -P "$timeout_pid" || true)
+  done
 }
 
 # pid_of_rank RANK: of a rank that is running.

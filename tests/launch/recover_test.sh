@@ -75,6 +75,18 @@ survives() {
 survives one 2
 survives two 0 3
 
+# Where a rank cannot take part in that, as it is stopped, the job ends nevertheless, and it with it.
+start_ranks 3 "${long[@]}" recover=survivors exchange.deadline_s=2 out="$folder/watched"
+until_logged 3
+ranks=$(pgrep -P "$ranks_pid")
+stopped=$(pid_of_rank 2)
+died=$(pid_of_rank 1)
+kill -STOP "$stopped"
+kill -KILL "$died"
+ends_with 1 75
+says "has not come back" "(pid $died) died"
+until_gone "$ranks"
+
 # With copies in memory nothing is read, and no step is lost that a copy has.
 start_ranks 4 "${whole_run[@]}" train.steps=4000 checkpoint.every=1000 recover=survivors checkpoint.partner_copies=1 \
   checkpoint.partner_every=3 out="$folder/copies"

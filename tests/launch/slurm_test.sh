@@ -20,6 +20,9 @@ fail() {
   exit 1
 }
 
+set -o errtrace
+trap 'fail "$BASH_COMMAND, in line $LINENO"' ERR
+
 patience=300  # seconds that anything may take; a job that hangs is the failure looked for
 
 # submit SCRIPT WORD...: sets $job; its output goes to $output. One rank a node, one cpu a rank.
