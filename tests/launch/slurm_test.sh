@@ -15,7 +15,7 @@ fail() {
   echo "FAILED: $1" >&2
   for rank in $(pgrep -x cadre); do grep -H -E '^(State|Threads)' "/proc/$rank/status" >&2; cat "/proc/$rank/wchan" >&2; done || true
   scontrol show job "${job:-}" >&2 || true
-  tail -n 100 "$output" | sed 's/^/    /' >&2 || true
+  tail -n 20 "$output" | sed 's/^/    /' >&2 || true
   tail -n 15 "$TMPDIR"/*.log >&2
   exit 1
 }
@@ -23,7 +23,7 @@ fail() {
 set -o errtrace
 trap 'fail "$BASH_COMMAND, in line $LINENO"' ERR
 
-patience=300  # seconds that anything may take; a job that hangs is the failure looked for
+patience=600  # seconds that anything may take; a job that hangs is the failure looked for
 
 # submit SCRIPT WORD...: sets $job; its output goes to $output. One rank a node, one cpu a rank.
 submit() {
