@@ -29,6 +29,12 @@ if(CADRE_SANITIZE)
     -fsanitize=${CADRE_SANITIZE} -fno-sanitize-recover=all -fno-omit-frame-pointer)
   target_link_options(cadre_settings INTERFACE -fsanitize=${CADRE_SANITIZE})
 endif()
+if(CADRE_FUZZ)
+  if(NOT CMAKE_CXX_COMPILER_ID MATCHES "Clang")
+    message(FATAL_ERROR "CADRE_FUZZ needs clang: cmake --preset fuzz (launch/install-packages --fuzz)")
+  endif()
+  target_compile_options(cadre_settings INTERFACE -fsanitize=fuzzer-no-link)
+endif()
 
 # cadre_add_library(NAME SOURCES...): the library cadre_NAME, known as cadre::NAME, from the sources given and all headers
 # of the folder; includes are rooted at the repository.
