@@ -10,9 +10,6 @@ namespace {
 
 const WeightOptions kWeights = {.renormalise = true};
 
-// Products of a gate are always in fp32.
-Context exact(Context& ctx) { return {ctx.kernels.fp32(), ctx.arena, ctx.dtype}; }
-
 ExpertOptions inner_options(const ExpertOptions& options) { return {.ffn = options.ffn, .kinds = ExpertKinds::same}; }
 
 // K slots a row; for dry runs of evenly drawn experts.
@@ -37,7 +34,7 @@ InnerMixture::InnerMixture(const std::string& prefix, const ExpertOptions& optio
       experts_(prefix + ".experts", ExpertMap::contiguous(options.inner_experts, 1), 0, inner_options(options)) {}
 
 void InnerMixture::choose(Context& ctx, const Tensor& x, Saved& saved) const {
-  Context products = exact(ctx);
+  Context products = ctx.fp32();
   const int64_t rows = x.dim(0);
   const Tensor logits = gate_.forward(products, x, saved.gate);
   saved.scores = ctx.arena.take("experts", ctx.dtype, {rows, options_.inner_experts});
@@ -79,12 +76,12 @@ void InnerMixture::input_grad_into(Context& ctx, Saved& saved, const Tensor& dy,
 
   if (!ctx.arena.is_dry_run()) routing_weights_grad(kWeights, saved.scores, saved.ids, dweights, dscores);
   ctx.kernels.softmax_grad(saved.scores, dscores, dlogits);
-  Context products = exact(ctx);
+  Context products = ctx.fp32();
   gate_.input_grad_into(products, saved.gate, dlogits, dx, Accumulate::yes);
 }
 
 void InnerMixture::weight_grad(Context& ctx, const Saved& saved) {
-  Context products = exact(ctx);
+  Context products = ctx.fp32();
   gate_.weight_grad(products, saved.gate);
   for (int e = 0; e < experts_.size(); ++e) experts_.weight_grad(ctx, saved.experts, e);
 }

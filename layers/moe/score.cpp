@@ -14,9 +14,6 @@
 namespace cadre {
 namespace {
 
-// Products of a router are always in fp32.
-Context exact(Context& ctx) { return {ctx.kernels.fp32(), ctx.arena, ctx.dtype}; }
-
 uint64_t key_of(const TokenFacts& tokens, int64_t t) { return static_cast<uint64_t>(tokens.first + t); }
 
 Tensor like(Context& ctx, const Tensor& other) {
@@ -147,7 +144,7 @@ void Scorer::score(Context& ctx, std::span<const uint8_t> alive, const Saved& sa
 }
 
 Tensor Scorer::gate(Context& ctx, Tensor x, Saved& saved) const {
-  Context products = exact(ctx);
+  Context products = ctx.fp32();
   const Tensor input = x;
   saved.layers.resize(layers_.size());
   saved.before_gelu.resize(layers_.size() - 1);
@@ -167,7 +164,7 @@ Tensor Scorer::gate(Context& ctx, Tensor x, Saved& saved) const {
 }
 
 void Scorer::add_noise(LaneContext& ctx, const Tensor& x, Saved& saved) const {
-  Context products = exact(ctx);
+  Context products = ctx.fp32();
   saved.clean = saved.logits;
   saved.noise_input = noise_.front().forward(products, x, saved.noise);
   saved.normal = like(ctx, saved.clean);
@@ -176,7 +173,7 @@ void Scorer::add_noise(LaneContext& ctx, const Tensor& x, Saved& saved) const {
 }
 
 Tensor Scorer::input_grad(Context& ctx, Saved& saved, const Grads& grads) const {
-  Context products = exact(ctx);
+  Context products = ctx.fp32();
   Tensor d = like(ctx, saved.scores);
   if (options_.function == ScoreFunction::softmax) {
     ctx.kernels.softmax_grad(saved.scores, grads.scores, d);
@@ -209,7 +206,7 @@ Tensor Scorer::input_grad(Context& ctx, Saved& saved, const Grads& grads) const 
 }
 
 void Scorer::weight_grad(Context& ctx, const Saved& saved) {
-  Context products = exact(ctx);
+  Context products = ctx.fp32();
   for (size_t i = 0; i < layers_.size(); ++i) layers_[i].weight_grad(products, saved.layers[i]);
   if (!coarse_.empty()) coarse_.front().weight_grad(products, saved.coarse);
   if (saved.noise_input.defined()) noise_.front().weight_grad(products, saved.noise);

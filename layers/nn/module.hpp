@@ -29,6 +29,9 @@ struct Context {
   const Kernels& kernels;
   Arena& arena;
   DType dtype = DType::f32;
+
+  // The same with products in fp32, as all of a router are.
+  Context fp32() const { return {kernels.fp32(), arena, dtype}; }
 };
 
 // Calls `write(accumulate)` so that the first gradient of a step overwrites and the later ones add: gradients need no
