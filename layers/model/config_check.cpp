@@ -1,0 +1,132 @@
+// SPDX-License-Identifier: Apache-2.0
+// Which shapes can run.
+#include <fmt/format.h>
+
+#include <utility>
+
+#include "comm/base/check.hpp"
+#include "layers/model/config.hpp"
+#include "layers/model/router_options.hpp"
+
+namespace cadre {
+namespace {
+
+void check_multi_head_attention(const ModelConfig& c) {
+  CADRE_CHECK(c.hidden_size % c.num_attention_heads == 0 && head_dim(c) % 2 == 0,
+              fmt::format("model.num_attention_heads = {}, allowed: hidden_size = {} divided by it is an even integer",
+                          c.num_attention_heads, c.hidden_size),
+              "RoPE turns pairs of elements of a head");
+  CADRE_CHECK(c.num_key_value_heads >= 1 && c.num_attention_heads % c.num_key_value_heads == 0,
+              fmt::format("model.num_key_value_heads = {}, allowed: a divisor of num_attention_heads = {}",
+                          c.num_key_value_heads, c.num_attention_heads),
+              "each key/value head serves the same number of query heads");
+  const ModelConfig none;
+  CADRE_CHECK(c.kv_lora_rank == none.kv_lora_rank && c.q_lora_rank == none.q_lora_rank,
+              fmt::format("model.kv_lora_rank = {}, q_lora_rank = {}, allowed: 0 with model_type deepseek",
+                          c.kv_lora_rank, c.q_lora_rank),
+              "latent attention is that of deepseek_v2 and deepseek_v3");
+}
+
+void check_latent_attention(const ModelConfig& c) {
+  const std::pair<const char*, int64_t> sizes[] = {{"kv_lora_rank", c.kv_lora_rank},
+                                                   {"qk_nope_head_dim", c.qk_nope_head_dim},
+                                                   {"qk_rope_head_dim", c.qk_rope_head_dim},
+                                                   {"v_head_dim", c.v_head_dim}};
+  for (const auto& [name, size] : sizes) {
+    CADRE_CHECK(size >= 1,
+                fmt::format("model.{} = {}, allowed: integer >= 1 with model_type {}", name, size, c.model_type),
+                "a size of latent attention");
+  }
+  CADRE_CHECK(c.qk_rope_head_dim % 2 == 0,
+              fmt::format("model.qk_rope_head_dim = {}, allowed: an even integer", c.qk_rope_head_dim),
+              "RoPE turns pairs of elements");
+  CADRE_CHECK(c.num_key_value_heads == c.num_attention_heads,
+              fmt::format("model.num_key_value_heads = {}, allowed: num_attention_heads = {}", c.num_key_value_heads,
+                          c.num_attention_heads),
+              "in latent attention every head has keys and values of its own");
+}
+
+void check_experts(const ModelConfig& c) {
+  CADRE_CHECK(c.num_experts_per_tok >= 1 && c.num_experts_per_tok <= c.n_routed_experts,
+              fmt::format("model.num_experts_per_tok = {}, allowed: integer in [1, n_routed_experts = {}]",
+                          c.num_experts_per_tok, c.n_routed_experts),
+              "a token cannot visit an expert twice");
+  CADRE_CHECK(c.moe_intermediate_size >= 1,
+              fmt::format("model.moe_intermediate_size = {}, allowed: integer >= 1", c.moe_intermediate_size),
+              "needed because n_routed_experts is not 0");
+  CADRE_CHECK(
+      c.n_routed_experts % c.n_group == 0,
+      fmt::format("model.n_group = {}, allowed: a divisor of n_routed_experts = {}", c.n_group, c.n_routed_experts),
+      "groups are equally large");
+  CADRE_CHECK(c.topk_group <= c.n_group,
+              fmt::format("model.topk_group = {}, allowed: integer in [1, n_group = {}]", c.topk_group, c.n_group),
+              "the groups that a token may choose from");
+  CADRE_CHECK(
+      c.num_experts_per_tok <= c.n_routed_experts / c.n_group * c.topk_group,
+      fmt::format("model.num_experts_per_tok = {}, allowed: integer in [1, {}], the experts of topk_group = {} groups",
+                  c.num_experts_per_tok, c.n_routed_experts / c.n_group * c.topk_group, c.topk_group),
+      "raise topk_group");
+  CADRE_CHECK(c.first_k_dense_replace <= c.num_hidden_layers,
+              fmt::format("model.first_k_dense_replace = {}, allowed: integer in [0, num_hidden_layers = {}]",
+                          c.first_k_dense_replace, c.num_hidden_layers),
+              "the number of dense layers before the first layer with experts");
+  check_router(c);
+}
+
+// Sizes whose products would not fit the integers that count them. The bound is generous: each weight of a layer is among
+// the elements of a square or of a product here.
+void check_size(const ModelConfig& c, const std::vector<Field>& fields) {
+  constexpr int64_t kLargest = 0x7fffffff;
+  for (const Field& field : fields) {
+    const FieldValue value = value_of(field);
+    const auto* integer = std::get_if<int64_t>(&value);
+    CADRE_CHECK(integer == nullptr || *integer <= kLargest,
+                fmt::format("model.{} = {}, allowed: integer up to {}", field.name, *integer, kLargest), field.help);
+  }
+  const auto real = [](int64_t size) { return static_cast<double>(size); };
+  const double hidden = real(c.hidden_size);
+  const double heads = real(c.num_attention_heads) * real(c.qk_nope_head_dim + c.qk_rope_head_dim + c.v_head_dim);
+  const double attention = hidden + real(c.q_lora_rank + c.kv_lora_rank + c.qk_rope_head_dim) + heads;
+  const double inner = c.routing.expert_kinds == "mixture" ? real(c.routing.inner_experts) : 1.0;
+  const double experts = inner * real(c.n_routed_experts) + real(c.n_shared_experts + 1);
+  const double ffn = hidden * (real(c.intermediate_size) + experts * (real(c.moe_intermediate_size) + 2.0));
+  const double tables = 2.0 * real(1 + c.num_nextn_predict_layers) * real(c.vocab_size) * hidden;
+  const double elements =
+      tables + real(c.num_hidden_layers + c.num_nextn_predict_layers) * 4.0 * (attention * attention + ffn);
+  CADRE_CHECK(elements < 0x1p60, fmt::format("the model has up to {:.2g} parameters, allowed: below 2^60", elements),
+              "one of hidden_size, num_hidden_layers, n_routed_experts and the other sizes is far too large");
+}
+
+// Also one that stands behind a mixture.
+bool has_dense_layer(const ModelConfig& config) {
+  if (config.routing.ffn_highway) return true;
+  for (int64_t layer = 0; layer < config.num_hidden_layers; ++layer) {
+    if (!is_moe_layer(config, layer)) return true;
+  }
+  return false;
+}
+
+}  // namespace
+
+void check(const ModelConfig& config) {
+  ModelConfig copy = config;
+  const std::vector<Field> fields = fields_of(copy);
+  check_ranges(fields, "model.");
+  check_size(config, fields);
+  for (const int64_t token : {config.bos_token_id, config.eos_token_id}) {
+    CADRE_CHECK(token < config.vocab_size,
+                fmt::format("model.bos_token_id or eos_token_id = {}, allowed: integer in [-1, vocab_size = {})", token,
+                            config.vocab_size),
+                "-1 for none");
+  }
+  CADRE_CHECK(config.rope_scaling.type == "none" || config.rope_scaling.factor >= 1.0,
+              fmt::format("model.rope_scaling.factor = {}, allowed: number >= 1", config.rope_scaling.factor),
+              "positions are stretched, not pressed");
+  has_latent_attention(config) ? check_latent_attention(config) : check_multi_head_attention(config);
+  if (config.n_routed_experts > 0) check_experts(config);
+  CADRE_CHECK(config.intermediate_size >= 1 || !has_dense_layer(config),
+              fmt::format("model.intermediate_size = {}, allowed: integer >= 1", config.intermediate_size),
+              "some layers are dense: see first_k_dense_replace, moe_layer_freq and n_routed_experts");
+}
+
+}  // namespace cadre

@@ -1,0 +1,95 @@
+// SPDX-License-Identifier: Apache-2.0
+// What follows from the shape alone: parameters and FLOPs.
+#include "layers/model/config.hpp"
+#include "layers/model/router_options.hpp"
+
+namespace cadre {
+namespace {
+
+// Elements of the matrices of one layer's attention.
+int64_t attention_weights(const ModelConfig& c) {
+  if (!has_latent_attention(c)) {
+    return 2 * c.hidden_size * head_dim(c) * (c.num_attention_heads + c.num_key_value_heads);
+  }
+  const int64_t heads = c.num_attention_heads;
+  const int64_t query = heads * (c.qk_nope_head_dim + c.qk_rope_head_dim);
+  const int64_t queries = c.q_lora_rank > 0 ? (c.hidden_size + query) * c.q_lora_rank : c.hidden_size * query;
+  return queries + c.hidden_size * (c.kv_lora_rank + c.qk_rope_head_dim) +
+         c.kv_lora_rank * heads * (c.qk_nope_head_dim + c.v_head_dim) + heads * c.v_head_dim * c.hidden_size;
+}
+
+// Elements of a query and of a value, all heads together: what a key costs.
+int64_t attended_width(const ModelConfig& c) {
+  if (!has_latent_attention(c)) return 2 * c.hidden_size;
+  return c.num_attention_heads * (c.qk_nope_head_dim + c.qk_rope_head_dim + c.v_head_dim);
+}
+
+// Weights of one layer that take part in products: all of them, and those one token meets.
+struct LayerWeights {
+  int64_t total = 0;
+  int64_t active = 0;
+};
+
+LayerWeights layer_weights(const ModelConfig& c, int64_t layer) {
+  const int64_t ffn_matrices = is_gated(c) ? 3 : 2;
+  const int64_t attention = attention_weights(c);
+  const int64_t highway = c.routing.ffn_highway ? c.hidden_size * c.hidden_size : 0;
+  const int64_t ffn = highway + ffn_matrices * c.hidden_size * c.intermediate_size;
+  if (!is_moe_layer(c, layer)) {
+    const int64_t dense = attention + ffn;
+    return {dense, dense};
+  }
+  const int64_t expert = ffn_matrices * c.hidden_size * c.moe_intermediate_size;
+  const int64_t always = attention + router_weights(c) + c.n_shared_experts * expert + (highway > 0 ? ffn : 0);
+  const ExpertWeights routed = routed_expert_weights(c);
+  return {always + routed.total, always + c.num_experts_per_tok * routed.active / c.n_routed_experts};
+}
+
+int64_t norm_elements(const ModelConfig& c) { return c.norm == "layernorm" ? 2 * c.hidden_size : c.hidden_size; }
+
+// Elements of one layer that no product touches: norms and the buffers of a router.
+int64_t layer_vectors(const ModelConfig& c, int64_t layer) {
+  int64_t count = 2 * norm_elements(c);
+  if (has_latent_attention(c)) count += c.kv_lora_rank + c.q_lora_rank;
+  if (is_moe_layer(c, layer)) count += router_buffers(c);
+  return count;
+}
+
+int64_t count_vectors(const ModelConfig& c) {
+  int64_t count = norm_elements(c);
+  for (int64_t layer = 0; layer < c.num_hidden_layers; ++layer) count += layer_vectors(c, layer);
+  return count;
+}
+
+}  // namespace
+
+ParameterCount count_parameters(const ModelConfig& config) {
+  const int64_t embedding = config.vocab_size * config.hidden_size;
+  const int64_t tables = config.tie_word_embeddings ? embedding : 2 * embedding;
+  ParameterCount count{.total = tables + count_vectors(config), .embedding = embedding};
+  count.active = count.total;
+  for (int64_t layer = 0; layer < config.num_hidden_layers; ++layer) {
+    const LayerWeights weights = layer_weights(config, layer);
+    count.total += weights.total;
+    count.active += weights.active;
+  }
+  for (int64_t module = 0; module < config.num_nextn_predict_layers; ++module) {
+    const int64_t layer = config.num_hidden_layers + module;
+    const int64_t projection = 2 * config.hidden_size * config.hidden_size;
+    count.further_tokens += layer_weights(config, layer).total + layer_vectors(config, layer) + projection;
+    count.further_tokens += 3 * norm_elements(config);
+  }
+  return count;
+}
+
+double flops_per_token(const ModelConfig& config, int64_t sequence_length) {
+  const ParameterCount count = count_parameters(config);
+  // The head multiplies also where it is the embedding table.
+  const int64_t looked_up = config.tie_word_embeddings ? 0 : count.embedding;
+  const auto multiplied = static_cast<double>(count.active - looked_up - count_vectors(config));
+  const auto attended =
+      static_cast<double>(config.num_hidden_layers * attended_width(config)) * static_cast<double>(sequence_length + 1);
+  return 6.0 * multiplied + 3.0 * attended;
+}
+
+}  // namespace cadre
