@@ -144,11 +144,10 @@ class Troubles {
 };
 
 void print_build(const Findings& findings) {
-  const auto made = [](Precision precision) { return make_onednn_products(precision) != nullptr; };
   fmt::print("cadre {}\n", CADRE_VERSION);
   fmt::print(
-      "  products  OpenBLAS, {}; bf16 {}\n", made(Precision::fp32) ? "oneDNN" : "no oneDNN",
-      made(Precision::bf16) ? "in hardware" : "rounded, as slow as fp32: no oneDNN, or no such instructions here");
+      "  products  fp32 by OpenBLAS; bf16 {}\n",
+      make_onednn_products() ? "by oneDNN" : "rounded, as slow as fp32: no oneDNN, or no such instructions here");
   fmt::print("  tokens    bytes, tokenizer.json; tokenizer.model {}\n",
              has_sentencepiece() ? "by SentencePiece" : "not: no SentencePiece");
   fmt::print("  mpi       {}, thread level {}\n", mpi_library_version(), mpi_thread_level());

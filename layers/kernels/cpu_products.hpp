@@ -22,7 +22,7 @@ std::unique_ptr<WeightProducts> make_rounded_products(RowBits bits);
 // Operands in fp8 E4M3 with scales by tile and block, sums in fp32 (see the file).
 std::unique_ptr<WeightProducts> make_fp8_products(Fp8Scale kind, RowBits bits);
 
-// oneDNN with operands in `precision`; null where the build has no oneDNN or this CPU no such instructions.
-std::unique_ptr<WeightProducts> make_onednn_products(Precision precision);
+// bf16 by oneDNN; null where the build has no oneDNN or this CPU no such instructions.
+std::unique_ptr<WeightProducts> make_onednn_products();
 
 }  // namespace cadre

@@ -73,7 +73,7 @@ class RoundedProducts final : public WeightProducts {
 std::unique_ptr<WeightProducts> make_rounded_products(RowBits bits) { return std::make_unique<RoundedProducts>(bits); }
 
 std::unique_ptr<WeightProducts> make_bf16_products(RowBits bits) {
-  std::unique_ptr<WeightProducts> native = make_onednn_products(Precision::bf16);
+  std::unique_ptr<WeightProducts> native = make_onednn_products();
   return native ? std::move(native) : make_rounded_products(bits);
 }
 

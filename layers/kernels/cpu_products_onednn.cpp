@@ -1,13 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-// Products by oneDNN. A weight is kept in the layout oneDNN asks for (`any`), once for each version and direction;
-// activations are copied to the operand type. Primitives are compiled for a shape, so row counts, which are ragged in a
+// bf16 products by oneDNN. A weight is kept in the layout oneDNN asks for (`any`), once for each version and direction;
+// activations are copied to bf16. Primitives are compiled for a shape, so row counts, which are ragged in a
 // mixture of experts, are cut to multiples of kRowStep plus a rest: few shapes, each compiled once a thread.
 #include <dnnl.hpp>
 #include <omp.h>
 
 #include <algorithm>
 #include <array>
-#include <cstring>
 #include <map>
 #include <utility>
 
@@ -23,6 +22,7 @@ namespace {
 using dnnl::memory;
 using ElementType = memory::data_type;
 
+constexpr ElementType kOperand = ElementType::bf16;
 constexpr int64_t kRowStep = 16;
 constexpr size_t kMaxPrimitives = 1024;  // of each kind and thread
 
@@ -52,7 +52,6 @@ struct Shape {
   int64_t width_out;
   int64_t width_in;
   Accumulate accumulate;
-  ElementType type;
   int64_t grad_stride = 0;  // of a weight gradient: the width of dy, of which width_out columns are used
   auto operator<=>(const Shape&) const = default;
 };
@@ -78,15 +77,15 @@ dnnl::primitive_attr add_to_output(Accumulate accumulate) {
 
 dnnl::inner_product_forward::primitive_desc describe_product(const Shape& shape, const memory::desc& weight) {
   const dnnl::inner_product_forward::desc desc(dnnl::prop_kind::forward_inference,
-                                               row_major(shape.num_rows, shape.width_in, shape.type), weight,
+                                               row_major(shape.num_rows, shape.width_in, kOperand), weight,
                                                row_major(shape.num_rows, shape.width_out, ElementType::f32));
   return {desc, add_to_output(shape.accumulate), engine()};
 }
 
 // dw[width_out, width_in] = dy[rows, width_out]^T x[rows, width_in]
 dnnl::matmul::primitive_desc describe_weight_grad(const Shape& shape) {
-  const dnnl::matmul::desc desc(column_major(shape.width_out, shape.num_rows, shape.type, shape.grad_stride),
-                                row_major(shape.num_rows, shape.width_in, shape.type),
+  const dnnl::matmul::desc desc(column_major(shape.width_out, shape.num_rows, kOperand, shape.grad_stride),
+                                row_major(shape.num_rows, shape.width_in, kOperand),
                                 row_major(shape.width_out, shape.width_in, ElementType::f32));
   return {desc, add_to_output(shape.accumulate), engine()};
 }
@@ -116,42 +115,36 @@ Primitive& find_or_create(std::map<Shape, Primitive>& primitives, const Shape& s
   return primitives.emplace(shape, Primitive(create())).first->second;
 }
 
-// A weight in the layout oneDNN asks for; `data` stays empty when the weight itself lies like that.
+// A weight in the layout oneDNN asks for.
 struct Packed {
-  memory::desc layout;
   memory data;
   uint64_t version = 0;
 };
 
 struct OneDnnWeight final : PackedWeight {
-  explicit OneDnnWeight(ElementType element_type) : type(element_type) {}
-  ElementType type;
   Packed forward;
   Packed input_grad;
 };
 
-OneDnnWeight& kept_copies(const Parameter& weight, ElementType type) {
+OneDnnWeight& kept_copies(const Parameter& weight) {
   auto* kept = dynamic_cast<OneDnnWeight*>(weight.packed.get());
-  if (kept == nullptr || kept->type != type) {
-    weight.packed = std::make_unique<OneDnnWeight>(type);
+  if (kept == nullptr) {
+    weight.packed = std::make_unique<OneDnnWeight>();
     kept = static_cast<OneDnnWeight*>(weight.packed.get());
   }
   return *kept;
 }
 
-memory::desc wanted_layout(const memory::desc& stored, ElementType type) {
-  const memory::dims extents = stored.dims();
-  const Shape typical{4 * kRowStep, extents[0], extents[1], Accumulate::no, type};
-  return describe_product(typical, {extents, type, memory::format_tag::any}).weights_desc();
+memory::desc wanted_layout(const memory::dims& extents) {
+  const Shape typical{4 * kRowStep, extents[0], extents[1], Accumulate::no};
+  return describe_product(typical, {extents, kOperand, memory::format_tag::any}).weights_desc();
 }
 
 // The weight in oneDNN's layout, brought up to its version. `stored` says how the f32 weight lies in memory.
-memory pack(const Parameter& weight, const memory::desc& stored, ElementType type, Packed& packed) {
-  memory source = view(stored, weight.value.raw());
-  if (packed.layout.is_zero()) packed.layout = wanted_layout(stored, type);
-  if (packed.layout == stored) return source;
+memory pack(const Parameter& weight, const memory::desc& stored, Packed& packed) {
   if (packed.data && packed.version == weight.version) return packed.data;
-  if (!packed.data) packed.data = memory(packed.layout, engine());
+  memory source = view(stored, weight.value.raw());
+  if (!packed.data) packed.data = memory(wanted_layout(stored.dims()), engine());
   dnnl::stream& stream = ThreadState::mine().stream;
   dnnl::reorder(source, packed.data).execute(stream, source, packed.data);
   stream.wait();
@@ -159,36 +152,25 @@ memory pack(const Parameter& weight, const memory::desc& stored, ElementType typ
   return packed.data;
 }
 
-// Rows of the operand type behind `rows`: themselves if they are f32 and none is missing, else a copy with zero rows
-// behind. The copy lies in `room`, which has space for padded_rows of f32.
-const std::byte* to_operand(const Tensor& rows, int64_t padded_rows, ElementType type, float* room) {
-  if (type == ElementType::f32 && padded_rows == rows.dim(0)) return rows.raw();
-  auto* copy = reinterpret_cast<std::byte*>(room);
-  const size_t element_bytes = type == ElementType::f32 ? sizeof(float) : sizeof(bf16);
-  if (type == ElementType::f32) {
-    std::memcpy(copy, rows.raw(), rows.bytes());
-  } else {
-    round_to_bf16(rows.data<float>(), reinterpret_cast<bf16*>(copy), cpu::count_of(rows));
-  }
-  const size_t copied = cpu::count_of(rows) * element_bytes;
-  const size_t missing = static_cast<size_t>((padded_rows - rows.dim(0)) * rows.row_numel()) * element_bytes;
-  std::memset(copy + copied, 0, missing);
+// `rows` in bf16 with zero rows behind, in `room` for padded_rows of floats.
+const bf16* to_operand(const Tensor& rows, int64_t padded_rows, float* room) {
+  auto* copy = reinterpret_cast<bf16*>(room);
+  round_to_bf16(rows.data<float>(), copy, cpu::count_of(rows));
+  std::fill(copy + cpu::count_of(rows), copy + padded_rows * rows.row_numel(), bf16{});
   return copy;
 }
 
 class OneDnnProducts final : public WeightProducts {
  public:
-  explicit OneDnnProducts(ElementType type) : type_(type) {}
-
   void linear(const Tensor& x, const Parameter& weight, const Tensor& y) const override {
     const memory::desc stored = row_major(weight.value.dim(0), weight.value.dim(1), ElementType::f32);
-    multiply(x, pack(weight, stored, type_, kept_copies(weight, type_).forward), y, Accumulate::no);
+    multiply(x, pack(weight, stored, kept_copies(weight).forward), y, Accumulate::no);
   }
 
   void linear_input_grad(const Tensor& dy, const Parameter& weight, const Tensor& dx,
                          Accumulate accumulate) const override {
     const memory::desc stored = column_major(weight.value.dim(1), weight.value.dim(0), ElementType::f32);
-    multiply(dy, pack(weight, stored, type_, kept_copies(weight, type_).input_grad), dx, accumulate);
+    multiply(dy, pack(weight, stored, kept_copies(weight).input_grad), dx, accumulate);
   }
 
   void linear_weight_grad(const Tensor& x, const Tensor& dy, const Tensor& dw, Accumulate accumulate) const override {
@@ -196,13 +178,12 @@ class OneDnnProducts final : public WeightProducts {
     const auto x_floats = static_cast<size_t>(padded_rows * x.row_numel());
     const auto dy_floats = static_cast<size_t>(padded_rows * dy.row_numel());
     float* room = cpu::scratch_floats(x_floats + dy_floats);
-    const memory inputs = view(row_major(padded_rows, dw.dim(1), type_), to_operand(x, padded_rows, type_, room));
-    const std::byte* grads = to_operand(dy, padded_rows, type_, room + x_floats);
+    const memory inputs = view(row_major(padded_rows, dw.dim(1), kOperand), to_operand(x, padded_rows, room));
+    const bf16* grads = to_operand(dy, padded_rows, room + x_floats);
     const int64_t tile = tile_extent(padded_rows * dw.dim(1));
     for (int64_t first = 0; first < dw.dim(0); first += tile) {
       const Tensor part = dw.rows(first, std::min(tile, dw.dim(0) - first));
-      weight_grad_rows(grads + static_cast<size_t>(first) * memory::data_type_size(type_),
-                       {padded_rows, part.dim(0), dw.dim(1), accumulate, type_, dw.dim(0)}, inputs, part);
+      weight_grad_rows(grads + first, {padded_rows, part.dim(0), dw.dim(1), accumulate, dw.dim(0)}, inputs, part);
       poll_point();
     }
   }
@@ -210,50 +191,44 @@ class OneDnnProducts final : public WeightProducts {
  private:
   // out[rows] = in[rows] weight^T, or adds
   void multiply(const Tensor& in, const memory& weight, const Tensor& out, Accumulate accumulate) const {
-    float* room = type_ == ElementType::f32 ? nullptr : cpu::scratch_floats(cpu::count_of(in));
-    const std::byte* operand = to_operand(in, in.dim(0), type_, room);
-    const size_t operand_row = static_cast<size_t>(in.row_numel()) * memory::data_type_size(type_);
+    const bf16* operand = to_operand(in, in.dim(0), cpu::scratch_floats(cpu::count_of(in)));
     const int64_t even_rows = in.dim(0) / kRowStep * kRowStep;
     const int64_t tile = tile_extent(in.row_numel() * out.row_numel());
     for (int64_t first = 0; first < in.dim(0);) {
       const int64_t end = first < even_rows ? std::min(first + tile, even_rows) : in.dim(0);
-      multiply_rows(operand + static_cast<size_t>(first) * operand_row, weight, out.rows(first, end - first),
-                    accumulate);
+      multiply_rows(operand + first * in.row_numel(), weight, out.rows(first, end - first), accumulate);
       poll_point();
       first = end;
     }
   }
 
-  void multiply_rows(const std::byte* in, const memory& weight, const Tensor& out, Accumulate accumulate) const {
+  void multiply_rows(const bf16* in, const memory& weight, const Tensor& out, Accumulate accumulate) const {
     const memory::dims extents = weight.get_desc().dims();
-    const Shape shape{out.dim(0), extents[0], extents[1], accumulate, type_};
+    const Shape shape{out.dim(0), extents[0], extents[1], accumulate};
     ThreadState& state = ThreadState::mine();
     dnnl::inner_product_forward& product =
         find_or_create(state.products, shape, [&] { return describe_product(shape, weight.get_desc()); });
-    const memory source = view(row_major(shape.num_rows, shape.width_in, type_), in);
+    const memory source = view(row_major(shape.num_rows, shape.width_in, kOperand), in);
     const memory output = view(row_major(shape.num_rows, shape.width_out, ElementType::f32), out.raw());
     product.execute(state.stream, {{DNNL_ARG_SRC, source}, {DNNL_ARG_WEIGHTS, weight}, {DNNL_ARG_DST, output}});
     state.stream.wait();
   }
 
   // dw rows = the columns of dy from `grads` on, transposed, times x
-  void weight_grad_rows(const std::byte* grads, const Shape& shape, const memory& inputs, const Tensor& dw) const {
-    const memory source = view(column_major(shape.width_out, shape.num_rows, type_, shape.grad_stride), grads);
+  void weight_grad_rows(const bf16* grads, const Shape& shape, const memory& inputs, const Tensor& dw) const {
+    const memory source = view(column_major(shape.width_out, shape.num_rows, kOperand, shape.grad_stride), grads);
     const memory output = view(row_major(shape.width_out, shape.width_in, ElementType::f32), dw.raw());
     ThreadState& state = ThreadState::mine();
     dnnl::matmul& product = find_or_create(state.weight_grads, shape, [&] { return describe_weight_grad(shape); });
     product.execute(state.stream, {{DNNL_ARG_SRC, source}, {DNNL_ARG_WEIGHTS, inputs}, {DNNL_ARG_DST, output}});
     state.stream.wait();
   }
-
-  ElementType type_;
 };
 
-// Whether oneDNN has products with operands of this type on this CPU.
-bool is_supported(ElementType type) {
-  const Shape probe{kRowStep, kRowStep, kRowStep, Accumulate::no, type};
+// Whether oneDNN has bf16 products on this CPU.
+bool is_supported() {
   try {
-    describe_product(probe, {{kRowStep, kRowStep}, type, memory::format_tag::any});
+    wanted_layout({kRowStep, kRowStep});
     return true;
   } catch (const dnnl::error&) {
     return false;
@@ -262,9 +237,8 @@ bool is_supported(ElementType type) {
 
 }  // namespace
 
-std::unique_ptr<WeightProducts> make_onednn_products(Precision precision) {
-  const ElementType type = precision == Precision::bf16 ? ElementType::bf16 : ElementType::f32;
-  return is_supported(type) ? std::make_unique<OneDnnProducts>(type) : nullptr;
+std::unique_ptr<WeightProducts> make_onednn_products() {
+  return is_supported() ? std::make_unique<OneDnnProducts>() : nullptr;
 }
 
 }  // namespace cadre
