@@ -163,16 +163,19 @@ std::string balance_lines(const Json& report) {
   return "<div class=\"panels\">\n" + charts + "</div>\n";
 }
 
-std::string load_map(const Json& report) {
-  struct Row {
-    std::string layer;
-    std::vector<double> loads;  // relative to the mean; none where no token came
-    std::vector<double> counts;
-  };
-  std::vector<Row> rows;
-  size_t most_experts = 0;
+namespace {
+
+// A layer: the slots of each expert, and how often each is of the mean; of no expert where no token came.
+struct LoadRow {
+  std::string layer;
+  std::vector<double> loads;
+  std::vector<double> counts;
+};
+
+std::vector<LoadRow> load_rows(const Json& report) {
+  std::vector<LoadRow> rows;
   for (const Json& layer : array_at(report, "expert_load")) {
-    Row row = {text_at(layer, "layer"), {}, {}};
+    LoadRow row = {text_at(layer, "layer"), {}, {}};
     double total = 0;
     for (const Json& count : array_at(layer, "counts")) {
       row.counts.push_back(count.is_number() ? count.get<double>() : 0);
@@ -181,54 +184,88 @@ std::string load_map(const Json& report) {
     for (const double count : row.counts) {
       if (total > 0) row.loads.push_back(count * static_cast<double>(row.counts.size()) / total);
     }
-    most_experts = std::max(most_experts, row.counts.size());
     rows.push_back(std::move(row));
   }
-  if (most_experts == 0) return note("The run has no expert counts of these steps.");
+  return rows;
+}
 
-  constexpr double kLabels = 64, kAxis = 20;
-  const double tall = rows.size() > 40 ? 11 : 18;
-  const double height = tall * static_cast<double>(rows.size()) + kAxis;
-  const double wide = 100 / static_cast<double>(most_experts);
-  std::string labels = fmt::format(
-      "<svg class=\"labels\" width=\"{:g}\" height=\"{:g}\" role=\"img\" aria-label=\"Layers\">\n", kLabels, height);
-  std::string cells = fmt::format(
-      "<svg class=\"map\" width=\"100%\" height=\"{:g}\" role=\"img\" aria-label=\"Load of {} experts in {} layers, "
-      "relative to the mean of the layer\">\n",
-      height, most_experts, rows.size());
-  for (size_t i = 0; i < rows.size(); ++i) {
-    const double top = tall * static_cast<double>(i);
-    labels += fmt::format("<text class=\"small end\" x=\"{:g}\" y=\"{:g}\">layer {}</text>\n", kLabels - 8,
-                          top + tall / 2 + 3.5, escaped(rows[i].layer));
-    for (size_t expert = 0; expert < rows[i].loads.size(); ++expert) {
-      const double load = rows[i].loads[expert];
-      const double left = wide * static_cast<double>(expert);
-      cells += fmt::format(
-          "<g class=\"load{0}\"><rect class=\"load\" data-layer=\"{1}\" data-expert=\"{2}\" "
-          "data-load=\"{3:.4f}\" x=\"{4:.4f}%\" width=\"{5:.4f}%\" y=\"{6:g}\" height=\"{7:g}\">"
-          "<title>layer {1}, expert {2}: {3:.2f} of the mean, {8:.0f} slots</title></rect>",
-          colour_of(load), escaped(rows[i].layer), expert, load, left, wide, top, tall - 1, rows[i].counts[expert]);
-      if (most_experts <= 20 && tall > 12) {
-        cells += fmt::format("<text class=\"small middle\" x=\"{:.4f}%\" y=\"{:g}\">{:.2f}</text>", left + wide / 2,
-                             top + tall / 2 + 3, load);
-      }
-      cells += "</g>\n";
+// Where the cells of a map of so many rows and experts lie: in percent of its width, in pixels of its height.
+struct LoadGrid {
+  double tall;
+  double wide;
+  double height;
+};
+
+std::string load_cells(const LoadRow& row, const LoadGrid& grid, double top) {
+  constexpr double kTallEnough = 12, kWideEnough = 5;  // for a number inside
+  std::string cells;
+  for (size_t expert = 0; expert < row.loads.size(); ++expert) {
+    const double load = row.loads[expert];
+    const double left = grid.wide * static_cast<double>(expert);
+    cells += fmt::format(
+        "<g class=\"load{0}\"><rect class=\"load\" data-layer=\"{1}\" data-expert=\"{2}\" "
+        "data-load=\"{3:.4f}\" x=\"{4:.4f}%\" width=\"{5:.4f}%\" y=\"{6:g}\" height=\"{7:g}\">"
+        "<title>layer {1}, expert {2}: {3:.2f} of the mean, {8:.0f} slots</title></rect>",
+        colour_of(load), escaped(row.layer), expert, load, left, grid.wide, top, grid.tall - 1, row.counts[expert]);
+    if (grid.wide >= kWideEnough && grid.tall > kTallEnough) {
+      cells += fmt::format("<text class=\"small middle\" x=\"{:.4f}%\" y=\"{:g}\">{:.2f}</text>", left + grid.wide / 2,
+                           top + grid.tall / 2 + 3, load);
     }
+    cells += "</g>\n";
   }
-  labels += fmt::format("<text class=\"small end\" x=\"{:g}\" y=\"{:g}\">expert</text>\n", kLabels - 8, height - 5);
-  for (const double mark : ticks(static_cast<double>(most_experts - 1), 16)) {
+  return cells;
+}
+
+std::string expert_marks(size_t num_experts, const LoadGrid& grid) {
+  std::string marks;
+  for (const double mark : ticks(static_cast<double>(num_experts - 1), 16)) {
     if (mark != std::floor(mark)) continue;
-    const double at = wide * (mark + 0.5);
-    cells += fmt::format("<text class=\"small {}\" x=\"{:.4f}%\" y=\"{:g}\">{:g}</text>", at < 2 ? "start" : "middle",
-                         at, height - 5, mark);
+    const double at = grid.wide * (mark + 0.5);
+    marks += fmt::format("<text class=\"small {}\" x=\"{:.4f}%\" y=\"{:g}\">{:g}</text>", at < 2 ? "start" : "middle",
+                         at, grid.height - 5, mark);
   }
+  return marks;
+}
+
+std::string load_scale() {
   std::string scale = "<ul class=\"legend scale\" aria-label=\"Scale\">";
   for (int i = 0; i < kColours; ++i) {
     scale += legend_entry(fmt::format("load{}", i), i == 4              ? "1, the mean"
                                                     : i == kColours - 1 ? "2 and more"
                                                                         : fmt::format("{:g}", i / 4.0));
   }
-  return "<p>Slots of each expert over the traced steps, relative to the mean of its layer.</p>\n" + scale + "</ul>\n" +
+  return scale + "</ul>\n";
+}
+
+}  // namespace
+
+std::string load_map(const Json& report) {
+  constexpr double kLabels = 64, kAxis = 20;
+  const std::vector<LoadRow> rows = load_rows(report);
+  size_t most_experts = 0;
+  for (const LoadRow& row : rows) most_experts = std::max(most_experts, row.counts.size());
+  if (most_experts == 0) return note("The run has no expert counts of these steps.");
+
+  const double tall = rows.size() > 40 ? 11 : 18;
+  const LoadGrid grid = {tall, 100 / static_cast<double>(most_experts),
+                         tall * static_cast<double>(rows.size()) + kAxis};
+  std::string labels =
+      fmt::format("<svg class=\"labels\" width=\"{:g}\" height=\"{:g}\" role=\"img\" aria-label=\"Layers\">\n", kLabels,
+                  grid.height);
+  std::string cells = fmt::format(
+      "<svg class=\"map\" width=\"100%\" height=\"{:g}\" role=\"img\" aria-label=\"Load of {} experts in {} layers, "
+      "relative to the mean of the layer\">\n",
+      grid.height, most_experts, rows.size());
+  for (size_t i = 0; i < rows.size(); ++i) {
+    const double top = tall * static_cast<double>(i);
+    labels += fmt::format("<text class=\"small end\" x=\"{:g}\" y=\"{:g}\">layer {}</text>\n", kLabels - 8,
+                          top + tall / 2 + 3.5, escaped(rows[i].layer));
+    cells += load_cells(rows[i], grid, top);
+  }
+  labels +=
+      fmt::format("<text class=\"small end\" x=\"{:g}\" y=\"{:g}\">expert</text>\n", kLabels - 8, grid.height - 5);
+  cells += expert_marks(most_experts, grid);
+  return "<p>Slots of each expert over the traced steps, relative to the mean of its layer.</p>\n" + load_scale() +
          "<div class=\"beside\">\n" + labels + "</svg>\n" + cells + "</svg>\n</div>\n";
 }
 
