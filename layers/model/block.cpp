@@ -25,8 +25,6 @@ MoeOptions moe_options(const ModelConfig& config) {
           .router = router_options(config)};
 }
 
-std::string layer_name(int index, const char* part) { return fmt::format("model.layers.{}.{}", index, part); }
-
 }  // namespace
 
 NormOptions norm_options(const ModelConfig& config) {
@@ -34,6 +32,8 @@ NormOptions norm_options(const ModelConfig& config) {
           .hidden = config.hidden_size,
           .epsilon = config.rms_norm_eps};
 }
+
+std::string layer_name(int index, std::string_view part) { return fmt::format("model.layers.{}.{}", index, part); }
 
 Block::Block(const ModelConfig& config, int index, const ExpertMap& map, int expert_rank)
     : index_(index),

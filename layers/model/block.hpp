@@ -7,6 +7,7 @@
 #include <functional>
 #include <optional>
 #include <string>
+#include <string_view>
 
 #include "layers/model/config.hpp"
 #include "layers/model/self_attention.hpp"
@@ -19,6 +20,9 @@ namespace cadre {
 
 // The norm that the model uses everywhere.
 NormOptions norm_options(const ModelConfig& config);
+
+// "model.layers.<index>.<part>", as Hugging Face has it.
+std::string layer_name(int index, std::string_view part);
 
 class Block {
  public:

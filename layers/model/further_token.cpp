@@ -2,11 +2,6 @@
 #include "layers/model/further_token.hpp"
 
 namespace cadre {
-namespace {
-
-std::string layer_name(int index, const char* part) { return fmt::format("model.layers.{}.{}", index, part); }
-
-}  // namespace
 
 FurtherToken::FurtherToken(const ModelConfig& config, int index, const ExpertMap& map, int expert_rank)
     : hidden_(config.hidden_size),

@@ -37,7 +37,7 @@ Stage::Stage(const ModelConfig& config, const StagePlace& place, const ExpertMap
 void Stage::make_embedding() {
   embedding_.emplace(kEmbeddingName, config_.vocab_size, config_.hidden_size, config_.initializer_range);
   for (int i = 0; i < config_.num_nextn_predict_layers; ++i) {
-    embedding_->table().copies.push_back(fmt::format("model.layers.{}.embed_tokens.weight", further_layer(config_, i)));
+    embedding_->table().copies.push_back(layer_name(further_layer(config_, i), "embed_tokens.weight"));
   }
 }
 
@@ -55,7 +55,7 @@ void Stage::make_end(const ExpertMaps& maps, int expert_rank) {
   for (int i = 0; i < config_.num_nextn_predict_layers; ++i) {
     const int layer = further_layer(config_, i);
     further_.push_back(std::make_unique<FurtherToken>(config_, layer, maps.of(layer), expert_rank));
-    head_->weight().copies.push_back(fmt::format("model.layers.{}.shared_head.head.weight", layer));
+    head_->weight().copies.push_back(layer_name(layer, "shared_head.head.weight"));
   }
 }
 
