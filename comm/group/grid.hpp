@@ -31,7 +31,6 @@ struct Grid {
 
   // The group of each kind that a rank is in, numbered over the world: the colour of a split.
   int expert_group(int rank) const { return rank / expert; }
-  int expert_data_group(int rank) const { return stage(rank) * expert + expert_rank(rank); }
   int data_group(int rank) const { return stage(rank); }
   int pipeline_group(int rank) const { return data_rank(rank); }
 

@@ -76,8 +76,8 @@ class MoeLayer {
   RowFormat dispatch_format(const LaneContext& ctx) const { return {ctx.dtype, options_.hidden, ctx.wire.dispatch}; }
   // records [S] in the order of arrival
   void learn_batch(LaneContext& ctx, const SlotRecord* records, Saved& saved) const;
-  // One row per place goes home to its token, where the rows of a token are added up. places [S,H], result [T,H].
   Tensor scaled_shared(LaneContext& ctx, const Tensor& rows) const;
+  // One row per place goes home to its token, where the rows of a token are added up. places [S,H], result [T,H].
   Task<Tensor> bring_home(LaneContext& ctx, Tensor places, Weighted weighted, Saved& saved) const;
   // The weights of the plan's slots, [slots], token by token.
   Tensor weights_by_token(LaneContext& ctx, const Saved& saved) const;

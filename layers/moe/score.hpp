@@ -69,8 +69,6 @@ class Scorer {
   void weight_grad(Context& ctx, const Saved& saved);
   void each_parameter(const ParameterVisitor& visit);
 
-  bool has_noise() const { return options_.noise; }
-
  private:
   Tensor gate(Context& ctx, Tensor x, Saved& saved) const;
   void add_noise(LaneContext& ctx, const Tensor& x, Saved& saved) const;

@@ -249,7 +249,6 @@ TEST(Grid, equals_the_worked_example) {
   EXPECT_EQ(all(&Grid::pipeline_group), (std::vector<int>{0, 1, 2, 3, 0, 1, 2, 3}));
   EXPECT_EQ(all(&Grid::expert_group), (std::vector<int>{0, 0, 1, 1, 2, 2, 3, 3}));
   EXPECT_EQ(all(&Grid::expert_rank), (std::vector<int>{0, 1, 0, 1, 0, 1, 0, 1}));
-  EXPECT_EQ(all(&Grid::expert_data_group), (std::vector<int>{0, 1, 0, 1, 2, 3, 2, 3}));
 }
 
 TEST(Grid, fits_or_says_why_not) {
