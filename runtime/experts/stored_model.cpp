@@ -9,7 +9,7 @@
 #include "runtime/checkpoint/save.hpp"
 #include "runtime/config/run_file.hpp"
 #include "runtime/tokenizer/open.hpp"
-#include "runtime/train/trainer.hpp"
+#include "runtime/train/resume.hpp"
 
 namespace cadre {
 namespace {

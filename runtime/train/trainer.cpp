@@ -1,19 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "runtime/train/trainer.hpp"
 
-#include <nlohmann/json.hpp>
-
 #include <algorithm>
 #include <bit>
 #include <cmath>
 #include <filesystem>
 #include <utility>
 
-#include "comm/base/random.hpp"
 #include "comm/base/trace.hpp"
 #include "runtime/checkpoint/directory.hpp"
 #include "runtime/checkpoint/file.hpp"
-#include "runtime/checkpoint/load_newest.hpp"
 #include "runtime/config/run_file.hpp"
 #include "runtime/config/task_config.hpp"
 #include "runtime/optim/freeze.hpp"
@@ -22,6 +18,7 @@
 #include "runtime/train/expert_placement.hpp"
 #include "runtime/train/memory_plan.hpp"
 #include "runtime/train/non_finite.hpp"
+#include "runtime/train/resume.hpp"
 #include "runtime/train/signals.hpp"
 #include "runtime/train/step.hpp"
 
@@ -49,12 +46,6 @@ Worker make_worker(Communicator world, const RunConfig& config) {
 
 }  // namespace
 
-std::string continuity_hash(const RunConfig& config) {
-  return fmt::format("{:016x}", hash_name(fmt::format("{} seed {} batch {} micro_batches {} sequence_length {}",
-                                                      to_json(config.model).dump(), config.seed, config.train.batch,
-                                                      config.train.micro_batches, config.data.sequence_length)));
-}
-
 Trainer::Trainer(Communicator world, const RunConfig& config, PartnerCopies* copies)
     : config_(config),
       tokenizer_files_(read_tokenizer_files(config.data.tokenizer)),
@@ -71,7 +62,7 @@ Trainer::Trainer(Communicator world, const RunConfig& config, PartnerCopies* cop
       copies_(copies) {
   worker_.store().initialise(static_cast<uint64_t>(config.seed));
   const bool from_copies = resume_from_copies();
-  if (!from_copies) resume();
+  if (!from_copies) steps_done_ = saved_step_ = resume_from_checkpoint(worker_, optimizer_, config_, tokenizer_files_);
   check_agreement();
   if (worker_.world().rank() == 0) {
     prepare_folder(config_);
@@ -317,67 +308,12 @@ void Trainer::save() {
   saved_step_ = steps_done_;
 }
 
-void Trainer::resume() {
-  Manifest manifest;
-  const std::string hash = continuity_hash(config_);
-  // What belongs to another run is no damage: nothing older would fit either.
-  const auto load = [&](const fs::path& path) {
-    manifest = read_manifest(path);
-    if (manifest.config_hash == hash) load_checkpoint(path, worker_.store(), &optimizer_);
-  };
-  const fs::path path = load_newest(worker_.world(), kFileDeadlineSeconds, checkpoints_to_try(), load,
-                                    [](const std::string& line) { fmt::print("{}\n", line); });
-  if (!path.empty()) {
-    CADRE_CHECK(manifest.config_hash == hash,
-                fmt::format("{} was saved with another model, seed, batch or sequence length", path.string()),
-                "go on with the configuration in its run.toml, choose another out=, or checkpoint.resume=never");
-    steps_done_ = saved_step_ = manifest.step;
-    optimizer_.set_skipped_steps(manifest.skipped_steps);
-    check_stage(path, manifest);
-    check_tokenizer(path, manifest);
-  }
-}
-
 bool Trainer::resume_from_copies() {
   if (copies_ == nullptr) return false;
   const std::optional<int64_t> step =
       copies_->restore(worker_.world(), worker_.deadline_seconds(), worker_.store(), optimizer_);
   steps_done_ = step.value_or(0);
   return step.has_value();
-}
-
-// What the last step trained must be what the configuration says of it: else steps were counted that were none.
-void Trainer::check_stage(const fs::path& path, const Manifest& manifest) const {
-  if (steps_done_ == 0) return;
-  const std::string_view expected = name_of(trained_at(stages_, steps_done_ - 1));
-  CADRE_CHECK(manifest.trained == expected,
-              fmt::format("{}: step {} trained {}, train.stages = \"{}\" says {}", path.string(), steps_done_,
-                          manifest.trained, config_.train.stages, expected),
-              "go on with the train.stages of its run.toml");
-}
-
-// Of a file that says which token begins a text nothing that was trained depends.
-void Trainer::check_tokenizer(const fs::path& path, const Manifest& manifest) const {
-  for (const char* name : {kTokenizerModelFile, kTokenizerJsonFile}) {
-    const auto ours = tokenizer_files_.find(name);
-    const auto saved = manifest.files.find(name);
-    const bool is_ours = ours != tokenizer_files_.end();
-    const bool is_saved = saved != manifest.files.end();
-    CADRE_CHECK(is_ours == is_saved && (!is_ours || digest_of(ours->second) == saved->second),
-                fmt::format("{} was trained with another tokenizer than data.tokenizer = \"{}\"", path.string(),
-                            config_.data.tokenizer),
-                "go on with the tokenizer that lies in it");
-  }
-}
-
-// Rank 0 looks, because only one view of a shared file system can be right.
-std::vector<fs::path> Trainer::checkpoints_to_try() const {
-  const std::string& wanted = config_.checkpoint.resume;
-  if (worker_.world().rank() != 0 || wanted == "never") return {};
-  if (wanted != "auto") return {wanted};
-  std::vector<fs::path> paths;
-  for (const CheckpointPath& checkpoint : list_checkpoints(checkpoint_root(config_))) paths.push_back(checkpoint.path);
-  return paths;
 }
 
 // Every rank reads data and checkpoint for itself; a rank that sees other files must not train along.

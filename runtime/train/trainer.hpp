@@ -20,9 +20,6 @@
 
 namespace cadre {
 
-// Of what must not change between a save and the run that goes on from it: it decides the data order and the model.
-std::string continuity_hash(const RunConfig& config);
-
 class Trainer {
  public:
   // Collective over `world`. Opens the data, builds the model, resumes when the configuration and the output folder say
@@ -55,14 +52,10 @@ class Trainer {
   const AdamW& optimizer() const { return optimizer_; }
 
  private:
-  void resume();
   bool resume_from_copies();
   void evaluate_and_log();
   void stop();
-  std::vector<std::filesystem::path> checkpoints_to_try() const;
   void check_agreement();
-  void check_stage(const std::filesystem::path& path, const Manifest& manifest) const;
-  void check_tokenizer(const std::filesystem::path& path, const Manifest& manifest) const;
   void begin_stage();
   StepRecord step(StepWork work);
   StepWork work_of_step() const;
