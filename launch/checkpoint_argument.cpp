@@ -52,6 +52,11 @@ void leave_out(const std::string& experts, ModelConfig& model) {
   check(model);
 }
 
+std::string dead_experts_note(const ModelConfig& model, int64_t rerouted, int64_t tokens) {
+  return fmt::format("without experts {}: the best expert of {:.2f} % of the tokens, over the layers\n",
+                     model.routing.dead_experts, 100.0 * static_cast<double>(rerouted) / static_cast<double>(tokens));
+}
+
 std::string unused_keys_note(const fs::path& path, const std::vector<std::string>& unused) {
   if (unused.empty()) return "";
   return fmt::format("note: {}: keys that change nothing here: {}\n", path.string(), fmt::join(unused, ", "));

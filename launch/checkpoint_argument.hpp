@@ -25,6 +25,9 @@ RunConfig run_config_of(const std::filesystem::path& checkpoint, std::vector<std
 Field dead_experts_option(std::string& experts);
 void leave_out(const std::string& experts, ModelConfig& model);
 
+// Of how many tokens the best expert is one of those that were left out; both are counted once a layer. A line.
+std::string dead_experts_note(const ModelConfig& model, int64_t rerouted, int64_t tokens);
+
 // What rank 0 says of keys in the checkpoint's or model's config.json that change nothing; empty when there are none.
 std::string unused_keys_note(const std::filesystem::path& path, const std::vector<std::string>& unused);
 

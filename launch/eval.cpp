@@ -34,10 +34,8 @@ void print_evaluation(const Evaluation& evaluation, const ModelConfig& model) {
                figures.max_vio, figures.entropy, figures.dead, evaluation.expert_counts[i].size());
   }
   if (model.routing.dead_experts.empty()) return;
-  fmt::print("without experts {}: the best expert of {:.2f} % of the tokens, over the layers\n",
-             model.routing.dead_experts,
-             100.0 * static_cast<double>(evaluation.rerouted) /
-                 static_cast<double>(evaluation.num_tokens * static_cast<int64_t>(moe_layers.size())));
+  fmt::print("{}", dead_experts_note(model, evaluation.rerouted,
+                                     evaluation.num_tokens * static_cast<int64_t>(moe_layers.size())));
 }
 
 void run_eval(const Options& options, const Job& job) {

@@ -184,7 +184,11 @@ void print_texts(Worker& worker, const std::vector<std::string>& prompts, const 
         if (token) stream.add(text, tokenizer.piece(*token));
         if (!token) stream.end(text);
       });
-  if (speaks) print_acceptance(statistics);
+  if (!speaks) return;
+  print_acceptance(statistics);
+  const ModelConfig& model = worker.model().config();
+  if (model.routing.dead_experts.empty()) return;
+  fmt::print(stderr, "{}", dead_experts_note(model, statistics.routed.rerouted, statistics.routed.tokens));
 }
 
 void run_generate(const Options& options, const Job& job) {

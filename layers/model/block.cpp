@@ -69,6 +69,10 @@ Task<Tensor> Block::decode(LaneContext& ctx, Tensor x, NextTokens tokens, KvCach
       attention_part(ctx, x, scratch, [&](const Tensor& in) { return attention_.decode(ctx, in, tokens, cache); });
   Task<Tensor> rest = ffn_part(ctx, h, scratch);
   const Tensor y = co_await rest;
+  if (moe_ && ctx.routed != nullptr) {
+    ctx.routed->tokens += x.dim(0);
+    ctx.routed->rerouted += scratch.moe.router.num_rerouted;
+  }
   co_return y;
 }
 

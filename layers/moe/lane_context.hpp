@@ -36,6 +36,12 @@ struct TokenFacts {
       {};  // i32[T], how many experts the token may visit at most; undefined: as many as the router says
 };
 
+// What routers saw, over the layers.
+struct RoutedTokens {
+  int64_t tokens = 0;
+  int64_t rerouted = 0;  // of them, those whose best expert is dead
+};
+
 struct LaneContext : Context {
   Lane& lane;
   Exchange& exchange;  // of this lane
@@ -45,6 +51,7 @@ struct LaneContext : Context {
   bool training = true;               // a backward pass follows: the balance loss is wanted
   DeferredQueue* deferred = nullptr;  // where weight gradients wait for their time; nullptr: they are computed at once
   ExpertCache* expert_cache = nullptr;  // at inference: outputs of experts that were computed before
+  RoutedTokens* routed = nullptr;       // at inference: added to
   TokenFacts tokens = {};
   bool decoding = false;  // later tokens of these sequences are not known yet
 };

@@ -34,9 +34,10 @@ Tensor Decoder::take(int64_t num_rows) const {
   return worker_.arena().take("decode", DType::f32, {num_rows, worker_.model().config().hidden_size});
 }
 
-LaneContext Decoder::context(const NextTokens& tokens) const {
+LaneContext Decoder::context(const NextTokens& tokens) {
   LaneContext ctx = worker_.inference_context();
   ctx.expert_cache = expert_cache_;
+  ctx.routed = &routed_;
   ctx.decoding = true;
   const int64_t num_rows = tokens.positions.dim(0);
   const Tensor task = ctx.arena.take("decode", DType::i32, {num_rows});

@@ -42,6 +42,8 @@ class Decoder {
   using Choose = std::function<int32_t(size_t slot, std::span<const float> logits, int64_t position)>;
   std::vector<std::vector<int32_t>> guess(const std::vector<std::span<const int32_t>>& texts, const Choose& choose);
 
+  // So far, on this rank; also those that were read once more, with guesses before them.
+  const RoutedTokens& routed() const { return routed_; }
   int num_guesses() const { return worker_.model().last_stage().num_further(); }
 
  private:
@@ -52,7 +54,7 @@ class Decoder {
     std::vector<float> tail;  // rows before `first`: later modules stand on some of them once more
   };
 
-  LaneContext context(const NextTokens& tokens) const;
+  LaneContext context(const NextTokens& tokens);
   Task<void> read_into(Tensor& logits, LaneContext& ctx, const std::vector<Reading>& readings, NextTokens tokens);
   Task<void> guess_into(std::vector<std::vector<int32_t>>& guesses, LaneContext& ctx, NextTokens tokens,
                         const std::vector<std::span<const int32_t>>& texts, const Choose& choose);
@@ -64,6 +66,7 @@ class Decoder {
   Arena cache_arena_{Arena::Mode::real, /*poison=*/false, worker_.kernels().memory()};
   std::vector<KvCache> caches_;
   std::vector<Slot> slots_;
+  RoutedTokens routed_;
   Arena::Mark mark_;  // of the activations, before a reading
 };
 

@@ -63,6 +63,9 @@ class Generation {
     }
     sum(statistics_.guessed);
     sum(statistics_.accepted);
+    std::vector<int64_t> routed = {decoder_.routed().tokens, decoder_.routed().rerouted};
+    sum(routed);
+    statistics_.routed = {routed[0], routed[1]};
     return statistics_;
   }
 

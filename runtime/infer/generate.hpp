@@ -30,10 +30,11 @@ struct GenerateOptions {
   ExpertCache* cache = nullptr;  // of this rank; nullptr: every output of an expert is computed
 };
 
-// Of guessed tokens, over all texts; the first after a known token is guess 0.
+// Over all texts, the same on all ranks. The first guessed token after a known one is guess 0.
 struct GenerateStatistics {
   std::vector<int64_t> guessed;  // by guess, those that were compared with the model's choice
   std::vector<int64_t> accepted;
+  RoutedTokens routed;  // of all that the model has read, guesses too
 };
 
 // Called with each token of a text as it is made, and with none when the text is over.

@@ -108,7 +108,8 @@ succeeded "generate twenty texts"
 cp "$output" "$folder/many"
 on_two_ranks "${many[@]}" --dead-experts 0,1,2,3
 succeeded "generate without any expert"
-! cmp -s "$output" "$folder/many" || fail "the text does not depend on the experts"
+says "without experts 0,1,2,3: the best expert of 100.00 % of the tokens, over the layers"
+! cmp -s <(grep -av "^without experts" "$output") "$folder/many" || fail "the text does not depend on the experts"
 alone eval "$checkpoint" --dead-experts 4
 refused 2 "dead_experts" "[0, 3]"
 

@@ -174,6 +174,30 @@ TEST(Generate, TheCacheOfExpertsChangesNothing) {
   });
 }
 
+// The prompt and all tokens but the last are read once, by two mixture layers.
+TEST(Generate, CountsTokensWhoseBestExpertIsDead) {
+  constexpr int64_t kRead = 2 * (6 + 19);
+  const auto routed_on = [&](Communicator world, const std::string& dead) {
+    WorkerOptions options = tiny_options();
+    options.model.routing.dead_experts = dead;
+    Worker worker(std::move(world), options);
+    worker.store().initialise(5);
+    GenerateStatistics statistics;
+    generate_texts(worker, {.max_new = 20}, {{kPrompt, {.temperature = 0.0}}}, &statistics);
+    EXPECT_EQ(statistics.routed.tokens, kRead);
+    return statistics.routed.rerouted;
+  };
+  int64_t expected = 0;
+  on_one_rank([&](Communicator world) { expected = routed_on(std::move(world), "0,3"); });
+  EXPECT_GT(expected, 0);
+  EXPECT_LT(expected, kRead);
+  test::on_ranks([&](Communicator& world) {
+    EXPECT_EQ(routed_on(world.duplicate("some"), "0,3"), expected);
+    EXPECT_EQ(routed_on(world.duplicate("none"), ""), 0);
+    EXPECT_EQ(routed_on(world.duplicate("all"), "0,1,2,3,4"), kRead);
+  });
+}
+
 TEST(Generate, RefusesWhatTheModelCannotHold) {
   on_one_rank([&](Communicator world) {
     const std::string message =
