@@ -52,6 +52,10 @@ void leave_out(const std::string& experts, ModelConfig& model) {
   check(model);
 }
 
+Field placement_option(std::string& file) {
+  return {"placement", &file, any(), "where experts and copies lie: JSON of cadre plan placement for these ranks"};
+}
+
 std::string dead_experts_note(const ModelConfig& model, int64_t rerouted, int64_t tokens) {
   return fmt::format("without experts {}: the best expert of {:.2f} % of the tokens, over the layers\n",
                      model.routing.dead_experts, 100.0 * static_cast<double>(rerouted) / static_cast<double>(tokens));

@@ -18,12 +18,15 @@ Field checkpoint_argument(std::string& path);
 std::filesystem::path find_checkpoint(const std::string& argument);
 
 // The run.toml of the checkpoint, or defaults for one that another program wrote, with the model of its config.json.
-// All ranks share one set of experts, whatever the grid of the run was; the tokenizer is that in the checkpoint, else bytes.
+// All ranks share one set of experts, in a row, whatever the run did; the tokenizer is that in the checkpoint, else bytes.
 RunConfig run_config_of(const std::filesystem::path& checkpoint, std::vector<std::string>* unused = nullptr);
 
 // --dead-experts of a command, in place of model.dead_experts: they are not chosen, and the living share their weights.
 Field dead_experts_option(std::string& experts);
 void leave_out(const std::string& experts, ModelConfig& model);
+
+// --placement of a command: where the experts lie, for this many ranks.
+Field placement_option(std::string& file);
 
 // Of how many tokens the best expert is one of those that were left out; both are counted once a layer. A line.
 std::string dead_experts_note(const ModelConfig& model, int64_t rerouted, int64_t tokens);

@@ -21,6 +21,7 @@ struct Options {
   std::string data;
   int64_t batches = TrainConfig().eval_batches;
   std::string dead_experts;
+  std::string placement;
   int64_t ranks = 0;
 };
 
@@ -43,6 +44,7 @@ void run_eval(const Options& options, const Job& job) {
   RunConfig config = run_config_of(checkpoint);
   if (!options.data.empty()) config.data.path = options.data;
   leave_out(options.dead_experts, config.model);
+  config.parallel.placement = options.placement;
   const BatchReader reader(held_out(config), config.data.sequence_length, config.train.batch,
                            static_cast<uint64_t>(config.seed));
   const WorkerOptions worker_options = inference_options(config);
@@ -68,6 +70,7 @@ Command eval_command() {
                        "is read. Without it: what the model was trained on"},
                       {"batches", &options->batches, at_least(1), "batches of train.batch sequences"},
                       dead_experts_option(options->dead_experts),
+                      placement_option(options->placement),
                       ranks_option(options->ranks)},
           .run = [options](const Job& job) { run_eval(*options, job); }};
 }

@@ -40,6 +40,7 @@ struct Options {
   int64_t cache_mib = 0;
   std::string complexity;
   std::string dead_experts;
+  std::string placement;
   bool explain = false;
   int64_t ranks = 0;
 };
@@ -195,6 +196,7 @@ void run_generate(const Options& options, const Job& job) {
   const std::filesystem::path checkpoint = find_checkpoint(options.checkpoint);
   RunConfig config = run_config_of(checkpoint);
   leave_out(options.dead_experts, config.model);
+  config.parallel.placement = options.placement;
   const auto tokenizer = tokenizer_of(checkpoint, config);
   const std::vector<std::string> prompts = prompts_of(options);
   const std::vector<TextRequest> requests = requests_of(prompts, *tokenizer, options, config);
@@ -242,6 +244,7 @@ Command generate_command() {
                {"complexity", &options->complexity, one_of({"", "simple", "medium", "complex", "critical"}),
                 "how hard the request is: its tokens visit as many experts as task.k_... of the run says"},
                dead_experts_option(options->dead_experts),
+               placement_option(options->placement),
                {"explain", &options->explain, any(), "say which task the prompt is recognised as, and by what"},
                ranks_option(options->ranks)},
           .lists = {{"prompt", &options->prompts, "a text to go on with"}},

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // bf16 products by oneDNN. A weight is kept in the layout oneDNN asks for (`any`), once for each version and direction;
-// activations are copied to bf16. Primitives are compiled for a shape, so row counts, which are ragged in a
-// mixture of experts, are cut to multiples of kRowStep plus a rest: few shapes, each compiled once a thread.
+// activations are copied to bf16. Primitives are compiled for a shape, so row counts, which are ragged in a mixture of
+// experts, are cut to multiples of kRowStep plus a rest: few shapes, each compiled once a thread.
 #include <dnnl.hpp>
 #include <omp.h>
 

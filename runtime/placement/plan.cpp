@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "comm/base/check.hpp"
+#include "layers/model/model.hpp"
 #include "runtime/placement/cadre_policy.hpp"
 #include "runtime/placement/eplb.hpp"
 
@@ -166,8 +167,9 @@ PlacementPlan plan_from_json(const json& file, const std::string& where) {
   return plan;
 }
 
-ExpertMaps maps_of(const PlacementPlan& plan, const std::vector<int>& moe_layers, int num_experts, int num_ranks,
-                   const std::string& where) {
+ExpertMaps maps_of(const PlacementPlan& plan, const ModelConfig& model, int num_ranks, const std::string& where) {
+  const auto num_experts = static_cast<int>(model.n_routed_experts);
+  const std::vector<int> moe_layers = moe_layers_of(model);
   CADRE_CHECK(plan.num_experts == num_experts && plan.sizes.ranks == num_ranks,
               fmt::format("{} places {} experts on {} ranks, the run has {} on {}", where, plan.num_experts,
                           plan.sizes.ranks, num_experts, num_ranks),
@@ -179,7 +181,7 @@ ExpertMaps maps_of(const PlacementPlan& plan, const std::vector<int>& moe_layers
       "the loads must be of this model");
   ExpertMaps maps = ExpertMap::contiguous(num_experts, num_ranks);
   for (size_t row = 0; row < layers.size(); ++row) {
-    CADRE_CHECK(std::ranges::find(moe_layers, layers[row]) != moe_layers.end(),
+    CADRE_CHECK(is_moe_layer(model, layers[row]),
                 fmt::format("{} is also for layer {}, which has no experts in this model", where, layers[row]),
                 "the loads must be of this model");
     maps.set(layers[row], to_expert_map(plan.slots[row], num_experts));

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "layers/model/config.hpp"
 #include "layers/model/expert_maps.hpp"
 #include "runtime/placement/expert_slots.hpp"
 
@@ -43,9 +44,8 @@ PlacementPlan plan_placement(const ExpertLoads& loads, const PlacementSizes& siz
 nlohmann::json to_json(const PlacementPlan& plan);
 PlacementPlan plan_from_json(const nlohmann::json& json, const std::string& where);
 
-// The maps of a model whose mixture layers these are; where the plan does not name layers, its rows are they, in order.
-// Throws unless the plan is for these layers, experts and ranks. `where` names it.
-ExpertMaps maps_of(const PlacementPlan& plan, const std::vector<int>& moe_layers, int num_experts, int num_ranks,
-                   const std::string& where);
+// The maps of the model; where the plan does not name layers, its rows are the mixture layers, in order. Throws unless the
+// plan is for these layers, experts and ranks; modules for further tokens may be missing, as at inference. `where` names it.
+ExpertMaps maps_of(const PlacementPlan& plan, const ModelConfig& model, int num_ranks, const std::string& where);
 
 }  // namespace cadre

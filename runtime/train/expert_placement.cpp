@@ -5,11 +5,13 @@
 #include <nlohmann/json.hpp>
 
 #include <algorithm>
+#include <array>
 #include <span>
 #include <vector>
 
 #include "comm/base/check.hpp"
 #include "comm/base/random.hpp"
+#include "comm/transport/wait.hpp"
 #include "layers/model/model.hpp"
 #include "runtime/checkpoint/file.hpp"
 #include "runtime/placement/plan.hpp"
@@ -35,6 +37,18 @@ ExpertMap with_redundant(const ModelConfig& model, int redundant, int num_ranks)
   return ExpertMap::of(in_a_row.num_experts(), experts_of);
 }
 
+// Of all mixture layers.
+uint64_t hash_of(const ExpertMaps& maps, const ModelConfig& model) {
+  std::string text;
+  for (const int layer : moe_layers_of(model)) {
+    const ExpertMap& map = maps.of(layer);
+    for (int rank = 0; rank < map.num_ranks(); ++rank)
+      text += fmt::format("{}; ", fmt::join(map.experts_of(rank), " "));
+    for (int expert = 0; expert < map.num_experts(); ++expert) text += fmt::format("{} ", map.first_replica(expert));
+  }
+  return hash_name(text);
+}
+
 }  // namespace
 
 ExpertMaps place_experts(const ModelConfig& model, const ParallelConfig& parallel, int num_ranks) {
@@ -48,18 +62,17 @@ ExpertMaps place_experts(const ModelConfig& model, const ParallelConfig& paralle
               fmt::format("parallel.redundant_experts = {}, allowed: 0 or the {} of parallel.placement = {}", redundant,
                           plan.sizes.slots - plan.num_experts, parallel.placement),
               "the file says how many there are");
-  return maps_of(plan, moe_layers_of(model), static_cast<int>(model.n_routed_experts), num_ranks, parallel.placement);
+  return maps_of(plan, model, num_ranks, parallel.placement);
 }
 
-uint64_t hash_of(const ExpertMaps& maps, const ModelConfig& model) {
-  std::string text;
-  for (const int layer : moe_layers_of(model)) {
-    const ExpertMap& map = maps.of(layer);
-    for (int rank = 0; rank < map.num_ranks(); ++rank)
-      text += fmt::format("{}; ", fmt::join(map.experts_of(rank), " "));
-    for (int expert = 0; expert < map.num_experts(); ++expert) text += fmt::format("{} ", map.first_replica(expert));
-  }
-  return hash_name(text);
+void check_same_maps(const Communicator& world, const ExpertMaps& maps, const ModelConfig& model,
+                     const std::string& placement) {
+  const auto hash = static_cast<int64_t>(hash_of(maps, model) >> 1);
+  std::array<int64_t, 2> least = {hash, -hash};
+  Request reduced = world.all_reduce(std::span<int64_t>(least), ReduceOp::min);
+  wait(reduced);
+  CADRE_CHECK(least[0] == -least[1], fmt::format("parallel.placement = {} is not the same on all ranks", placement),
+              "all hosts must see the same file");
 }
 
 }  // namespace cadre

@@ -2,8 +2,7 @@
 // Where a run puts its experts: in a row, with redundant ones, or as a file of `cadre plan placement` says.
 #pragma once
 
-#include <cstdint>
-
+#include "comm/group/communicator.hpp"
 #include "layers/model/config.hpp"
 #include "layers/model/expert_maps.hpp"
 #include "runtime/config/run_config.hpp"
@@ -14,7 +13,8 @@ namespace cadre {
 // collective. Throws where the file does not fit the model or the ranks.
 ExpertMaps place_experts(const ModelConfig& model, const ParallelConfig& parallel, int num_ranks);
 
-// Of all mixture layers; ranks that see the same placement have the same.
-uint64_t hash_of(const ExpertMaps& maps, const ModelConfig& model);
+// Collective over `world`. Throws on all ranks unless all have the same maps; `placement` is what parallel.placement names.
+void check_same_maps(const Communicator& world, const ExpertMaps& maps, const ModelConfig& model,
+                     const std::string& placement);
 
 }  // namespace cadre

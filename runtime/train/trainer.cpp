@@ -15,7 +15,6 @@
 #include "runtime/optim/freeze.hpp"
 #include "runtime/optim/lr_schedule.hpp"
 #include "runtime/train/evaluate.hpp"
-#include "runtime/train/expert_placement.hpp"
 #include "runtime/train/memory_plan.hpp"
 #include "runtime/train/non_finite.hpp"
 #include "runtime/train/resume.hpp"
@@ -319,8 +318,7 @@ bool Trainer::resume_from_copies() {
 // Every rank reads data and checkpoint for itself; a rank that sees other files must not train along.
 void Trainer::check_agreement() {
   const int64_t tokens = dataset_.train.num_tokens();
-  const auto experts = static_cast<int64_t>(hash_of(worker_.expert_maps(), config_.model) >> 1);
-  std::array<int64_t, 6> least = {steps_done_, tokens, -steps_done_, -tokens, experts, -experts};
+  std::array<int64_t, 4> least = {steps_done_, tokens, -steps_done_, -tokens};
   Request reduced = worker_.world().all_reduce(std::span<int64_t>(least), ReduceOp::min);
   wait(reduced, kFileDeadlineSeconds, worker_.lane().position);
   CADRE_CHECK(
@@ -329,9 +327,6 @@ void Trainer::check_agreement() {
                   "tokens {} to {}",
                   worker_.world().rank(), steps_done_, tokens, least[0], -least[2], least[1], -least[3]),
       "all ranks must see the same data and the same out folder");
-  CADRE_CHECK(least[4] == -least[5],
-              fmt::format("parallel.placement = {} is not the same on all ranks", config_.parallel.placement),
-              "all hosts must see the same file");
 }
 
 void Trainer::update_routers(const GlobalStep& global) {

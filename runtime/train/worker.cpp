@@ -93,6 +93,7 @@ Worker::Worker(Communicator world, const WorkerOptions& options)
       wire_(wire_formats(options.exchange)),
       maps_(place_experts(options.model, options.parallel, grid_.expert)),
       model_(options.model, routes_.stages_of(row()), maps_, grid_.expert_rank(world_.rank())) {
+  check_same_maps(world_, maps_, options.model, options.parallel.placement);
   for (int lane = 0; lane < options.num_lanes; ++lane) {
     spaces_.push_back(std::make_unique<LaneSpace>(make_lane(world_, grid_, lane), nullptr,
                                                   Arena(Arena::Mode::real, /*poison=*/false, kernels_->memory())));

@@ -113,6 +113,18 @@ says "without experts 0,1,2,3: the best expert of 100.00 % of the tokens, over t
 alone eval "$checkpoint" --dead-experts 4
 refused 2 "dead_experts" "[0, 3]"
 
+# Experts and copies of them where their loads want them to be.
+alone plan placement --loads "$folder/run" --replicas 6 --ranks 2 --json "$folder/placement.json"
+succeeded "plan placement"
+on_two_ranks eval "$checkpoint" --batches 2 --placement "$folder/placement.json"
+succeeded "eval with copies of experts"
+diff <(grep '^loss' "$output") "$folder/loss" >&2 || fail "the loss depends on where experts are"
+on_two_ranks "${generate[@]}" --placement "$folder/placement.json"
+succeeded "generate with copies of experts"
+cmp "$output" "$folder/generated" >&2 || fail "the text depends on where experts are"
+alone eval "$checkpoint" --placement "$folder/placement.json"
+refused 2 "places 4 experts on 2 ranks, the run has 4 on 1"
+
 alone inspect "$checkpoint" --ranks 2 --json "$folder/inspect.json"
 succeeded inspect
 says "parameters" "FLOPs" "memory"

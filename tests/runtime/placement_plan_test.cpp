@@ -92,12 +92,32 @@ TEST(PlacementPlan, goes_on_only_from_one_like_it) {
   expect_message(refusal(), {"1 layers of 12 experts on 8 ranks", "2 of 12 on 8"});
 }
 
+// Mixtures are its layers 1 and 2.
+ModelConfig model_of_three_layers() {
+  ModelConfig model;
+  model.num_hidden_layers = 3;
+  model.first_k_dense_replace = 1;
+  model.n_routed_experts = 12;
+  return model;
+}
+
 TEST(PlacementPlan, rows_without_layers_are_the_mixture_layers) {
   const PlacementPlan plan =
       plan_placement(loads_from_json(published_loads(), "loads"), kSizes, PlacementPolicy::cadre, nullptr);
-  const ExpertMaps maps = maps_of(plan, {1, 5}, 12, 8, "P.json");
-  EXPECT_EQ(maps.of(5), to_expert_map(plan.slots[1], 12));
+  const ExpertMaps maps = maps_of(plan, model_of_three_layers(), 8, "P.json");
+  EXPECT_EQ(maps.of(2), to_expert_map(plan.slots[1], 12));
   EXPECT_EQ(maps.of(9), ExpertMap::contiguous(12, 8));
+}
+
+// Of a run with a module for a further token, which evaluation leaves out.
+TEST(PlacementPlan, fits_the_model_without_its_modules) {
+  ExpertLoads loads = loads_from_json(published_loads(), "loads");
+  loads.layers = {2, 3};
+  PlacementPlan plan = plan_placement(loads, kSizes, PlacementPolicy::cadre, nullptr);
+  EXPECT_EQ(maps_of(plan, model_of_three_layers(), 8, "P.json").of(2), to_expert_map(plan.slots[0], 12));
+  plan.layers = {0, 2};
+  expect_message(message_of([&] { maps_of(plan, model_of_three_layers(), 8, "P.json"); }),
+                 {"P.json is also for layer 0", "the loads must be of this model"});
 }
 
 }  // namespace

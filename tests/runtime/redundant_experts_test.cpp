@@ -197,6 +197,19 @@ TEST(RedundantExperts, any_number_of_ranks_resumes) {
   }
 }
 
+TEST(RedundantExperts, lie_alike_for_all_ranks_or_nothing_runs) {
+  test::on_ranks(
+      [](Communicator& world) {
+        const RunFolder folder(world);
+        RunConfig config = redundant_run(folder.path(), 0);
+        const std::string file = write_plan(world, folder.path(), skewed_plan(world.size(), 14));
+        if (world.rank() == 1) config.parallel.placement = file;
+        test::expect_message(test::message_of([&] { train(world.duplicate("run"), config, 1); }),
+                             {"parallel.placement", "is not the same on all ranks"});
+      },
+      {2, 4});
+}
+
 TEST(RedundantExperts, are_in_the_memory_plan) {
   const RunConfig plain = redundant_run("nowhere", 0);
   const RunConfig copied = redundant_run("nowhere", 6);
