@@ -114,6 +114,14 @@ void CudaMachine::multiply(const ProductShape& shape, const bf16* a, const bf16*
   products_->multiply(shape, CUDA_R_16BF, a, b, d, stream_);
 }
 
+void CudaMachine::multiply_grouped(std::span<const Product<float>> products) {
+  products_->multiply_grouped(products, CUDA_R_32F, stream_);
+}
+
+void CudaMachine::multiply_grouped(std::span<const Product<bf16>> products) {
+  products_->multiply_grouped(products, CUDA_R_16BF, stream_);
+}
+
 unsigned CudaMachine::grid(int64_t blocks) {
   CADRE_CHECK(blocks <= 0x7fffffff, "more blocks than a CUDA grid has", "use a smaller micro-batch");
   return static_cast<unsigned>(blocks);

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstddef>
+#include <span>
 #include <vector>
 
 #include "comm/base/buffer.hpp"
@@ -83,6 +84,8 @@ class CudaMachine {
   }
   void multiply(const ProductShape& shape, const float* a, const float* b, float* d);
   void multiply(const ProductShape& shape, const bf16* a, const bf16* b, float* d);
+  void multiply_grouped(std::span<const Product<float>> products);
+  void multiply_grouped(std::span<const Product<bf16>> products);
 
   // The device is the thread's from here on, because ranks may be threads.
   void begin() {

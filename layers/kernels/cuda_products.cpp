@@ -70,15 +70,39 @@ Owned<cublasLtMatmulPreferenceOpaque_t> make_preference(uint32_t a, uint32_t b, 
 LtProducts::LtProducts() {
   CADRE_CUDA(cublasLtCreate(&handle_));
   CADRE_CUDA(cudaMalloc(&workspace_, kWorkspaceBytes));
+  CADRE_CUDA(cudaEventCreateWithFlags(&forked_, cudaEventDisableTiming));
+  for (Side& side : sides_) {
+    CADRE_CUDA(cudaStreamCreateWithFlags(&side.stream, cudaStreamNonBlocking));
+    CADRE_CUDA(cudaEventCreateWithFlags(&side.done, cudaEventDisableTiming));
+    CADRE_CUDA(cudaMalloc(&side.workspace, kWorkspaceBytes));
+  }
 }
 
 LtProducts::~LtProducts() {
-  std::ignore = cudaFree(workspace_);  // a destructor cannot report
+  for (const Side& side : sides_) {  // a destructor cannot report
+    std::ignore = cudaFree(side.workspace);
+    std::ignore = cudaEventDestroy(side.done);
+    std::ignore = cudaStreamDestroy(side.stream);
+  }
+  std::ignore = cudaEventDestroy(forked_);
+  std::ignore = cudaFree(workspace_);
   std::ignore = cublasLtDestroy(handle_);
 }
 
+void LtProducts::fork(cudaStream_t stream) {
+  CADRE_CUDA(cudaEventRecord(forked_, stream));
+  for (const Side& side : sides_) CADRE_CUDA(cudaStreamWaitEvent(side.stream, forked_));
+}
+
+void LtProducts::join(cudaStream_t stream) {
+  for (const Side& side : sides_) {
+    CADRE_CUDA(cudaEventRecord(side.done, side.stream));
+    CADRE_CUDA(cudaStreamWaitEvent(stream, side.done));
+  }
+}
+
 void LtProducts::multiply(const ProductShape& shape, cudaDataType_t type, const void* a, const void* b, float* d,
-                          cudaStream_t stream) {
+                          cudaStream_t stream, void* workspace) {
   const ColumnMajorProduct product = in_column_major(shape);
   const auto desc = make_desc(product.first.transposed, product.second.transposed);
   const auto b_layout = make_layout(type, product.first);
@@ -105,7 +129,7 @@ void LtProducts::multiply(const ProductShape& shape, cudaDataType_t type, const 
   const float alpha = 1.0F;
   const float beta = adds ? 1.0F : 0.0F;
   CADRE_CUDA(cublasLtMatmul(handle_, desc.get(), &alpha, b, b_layout.get(), a, a_layout.get(), &beta, d, d_layout.get(),
-                            d, d_layout.get(), &found->second, workspace_, kWorkspaceBytes, stream));
+                            d, d_layout.get(), &found->second, workspace, kWorkspaceBytes, stream));
 }
 
 }  // namespace cadre::gpu

@@ -20,6 +20,7 @@ namespace cadre::gpu {
 //   void copy_in(device, host, bytes), copy_out(host, device, bytes)
 //   void elements(count, body), blocks(count, shared_floats, body)
 //   void multiply(ProductShape, const T* a, const T* b, float* d)      T: float or bf16; gpu_products.hpp has the shape
+//   void multiply_grouped(span<const Product<T>>)     several of them, which touch nothing of each other's
 //   Memory& memory()                             memory that kernels reach, and the host too
 //   void begin(), finish()                       around a call; finish waits until all is done
 template <class Machine>
@@ -86,6 +87,10 @@ class Call {
   template <class Shape, class T>
   void multiply(const Shape& shape, const T* a, const T* b, float* d) {
     machine_.multiply(shape, a, b, d);
+  }
+  template <class Product>
+  void multiply_grouped(const std::vector<Product>& products) {
+    if (!products.empty()) machine_.multiply_grouped(std::span<const Product>(products));
   }
 
   // Brings home what was written, and waits.

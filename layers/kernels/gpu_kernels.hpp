@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The whole list of kernels on a Machine (gpu_call.hpp says what that is): f32 tensors, accumulation in fp32, fixed orders
-// of addition. Products with weights are someone else's. Each call is complete when it returns. The device's machine is
+// of addition. Products with weights: gpu_products.hpp. Each call is complete when it returns. The device's machine is
 // cuda_machine.cuh; tests have one that is a host.
 #pragma once
 
@@ -9,8 +9,8 @@
 #include <utility>
 
 #include "layers/kernels/gpu_call.hpp"
+#include "layers/kernels/gpu_products.hpp"
 #include "layers/kernels/kernels.hpp"
-#include "layers/kernels/weight_products.hpp"
 
 namespace cadre {
 
@@ -18,7 +18,7 @@ template <class Machine>
 class GpuKernels final : public Kernels {
  public:
   // `fp32`: the same with products in fp32; null where these are.
-  GpuKernels(std::string_view name, std::shared_ptr<Machine> machine, std::unique_ptr<WeightProducts> products,
+  GpuKernels(std::string_view name, std::shared_ptr<Machine> machine, std::unique_ptr<GpuProducts<Machine>> products,
              std::unique_ptr<GpuKernels> fp32 = nullptr, bool in_fp8 = false)
       : name_(name),
         machine_(std::move(machine)),
@@ -36,6 +36,11 @@ class GpuKernels final : public Kernels {
   void linear_input_grad(const Tensor& dy, const Parameter& weight, const Tensor& dx,
                          Accumulate accumulate) const override;
   void linear_weight_grad(const Tensor& x, const Tensor& dy, const Tensor& dw, Accumulate accumulate) const override;
+  bool groups_products() const override { return true; }
+  void grouped_linear(const Tensor& x, RowGroups groups, const Tensor& y) const override;
+  void grouped_linear_input_grad(const Tensor& dy, RowGroups groups, const Tensor& dx) const override;
+  void grouped_linear_weight_grad(const Tensor& x, const Tensor& dy, RowGroups groups,
+                                  Accumulate accumulate) const override;
   void activation(Activation kind, const Tensor& x, const Tensor& y) const override;
   void activation_grad(Activation kind, const Tensor& x, const Tensor& dy, const Tensor& dx) const override;
   void swiglu(const Tensor& gate_up, const Tensor& y) const override;
@@ -102,7 +107,7 @@ class GpuKernels final : public Kernels {
 
   std::string_view name_;
   std::shared_ptr<Machine> machine_;
-  std::unique_ptr<WeightProducts> products_;
+  std::unique_ptr<GpuProducts<Machine>> products_;
   std::unique_ptr<GpuKernels> fp32_;
   bool in_fp8_;
 };

@@ -31,6 +31,22 @@ void GpuKernels<Machine>::linear_weight_grad(const Tensor& x, const Tensor& dy, 
 }
 
 template <class Machine>
+void GpuKernels<Machine>::grouped_linear(const Tensor& x, RowGroups groups, const Tensor& y) const {
+  if (x.dim(0) > 0) products_->grouped_linear(x, groups, y);
+}
+
+template <class Machine>
+void GpuKernels<Machine>::grouped_linear_input_grad(const Tensor& dy, RowGroups groups, const Tensor& dx) const {
+  if (dy.dim(0) > 0) products_->grouped_linear_input_grad(dy, groups, dx);
+}
+
+template <class Machine>
+void GpuKernels<Machine>::grouped_linear_weight_grad(const Tensor& x, const Tensor& dy, RowGroups groups,
+                                                     Accumulate accumulate) const {
+  products_->grouped_linear_weight_grad(x, dy, groups, accumulate);
+}
+
+template <class Machine>
 void GpuKernels<Machine>::activation(Activation kind, const Tensor& x, const Tensor& y) const {
   run([&](auto& call) { call.elements(x.numel(), gpu::Activate{kind, call.in(x), call.out(y)}); });
 }

@@ -6,6 +6,7 @@
 #include <memory>
 #include <type_traits>
 #include <utility>
+#include <vector>
 
 #include "layers/kernels/gpu_call.hpp"
 #include "layers/kernels/gpu_elements.hpp"
@@ -24,6 +25,15 @@ struct ProductShape {
   bool a_transposed = false;
   bool b_transposed = false;
   Accumulate accumulate = Accumulate::no;
+};
+
+// One product, with its operands on the device.
+template <class T>
+struct Product {
+  ProductShape shape;
+  const T* a;
+  const T* b;
+  float* d;
 };
 
 // The same for a library whose matrices are column-major, where a row-major matrix is its own transpose: d is
@@ -100,6 +110,38 @@ class GpuProducts final : public WeightProducts {
     });
   }
 
+  // The same for groups of rows, in one call of the machine.
+  void grouped_linear(const Tensor& x, RowGroups groups, const Tensor& y) const {
+    run([&]<class T>(Call& call, std::type_identity<T>) {
+      products_of_rows(call, operand<T>(call, x, gpu::kRowTiles), groups, /*transposed=*/true, call.out(y));
+    });
+  }
+
+  void grouped_linear_input_grad(const Tensor& dy, RowGroups groups, const Tensor& dx) const {
+    run([&]<class T>(Call& call, std::type_identity<T>) {
+      products_of_rows(call, operand<T>(call, dy, gpu::kRowTiles), groups, /*transposed=*/false, call.out(dx));
+    });
+  }
+
+  // A group without rows clears its gradient, or leaves it.
+  void grouped_linear_weight_grad(const Tensor& x, const Tensor& dy, RowGroups groups, Accumulate accumulate) const {
+    run([&]<class T>(Call& call, std::type_identity<T>) {
+      const std::vector<const T*> left = grouped_operand<T>(call, dy, groups);
+      const std::vector<const T*> right = grouped_operand<T>(call, x, groups);
+      std::vector<gpu::Product<T>> products;
+      for (size_t g = 0; g < groups.size(); ++g) {
+        const Tensor& dw = groups[g].weight->grad;
+        if (groups[g].count > 0) {
+          const gpu::ProductShape shape = {dw.dim(0), dw.dim(1), groups[g].count, true, false, accumulate};
+          products.push_back({shape, left[g], right[g], result(call, dw, accumulate)});
+        } else if (accumulate == Accumulate::no) {
+          call.elements(dw.numel(), gpu::Zero{call.out(dw)});
+        }
+      }
+      call.multiply_grouped(products);
+    });
+  }
+
  private:
   using Call = gpu::Call<Machine>;
 
@@ -127,6 +169,36 @@ class GpuProducts final : public WeightProducts {
     T* rounded = call.template scratch<T>(values.numel());
     round(call, values, tiles, rounded);
     return rounded;
+  }
+
+  // Rows times the weight of their group, or its transpose.
+  template <class T>
+  void products_of_rows(Call& call, const T* rows, RowGroups groups, bool transposed, float* out) const {
+    std::vector<gpu::Product<T>> products;
+    for (const RowGroup& group : groups) {
+      if (group.count == 0) continue;
+      const Tensor& weight = group.weight->value;
+      const int64_t inner = weight.dim(transposed ? 1 : 0);
+      const int64_t columns = weight.dim(transposed ? 0 : 1);
+      products.push_back({{group.count, columns, inner, false, transposed},
+                          rows + group.first * inner,
+                          kept_weight<T>(call, *group.weight),
+                          out + group.first * columns});
+    }
+    call.multiply_grouped(products);
+  }
+
+  // The rows of each group, rounded for a weight gradient: tiles along columns begin with the group.
+  template <class T>
+  std::vector<const T*> grouped_operand(Call& call, const Tensor& values, RowGroups groups) const {
+    const bool tiles = precision_ == Precision::fp8 || precision_ == Precision::fp8_ue8m0;
+    const T* all = tiles ? nullptr : operand<T>(call, values, gpu::kColumnTiles);
+    std::vector<const T*> rows;
+    for (const RowGroup& group : groups) {
+      rows.push_back(!tiles ? all + group.first * values.row_numel()
+                            : operand<T>(call, values.rows(group.first, group.count), gpu::kColumnTiles));
+    }
+    return rows;
   }
 
   // Kept until the weight moves on.

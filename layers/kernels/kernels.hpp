@@ -7,6 +7,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <string_view>
 #include <vector>
 
@@ -46,6 +47,14 @@ struct HeadRows {
   int64_t first = 0;
   int64_t count = 0;
 };
+
+// Rows first .. first + count of a tensor, none or more, and the weight that they meet.
+struct RowGroup {
+  int64_t first = 0;
+  int64_t count = 0;
+  const Parameter* weight = nullptr;
+};
+using RowGroups = std::span<const RowGroup>;
 
 // Sequences of equal length, stored one after the other. Query t of a sequence sits at absolute position
 // kv_len - q_len + t and sees keys 0 .. that position. Key/value row j of sequence b is row b * kv_stride + j.
@@ -101,6 +110,16 @@ class Kernels {
                                  Accumulate accumulate) const = 0;
   // dw[N,K] = dy[T,N]^T x[T,K], or adds. T = 0 writes zeros, or leaves dw.
   virtual void linear_weight_grad(const Tensor& x, const Tensor& dy, const Tensor& dw, Accumulate accumulate) const = 0;
+
+  // --- the same for groups of rows with a weight each: the experts of a rank --------------------------------------
+  // Weights of one call have one shape [N,K]; groups lie one behind the other and cover y and dx. groups_products: whether
+  // such a call is better than group by group with the rest of an expert in between, so that rows stay in cache.
+  virtual bool groups_products() const { return false; }
+  virtual void grouped_linear(const Tensor& x, RowGroups groups, const Tensor& y) const;
+  virtual void grouped_linear_input_grad(const Tensor& dy, RowGroups groups, const Tensor& dx) const;
+  // Into the gradients of the weights, or adds to them.
+  virtual void grouped_linear_weight_grad(const Tensor& x, const Tensor& dy, RowGroups groups,
+                                          Accumulate accumulate) const;
 
   // --- normalisation over the last axis ---------------------------------------------------------------------------
   // RMSNorm (Zhang and Sennrich 2019): y = w x rstd, rstd[T] = (mean(x^2) + epsilon)^-1/2

@@ -10,6 +10,10 @@ Experts::Experts(const std::string& prefix, const ExpertMap& map, int rank, cons
     experts_.push_back(make_expert(fmt::format("{}.{}", prefix, id), options, id));
     experts_.back()->each_parameter([&](Parameter& parameter) { parameter.holders = map.holders(id); });
   }
+  if (options.kinds != ExpertKinds::same || experts_.empty()) return;
+  std::vector<Parameter*> weights;
+  each_parameter([&](Parameter& weight) { weights.push_back(&weight); });
+  group_.emplace(options.ffn, weights);
 }
 
 Tensor Experts::forward(Context& ctx, const Rows& rows, const Tensor& place_row, Saved& saved,
@@ -17,6 +21,12 @@ Tensor Experts::forward(Context& ctx, const Rows& rows, const Tensor& place_row,
   const int64_t num_places = place_row.dim(0);
   const Tensor x = ctx.arena.take("experts", ctx.dtype, {num_places, hidden_});
   const Tensor y = ctx.arena.take("experts", ctx.dtype, {num_places, hidden_});
+  if (group_ && ctx.kernels.groups_products() && cache == nullptr) {
+    saved.group.emplace().offsets = saved.offsets;
+    ctx.kernels.gather_rows(rows, place_row, Tensor(), x);
+    group_->forward_into(ctx, x, *saved.group, y);
+    return y;
+  }
   saved.experts.resize(experts_.size());
   for (size_t e = 0; e < experts_.size(); ++e) {
     const int64_t first = saved.offsets[e];
@@ -39,6 +49,10 @@ void Experts::run(Context& ctx, size_t expert, const Tensor& x, Saved& saved, co
 
 Tensor Experts::input_grad(Context& ctx, Saved& saved, const Tensor& dy) const {
   const Tensor dx = ctx.arena.take("experts", ctx.dtype, {dy.dim(0), hidden_});
+  if (saved.group) {
+    group_->input_grad_into(ctx, *saved.group, dy, dx);
+    return dx;
+  }
   for (size_t e = 0; e < experts_.size(); ++e) {
     const int64_t first = saved.offsets[e];
     const int64_t count = saved.offsets[e + 1] - first;
@@ -47,8 +61,9 @@ Tensor Experts::input_grad(Context& ctx, Saved& saved, const Tensor& dy) const {
   return dx;
 }
 
-void Experts::weight_grad(Context& ctx, const Saved& saved, int expert) {
-  const auto e = static_cast<size_t>(expert);
+void Experts::weight_grad(Context& ctx, const Saved& saved, int part) {
+  if (saved.group) return group_->weight_grad(ctx, *saved.group);
+  const auto e = static_cast<size_t>(part);
   experts_[e]->weight_grad(ctx, *saved.experts[e]);
 }
 

@@ -1,14 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
-// The routed experts that live on this rank, run one after the other over rows in expert order.
+// The routed experts that live on this rank, over rows in expert order: one after the other, or, where the back end is
+// better at that and they are of one shape, all at once.
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "comm/exchange/expert_map.hpp"
 #include "layers/moe/expert.hpp"
 #include "layers/moe/expert_cache.hpp"
+#include "layers/moe/expert_group.hpp"
 
 namespace cadre {
 
@@ -20,17 +23,20 @@ class Experts {
   struct Saved {
     std::vector<int32_t> offsets;  // [experts + 1]: expert e works on places offsets[e] .. offsets[e+1]
     std::vector<std::unique_ptr<Expert::Saved>> experts;
+    std::optional<ExpertGroup::Saved> group;  // instead of those before, where all ran at once
   };
 
   int size() const { return static_cast<int>(experts_.size()); }
 
-  // Place p reads rows[place_row[p]] of width H; place_row i32[S]. The rows of an expert are gathered just before its
-  // products, so that they are still in cache. y [S,H].
+  // Place p reads rows[place_row[p]] of width H; place_row i32[S]. Experts that run one after the other have their rows
+  // gathered just before their products, so that they are still in cache. y [S,H].
   // With a cache, for which there is no backward pass, what it knows is not computed again.
   Tensor forward(Context& ctx, const Rows& rows, const Tensor& place_row, Saved& saved,
                  ExpertCache* cache = nullptr) const;
   Tensor input_grad(Context& ctx, Saved& saved, const Tensor& dy) const;  // dy, dx [S,H]
-  void weight_grad(Context& ctx, const Saved& saved, int expert);
+  // So many parts, an expert each or all at once; in any order.
+  int num_weight_parts(const Saved& saved) const { return saved.group ? 1 : size(); }
+  void weight_grad(Context& ctx, const Saved& saved, int part);
   void each_parameter(const ParameterVisitor& visit);
   void each_parameter(int index, const ParameterVisitor& visit) {
     experts_[static_cast<size_t>(index)]->each_parameter(visit);
@@ -44,6 +50,7 @@ class Experts {
 
   int64_t hidden_;
   std::vector<std::unique_ptr<Expert>> experts_;
+  std::optional<ExpertGroup> group_;  // of all of them, where they are of one shape
 };
 
 }  // namespace cadre

@@ -83,7 +83,9 @@ void InnerMixture::input_grad_into(Context& ctx, Saved& saved, const Tensor& dy,
 void InnerMixture::weight_grad(Context& ctx, const Saved& saved) {
   Context products = ctx.fp32();
   gate_.weight_grad(products, saved.gate);
-  for (int e = 0; e < experts_.size(); ++e) experts_.weight_grad(ctx, saved.experts, e);
+  for (int part = 0; part < experts_.num_weight_parts(saved.experts); ++part) {
+    experts_.weight_grad(ctx, saved.experts, part);
+  }
 }
 
 void InnerMixture::each_parameter(const ParameterVisitor& visit) {

@@ -174,8 +174,8 @@ Task<Tensor> MoeLayer::backward(LaneContext& ctx, Saved& saved, Tensor dy) {
     const Watch watch(weights_home);
     d_places = experts_.input_grad(ctx, saved.experts, d_out);
   }
-  for (int e = 0; e < experts_.size(); ++e) {
-    defer(ctx, "experts weights", [this, &ctx, &saved, e] { experts_.weight_grad(ctx, saved.experts, e); });
+  for (int part = 0; part < experts_.num_weight_parts(saved.experts); ++part) {
+    defer(ctx, "experts weights", [this, &ctx, &saved, part] { experts_.weight_grad(ctx, saved.experts, part); });
   }
 
   ctx.lane.enter("router gradient");

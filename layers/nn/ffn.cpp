@@ -28,6 +28,26 @@ Activation activation_named(const std::string& name) {
   return Activation::silu;
 }
 
+Tensor activate(Context& ctx, const FfnOptions& options, const Tensor& up_out) {
+  const Tensor inner = ctx.arena.take("ffn", ctx.dtype, {up_out.dim(0), options.width});
+  if (options.activation == Activation::silu) {
+    ctx.kernels.swiglu(up_out, inner);
+  } else {
+    ctx.kernels.activation(options.activation, up_out, inner);
+  }
+  return inner;
+}
+
+Tensor activate_grad(Context& ctx, const FfnOptions& options, const Tensor& up_out, const Tensor& d_inner) {
+  if (options.activation != Activation::silu) {
+    ctx.kernels.activation_grad(options.activation, up_out, d_inner, d_inner);
+    return d_inner;
+  }
+  const Tensor d_gate_up = ctx.arena.take("ffn", ctx.dtype, {up_out.dim(0), 2 * options.width});
+  ctx.kernels.swiglu_grad(up_out, d_inner, d_gate_up);
+  return d_gate_up;
+}
+
 Ffn::Ffn(const std::string& prefix, const FfnOptions& options)
     : options_(options), up_(make_up(prefix, options)), down_(make_down(prefix, options)) {}
 
@@ -45,24 +65,12 @@ Tensor Ffn::input_grad(Context& ctx, Saved& saved, const Tensor& dy) const {
 
 void Ffn::forward_into(Context& ctx, const Tensor& x, Saved& saved, const Tensor& y) const {
   saved.up_out = up_.forward(ctx, x, saved.up);
-  const Tensor inner = ctx.arena.take("ffn", ctx.dtype, {x.dim(0), options_.width});
-  if (is_gated()) {
-    ctx.kernels.swiglu(saved.up_out, inner);
-  } else {
-    ctx.kernels.activation(options_.activation, saved.up_out, inner);
-  }
-  down_.forward_into(ctx, inner, saved.down, y);
+  down_.forward_into(ctx, activate(ctx, options_, saved.up_out), saved.down, y);
 }
 
 void Ffn::input_grad_into(Context& ctx, Saved& saved, const Tensor& dy, const Tensor& dx) const {
   const Tensor d_inner = down_.input_grad(ctx, saved.down, dy);
-  if (!is_gated()) {
-    ctx.kernels.activation_grad(options_.activation, saved.up_out, d_inner, d_inner);
-    return up_.input_grad_into(ctx, saved.up, d_inner, dx, Accumulate::no);
-  }
-  const Tensor d_gate_up = ctx.arena.take("ffn", ctx.dtype, {dy.dim(0), 2 * options_.width});
-  ctx.kernels.swiglu_grad(saved.up_out, d_inner, d_gate_up);
-  up_.input_grad_into(ctx, saved.up, d_gate_up, dx, Accumulate::no);
+  up_.input_grad_into(ctx, saved.up, activate_grad(ctx, options_, saved.up_out, d_inner), dx, Accumulate::no);
 }
 
 void Ffn::weight_grad(Context& ctx, const Saved& saved) {

@@ -19,6 +19,10 @@ struct FfnOptions {
   Placement placement = Placement::shared;
 };
 
+// Between the two products: [T,2F] for SwiGLU or [T,F] to [T,F], and the gradient back, for which d_inner is room too.
+Tensor activate(Context& ctx, const FfnOptions& options, const Tensor& up_out);
+Tensor activate_grad(Context& ctx, const FfnOptions& options, const Tensor& up_out, const Tensor& d_inner);
+
 // silu: SwiGLU, down(silu(gate x) up x), where gate and up are one fused weight [2F,H] with the parts
 // `<prefix>.gate_proj.weight` and `<prefix>.up_proj.weight`. gelu, relu: down(f(up x)) with `<prefix>.up_proj.weight`
 // [F,H]. Both: `<prefix>.down_proj.weight` [H,F].
@@ -43,8 +47,6 @@ class Ffn {
   uint64_t version() const { return up_.weight().version + down_.weight().version; }
 
  private:
-  bool is_gated() const { return options_.activation == Activation::silu; }
-
   FfnOptions options_;
   Linear up_;  // with the gate in front when gated
   Linear down_;

@@ -60,6 +60,30 @@ TEST_P(GpuProducts, AreThoseOfTheCpu) {
   }
 }
 
+// With operands as each product alone rounds them, and so with the same bits.
+TEST_P(GpuProducts, OfGroupsAreThoseOfEach) {
+  Parameter weights[2];
+  for (Parameter& one : weights) {
+    one.value = random({kOut, kIn});
+    one.grad = arena.take("dw", DType::f32, {kOut, kIn});
+  }
+  const std::vector<RowGroup> groups = {{0, 9, &weights[0]}, {9, kRows - 9, &weights[1]}};
+  const Tensor y[] = {arena.take("y", DType::f32, {kRows, kOut}), arena.take("y", DType::f32, {kRows, kOut})};
+  const Tensor dx[] = {arena.take("dx", DType::f32, {kRows, kIn}), arena.take("dx", DType::f32, {kRows, kIn})};
+  const Tensor dw = arena.take("dw", DType::f32, {kOut, kIn});
+  twin->grouped_linear(x, groups, y[0]);
+  twin->grouped_linear_input_grad(dy, groups, dx[0]);
+  twin->grouped_linear_weight_grad(x, dy, groups, Accumulate::no);
+  for (const auto& [first, count, one] : groups) {
+    twin->linear(x.rows(first, count), *one, y[1].rows(first, count));
+    twin->linear_input_grad(dy.rows(first, count), *one, dx[1].rows(first, count), Accumulate::no);
+    twin->linear_weight_grad(x.rows(first, count), dy.rows(first, count), dw, Accumulate::no);
+    EXPECT_EQ(test::values_of(one->grad), test::values_of(dw));
+  }
+  EXPECT_EQ(test::values_of(y[0]), test::values_of(y[1]));
+  EXPECT_EQ(test::values_of(dx[0]), test::values_of(dx[1]));
+}
+
 TEST_P(GpuProducts, SeeThatTheWeightMovedOn) {
   const Tensor y[] = {arena.take("y", DType::f32, {kRows, kOut}), arena.take("y", DType::f32, {kRows, kOut})};
   twin->linear(x, weight, y[0]);

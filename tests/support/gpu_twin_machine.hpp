@@ -8,6 +8,7 @@
 #include <cstring>
 #include <deque>
 #include <limits>
+#include <span>
 #include <stdexcept>
 #include <vector>
 
@@ -121,6 +122,14 @@ class TwinMachine {
         }
         out = static_cast<float>(sum);
       }
+    });
+  }
+
+  template <class T>
+  void multiply_grouped(std::span<const gpu::Product<T>> products) {
+    in_order(order_, static_cast<int64_t>(products.size()), [&](int64_t i) {
+      const gpu::Product<T>& product = products[static_cast<size_t>(i)];
+      multiply(product.shape, product.a, product.b, product.d);
     });
   }
 
