@@ -91,6 +91,47 @@ std::byte* ScratchMemory::take(size_t bytes) {
   return data;
 }
 
+namespace {
+
+// Two events around what is launched in between, on the stream it is launched on.
+class CudaClock final : public DeviceClock {
+ public:
+  CudaClock(int device, cudaStream_t stream) : device_(device), stream_(stream) {
+    CADRE_CUDA(cudaSetDevice(device_));
+    CADRE_CUDA(cudaEventCreate(&begin_));
+    CADRE_CUDA(cudaEventCreate(&end_));
+  }
+  ~CudaClock() override {
+    std::ignore = cudaEventDestroy(begin_);
+    std::ignore = cudaEventDestroy(end_);
+  }
+  CudaClock(const CudaClock&) = delete;
+  CudaClock& operator=(const CudaClock&) = delete;
+
+  void start() override {
+    CADRE_CUDA(cudaSetDevice(device_));
+    CADRE_CUDA(cudaEventRecord(begin_, stream_));
+  }
+  double stop_ms() override {
+    CADRE_CUDA(cudaSetDevice(device_));
+    CADRE_CUDA(cudaEventRecord(end_, stream_));
+    CADRE_CUDA(cudaEventSynchronize(end_));
+    float ms = 0.0F;
+    CADRE_CUDA(cudaEventElapsedTime(&ms, begin_, end_));
+    return ms;
+  }
+
+ private:
+  int device_;
+  cudaStream_t stream_;
+  cudaEvent_t begin_ = nullptr;
+  cudaEvent_t end_ = nullptr;
+};
+
+}  // namespace
+
+std::unique_ptr<DeviceClock> CudaMachine::make_clock() const { return std::make_unique<CudaClock>(device_, stream_); }
+
 CudaMachine::CudaMachine(int device) : device_(device), memory_(device) {
   CADRE_CUDA(cudaSetDevice(device));
   int shares_pages = 0;

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstddef>
+#include <memory>
 #include <span>
 #include <vector>
 
@@ -70,6 +71,11 @@ class CudaMachine {
   void copy_out(void* host, const void* device, size_t bytes) {
     CADRE_CUDA(cudaMemcpyAsync(host, device, bytes, cudaMemcpyDefault, stream_));
   }
+
+  void copy_on_device(std::byte* to, const std::byte* from, size_t bytes) {
+    CADRE_CUDA(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, stream_));
+  }
+  std::unique_ptr<DeviceClock> make_clock() const;
 
   template <class Body>
   void elements(int64_t count, const Body& body) {

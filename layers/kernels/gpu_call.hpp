@@ -17,11 +17,12 @@ namespace cadre::gpu {
 // What a Machine has, on a device or as its twin:
 //   bool reaches(const void*, size_t)            whether kernels may use that memory
 //   std::byte* scratch(size_t)                   device memory until the next begin(), aligned to 256 bytes
-//   void copy_in(device, host, bytes), copy_out(host, device, bytes)
+//   void copy_in(device, host, bytes), copy_out(host, device, bytes), copy_on_device(to, from, bytes)
 //   void elements(count, body), blocks(count, shared_floats, body)
 //   void multiply(ProductShape, const T* a, const T* b, float* d)      T: float or bf16; gpu_products.hpp has the shape
 //   void multiply_grouped(span<const Product<T>>)     several of them, which touch nothing of each other's
 //   Memory& memory()                             memory that kernels reach, and the host too
+//   unique_ptr<DeviceClock> make_clock()         of what is launched
 //   void begin(), finish()                       around a call; finish waits until all is done
 template <class Machine>
 class Call {
@@ -74,6 +75,8 @@ class Call {
     machine_.finish();
     return host;
   }
+
+  void copy(const std::byte* from, std::byte* to, size_t bytes) { machine_.copy_on_device(to, from, bytes); }
 
   template <class Body>
   void elements(int64_t count, const Body& body) {

@@ -30,8 +30,10 @@ class GpuKernels final : public Kernels {
   Memory& memory() const override { return machine_->memory(); }
   const Kernels& fp32() const override { return fp32_ ? *fp32_ : *this; }
   const Kernels& without_fp8() const override { return in_fp8_ ? fp32() : *this; }
+  std::unique_ptr<DeviceClock> make_clock() const override { return machine_->make_clock(); }
 
   // gpu_kernels_elements_inl.hpp
+  void copy(const Tensor& src, const Tensor& dst) const override;
   void linear(const Tensor& x, const Parameter& weight, const Tensor& y) const override;
   void linear_input_grad(const Tensor& dy, const Parameter& weight, const Tensor& dx,
                          Accumulate accumulate) const override;

@@ -10,6 +10,15 @@
 namespace cadre {
 
 template <class Machine>
+void GpuKernels<Machine>::copy(const Tensor& src, const Tensor& dst) const {
+  if (src.bytes() > 0) {
+    run([&](auto& call) {
+      call.copy(call.template in<std::byte>(src), call.template out<std::byte>(dst), src.bytes());
+    });
+  }
+}
+
+template <class Machine>
 void GpuKernels<Machine>::linear(const Tensor& x, const Parameter& weight, const Tensor& y) const {
   if (x.dim(0) > 0) products_->linear(x, weight, y);
 }

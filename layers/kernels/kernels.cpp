@@ -1,8 +1,32 @@
 // SPDX-License-Identifier: Apache-2.0
-// What a back end does that has nothing better: groups of rows one after the other.
+// What a back end does that has nothing better: groups of rows one after the other, the clock and the copies of the host.
 #include "layers/kernels/kernels.hpp"
 
+#include <cstring>
+
+#include "comm/base/trace.hpp"
+
 namespace cadre {
+namespace {
+
+class HostClock final : public DeviceClock {
+ public:
+  void start() override { begin_ns_ = trace_clock_ns(); }
+  double stop_ms() override { return static_cast<double>(trace_clock_ns() - begin_ns_) * 1e-6; }
+
+ private:
+  int64_t begin_ns_ = 0;
+};
+
+}  // namespace
+
+std::unique_ptr<DeviceClock> Kernels::make_clock() const { return make_host_clock(); }
+
+std::unique_ptr<DeviceClock> make_host_clock() { return std::make_unique<HostClock>(); }
+
+void Kernels::copy(const Tensor& src, const Tensor& dst) const {
+  if (src.bytes() > 0) std::memcpy(dst.raw(), src.raw(), src.bytes());
+}
 
 void Kernels::grouped_linear(const Tensor& x, RowGroups groups, const Tensor& y) const {
   for (const RowGroup& group : groups) {

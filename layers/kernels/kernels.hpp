@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "comm/base/buffer.hpp"
+#include "layers/kernels/device_clock.hpp"
 #include "layers/tensor/parameter.hpp"
 #include "layers/tensor/tensor.hpp"
 
@@ -101,6 +102,10 @@ class Kernels {
   virtual const Kernels& fp32() const { return *this; }
   // The same back end for products that are never in fp8, as those of the head: fp32 instead of it.
   virtual const Kernels& without_fp8() const { return *this; }
+  // Of the device that computes, by events of its own; else of the host. This back end must outlive it.
+  virtual std::unique_ptr<DeviceClock> make_clock() const;
+  // dst = src, of one shape: the device's own copy, which is as fast as memory is.
+  virtual void copy(const Tensor& src, const Tensor& dst) const;
 
   // --- products with a weight W [N,K] -----------------------------------------------------------------------------
   // y[T,N] = x[T,K] W^T
@@ -240,6 +245,7 @@ enum class RowBits { independent, as_in_training };
 std::unique_ptr<Kernels> make_cpu_kernels(Precision precision, RowBits bits = RowBits::independent);
 // Threads that one product of the CPU back end may use in each rank; 1 from the start, whatever the environment says.
 void set_kernel_threads(int threads);
+std::unique_ptr<DeviceClock> make_host_clock();
 // Computes nothing and touches no memory: for dry runs of the memory plan.
 std::unique_ptr<Kernels> make_null_kernels();
 

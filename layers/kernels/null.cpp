@@ -10,6 +10,7 @@ class NullKernels final : public Kernels {
  public:
   std::string_view name() const override { return "null"; }
 
+  void copy(const Tensor&, const Tensor&) const override {}
   void linear(const Tensor&, const Parameter&, const Tensor&) const override {}
   void linear_input_grad(const Tensor&, const Parameter&, const Tensor&, Accumulate) const override {}
   void linear_weight_grad(const Tensor&, const Tensor&, const Tensor&, Accumulate) const override {}

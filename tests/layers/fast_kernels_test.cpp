@@ -323,6 +323,25 @@ TEST_P(FastKernels, RowsAreIndependent) {
   check([&](const Tensor& in, const Tensor& result) { fast->rms_norm(in, w, 1e-6, result, rstd.rows(0, in.dim(0))); });
 }
 
+TEST_P(FastKernels, CopiesAreTheSameBytes) {
+  const Tensor x = random({7, 33});
+  const Tensor y = out({7, 33});
+  fast->copy(x, y);
+  expect_same_bits(y, x);
+  fast->copy(out({0, 33}), out({0, 33}));
+}
+
+// A clock can be started again, and time does not run backwards.
+TEST_P(FastKernels, Clocks) {
+  const std::unique_ptr<DeviceClock> clock = fast->make_clock();
+  const Tensor x = random({100});
+  for (int i = 0; i < 2; ++i) {
+    clock->start();
+    fast->sigmoid(x, x);
+    EXPECT_GE(clock->stop_ms(), 0.0);
+  }
+}
+
 TEST_P(FastKernels, EmptyBatches) {
   const Tensor none = out({0, 8});
   const Tensor w = random({8});

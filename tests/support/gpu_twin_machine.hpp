@@ -8,6 +8,7 @@
 #include <cstring>
 #include <deque>
 #include <limits>
+#include <memory>
 #include <span>
 #include <stdexcept>
 #include <vector>
@@ -91,6 +92,9 @@ class TwinMachine {
   void copy_out(void* host, const void* device, size_t bytes) {
     if (bytes > 0) std::memcpy(host, device, bytes);
   }
+
+  void copy_on_device(std::byte* to, const std::byte* from, size_t bytes) { std::memcpy(to, from, bytes); }
+  std::unique_ptr<DeviceClock> make_clock() const { return make_host_clock(); }
 
   template <class Body>
   void elements(int64_t count, const Body& body) {
