@@ -17,7 +17,7 @@ Command bench_command() {
   return {.name = "bench",
           .summary = "measures parts of a step, each beside its floor",
           .parts = {bench_gemm_command(), bench_exchange_command(), bench_layer_command(), bench_overlap_command(),
-                    bench_router_command(), bench_generate_command()}};
+                    bench_permute_command(), bench_router_command(), bench_generate_command()}};
 }
 
 }  // namespace cadre

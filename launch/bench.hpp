@@ -14,6 +14,7 @@ Command bench_generate_command();
 Command bench_exchange_command();
 Command bench_layer_command();
 Command bench_overlap_command();
+Command bench_permute_command();
 Command bench_router_command();
 
 // --device of a part: what computes.

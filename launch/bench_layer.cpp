@@ -4,21 +4,17 @@
 #include <fmt/core.h>
 #include <nlohmann/json.hpp>
 
-#include <algorithm>
-#include <fstream>
 #include <memory>
+#include <optional>
 #include <vector>
 
-#include "comm/base/random.hpp"
-#include "comm/base/trace.hpp"
 #include "comm/progress/engine.hpp"
 #include "launch/bench.hpp"
-#include "launch/statistics.hpp"
+#include "launch/bench_rig.hpp"
 #include "layers/moe/moe_layer.hpp"
 #include "layers/nn/ffn.hpp"
 #include "layers/tensor/parameter_store.hpp"
 #include "runtime/optim/adamw.hpp"
-#include "runtime/train/devices.hpp"
 
 namespace cadre {
 namespace {
@@ -30,14 +26,9 @@ struct Options {
   int64_t experts = 16;
   int64_t top_k = 4;
   std::string activation = "silu";
-  std::string device = "cpu";
   std::string precision = "fp32";
   std::string strategy = "shared";
-  int64_t iterations = 20;
-  int64_t warmup = 3;
-  int64_t threads = 1;
-  int64_t ranks = 0;
-  std::string json;
+  BenchOptions bench;
 };
 
 MoeOptions layer_options(const Options& options) {
@@ -68,64 +59,33 @@ class LayerBench {
  public:
   LayerBench(const Communicator& world, const Options& options)
       : options_(options),
-        lane_(0, world.duplicate("expert"), world.duplicate("data")),
-        kernels_(make_kernels(world, {.device = options.device, .precision = options.precision}, RowBits::independent)),
-        exchange_(make_exchange(options.strategy, exchange_setup(lane_.expert_group(), options))),
+        rig_(world, options.bench, options.precision),
+        exchange_(make_exchange(options.strategy, exchange_setup(rig_.lane().expert_group(), options))),
         layer_("mlp", layer_options(options), ExpertMap::contiguous(static_cast<int>(options.experts), world.size()),
                world.rank()),
-        ctx_{{*kernels_, arena_, DType::f32},
-             lane_,
+        ctx_{{rig_.kernels(), rig_.arena(), DType::f32},
+             rig_.lane(),
              *exchange_,
              CombineMode::partial,
              {},
              1.0 / static_cast<double>(options.tokens * world.size())} {
     store_.add_all(layer_);
-    store_.allocate(DType::f32, /*with_grad=*/true, /*dry_run=*/false, kernels_->memory());
+    store_.allocate(DType::f32, /*with_grad=*/true, /*dry_run=*/false, rig_.kernels().memory());
     store_.initialise(1);
     optimizer_.emplace(store_, TrainConfig{});
-    if (options.device == "cpu" && !exchange_->memory().empty()) arena_.lend(exchange_->memory());
-    x_ = inputs_.take("x", DType::f32, {options.tokens, options.hidden});
-    dy_ = inputs_.take("dy", DType::f32, {options.tokens, options.hidden});
+    if (options.bench.device == "cpu" && !exchange_->memory().empty()) rig_.arena().lend(exchange_->memory());
+    x_ = rig_.inputs().take("x", DType::f32, {options.tokens, options.hidden});
+    dy_ = rig_.inputs().take("dy", DType::f32, {options.tokens, options.hidden});
   }
 
-  // Other tokens for every iteration, so that nothing is learned or cached.
-  void draw_tokens(int64_t iteration) {
-    const Random random(7, "bench", static_cast<uint64_t>(iteration * 4096 + lane_.data_group().rank()));
-    for (const Tensor& tensor : {x_, dy_}) {
-      auto* values = tensor.data<float>();
-      for (int64_t i = 0; i < tensor.numel(); ++i) {
-        values[i] = static_cast<float>(random.uniform(static_cast<uint64_t>(i)) * 2.0 - 1.0);
-      }
-    }
-  }
-
-  double step_ms() {
-    settle();
-    const int64_t begin = trace_clock_ns();
-    arena_.release({});
-    store_.forget_grads();
-    Task<void> task = forward_and_backward();
-    Engine().run(lane_, task);
-    store_.complete_grads();
-    optimizer_->update(*kernels_, 1e-3, 1.0, ++num_steps_);
-    return static_cast<double>(trace_clock_ns() - begin) * 1e-6;
-  }
-
-  // The products of the last step: per weight with its number of rows, forward, input gradient, weight gradient.
-  double floor_ms() {
-    arena_.release({});
-    settle();
-    const int64_t begin = trace_clock_ns();
-    for (Parameter* weight : store_.parameters()) {
-      const int64_t rows = rows_of(*weight);
-      ArenaScope scope(arena_);
-      const Tensor x = arena_.take("floor", DType::f32, {rows, weight->value.dim(1)});
-      const Tensor y = arena_.take("floor", DType::f32, {rows, weight->value.dim(0)});
-      kernels_->linear(x, *weight, y);
-      kernels_->linear_input_grad(y, *weight, x, Accumulate::no);
-      kernels_->linear_weight_grad(x, y, weight->grad, Accumulate::no);
-    }
-    return static_cast<double>(trace_clock_ns() - begin) * 1e-6;
+  // step, floor
+  std::vector<TimesOverRanks> measure() {
+    // Other tokens for every iteration, so that nothing is learned or cached.
+    const auto draw = [this](int64_t) {
+      rig_.draw(x_);
+      rig_.draw(dy_);
+    };
+    return rig_.measure(draw, {[this] { step(); }, [this] { floor(); }});
   }
 
   double gflop() const {
@@ -137,10 +97,26 @@ class LayerBench {
   }
 
  private:
-  // All ranks start together.
-  void settle() const {
-    Request barrier = lane_.data_group().barrier();
-    wait(barrier);
+  void step() {
+    store_.forget_grads();
+    Task<void> task = forward_and_backward();
+    Engine().run(rig_.lane(), task);
+    store_.complete_grads();
+    optimizer_->update(rig_.kernels(), 1e-3, 1.0, ++num_steps_);
+  }
+
+  // The products of the last step: per weight with its number of rows, forward, input gradient, weight gradient.
+  void floor() {
+    const Kernels& kernels = rig_.kernels();
+    for (Parameter* weight : store_.parameters()) {
+      const int64_t rows = rows_of(*weight);
+      ArenaScope scope(rig_.arena());
+      const Tensor x = rig_.arena().take("floor", DType::f32, {rows, weight->value.dim(1)});
+      const Tensor y = rig_.arena().take("floor", DType::f32, {rows, weight->value.dim(0)});
+      kernels.linear(x, *weight, y);
+      kernels.linear_input_grad(y, *weight, x, Accumulate::no);
+      kernels.linear_weight_grad(x, y, weight->grad, Accumulate::no);
+    }
   }
 
   Task<void> forward_and_backward() {
@@ -154,7 +130,7 @@ class LayerBench {
   // Rows of the last step: those of the expert, or all tokens for the router.
   int64_t rows_of(const Parameter& weight) const {
     if (weight.placement != Placement::expert) return options_.tokens;
-    const auto experts = layer_.expert_map().experts_of(lane_.expert_group().rank());
+    const auto experts = layer_.expert_map().experts_of(ctx_.lane.expert_group().rank());
     for (size_t e = 0; e < experts.size(); ++e) {
       if (weight.name().starts_with(fmt::format("mlp.experts.{}.", experts[e]))) {
         return saved_.experts.offsets[e + 1] - saved_.experts.offsets[e];
@@ -164,14 +140,11 @@ class LayerBench {
   }
 
   Options options_;
-  Lane lane_;
-  std::unique_ptr<Kernels> kernels_;
+  BenchRig rig_;
   std::unique_ptr<Exchange> exchange_;
   MoeLayer layer_;
   ParameterStore store_;
   std::optional<AdamW> optimizer_;
-  Arena inputs_{Arena::Mode::real, /*poison=*/false, kernels_->memory()};
-  Arena arena_{Arena::Mode::real, /*poison=*/false, kernels_->memory()};
   LaneContext ctx_;
   MoeLayer::Saved saved_;
   Tensor x_, dy_;
@@ -184,18 +157,9 @@ nlohmann::json to_json(const Summary& summary) {
 
 void bench_layer(const Communicator& world, const Options& options) {
   LayerBench bench(world, options);
-  std::vector<double> steps, floors;
-  for (int64_t i = 0; i < options.warmup + options.iterations; ++i) {
-    bench.draw_tokens(i);
-    const double step = bench.step_ms();
-    const double floor = bench.floor_ms();
-    if (i < options.warmup) continue;
-    steps.push_back(step);
-    floors.push_back(floor);
-  }
-  // An iteration is over when its slowest rank is done.
-  const TimesOverRanks step = gather_times(world, steps);
-  const TimesOverRanks floor = gather_times(world, floors);
+  const std::vector<TimesOverRanks> times = bench.measure();
+  const TimesOverRanks& step = times[0];
+  const TimesOverRanks& floor = times[1];
   if (world.rank() != 0) return;
 
   const double ratio = step.slowest.p50 / floor.slowest.p50;
@@ -207,10 +171,10 @@ void bench_layer(const Communicator& world, const Options& options) {
              floor.slowest.min, floor.slowest.p50, floor.slowest.p95, bench.gflop(),
              bench.gflop() / (floor.slowest.p50 * 1e-3));
   fmt::print("  ratio to floor {:.3f}\n", ratio);
-  if (options.json.empty()) return;
+  if (options.bench.json.empty()) return;
 
   nlohmann::json json = {{"bench", "layer"},
-                         {"device", options.device},
+                         {"device", options.bench.device},
                          {"ranks", world.size()},
                          {"tokens", options.tokens},
                          {"hidden", options.hidden},
@@ -224,35 +188,31 @@ void bench_layer(const Communicator& world, const Options& options) {
                          {"ratio_to_floor", ratio}};
   json["step_ms"]["worst_rank"] = step.worst_rank;
   json["step_ms"]["worst_rank_p50"] = step.worst_rank_p50;
-  write_json_report(options.json, json);
+  write_json_report(options.bench.json, json);
 }
 
 }  // namespace
 
 Command bench_layer_command() {
   const auto options = std::make_shared<Options>();
-  return {.name = "layer",
-          .summary = "a mixture-of-experts layer, forward, backward and update, beside its products alone",
-          .options = {{"tokens", &options->tokens, at_least(1), "tokens of each rank"},
-                      {"hidden", &options->hidden, at_least(1), "width of a row"},
-                      {"ffn", &options->ffn, at_least(1), "inner width of an expert"},
-                      {"activation", &options->activation, one_of({"silu", "gelu", "relu"}), "of the experts"},
-                      {"experts", &options->experts, at_least(1), "routed experts, over all ranks"},
-                      {"top-k", &options->top_k, at_least(1), "experts of a token"},
-                      device_option(options->device),
-                      {"precision", &options->precision, one_of({"fp32", "bf16"}), "of the products"},
-                      {"strategy", &options->strategy, one_of({"flat", "shared", "hierarchical", "all_gather"}),
-                       "of the exchange"},
-                      {"iterations", &options->iterations, at_least(1), "measured, after the warm-up"},
-                      {"warmup", &options->warmup, at_least(0), "iterations before them"},
-                      {"threads", &options->threads, at_least(1), "BLAS threads a rank"},
-                      ranks_option(options->ranks),
-                      {"json", &options->json, any(), "file for the report"}},
-          .run = [options](const Job& job) {
-            check_top_k(options->top_k, options->experts);
-            set_kernel_threads(static_cast<int>(options->threads));
-            job.on_ranks(options->ranks, [&](Communicator world) { bench_layer(world, *options); });
-          }};
+  return {
+      .name = "layer",
+      .summary = "a mixture-of-experts layer, forward, backward and update, beside its products alone",
+      .options = bench_fields({{"tokens", &options->tokens, at_least(1), "tokens of each rank"},
+                               {"hidden", &options->hidden, at_least(1), "width of a row"},
+                               {"ffn", &options->ffn, at_least(1), "inner width of an expert"},
+                               {"activation", &options->activation, one_of({"silu", "gelu", "relu"}), "of the experts"},
+                               {"experts", &options->experts, at_least(1), "routed experts, over all ranks"},
+                               {"top-k", &options->top_k, at_least(1), "experts of a token"},
+                               {"precision", &options->precision, one_of({"fp32", "bf16"}), "of the products"},
+                               {"strategy", &options->strategy,
+                                one_of({"flat", "shared", "hierarchical", "all_gather"}), "of the exchange"}},
+                              options->bench),
+      .run = [options](const Job& job) {
+        check_top_k(options->top_k, options->experts);
+        set_kernel_threads(static_cast<int>(options->bench.threads));
+        job.on_ranks(options->bench.ranks, [&](Communicator world) { bench_layer(world, *options); });
+      }};
 }
 
 }  // namespace cadre

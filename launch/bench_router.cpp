@@ -5,19 +5,13 @@
 #include <nlohmann/json.hpp>
 
 #include <memory>
-#include <numeric>
-#include <optional>
 #include <vector>
 
-#include "comm/base/random.hpp"
-#include "comm/base/trace.hpp"
 #include "comm/progress/engine.hpp"
 #include "launch/bench.hpp"
-#include "launch/job.hpp"
-#include "launch/statistics.hpp"
+#include "launch/bench_rig.hpp"
 #include "layers/moe/router.hpp"
 #include "layers/tensor/parameter_store.hpp"
-#include "runtime/train/devices.hpp"
 
 namespace cadre {
 namespace {
@@ -29,12 +23,7 @@ struct Options {
   int64_t top_k = 8;
   int64_t groups = 8;
   int64_t kept_groups = 4;
-  std::string device = "cpu";
-  int64_t iterations = 20;
-  int64_t warmup = 3;
-  int64_t threads = 1;
-  int64_t ranks = 0;
-  std::string json;
+  BenchOptions bench;
 };
 
 // DeepSeek-V3's router.
@@ -52,113 +41,78 @@ class RouterBench {
  public:
   RouterBench(const Communicator& world, const Options& options)
       : options_(options),
-        lane_(0, world.duplicate("expert"), world.duplicate("data")),
-        kernels_(make_kernels(world, {.device = options.device}, RowBits::independent)),
-        exchange_(make_flat_exchange({lane_.expert_group(), discover_topology(world)})),
+        rig_(world, options.bench),
+        exchange_(make_flat_exchange({rig_.lane().expert_group(), discover_topology(world)})),
         router_("gate", router_options(options)),
-        ctx_{{*kernels_, arena_, DType::f32}, lane_, *exchange_} {
+        ctx_{{rig_.kernels(), rig_.arena(), DType::f32}, rig_.lane(), *exchange_} {
     router_.each_parameter([&](Parameter& parameter) { store_.add(parameter); });
-    store_.allocate(DType::f32, /*with_grad=*/false, /*dry_run=*/false, kernels_->memory());
+    store_.allocate(DType::f32, /*with_grad=*/false, /*dry_run=*/false, rig_.kernels().memory());
     store_.initialise(1);
-    x_ = inputs_.take("x", DType::f32, {options.tokens, options.hidden});
-    rows_ = inputs_.take("rows", DType::f32, {options.tokens, options.experts + options.top_k});
-    rows_.fill_zero();
-    order_ = inputs_.take("order", DType::i32, {options.tokens});
-    std::iota(order_.data<int32_t>(), order_.data<int32_t>() + options.tokens, 0);
+    x_ = rig_.inputs().take("x", DType::f32, {options.tokens, options.hidden});
+    from_ = rig_.inputs().take("copy", DType::f32, {options.tokens, options.experts + options.top_k});
+    into_ = rig_.inputs().take("copy", DType::f32, {options.tokens, options.experts + options.top_k});
+    rig_.draw(from_);
   }
 
-  void draw_tokens(int64_t iteration) {
-    const Random random(7, "bench", static_cast<uint64_t>(iteration * 4096 + lane_.data_group().rank()));
-    for (int64_t i = 0; i < x_.numel(); ++i) {
-      x_.data<float>()[i] = static_cast<float>(random.uniform(static_cast<uint64_t>(i)) * 2.0 - 1.0);
-    }
-  }
-
-  double forward_ms() {
-    return timed_ms([this] {
-      Router::Saved saved;
-      Task<void> task = router_.forward(ctx_, x_, saved);
-      Engine().run(lane_, task);
-    });
-  }
-  double product_ms() {
-    return timed_ms([this] {
-      const Parameter& weight = *store_.parameters().front();
-      kernels_->fp32().linear(x_, weight, arena_.take("logits", DType::f32, {options_.tokens, options_.experts}));
-    });
+  // forward, its product alone, copy
+  std::vector<TimesOverRanks> measure() {
+    return rig_.measure([this](int64_t) { rig_.draw(x_); },
+                        {[this] { forward(); }, [this] { multiply(); }, [this] { rig_.kernels().copy(from_, into_); }});
   }
   // Logits are read and scores written, [T,E]; ids and weights are written, [T,K], counted as one read and one write.
-  double copy_ms() {
-    return timed_ms([this] {
-      kernels_->gather_rows(rows_, order_, Tensor(), arena_.take("copy", DType::f32, {rows_.dim(0), rows_.dim(1)}));
-    });
-  }
-  double copied_bytes() const { return 2.0 * static_cast<double>(rows_.bytes()); }
+  double copied_bytes() const { return 2.0 * static_cast<double>(from_.bytes()); }
 
  private:
-  template <class Work>
-  double timed_ms(const Work& work) {
-    arena_.release({});
-    Request together = lane_.data_group().barrier();
-    wait(together);
-    const int64_t begin = trace_clock_ns();
-    work();
-    return static_cast<double>(trace_clock_ns() - begin) * 1e-6;
+  void forward() {
+    Router::Saved saved;
+    Task<void> task = router_.forward(ctx_, x_, saved);
+    Engine().run(rig_.lane(), task);
+  }
+  void multiply() {
+    const Tensor logits = rig_.arena().take("logits", DType::f32, {options_.tokens, options_.experts});
+    rig_.kernels().fp32().linear(x_, *store_.parameters().front(), logits);
   }
 
   Options options_;
-  Lane lane_;
-  std::unique_ptr<Kernels> kernels_;
+  BenchRig rig_;
   std::unique_ptr<Exchange> exchange_;
   Router router_;
   ParameterStore store_;
-  Arena inputs_{Arena::Mode::real, /*poison=*/false, kernels_->memory()};
-  Arena arena_{Arena::Mode::real, /*poison=*/false, kernels_->memory()};
   LaneContext ctx_;
-  Tensor x_, rows_, order_;
+  Tensor x_, from_, into_;
 };
 
 void bench_router(const Communicator& world, const Options& options) {
   RouterBench bench(world, options);
-  std::vector<double> forwards, products, copies;
-  for (int64_t i = 0; i < options.warmup + options.iterations; ++i) {
-    bench.draw_tokens(i);
-    const double forward = bench.forward_ms();
-    const double product = bench.product_ms();
-    const double copy = bench.copy_ms();
-    if (i < options.warmup) continue;
-    forwards.push_back(forward);
-    products.push_back(product);
-    copies.push_back(copy);
-  }
-  const TimesOverRanks forward = gather_times(world, forwards);
-  const TimesOverRanks product = gather_times(world, products);
-  const TimesOverRanks copy = gather_times(world, copies);
+  const std::vector<TimesOverRanks> times = bench.measure();
   if (world.rank() != 0) return;
 
+  const TimesOverRanks& forward = times[0];
+  const TimesOverRanks& product = times[1];
+  const TimesOverRanks& copy = times[2];
   const double rest_ms = forward.slowest.p50 - product.slowest.p50;
   fmt::print("router {} ranks, {} tokens a rank, hidden {}, {} experts, top-{}, {} of {} groups, {}\n", world.size(),
              options.tokens, options.hidden, options.experts, options.top_k, options.kept_groups, options.groups,
-             options.device);
+             options.bench.device);
   fmt::print("  forward  p50 {:8.3f}  p95 {:8.3f} ms\n", forward.slowest.p50, forward.slowest.p95);
   fmt::print("  product  p50 {:8.3f} ms, all behind it {:.3f} ms\n", product.slowest.p50, rest_ms);
   fmt::print("  copy of what that must move  p50 {:8.3f} ms, {:.1f} GB/s: {:.1f} % of its speed\n", copy.slowest.p50,
              bench.copied_bytes() / copy.slowest.p50 * 1e-6, 100.0 * copy.slowest.p50 / rest_ms);
-  if (options.json.empty()) return;
-  write_json_report(options.json, {{"bench", "router"},
-                                   {"device", options.device},
-                                   {"ranks", world.size()},
-                                   {"tokens", options.tokens},
-                                   {"hidden", options.hidden},
-                                   {"experts", options.experts},
-                                   {"top_k", options.top_k},
-                                   {"groups", options.groups},
-                                   {"kept_groups", options.kept_groups},
-                                   {"forward_ms", forward.slowest.p50},
-                                   {"product_ms", product.slowest.p50},
-                                   {"copy_ms", copy.slowest.p50},
-                                   {"copied_bytes", bench.copied_bytes()},
-                                   {"percent_of_copy", 100.0 * copy.slowest.p50 / rest_ms}});
+  if (options.bench.json.empty()) return;
+  write_json_report(options.bench.json, {{"bench", "router"},
+                                         {"device", options.bench.device},
+                                         {"ranks", world.size()},
+                                         {"tokens", options.tokens},
+                                         {"hidden", options.hidden},
+                                         {"experts", options.experts},
+                                         {"top_k", options.top_k},
+                                         {"groups", options.groups},
+                                         {"kept_groups", options.kept_groups},
+                                         {"forward_ms", forward.slowest.p50},
+                                         {"product_ms", product.slowest.p50},
+                                         {"copy_ms", copy.slowest.p50},
+                                         {"copied_bytes", bench.copied_bytes()},
+                                         {"percent_of_copy", 100.0 * copy.slowest.p50 / rest_ms}});
 }
 
 }  // namespace
@@ -167,26 +121,21 @@ Command bench_router_command() {
   const auto options = std::make_shared<Options>();
   return {.name = "router",
           .summary = "from rows to experts and weights, beside its product and a copy of the bytes it moves",
-          .options = {{"tokens", &options->tokens, at_least(1), "tokens of each rank"},
-                      {"hidden", &options->hidden, at_least(1), "width of a row"},
-                      {"experts", &options->experts, at_least(1), "over all ranks"},
-                      {"top-k", &options->top_k, at_least(1), "experts of a token"},
-                      {"groups", &options->groups, at_least(1), "of experts"},
-                      {"kept-groups", &options->kept_groups, at_least(1), "that a token may choose from"},
-                      device_option(options->device),
-                      {"iterations", &options->iterations, at_least(1), "measured, after the warm-up"},
-                      {"warmup", &options->warmup, at_least(0), "iterations before them"},
-                      {"threads", &options->threads, at_least(1), "BLAS threads a rank"},
-                      ranks_option(options->ranks),
-                      {"json", &options->json, any(), "file for the report"}},
+          .options = bench_fields({{"tokens", &options->tokens, at_least(1), "tokens of each rank"},
+                                   {"hidden", &options->hidden, at_least(1), "width of a row"},
+                                   {"experts", &options->experts, at_least(1), "over all ranks"},
+                                   {"top-k", &options->top_k, at_least(1), "experts of a token"},
+                                   {"groups", &options->groups, at_least(1), "of experts"},
+                                   {"kept-groups", &options->kept_groups, at_least(1), "that a token may choose from"}},
+                                  options->bench),
           .run = [options](const Job& job) {
             check_top_k(options->top_k, options->experts);
             CADRE_CHECK(options->kept_groups <= options->groups && options->groups <= options->experts,
                         fmt::format("--kept-groups {} of --groups {} of --experts {}, allowed: no more of one than of "
                                     "the next",
                                     options->kept_groups, options->groups, options->experts));
-            set_kernel_threads(static_cast<int>(options->threads));
-            job.on_ranks(options->ranks, [&](Communicator world) { bench_router(world, *options); });
+            set_kernel_threads(static_cast<int>(options->bench.threads));
+            job.on_ranks(options->bench.ranks, [&](Communicator world) { bench_router(world, *options); });
           }};
 }
 

@@ -5,7 +5,6 @@
 #include <cmath>
 #include <cstring>
 
-#include "comm/base/trace.hpp"
 #include "launch/alltoallv.hpp"
 #include "layers/moe/elements.hpp"
 #include "runtime/train/devices.hpp"
@@ -13,7 +12,7 @@
 namespace cadre {
 namespace {
 
-constexpr double kMicrosecondsPerNanosecond = 1e-3;
+constexpr double kMicrosecondsPerMillisecond = 1e3;
 
 Tensor vector_tensor(std::vector<float>& values) {
   return {values.data(), DType::f32, {static_cast<int64_t>(values.size())}};
@@ -58,6 +57,7 @@ ExchangeRun::ExchangeRun(const Communicator& world, const Topology& topology, co
       options_(options),
       map_(ExpertMap::contiguous(static_cast<int>(options.experts), world.size())),
       kernels_(make_kernels(world, {.device = options.device}, RowBits::independent)),
+      clock_(kernels_->make_clock()),
       exchange_(make_exchange(strategy, setup_of(world, topology, options))) {
   if (options.device == "cpu" && !exchange_->memory().empty()) arena_.lend(exchange_->memory());
   const Wire wire = wire_named(options.wire);
@@ -145,15 +145,16 @@ double ExchangeRun::alltoallv_us() {
 double ExchangeRun::memcpy_us() {
   const size_t bytes = static_cast<size_t>(route_.receive.num_rows()) * dispatch_format_.row_bytes();
   if (from_.bytes() < bytes) {
-    from_ = Buffer(bytes);
-    into_ = Buffer(bytes);
+    from_ = Buffer(bytes, kernels_->memory());
+    into_ = Buffer(bytes, kernels_->memory());
     std::memset(from_.data(), 1, bytes);
     std::memset(into_.data(), 2, bytes);
   }
+  const Tensor from(from_.data(), DType::u8, {static_cast<int64_t>(bytes)});
+  const Tensor into(into_.data(), DType::u8, {static_cast<int64_t>(bytes)});
   return timed_us([&] {
-    if (bytes == 0) return;
-    std::memcpy(into_.data(), from_.data(), bytes);
-    std::memcpy(from_.data(), into_.data(), bytes);
+    kernels_->copy(from, into);
+    kernels_->copy(into, from);
   });
 }
 
@@ -196,9 +197,9 @@ int64_t ExchangeRun::wrong_results() const {
 double ExchangeRun::timed_us(const std::function<void()>& work) const {
   Request together = world_.barrier();
   wait(together);
-  const int64_t begin = trace_clock_ns();
+  clock_->start();
   work();
-  return static_cast<double>(trace_clock_ns() - begin) * kMicrosecondsPerNanosecond;
+  return clock_->stop_ms() * kMicrosecondsPerMillisecond;
 }
 
 // Row and expert of each slot, as the layer learns them.

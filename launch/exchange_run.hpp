@@ -69,6 +69,7 @@ class ExchangeRun {
   ExchangeBenchOptions options_;
   ExpertMap map_;
   std::unique_ptr<Kernels> kernels_;
+  std::unique_ptr<DeviceClock> clock_;
   std::unique_ptr<Exchange> exchange_;
   Arena arena_{Arena::Mode::real, /*poison=*/false, kernels_->memory()};
   RowFormat dispatch_format_, combine_format_;
