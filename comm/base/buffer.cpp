@@ -9,7 +9,7 @@
 #include <utility>
 #include <vector>
 
-#include "comm/base/check.hpp"
+#include "comm/base/out_of_memory.hpp"
 
 namespace cadre {
 namespace {
@@ -25,8 +25,8 @@ class HostMemory final : public Memory {
     const size_t rounded = (bytes + alignment - 1) / alignment * alignment;
     auto* data = static_cast<std::byte*>(std::aligned_alloc(alignment, rounded));
     if (data == nullptr) {
-      throw Error(ErrorKind::environment, fmt::format("cannot allocate {} bytes", bytes),
-                  "lower the batch, the sequence length or the model size, or use more ranks");
+      throw OutOfMemory(fmt::format("cannot allocate {} bytes", bytes),
+                        "lower the batch, the sequence length or the model size, or use more ranks");
     }
     // Advice only: a kernel without huge pages serves small ones.
     if (alignment == kHugePage) static_cast<void>(madvise(data, rounded, MADV_HUGEPAGE));

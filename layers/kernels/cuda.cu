@@ -21,6 +21,20 @@ std::string mib(size_t bytes) {
   return std::to_string(static_cast<int64_t>(static_cast<double>(bytes) / kMiB)) + " MiB";
 }
 
+// Throws where the device has not that many bytes free.
+void check_free(size_t bytes) {
+  int device = 0;
+  size_t free_bytes = 0;
+  size_t total_bytes = 0;
+  CADRE_CUDA(cudaGetDevice(&device));
+  CADRE_CUDA(cudaMemGetInfo(&free_bytes, &total_bytes));
+  if (bytes <= free_bytes) return;
+  throw OutOfMemory(
+      "CUDA device " + std::to_string(device) + " has " + mib(free_bytes) + " free of " + mib(total_bytes) + ", and " +
+          mib(bytes) + " more are wanted",
+      "lower train.batch, raise train.micro_batches, or use more devices; the plan is the table printed before");
+}
+
 // Moves pages to the device, so that memory that is taken is also there.
 void move_to_device(std::byte* data, size_t bytes, int device) {
 #if CUDART_VERSION >= 13000
@@ -36,16 +50,7 @@ void move_to_device(std::byte* data, size_t bytes, int device) {
 
 std::byte* ManagedMemory::allocate(size_t bytes) {
   CADRE_CUDA(cudaSetDevice(device_));
-  size_t free_bytes = 0;
-  size_t total_bytes = 0;
-  CADRE_CUDA(cudaMemGetInfo(&free_bytes, &total_bytes));
-  if (bytes > free_bytes) {
-    throw Error(
-        ErrorKind::environment,
-        "CUDA device " + std::to_string(device_) + " has " + mib(free_bytes) + " free of " + mib(total_bytes) +
-            ", and " + mib(bytes) + " more are wanted",
-        "lower train.batch, raise train.micro_batches, or use more devices; the plan is the table printed before");
-  }
+  check_free(bytes);
   void* data = nullptr;
   CADRE_CUDA(cudaMallocManaged(&data, bytes));
   auto* memory = static_cast<std::byte*>(data);
@@ -64,6 +69,7 @@ ScratchMemory::~ScratchMemory() {
 }
 
 void ScratchMemory::add(size_t bytes) {
+  check_free(bytes);
   void* data = nullptr;
   CADRE_CUDA(cudaMalloc(&data, bytes));
   pieces_.push_back({static_cast<std::byte*>(data), bytes});

@@ -8,16 +8,18 @@
 #include <source_location>
 #include <string>
 
-#include "comm/base/check.hpp"
+#include "comm/base/out_of_memory.hpp"
 
 namespace cadre::gpu {
 
 inline void check(cudaError_t status, const char* call, std::source_location where = std::source_location::current()) {
   if (status == cudaSuccess) return;
-  const char* hint = status == cudaErrorMemoryAllocation
-                         ? "lower train.batch, raise train.micro_batches, or use more devices"
-                         : "CUDA_LAUNCH_BLOCKING=1 and compute-sanitizer show which kernel it was";
-  throw Error(ErrorKind::environment, std::string(call) + ": " + cudaGetErrorString(status), hint, where);
+  const std::string text = std::string(call) + ": " + cudaGetErrorString(status);
+  if (status == cudaErrorMemoryAllocation) {
+    throw OutOfMemory(text, "lower train.batch, raise train.micro_batches, or use more devices", where);
+  }
+  throw Error(ErrorKind::environment, text, "CUDA_LAUNCH_BLOCKING=1 and compute-sanitizer show which kernel it was",
+              where);
 }
 
 inline void check(cublasStatus_t status, const char* call,

@@ -5,7 +5,7 @@
 #include <cstring>
 #include <utility>
 
-#include "comm/base/check.hpp"
+#include "comm/base/out_of_memory.hpp"
 #include "runtime/schedule/make_program.hpp"
 #include "runtime/schedule/verify.hpp"
 
@@ -92,8 +92,14 @@ void Executor::run(const StepWork& work, LocalStep& local, Overlap overlap) {
       ops, [](const Op& op) { return op.kind == OpKind::forward || op.kind == OpKind::overlapped; }));
   backwards_left_.clear();
   const PollScope polling(worker_.poller());
-  for (const Op& op : ops) run(op);
-  finish_carried_weights();
+  try {
+    for (const Op& op : ops) run(op);
+    finish_carried_weights();
+  } catch (const OutOfMemory& error) {
+    const int micro_batch = error.position().micro_batch;
+    if (micro_batch < 0) throw;
+    throw error.with_tokens(work.num_tokens(micro_batch));
+  }
   worker_.lane().position = {.step = work.step, .phase = "send"};
   for (Request& sent : sends_) worker_.await(sent);
   sends_.clear();
