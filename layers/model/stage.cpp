@@ -10,8 +10,16 @@ namespace {
 
 constexpr int kEmbeddingBucket = 0;
 constexpr const char* kEmbeddingName = "model.embed_tokens";
+constexpr const char* kHeadCopyName = "shared_head.head.weight";
 
 int further_layer(const ModelConfig& config, int module) { return static_cast<int>(config.num_hidden_layers) + module; }
+
+// Files hold the parameter once more beside each module for further tokens.
+void add_copies(const ModelConfig& config, const char* name, Parameter& parameter) {
+  for (int i = 0; i < config.num_nextn_predict_layers; ++i) {
+    parameter.copies.push_back(layer_name(further_layer(config, i), name));
+  }
+}
 
 }  // namespace
 
@@ -36,9 +44,8 @@ Stage::Stage(const ModelConfig& config, const StagePlace& place, const ExpertMap
 
 void Stage::make_embedding() {
   embedding_.emplace(kEmbeddingName, config_.vocab_size, config_.hidden_size, config_.initializer_range);
-  for (int i = 0; i < config_.num_nextn_predict_layers; ++i) {
-    embedding_->table().copies.push_back(layer_name(further_layer(config_, i), "embed_tokens.weight"));
-  }
+  add_copies(config_, "embed_tokens.weight", embedding_->table());
+  if (config_.tie_word_embeddings) add_copies(config_, kHeadCopyName, embedding_->table());
 }
 
 void Stage::make_end(const ExpertMaps& maps, int expert_rank) {
@@ -51,11 +58,11 @@ void Stage::make_end(const ExpertMaps& maps, int expert_rank) {
     head_.emplace(embedding_at_end().table());
   } else {
     head_.emplace("lm_head", config_.hidden_size, config_.vocab_size, config_.initializer_range);
+    add_copies(config_, kHeadCopyName, head_->weight());
   }
   for (int i = 0; i < config_.num_nextn_predict_layers; ++i) {
     const int layer = further_layer(config_, i);
     further_.push_back(std::make_unique<FurtherToken>(config_, layer, maps.of(layer), expert_rank));
-    head_->weight().copies.push_back(layer_name(layer, "shared_head.head.weight"));
   }
 }
 

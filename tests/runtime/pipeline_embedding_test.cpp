@@ -113,23 +113,27 @@ TEST(PipelineEmbedding, is_saved_once_and_resumed_by_any_pipeline) {
   test::on_ranks(
       [](Communicator& world) {
         const RunFolder folder(world);
-        RunConfig config = small_run(folder.path());
-        config.model.num_hidden_layers = 4;
-        config.model.num_nextn_predict_layers = 1;
-        config.train.batch = 8;
-        config.train.micro_batches = 8;
-        RunConfig whole = config;
-        whole.out += ".whole";
-        const std::vector<double> expected = losses_with_embedding(world.duplicate("whole"), whole, 4);
-        config.parallel.pipeline = 2;
-        losses_with_embedding(world.duplicate("first"), config, 2, /*save=*/true);
-        for (const char* schedule : {"1f1b", "dualpipev", "pair"}) {
-          SCOPED_TRACE(schedule);
-          RunConfig other = test::resumed(config);
-          other.parallel.schedule = schedule;
-          other.parallel.pipeline = std::string_view(schedule) == "pair" ? 1 : 2;
-          const std::vector<double> rest = losses_with_embedding(world.duplicate("second"), other, 2);
-          expect_close({expected.begin() + 4, expected.end()}, rest);
+        for (const bool tied : {false, true}) {
+          RunConfig config = small_run(folder.path());
+          config.out += tied ? ".tied" : ".two";
+          config.model.num_hidden_layers = 4;
+          config.model.num_nextn_predict_layers = 1;
+          config.model.tie_word_embeddings = tied;
+          config.train.batch = 8;
+          config.train.micro_batches = 8;
+          RunConfig whole = config;
+          whole.out += ".whole";
+          const std::vector<double> expected = losses_with_embedding(world.duplicate("whole"), whole, 4);
+          config.parallel.pipeline = 2;
+          losses_with_embedding(world.duplicate("first"), config, 2, /*save=*/true);
+          for (const char* schedule : {"1f1b", "dualpipev", "pair"}) {
+            SCOPED_TRACE(fmt::format("{}, tied {}", schedule, tied));
+            RunConfig other = test::resumed(config);
+            other.parallel.schedule = schedule;
+            other.parallel.pipeline = std::string_view(schedule) == "pair" ? 1 : 2;
+            const std::vector<double> rest = losses_with_embedding(world.duplicate("second"), other, 2);
+            expect_close({expected.begin() + 4, expected.end()}, rest);
+          }
         }
       },
       {2});
