@@ -54,6 +54,7 @@ class HolderSum : public PendingOperation {
     }
     return "nobody";
   }
+  void abandon() noexcept override { under_way_.clear(); }  // each is abandoned for itself
 
  private:
   enum class Phase { wait, collect, hand_out };

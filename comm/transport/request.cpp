@@ -23,6 +23,7 @@ class AllOf : public PendingOperation {
     }
     return text;
   }
+  void abandon() noexcept override { requests_.clear(); }  // each is abandoned for itself
 
  private:
   std::vector<Request> requests_;
@@ -64,6 +65,7 @@ bool Request::test() {
 
 void Request::abandon() noexcept {
   if (operation_ == nullptr) return;
+  operation_->abandon();
   keep_all_buffers();
   // Kept to the end of the process. Where there is no memory for that, the process ends here, as an abandoned job does.
   static std::mutex mutex;

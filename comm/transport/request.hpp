@@ -19,6 +19,8 @@ class PendingOperation {
   virtual bool test() = 0;
   // Who is still missing, e.g. "rank 3 (expected 4096 bytes, received none)".
   virtual std::string missing() const = 0;
+  // It is given up unfinished: it is kept, and nobody tests it again.
+  virtual void abandon() noexcept {}
 };
 
 class [[nodiscard]] Request {
