@@ -38,6 +38,8 @@ void stage_small_operations();
 // Ends every rank of the job with `code`.
 [[noreturn]] void abort_mpi_job(int code);
 
+// Whether MPI may be handed memory of a CUDA device.
+bool mpi_reaches_devices();
 std::string mpi_library_version();  // one line
 std::string mpi_thread_level();
 

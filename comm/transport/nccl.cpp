@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "comm/transport/nccl.hpp"
 
-#include <cuda_runtime.h>
 #include <nccl.h>
 
 #include <algorithm>
@@ -11,6 +10,8 @@
 #include <vector>
 
 #include "comm/base/check.hpp"
+#include "comm/transport/cuda_check.cuh"
+#include "comm/transport/staged.hpp"
 #include "comm/transport/wait.hpp"
 
 namespace cadre {
@@ -23,13 +24,8 @@ void check(ncclResult_t status, const char* call) {
   throw Error(ErrorKind::environment, fmt::format("{}: {}", call, ncclGetErrorString(status)),
               "NCCL_DEBUG=INFO says more; exchange.transport=mpi does without NCCL");
 }
-void check(cudaError_t status, const char* call) {
-  if (status == cudaSuccess) return;
-  throw Error(ErrorKind::environment, fmt::format("{}: {}", call, cudaGetErrorString(status)));
-}
 
 #define CADRE_NCCL(call) check(call, #call)
-#define CADRE_CUDA(call) check(call, #call)
 
 ncclDataType_t nccl_type(DType dtype) {
   switch (dtype) {
@@ -50,41 +46,40 @@ ncclRedOp_t nccl_op(ReduceOp op) {
   throw Error(ErrorKind::internal, "unknown reduction");
 }
 
-class PinnedMemory final : public Memory {
- public:
-  std::byte* allocate(size_t bytes) override {
-    void* data = nullptr;
-    CADRE_CUDA(cudaMallocHost(&data, bytes));
-    return static_cast<std::byte*>(data);
-  }
-  void release(std::byte* data) noexcept override { std::ignore = cudaFreeHost(data); }
-};
-
-// What all groups of a rank share: its device, one stream, and pinned buffers that are used again.
+// What all groups of a rank share: its device, the stream that computes there, and pinned buffers that are used again.
 class Rail {
  public:
-  explicit Rail(int device) : device_(device) {
-    use();
-    CADRE_CUDA(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking));
+  explicit Rail(int device) : device_(device), copies_(make_cuda_copies(device)) { use(); }
+  ~Rail() {
+    if (ready_ != nullptr) std::ignore = cudaEventDestroy(ready_);
   }
-  ~Rail() { std::ignore = cudaStreamDestroy(stream_); }
   Rail(const Rail&) = delete;
   Rail& operator=(const Rail&) = delete;
 
   int device() const { return device_; }
-  cudaStream_t stream() const { return stream_; }
   void use() const { CADRE_CUDA(cudaSetDevice(device_)); }
 
-  bool reaches(const void* data) const {
+  cudaMemoryType type_of(const void* data) const {
     cudaPointerAttributes attributes = {};
     CADRE_CUDA(cudaPointerGetAttributes(&attributes, data));
-    return attributes.type != cudaMemoryTypeUnregistered;
+    return attributes.type;
+  }
+
+  void follow(cudaStream_t compute) {
+    compute_ = compute;
+    if (ready_ == nullptr) CADRE_CUDA(cudaEventCreateWithFlags(&ready_, cudaEventDisableTiming));
+  }
+  // What `stream` is told from here on comes after what the computing stream has been told so far.
+  void order_behind_compute(cudaStream_t stream) {
+    if (compute_ == nullptr) return;
+    CADRE_CUDA(cudaEventRecord(ready_, compute_));
+    CADRE_CUDA(cudaStreamWaitEvent(stream, ready_, 0));
   }
 
   Buffer take(size_t bytes) {
     const auto fits = [bytes](const Buffer& buffer) { return buffer.bytes() >= bytes; };
     const auto found = std::find_if(free_.begin(), free_.end(), fits);
-    if (found == free_.end()) return Buffer(bytes, pinned_);
+    if (found == free_.end()) return Buffer(bytes, copies_->staging());
     Buffer buffer = std::move(*found);
     free_.erase(found);
     return buffer;
@@ -93,33 +88,48 @@ class Rail {
 
  private:
   int device_;
-  cudaStream_t stream_ = nullptr;
-  PinnedMemory pinned_;
+  cudaStream_t compute_ = nullptr;
+  cudaEvent_t ready_ = nullptr;  // a wait for it keeps to what was recorded before the wait
+  std::shared_ptr<DeviceCopies> copies_;
   std::vector<Buffer> free_;
 };
 
-// A communicator of NCCL. One with operations under way is aborted: a peer may never come.
+// A communicator of NCCL and its stream. Each has one of its own, because ranks come to the exchanges of their lanes in
+// orders of their own: in one stream, each could stand behind one that the other stands before.
 class Group {
  public:
-  explicit Group(ncclComm_t comm) : comm_(comm) {}
+  explicit Group(ncclComm_t comm) : comm_(comm) {
+    CADRE_CUDA(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking));
+  }
   ~Group() {
-    const auto leave = under_way_ > 0 ? &ncclCommAbort : &ncclCommDestroy;
-    std::ignore = leave(comm_);
+    if (under_way_ > 0) abort();
+    if (comm_ != nullptr) std::ignore = ncclCommDestroy(comm_);
+    std::ignore = cudaStreamDestroy(stream_);
   }
   Group(const Group&) = delete;
   Group& operator=(const Group&) = delete;
 
-  ncclComm_t comm() const { return comm_; }
+  ncclComm_t comm() const {
+    if (comm_ == nullptr) throw Error(ErrorKind::internal, "a communicator of NCCL that was aborted is used");
+    return comm_;
+  }
+  cudaStream_t stream() const { return stream_; }
+  // Ends what is under way, here and in the end on the peers: one of them may never come, and what computes on the device
+  // may stand behind it.
+  void abort() noexcept {
+    if (comm_ != nullptr) std::ignore = ncclCommAbort(std::exchange(comm_, nullptr));
+  }
   void begin() { ++under_way_; }
   void end() { --under_way_; }
   void check_alive() const {
     ncclResult_t status = ncclSuccess;
-    CADRE_NCCL(ncclCommGetAsyncError(comm_, &status));
+    CADRE_NCCL(ncclCommGetAsyncError(comm(), &status));
     check(status, "NCCL");
   }
 
  private:
   ncclComm_t comm_;
+  cudaStream_t stream_ = nullptr;
   int under_way_ = 0;
 };
 
@@ -136,20 +146,24 @@ class NcclOperation final : public PendingOperation {
 
   // Memory that the device reaches with what is at `data`.
   const void* readable(const std::byte* data, size_t bytes) {
-    if (bytes == 0 || rail_->reaches(data)) return data;
+    if (bytes == 0 || is_reached(data)) return data;
     std::byte* copy = pinned_.emplace_back(rail_->take(bytes)).data();
     std::memcpy(copy, data, bytes);
     return copy;
   }
   // Memory that the device reaches; what is in it when all is done goes to `data`.
   void* writable(std::byte* data, size_t bytes, const void* start = nullptr) {
-    if (bytes == 0 || rail_->reaches(data)) return data;
+    if (bytes == 0 || is_reached(data)) return data;
     std::byte* copy = pinned_.emplace_back(rail_->take(bytes)).data();
     if (start != nullptr) std::memcpy(copy, start, bytes);
     homes_.push_back({data, copy, bytes});
     return copy;
   }
-  void launched() { CADRE_CUDA(cudaEventRecord(done_, rail_->stream())); }
+  // When all operands are known.
+  void before_launch() {
+    if (on_device_) rail_->order_behind_compute(group_->stream());
+  }
+  void launched() { CADRE_CUDA(cudaEventRecord(done_, group_->stream())); }
 
   bool test() override {
     const cudaError_t status = cudaEventQuery(done_);
@@ -166,8 +180,15 @@ class NcclOperation final : public PendingOperation {
   std::string missing() const override {
     return fmt::format("a rank of the group, or cuda:{} itself", rail_->device());
   }
+  void abandon() noexcept override { group_->abort(); }
 
  private:
+  bool is_reached(const void* data) {
+    const cudaMemoryType type = rail_->type_of(data);
+    on_device_ = on_device_ || type == cudaMemoryTypeManaged || type == cudaMemoryTypeDevice;
+    return type != cudaMemoryTypeUnregistered;
+  }
+
   struct Home {
     std::byte* data;
     const std::byte* copy;
@@ -177,6 +198,7 @@ class NcclOperation final : public PendingOperation {
   std::shared_ptr<Rail> rail_;
   std::shared_ptr<Group> group_;
   cudaEvent_t done_ = nullptr;
+  bool on_device_ = false;  // some operand
   std::vector<Buffer> pinned_;
   std::vector<Home> homes_;
 };
@@ -213,14 +235,15 @@ class NcclTransport final : public Transport {
       if (out_bytes > 0) {
         const void* rows =
             operation->readable(send.base + send.offsets[to] * static_cast<int64_t>(row_bytes), out_bytes);
-        CADRE_NCCL(ncclSend(rows, out_bytes, ncclInt8, static_cast<int>(to), group_->comm(), rail_->stream()));
+        CADRE_NCCL(ncclSend(rows, out_bytes, ncclInt8, static_cast<int>(to), group_->comm(), group_->stream()));
       }
       if (in_bytes > 0) {
         void* rows =
             operation->writable(receive.base + receive.offsets[from] * static_cast<int64_t>(row_bytes), in_bytes);
-        CADRE_NCCL(ncclRecv(rows, in_bytes, ncclInt8, static_cast<int>(from), group_->comm(), rail_->stream()));
+        CADRE_NCCL(ncclRecv(rows, in_bytes, ncclInt8, static_cast<int>(from), group_->comm(), group_->stream()));
       }
     }
+    operation->before_launch();
     CADRE_NCCL(ncclGroupEnd());
     return launched(std::move(operation), fmt::format("all_to_all of rows of {} bytes", row_bytes),
                     rows_sent * static_cast<int64_t>(row_bytes));
@@ -231,7 +254,8 @@ class NcclTransport final : public Transport {
     auto operation = begin();
     const void* from = operation->readable(mine.data(), mine.size());
     void* to = operation->writable(all.data(), all.size());
-    CADRE_NCCL(ncclAllGather(from, to, mine.size(), ncclInt8, group_->comm(), rail_->stream()));
+    operation->before_launch();
+    CADRE_NCCL(ncclAllGather(from, to, mine.size(), ncclInt8, group_->comm(), group_->stream()));
     return launched(std::move(operation), fmt::format("all_gather of {} bytes a rank", mine.size()),
                     static_cast<int64_t>(mine.size()) * (size() - 1));
   }
@@ -242,10 +266,17 @@ class NcclTransport final : public Transport {
     if (bytes < kLargeBytes && !may_be_tensor) return base_->all_reduce(data, count, dtype, op);
     auto operation = begin();
     void* values = operation->writable(data, bytes, data);
+    operation->before_launch();
     CADRE_NCCL(ncclAllReduce(values, values, static_cast<size_t>(count), nccl_type(dtype), nccl_op(op), group_->comm(),
-                             rail_->stream()));
+                             group_->stream()));
     return launched(std::move(operation), fmt::format("all_reduce of {} {}", count, name_of(dtype)),
                     static_cast<int64_t>(bytes));
+  }
+
+  bool follow(void* queue) override {
+    rail_->use();
+    rail_->follow(static_cast<cudaStream_t>(queue));
+    return true;
   }
 
   void progress() override { base_->progress(); }

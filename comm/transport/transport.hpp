@@ -76,6 +76,11 @@ class Transport {
   virtual Request broadcast(std::span<std::byte> bytes, int root) = 0;
   virtual Request barrier() = 0;
 
+  // From here on operations of this group, and of groups that are split from it, on memory of a device come after what
+  // `queue` was told before them; the queue is one of the device's own library (a cudaStream_t), and null is none. False
+  // where the transport cannot do that: then memory holds what is to be sent before an operation starts.
+  virtual bool follow(void* /*queue*/) { return false; }
+
   // Moves on what nobody tests right now; throws where a rank is known to have failed. For waits on shared memory.
   virtual void progress() = 0;
   // Whether another thread may call progress() at any time, and data moves when it does.

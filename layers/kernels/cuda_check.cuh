@@ -1,26 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
-// One check for each library of CUDA: what failed, where, and what the library says.
+// The same check for cuBLASLt as for the CUDA runtime.
 #pragma once
 
 #include <cublasLt.h>
-#include <cuda_runtime.h>
 
 #include <source_location>
 #include <string>
 
-#include "comm/base/out_of_memory.hpp"
+#include "comm/transport/cuda_check.cuh"
 
 namespace cadre::gpu {
-
-inline void check(cudaError_t status, const char* call, std::source_location where = std::source_location::current()) {
-  if (status == cudaSuccess) return;
-  const std::string text = std::string(call) + ": " + cudaGetErrorString(status);
-  if (status == cudaErrorMemoryAllocation) {
-    throw OutOfMemory(text, "lower train.batch, raise train.micro_batches, or use more devices", where);
-  }
-  throw Error(ErrorKind::environment, text, "CUDA_LAUNCH_BLOCKING=1 and compute-sanitizer show which kernel it was",
-              where);
-}
 
 inline void check(cublasStatus_t status, const char* call,
                   std::source_location where = std::source_location::current()) {
@@ -29,5 +18,3 @@ inline void check(cublasStatus_t status, const char* call,
 }
 
 }  // namespace cadre::gpu
-
-#define CADRE_CUDA(call) ::cadre::gpu::check(call, #call)

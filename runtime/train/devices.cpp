@@ -5,7 +5,9 @@
 #include <span>
 #include <utility>
 
+#include "comm/transport/mpi.hpp"
 #include "comm/transport/nccl.hpp"
+#include "comm/transport/staged.hpp"
 #include "comm/transport/wait.hpp"
 #include "layers/kernels/cuda.hpp"
 #include "runtime/train/worker.hpp"
@@ -56,25 +58,35 @@ std::string why_no_nccl(const Topology& topology, const std::vector<DeviceSeat>&
   return nccl_version().empty() ? "this build has no NCCL" : "";
 }
 
+namespace {
+
+// Over MPI, through memory of the host where MPI takes no other.
+Communicator over_mpi(Communicator world, int device) {
+  if (world.transport().name() != "mpi" || mpi_reaches_devices()) return world;
+  return {make_staged_transport(world.transport().split(0, world.rank()), make_cuda_copies(device)), world.name()};
+}
+
+}  // namespace
+
 Communicator over_devices(Communicator world, const ComputeConfig& compute, const ExchangeConfig& exchange) {
   if (compute.device == "cpu") {
     CADRE_CHECK(exchange.transport != "nccl", "exchange.transport = nccl with compute.device = cpu",
                 "NCCL moves rows between GPUs; use compute.device=cuda, or exchange.transport=mpi");
     return world;
   }
-  if (exchange.transport == "mpi") return world;
   const std::vector<DeviceSeat> seats = take_device_seats(world);
+  const int device = seats[static_cast<size_t>(world.rank())].device;
+  if (exchange.transport == "mpi") return over_mpi(std::move(world), device);
   const std::string why_not =
       world.transport().name() == "mpi" ? why_no_nccl(discover_topology(world), seats) : "ranks are threads";
   if (why_not.empty()) {
-    const int device = seats[static_cast<size_t>(world.rank())].device;
     return {make_nccl_transport(world.transport().split(0, world.rank()), device), world.name()};
   }
   if (exchange.transport == "nccl") {
     throw Error(ErrorKind::environment, fmt::format("exchange.transport = nccl: {}", why_not),
-                "exchange.transport=auto takes MPI then, through memory of the host");
+                "exchange.transport=auto takes MPI then");
   }
-  return world;
+  return over_mpi(std::move(world), device);
 }
 
 std::unique_ptr<Kernels> make_kernels(const Communicator& world, const ComputeConfig& config, RowBits bits) {

@@ -1,0 +1,177 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "comm/transport/staged.hpp"
+
+#include <algorithm>
+#include <utility>
+#include <vector>
+
+namespace cadre {
+namespace {
+
+// Buffers that are used again.
+class StagingPool {
+ public:
+  explicit StagingPool(std::shared_ptr<DeviceCopies> device) : device_(std::move(device)) {}
+
+  DeviceCopies& device() { return *device_; }
+  Buffer take(size_t bytes) {
+    const auto fits = [bytes](const Buffer& buffer) { return buffer.bytes() >= bytes; };
+    const auto found = std::find_if(free_.begin(), free_.end(), fits);
+    if (found == free_.end()) return Buffer(bytes, device_->staging());
+    Buffer buffer = std::move(*found);
+    free_.erase(found);
+    return buffer;
+  }
+  void give_back(Buffer buffer) { free_.push_back(std::move(buffer)); }
+
+ private:
+  std::shared_ptr<DeviceCopies> device_;  // outlives the buffers
+  std::vector<Buffer> free_;
+};
+
+// An operation of the transport beneath, and the copies around it.
+class StagedOperation final : public PendingOperation {
+ public:
+  explicit StagedOperation(std::shared_ptr<StagingPool> pool) : pool_(std::move(pool)) {}
+
+  // What is at `data`, where the transport beneath may read it.
+  const std::byte* readable(const std::byte* data, size_t bytes) {
+    if (bytes == 0 || !pool_->device().is_device_memory(data)) return data;
+    std::byte* copy = staged(bytes);
+    pool_->device().to_host(copy, data, bytes);
+    return copy;
+  }
+  // Where it may write what is to be at `data`; with what is there, where not all of it will be written.
+  std::byte* writable(std::byte* data, size_t bytes, bool read_first) {
+    if (bytes == 0 || !pool_->device().is_device_memory(data)) return data;
+    std::byte* copy = staged(bytes);
+    if (read_first) pool_->device().to_host(copy, data, bytes);
+    homes_.push_back({data, copy, bytes});
+    return copy;
+  }
+  bool is_staged() const { return !buffers_.empty(); }
+  void set_inner(Request inner) { inner_ = std::move(inner); }
+  Request& inner() { return inner_; }
+
+  bool test() override {
+    if (!inner_.test()) return false;
+    for (const Home& home : homes_) pool_->device().to_device(home.data, home.copy, home.bytes);
+    for (Buffer& buffer : buffers_) pool_->give_back(std::move(buffer));
+    return true;
+  }
+  std::string missing() const override { return inner_.missing(); }
+  void abandon() noexcept override { inner_ = Request(); }  // the buffers stay with this
+
+ private:
+  struct Home {
+    std::byte* data;
+    const std::byte* copy;
+    size_t bytes;
+  };
+
+  std::byte* staged(size_t bytes) { return buffers_.emplace_back(pool_->take(bytes)).data(); }
+
+  std::shared_ptr<StagingPool> pool_;
+  std::vector<Buffer> buffers_;
+  std::vector<Home> homes_;
+  Request inner_;
+};
+
+size_t bytes_of(std::span<const int64_t> counts, std::span<const int64_t> offsets, size_t row_bytes) {
+  int64_t rows = 0;
+  for (size_t peer = 0; peer < counts.size(); ++peer) rows = std::max(rows, offsets[peer] + counts[peer]);
+  return static_cast<size_t>(rows) * row_bytes;
+}
+
+class StagedTransport final : public Transport {
+ public:
+  StagedTransport(std::unique_ptr<Transport> base, std::shared_ptr<StagingPool> pool)
+      : base_(std::move(base)), pool_(std::move(pool)) {}
+
+  std::string_view name() const override { return base_->name(); }
+  std::string library() const override { return base_->library() + ", from and to devices through the host"; }
+  int rank() const override { return base_->rank(); }
+  int size() const override { return base_->size(); }
+  int world_rank(int peer) const override { return base_->world_rank(peer); }
+
+  Request send(std::span<const std::byte> bytes, int peer, int tag) override {
+    auto operation = begin();
+    const std::byte* from = operation->readable(bytes.data(), bytes.size());
+    operation->set_inner(base_->send({from, bytes.size()}, peer, tag));
+    return staged(std::move(operation));
+  }
+  Request receive(std::span<std::byte> bytes, int peer, int tag) override {
+    auto operation = begin();
+    std::byte* to = operation->writable(bytes.data(), bytes.size(), /*read_first=*/false);
+    operation->set_inner(base_->receive({to, bytes.size()}, peer, tag));
+    return staged(std::move(operation));
+  }
+  Request all_to_all(std::span<const std::byte> send, std::span<std::byte> receive) override {
+    auto operation = begin();
+    const std::byte* from = operation->readable(send.data(), send.size());
+    std::byte* to = operation->writable(receive.data(), receive.size(), /*read_first=*/false);
+    operation->set_inner(base_->all_to_all({from, send.size()}, {to, receive.size()}));
+    return staged(std::move(operation));
+  }
+  Request all_to_all_rows(const ConstRaggedRows& send, const RaggedRows& receive, size_t row_bytes) override {
+    auto operation = begin();
+    const std::byte* from = operation->readable(send.base, bytes_of(send.counts, send.offsets, row_bytes));
+    std::byte* to =
+        operation->writable(receive.base, bytes_of(receive.counts, receive.offsets, row_bytes), /*read_first=*/true);
+    operation->set_inner(
+        base_->all_to_all_rows({from, send.counts, send.offsets}, {to, receive.counts, receive.offsets}, row_bytes));
+    return staged(std::move(operation));
+  }
+  Request all_gather(std::span<const std::byte> mine, std::span<std::byte> all) override {
+    auto operation = begin();
+    const std::byte* from = operation->readable(mine.data(), mine.size());
+    std::byte* to = operation->writable(all.data(), all.size(), /*read_first=*/false);
+    operation->set_inner(base_->all_gather({from, mine.size()}, {to, all.size()}));
+    return staged(std::move(operation));
+  }
+  Request all_reduce(std::byte* data, int64_t count, DType dtype, ReduceOp op) override {
+    auto operation = begin();
+    std::byte* values = operation->writable(data, static_cast<size_t>(count) * size_of(dtype), /*read_first=*/true);
+    operation->set_inner(base_->all_reduce(values, count, dtype, op));
+    return staged(std::move(operation));
+  }
+  Request broadcast(std::span<std::byte> bytes, int root) override {
+    auto operation = begin();
+    std::byte* values = operation->writable(bytes.data(), bytes.size(), /*read_first=*/rank() == root);
+    operation->set_inner(base_->broadcast({values, bytes.size()}, root));
+    return staged(std::move(operation));
+  }
+  Request barrier() override { return base_->barrier(); }
+
+  void progress() override { base_->progress(); }
+  bool progresses_anywhere() const override { return base_->progresses_anywhere(); }
+  std::unique_ptr<Transport> split(int color, int key) override {
+    return std::make_unique<StagedTransport>(base_->split(color, key), pool_);
+  }
+  int host_leader() override { return base_->host_leader(); }
+  std::unique_ptr<SharedMemory> share(size_t bytes) override { return base_->share(bytes); }
+
+ private:
+  std::unique_ptr<StagedOperation> begin() { return std::make_unique<StagedOperation>(pool_); }
+
+  // The operation itself where nothing was copied.
+  static Request staged(std::unique_ptr<StagedOperation> operation) {
+    if (!operation->is_staged()) return std::move(operation->inner());
+    std::string what = operation->inner().what();
+    Request request(std::move(what), std::move(operation));
+    request.hide();  // the operation beneath shows
+    return request;
+  }
+
+  std::unique_ptr<Transport> base_;
+  std::shared_ptr<StagingPool> pool_;
+};
+
+}  // namespace
+
+std::unique_ptr<Transport> make_staged_transport(std::unique_ptr<Transport> base,
+                                                 std::shared_ptr<DeviceCopies> device) {
+  return std::make_unique<StagedTransport>(std::move(base), std::make_shared<StagingPool>(std::move(device)));
+}
+
+}  // namespace cadre
