@@ -60,6 +60,7 @@ std::vector<TimesOverRanks> BenchRig::measure(const std::function<void(int64_t)>
 
 double BenchRig::timed_ms(const std::function<void()>& work) {
   arena_.release({});
+  kernels_->synchronize();
   Request together = lane_.data_group().barrier();
   wait(together);
   clock_->start();

@@ -118,11 +118,13 @@ void ExchangeRun::combine() {
   const auto back =
       exchange_->transfer(route_, Direction::to_tokens, by_slot_ ? Unit::slot : Unit::row, combine_format_);
   if (by_slot_) {
+    kernels_->synchronize();
     back->pack({placed_.raw(), placed_.row_bytes(), batch_.row_place});
   } else {
     const Tensor sums = arena_.take("sums", DType::f32, {route_.receive.num_rows(), options_.hidden});
     kernels_->sum_rows(placed_, index_tensor(batch_.row_places), index_tensor(batch_.row_place),
                        vector_tensor(slot_weights_), sums);
+    kernels_->synchronize();
     back->pack({sums.raw(), sums.row_bytes()});
   }
   back->start();
@@ -138,6 +140,7 @@ double ExchangeRun::alltoallv_us() {
   alltoallv_bytes_ = by_hand.crossing_bytes();
   const Tensor weights = vector_tensor(token_weights_);
   by_hand.run(x_, weights, y_);  // touches its pages
+  kernels_->synchronize();
   std::memset(y_.raw(), 0xff, y_.bytes());
   return timed_us([&] { by_hand.run(x_, weights, y_); });
 }
@@ -195,6 +198,7 @@ int64_t ExchangeRun::wrong_results() const {
 }
 
 double ExchangeRun::timed_us(const std::function<void()>& work) const {
+  kernels_->synchronize();
   Request together = world_.barrier();
   wait(together);
   clock_->start();

@@ -5,6 +5,7 @@
 
 #include <atomic>
 #include <cstdlib>
+#include <cstring>
 #include <mutex>
 #include <utility>
 #include <vector>
@@ -46,6 +47,11 @@ void keep(std::byte* data) {
 
 void keep_all_buffers() { keeps_all.store(true); }
 void stop_keeping_buffers() { keeps_all.store(false); }
+
+void Memory::fill(std::byte* data, std::byte value, size_t bytes) {
+  if (data == nullptr || bytes == 0) return;  // as in a dry run
+  std::memset(data, std::to_integer<int>(value), bytes);
+}
 
 Memory& host_memory() {
   static HostMemory memory;

@@ -20,6 +20,12 @@ class Memory {
   // that many.
   virtual std::byte* allocate(size_t bytes) = 0;
   virtual void release(std::byte* data) noexcept = 0;
+
+  // What a device does with its memory it does later, in the order in which it was told to. fill() is one thing more that it
+  // is told; once synchronize() returns all of them are done, and the host may read and write. Of the host's own memory there
+  // is nothing to wait for.
+  virtual void fill(std::byte* data, std::byte value, size_t bytes);
+  virtual void synchronize() {}
 };
 
 // Page-aligned when large (huge pages are asked for).

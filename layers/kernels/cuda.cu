@@ -59,9 +59,17 @@ std::byte* ManagedMemory::allocate(size_t bytes) {
   return memory;
 }
 
+// At the end of a process there may be no driver any more.
 void ManagedMemory::release(std::byte* data) noexcept {
   ranges_.remove(data);
-  std::ignore = cudaFree(data);  // at the end of a process there may be no driver any more
+  std::ignore = cudaStreamSynchronize(stream_.get());
+  std::ignore = cudaFree(data);
+}
+
+void ManagedMemory::fill(std::byte* data, std::byte value, size_t bytes) {
+  if (!reaches(data, bytes)) return Memory::fill(data, value, bytes);
+  CADRE_CUDA(cudaSetDevice(device_));
+  if (bytes > 0) CADRE_CUDA(cudaMemsetAsync(data, std::to_integer<int>(value), bytes, stream_.get()));
 }
 
 ScratchMemory::~ScratchMemory() {
@@ -136,10 +144,12 @@ class CudaClock final : public DeviceClock {
 
 }  // namespace
 
-std::unique_ptr<DeviceClock> CudaMachine::make_clock() const { return std::make_unique<CudaClock>(device_, stream_); }
+std::unique_ptr<DeviceClock> CudaMachine::make_clock() const {
+  return std::make_unique<CudaClock>(device_, stream_.get());
+}
 
-CudaMachine::CudaMachine(int device) : device_(device), memory_(device) {
-  CADRE_CUDA(cudaSetDevice(device));
+CudaMachine::CudaMachine(int device)
+    : device_(device), stream_(device), memory_(device, stream_), copies_(make_cuda_copies(device)) {
   int shares_pages = 0;
   CADRE_CUDA(cudaDeviceGetAttribute(&shares_pages, cudaDevAttrConcurrentManagedAccess, device));
   if (shares_pages == 0) {
@@ -147,26 +157,25 @@ CudaMachine::CudaMachine(int device) : device_(device), memory_(device) {
                 "CUDA device " + std::to_string(device) + " cannot share managed memory with a running host",
                 "GPUs since Pascal can, under Linux; use compute.device=cpu");
   }
-  CADRE_CUDA(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking));
   products_ = std::make_unique<LtProducts>();
 }
 
-CudaMachine::~CudaMachine() { std::ignore = cudaStreamDestroy(stream_); }
+CudaMachine::~CudaMachine() { std::ignore = cudaStreamSynchronize(stream_.get()); }
 
 void CudaMachine::multiply(const ProductShape& shape, const float* a, const float* b, float* d) {
-  products_->multiply(shape, CUDA_R_32F, a, b, d, stream_);
+  products_->multiply(shape, CUDA_R_32F, a, b, d, stream_.get());
 }
 
 void CudaMachine::multiply(const ProductShape& shape, const bf16* a, const bf16* b, float* d) {
-  products_->multiply(shape, CUDA_R_16BF, a, b, d, stream_);
+  products_->multiply(shape, CUDA_R_16BF, a, b, d, stream_.get());
 }
 
 void CudaMachine::multiply_grouped(std::span<const Product<float>> products) {
-  products_->multiply_grouped(products, CUDA_R_32F, stream_);
+  products_->multiply_grouped(products, CUDA_R_32F, stream_.get());
 }
 
 void CudaMachine::multiply_grouped(std::span<const Product<bf16>> products) {
-  products_->multiply_grouped(products, CUDA_R_16BF, stream_);
+  products_->multiply_grouped(products, CUDA_R_16BF, stream_.get());
 }
 
 unsigned CudaMachine::grid(int64_t blocks) {

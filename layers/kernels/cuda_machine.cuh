@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// A Machine (gpu_call.hpp) that is a CUDA device: one stream, managed memory for tensors, scratch memory, launches.
+// A Machine (gpu_call.hpp) that is a CUDA device: one stream, managed memory for tensors, scratch memory, launches. Calls
+// launch and return; the stream is what keeps them in order.
 #pragma once
 
 #include <cstddef>
@@ -8,10 +9,13 @@
 #include <vector>
 
 #include "comm/base/buffer.hpp"
+#include "comm/transport/staged.hpp"
 #include "layers/kernels/cuda_block.cuh"
 #include "layers/kernels/cuda_check.cuh"
+#include "layers/kernels/cuda_stream.cuh"
 #include "layers/kernels/gpu_products.hpp"
 #include "layers/kernels/gpu_ranges.hpp"
+#include "layers/kernels/gpu_staging.hpp"
 
 namespace cadre::gpu {
 
@@ -19,17 +23,21 @@ namespace cadre::gpu {
 // from the start; what does not fit there is refused, though the driver would take it and page.
 class ManagedMemory final : public Memory {
  public:
-  explicit ManagedMemory(int device) : device_(device) {}
+  ManagedMemory(int device, CudaStream& stream) : device_(device), stream_(stream) {}
   std::byte* allocate(size_t bytes) override;
-  void release(std::byte* data) noexcept override;
+  void release(std::byte* data) noexcept override;  // waits for the stream, which may be using it
+  void fill(std::byte* data, std::byte value, size_t bytes) override;
+  void synchronize() override { stream_.wait(); }
   bool reaches(const void* data, size_t bytes) const { return ranges_.contain(data, bytes); }
 
  private:
   int device_;
+  CudaStream& stream_;
   AddressRanges ranges_;
 };
 
-// Device memory for the length of a call. Grows to what the largest call needs.
+// Device memory for the length of a call; that of the next one may be the same, as the stream does one after the other.
+// Grows to what the largest call needs.
 class ScratchMemory {
  public:
   ScratchMemory() = default;
@@ -37,8 +45,9 @@ class ScratchMemory {
   ScratchMemory(const ScratchMemory&) = delete;
   ScratchMemory& operator=(const ScratchMemory&) = delete;
 
-  // Takes back all that was handed out. The device must be done with it.
+  // Takes back all that was handed out. Where it grew, the device must be done with it.
   void reset();
+  bool grew() const { return pieces_.size() > 1; }
   std::byte* take(size_t bytes);  // aligned to 256 bytes
 
  private:
@@ -65,27 +74,28 @@ class CudaMachine {
   std::byte* scratch(size_t bytes) { return scratch_.take(bytes); }
   Memory& memory() { return memory_; }
 
-  void copy_in(std::byte* device, const std::byte* host, size_t bytes) {
-    CADRE_CUDA(cudaMemcpyAsync(device, host, bytes, cudaMemcpyDefault, stream_));
+  std::byte* staging(size_t bytes) { return staging_.take(stream_, bytes); }
+  void copy_in(std::byte* device, const std::byte* staged, size_t bytes) {
+    CADRE_CUDA(cudaMemcpyAsync(device, staged, bytes, cudaMemcpyDefault, stream_.get()));
   }
   void copy_out(void* host, const void* device, size_t bytes) {
-    CADRE_CUDA(cudaMemcpyAsync(host, device, bytes, cudaMemcpyDefault, stream_));
+    CADRE_CUDA(cudaMemcpyAsync(host, device, bytes, cudaMemcpyDefault, stream_.get()));
   }
 
   void copy_on_device(std::byte* to, const std::byte* from, size_t bytes) {
-    CADRE_CUDA(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, stream_));
+    CADRE_CUDA(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, stream_.get()));
   }
   std::unique_ptr<DeviceClock> make_clock() const;
 
   template <class Body>
   void elements(int64_t count, const Body& body) {
-    run_elements<<<grid((count + kThreads - 1) / kThreads), kThreads, 0, stream_>>>(count, body);
+    run_elements<<<grid((count + kThreads - 1) / kThreads), kThreads, 0, stream_.get()>>>(count, body);
     CADRE_CUDA(cudaGetLastError());
   }
   template <class Body>
   void blocks(int64_t count, int64_t shared_floats, const Body& body) {
     const size_t shared_bytes = static_cast<size_t>(shared_floats) * sizeof(float);
-    run_blocks<<<grid(count), kThreads, shared_bytes, stream_>>>(body);
+    run_blocks<<<grid(count), kThreads, shared_bytes, stream_.get()>>>(body);
     CADRE_CUDA(cudaGetLastError());
   }
   void multiply(const ProductShape& shape, const float* a, const float* b, float* d);
@@ -96,17 +106,22 @@ class CudaMachine {
   // The device is the thread's from here on, because ranks may be threads.
   void begin() {
     CADRE_CUDA(cudaSetDevice(device_));
+    if (scratch_.grew()) wait();
     scratch_.reset();
   }
-  void finish() { CADRE_CUDA(cudaStreamSynchronize(stream_)); }
+  Request launched() { return stream_.launched(); }
+  void wait() { stream_.wait(); }
+  void* queue() const { return stream_.get(); }
 
  private:
   static unsigned grid(int64_t blocks);
 
   int device_;
+  CudaStream stream_;
   ManagedMemory memory_;
+  std::shared_ptr<DeviceCopies> copies_;
+  Staging<CudaStream::Mark> staging_{copies_->staging()};
   ScratchMemory scratch_;
-  cudaStream_t stream_ = nullptr;
   std::unique_ptr<LtProducts> products_;
 };
 

@@ -17,13 +17,19 @@ namespace cadre::gpu {
 // What a Machine has, on a device or as its twin:
 //   bool reaches(const void*, size_t)            whether kernels may use that memory
 //   std::byte* scratch(size_t)                   device memory until the next begin(), aligned to 256 bytes
-//   void copy_in(device, host, bytes), copy_out(host, device, bytes), copy_on_device(to, from, bytes)
+//   std::byte* staging(size_t)                   memory of the host that copy_in reads, as it is from then on (gpu_staging.hpp)
+//   void copy_in(device, staging, bytes), copy_out(host, device, bytes), copy_on_device(to, from, bytes)
 //   void elements(count, body), blocks(count, shared_floats, body)
 //   void multiply(ProductShape, const T* a, const T* b, float* d)      T: float or bf16; gpu_products.hpp has the shape
 //   void multiply_grouped(span<const Product<T>>)     several of them, which touch nothing of each other's
 //   Memory& memory()                             memory that kernels reach, and the host too
 //   unique_ptr<DeviceClock> make_clock()         of what is launched
-//   void begin(), finish()                       around a call; finish waits until all is done
+//   void begin()                                 a call begins
+//   Request launched()                           complete when all that was told so far is done
+//   void wait()                                  until then
+//   void* queue()                                of Kernels
+// Copies, launches and products may be done later, in their order. A call that has results in other memory, or returns some,
+// waits for them; any other only launches.
 template <class Machine>
 class Call {
  public:
@@ -54,12 +60,14 @@ class Call {
     const auto [first, last] = std::minmax_element(picked.begin(), picked.end());
     const auto span_bytes = static_cast<size_t>((int64_t{*last} - *first) * rows.stride) + row_bytes;
     if (machine_.reaches(rows.row<float>(*first), span_bytes)) return {rows.base, rows.stride, in<int32_t>(index)};
-    std::vector<std::byte> packed(picked.size() * row_bytes);
+    const size_t bytes = picked.size() * row_bytes;
+    std::byte* here = machine_.scratch(bytes);
+    if (bytes == 0) return {here, 0, nullptr};
+    std::byte* packed = machine_.staging(bytes);
     for (size_t i = 0; i < picked.size(); ++i) {
-      std::memcpy(packed.data() + i * row_bytes, rows.row<float>(picked[i]), row_bytes);
+      std::memcpy(packed + i * row_bytes, rows.row<float>(picked[i]), row_bytes);
     }
-    std::byte* here = machine_.scratch(packed.size());
-    machine_.copy_in(here, packed.data(), packed.size());
+    machine_.copy_in(here, packed, bytes);
     return {here, static_cast<int64_t>(row_bytes), nullptr};
   }
 
@@ -72,7 +80,7 @@ class Call {
   std::vector<T> read(const T* values, int64_t count) {
     std::vector<T> host(static_cast<size_t>(count));
     machine_.copy_out(host.data(), values, host.size() * sizeof(T));
-    machine_.finish();
+    machine_.wait();
     return host;
   }
 
@@ -96,10 +104,10 @@ class Call {
     if (!products.empty()) machine_.multiply_grouped(std::span<const Product>(products));
   }
 
-  // Brings home what was written, and waits.
+  // Brings home what was written.
   void finish() {
     for (const Home& home : homes_) machine_.copy_out(home.host, home.device, home.bytes);
-    machine_.finish();
+    if (!homes_.empty()) machine_.wait();
   }
 
  private:
@@ -112,7 +120,10 @@ class Call {
   std::byte* placed(std::byte* host, size_t bytes, bool read) {
     if (machine_.reaches(host, bytes)) return host;
     std::byte* here = machine_.scratch(bytes);
-    if (read && bytes > 0) machine_.copy_in(here, host, bytes);
+    if (!read || bytes == 0) return here;
+    std::byte* copy = machine_.staging(bytes);
+    std::memcpy(copy, host, bytes);
+    machine_.copy_in(here, copy, bytes);
     return here;
   }
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The whole list of kernels on a Machine (gpu_call.hpp says what that is): f32 tensors, accumulation in fp32, fixed orders
-// of addition. Products with weights: gpu_products.hpp. Each call is complete when it returns. The device's machine is
-// cuda_machine.cuh; tests have one that is a host.
+// of addition. Products with weights: gpu_products.hpp. The device's machine is cuda_machine.cuh; tests have one that is a
+// host.
 #pragma once
 
 #include <memory>
@@ -28,6 +28,8 @@ class GpuKernels final : public Kernels {
 
   std::string_view name() const override { return name_; }
   Memory& memory() const override { return machine_->memory(); }
+  Request launched() const override { return machine_->launched(); }
+  void* queue() const override { return machine_->queue(); }
   const Kernels& fp32() const override { return fp32_ ? *fp32_ : *this; }
   const Kernels& without_fp8() const override { return in_fp8_ ? fp32() : *this; }
   std::unique_ptr<DeviceClock> make_clock() const override { return machine_->make_clock(); }

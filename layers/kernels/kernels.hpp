@@ -3,6 +3,12 @@
 // H hidden, F ffn width, E experts, K top-k, V vocabulary, NH heads, D head dimension. Tensors are row-major views; all
 // floating tensors of one call have the same element type (f32, or f64 where the back end is the reference).
 // Outputs are overwritten unless the comment says "adds". No function allocates from an arena or communicates.
+//
+// A call may return before it is done, as on a device. Calls are done one after the other, so kernels need not care; the host
+// must, for tensors of memory():
+//   - it reads what kernels wrote when launched() of that time is complete, or after synchronize();
+//   - it writes where nothing that was launched reads or writes: after synchronize(), or in Arena::take_host.
+// In memory of the host a call has read and written what it will when it returns.
 #pragma once
 
 #include <cstdint>
@@ -12,6 +18,7 @@
 #include <vector>
 
 #include "comm/base/buffer.hpp"
+#include "comm/transport/request.hpp"
 #include "layers/kernels/device_clock.hpp"
 #include "layers/tensor/parameter.hpp"
 #include "layers/tensor/tensor.hpp"
@@ -98,6 +105,13 @@ class Kernels {
   virtual std::string_view name() const = 0;
   // Where this back end has tensors at hand. It takes others too, and may copy them.
   virtual Memory& memory() const { return host_memory(); }
+  // Complete once all calls so far are done. On a back end whose calls are done when they return, at once.
+  virtual Request launched() const { return {}; }
+  // Waits for them. For code that cannot await: lanes stand still.
+  void synchronize() const { memory().synchronize(); }
+  // What a device is told by this back end, in order, as its own library knows it; null where there is none. For
+  // Transport::follow.
+  virtual void* queue() const { return nullptr; }
   // The same back end with its products in fp32, whatever its own precision is.
   virtual const Kernels& fp32() const { return *this; }
   // The same back end for products that are never in fp8, as those of the head: fp32 instead of it.

@@ -16,7 +16,7 @@ void FurtherToken::shift(Context& ctx, const TokenBatch& batch, Saved& saved) co
   const int64_t length = batch.sequences.length;
   const int64_t left = std::max<int64_t>(length - 1, 0);
   const int64_t num_rows = batch.sequences.batch * left;
-  const auto take = [&] { return ctx.arena.take("further token", DType::i32, {num_rows}); };
+  const auto take = [&] { return ctx.arena.take_host("further token", DType::i32, {num_rows}); };
   saved.num_rows = batch.ids.dim(0);
   saved.kept = take();
   saved.batch = {take(), take(), {batch.sequences.batch, left, take()}};
@@ -52,6 +52,8 @@ Task<FurtherToken::Output> FurtherToken::forward(LaneContext& ctx, TokenBatch ba
   const Tensor y = co_await layer;
   ctx.lane.enter("further token");
   const Tensor losses = head.forward(ctx, head_norm_.forward(ctx, y, saved.head_norm), saved.batch.targets, saved.head);
+  Request computed = ctx.kernels.launched();
+  co_await computed;
   co_return Output{y, ctx.arena.is_dry_run() ? 0.0 : sum_of_losses(losses)};
 }
 
@@ -85,8 +87,8 @@ Task<void> FurtherToken::backward(LaneContext& ctx, Saved& saved, double scale, 
 // dh += the gradient of the rows that were kept.
 void FurtherToken::add_kept_rows(Context& ctx, const Saved& saved, const Tensor& rows, const Tensor& dh) const {
   const ArenaScope scope(ctx.arena);
-  const Tensor offsets = ctx.arena.take("further token", DType::i32, {saved.num_rows + 1});
-  const Tensor order = ctx.arena.take("further token", DType::i32, {rows.dim(0)});
+  const Tensor offsets = ctx.arena.take_host("further token", DType::i32, {saved.num_rows + 1});
+  const Tensor order = ctx.arena.take_host("further token", DType::i32, {rows.dim(0)});
   const Tensor spread = ctx.arena.take("further token", ctx.dtype, {saved.num_rows, hidden_});
   if (!ctx.arena.is_dry_run()) {
     auto* offset = offsets.data<int32_t>();

@@ -108,6 +108,8 @@ Task<Stage::Output> Stage::leave(LaneContext& ctx, TokenBatch batch, Tensor x, S
   ctx.lane.enter("head", -1);
   const Tensor normed = norm_->forward(ctx, x, saved.norm);
   const Tensor losses = head_->forward(ctx, normed, batch.targets, saved.head);
+  Request computed = ctx.kernels.launched();
+  co_await computed;
   Output output{.y = Tensor(), .loss_sum = ctx.arena.is_dry_run() ? 0.0 : sum_of_losses(losses)};
   saved.further.resize(ctx.training ? further_.size() : 0);
   if (!saved.further.empty()) {
@@ -191,7 +193,7 @@ Task<void> Stage::further_backward(LaneContext& ctx, Saved& saved, Tensor d_norm
     Tensor dh = d_normed;
     if (i > 0) {
       dh = ctx.arena.take("further token", ctx.dtype, {saved.further[i].num_rows, config_.hidden_size});
-      if (!ctx.arena.is_dry_run()) dh.fill_zero();
+      if (!ctx.arena.is_dry_run()) ctx.kernels.memory().fill(dh.raw(), std::byte{0}, dh.bytes());
     }
     Task<void> module = further_[i]->backward(ctx, saved.further[i], scale, dy, embedding_at_end(), *head_, dh);
     co_await module;

@@ -42,8 +42,10 @@ void Experts::run(Context& ctx, size_t expert, const Tensor& x, Saved& saved, co
                   ExpertCache* cache) const {
   const Expert& chosen = *experts_[expert];
   const uint64_t version = chosen.version();
+  if (cache != nullptr) ctx.kernels.synchronize();
   if (cache != nullptr && x.dim(0) > 0 && cache->find(&chosen, version, x, y)) return;
   saved.experts[expert] = chosen.forward_into(ctx, x, y);
+  if (cache != nullptr) ctx.kernels.synchronize();
   if (cache != nullptr && x.dim(0) > 0) cache->keep(&chosen, version, x, y);
 }
 

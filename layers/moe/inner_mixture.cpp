@@ -41,6 +41,7 @@ void InnerMixture::choose(Context& ctx, const Tensor& x, Saved& saved) const {
   saved.ids = ctx.arena.take("experts", DType::i32, {rows, options_.inner_top_k});
   saved.weights = ctx.arena.take("experts", ctx.dtype, {rows, options_.inner_top_k});
   std::vector<int64_t> bad;
+  ctx.kernels.synchronize();
   if (!ctx.arena.is_dry_run()) bad = rows_not_finite(logits);
   zero_rows(bad, logits);
   ctx.kernels.softmax(logits, saved.scores);
@@ -74,6 +75,7 @@ void InnerMixture::input_grad_into(Context& ctx, Saved& saved, const Tensor& dy,
   const Tensor d_places = experts_.input_grad(ctx, saved.experts, d_out);
   ctx.kernels.sum_rows(d_places, index_tensor(batch.row_places), index_tensor(batch.row_place), Tensor(), dx);
 
+  ctx.kernels.synchronize();
   if (!ctx.arena.is_dry_run()) routing_weights_grad(kWeights, saved.scores, saved.ids, dweights, dscores);
   ctx.kernels.softmax_grad(saved.scores, dscores, dlogits);
   Context products = ctx.fp32();

@@ -133,6 +133,7 @@ Task<Tensor> MoeLayer::forward(LaneContext& ctx, Tensor x, Saved& saved) const {
   Task<Tensor> combine = bring_home(ctx, saved.expert_out, Weighted::yes, saved);
   const Tensor y = co_await combine;
   if (shared_) ctx.kernels.add(y, shared_y, y);
+  if (!saved.router.scorer.not_finite.empty()) ctx.kernels.synchronize();
   fill_with_nan(saved.router.scorer.not_finite, y);
 
   ctx.lane.enter("expert counts");
@@ -145,6 +146,8 @@ Task<Tensor> MoeLayer::forward(LaneContext& ctx, Tensor x, Saved& saved) const {
 Task<Tensor> MoeLayer::backward(LaneContext& ctx, Saved& saved, Tensor dy) {
   // Output gradients travel to the experts as the tokens did.
   ctx.lane.enter("combine gradient");
+  Request given = ctx.kernels.launched();
+  co_await given;
   const auto rows = ctx.exchange.transfer(saved.route, Direction::to_experts, Unit::row, dispatch_format(ctx));
   rows->pack(elements_of(dy, saved.route.plan.row_token));
   rows->start();
@@ -166,7 +169,10 @@ Task<Tensor> MoeLayer::backward(LaneContext& ctx, Saved& saved, Tensor dy) {
   ctx.kernels.gather_rows(rows_of(received, ctx.dtype, options_.hidden),
                           index_tensor(through(received, saved.batch.place_row)), saved.place_weight, d_out);
   ctx.lane.enter("combine gradient");
-  auto weights_back = send_weights_grad(ctx, received, saved);
+  const Tensor d_weights = weights_grad(ctx, received, saved);
+  Request computed = ctx.kernels.launched();
+  co_await computed;
+  auto weights_back = send_weights_grad(ctx, d_weights, saved);
   ctx.lane.enter("experts gradient");
   Request& weights_home = weights_back->finish();
   Tensor d_places;
@@ -214,8 +220,8 @@ void MoeLayer::make_plan(LaneContext& ctx, int64_t num_tokens, Saved& saved) con
 void MoeLayer::learn_batch(LaneContext& ctx, const SlotRecord* records, Saved& saved) const {
   const ReceiveCounts& receive = saved.route.receive;
   const auto num_slots = receive.num_slots();
-  saved.slot_weight = ctx.arena.take("experts", ctx.dtype, {num_slots});
-  saved.place_weight = ctx.arena.take("experts", ctx.dtype, {num_slots});
+  saved.slot_weight = ctx.arena.take_host("experts", ctx.dtype, {num_slots});
+  saved.place_weight = ctx.arena.take_host("experts", ctx.dtype, {num_slots});
 
   std::vector<int32_t> row_slot_counts(static_cast<size_t>(receive.num_rows()), 0);
   std::vector<int32_t> slot_expert(static_cast<size_t>(num_slots));
@@ -249,6 +255,7 @@ void MoeLayer::learn_batch(LaneContext& ctx, const SlotRecord* records, Saved& s
 Tensor MoeLayer::scaled_shared(LaneContext& ctx, const Tensor& rows) const {
   if (options_.shared_scale == 1.0) return rows;
   const Tensor scaled = ctx.arena.take("moe", ctx.dtype, {rows.dim(0), rows.dim(1)});
+  ctx.kernels.synchronize();
   for (int64_t i = 0; !ctx.arena.is_dry_run() && i < rows.numel(); ++i) {
     set_element(scaled, i, element(rows, i) * options_.shared_scale);
   }
@@ -261,15 +268,16 @@ Task<Tensor> MoeLayer::bring_home(LaneContext& ctx, Tensor places, Weighted weig
   const bool by_slot = ctx.combine == CombineMode::slot_order || ctx.exchange.prefers_slots();
   const RowFormat format = {ctx.dtype, options_.hidden, ctx.wire.combine};
   const auto back = ctx.exchange.transfer(saved.route, Direction::to_tokens, by_slot ? Unit::slot : Unit::row, format);
-  if (by_slot) {
-    back->pack(elements_of(places, saved.batch.row_place));
-  } else {
+  Tensor sums;
+  if (!by_slot) {
     // The slots of a row are added here, so one row goes back for each that came.
-    const Tensor sums = ctx.arena.take("experts", ctx.dtype, {saved.route.receive.num_rows(), options_.hidden});
+    sums = ctx.arena.take("experts", ctx.dtype, {saved.route.receive.num_rows(), options_.hidden});
     ctx.kernels.sum_rows(places, index_tensor(saved.batch.row_places), index_tensor(saved.batch.row_place),
                          weighted == Weighted::yes ? saved.slot_weight : Tensor(), sums);
-    back->pack(elements_of(sums));
   }
+  Request computed = ctx.kernels.launched();
+  co_await computed;
+  back->pack(by_slot ? elements_of(places, saved.batch.row_place) : elements_of(sums));
   back->start();
   Request& rows_home = back->finish();
   co_await rows_home;
@@ -284,28 +292,33 @@ Task<Tensor> MoeLayer::bring_home(LaneContext& ctx, Tensor places, Weighted weig
 
 Tensor MoeLayer::weights_by_token(LaneContext& ctx, const Saved& saved) const {
   const DispatchPlan& plan = saved.route.plan;
-  const Tensor weights = ctx.arena.take("moe", ctx.dtype, {plan.num_slots()});
+  const Tensor weights = ctx.arena.take_host("moe", ctx.dtype, {plan.num_slots()});
   for (int64_t i = 0; !ctx.arena.is_dry_run() && i < plan.num_slots(); ++i) {
     set_element(weights, i, element(saved.router.weights, plan.slots[plan.token_slot[i]]));
   }
   return weights;
 }
 
-std::unique_ptr<RowTransfer> MoeLayer::send_weights_grad(LaneContext& ctx, Elements d_rows, Saved& saved) const {
-  // The expert's rank has both factors.
+// The expert's rank has both factors.
+Tensor MoeLayer::weights_grad(LaneContext& ctx, const Elements& d_rows, const Saved& saved) const {
   const Tensor here = ctx.arena.take("router", ctx.dtype, {saved.slot_weight.dim(0)});
   ctx.kernels.dot_rows(rows_of(d_rows, ctx.dtype, options_.hidden), index_tensor(through(d_rows, saved.batch.slot_row)),
                        saved.expert_out, index_tensor(saved.batch.row_place), here);
+  return here;
+}
+
+std::unique_ptr<RowTransfer> MoeLayer::send_weights_grad(LaneContext& ctx, const Tensor& d_weights,
+                                                         Saved& saved) const {
   const size_t number_bytes = size_of(ctx.dtype);
   auto back = ctx.exchange.transfer(saved.route, Direction::to_tokens, Unit::slot, RowFormat::of_bytes(number_bytes));
-  back->pack({here.raw(), number_bytes});
+  back->pack({d_weights.raw(), number_bytes});
   back->start();
   return back;
 }
 
 Tensor MoeLayer::arrived_weights_grad(LaneContext& ctx, RowTransfer& back, const Saved& saved) const {
   const DispatchPlan& plan = saved.route.plan;
-  const Tensor dweights = ctx.arena.take("router", ctx.dtype, {plan.num_tokens, router_.num_slots()});
+  const Tensor dweights = ctx.arena.take_host("router", ctx.dtype, {plan.num_tokens, router_.num_slots()});
   if (ctx.arena.is_dry_run()) return dweights;
   const size_t number_bytes = size_of(ctx.dtype);
   const Elements home = back.unpack();

@@ -81,9 +81,10 @@ class MoeLayer {
   Task<Tensor> bring_home(LaneContext& ctx, Tensor places, Weighted weighted, Saved& saved) const;
   // The weights of the plan's slots, [slots], token by token.
   Tensor weights_by_token(LaneContext& ctx, const Saved& saved) const;
-  // The gradient of the routing weights from the output gradients as they came to the experts, R rows: on its way home,
-  // one number a slot, and arrived, [T,slots].
-  std::unique_ptr<RowTransfer> send_weights_grad(LaneContext& ctx, Elements d_rows, Saved& saved) const;
+  // The gradient of the routing weights from the output gradients as they came to the experts, R rows: here, one number a
+  // slot, on its way home, and arrived, [T,slots].
+  Tensor weights_grad(LaneContext& ctx, const Elements& d_rows, const Saved& saved) const;
+  std::unique_ptr<RowTransfer> send_weights_grad(LaneContext& ctx, const Tensor& d_weights, Saved& saved) const;
   Tensor arrived_weights_grad(LaneContext& ctx, RowTransfer& back, const Saved& saved) const;
 
   MoeOptions options_;

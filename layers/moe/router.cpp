@@ -57,14 +57,26 @@ void Router::set_dead(const std::vector<int>& experts) {
 
 Task<void> Router::forward(LaneContext& ctx, const Tensor& x, Saved& saved) const {
   const int64_t num_tokens = x.dim(0);
-  saved.num_rerouted = scorer_.forward(ctx, x, alive_, saved.scorer);
+  scorer_.forward(ctx, x, saved.scorer);
   saved.logits = saved.scorer.logits;
   saved.scores = saved.scorer.scores;
   saved.ids = ctx.arena.take("router", DType::i32, {num_tokens, num_slots()});
   saved.weights = ctx.arena.take("router", ctx.dtype, {num_tokens, num_slots()});
-  if (route_at_once(ctx, saved)) co_return;
+  const bool at_once = route_at_once(ctx, saved);
+  Request computed = ctx.kernels.launched();
+  co_await computed;  // the plan is the host's, and needs ids
+  saved.num_rerouted = scorer_.check(ctx, alive_, saved.scorer);
+  if (at_once) {
+    if (!saved.scorer.not_finite.empty()) route_again(ctx, saved);
+    saved.choice = saved.scores;
+    saved.weighed_ids = saved.ids;
+    saved.demand = saved.counts = count_experts(saved.ids, options_.num_experts);
+    co_return;
+  }
 
   scorer_.score(ctx, alive_, saved.scorer);
+  Request scored = ctx.kernels.launched();
+  co_await scored;
   saved.choice = choice_of(ctx, saved);
   Task<void> select = selector_->select(ctx, saved);
   co_await select;
@@ -72,7 +84,7 @@ Task<void> Router::forward(LaneContext& ctx, const Tensor& x, Saved& saved) cons
   if (!ctx.arena.is_dry_run()) saved.demand = saved.counts = count_experts(saved.ids, options_.num_experts);
   if (capacity_.limits(ctx)) {
     if (!options_.capacity.renormalise) {
-      saved.weighed_ids = ctx.arena.take("router", DType::i32, {num_tokens, num_slots()});
+      saved.weighed_ids = ctx.arena.take_host("router", DType::i32, {num_tokens, num_slots()});
       if (saved.ids.numel() > 0) std::memcpy(saved.weighed_ids.raw(), saved.ids.raw(), saved.ids.bytes());
     }
     Task<void> limit = capacity_.limit(ctx, saved);
@@ -100,13 +112,13 @@ std::optional<RouteRule> Router::plain_rule() const {
 // In one kernel, where the back end has it and nothing but the plain rule is asked for.
 bool Router::route_at_once(LaneContext& ctx, Saved& saved) const {
   if (!plain_rule_ || !alive_.empty() || ctx.tokens.num_experts.defined() || capacity_.limits(ctx)) return false;
-  if (!ctx.kernels.route(*plain_rule_, saved.logits, bias_.balance(), saved.scores, saved.ids, saved.weights)) {
-    return false;
-  }
-  saved.choice = saved.scores;
-  saved.weighed_ids = saved.ids;
-  saved.demand = saved.counts = count_experts(saved.ids, options_.num_experts);
-  return true;
+  return ctx.kernels.route(*plain_rule_, saved.logits, bias_.balance(), saved.scores, saved.ids, saved.weights);
+}
+
+// With the logits that check() has put in the place of those that were not finite.
+void Router::route_again(LaneContext& ctx, Saved& saved) const {
+  ctx.kernels.route(*plain_rule_, saved.logits, bias_.balance(), saved.scores, saved.ids, saved.weights);
+  ctx.kernels.synchronize();
 }
 
 // The scores themselves where nothing moves them: then nobody writes to it either.
@@ -115,7 +127,7 @@ Tensor Router::choice_of(LaneContext& ctx, const Saved& saved) const {
                           options_.select.rule == SelectRule::expert_choice ||
                           options_.select.rule == SelectRule::hybrid;
   if (only_reads && alive_.empty() && !bias_.options().moves() && !options_.eligibility.limits()) return saved.scores;
-  const Tensor choice = ctx.arena.take("router", ctx.dtype, {saved.scores.dim(0), saved.scores.dim(1)});
+  const Tensor choice = ctx.arena.take_host("router", ctx.dtype, {saved.scores.dim(0), saved.scores.dim(1)});
   if (ctx.arena.is_dry_run()) return choice;
   bias_.apply(ctx.tokens, saved.scores, choice);
   if (!alive_.empty()) leave_out(alive_, choice);
@@ -137,7 +149,7 @@ void Router::finish_losses(LaneContext& ctx, Saved& saved) const {
 Tensor Router::input_grad(LaneContext& ctx, Saved& saved, const Tensor& dweights) {
   const auto zeros = [&](bool wanted) {
     if (!wanted) return Tensor();
-    const Tensor tensor = ctx.arena.take("router", ctx.dtype, {saved.scores.dim(0), options_.num_experts});
+    const Tensor tensor = ctx.arena.take_host("router", ctx.dtype, {saved.scores.dim(0), options_.num_experts});
     if (!ctx.arena.is_dry_run()) tensor.fill_zero();
     return tensor;
   };

@@ -74,6 +74,7 @@ class Router {
  private:
   std::optional<RouteRule> plain_rule() const;
   bool route_at_once(LaneContext& ctx, Saved& saved) const;
+  void route_again(LaneContext& ctx, Saved& saved) const;
   Tensor choice_of(LaneContext& ctx, const Saved& saved) const;
 
   RouterOptions options_;

@@ -113,12 +113,13 @@ Scorer::Scorer(const std::string& prefix, const ScoreOptions& options) : prefix_
   if (options.noise) noise_.emplace_back(prefix + ".noise", options.hidden, options.num_experts, 0.0);
 }
 
-int64_t Scorer::forward(LaneContext& ctx, const Tensor& input, std::span<const uint8_t> alive, Saved& saved) const {
+void Scorer::forward(LaneContext& ctx, const Tensor& input, Saved& saved) const {
   Tensor x = input;
   if (ctx.training && options_.jitter > 0.0) {
     saved.factors = like(ctx, x);
     x = like(ctx, x);
     if (!ctx.arena.is_dry_run()) {
+      ctx.kernels.synchronize();
       draw_jitter(options_.jitter, prefix_, ctx.tokens, saved.factors);
       multiply(input, saved.factors, x);
     }
@@ -126,6 +127,9 @@ int64_t Scorer::forward(LaneContext& ctx, const Tensor& input, std::span<const u
   saved.logits = gate(ctx, x, saved);
   if (ctx.training && options_.noise) add_noise(ctx, x, saved);
   saved.scores = like(ctx, saved.logits);
+}
+
+int64_t Scorer::check(const LaneContext& ctx, std::span<const uint8_t> alive, Saved& saved) const {
   if (ctx.arena.is_dry_run()) return 0;
   saved.not_finite = rows_not_finite(saved.logits);
   if (!ctx.training) check_finite(saved.not_finite, saved.logits.dim(0), prefix_, ctx.tokens);
@@ -159,7 +163,9 @@ Tensor Scorer::gate(Context& ctx, Tensor x, Saved& saved) const {
   if (coarse_.empty()) return x;
   const Tensor coarse = coarse_.front().forward(products, input, saved.coarse);
   saved.within_group = like(ctx, x);
-  if (!ctx.arena.is_dry_run()) join_levels(coarse, x, saved.within_group);
+  if (ctx.arena.is_dry_run()) return x;
+  ctx.kernels.synchronize();
+  join_levels(coarse, x, saved.within_group);
   return x;
 }
 
@@ -169,7 +175,9 @@ void Scorer::add_noise(LaneContext& ctx, const Tensor& x, Saved& saved) const {
   saved.noise_input = noise_.front().forward(products, x, saved.noise);
   saved.normal = like(ctx, saved.clean);
   saved.logits = like(ctx, saved.clean);
-  if (!ctx.arena.is_dry_run()) draw_noise(prefix_, ctx.tokens, saved);
+  if (ctx.arena.is_dry_run()) return;
+  ctx.kernels.synchronize();
+  draw_noise(prefix_, ctx.tokens, saved);
 }
 
 Tensor Scorer::input_grad(Context& ctx, Saved& saved, const Grads& grads) const {
@@ -188,12 +196,18 @@ Tensor Scorer::input_grad(Context& ctx, Saved& saved, const Grads& grads) const 
   };
   if (saved.noise_input.defined()) {
     const Tensor dv = like(ctx, d);
-    if (!ctx.arena.is_dry_run()) through_noise(saved, grads, d, dv);
+    if (!ctx.arena.is_dry_run()) {
+      ctx.kernels.synchronize();
+      through_noise(saved, grads, d, dv);
+    }
     add_dx(noise_.front(), saved.noise, dv);
   }
   if (!coarse_.empty()) {
     const Tensor d_coarse = ctx.arena.take("router", ctx.dtype, {d.dim(0), options_.coarse_groups});
-    if (!ctx.arena.is_dry_run()) join_levels_grad(saved.within_group, d, d_coarse);
+    if (!ctx.arena.is_dry_run()) {
+      ctx.kernels.synchronize();
+      join_levels_grad(saved.within_group, d, d_coarse);
+    }
     add_dx(coarse_.front(), saved.coarse, d_coarse);
   }
   for (size_t i = layers_.size(); i-- > 1;) {
@@ -201,7 +215,10 @@ Tensor Scorer::input_grad(Context& ctx, Saved& saved, const Grads& grads) const 
     ctx.kernels.activation_grad(Activation::gelu, saved.before_gelu[i - 1], d, d);
   }
   add_dx(layers_.front(), saved.layers.front(), d);
-  if (saved.factors.defined() && !ctx.arena.is_dry_run()) multiply(dx, saved.factors, dx);
+  if (saved.factors.defined() && !ctx.arena.is_dry_run()) {
+    ctx.kernels.synchronize();
+    multiply(dx, saved.factors, dx);
+  }
   return dx;
 }
 

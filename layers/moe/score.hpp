@@ -59,10 +59,12 @@ class Scorer {
     Tensor noise_std = {};
   };
 
-  // The logits, and room for the scores. `alive` [E], or empty: all. Returns how many tokens have their largest logit at an
+  // The logits, and room for the scores.
+  void forward(LaneContext& ctx, const Tensor& x, Saved& saved) const;
+  // Once the logits are computed. `alive` [E], or empty: all. Returns how many tokens have their largest logit at an
   // expert that is not. When a logit is not finite: in training see Saved, so that all ranks get to the end of the step and
   // skip it together; else throws ErrorKind::numerics with the number of tokens and the first of them.
-  int64_t forward(LaneContext& ctx, const Tensor& x, std::span<const uint8_t> alive, Saved& saved) const;
+  int64_t check(const LaneContext& ctx, std::span<const uint8_t> alive, Saved& saved) const;
   // The scores of those logits; zeros where nobody is alive.
   void score(Context& ctx, std::span<const uint8_t> alive, const Saved& saved) const;
   Tensor input_grad(Context& ctx, Saved& saved, const Grads& grads) const;  // dx [T,H]

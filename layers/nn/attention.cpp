@@ -18,7 +18,7 @@ void fill_positions(const Sequences& sequences, int64_t first) {
 NextTokens next_tokens(Arena& arena, std::vector<NextTokens::Span> spans) {
   int64_t num_tokens = 0;
   for (const NextTokens::Span& span : spans) num_tokens += span.count;
-  const Tensor positions = arena.take("positions", DType::i32, {num_tokens});
+  const Tensor positions = arena.take_host("positions", DType::i32, {num_tokens});
   auto* position = positions.data<int32_t>();
   for (const NextTokens::Span& span : spans) {
     for (int64_t t = 0; t < span.count; ++t) *position++ = static_cast<int32_t>(span.first + t);

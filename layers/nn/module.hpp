@@ -44,8 +44,8 @@ void write_grad(Parameter& parameter, Write&& write) {
 }
 
 // The gradient, filled with zeros first when this is the first gradient of the step: for kernels that only add.
-inline const Tensor& cleared_grad(Parameter& parameter) {
-  if (parameter.grad_is_zero) parameter.grad.fill_zero();
+inline const Tensor& cleared_grad(const Kernels& kernels, Parameter& parameter) {
+  if (parameter.grad_is_zero) kernels.memory().fill(parameter.grad.raw(), std::byte{0}, parameter.grad.bytes());
   parameter.grad_is_zero = false;
   return parameter.grad;
 }

@@ -34,11 +34,12 @@ Tensor Norm::input_grad(Context& ctx, Saved& saved, const Tensor& dy) const {
 }
 
 void Norm::weight_grad(Context& ctx, const Saved& saved) {
-  const Tensor& dweight = cleared_grad(weight_);
+  const Tensor& dweight = cleared_grad(ctx.kernels, weight_);
   if (options_.kind == NormKind::rms) {
     ctx.kernels.rms_norm_weight_grad(saved.dy, saved.x, saved.rstd, dweight);
   } else {
-    ctx.kernels.layer_norm_weight_grad(saved.dy, saved.x, saved.mean, saved.rstd, dweight, cleared_grad(*bias_));
+    ctx.kernels.layer_norm_weight_grad(saved.dy, saved.x, saved.mean, saved.rstd, dweight,
+                                       cleared_grad(ctx.kernels, *bias_));
   }
 }
 

@@ -2,7 +2,7 @@
 #include "layers/tensor/arena.hpp"
 
 #include <algorithm>
-#include <cstring>
+#include <utility>
 
 namespace cadre {
 namespace {
@@ -13,21 +13,40 @@ constexpr size_t kBlockBytes = size_t{8} << 20;
 
 void Arena::reserve(size_t bytes) {
   CADRE_ASSERT(used_bytes_ == 0);
-  if (!is_dry_run() && blocks_.empty()) add_block(bytes);
+  if (!is_dry_run() && blocks_.list.empty()) blocks_.add(bytes);
 }
 
 void Arena::lend(std::span<std::byte> memory) {
-  CADRE_ASSERT(used_bytes_ == 0 && blocks_.empty());
-  blocks_.push_back({memory, Buffer()});
+  CADRE_ASSERT(used_bytes_ == 0 && blocks_.list.empty());
+  blocks_.list.push_back({memory, Buffer()});
 }
 
-void Arena::add_block(size_t bytes) {
-  Buffer buffer(bytes, *memory_);
-  const std::span<std::byte> memory = buffer.span();
-  blocks_.push_back({memory, std::move(buffer)});
+void Arena::Blocks::add(size_t bytes) {
+  Buffer buffer(bytes, *memory);
+  const std::span<std::byte> whole = buffer.span();
+  list.push_back({whole, std::move(buffer)});
+}
+
+std::byte* Arena::Blocks::carve(size_t bytes) {
+  while (place.block < list.size() && place.offset + bytes > list[place.block].memory.size()) {
+    ++place.block;
+    place.offset = 0;
+  }
+  if (place.block == list.size()) add(std::max(bytes, kBlockBytes));
+  std::byte* data = list[place.block].memory.data() + place.offset;
+  place.offset += bytes;
+  return data;
 }
 
 Tensor Arena::take(std::string_view label, DType dtype, std::initializer_list<int64_t> shape) {
+  return take_from(blocks_, label, dtype, shape);
+}
+
+Tensor Arena::take_host(std::string_view label, DType dtype, std::initializer_list<int64_t> shape) {
+  return take_from(blocks_.memory == &host_memory() ? blocks_ : host_blocks_, label, dtype, shape);
+}
+
+Tensor Arena::take_from(Blocks& blocks, std::string_view label, DType dtype, std::initializer_list<int64_t> shape) {
   const Tensor shaped(nullptr, dtype, shape);
   const size_t bytes = whole_cache_lines(shaped.bytes());
   used_bytes_ += bytes;
@@ -37,27 +56,16 @@ Tensor Arena::take(std::string_view label, DType dtype, std::initializer_list<in
     return shaped;
   }
   peak_bytes_ = std::max(peak_bytes_, used_bytes_);
-  std::byte* data = carve(bytes);
-  if (poison_ && bytes > 0) std::memset(data, 0xff, bytes);
+  std::byte* data = blocks.carve(bytes);
+  if (poison_) blocks.memory->fill(data, std::byte{0xff}, bytes);
   return Tensor(data, dtype, shape);
 }
 
-std::byte* Arena::carve(size_t bytes) {
-  while (block_ < blocks_.size() && offset_ + bytes > blocks_[block_].memory.size()) {
-    ++block_;
-    offset_ = 0;
-  }
-  if (block_ == blocks_.size()) add_block(std::max(bytes, kBlockBytes));
-  std::byte* data = blocks_[block_].memory.data() + offset_;
-  offset_ += bytes;
-  return data;
-}
-
-Arena::Mark Arena::mark() const { return {block_, offset_, used_bytes_, lines_.size()}; }
+Arena::Mark Arena::mark() const { return {blocks_.place, host_blocks_.place, used_bytes_, lines_.size()}; }
 
 void Arena::release(const Mark& mark) {
-  block_ = mark.block;
-  offset_ = mark.offset;
+  blocks_.place = mark.place;
+  host_blocks_.place = mark.host_place;
   used_bytes_ = mark.used_bytes;
   lines_.resize(mark.num_lines);
 }

@@ -22,7 +22,7 @@ class Arena {
 
   // `poison` fills every tensor with NaN when it is handed out, so that an element nobody wrote shows.
   explicit Arena(Mode mode = Mode::real, bool poison = false, Memory& memory = host_memory())
-      : mode_(mode), poison_(poison), memory_(&memory) {}
+      : mode_(mode), poison_(poison), blocks_(memory) {}
 
   bool is_dry_run() const { return mode_ == Mode::dry_run; }
 
@@ -36,10 +36,20 @@ class Arena {
   // undefined.
   Tensor take(std::string_view label, DType dtype, std::initializer_list<int64_t> shape);
 
+  // The same for a tensor that the host writes while a device is at work on others: in memory of the host, of which kernels
+  // of the device take a copy when they are called.
+  Tensor take_host(std::string_view label, DType dtype, std::initializer_list<int64_t> shape);
+
+  // Where the next tensor is carved from.
+  struct Place {
+    size_t block = 0;
+    size_t offset = 0;  // first free byte in it
+  };
+
   // Everything taken after `mark` is given back by `release(mark)`.
   struct Mark {
-    size_t block = 0;
-    size_t offset = 0;
+    Place place;
+    Place host_place;
     size_t used_bytes = 0;
     size_t num_lines = 0;
   };
@@ -62,16 +72,23 @@ class Arena {
     Buffer owned;  // empty where the memory is lent
   };
 
-  std::byte* carve(size_t bytes);
-  void add_block(size_t bytes);
+  struct Blocks {
+    explicit Blocks(Memory& of) : memory(&of) {}
+    std::byte* carve(size_t bytes);
+    void add(size_t bytes);
+
+    Memory* memory;
+    std::vector<Block> list;
+    Place place;
+  };
+
+  Tensor take_from(Blocks& blocks, std::string_view label, DType dtype, std::initializer_list<int64_t> shape);
   void note_peak();
 
   Mode mode_;
   bool poison_;
-  Memory* memory_;
-  std::vector<Block> blocks_;
-  size_t block_ = 0;   // the block that is carved from now
-  size_t offset_ = 0;  // first free byte in it
+  Blocks blocks_;
+  Blocks host_blocks_{host_memory()};  // none where blocks_ are the host's
   size_t used_bytes_ = 0;
   size_t peak_bytes_ = 0;
   std::vector<Line> lines_;  // dry run only

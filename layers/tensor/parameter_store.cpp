@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "layers/tensor/parameter_store.hpp"
 
-#include <cstring>
-
 #include "comm/base/check.hpp"
 #include "comm/base/random.hpp"
 
@@ -56,7 +54,7 @@ void ParameterStore::allocate(DType dtype, bool with_grad, bool dry_run, Memory&
   const std::vector<size_t>& offsets = parameter_start_;
   values_ = Buffer(dry_run ? 0 : value_bytes(), memory, Lent::never);
   grads_ = Buffer(dry_run ? 0 : grad_bytes(), memory);
-  if (!grads_.empty()) std::memset(grads_.data(), 0, grads_.bytes());
+  memory.fill(grads_.data(), std::byte{0}, grads_.bytes());
 
   for (size_t i = 0; i < parameters_.size(); ++i) {
     Parameter& parameter = *parameters_[i];
@@ -90,6 +88,7 @@ std::vector<size_t> ParameterStore::lay_out() {
 
 void ParameterStore::initialise(uint64_t seed) {
   if (values_.empty()) return;
+  memory_->synchronize();
   for (Parameter* parameter : parameters_) {
     for (const ParameterPart& part : parameter->parts) {
       const Tensor rows = parameter->value.rows(part.first_row, part.num_rows);
@@ -136,7 +135,8 @@ void ParameterStore::complete_grads() {
 void ParameterStore::complete_grads(int bucket) {
   for (size_t i = 0; i < parameters_.size(); ++i) {
     const Parameter& parameter = *parameters_[i];
-    if (bucket_of_[i] == bucket && parameter.grad.defined() && parameter.grad_is_zero) parameter.grad.fill_zero();
+    if (bucket_of_[i] != bucket || !parameter.grad.defined() || !parameter.grad_is_zero || grads_.empty()) continue;
+    memory_->fill(parameter.grad.raw(), std::byte{0}, parameter.grad.bytes());
   }
 }
 

@@ -17,6 +17,7 @@ void append_parts(const Parameter& parameter, const Tensor& whole, std::string_v
 }  // namespace
 
 std::vector<NamedTensor> name_values(const ParameterStore& store, const ParameterChoice& chosen) {
+  store.memory().synchronize();
   std::vector<NamedTensor> tensors;
   for (const Parameter* parameter : store.parameters()) {
     if (chosen(*parameter)) append_parts(*parameter, parameter->value, "", tensors);

@@ -21,7 +21,8 @@ struct NamedTensor {
 using ParameterChoice = std::function<bool(const Parameter&)>;
 inline bool any_parameter(const Parameter& /*parameter*/) { return true; }
 
-// The chosen parameters; each part of a fused one is a tensor of its own.
+// The chosen parameters; each part of a fused one is a tensor of its own. Nothing is under way in the memory of the store
+// then, nor in that of its optimizer: the host may read and write.
 std::vector<NamedTensor> name_values(const ParameterStore& store, const ParameterChoice& chosen);
 
 // The values that files hold once more under other names (Parameter::copies).

@@ -59,6 +59,7 @@ std::vector<float> run_expert(StoredModel& model, int layer, int expert, const s
   const MoeLayer& moe = worker.model().stage_with(layer)->block(layer).moe();
   const Tensor y = ctx.arena.take("experts", x.dtype(), {num_rows, hidden});
   moe.expert(expert).forward_into(ctx, x, y);
+  ctx.kernels.synchronize();
   return {y.data<float>(), y.data<float>() + y.numel()};
 }
 
@@ -72,6 +73,7 @@ std::vector<LayerSurvey> survey_experts(StoredModel& model, const BatchReader& r
     Model::Saved saved;
     Task<void> pass = forward_into(saved, worker.model(), ctx, probe.tokens());
     worker.run(pass);
+    ctx.kernels.synchronize();
     for (const int layer : moe_layers_of(model.config().model)) {
       const MoeLayer::Saved& moe = saved.stages.front().blocks[static_cast<size_t>(layer)].moe;
       surveys.push_back({.layer = layer,

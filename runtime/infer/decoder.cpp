@@ -40,8 +40,8 @@ LaneContext Decoder::context(const NextTokens& tokens) {
   ctx.routed = &routed_;
   ctx.decoding = true;
   const int64_t num_rows = tokens.positions.dim(0);
-  const Tensor task = ctx.arena.take("decode", DType::i32, {num_rows});
-  const Tensor num_experts = ctx.arena.take("decode", DType::i32, {num_rows});
+  const Tensor task = ctx.arena.take_host("decode", DType::i32, {num_rows});
+  const Tensor num_experts = ctx.arena.take_host("decode", DType::i32, {num_rows});
   const auto is_limited = [](const Slot& slot) { return slot.facts.num_experts > 0; };
   int64_t row = 0;
   for (size_t slot = 0; slot < slots_.size(); ++slot) {
@@ -79,7 +79,7 @@ Tensor Decoder::read(const std::vector<Reading>& readings) {
 
 Task<void> Decoder::read_into(Tensor& logits, LaneContext& ctx, const std::vector<Reading>& readings,
                               NextTokens tokens) {
-  const Tensor ids = ctx.arena.take("decode", DType::i32, {tokens.positions.dim(0)});
+  const Tensor ids = ctx.arena.take_host("decode", DType::i32, {tokens.positions.dim(0)});
   std::vector<int32_t> wanted;
   int64_t row = 0;
   for (const Reading& reading : readings) {
@@ -98,6 +98,8 @@ Task<void> Decoder::read_into(Tensor& logits, LaneContext& ctx, const std::vecto
   const Tensor rows = take(num_wanted);
   ctx.kernels.gather_rows(hidden, Tensor(wanted.data(), DType::i32, {num_wanted}), Tensor(), rows);
   logits = worker_.model().last_stage().logits(ctx, rows);
+  Request computed = ctx.kernels.launched();
+  co_await computed;
 }
 
 std::vector<std::vector<int32_t>> Decoder::guess(const std::vector<std::span<const int32_t>>& texts,
@@ -126,7 +128,7 @@ Task<void> Decoder::guess_into(std::vector<std::vector<int32_t>>& guesses, LaneC
   const auto num_layers = static_cast<size_t>(worker_.model().config().num_hidden_layers);
   Tensor h = rows_of(tokens);
   for (int module = 0; module < num_guesses(); ++module) {
-    const Tensor ids = ctx.arena.take("decode", DType::i32, {h.dim(0)});
+    const Tensor ids = ctx.arena.take_host("decode", DType::i32, {h.dim(0)});
     std::vector<int32_t> last_rows;
     int64_t row = 0;
     for (size_t slot = 0; slot < texts.size(); ++slot) {
@@ -142,6 +144,8 @@ Task<void> Decoder::guess_into(std::vector<std::vector<int32_t>>& guesses, LaneC
     const Tensor last = take(num_texts);
     ctx.kernels.gather_rows(y, Tensor(last_rows.data(), DType::i32, {num_texts}), Tensor(), last);
     const Tensor logits = stage.further_logits(ctx, module, last);
+    Request computed = ctx.kernels.launched();
+    co_await computed;
     int64_t at = 0;
     for (size_t slot = 0; slot < texts.size(); ++slot) {
       if (tokens.spans[slot].count == 0) continue;
@@ -154,7 +158,8 @@ Task<void> Decoder::guess_into(std::vector<std::vector<int32_t>>& guesses, LaneC
 
 // The hidden rows of these tokens, tails first; tails become what the next call needs of them.
 Tensor Decoder::rows_of(const NextTokens& tokens) {
-  const Tensor rows = take(tokens.positions.dim(0));
+  const Tensor rows =
+      worker_.arena().take_host("decode", DType::f32, {tokens.positions.dim(0), worker_.model().config().hidden_size});
   float* to = rows.data<float>();
   const int64_t width = rows.dim(1);
   for (size_t slot = 0; slot < slots_.size(); ++slot) {

@@ -67,6 +67,7 @@ class TokenScorer {
     worker_.store().forget_grads();
     Executor(worker_, program_of(config_)).run(work, local, config_.parallel.overlap ? Overlap::on : Overlap::off);
     worker_.finish_gradient_reduction();
+    worker_.kernels().synchronize();
     for (const Parameter* parameter : worker_.store().parameters()) {
       if (!parameter->grad.defined() || !worker_.is_first_holder(*parameter)) continue;
       for (const ParameterPart& part : parameter->parts) {

@@ -2,7 +2,6 @@
 #include "runtime/optim/adamw.hpp"
 
 #include <algorithm>
-#include <cstring>
 
 namespace cadre {
 
@@ -16,7 +15,7 @@ AdamW::AdamW(ParameterStore& store, const TrainConfig& config) : config_(config)
     bytes += 2 * whole_cache_lines(shape.bytes());
   }
   buffer_ = Buffer(bytes, store.memory(), Lent::never);
-  if (bytes > 0) std::memset(buffer_.data(), 0, bytes);
+  store.memory().fill(buffer_.data(), std::byte{0}, bytes);
   std::byte* next = buffer_.data();
   for (Moments& moments : moments_) {
     for (Tensor* moment : {&moments.first, &moments.second}) {

@@ -20,7 +20,7 @@ Task<void> forward_here(Worker& worker, LaneContext& ctx, MicroBatch& micro_batc
     const auto at = static_cast<size_t>(stage->place().index);
     if (route[at] != worker.row()) continue;
     if (at > 0 && route[at - 1] != worker.row()) {
-      x = ctx.arena.take("pipeline", DType::f32, {micro_batch.num_tokens(), hidden});
+      x = ctx.arena.take_host("pipeline", DType::f32, {micro_batch.num_tokens(), hidden});
       ctx.lane.enter("receive activations", -1);
       Request arrived;
       if (x.bytes() > 0) arrived = pipeline.receive({x.raw(), x.bytes()}, route[at - 1], stage->place().index);
@@ -30,6 +30,8 @@ Task<void> forward_here(Worker& worker, LaneContext& ctx, MicroBatch& micro_batc
     Tensor y;
     Task<void> pass = forward(*stage, ctx, micro_batch, x, saved, y, local);
     co_await pass;
+    Request computed = worker.kernels().launched();
+    co_await computed;
     if (watch) watch(index, *stage, saved, y);
     x = y;
     if (stage->place().is_last() || route[at + 1] == worker.row()) continue;

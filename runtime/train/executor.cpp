@@ -175,6 +175,10 @@ Task<void> Executor::forward_pass(Live& one) {
   Tensor y;
   Task<void> pass = cadre::forward(one.stage, one.context, one.batch, x, one.saved, y, *local_);
   co_await pass;
+  if (work_->forward_done || y.defined()) {  // the host reads them
+    Request computed = worker_.kernels().launched();
+    co_await computed;
+  }
   if (work_->forward_done) work_->forward_done(one.chunk.micro_batch, one.stage, one.saved, y);
   hand_on(work, y);
 }
@@ -192,6 +196,10 @@ Task<void> Executor::backward_pass(Live& one, Stage::Weights weights) {
   }
   Task<Tensor> pass = one.stage.backward(one.context, one.saved, dy, weights, std::move(done));
   const Tensor dx = co_await pass;
+  if (dx.defined()) {
+    Request computed = worker_.kernels().launched();
+    co_await computed;
+  }
   hand_on(work, dx);
 }
 

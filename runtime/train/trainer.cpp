@@ -38,18 +38,19 @@ void prepare_folder(const RunConfig& config) {
   fs::remove(fs::path(config.out) / "FINISHED");
 }
 
-Worker make_worker(Communicator world, const RunConfig& config) {
-  const WorkerOptions options = training_options(config, world);
+Worker make_worker(Communicator world, const RunConfig& config, const KernelMaker& make_kernels) {
+  WorkerOptions options = training_options(config, world);
+  options.make_kernels = make_kernels;
   return Worker(std::move(world), options);
 }
 
 }  // namespace
 
-Trainer::Trainer(Communicator world, const RunConfig& config, PartnerCopies* copies)
+Trainer::Trainer(Communicator world, const RunConfig& config, PartnerCopies* copies, const KernelMaker& make_kernels)
     : config_(config),
       tokenizer_files_(read_tokenizer_files(config.data.tokenizer)),
       dataset_(open_dataset(config.data, config.model.vocab_size)),
-      worker_(make_worker(std::move(world), config)),
+      worker_(make_worker(std::move(world), config, make_kernels)),
       train_reader_(dataset_.train, config.data.sequence_length, config.train.batch,
                     static_cast<uint64_t>(config.seed)),
       executor_(worker_, program_of(config)),
@@ -330,6 +331,7 @@ void Trainer::check_agreement() {
 }
 
 void Trainer::update_routers(const GlobalStep& global) {
+  worker_.kernels().synchronize();  // they write buffers of routers
   for (const auto& [layer, router] : routers_here()) {
     std::vector<int64_t> statistics = router->take_statistics();
     worker_.sum_over_stage(worker_.model().stage_with(layer)->place().index, statistics);

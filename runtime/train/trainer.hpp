@@ -25,7 +25,8 @@ class Trainer {
   // Collective over `world`. Opens the data, builds the model, resumes when the configuration and the output folder say
   // so. Throws before the first step on anything that cannot run. `copies` outlives the trainer: what one that lost ranks
   // left there is what the next goes on from.
-  Trainer(Communicator world, const RunConfig& config, PartnerCopies* copies = nullptr);
+  Trainer(Communicator world, const RunConfig& config, PartnerCopies* copies = nullptr,
+          const KernelMaker& make_kernels = {});
 
   // Runs all steps that are left, then evaluates, saves and marks the run as finished. When a rank was asked to stop
   // (StopSignals), all ranks save after the same step and return, and the run is not marked.

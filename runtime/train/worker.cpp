@@ -88,12 +88,13 @@ Worker::Worker(Communicator world, const WorkerOptions& options)
       pipeline_group_(world_.split(grid_.pipeline_group(world_.rank()), world_.rank(), "pipeline")),
       engine_(options.exchange.deadline_s),
       poller_({.polls_per_exchange = options.exchange.polls}),
-      kernels_(make_kernels(world_, options.compute, options.row_bits)),
+      kernels_(options.make_kernels ? options.make_kernels() : make_kernels(world_, options.compute, options.row_bits)),
       combine_(combine_mode(options.exchange)),
       wire_(wire_formats(options.exchange)),
       maps_(place_experts(options.model, options.parallel, grid_.expert)),
       model_(options.model, routes_.stages_of(row()), maps_, grid_.expert_rank(world_.rank())) {
   check_same_maps(world_, maps_, options.model, options.parallel.placement);
+  transport_follows_ = world_.transport().follow(kernels_->queue());
   for (int lane = 0; lane < options.num_lanes; ++lane) {
     spaces_.push_back(std::make_unique<LaneSpace>(make_lane(world_, grid_, lane), nullptr,
                                                   Arena(Arena::Mode::real, /*poison=*/false, kernels_->memory())));
@@ -222,6 +223,8 @@ void Worker::start_gradient_reduction(int stage, int bucket) {
   const size_t index = local_index(stage);
   const int stored = first_bucket_[index] + bucket;
   store_.complete_grads(stored);
+  // Sums of holders are added by the host; so is all else where the transport does not follow the device.
+  if (!transport_follows_ || embedding_group_ || replica_group_) kernels_->synchronize();
   Stage& reduced = *model_.stages()[index];
   Position at = {.step = lane().position.step, .phase = reduction_phase(reduced, bucket)};
   if (reduced.is_block(bucket)) at.layer = reduced.layers().first + bucket - 1;
@@ -283,6 +286,7 @@ void Worker::add_embedding_copy() {
   const Parameter* const copy = model_.stages().back()->embedding_copy();
   if (table == nullptr || copy == nullptr) return;
   kernels_->add(table->grad, copy->grad, table->grad);
+  kernels_->synchronize();
   std::memcpy(copy->grad.raw(), table->grad.raw(), table->grad.bytes());
 }
 
@@ -304,6 +308,7 @@ void Worker::sum_over_stage(int stage, std::vector<int64_t>& values) const {
 }
 
 uint64_t Worker::gradient_hash() const {
+  kernels_->synchronize();
   Digester digester;
   for (const Parameter* parameter : store_.parameters()) {
     if (parameter->grad.defined()) digester.append({parameter->grad.raw(), parameter->grad.bytes()});

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <deque>
+#include <functional>
 #include <memory>
 #include <optional>
 
@@ -19,6 +20,9 @@
 
 namespace cadre {
 
+// Makes the back end of a worker, in place of that which a configuration names.
+using KernelMaker = std::function<std::unique_ptr<Kernels>()>;
+
 struct WorkerOptions {
   ModelConfig model;
   ParallelConfig parallel;
@@ -30,6 +34,7 @@ struct WorkerOptions {
   int64_t max_tokens = 0;                   // that one forward pass on this rank is expected to take
   size_t activation_bytes = 0;              // that it is expected to need; 0: not known
   int num_lanes = 1;                        // micro-batches under way at once, the same on all ranks
+  KernelMaker make_kernels = {};            // none: what `compute` says
 };
 
 // All that one micro-batch under way has for itself.
@@ -127,6 +132,7 @@ class Worker {
   Engine engine_;
   Poller poller_;
   std::unique_ptr<Kernels> kernels_;
+  bool transport_follows_ = false;  // what the kernels launch
   std::vector<std::unique_ptr<LaneSpace>> spaces_;
   std::string exchange_reason_;
   CombineMode combine_;

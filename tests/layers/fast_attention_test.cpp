@@ -76,6 +76,7 @@ TEST_P(FastAttention, Forward) {
   const Tensor actual = like(dout);
   const Tensor actual_lse = arena.take("lse", DType::f32, {shape.batch, shape.num_heads, shape.q_len});
   fast->attention(shape, q, k, v, actual, actual_lse);
+  fast->synchronize();
   // |v| < 5, and a sum of kv_len terms whose sizes add up to below 5
   const double sum_error = 5 * u * static_cast<double>(shape.kv_len);
   test::expect_near(test::values_of(actual), test::values_of(out), 5 * probability_error() + sum_error);
@@ -83,6 +84,7 @@ TEST_P(FastAttention, Forward) {
 
   const Tensor again = like(dout);
   fast->attention(shape, q, k, v, again, actual_lse);
+  fast->synchronize();
   EXPECT_EQ(std::memcmp(again.raw(), actual.raw(), actual.bytes()), 0);
 }
 
@@ -90,6 +92,7 @@ TEST_P(FastAttention, Backward) {
   const Tensor actual[] = {like(q), like(k), like(v)};
   const Tensor expected[] = {like(q), like(k), like(v)};
   fast->attention_grad(shape, q, k, v, out, lse, dout, actual[0], actual[1], actual[2]);
+  fast->synchronize();
   reference->attention_grad(shape, q, k, v, out, lse, dout, expected[0], expected[1], expected[2]);
   // dout v^T and <dout, out> are sums of value_dim terms of about 1, their size below 10 sqrt(value_dim); ds is p of
   // that. dq sums over keys, whose p add up to 1; dk and dv over queries and the heads of a group, p at most 1 each.
@@ -126,6 +129,7 @@ TEST_P(FastAttention, ValuesMayBePartOfTheKeys) {
     const Tensor outs[] = {take(), take()};
     kernels->attention(within, q, k, k, outs[0], lse);
     kernels->attention(within, q, k, values, outs[1], lse);
+    kernels->synchronize();
     // The same additions, but strides decide how BLAS groups them.
     test::expect_near(test::values_of(outs[0]), test::values_of(outs[1]), 10 * static_cast<double>(shape.kv_len) * u);
   }

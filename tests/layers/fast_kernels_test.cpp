@@ -66,14 +66,17 @@ TEST_P(FastKernels, NaNAndInfinityPassThrough) {
   const Tensor y = out({3});
   for (const Activation kind : {Activation::relu, Activation::silu, Activation::gelu}) {
     fast->activation(kind, x, y);
+    fast->synchronize();
     EXPECT_TRUE(std::isnan(y.data<float>()[0]));
     EXPECT_EQ(y.data<float>()[1], inf);
   }
   fast->sigmoid(x, y);
+  fast->synchronize();
   EXPECT_TRUE(std::isnan(y.data<float>()[0]));
   EXPECT_EQ(y.data<float>()[1], 1.0F);
   EXPECT_EQ(y.data<float>()[2], 0.0F);
   fast->softmax(x, y);
+  fast->synchronize();
   EXPECT_TRUE(std::isnan(y.data<float>()[2]));
 }
 
@@ -233,6 +236,7 @@ TEST_P(FastKernels, SoftmaxOfMaskedScores) {
   const Tensor x = test::tensor_of(arena, DType::f32, {1, 4}, {-inf, 2.0, -inf, 2.0});
   const Tensor y = out({1, 4});
   fast->softmax(x, y);
+  fast->synchronize();
   EXPECT_EQ(test::values_of(y), (std::vector<double>{0.0, 0.5, 0.0, 0.5}));
 }
 
@@ -243,6 +247,7 @@ TEST_P(FastKernels, CrossEntropy) {
     const Tensor losses[] = {out({4}), out({4})};
     fast->cross_entropy(logits, targets, losses[0]);
     reference->cross_entropy(logits, targets, losses[1]);
+    fast->synchronize();
     EXPECT_EQ(losses[0].data<float>()[1], 0.0F);
     // The logarithm's error is the sum's relative error; the loss itself, below 64, is rounded.
     expect_absolute(losses[0], losses[1], kSumError + 36 * u + 64 * u);

@@ -11,6 +11,7 @@
 #include "layers/kernels/gpu_fp8.hpp"
 #include "layers/kernels/gpu_ranges.hpp"
 #include "layers/kernels/gpu_router.hpp"
+#include "layers/kernels/gpu_staging.hpp"
 #include "layers/moe/eligibility.hpp"
 #include "layers/moe/weights.hpp"
 #include "tests/support/gpu_twin_machine.hpp"
@@ -108,6 +109,50 @@ TEST(GpuRanges, ContainWhatLiesWithinOneAllocation) {
   EXPECT_TRUE(ranges.contain(at + 30, 5));
 }
 
+// A device that is as far as it is told.
+struct CountingQueue {
+  int told = 0;
+  int done = 0;
+  int waits = 0;
+  int mark() const { return told; }
+  bool is_past(int mark) const { return done >= mark; }
+  void wait_for(int mark) {
+    ++waits;
+    done = std::max(done, mark);
+  }
+};
+
+TEST(GpuStaging, IsUsedAgainOnceTheDeviceIsPastIt) {
+  CountingQueue queue;
+  gpu::Staging<int> staging(host_memory(), 1024, 3);
+  std::byte* const first = staging.take(queue, 1000);
+  ++queue.told;
+  std::byte* const second = staging.take(queue, 1000);
+  EXPECT_NE(second, first) << "the device has not copied from it";
+  ++queue.told;
+  queue.done = 1;
+  EXPECT_EQ(staging.take(queue, 500), first);
+  EXPECT_EQ(staging.take(queue, 512), first + 512) << "what is left of a piece is used";
+  ++queue.told;
+  EXPECT_NE(staging.take(queue, 1024), second);
+  ++queue.told;
+  EXPECT_EQ(queue.waits, 0);
+  EXPECT_EQ(staging.take(queue, 1), second) << "of three pieces the first, for which it waits";
+  EXPECT_EQ(queue.waits, 1);
+  EXPECT_EQ(queue.done, 2);
+}
+
+TEST(GpuStaging, HasRoomForMoreThanAPiece) {
+  CountingQueue queue;
+  gpu::Staging<int> staging(host_memory(), 1024, 3);
+  std::byte* const small = staging.take(queue, 1);
+  std::byte* const large = staging.take(queue, 5000);
+  std::memset(small, 1, 1024);
+  std::memset(large, 2, 5000);
+  EXPECT_EQ(reinterpret_cast<uintptr_t>(large) % 64, 0U);
+  EXPECT_EQ(small[1023], std::byte{1});
+}
+
 // Codes and scales are those of the CPU, tile by tile; values come back as code x scale.
 TEST(GpuFp8, RoundsAsTheHostDoes) {
   struct Case {
@@ -134,11 +179,13 @@ TEST(GpuFp8, RoundsAsTheHostDoes) {
                                          c.tile_rows,          c.tile_columns, kind};
       ASSERT_EQ(static_cast<size_t>(quantise.num_blocks()), num_scales);
       machine.blocks(quantise.num_blocks(), 0, quantise);
+      machine.wait();
       EXPECT_EQ(std::memcmp(scales.data(), host_scales.data(), num_scales * sizeof(float)), 0);
 
       const Tensor back = arena.take("back", DType::f32, {kRows, kWidth});
       machine.elements(back.numel(), gpu::DequantiseFp8<float>{codes.data(), scales.data(), back.data<float>(), kWidth,
                                                                c.tile_rows, c.tile_columns});
+      machine.wait();
       for (int64_t i = 0; i < back.numel(); ++i) {
         const auto at = static_cast<size_t>(i);
         ASSERT_EQ(std::isnan(from_fp8(codes[at])), std::isnan(host_codes[at])) << i;

@@ -70,7 +70,7 @@ class Training {
       const Tensor& value = store_.parameters()[i]->value;
       for (auto* moments : {&first_, &second_}) {
         moments->push_back(moments_.take("moments", DType::f32, {value.numel()}));
-        moments->back().fill_zero();
+        kernels_->memory().fill(moments->back().raw(), std::byte{0}, moments->back().bytes());
       }
     }
   }
@@ -102,11 +102,15 @@ class Training {
     }
   }
 
-  const std::vector<Parameter*>& parameters() const { return store_.parameters(); }
+  // For the host to read.
+  const std::vector<Parameter*>& parameters() const {
+    kernels_->synchronize();
+    return store_.parameters();
+  }
 
  private:
   Tensor ints(int64_t (*value)(int64_t sequence, int64_t position)) {
-    const Tensor tensor = arena_.take("tokens", DType::i32, {kTokens});
+    const Tensor tensor = arena_.take_host("tokens", DType::i32, {kTokens});
     for (int64_t i = 0; i < kTokens; ++i) {
       tensor.data<int32_t>()[i] = static_cast<int32_t>(value(i / kLength, i % kLength));
     }

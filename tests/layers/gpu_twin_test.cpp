@@ -33,6 +33,7 @@ class Everything {
     rows();
     routing();
     attention();
+    kernels_.synchronize();
   }
   const std::vector<Tensor>& outputs() const { return outputs_; }
 

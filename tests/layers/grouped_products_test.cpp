@@ -80,6 +80,7 @@ TEST_P(GroupedProducts, OthersStayAsTheyAre) {
   weights[2].grad.fill_zero();
   const std::vector<RowGroup> some = {groups[0], groups[3], groups[4]};
   fast->grouped_linear_weight_grad(x, dy, some, Accumulate::no);
+  fast->synchronize();
   EXPECT_EQ(test::values_of(weights[2].grad), std::vector<double>(kOut * kIn, 0.0));
   const Tensor expected = out({kOut, kIn});
   reference->linear_weight_grad(x.rows(groups[4].first, 130), dy.rows(groups[4].first, 130), expected, Accumulate::no);
@@ -91,6 +92,7 @@ TEST_P(GroupedProducts, NoRowsAtAll) {
   fast->grouped_linear(out({0, kIn}), groups, out({0, kOut}));
   fast->grouped_linear_input_grad(out({0, kOut}), groups, out({0, kIn}));
   fast->grouped_linear_weight_grad(out({0, kIn}), out({0, kOut}), groups, Accumulate::no);
+  fast->synchronize();
   for (const Parameter& weight : weights) {
     EXPECT_EQ(test::values_of(weight.grad), std::vector<double>(kOut * kIn, 0.0));
   }

@@ -69,7 +69,8 @@ TEST(ParameterStore, GradientsOfAGroupAreOneSpan) {
 TEST(ParameterStore, GradientsThatNobodyWroteBecomeZero) {
   Fixture f;
   f.store.allocate(DType::f32, true, false);
-  f.norm.each_parameter([](Parameter& parameter) { cleared_grad(parameter).data<float>()[0] = 5.0F; });
+  const auto kernels = make_reference_kernels();
+  f.norm.each_parameter([&](Parameter& parameter) { cleared_grad(*kernels, parameter).data<float>()[0] = 5.0F; });
   f.store.complete_grads();
   EXPECT_EQ(values_of(f.store.shared_grads())[0], 5.0);
   f.store.forget_grads();

@@ -46,11 +46,11 @@ class ThreadsMachine : public TwinMachine {
 
   template <class Body>
   void elements(int64_t count, const Body& body) {
-    launch((count + gpu::kThreads - 1) / gpu::kThreads, [&] { gpu::run_elements(count, body); });
+    push([=] { launch((count + gpu::kThreads - 1) / gpu::kThreads, [&] { gpu::run_elements(count, body); }); });
   }
   template <class Body>
   void blocks(int64_t count, int64_t, const Body& body) {
-    launch(count, [&] { gpu::run_blocks(body); });
+    push([=] { launch(count, [&] { gpu::run_blocks(body); }); });
   }
 
  private:

@@ -47,6 +47,7 @@ class FastKernels : public testing::TestWithParam<FastBackEnd> {
 
   // |actual - expected| <= bound(i, expected), times the slack of the back end; a NaN fails.
   void expect_within(const Tensor& actual, const Tensor& expected, const std::function<double(size_t, double)>& bound) {
+    fast->synchronize();
     const std::vector<double> got = test::values_of(actual);
     const std::vector<double> want = test::values_of(expected);
     ASSERT_EQ(got.size(), want.size());
@@ -60,6 +61,7 @@ class FastKernels : public testing::TestWithParam<FastBackEnd> {
     expect_within(actual, expected, [=](size_t, double) { return absolute; });
   }
   void expect_same_bits(const Tensor& actual, const Tensor& expected) {
+    fast->synchronize();
     ASSERT_EQ(actual.bytes(), expected.bytes());
     EXPECT_EQ(std::memcmp(actual.raw(), expected.raw(), actual.bytes()), 0);
   }

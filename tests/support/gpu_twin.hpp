@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The GPU back end with a host in the place of its device: the same kernel bodies, launches and copies, run in plain loops.
+// The GPU back end with a host in the place of its device: the same kernel bodies, launches and copies, run in plain loops,
+// later than they are called (gpu_twin_machine.hpp).
 // What it cannot show is the launch itself, the barriers and the products of cuBLASLt.
 #pragma once
 

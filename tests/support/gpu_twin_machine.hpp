@@ -1,21 +1,27 @@
 // SPDX-License-Identifier: Apache-2.0
-// A Machine (layers/kernels/gpu_call.hpp) that is the host.
+// A Machine (layers/kernels/gpu_call.hpp) that is the host, and late: what it is told to do it does when someone waits for
+// it, and now and then before, so that whoever reads too early finds what was there before.
 #pragma once
 
 #include <algorithm>
 #include <array>
 #include <cstddef>
+#include <cstdint>
 #include <cstring>
 #include <deque>
+#include <functional>
 #include <limits>
 #include <memory>
 #include <span>
 #include <stdexcept>
+#include <utility>
 #include <vector>
 
 #include "comm/base/buffer.hpp"
+#include "comm/transport/request.hpp"
 #include "layers/kernels/gpu_products.hpp"
 #include "layers/kernels/gpu_ranges.hpp"
+#include "layers/kernels/gpu_staging.hpp"
 #include "tests/support/gpu_twin.hpp"
 
 namespace cadre::test {
@@ -60,59 +66,183 @@ class TwinBlock {
   float* shared_;
 };
 
-// Memory of the host that knows what it handed out.
+// What the machine has been told and not yet done.
+class TwinQueue {
+ public:
+  using Mark = uint64_t;
+
+  void push(std::function<void()> work) {
+    waiting_.push_back(std::move(work));
+    if (draw() % 16 == 0) run(draw() % 4);
+  }
+  Mark mark() const { return num_done_ + waiting_.size(); }
+  bool is_past(Mark mark) const { return num_done_ >= mark; }
+  void wait_for(Mark mark) {
+    while (!is_past(mark)) run(1);
+  }
+  // Goes on by some of it.
+  void run_some() { run(1 + draw() % 8); }
+
+ private:
+  void run(uint64_t count) {
+    for (; count > 0 && !waiting_.empty(); --count) {
+      const std::function<void()> work = std::move(waiting_.front());
+      waiting_.pop_front();
+      work();
+      ++num_done_;
+    }
+  }
+  uint64_t draw() {
+    state_ = state_ * 6364136223846793005U + 1442695040888963407U;
+    return state_ >> 33;
+  }
+
+  std::deque<std::function<void()>> waiting_;
+  Mark num_done_ = 0;
+  uint64_t state_ = 1;
+};
+
+// Complete when the queue has come to its mark.
+class TwinLaunched final : public PendingOperation {
+ public:
+  explicit TwinLaunched(TwinQueue& queue) : queue_(queue), mark_(queue.mark()) {}
+  bool test() override {
+    if (!queue_.is_past(mark_)) queue_.run_some();
+    return queue_.is_past(mark_);
+  }
+  std::string missing() const override { return "the twin itself"; }
+
+ private:
+  TwinQueue& queue_;
+  TwinQueue::Mark mark_;
+};
+
+// Starts when the queue comes there, and runs it out.
+class TwinClock final : public DeviceClock {
+ public:
+  explicit TwinClock(TwinQueue& queue) : queue_(queue) {}
+  void start() override {
+    queue_.push([clock = clock_] { clock->start(); });
+  }
+  double stop_ms() override {
+    queue_.wait_for(queue_.mark());
+    return clock_->stop_ms();
+  }
+
+ private:
+  TwinQueue& queue_;
+  std::shared_ptr<DeviceClock> clock_ = make_host_clock();
+};
+
+// Memory of the host that knows what it handed out, and what of all memory kernels reach.
 class OwnMemory final : public Memory {
  public:
+  OwnMemory(TwinQueue& queue, TwinMemory reached) : queue_(queue), reached_(reached) {}
   std::byte* allocate(size_t bytes) override {
     std::byte* data = host_memory().allocate(bytes);
     ranges_.add(data, bytes);
     return data;
   }
   void release(std::byte* data) noexcept override {
+    synchronize();
     ranges_.remove(data);
     host_memory().release(data);
   }
-  bool reaches(const void* data, size_t bytes) const { return ranges_.contain(data, bytes); }
+  void fill(std::byte* data, std::byte value, size_t bytes) override {
+    if (!reaches(data, bytes)) return Memory::fill(data, value, bytes);
+    queue_.push([=, this] { Memory::fill(data, value, bytes); });
+  }
+  void synchronize() override { queue_.wait_for(queue_.mark()); }
+  bool reaches(const void* data, size_t bytes) const {
+    return reached_ == TwinMemory::reached || (reached_ == TwinMemory::own && ranges_.contain(data, bytes));
+  }
 
  private:
+  TwinQueue& queue_;
+  TwinMemory reached_;
   gpu::AddressRanges ranges_;
 };
 
 class TwinMachine {
  public:
-  TwinMachine(TwinOrder order, TwinMemory memory) : order_(order), memory_(memory) {}
+  TwinMachine(TwinOrder order, TwinMemory reached) : order_(order), own_(queue_, reached) {}
 
-  bool reaches(const void* data, size_t bytes) const {
-    return memory_ == TwinMemory::reached || (memory_ == TwinMemory::own && own_.reaches(data, bytes));
-  }
+  bool reaches(const void* data, size_t bytes) const { return own_.reaches(data, bytes); }
 
   // Each piece is an allocation of its own, so that the address sanitizer sees a step beyond it; what nobody wrote is NaN.
-  std::byte* scratch(size_t bytes) { return scratch_.emplace_back(std::max<size_t>(bytes, 1), std::byte{0xff}).data(); }
-  void copy_in(std::byte* device, const std::byte* host, size_t bytes) { std::memcpy(device, host, bytes); }
+  std::byte* scratch(size_t bytes) {
+    return scratch_->emplace_back(std::max<size_t>(bytes, 1), std::byte{0xff}).data();
+  }
+  std::byte* staging(size_t bytes) { return staging_.take(queue_, bytes); }
+  void copy_in(std::byte* device, const std::byte* staged, size_t bytes) {
+    push([=] { std::memcpy(device, staged, bytes); });
+  }
   void copy_out(void* host, const void* device, size_t bytes) {
-    if (bytes > 0) std::memcpy(host, device, bytes);
+    push([=] {
+      if (bytes > 0) std::memcpy(host, device, bytes);
+    });
   }
 
-  void copy_on_device(std::byte* to, const std::byte* from, size_t bytes) { std::memcpy(to, from, bytes); }
-  std::unique_ptr<DeviceClock> make_clock() const { return make_host_clock(); }
+  void copy_on_device(std::byte* to, const std::byte* from, size_t bytes) {
+    push([=] { std::memcpy(to, from, bytes); });
+  }
+  std::unique_ptr<DeviceClock> make_clock() { return std::make_unique<TwinClock>(queue_); }
 
   template <class Body>
   void elements(int64_t count, const Body& body) {
-    in_order(order_, count, body);
+    push([=, this] { in_order(order_, count, body); });
   }
   template <class Body>
   void blocks(int64_t count, int64_t shared_floats, const Body& body) {
     if (shared_floats > gpu::kSharedFloats) throw std::runtime_error("more shared memory than a GPU block has");
-    in_order(order_, count, [&](int64_t index) {
-      std::vector<float> shared(static_cast<size_t>(shared_floats), std::numeric_limits<float>::quiet_NaN());
-      TwinBlock block(order_, index, shared.data());
-      body(block);
+    push([=, this] {
+      in_order(order_, count, [&](int64_t index) {
+        std::vector<float> shared(static_cast<size_t>(shared_floats), std::numeric_limits<float>::quiet_NaN());
+        TwinBlock block(order_, index, shared.data());
+        body(block);
+      });
     });
   }
 
   // As cuBLASLt is told to.
   template <class T>
   void multiply(const gpu::ProductShape& shape, const T* a, const T* b, float* d) {
+    push([=, this] { multiply_now(shape, a, b, d); });
+  }
+  template <class T>
+  void multiply_grouped(std::span<const gpu::Product<T>> products) {
+    push([this, products = std::vector(products.begin(), products.end())] {
+      in_order(order_, static_cast<int64_t>(products.size()), [&](int64_t i) {
+        const gpu::Product<T>& product = products[static_cast<size_t>(i)];
+        multiply_now(product.shape, product.a, product.b, product.d);
+      });
+    });
+  }
+
+  Memory& memory() { return own_; }
+  void begin() {
+    if (!scratch_->empty()) scratch_ = std::make_shared<Scratch>();
+  }
+  Request launched() {
+    Request request("kernels", std::make_unique<TwinLaunched>(queue_));
+    request.hide();  // no bytes travel
+    return request;
+  }
+  void wait() { queue_.wait_for(queue_.mark()); }
+  void* queue() const { return nullptr; }
+
+ protected:
+  // The scratch memory of a call lives as long as what it is for.
+  template <class Work>
+  void push(Work work) {
+    queue_.push([work = std::move(work), held = scratch_] { work(); });
+  }
+
+ private:
+  using Scratch = std::deque<std::vector<std::byte>>;
+
+  template <class T>
+  void multiply_now(const gpu::ProductShape& shape, const T* a, const T* b, float* d) const {
     const gpu::ColumnMajorProduct product = gpu::in_column_major(shape);
     const auto element = [](const T* matrix, const auto& stored, int64_t row, int64_t column) {
       return double{gpu::load(matrix[stored.transposed ? row * stored.rows + column : column * stored.rows + row])};
@@ -129,23 +259,11 @@ class TwinMachine {
     });
   }
 
-  template <class T>
-  void multiply_grouped(std::span<const gpu::Product<T>> products) {
-    in_order(order_, static_cast<int64_t>(products.size()), [&](int64_t i) {
-      const gpu::Product<T>& product = products[static_cast<size_t>(i)];
-      multiply(product.shape, product.a, product.b, product.d);
-    });
-  }
-
-  Memory& memory() { return own_; }
-  void begin() { scratch_.clear(); }
-  void finish() {}
-
- private:
   TwinOrder order_;
-  TwinMemory memory_;
+  TwinQueue queue_;
   OwnMemory own_;
-  std::deque<std::vector<std::byte>> scratch_;
+  gpu::Staging<TwinQueue::Mark> staging_{host_memory(), size_t{8} << 10, 3};  // small, so that it comes round
+  std::shared_ptr<Scratch> scratch_ = std::make_shared<Scratch>();
 };
 
 }  // namespace cadre::test

@@ -18,6 +18,8 @@ class MaskingKernels final : public Kernels {
   explicit MaskingKernels(std::unique_ptr<Kernels> kernels) : kernels_(std::move(kernels)) {}
 
   std::string_view name() const override { return "masking"; }
+  Memory& memory() const override { return kernels_->memory(); }
+  Request launched() const override { return kernels_->launched(); }
 
   // One token of eight loses all its slots; of the others, half of the slots are masked.
   void top_k(const Tensor& scores, const Tensor& bias, const Tensor& ids) const override {

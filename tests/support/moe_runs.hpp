@@ -51,7 +51,7 @@ inline constexpr int64_t kExpertWidth = 12;
 inline std::unique_ptr<Kernels> make_kernels(BackEnd back_end) {
   switch (back_end) {
     case BackEnd::cpu: return make_cpu_kernels(Precision::fp32);
-    case BackEnd::gpu_twin: return make_gpu_twin(TwinOrder::ascending, TwinMemory::copied);
+    case BackEnd::gpu_twin: return make_gpu_twin(TwinOrder::ascending, TwinMemory::own);
     case BackEnd::reference: break;
   }
   return make_reference_kernels();
@@ -125,9 +125,10 @@ class MoeRun {
         kernels_(make_kernels(test_case.back_end)) {
     if (wrap) exchange_ = wrap(std::move(exchange_));
     if (test_case.masked) kernels_ = std::make_unique<MaskingKernels>(std::move(kernels_));
-    if (!exchange_->memory().empty()) arena_.lend(exchange_->memory());
+    const bool on_host = &kernels_->memory() == &host_memory();
+    if (on_host && !exchange_->memory().empty()) arena_.lend(exchange_->memory());
     store_.add_all(layer_);
-    store_.allocate(DType::f32, true, false);
+    store_.allocate(DType::f32, true, false, kernels_->memory());
     store_.initialise(7);
     for (Parameter* parameter : store_.parameters()) {
       if (parameter->placement != Placement::buffer || !test_case.favourites) continue;
@@ -142,7 +143,8 @@ class MoeRun {
   MoeResult run() {
     store_.forget_grads();
     for (const Parameter* parameter : store_.parameters()) {
-      if (parameter->grad.defined()) std::memset(parameter->grad.raw(), 0xff, parameter->grad.bytes());
+      if (!parameter->grad.defined()) continue;
+      kernels_->memory().fill(parameter->grad.raw(), std::byte{0xff}, parameter->grad.bytes());
     }
     LaneContext ctx = {{*kernels_, arena_, DType::f32},
                        lane_,
@@ -154,6 +156,7 @@ class MoeRun {
     Task<void> task = forward_and_backward(ctx, result);
     Engine().run(lane_, task);
     store_.complete_grads();
+    kernels_->synchronize();
     for (const Parameter* parameter : store_.parameters()) {
       if (parameter->placement == Placement::expert) {
         result.expert_grads[parameter->name()] = floats_of(parameter->grad);
@@ -181,6 +184,7 @@ class MoeRun {
 
   Tensor fill(const char* purpose, uint64_t seed) {
     const Tensor tensor = arena_.take(purpose, DType::f32, {slice_.count, test_case_.hidden});
+    kernels_->synchronize();
     for (int64_t t = 0; t < slice_.count; ++t) {
       const Random random(seed, purpose, static_cast<uint64_t>(slice_.first + t));
       for (int64_t h = 0; h < test_case_.hidden; ++h) {
@@ -195,9 +199,11 @@ class MoeRun {
     saved_ = {};
     Task<Tensor> forward = layer_.forward(ctx, x_, saved_);
     const Tensor y = co_await forward;
+    kernels_->synchronize();
     result.y = floats_of(y);
     Task<Tensor> backward = layer_.backward(ctx, saved_, c_);
     const Tensor dx = co_await backward;
+    kernels_->synchronize();
     result.dx = floats_of(dx);
   }
 
@@ -208,7 +214,7 @@ class MoeRun {
   MoeLayer layer_;
   std::unique_ptr<Exchange> exchange_;
   std::unique_ptr<Kernels> kernels_;
-  Arena arena_{Arena::Mode::real, /*poison=*/true};
+  Arena arena_{Arena::Mode::real, /*poison=*/true, kernels_->memory()};
   ParameterStore store_;
   MoeLayer::Saved saved_;
   Tensor x_, c_;
