@@ -210,8 +210,7 @@ Command bench_layer_command() {
                               options->bench),
       .run = [options](const Job& job) {
         check_top_k(options->top_k, options->experts);
-        set_kernel_threads(static_cast<int>(options->bench.threads));
-        job.on_ranks(options->bench.ranks, [&](Communicator world) { bench_layer(world, *options); });
+        on_bench_ranks(job, options->bench, [&](const Communicator& world) { bench_layer(world, *options); });
       }};
 }
 

@@ -122,8 +122,7 @@ Command bench_permute_command() {
                                   options->bench),
           .run = [options](const Job& job) {
             check_top_k(options->top_k, options->experts);
-            set_kernel_threads(static_cast<int>(options->bench.threads));
-            job.on_ranks(options->bench.ranks, [&](Communicator world) { bench_permute(world, *options); });
+            on_bench_ranks(job, options->bench, [&](const Communicator& world) { bench_permute(world, *options); });
           }};
 }
 

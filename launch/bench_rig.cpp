@@ -5,7 +5,6 @@
 
 #include "comm/base/random.hpp"
 #include "launch/bench.hpp"
-#include "launch/job.hpp"
 #include "runtime/train/devices.hpp"
 
 namespace cadre {
@@ -18,6 +17,11 @@ std::vector<Field> bench_fields(std::vector<Field> own, BenchOptions& options) {
   own.push_back(ranks_option(options.ranks));
   own.push_back({"json", &options.json, any(), "file for the report"});
   return own;
+}
+
+void on_bench_ranks(const Job& job, const BenchOptions& options, const std::function<void(const Communicator&)>& body) {
+  set_kernel_threads(static_cast<int>(options.threads));
+  job.on_ranks(options.ranks, [&](Communicator world) { body(world); });
 }
 
 void draw_rows(const Kernels& kernels, const Tensor& rows, uint64_t id) {

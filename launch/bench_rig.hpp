@@ -11,6 +11,7 @@
 
 #include "comm/base/fields.hpp"
 #include "comm/progress/lane.hpp"
+#include "launch/job.hpp"
 #include "launch/statistics.hpp"
 #include "layers/kernels/kernels.hpp"
 #include "layers/tensor/arena.hpp"
@@ -28,6 +29,9 @@ struct BenchOptions {
 
 // `own` and behind them those of every bench.
 std::vector<Field> bench_fields(std::vector<Field> own, BenchOptions& options);
+
+// `body` on each rank of the bench.
+void on_bench_ranks(const Job& job, const BenchOptions& options, const std::function<void(const Communicator&)>& body);
 
 // Values in [-1, 1) that `id` tells from others, put there as the results of kernels are: memory of a device stays there.
 void draw_rows(const Kernels& kernels, const Tensor& rows, uint64_t id);

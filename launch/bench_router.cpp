@@ -134,8 +134,7 @@ Command bench_router_command() {
                         fmt::format("--kept-groups {} of --groups {} of --experts {}, allowed: no more of one than of "
                                     "the next",
                                     options->kept_groups, options->groups, options->experts));
-            set_kernel_threads(static_cast<int>(options->bench.threads));
-            job.on_ranks(options->bench.ranks, [&](Communicator world) { bench_router(world, *options); });
+            on_bench_ranks(job, options->bench, [&](const Communicator& world) { bench_router(world, *options); });
           }};
 }
 

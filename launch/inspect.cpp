@@ -59,7 +59,7 @@ RankBytes bytes_of_a_rank(const ModelConfig& config, const Grid& grid) {
 // 1,234,567
 std::string with_commas(int64_t number) {
   std::string digits = fmt::format("{}", number);
-  for (auto at = static_cast<int>(digits.size()) - 3; at > 0; at -= 3) digits.insert(static_cast<size_t>(at), ",");
+  for (auto at = static_cast<int>(digits.size()) - 3; at > 0; at -= 3) digits.insert(static_cast<size_t>(at), 1, ',');
   return digits;
 }
 

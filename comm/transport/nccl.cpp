@@ -3,13 +3,13 @@
 
 #include <nccl.h>
 
-#include <algorithm>
 #include <cstring>
 #include <tuple>
 #include <utility>
 #include <vector>
 
 #include "comm/base/check.hpp"
+#include "comm/transport/buffer_pool.hpp"
 #include "comm/transport/cuda_check.cuh"
 #include "comm/transport/staged.hpp"
 #include "comm/transport/wait.hpp"
@@ -49,7 +49,7 @@ ncclRedOp_t nccl_op(ReduceOp op) {
 // What all groups of a rank share: its device, the stream that computes there, and pinned buffers that are used again.
 class Rail {
  public:
-  explicit Rail(int device) : device_(device), copies_(make_cuda_copies(device)) { use(); }
+  explicit Rail(int device) : device_(device), copies_(make_cuda_copies(device)), pinned_(copies_->staging()) { use(); }
   ~Rail() {
     if (ready_ != nullptr) std::ignore = cudaEventDestroy(ready_);
   }
@@ -76,22 +76,14 @@ class Rail {
     CADRE_CUDA(cudaStreamWaitEvent(stream, ready_, 0));
   }
 
-  Buffer take(size_t bytes) {
-    const auto fits = [bytes](const Buffer& buffer) { return buffer.bytes() >= bytes; };
-    const auto found = std::find_if(free_.begin(), free_.end(), fits);
-    if (found == free_.end()) return Buffer(bytes, copies_->staging());
-    Buffer buffer = std::move(*found);
-    free_.erase(found);
-    return buffer;
-  }
-  void give_back(Buffer buffer) { free_.push_back(std::move(buffer)); }
+  BufferPool& pinned() { return pinned_; }
 
  private:
   int device_;
   cudaStream_t compute_ = nullptr;
   cudaEvent_t ready_ = nullptr;  // a wait for it keeps to what was recorded before the wait
   std::shared_ptr<DeviceCopies> copies_;
-  std::vector<Buffer> free_;
+  BufferPool pinned_;
 };
 
 // A communicator of NCCL and its stream. Each has one of its own, because ranks come to the exchanges of their lanes in
@@ -147,14 +139,14 @@ class NcclOperation final : public PendingOperation {
   // Memory that the device reaches with what is at `data`.
   const void* readable(const std::byte* data, size_t bytes) {
     if (bytes == 0 || is_reached(data)) return data;
-    std::byte* copy = pinned_.emplace_back(rail_->take(bytes)).data();
+    std::byte* copy = pinned_.emplace_back(rail_->pinned().take(bytes)).data();
     std::memcpy(copy, data, bytes);
     return copy;
   }
   // Memory that the device reaches; what is in it when all is done goes to `data`.
   void* writable(std::byte* data, size_t bytes, const void* start = nullptr) {
     if (bytes == 0 || is_reached(data)) return data;
-    std::byte* copy = pinned_.emplace_back(rail_->take(bytes)).data();
+    std::byte* copy = pinned_.emplace_back(rail_->pinned().take(bytes)).data();
     if (start != nullptr) std::memcpy(copy, start, bytes);
     homes_.push_back({data, copy, bytes});
     return copy;
@@ -173,7 +165,7 @@ class NcclOperation final : public PendingOperation {
     }
     CADRE_CUDA(status);
     for (const Home& home : homes_) std::memcpy(home.data, home.copy, home.bytes);
-    for (Buffer& buffer : pinned_) rail_->give_back(std::move(buffer));
+    for (Buffer& buffer : pinned_) rail_->pinned().give_back(std::move(buffer));
     group_->end();
     return true;
   }

@@ -5,19 +5,17 @@
 #include <poll.h>
 #include <sys/eventfd.h>
 #include <sys/socket.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <array>
 #include <chrono>
-#include <csignal>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <fstream>
 
 #include "comm/base/check.hpp"
 #include "comm/base/random.hpp"
+#include "comm/transport/job_processes.hpp"
 
 namespace cadre {
 namespace {
@@ -37,47 +35,6 @@ void flush_if_free(FILE* file) {
   if (ftrylockfile(file) != 0) return;
   fflush_unlocked(file);
   funlockfile(file);
-}
-
-// One line of /proc/PID/stat: PID (NAME) STATE PARENT ...
-struct Process {
-  std::string name;
-  char state = 0;  // 0: there is no such process
-  pid_t parent = 0;
-};
-
-Process process(pid_t pid) {
-  std::ifstream file(fmt::format("/proc/{}/stat", pid));
-  std::string line;
-  std::getline(file, line);
-  const size_t begin = line.find('(');
-  const size_t end = line.rfind(')');
-  if (end == std::string::npos || end + 4 >= line.size()) return {};
-  return {line.substr(begin + 1, end - begin - 1), line[end + 2],
-          static_cast<pid_t>(std::strtol(line.c_str() + end + 4, nullptr, 10))};
-}
-
-// Whether that is a process of this job, and on this host: Open MPI tells each which job it is of.
-bool is_here(pid_t pid) {
-  constexpr const char* kJob = "PMIX_NAMESPACE";
-  const char* const job = std::getenv(kJob);
-  if (job == nullptr) return false;
-  std::ifstream file(fmt::format("/proc/{}/environ", pid), std::ios::binary);
-  for (std::string entry; std::getline(file, entry, '\0');) {
-    if (entry == fmt::format("{}={}", kJob, job)) return true;
-  }
-  return false;
-}
-
-// mpirun, where it is on this host; else 0. There may be wrappers between.
-pid_t find_mpirun() {
-  pid_t pid = getppid();
-  while (pid > 1) {
-    const Process found = process(pid);
-    if (found.name == "mpirun" || found.name == "mpiexec" || found.name == "orterun") return pid;
-    pid = found.parent;
-  }
-  return 0;
 }
 
 }  // namespace
@@ -325,11 +282,10 @@ void RollCall::end_job(int code) {
 void RollCall::end_process(int code) {
   // One that is stopped hears nothing, and mpirun would wait for it.
   for (const Peer& peer : peers_) {
-    const auto pid = static_cast<pid_t>(peer.pid);
-    if (peer.socket.is_open() && is_here(pid) && process(pid).state == 'T') kill(pid, SIGKILL);
+    if (peer.socket.is_open()) kill_if_stopped(static_cast<pid_t>(peer.pid));
   }
   flush_if_free(stdout);
-  if (const pid_t mpirun = find_mpirun(); mpirun != 0) kill(mpirun, SIGTERM);  // by itself it would give 0
+  end_mpirun();  // by itself it would give 0
   std::_Exit(code);
 }
 

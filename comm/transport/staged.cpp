@@ -5,47 +5,34 @@
 #include <utility>
 #include <vector>
 
+#include "comm/transport/buffer_pool.hpp"
+
 namespace cadre {
 namespace {
 
-// Buffers that are used again.
-class StagingPool {
- public:
-  explicit StagingPool(std::shared_ptr<DeviceCopies> device) : device_(std::move(device)) {}
-
-  DeviceCopies& device() { return *device_; }
-  Buffer take(size_t bytes) {
-    const auto fits = [bytes](const Buffer& buffer) { return buffer.bytes() >= bytes; };
-    const auto found = std::find_if(free_.begin(), free_.end(), fits);
-    if (found == free_.end()) return Buffer(bytes, device_->staging());
-    Buffer buffer = std::move(*found);
-    free_.erase(found);
-    return buffer;
-  }
-  void give_back(Buffer buffer) { free_.push_back(std::move(buffer)); }
-
- private:
-  std::shared_ptr<DeviceCopies> device_;  // outlives the buffers
-  std::vector<Buffer> free_;
+// What all groups of a rank share.
+struct Stage {
+  std::shared_ptr<DeviceCopies> device;  // outlives the buffers
+  BufferPool buffers{device->staging()};
 };
 
 // An operation of the transport beneath, and the copies around it.
 class StagedOperation final : public PendingOperation {
  public:
-  explicit StagedOperation(std::shared_ptr<StagingPool> pool) : pool_(std::move(pool)) {}
+  explicit StagedOperation(std::shared_ptr<Stage> stage) : stage_(std::move(stage)) {}
 
   // What is at `data`, where the transport beneath may read it.
   const std::byte* readable(const std::byte* data, size_t bytes) {
-    if (bytes == 0 || !pool_->device().is_device_memory(data)) return data;
+    if (bytes == 0 || !stage_->device->is_device_memory(data)) return data;
     std::byte* copy = staged(bytes);
-    pool_->device().to_host(copy, data, bytes);
+    stage_->device->to_host(copy, data, bytes);
     return copy;
   }
   // Where it may write what is to be at `data`; with what is there, where not all of it will be written.
   std::byte* writable(std::byte* data, size_t bytes, bool read_first) {
-    if (bytes == 0 || !pool_->device().is_device_memory(data)) return data;
+    if (bytes == 0 || !stage_->device->is_device_memory(data)) return data;
     std::byte* copy = staged(bytes);
-    if (read_first) pool_->device().to_host(copy, data, bytes);
+    if (read_first) stage_->device->to_host(copy, data, bytes);
     homes_.push_back({data, copy, bytes});
     return copy;
   }
@@ -55,12 +42,11 @@ class StagedOperation final : public PendingOperation {
 
   bool test() override {
     if (!inner_.test()) return false;
-    for (const Home& home : homes_) pool_->device().to_device(home.data, home.copy, home.bytes);
-    for (Buffer& buffer : buffers_) pool_->give_back(std::move(buffer));
+    for (const Home& home : homes_) stage_->device->to_device(home.data, home.copy, home.bytes);
+    for (Buffer& buffer : buffers_) stage_->buffers.give_back(std::move(buffer));
     return true;
   }
   std::string missing() const override { return inner_.missing(); }
-  void abandon() noexcept override { inner_ = Request(); }  // the buffers stay with this
 
  private:
   struct Home {
@@ -69,9 +55,9 @@ class StagedOperation final : public PendingOperation {
     size_t bytes;
   };
 
-  std::byte* staged(size_t bytes) { return buffers_.emplace_back(pool_->take(bytes)).data(); }
+  std::byte* staged(size_t bytes) { return buffers_.emplace_back(stage_->buffers.take(bytes)).data(); }
 
-  std::shared_ptr<StagingPool> pool_;
+  std::shared_ptr<Stage> stage_;
   std::vector<Buffer> buffers_;
   std::vector<Home> homes_;
   Request inner_;
@@ -85,8 +71,8 @@ size_t bytes_of(std::span<const int64_t> counts, std::span<const int64_t> offset
 
 class StagedTransport final : public Transport {
  public:
-  StagedTransport(std::unique_ptr<Transport> base, std::shared_ptr<StagingPool> pool)
-      : base_(std::move(base)), pool_(std::move(pool)) {}
+  StagedTransport(std::unique_ptr<Transport> base, std::shared_ptr<Stage> stage)
+      : base_(std::move(base)), stage_(std::move(stage)) {}
 
   std::string_view name() const override { return base_->name(); }
   std::string library() const override { return base_->library() + ", from and to devices through the host"; }
@@ -146,13 +132,13 @@ class StagedTransport final : public Transport {
   void progress() override { base_->progress(); }
   bool progresses_anywhere() const override { return base_->progresses_anywhere(); }
   std::unique_ptr<Transport> split(int color, int key) override {
-    return std::make_unique<StagedTransport>(base_->split(color, key), pool_);
+    return std::make_unique<StagedTransport>(base_->split(color, key), stage_);
   }
   int host_leader() override { return base_->host_leader(); }
   std::unique_ptr<SharedMemory> share(size_t bytes) override { return base_->share(bytes); }
 
  private:
-  std::unique_ptr<StagedOperation> begin() { return std::make_unique<StagedOperation>(pool_); }
+  std::unique_ptr<StagedOperation> begin() { return std::make_unique<StagedOperation>(stage_); }
 
   // The operation itself where nothing was copied.
   static Request staged(std::unique_ptr<StagedOperation> operation) {
@@ -164,14 +150,14 @@ class StagedTransport final : public Transport {
   }
 
   std::unique_ptr<Transport> base_;
-  std::shared_ptr<StagingPool> pool_;
+  std::shared_ptr<Stage> stage_;
 };
 
 }  // namespace
 
 std::unique_ptr<Transport> make_staged_transport(std::unique_ptr<Transport> base,
                                                  std::shared_ptr<DeviceCopies> device) {
-  return std::make_unique<StagedTransport>(std::move(base), std::make_shared<StagingPool>(std::move(device)));
+  return std::make_unique<StagedTransport>(std::move(base), std::make_shared<Stage>(Stage{std::move(device)}));
 }
 
 }  // namespace cadre

@@ -41,12 +41,16 @@ Tensor Experts::forward(Context& ctx, const Rows& rows, const Tensor& place_row,
 void Experts::run(Context& ctx, size_t expert, const Tensor& x, Saved& saved, const Tensor& y,
                   ExpertCache* cache) const {
   const Expert& chosen = *experts_[expert];
+  if (cache == nullptr || x.dim(0) == 0) {
+    saved.experts[expert] = chosen.forward_into(ctx, x, y);
+    return;
+  }
   const uint64_t version = chosen.version();
-  if (cache != nullptr) ctx.kernels.synchronize();
-  if (cache != nullptr && x.dim(0) > 0 && cache->find(&chosen, version, x, y)) return;
+  ctx.kernels.synchronize();
+  if (cache->find(&chosen, version, x, y)) return;
   saved.experts[expert] = chosen.forward_into(ctx, x, y);
-  if (cache != nullptr) ctx.kernels.synchronize();
-  if (cache != nullptr && x.dim(0) > 0) cache->keep(&chosen, version, x, y);
+  ctx.kernels.synchronize();
+  cache->keep(&chosen, version, x, y);
 }
 
 Tensor Experts::input_grad(Context& ctx, Saved& saved, const Tensor& dy) const {

@@ -17,6 +17,12 @@ namespace {
 
 constexpr char kHint[] = "compute.device=cpu needs none; cadre doctor says what there is";
 
+// Over MPI, through memory of the host where MPI takes no other.
+Communicator over_mpi(Communicator world, int device) {
+  if (world.transport().name() != "mpi" || mpi_reaches_devices()) return world;
+  return {make_staged_transport(world.transport().split(0, world.rank()), make_cuda_copies(device)), world.name()};
+}
+
 }  // namespace
 
 std::vector<DeviceSeat> take_device_seats(const Communicator& world) {
@@ -57,16 +63,6 @@ std::string why_no_nccl(const Topology& topology, const std::vector<DeviceSeat>&
   }
   return nccl_version().empty() ? "this build has no NCCL" : "";
 }
-
-namespace {
-
-// Over MPI, through memory of the host where MPI takes no other.
-Communicator over_mpi(Communicator world, int device) {
-  if (world.transport().name() != "mpi" || mpi_reaches_devices()) return world;
-  return {make_staged_transport(world.transport().split(0, world.rank()), make_cuda_copies(device)), world.name()};
-}
-
-}  // namespace
 
 Communicator over_devices(Communicator world, const ComputeConfig& compute, const ExchangeConfig& exchange) {
   if (compute.device == "cpu") {
