@@ -5,23 +5,13 @@
 #include <memory>
 #include <vector>
 
-#include "comm/base/buffer.hpp"
+#include "comm/base/buffer_pool.hpp"
 #include "comm/exchange/exchange.hpp"
 
 namespace cadre {
 
 // Below this the shared strategy sends messages: they cost no more than a look at another rank's memory.
 inline constexpr size_t kSmallestRowInPlace = 64;
-
-// Buffers that are used again, so that a step touches no fresh pages.
-class BufferPool {
- public:
-  Buffer take(size_t bytes);
-  void give_back(Buffer buffer);
-
- private:
-  std::vector<Buffer> free_;
-};
 
 class GroupExchange : public Exchange {
  public:

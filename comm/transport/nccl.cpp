@@ -8,8 +8,8 @@
 #include <utility>
 #include <vector>
 
+#include "comm/base/buffer_pool.hpp"
 #include "comm/base/check.hpp"
-#include "comm/transport/buffer_pool.hpp"
 #include "comm/transport/cuda_check.cuh"
 #include "comm/transport/staged.hpp"
 #include "comm/transport/wait.hpp"

@@ -5,7 +5,7 @@
 #include <utility>
 #include <vector>
 
-#include "comm/transport/buffer_pool.hpp"
+#include "comm/base/buffer_pool.hpp"
 
 namespace cadre {
 namespace {
