@@ -6,11 +6,13 @@
 
 #include <algorithm>
 #include <memory>
+#include <utility>
 #include <vector>
 
 #include "launch/bench.hpp"
 #include "launch/exchange_run.hpp"
 #include "launch/statistics.hpp"
+#include "runtime/train/devices.hpp"
 
 namespace cadre {
 namespace {
@@ -178,7 +180,9 @@ Command bench_exchange_command() {
                       {"json", &options->json, any(), "file for the report: a list of rows"}},
           .run = [options](const Job& job) {
             check_top_k(options->top_k, options->experts);
-            job.on_ranks(options->ranks, [&](Communicator world) { bench_exchange(world, *options); });
+            job.on_ranks(options->ranks, [&](Communicator world) {
+              bench_exchange(over_devices(std::move(world), {.device = options->device}, {}), *options);
+            });
           }};
 }
 

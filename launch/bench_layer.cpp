@@ -43,7 +43,7 @@ MoeOptions layer_options(const Options& options) {
 }
 
 // Three times the rows of a balanced step, several of them at once.
-ExchangeSetup exchange_setup(const Communicator& group, const Options& options) {
+ExchangeSetup exchange_setup(const Communicator& group, const Options& options, const Kernels& kernels) {
   const auto slots = static_cast<size_t>(options.tokens) * static_cast<size_t>(options.top_k);
   const size_t row_bytes = static_cast<size_t>(options.hidden) * sizeof(float);
   const size_t inner_bytes = static_cast<size_t>(options.ffn) * sizeof(float);
@@ -52,7 +52,9 @@ ExchangeSetup exchange_setup(const Communicator& group, const Options& options) 
           .max_tokens = options.tokens,
           .top_k = static_cast<int>(options.top_k),
           .max_row_bytes = row_bytes,
-          .memory_bytes = 3 * slots * (8 * row_bytes + 6 * inner_bytes)};
+          .memory_bytes = 3 * slots * (8 * row_bytes + 6 * inner_bytes),
+          .device_codec = kernels.device_codec(),
+          .transport_follows = group.transport().follow(kernels.queue())};
 }
 
 class LayerBench {
@@ -60,7 +62,7 @@ class LayerBench {
   LayerBench(const Communicator& world, const Options& options)
       : options_(options),
         rig_(world, options.bench, options.precision),
-        exchange_(make_exchange(options.strategy, exchange_setup(rig_.lane().expert_group(), options))),
+        exchange_(make_exchange(options.strategy, exchange_setup(rig_.lane().expert_group(), options, rig_.kernels()))),
         layer_("mlp", layer_options(options), ExpertMap::contiguous(static_cast<int>(options.experts), world.size()),
                world.rank()),
         ctx_{{rig_.kernels(), rig_.arena(), DType::f32},

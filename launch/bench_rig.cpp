@@ -21,7 +21,10 @@ std::vector<Field> bench_fields(std::vector<Field> own, BenchOptions& options) {
 
 void on_bench_ranks(const Job& job, const BenchOptions& options, const std::function<void(const Communicator&)>& body) {
   set_kernel_threads(static_cast<int>(options.threads));
-  job.on_ranks(options.ranks, [&](Communicator world) { body(world); });
+  job.on_ranks(options.ranks, [&](Communicator world) {
+    const Communicator ranks = over_devices(std::move(world), {.device = options.device}, {});
+    body(ranks);
+  });
 }
 
 void draw_rows(const Kernels& kernels, const Tensor& rows, uint64_t id) {

@@ -38,7 +38,8 @@ double tolerance(Wire wire, int top_k) {
   return 0.0;
 }
 
-ExchangeSetup setup_of(const Communicator& world, const Topology& topology, const ExchangeBenchOptions& options) {
+ExchangeSetup setup_of(const Communicator& world, const Topology& topology, const ExchangeBenchOptions& options,
+                       const Kernels& kernels) {
   const size_t row_bytes = static_cast<size_t>(options.hidden) * sizeof(float);
   const auto slots = static_cast<size_t>(options.tokens * options.top_k);
   return {.group = world,
@@ -46,7 +47,9 @@ ExchangeSetup setup_of(const Communicator& world, const Topology& topology, cons
           .max_tokens = options.tokens,
           .top_k = static_cast<int>(options.top_k),
           .max_row_bytes = row_bytes,
-          .memory_bytes = row_bytes * slots * static_cast<size_t>(2 * world.size() + 3)};  // even if all come here
+          .memory_bytes = row_bytes * slots * static_cast<size_t>(2 * world.size() + 3),  // even if all come here
+          .device_codec = kernels.device_codec(),
+          .transport_follows = world.transport().follow(kernels.queue())};
 }
 
 }  // namespace
@@ -58,7 +61,7 @@ ExchangeRun::ExchangeRun(const Communicator& world, const Topology& topology, co
       map_(ExpertMap::contiguous(static_cast<int>(options.experts), world.size())),
       kernels_(make_kernels(world, {.device = options.device}, RowBits::independent)),
       clock_(kernels_->make_clock()),
-      exchange_(make_exchange(strategy, setup_of(world, topology, options))) {
+      exchange_(make_exchange(strategy, setup_of(world, topology, options, *kernels_))) {
   if (options.device == "cpu" && !exchange_->memory().empty()) arena_.lend(exchange_->memory());
   const Wire wire = wire_named(options.wire);
   dispatch_format_ = {DType::f32, options.hidden, wire};
@@ -102,6 +105,7 @@ double ExchangeRun::exchange_us() {
 std::unique_ptr<RowTransfer> ExchangeRun::start_dispatch() {
   auto rows = exchange_->transfer(route_, Direction::to_experts, Unit::row, dispatch_format_);
   rows->pack({x_.raw(), x_.row_bytes(), route_.plan.row_token});
+  wait(rows->packed());
   rows->start();
   return rows;
 }
@@ -118,15 +122,16 @@ void ExchangeRun::combine() {
   const auto back =
       exchange_->transfer(route_, Direction::to_tokens, by_slot_ ? Unit::slot : Unit::row, combine_format_);
   if (by_slot_) {
-    kernels_->synchronize();
+    if (!exchange_->packs_later()) kernels_->synchronize();
     back->pack({placed_.raw(), placed_.row_bytes(), batch_.row_place});
   } else {
     const Tensor sums = arena_.take("sums", DType::f32, {route_.receive.num_rows(), options_.hidden});
     kernels_->sum_rows(placed_, index_tensor(batch_.row_places), index_tensor(batch_.row_place),
                        vector_tensor(slot_weights_), sums);
-    kernels_->synchronize();
+    if (!exchange_->packs_later()) kernels_->synchronize();
     back->pack({sums.raw(), sums.row_bytes()});
   }
+  wait(back->packed());
   back->start();
   wait(back->finish());
   const Elements home = back->unpack();

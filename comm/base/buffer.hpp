@@ -26,6 +26,10 @@ class Memory {
   // is nothing to wait for.
   virtual void fill(std::byte* data, std::byte value, size_t bytes);
   virtual void synchronize() {}
+
+  // Memory of the same device for what it writes and the host reads, synchronize() as here: reading it moves no pages. Where
+  // there is but one memory, this one.
+  virtual Memory& for_results() { return *this; }
 };
 
 // Page-aligned when large (huge pages are asked for).

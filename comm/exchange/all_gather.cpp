@@ -16,34 +16,34 @@ class GatherTransfer : public RowTransfer {
       : exchange_(exchange),
         route_(route),
         format_(format),
+        codec_(exchange.codec(format)),
         wire_bytes_(format.wire_bytes()),
         me_(static_cast<size_t>(exchange.group().rank())),
         token_counts_(route.receive.extra),
         token_offsets_(offsets_of(token_counts_)),
-        gathered_(exchange.pool().take(static_cast<size_t>(token_offsets_.back()) * wire_bytes_)),
+        gathered_(exchange.pool(format).take(static_cast<size_t>(token_offsets_.back()) * wire_bytes_)),
         tokens_here_(exchange.pool().take(static_cast<size_t>(route.receive.num_rows()) * sizeof(int32_t))) {}
 
   ~GatherTransfer() override {
-    for (Buffer* buffer : {&gathered_, &tokens_here_}) {
-      if (finished_.done()) {
-        exchange_.pool().give_back(std::move(*buffer));
-      } else {
-        finished_.own(std::move(*buffer));
-      }
+    exchange_.pool(format_).give_back(std::move(decoded_));
+    if (finished_.done()) {
+      exchange_.pool(format_).give_back(std::move(gathered_));
+      exchange_.pool().give_back(std::move(tokens_here_));
+    } else {
+      finished_.own(std::move(gathered_));
+      finished_.own(std::move(tokens_here_));
     }
-    exchange_.pool().give_back(std::move(decoded_));
   }
 
   void pack(const Elements& rows) override {
     CADRE_ASSERT(rows.index.size() == route_.plan.row_token.size());
     std::byte* mine = gathered_.data() + static_cast<size_t>(token_offsets_[me_]) * wire_bytes_;
-    for (int64_t token = 0; token < route_.plan.num_tokens; ++token) {
-      encode_row(format_, rows.base + static_cast<size_t>(token) * rows.stride,
-                 mine + static_cast<size_t>(token) * wire_bytes_);
-    }
+    codec_.encode(format_, {rows.base, rows.stride}, route_.plan.num_tokens, mine);
+    packed_ = exchange_.packed(format_);
   }
 
   void start() override {
+    CADRE_ASSERT(packed_.done());
     Transport& transport = exchange_.group().transport();
     const std::byte* mine = gathered_.data() + static_cast<size_t>(token_offsets_[me_]) * wire_bytes_;
     rows_to_.assign(token_counts_.size(), route_.plan.num_tokens);
@@ -73,11 +73,9 @@ class GatherTransfer : public RowTransfer {
       }
     }
     if (format_.wire == Wire::same) return {gathered_.data(), wire_bytes_, index_};
-    decoded_ = exchange_.pool().take(index_.size() * format_.row_bytes());
-    for (size_t row = 0; row < index_.size(); ++row) {
-      decode_row(format_, gathered_.data() + static_cast<size_t>(index_[row]) * wire_bytes_,
-                 decoded_.data() + row * format_.row_bytes());
-    }
+    decoded_ = exchange_.pool(format_).take(index_.size() * format_.row_bytes());
+    const auto count = static_cast<int64_t>(index_.size());
+    codec_.decode(format_, {gathered_.data(), wire_bytes_, index_}, count, decoded_.data());
     return {decoded_.data(), format_.row_bytes()};
   }
 
@@ -85,6 +83,7 @@ class GatherTransfer : public RowTransfer {
   GroupExchange& exchange_;
   const Route& route_;
   RowFormat format_;
+  const RowCodec& codec_;
   size_t wire_bytes_;
   size_t me_;
   std::vector<int64_t> token_counts_, token_offsets_;  // of each source
@@ -100,6 +99,7 @@ class AllGatherExchange : public GroupExchange {
   using GroupExchange::GroupExchange;
 
   std::string_view name() const override { return "all_gather"; }
+  bool packs_later() const override { return has_device(); }
 
   std::unique_ptr<RowTransfer> transfer(const Route& route, Direction direction, Unit unit,
                                         const RowFormat& format) override {

@@ -109,6 +109,7 @@ std::vector<Prediction> predict(const ExchangeWorkload& workload, const Topology
 
 Choice choose_exchange(const ExchangeSetup& setup, const ExchangeWorkload& workload) {
   if (setup.group.size() == 1) return {make_flat_exchange(setup), "flat: one rank, nothing travels"};
+  if (setup.device_codec != nullptr) return {make_flat_exchange(setup), "flat: rows of a device travel as messages"};
   const CostModel costs = measure_costs(setup.group, setup.topology);
   const std::vector<Prediction> predictions = predict(workload, setup.topology, costs);
   std::string refused;

@@ -2,11 +2,12 @@
 // Moves token rows to the ranks of their experts and results back. One strategy a file behind the same four verbs:
 //
 //   transfer->pack(rows);            // element i of the plan is rows.base + rows.index[i] * rows.stride
+//   co_await transfer->packed();     // complete at once where the host packs
 //   transfer->start();
 //   co_await transfer->finish();     // or wait(transfer->finish()); other work runs before this
 //   ... = transfer->unpack();        // what came
 //
-// The blocking exchange is the four in a row. A transfer owns its buffers and hands them back to its exchange when it
+// The blocking exchange is all of it in a row. A transfer owns its buffers and hands them back to its exchange when it
 // ends.
 #pragma once
 
@@ -19,22 +20,9 @@
 #include "comm/exchange/route.hpp"
 #include "comm/group/communicator.hpp"
 #include "comm/group/topology.hpp"
-#include "comm/wire/format.hpp"
+#include "comm/wire/row_codec.hpp"
 
 namespace cadre {
-
-// Elements anywhere in memory: element i starts at base + index[i] * stride; without an index, at base + i * stride.
-struct Elements {
-  const std::byte* base = nullptr;
-  size_t stride = 0;  // bytes
-  std::span<const int32_t> index = {};
-  // On the way to the tokens: token t has elements offsets[t] .. offsets[t+1], which are to be added up.
-  std::span<const int32_t> offsets = {};
-
-  const std::byte* at(int64_t i) const {
-    return base + static_cast<size_t>(index.empty() ? i : index[static_cast<size_t>(i)]) * stride;
-  }
-};
 
 class RowTransfer {
  public:
@@ -44,6 +32,9 @@ class RowTransfer {
   // They must stay as they are until the finish and, where the exchange reads in place, until all peers have read them:
   // for dispatch when the results are back, for what goes to the tokens when release() is complete.
   virtual void pack(const Elements& rows) = 0;
+  // Complete when the transport may be told to send.
+  Request& packed() { return packed_; }
+  // Only after that.
   virtual void start() = 0;
   Request& finish() { return finished_; }
   // Only after the finish; valid until release() or the end of this transfer. To the experts: by (source rank, token),
@@ -53,6 +44,7 @@ class RowTransfer {
   virtual Request& release() { return released_; }
 
  protected:
+  Request packed_;
   Request finished_;
   Request released_;
 };
@@ -86,6 +78,8 @@ class Exchange {
   // Memory of this rank that its peers can read. Rows that lie in it are not copied to be sent; so the activations
   // belong here. Empty where the strategy sends messages.
   virtual std::span<std::byte> memory() { return {}; }
+  // Rows of numbers are packed by a device in the order of what it is told: they need not be there when pack() is called.
+  virtual bool packs_later() const { return false; }
   // Sending results slot by slot moves less than making sums for each rank first, because rows are read where they are.
   virtual bool prefers_slots() const { return false; }
 
@@ -100,6 +94,9 @@ struct ExchangeSetup {
   int top_k = 0;             // of one plan
   size_t max_row_bytes = 0;  // as computed
   size_t memory_bytes = 0;   // wanted of Exchange::memory()
+  // Of a device, where activations lie on one; the exchange must not outlive it.
+  const RowCodec* device_codec = nullptr;
+  bool transport_follows = false;  // that device (Transport::follow)
 };
 
 // Packs, sends one message to each rank, needs nothing of the network but point-to-point.

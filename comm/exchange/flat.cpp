@@ -10,6 +10,7 @@ class FlatExchange : public GroupExchange {
   using GroupExchange::GroupExchange;
 
   std::string_view name() const override { return "flat"; }
+  bool packs_later() const override { return has_device(); }
 
   std::unique_ptr<RowTransfer> transfer(const Route& route, Direction direction, Unit unit,
                                         const RowFormat& format) override {

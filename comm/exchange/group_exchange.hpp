@@ -15,7 +15,12 @@ inline constexpr size_t kSmallestRowInPlace = 64;
 
 class GroupExchange : public Exchange {
  public:
-  explicit GroupExchange(const ExchangeSetup& setup) : group_(setup.group), topology_(setup.topology) {}
+  explicit GroupExchange(const ExchangeSetup& setup)
+      : group_(setup.group),
+        topology_(setup.topology),
+        device_codec_(setup.device_codec),
+        transport_follows_(setup.transport_follows),
+        device_pool_(setup.device_codec == nullptr ? host_memory() : setup.device_codec->memory()) {}
 
   Request announce(Route& route) override;
   void learn_counts(Route& route) override;
@@ -24,6 +29,11 @@ class GroupExchange : public Exchange {
   const Communicator& group() const { return group_; }
   const Topology& topology() const { return topology_; }
   BufferPool& pool() { return pool_; }
+  // Who packs rows of that format, and the buffers for it. Bytes, that is lists and records, are the host's.
+  const RowCodec& codec(const RowFormat& format) const { return is_device_row(format) ? *device_codec_ : host_codec(); }
+  BufferPool& pool(const RowFormat& format) { return is_device_row(format) ? device_pool_ : pool_; }
+  // Complete when rows of that format that are being packed may be sent.
+  Request packed(const RowFormat& format) const { return transport_follows_ ? Request() : codec(format).done(); }
   bool same_host(int peer) const { return topology_.host_of_rank[peer] == topology_.host_of_rank[group_.rank()]; }
   // `bytes` leave for `peer`, which may be this rank.
   void count_traffic(int peer, int64_t bytes);
@@ -32,10 +42,17 @@ class GroupExchange : public Exchange {
   // A number more that `peer` is told about the plan: ReceiveCounts::extra.
   virtual int64_t extra_for(const Route& /*route*/, int /*peer*/) const { return 0; }
 
+  bool has_device() const { return device_codec_ != nullptr; }
+
  private:
+  bool is_device_row(const RowFormat& format) const { return has_device() && format.dtype != DType::u8; }
+
   const Communicator& group_;
   Topology topology_;
+  const RowCodec* device_codec_;
+  bool transport_follows_;
   BufferPool pool_;
+  BufferPool device_pool_;
   Traffic traffic_;
 };
 

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // One message a pair of ranks.
-#include <cstring>
 #include <utility>
 
+#include "comm/base/check.hpp"
 #include "comm/exchange/group_exchange.hpp"
 
 namespace cadre {
@@ -15,37 +15,39 @@ class MessageTransfer : public RowTransfer {
         sides_(sides_of(route, direction, unit)),
         tokens_(direction == Direction::to_tokens ? token_order(route.plan, unit) : TokenOrder{}),
         format_(format),
+        codec_(exchange.codec(format)),
         wire_bytes_(format.wire_bytes()),
         me_(static_cast<size_t>(exchange.group().rank())),
-        received_(exchange.pool().take(static_cast<size_t>(sides_.in.total()) * wire_bytes_)) {}
+        received_(exchange.pool(format).take(static_cast<size_t>(sides_.in.total()) * wire_bytes_)) {}
 
   ~MessageTransfer() override {
-    BufferPool& pool = exchange_.pool();
+    BufferPool& pool = exchange_.pool(format_);
     pool.give_back(std::move(decoded_));
     if (finished_.done()) {
       pool.give_back(std::move(received_));
-      pool.give_back(std::move(packed_));
+      pool.give_back(std::move(packed_rows_));
     } else {
       finished_.own(std::move(received_));
-      finished_.own(std::move(packed_));
+      finished_.own(std::move(packed_rows_));
     }
   }
 
   void pack(const Elements& rows) override {
-    encode(rows, me_, received_.data() + static_cast<size_t>(sides_.in.offsets[me_]) * wire_bytes_);
+    const std::vector<int64_t>& offsets = sides_.out.offsets;
+    encode(rows, offsets[me_], offsets[me_ + 1], received_.data() + row_bytes_before(sides_.in.offsets[me_]));
     if (format_.wire == Wire::same && rows.index.empty() && rows.stride == wire_bytes_) {
       message_ = rows.base;
-      return;
+    } else {
+      packed_rows_ = exchange_.pool(format_).take(row_bytes_before(sides_.out.total()));
+      encode(rows, 0, offsets[me_], packed_rows_.data());
+      encode(rows, offsets[me_ + 1], sides_.out.total(), packed_rows_.data() + row_bytes_before(offsets[me_ + 1]));
+      message_ = packed_rows_.data();
     }
-    packed_ = exchange_.pool().take(static_cast<size_t>(sides_.out.total()) * wire_bytes_);
-    for (size_t peer = 0; peer < sides_.out.counts.size(); ++peer) {
-      if (peer == me_) continue;
-      encode(rows, peer, packed_.data() + static_cast<size_t>(sides_.out.offsets[peer]) * wire_bytes_);
-    }
-    message_ = packed_.data();
+    packed_ = exchange_.packed(format_);
   }
 
   void start() override {
+    CADRE_ASSERT(packed_.done());
     send_counts_ = sides_.out.counts;
     receive_counts_ = sides_.in.counts;
     send_counts_[me_] = 0;  // already in place
@@ -60,31 +62,28 @@ class MessageTransfer : public RowTransfer {
 
   Elements unpack() override {
     if (format_.wire == Wire::same) return {received_.data(), wire_bytes_, tokens_.index, tokens_.offsets};
-    const auto count = static_cast<size_t>(sides_.in.total());
-    decoded_ = exchange_.pool().take(count * format_.row_bytes());
-    for (size_t row = 0; row < count; ++row) {
-      decode_row(format_, received_.data() + row * wire_bytes_, decoded_.data() + row * format_.row_bytes());
-    }
+    decoded_ = exchange_.pool(format_).take(static_cast<size_t>(sides_.in.total()) * format_.row_bytes());
+    codec_.decode(format_, {received_.data(), wire_bytes_}, sides_.in.total(), decoded_.data());
     return {decoded_.data(), format_.row_bytes(), tokens_.index, tokens_.offsets};
   }
 
  private:
-  void encode(const Elements& rows, size_t peer, std::byte* into) const {
-    const int64_t first = sides_.out.offsets[peer];
-    for (int64_t i = 0; i < sides_.out.counts[peer]; ++i, into += wire_bytes_) {
-      encode_row(format_, rows.at(first + i), into);
-    }
+  // Rows first .. end of what leaves this rank.
+  void encode(const Elements& rows, int64_t first, int64_t end, std::byte* into) const {
+    codec_.encode(format_, rows.part(first, end - first), end - first, into);
   }
+  size_t row_bytes_before(int64_t row) const { return static_cast<size_t>(row) * wire_bytes_; }
 
   GroupExchange& exchange_;
   Sides sides_;
   TokenOrder tokens_;
   RowFormat format_;
+  const RowCodec& codec_;
   size_t wire_bytes_;
   size_t me_;
   std::vector<int64_t> send_counts_, receive_counts_;
   const std::byte* message_ = nullptr;
-  Buffer packed_;
+  Buffer packed_rows_;
   Buffer received_;
   Buffer decoded_;
 };

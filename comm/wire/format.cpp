@@ -12,11 +12,6 @@ namespace {
 
 int64_t num_tiles(int64_t width) { return (width + kFp8TileChannels - 1) / kFp8TileChannels; }
 
-// Where the scales start: behind the codes, aligned to a float.
-size_t scales_offset(int64_t width) {
-  return (static_cast<size_t>(width) + sizeof(float) - 1) / sizeof(float) * sizeof(float);
-}
-
 template <class T>
 void encode_bf16(const T* values, int64_t width, std::byte* wire) {
   auto* out = reinterpret_cast<bf16*>(wire);
@@ -32,7 +27,7 @@ void decode_bf16(const std::byte* wire, int64_t width, T* values) {
 template <class T>
 void encode_fp8(const T* values, int64_t width, std::byte* wire) {
   auto* codes = reinterpret_cast<uint8_t*>(wire);
-  std::byte* scales = wire + scales_offset(width);
+  std::byte* scales = wire + fp8_scales_offset(width);
   for (int64_t tile = 0; tile < num_tiles(width); ++tile) {
     const int64_t first = tile * kFp8TileChannels;
     const int64_t last = std::min(width, first + kFp8TileChannels);
@@ -47,7 +42,7 @@ void encode_fp8(const T* values, int64_t width, std::byte* wire) {
 template <class T>
 void decode_fp8(const std::byte* wire, int64_t width, T* values) {
   const auto* codes = reinterpret_cast<const uint8_t*>(wire);
-  const std::byte* scales = wire + scales_offset(width);
+  const std::byte* scales = wire + fp8_scales_offset(width);
   for (int64_t tile = 0; tile < num_tiles(width); ++tile) {
     const int64_t first = tile * kFp8TileChannels;
     const int64_t last = std::min(width, first + kFp8TileChannels);
@@ -92,11 +87,15 @@ Wire wire_named(std::string_view name) {
   throw Error(ErrorKind::input, fmt::format("no format of rows is called '{}'", name), "fp32, bf16 or fp8");
 }
 
+size_t fp8_scales_offset(int64_t width) {
+  return (static_cast<size_t>(width) + sizeof(float) - 1) / sizeof(float) * sizeof(float);
+}
+
 size_t RowFormat::wire_bytes() const {
   switch (wire) {
     case Wire::same: return row_bytes();
     case Wire::bf16: return static_cast<size_t>(width) * sizeof(bf16);
-    case Wire::fp8: return scales_offset(width) + static_cast<size_t>(num_tiles(width)) * sizeof(float);
+    case Wire::fp8: return fp8_scales_offset(width) + static_cast<size_t>(num_tiles(width)) * sizeof(float);
   }
   return 0;
 }

@@ -18,6 +18,9 @@ enum class Wire : uint8_t { same, bf16, fp8 };
 std::string_view name_of(Wire wire);  // "fp32", "bf16", "fp8"
 Wire wire_named(std::string_view name);
 
+// Bytes of an fp8 row before its scales: the codes, up to a whole float.
+size_t fp8_scales_offset(int64_t width);
+
 struct RowFormat {
   DType dtype = DType::f32;
   int64_t width = 0;

@@ -48,6 +48,25 @@ void move_to_device(std::byte* data, size_t bytes, int device) {
 
 }  // namespace
 
+std::byte* MappedMemory::allocate(size_t bytes) {
+  CADRE_CUDA(cudaSetDevice(device_));
+  void* data = nullptr;
+  CADRE_CUDA(cudaHostAlloc(&data, bytes, cudaHostAllocMapped));
+  ranges_.add(data, bytes);
+  return static_cast<std::byte*>(data);
+}
+
+void MappedMemory::release(std::byte* data) noexcept {
+  ranges_.remove(data);
+  std::ignore = cudaStreamSynchronize(stream_.get());
+  std::ignore = cudaFreeHost(data);
+}
+
+void MappedMemory::fill(std::byte* data, std::byte value, size_t bytes) {
+  CADRE_CUDA(cudaSetDevice(device_));
+  if (bytes > 0) CADRE_CUDA(cudaMemsetAsync(data, std::to_integer<int>(value), bytes, stream_.get()));
+}
+
 std::byte* ManagedMemory::allocate(size_t bytes) {
   CADRE_CUDA(cudaSetDevice(device_));
   check_free(bytes);

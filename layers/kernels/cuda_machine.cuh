@@ -19,6 +19,22 @@
 
 namespace cadre::gpu {
 
+// Memory of the host that the device reaches over its bus: for the little that the host reads.
+class MappedMemory final : public Memory {
+ public:
+  MappedMemory(int device, CudaStream& stream, AddressRanges& ranges)
+      : device_(device), stream_(stream), ranges_(ranges) {}
+  std::byte* allocate(size_t bytes) override;
+  void release(std::byte* data) noexcept override;  // waits for the stream, which may be using it
+  void fill(std::byte* data, std::byte value, size_t bytes) override;
+  void synchronize() override { stream_.wait(); }
+
+ private:
+  int device_;
+  CudaStream& stream_;
+  AddressRanges& ranges_;
+};
+
 // Memory that host and device reach at the same address: pages live where they were touched last. It lies on the device
 // from the start; what does not fit there is refused, though the driver would take it and page.
 class ManagedMemory final : public Memory {
@@ -28,12 +44,14 @@ class ManagedMemory final : public Memory {
   void release(std::byte* data) noexcept override;  // waits for the stream, which may be using it
   void fill(std::byte* data, std::byte value, size_t bytes) override;
   void synchronize() override { stream_.wait(); }
+  Memory& for_results() override { return results_; }
   bool reaches(const void* data, size_t bytes) const { return ranges_.contain(data, bytes); }
 
  private:
   int device_;
   CudaStream& stream_;
-  AddressRanges ranges_;
+  AddressRanges ranges_;  // of the results too
+  MappedMemory results_{device_, stream_, ranges_};
 };
 
 // Device memory for the length of a call; that of the next one may be the same, as the stream does one after the other.

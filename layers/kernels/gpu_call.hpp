@@ -51,23 +51,33 @@ class Call {
     return reinterpret_cast<T*>(written(tensor, /*read=*/true));
   }
 
-  // Rows of floats. Where the device does not reach all that lies between the first and the last of them, they are packed on
-  // the host.
+  // Rows that an index picks, or the first `count`. Where the device does not reach all that lies between the first and the
+  // last of them, they are packed on the host.
   PickedRows rows(const Rows& rows, const Tensor& index) {
-    const std::span<const int32_t> picked(index.data<int32_t>(), static_cast<size_t>(index.numel()));
-    const auto row_bytes = static_cast<size_t>(rows.width) * sizeof(float);
-    if (picked.empty()) return {rows.base, rows.stride, nullptr};
-    const auto [first, last] = std::minmax_element(picked.begin(), picked.end());
-    const auto span_bytes = static_cast<size_t>((int64_t{*last} - *first) * rows.stride) + row_bytes;
-    if (machine_.reaches(rows.row<float>(*first), span_bytes)) return {rows.base, rows.stride, in<int32_t>(index)};
-    const size_t bytes = picked.size() * row_bytes;
-    std::byte* here = machine_.scratch(bytes);
-    if (bytes == 0) return {here, 0, nullptr};
-    std::byte* packed = machine_.staging(bytes);
-    for (size_t i = 0; i < picked.size(); ++i) {
-      std::memcpy(packed + i * row_bytes, rows.row<float>(picked[i]), row_bytes);
+    return this->rows(rows, {index.data<int32_t>(), static_cast<size_t>(index.numel())}, index.numel());
+  }
+  PickedRows rows(const Rows& rows, std::span<const int32_t> index, int64_t count) {
+    const auto row_bytes = static_cast<size_t>(rows.width) * size_of(rows.dtype);
+    if (count == 0) return {rows.base, rows.stride, nullptr};
+    const auto at = [&](int64_t i) { return index.empty() ? i : int64_t{index[static_cast<size_t>(i)]}; };
+    int64_t first = 0;
+    int64_t last = count - 1;
+    if (!index.empty()) {
+      const auto [lowest, highest] = std::ranges::minmax(index);
+      first = lowest;
+      last = highest;
     }
-    machine_.copy_in(here, packed, bytes);
+    const auto* begin = rows.base + first * rows.stride;
+    if (machine_.reaches(begin, static_cast<size_t>((last - first) * rows.stride) + row_bytes)) {
+      return {rows.base, rows.stride, copied_index(index)};
+    }
+    std::byte* here = machine_.scratch(static_cast<size_t>(count) * row_bytes);
+    if (row_bytes == 0) return {here, 0, nullptr};
+    std::byte* packed = machine_.staging(static_cast<size_t>(count) * row_bytes);
+    for (int64_t i = 0; i < count; ++i) {
+      std::memcpy(packed + static_cast<size_t>(i) * row_bytes, rows.base + at(i) * rows.stride, row_bytes);
+    }
+    machine_.copy_in(here, packed, static_cast<size_t>(count) * row_bytes);
     return {here, static_cast<int64_t>(row_bytes), nullptr};
   }
 
@@ -116,6 +126,11 @@ class Call {
     const std::byte* device;
     size_t bytes;
   };
+
+  const int32_t* copied_index(std::span<const int32_t> index) {
+    if (index.empty()) return nullptr;
+    return in<int32_t>({const_cast<int32_t*>(index.data()), DType::i32, {static_cast<int64_t>(index.size())}});
+  }
 
   std::byte* placed(std::byte* host, size_t bytes, bool read) {
     if (machine_.reaches(host, bytes)) return host;

@@ -10,6 +10,7 @@
 
 #include "layers/kernels/gpu_call.hpp"
 #include "layers/kernels/gpu_products.hpp"
+#include "layers/kernels/gpu_row_codec.hpp"
 #include "layers/kernels/kernels.hpp"
 
 namespace cadre {
@@ -22,6 +23,7 @@ class GpuKernels final : public Kernels {
              std::unique_ptr<GpuKernels> fp32 = nullptr, bool in_fp8 = false)
       : name_(name),
         machine_(std::move(machine)),
+        codec_(machine_),
         products_(std::move(products)),
         fp32_(std::move(fp32)),
         in_fp8_(in_fp8) {}
@@ -30,6 +32,7 @@ class GpuKernels final : public Kernels {
   Memory& memory() const override { return machine_->memory(); }
   Request launched() const override { return machine_->launched(); }
   void* queue() const override { return machine_->queue(); }
+  const RowCodec* device_codec() const override { return &codec_; }
   const Kernels& fp32() const override { return fp32_ ? *fp32_ : *this; }
   const Kernels& without_fp8() const override { return in_fp8_ ? fp32() : *this; }
   std::unique_ptr<DeviceClock> make_clock() const override { return machine_->make_clock(); }
@@ -111,6 +114,7 @@ class GpuKernels final : public Kernels {
 
   std::string_view name_;
   std::shared_ptr<Machine> machine_;
+  gpu::DeviceCodec<Machine> codec_;
   std::unique_ptr<GpuProducts<Machine>> products_;
   std::unique_ptr<GpuKernels> fp32_;
   bool in_fp8_;

@@ -19,6 +19,7 @@
 
 #include "comm/base/buffer.hpp"
 #include "comm/transport/request.hpp"
+#include "comm/wire/row_codec.hpp"
 #include "layers/kernels/device_clock.hpp"
 #include "layers/tensor/parameter.hpp"
 #include "layers/tensor/tensor.hpp"
@@ -112,6 +113,8 @@ class Kernels {
   // What a device is told by this back end, in order, as its own library knows it; null where there is none. For
   // Transport::follow.
   virtual void* queue() const { return nullptr; }
+  // Packs rows for an exchange in the order of the calls (ExchangeSetup::device_codec). Null where the host does.
+  virtual const RowCodec* device_codec() const { return nullptr; }
   // The same back end with its products in fp32, whatever its own precision is.
   virtual const Kernels& fp32() const { return *this; }
   // The same back end for products that are never in fp8, as those of the head: fp32 instead of it.

@@ -57,6 +57,11 @@ std::vector<SlotRecord> make_records(const DispatchPlan& plan, const Tensor& wei
   return records;
 }
 
+// Rows that the host packs must be there.
+Request ready_to_pack(const LaneContext& ctx) {
+  return ctx.exchange.packs_later() ? Request() : ctx.kernels.launched();
+}
+
 ExpertOptions expert_options(const MoeOptions& options) {
   return {.ffn = {.hidden = options.hidden,
                   .width = options.expert_width,
@@ -105,6 +110,7 @@ Task<Tensor> MoeLayer::forward(LaneContext& ctx, Tensor x, Saved& saved) const {
   slots->pack({reinterpret_cast<const std::byte*>(records.data()), sizeof(SlotRecord)});
   rows->pack(elements_of(x, plan.row_token));
   slots->start();
+  co_await rows->packed();
   rows->start();
 
   Request& slots_here = slots->finish();
@@ -146,10 +152,11 @@ Task<Tensor> MoeLayer::forward(LaneContext& ctx, Tensor x, Saved& saved) const {
 Task<Tensor> MoeLayer::backward(LaneContext& ctx, Saved& saved, Tensor dy) {
   // Output gradients travel to the experts as the tokens did.
   ctx.lane.enter("combine gradient");
-  Request given = ctx.kernels.launched();
+  Request given = ready_to_pack(ctx);
   co_await given;
   const auto rows = ctx.exchange.transfer(saved.route, Direction::to_experts, Unit::row, dispatch_format(ctx));
   rows->pack(elements_of(dy, saved.route.plan.row_token));
+  co_await rows->packed();
   rows->start();
   Request& rows_here = rows->finish();
 
@@ -275,9 +282,10 @@ Task<Tensor> MoeLayer::bring_home(LaneContext& ctx, Tensor places, Weighted weig
     ctx.kernels.sum_rows(places, index_tensor(saved.batch.row_places), index_tensor(saved.batch.row_place),
                          weighted == Weighted::yes ? saved.slot_weight : Tensor(), sums);
   }
-  Request computed = ctx.kernels.launched();
+  Request computed = ready_to_pack(ctx);
   co_await computed;
   back->pack(by_slot ? elements_of(places, saved.batch.row_place) : elements_of(sums));
+  co_await back->packed();
   back->start();
   Request& rows_home = back->finish();
   co_await rows_home;
@@ -301,7 +309,7 @@ Tensor MoeLayer::weights_by_token(LaneContext& ctx, const Saved& saved) const {
 
 // The expert's rank has both factors.
 Tensor MoeLayer::weights_grad(LaneContext& ctx, const Elements& d_rows, const Saved& saved) const {
-  const Tensor here = ctx.arena.take("router", ctx.dtype, {saved.slot_weight.dim(0)});
+  const Tensor here = ctx.arena.take_result("router", ctx.dtype, {saved.slot_weight.dim(0)});
   ctx.kernels.dot_rows(rows_of(d_rows, ctx.dtype, options_.hidden), index_tensor(through(d_rows, saved.batch.slot_row)),
                        saved.expert_out, index_tensor(saved.batch.row_place), here);
   return here;

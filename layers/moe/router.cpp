@@ -60,8 +60,8 @@ Task<void> Router::forward(LaneContext& ctx, const Tensor& x, Saved& saved) cons
   scorer_.forward(ctx, x, saved.scorer);
   saved.logits = saved.scorer.logits;
   saved.scores = saved.scorer.scores;
-  saved.ids = ctx.arena.take("router", DType::i32, {num_tokens, num_slots()});
-  saved.weights = ctx.arena.take("router", ctx.dtype, {num_tokens, num_slots()});
+  saved.ids = ctx.arena.take_result("router", DType::i32, {num_tokens, num_slots()});
+  saved.weights = ctx.arena.take_result("router", ctx.dtype, {num_tokens, num_slots()});
   const bool at_once = route_at_once(ctx, saved);
   Request computed = ctx.kernels.launched();
   co_await computed;  // the plan is the host's, and needs ids

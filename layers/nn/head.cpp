@@ -24,7 +24,7 @@ Tensor Head::forward(Context& ctx, const Tensor& x, const Tensor& targets, Saved
   saved.x = x;
   saved.logits = logits(ctx, x);
   saved.targets = targets;
-  const Tensor losses = ctx.arena.take("head", ctx.dtype, {x.dim(0)});
+  const Tensor losses = ctx.arena.take_result("head", ctx.dtype, {x.dim(0)});
   ctx.kernels.cross_entropy(saved.logits, targets, losses);
   return losses;
 }

@@ -46,6 +46,10 @@ Tensor Arena::take_host(std::string_view label, DType dtype, std::initializer_li
   return take_from(blocks_.memory == &host_memory() ? blocks_ : host_blocks_, label, dtype, shape);
 }
 
+Tensor Arena::take_result(std::string_view label, DType dtype, std::initializer_list<int64_t> shape) {
+  return take_from(blocks_.memory == result_blocks_.memory ? blocks_ : result_blocks_, label, dtype, shape);
+}
+
 Tensor Arena::take_from(Blocks& blocks, std::string_view label, DType dtype, std::initializer_list<int64_t> shape) {
   const Tensor shaped(nullptr, dtype, shape);
   const size_t bytes = whole_cache_lines(shaped.bytes());
@@ -61,11 +65,14 @@ Tensor Arena::take_from(Blocks& blocks, std::string_view label, DType dtype, std
   return Tensor(data, dtype, shape);
 }
 
-Arena::Mark Arena::mark() const { return {blocks_.place, host_blocks_.place, used_bytes_, lines_.size()}; }
+Arena::Mark Arena::mark() const {
+  return {blocks_.place, host_blocks_.place, result_blocks_.place, used_bytes_, lines_.size()};
+}
 
 void Arena::release(const Mark& mark) {
   blocks_.place = mark.place;
   host_blocks_.place = mark.host_place;
+  result_blocks_.place = mark.result_place;
   used_bytes_ = mark.used_bytes;
   lines_.resize(mark.num_lines);
 }

@@ -22,7 +22,7 @@ class Arena {
 
   // `poison` fills every tensor with NaN when it is handed out, so that an element nobody wrote shows.
   explicit Arena(Mode mode = Mode::real, bool poison = false, Memory& memory = host_memory())
-      : mode_(mode), poison_(poison), blocks_(memory) {}
+      : mode_(mode), poison_(poison), blocks_(memory), result_blocks_(memory.for_results()) {}
 
   bool is_dry_run() const { return mode_ == Mode::dry_run; }
 
@@ -40,6 +40,10 @@ class Arena {
   // of the device take a copy when they are called.
   Tensor take_host(std::string_view label, DType dtype, std::initializer_list<int64_t> shape);
 
+  // The same for a tensor that kernels write and the host reads: in memory of the device's side that both reach, whose pages
+  // stay with the host.
+  Tensor take_result(std::string_view label, DType dtype, std::initializer_list<int64_t> shape);
+
   // Where the next tensor is carved from.
   struct Place {
     size_t block = 0;
@@ -50,6 +54,7 @@ class Arena {
   struct Mark {
     Place place;
     Place host_place;
+    Place result_place;
     size_t used_bytes = 0;
     size_t num_lines = 0;
   };
@@ -88,7 +93,8 @@ class Arena {
   Mode mode_;
   bool poison_;
   Blocks blocks_;
-  Blocks host_blocks_{host_memory()};  // none where blocks_ are the host's
+  Blocks host_blocks_{host_memory()};  // these two: none where blocks_ are of that memory
+  Blocks result_blocks_;
   size_t used_bytes_ = 0;
   size_t peak_bytes_ = 0;
   std::vector<Line> lines_;  // dry run only

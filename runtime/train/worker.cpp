@@ -45,17 +45,6 @@ CombineMode combine_mode(const ExchangeConfig& config) {
 
 namespace {
 
-ExchangeSetup exchange_setup(const Communicator& group, const WorkerOptions& options) {
-  const size_t activations = options.activation_bytes == 0 ? kSmallActivations : options.activation_bytes;
-  return {.group = group,
-          .topology = discover_topology(group),
-          .max_tokens = std::max<int64_t>(options.max_tokens, 1),
-          .top_k = static_cast<int>(slots_per_token(options.model)),
-          .max_row_bytes = static_cast<size_t>(options.model.hidden_size) * sizeof(float),
-          // Activations of a device lie elsewhere, and their rows come as messages.
-          .memory_bytes = options.compute.device == "cpu" ? kActivationReserve * activations : 0};
-}
-
 ExchangeWorkload workload_of(const WorkerOptions& options) {
   const WireFormats wire = wire_formats(options.exchange);
   return {.tokens = std::max<int64_t>(options.max_tokens, 1),
@@ -134,13 +123,27 @@ void Worker::make_exchanges(const WorkerOptions& options) {
                 fmt::format("exchange.strategy = {} cannot be had on other ranks", options.exchange.strategy),
                 "their message says why; exchange.strategy=auto takes another");
   }
-  for (auto& space : spaces_)
-    space->exchange = make_exchange("flat", exchange_setup(space->lane.expert_group(), options));
+  for (auto& space : spaces_) space->exchange = make_exchange("flat", exchange_setup(*space, options));
   exchange_reason_ = fmt::format("flat: {}", refused ? refused->what() : "other ranks have not the memory for another");
 }
 
+ExchangeSetup Worker::exchange_setup(const LaneSpace& space, const WorkerOptions& options) const {
+  const Communicator& group = space.lane.expert_group();
+  const RowCodec* device_codec = kernels_->device_codec();
+  const size_t activations = options.activation_bytes == 0 ? kSmallActivations : options.activation_bytes;
+  return {.group = group,
+          .topology = discover_topology(group),
+          .max_tokens = std::max<int64_t>(options.max_tokens, 1),
+          .top_k = static_cast<int>(slots_per_token(options.model)),
+          .max_row_bytes = static_cast<size_t>(options.model.hidden_size) * sizeof(float),
+          // Activations of a device lie elsewhere, and their rows come as messages.
+          .memory_bytes = device_codec == nullptr ? kActivationReserve * activations : 0,
+          .device_codec = device_codec,
+          .transport_follows = transport_follows_};
+}
+
 void Worker::make_exchange_of(LaneSpace& space, const WorkerOptions& options) {
-  const ExchangeSetup setup = exchange_setup(space.lane.expert_group(), options);
+  const ExchangeSetup setup = exchange_setup(space, options);
   if (&space != spaces_.front().get()) {
     space.exchange = make_exchange(spaces_.front()->exchange->name(), setup);
   } else if (options.exchange.strategy == "auto") {

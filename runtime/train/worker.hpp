@@ -115,6 +115,7 @@ class Worker {
   LaneSpace& space(int lane) { return *spaces_[static_cast<size_t>(lane)]; }
   void start_progress(const WorkerOptions& options);
   void make_exchanges(const WorkerOptions& options);
+  ExchangeSetup exchange_setup(const LaneSpace& space, const WorkerOptions& options) const;
   void make_exchange_of(LaneSpace& space, const WorkerOptions& options);
   void make_arenas(const WorkerOptions& options);
   void make_reduction_groups();

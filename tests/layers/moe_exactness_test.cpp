@@ -180,7 +180,10 @@ class LateTransfer : public RowTransfer {
  public:
   explicit LateTransfer(std::unique_ptr<RowTransfer> transfer) : transfer_(std::move(transfer)) {}
 
-  void pack(const Elements& rows) override { transfer_->pack(rows); }
+  void pack(const Elements& rows) override {
+    transfer_->pack(rows);
+    packed_ = std::move(transfer_->packed());
+  }
   void start() override {
     transfer_->start();
     finished_ = std::move(transfer_->finish());
@@ -210,6 +213,7 @@ class LateExchange : public Exchange {
     return std::make_unique<LateTransfer>(std::move(transfer));
   }
   std::span<std::byte> memory() override { return exchange_->memory(); }
+  bool packs_later() const override { return exchange_->packs_later(); }
   bool prefers_slots() const override { return exchange_->prefers_slots(); }
 
  private:

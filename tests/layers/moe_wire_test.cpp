@@ -149,6 +149,21 @@ TEST(MoeWire, slot_order_gives_the_same_bits_with_every_exchange_and_keeps_the_b
   }
 }
 
+// Rows that a device packs, later than it is called, are the same rows.
+TEST(MoeWire, a_device_that_packs_gives_the_same_bits_with_every_exchange) {
+  for (const WireFormats wire : kWires) {
+    SCOPED_TRACE(describe(wire));
+    MoeCase test_case = case_of(wire, CombineMode::slot_order);
+    test_case.back_end = test::BackEnd::gpu_twin;
+    const MoeResult whole = test::single_rank(test_case);
+    each_exchange(test_case, [&](MoeRun& run, Communicator& /*world*/) {
+      const MoeResult result = run.run();
+      EXPECT_TRUE(test::same_bits(result.y, test::part_of(whole.y, run, kHidden))) << "y";
+      EXPECT_TRUE(test::same_bits(result.dx, test::part_of(whole.dx, run, kHidden))) << "dx";
+    });
+  }
+}
+
 // Sums are rounded instead of slots, in another place with every exchange, but no more.
 TEST(MoeWire, partial_sums_keep_the_bound_and_repeat_bit_by_bit) {
   for (const WireFormats wire : kWires) {

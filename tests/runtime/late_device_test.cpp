@@ -13,6 +13,7 @@
 #include "runtime/checkpoint/model_checkpoint.hpp"
 #include "runtime/infer/decoder.hpp"
 #include "runtime/infer/score.hpp"
+#include "tests/support/following_transport.hpp"
 #include "tests/support/gpu_twin.hpp"
 #include "tests/support/ranks.hpp"
 #include "tests/support/score_comparison.hpp"
@@ -28,6 +29,11 @@ using test::small_run;
 const std::filesystem::path kGolden = std::filesystem::path(CADRE_TEST_FOLDER) / "golden/v3_mini";
 
 std::unique_ptr<Kernels> late() { return test::make_gpu_twin(test::TwinOrder::ascending, test::TwinMemory::own); }
+
+// The ranks of `world`, over a transport that goes by the late device's time as NCCL does.
+Communicator following(const Communicator& world) {
+  return {test::make_following_transport(world.transport()), "following"};
+}
 
 // Sums in another order, and AdamW, which divides by the size of a gradient however small.
 void expect_close(const std::vector<double>& expected, const std::vector<double>& actual) {
@@ -69,6 +75,7 @@ TEST(LateDevice, TrainsAsTheCpuDoes) {
         config.out += ".late";
         const std::vector<double> actual = train(world.duplicate("late"), config, 3, late);
         expect_close(expected, actual);
+        expect_close(expected, train(following(world), config, 3, late));
 
         // What was saved is what was trained.
         const RunConfig again = test::resumed(config);
@@ -89,6 +96,7 @@ TEST(LateDevice, RoutesAsTheCpuDoes) {
           change(config);
           const std::vector<double> expected = train(world.duplicate("cpu"), config, 2, {});
           expect_close(expected, train(world.duplicate("late"), config, 2, late));
+          expect_close(expected, train(following(world), config, 2, late));
         };
         expect_same("noise and jitter", [](RunConfig& config) {
           config.model.routing.router_noise = true;
@@ -110,6 +118,11 @@ TEST(LateDevice, RoutesAsTheCpuDoes) {
         expect_same("experts that are mixtures, a loss by sequence", [](RunConfig& config) {
           config.model.routing.expert_kinds = "mixture";
           config.model.routing.seq_aux = true;
+        });
+        expect_same("rows gathered by all ranks, rounded on their way", [](RunConfig& config) {
+          config.exchange.strategy = "all_gather";
+          config.exchange.dispatch_format = "fp8";
+          config.exchange.combine_format = "bf16";
         });
         expect_same("results slot by slot", [](RunConfig& config) { config.exchange.combine = "slot_order"; });
       },

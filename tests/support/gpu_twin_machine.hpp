@@ -137,7 +137,8 @@ class TwinClock final : public DeviceClock {
 // Memory of the host that knows what it handed out, and what of all memory kernels reach.
 class OwnMemory final : public Memory {
  public:
-  OwnMemory(TwinQueue& queue, TwinMemory reached) : queue_(queue), reached_(reached) {}
+  OwnMemory(TwinQueue& queue, TwinMemory reached, gpu::AddressRanges& ranges, Memory* results = nullptr)
+      : queue_(queue), reached_(reached), ranges_(ranges), results_(results) {}
   std::byte* allocate(size_t bytes) override {
     std::byte* data = host_memory().allocate(bytes);
     ranges_.add(data, bytes);
@@ -153,6 +154,7 @@ class OwnMemory final : public Memory {
     queue_.push([=, this] { Memory::fill(data, value, bytes); });
   }
   void synchronize() override { queue_.wait_for(queue_.mark()); }
+  Memory& for_results() override { return results_ == nullptr ? *this : *results_; }
   bool reaches(const void* data, size_t bytes) const {
     return reached_ == TwinMemory::reached || (reached_ == TwinMemory::own && ranges_.contain(data, bytes));
   }
@@ -160,12 +162,14 @@ class OwnMemory final : public Memory {
  private:
   TwinQueue& queue_;
   TwinMemory reached_;
-  gpu::AddressRanges ranges_;
+  gpu::AddressRanges& ranges_;
+  Memory* results_;
 };
 
 class TwinMachine {
  public:
-  TwinMachine(TwinOrder order, TwinMemory reached) : order_(order), own_(queue_, reached) {}
+  TwinMachine(TwinOrder order, TwinMemory reached)
+      : order_(order), results_(queue_, reached, ranges_), own_(queue_, reached, ranges_, &results_) {}
 
   bool reaches(const void* data, size_t bytes) const { return own_.reaches(data, bytes); }
 
@@ -229,7 +233,7 @@ class TwinMachine {
     return request;
   }
   void wait() { queue_.wait_for(queue_.mark()); }
-  void* queue() const { return nullptr; }
+  void* queue() { return &queue_; }  // for a FollowingTransport
 
  protected:
   // The scratch memory of a call lives as long as what it is for.
@@ -261,6 +265,8 @@ class TwinMachine {
 
   TwinOrder order_;
   TwinQueue queue_;
+  gpu::AddressRanges ranges_;
+  OwnMemory results_;
   OwnMemory own_;
   gpu::Staging<TwinQueue::Mark> staging_{host_memory(), size_t{8} << 10, 3};  // small, so that it comes round
   std::shared_ptr<Scratch> scratch_ = std::make_shared<Scratch>();

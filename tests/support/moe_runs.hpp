@@ -121,8 +121,8 @@ class MoeRun {
         layer_("mlp", moe_options(test_case),
                test_case.map ? test_case.map(world.size()) : ExpertMap::contiguous(test_case.num_experts, world.size()),
                world.rank()),
-        exchange_(make_exchange(variant.strategy, setup(variant.topology))),
-        kernels_(make_kernels(test_case.back_end)) {
+        kernels_(make_kernels(test_case.back_end)),
+        exchange_(make_exchange(variant.strategy, setup(variant.topology))) {
     if (wrap) exchange_ = wrap(std::move(exchange_));
     if (test_case.masked) kernels_ = std::make_unique<MaskingKernels>(std::move(kernels_));
     const bool on_host = &kernels_->memory() == &host_memory();
@@ -178,6 +178,7 @@ class MoeRun {
                                    {.max_tokens = test_case_.num_tokens,
                                     .top_k = test_case_.top_k,
                                     .row_bytes = static_cast<size_t>(test_case_.hidden) * sizeof(float)});
+    setup.device_codec = kernels_->device_codec();
     if (!test_case_.tight) setup.memory_bytes += size_t{1} << 19;  // of whatever size the activations are here
     return setup;
   }
@@ -212,8 +213,8 @@ class MoeRun {
   Lane lane_;
   TokenSlice slice_;
   MoeLayer layer_;
-  std::unique_ptr<Exchange> exchange_;
   std::unique_ptr<Kernels> kernels_;
+  std::unique_ptr<Exchange> exchange_;
   Arena arena_{Arena::Mode::real, /*poison=*/true, kernels_->memory()};
   ParameterStore store_;
   MoeLayer::Saved saved_;

@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: Apache-2.0
+// Puts rows into the form they travel in, and back. The host does it at once; the codec of a device does it in the order of
+// what the device is told, so that rows need not be there yet.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+
+#include "comm/base/buffer.hpp"
+#include "comm/transport/request.hpp"
+#include "comm/wire/format.hpp"
+
+namespace cadre {
+
+// Elements anywhere in memory: element i starts at base + index[i] * stride; without an index, at base + i * stride.
+struct Elements {
+  const std::byte* base = nullptr;
+  size_t stride = 0;  // bytes
+  std::span<const int32_t> index = {};
+  // On the way to the tokens: token t has elements offsets[t] .. offsets[t+1], which are to be added up.
+  std::span<const int32_t> offsets = {};
+
+  const std::byte* at(int64_t i) const {
+    return base + static_cast<size_t>(index.empty() ? i : index[static_cast<size_t>(i)]) * stride;
+  }
+  // Elements first .. first + count alone.
+  Elements part(int64_t first, int64_t count) const {
+    if (index.empty()) return {base + static_cast<size_t>(first) * stride, stride};
+    return {base, stride, index.subspan(static_cast<size_t>(first), static_cast<size_t>(count))};
+  }
+};
+
+class RowCodec {
+ public:
+  virtual ~RowCodec() = default;
+
+  // `count` rows, as computed and anywhere, to `wire`, where one follows the other; and back to `values`. Both lie in
+  // memory(). The index is read before the call returns.
+  virtual void encode(const RowFormat& format, const Elements& rows, int64_t count, std::byte* wire) const = 0;
+  virtual void decode(const RowFormat& format, const Elements& wire, int64_t count, std::byte* values) const = 0;
+
+  // Where rows lie that travel.
+  virtual Memory& memory() const = 0;
+  // Complete when all rows are where they belong that were encoded or decoded so far.
+  virtual Request done() const = 0;
+};
+
+// Any format; done when it returns.
+const RowCodec& host_codec();
+
+}  // namespace cadre
