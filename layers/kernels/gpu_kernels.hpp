@@ -81,8 +81,10 @@ class GpuKernels final : public Kernels {
   void cross_entropy_grad(const Tensor& logits, const Tensor& targets, double scale,
                           const Tensor& dlogits) const override;
   void top_k(const Tensor& scores, const Tensor& bias, const Tensor& ids) const override;
-  bool route(const RouteRule& rule, const Tensor& logits, const Tensor& bias, const Tensor& scores, const Tensor& ids,
-             const Tensor& weights) const override;
+  bool can_route(const RouteRule& rule, int64_t num_experts) const override;
+  void route(const RouteRule& rule, const Tensor& logits, const Tensor& bias, const RouteResult& result) const override;
+  void route_grad(const RouteRule& rule, const Tensor& scores, const Tensor& ids, const Tensor& dweights,
+                  const RouteSlopes& slopes, const Tensor& dlogits) const override;
   void embedding(const Tensor& ids, const Tensor& table, const Tensor& y) const override;
   void embedding_grad(const Tensor& ids, const Tensor& dy, const Tensor& dtable) const override;
   void gather_rows(const Rows& src, const Tensor& index, const Tensor& scale, const Tensor& dst) const override;

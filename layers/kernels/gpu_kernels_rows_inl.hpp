@@ -5,6 +5,7 @@
 #include "layers/kernels/gpu_kernels.hpp"
 #include "layers/kernels/gpu_norm.hpp"
 #include "layers/kernels/gpu_router.hpp"
+#include "layers/kernels/gpu_router_grad.hpp"
 #include "layers/kernels/gpu_softmax.hpp"
 
 namespace cadre {
@@ -121,20 +122,53 @@ void GpuKernels<Machine>::top_k(const Tensor& scores, const Tensor& bias, const 
 }
 
 template <class Machine>
-bool GpuKernels<Machine>::route(const RouteRule& rule, const Tensor& logits, const Tensor& bias, const Tensor& scores,
-                                const Tensor& ids, const Tensor& weights) const {
-  run([&](auto& call) {
-    const gpu::Route route = {rule,
-                              call.in(logits),
-                              call.in(bias),
-                              call.out(scores),
-                              call.template out<int32_t>(ids),
-                              call.out(weights),
-                              logits.dim(1),
-                              ids.dim(1)};
-    call.blocks(logits.dim(0), route, route.shared_floats());
-  });
+bool GpuKernels<Machine>::can_route(const RouteRule& /*rule*/, int64_t /*num_experts*/) const {
   return true;
+}
+
+template <class Machine>
+void GpuKernels<Machine>::route(const RouteRule& rule, const Tensor& logits, const Tensor& bias,
+                                const RouteResult& result) const {
+  run([&](auto& call) {
+    const int64_t num_tokens = logits.dim(0);
+    const int64_t num_experts = logits.dim(1);
+    gpu::Route route = {rule,
+                        call.in(logits),
+                        call.in(bias),
+                        call.out(result.scores),
+                        call.template out<int32_t>(result.ids),
+                        call.out(result.weights),
+                        num_experts,
+                        result.ids.dim(1)};
+    call.blocks(num_tokens, route, route.shared_floats());
+    float* inverse = result.inverse.defined() ? call.out(result.inverse) : nullptr;
+    call.blocks(num_tokens, gpu::RouteFacts{route.logits, route.scores, call.template out<int32_t>(result.not_finite),
+                                            inverse, num_experts});
+    if (!result.best.defined()) return;
+    int32_t* nans = call.template scratch<int32_t>(num_tokens);  // told by not_finite
+    call.blocks(num_tokens, gpu::TopK{route.scores, nullptr, call.template out<int32_t>(result.best), nans, num_experts,
+                                      result.best.dim(1)});
+  });
+}
+
+template <class Machine>
+void GpuKernels<Machine>::route_grad(const RouteRule& rule, const Tensor& scores, const Tensor& ids,
+                                     const Tensor& dweights, const RouteSlopes& slopes, const Tensor& dlogits) const {
+  run([&](auto& call) {
+    const int64_t num_tokens = scores.dim(0);
+    if (num_tokens == 0) return;
+    const int64_t num_rows = slopes.by_share.defined() ? slopes.by_share.dim(0) : 1;
+    call.blocks(num_tokens, gpu::RouteGrad{.rule = rule,
+                                           .scores = call.in(scores),
+                                           .ids = call.template in<int32_t>(ids),
+                                           .dweights = call.in(dweights),
+                                           .by_share = call.in(slopes.by_share),
+                                           .tokens_a_row = num_tokens / num_rows,
+                                           .by_score = call.in(slopes.by_score),
+                                           .dlogits = call.out(dlogits),
+                                           .num_experts = scores.dim(1),
+                                           .top_k = ids.dim(1)});
+  });
 }
 
 template <class Machine>

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The way back through DeepSeek-V3's router, from the gradients of routing weights and of losses to those of its logits.
+// What goes with DeepSeek-V3's router in one pass: what the host is told of its logits and scores, and the way back, from the
+// gradients of routing weights and of losses to those of the logits. A block a token.
 #pragma once
 
 #include "layers/kernels/gpu_block.hpp"
@@ -7,7 +8,27 @@
 
 namespace cadre::gpu {
 
-// A block a token; layers/moe/weights and loss_sums have the formulas.
+struct RouteFacts {
+  const float* logits;
+  const float* scores;
+  int32_t* not_finite;
+  float* inverse;  // or null
+  int64_t num_experts;
+
+  template <class Block>
+  CADRE_DEVICE void operator()(Block& block) const {
+    const int64_t t = block.index();
+    const float* row = logits + t * num_experts;
+    const int32_t bad = block.reduce(
+        num_experts, int32_t{0}, [&](int64_t e) { return row[e] - row[e] == 0.0F ? 0 : 1; }, Larger());
+    block.each(1, [&](int64_t) { not_finite[t] = bad; });
+    if (inverse == nullptr) return;
+    const float total = sum(block, num_experts, [&](int64_t e) { return scores[t * num_experts + e]; });
+    block.each(1, [&](int64_t) { inverse[t] = 1.0F / (total + 1e-20F); });
+  }
+};
+
+// layers/moe/weights and loss_sums have the formulas.
 struct RouteGrad {
   RouteRule rule;
   const float* scores;

@@ -4,6 +4,7 @@
 
 #include <cstring>
 
+#include "comm/base/check.hpp"
 #include "comm/base/trace.hpp"
 
 namespace cadre {
@@ -26,6 +27,13 @@ std::unique_ptr<DeviceClock> make_host_clock() { return std::make_unique<HostClo
 
 void Kernels::copy(const Tensor& src, const Tensor& dst) const {
   if (src.bytes() > 0) std::memcpy(dst.raw(), src.raw(), src.bytes());
+}
+
+void Kernels::route(const RouteRule&, const Tensor&, const Tensor&, const RouteResult&) const { CADRE_ASSERT(false); }
+
+void Kernels::route_grad(const RouteRule&, const Tensor&, const Tensor&, const Tensor&, const RouteSlopes&,
+                         const Tensor&) const {
+  CADRE_ASSERT(false);
 }
 
 void Kernels::grouped_linear(const Tensor& x, RowGroups groups, const Tensor& y) const {

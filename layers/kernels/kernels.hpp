@@ -89,6 +89,23 @@ struct RouteRule {
   double scale = 1.0;
 };
 
+// What a router finds for each token, and, where they are defined, what losses need beside it.
+struct RouteResult {
+  Tensor scores;      // [T,E]
+  Tensor ids;         // i32[T,K], best first, -1 where there is none
+  Tensor weights;     // [T,K]
+  Tensor not_finite;  // i32[T]: 1 where a logit is NaN or infinite; then the rest means nothing
+  Tensor best;        // i32[T,K], the best by scores alone, whatever bias and groups say
+  Tensor inverse;     // [T,1]: 1 / (sum of the token's scores + 1e-20)
+};
+
+// Derivatives of losses: by the shares score / (sum of the token's scores), a row [E] for each T / G tokens in turn, and by the
+// scores. Undefined: none.
+struct RouteSlopes {
+  Tensor by_share;  // [G,E]
+  Tensor by_score;  // [E]
+};
+
 // Decoupled weight decay (Loshchilov and Hutter 2019, algorithm 2), bias-corrected.
 struct AdamWStep {
   double learning_rate;
@@ -220,12 +237,14 @@ class Kernels {
   // element type of scores, or undefined; the sum is rounded to that type. A NaN in it throws ErrorKind::numerics.
   virtual void top_k(const Tensor& scores, const Tensor& bias, const Tensor& ids) const = 0;
 
-  // scores [T,E] from logits [T,E], ids [T,K] by scores + bias [E] (or undefined), -1 where there is none, and weights [T,K],
-  // in one pass. False, and nothing is written, where a back end leaves that to the pieces of layers/moe.
-  virtual bool route(const RouteRule&, const Tensor& /*logits*/, const Tensor& /*bias*/, const Tensor& /*scores*/,
-                     const Tensor& /*ids*/, const Tensor& /*weights*/) const {
-    return false;
-  }
+  // The whole router in one pass, forward and backward, where a back end can do what the rule says; else that is left to the
+  // pieces of layers/moe.
+  virtual bool can_route(const RouteRule& /*rule*/, int64_t /*num_experts*/) const { return false; }
+  // From logits [T,E]; experts are chosen by score + bias [E] (or undefined).
+  virtual void route(const RouteRule& rule, const Tensor& logits, const Tensor& bias, const RouteResult& result) const;
+  // dlogits [T,E] from scores and ids of the forward pass, dweights [T,K], and gradients of losses.
+  virtual void route_grad(const RouteRule& rule, const Tensor& scores, const Tensor& ids, const Tensor& dweights,
+                          const RouteSlopes& slopes, const Tensor& dlogits) const;
 
   // --- rows on their way to experts and back ----------------------------------------------------------------------
   // dst[r] = scale[r] src[index[r]]; index is i32[R]; scale [R] or undefined (1)

@@ -19,6 +19,20 @@ void add_scaled(double scale, const std::vector<double>& term, std::vector<doubl
   for (size_t i = 0; i < term.size(); ++i) sum[i] += scale * term[i];
 }
 
+// [columns]: over all rows.
+std::vector<double> rows_added(const Tensor& rows) {
+  std::vector<double> sums(static_cast<size_t>(rows.dim(1)), 0.0);
+  for (int64_t i = 0; i < rows.numel(); ++i) sums[static_cast<size_t>(i % rows.dim(1))] += rows.data<float>()[i];
+  return sums;
+}
+
+Tensor as_tensor(LaneContext& ctx, const std::vector<double>& values, int64_t num_experts) {
+  const auto rows = static_cast<int64_t>(values.size()) / num_experts;
+  const Tensor tensor = ctx.arena.take_host("router", ctx.dtype, {rows, num_experts});
+  for (size_t i = 0; i < values.size(); ++i) tensor.data<float>()[i] = static_cast<float>(values[i]);
+  return tensor;
+}
+
 }  // namespace
 
 Losses::Losses(const LossOptions& options, int num_experts, int top_k)
@@ -63,9 +77,51 @@ std::vector<double> Losses::column(const std::vector<double>& sums, Column wante
   return values;
 }
 
+void Losses::take_results(LaneContext& ctx, int64_t num_tokens, RouteResult& result) const {
+  if (by_sequence()) result.best = ctx.arena.take_result("router", DType::i32, {num_tokens, top_k_});
+  if (by_sequence() || needs(kProb)) result.inverse = ctx.arena.take("router", ctx.dtype, {num_tokens, 1});
+}
+
+// A sum over tokens is a product with one number for each of them.
+void Losses::launch_sums(LaneContext& ctx, const RouteResult& result, Routing& routing) const {
+  const Kernels& kernels = ctx.kernels.fp32();
+  const int64_t num_tokens = result.scores.dim(0);
+  routing.best = result.best;
+  if (result.inverse.defined()) {
+    const int64_t length = by_sequence() ? tokens_a_sequence(ctx.tokens, routing) : num_tokens;
+    const int64_t num_sums = by_sequence() ? num_tokens / length : 1;
+    routing.share_sums = ctx.arena.take_result("router", ctx.dtype, {num_sums, num_experts_});
+    for (int64_t i = 0; i < num_sums; ++i) {
+      kernels.linear_weight_grad(result.scores.rows(i * length, length), result.inverse.rows(i * length, length),
+                                 routing.share_sums.rows(i, 1), Accumulate::no);
+    }
+  }
+  if (needs(kScore)) {
+    const Tensor ones = ctx.arena.take_host("router", ctx.dtype, {num_tokens, 1});
+    std::fill_n(ones.data<float>(), num_tokens, 1.0F);
+    routing.score_sums = ctx.arena.take_result("router", ctx.dtype, {1, num_experts_});
+    kernels.linear_weight_grad(result.scores, ones, routing.score_sums, Accumulate::no);
+  }
+}
+
+RouteSlopes Losses::slopes(LaneContext& ctx, const Saved& saved) const {
+  RouteSlopes slopes;
+  if (!saved.by_sequence.empty()) {
+    std::vector<double> by_share = saved.by_sequence;
+    for (size_t i = 0; !saved.by_prob.empty() && i < by_share.size(); ++i) {
+      by_share[i] += saved.by_prob[i % saved.by_prob.size()];
+    }
+    slopes.by_share = as_tensor(ctx, by_share, num_experts_);
+  } else if (!saved.by_prob.empty()) {
+    slopes.by_share = as_tensor(ctx, saved.by_prob, num_experts_);
+  }
+  if (!saved.by_score.empty()) slopes.by_score = as_tensor(ctx, saved.by_score, num_experts_);
+  return slopes;
+}
+
 void Losses::begin(LaneContext& ctx, const Routing& routing, const Scorer::Saved& score, Saved& saved) const {
   saved = {};
-  if (options_.balance > 0.0 && options_.by_sequence) begin_sequences(ctx, routing, saved);
+  if (by_sequence()) begin_sequences(ctx, routing, saved);
   if (!need_sums() || ctx.arena.is_dry_run()) return;
   saved.sums = {static_cast<double>(routing.num_tokens())};
   const auto append = [&](Column column, const auto& make) {
@@ -74,8 +130,14 @@ void Losses::begin(LaneContext& ctx, const Routing& routing, const Scorer::Saved
     saved.sums.insert(saved.sums.end(), values.begin(), values.end());
   };
   append(kCount, [&] { return routing.counts; });
-  append(kProb, [&] { return column_sums(routing.scores, /*normalised=*/true); });
-  append(kScore, [&] { return column_sums(routing.scores, /*normalised=*/false); });
+  append(kProb, [&] {
+    return routing.share_sums.defined() ? rows_added(routing.share_sums)
+                                        : column_sums(routing.scores, /*normalised=*/true);
+  });
+  append(kScore, [&] {
+    return routing.score_sums.defined() ? rows_added(routing.score_sums)
+                                        : column_sums(routing.scores, /*normalised=*/false);
+  });
   append(kWeight, [&] { return weight_sums(routing); });
   append(kLoad, [&] { return noisy_load(score, top_k_); });
   append(kVisit, [&] { return device_visits(routing, options_.devices); });
@@ -86,9 +148,7 @@ void Losses::finish(const LaneContext& ctx, const Routing& routing, Saved& saved
   // A loss F over the T tokens of the micro-batch weighs T token_scale, of which this rank reports its tokens' share.
   const double share = ctx.token_scale * static_cast<double>(routing.num_tokens());
   if (options_.z > 0.0) saved.value += options_.z * ctx.token_scale * sum_of_squares(routing.logits);
-  if (!saved.by_sequence.empty()) {
-    saved.value += sequence_loss(saved.by_sequence, tokens_a_sequence(ctx.tokens, routing), routing.scores);
-  }
+  if (!saved.by_sequence.empty()) saved.value += sequence_value(ctx, routing, saved);
   const double tokens = saved.sums.empty() ? 0.0 : saved.sums.front();
   if (tokens == 0.0) return;
   const std::vector<double> counts = column(saved.sums, kCount, 1.0);
@@ -152,11 +212,25 @@ void Losses::finish(const LaneContext& ctx, const Routing& routing, Saved& saved
 
 void Losses::begin_sequences(LaneContext& ctx, const Routing& routing, Saved& saved) const {
   const ArenaScope scope(ctx.arena);
-  const Tensor best = ctx.arena.take("router", DType::i32, {routing.num_tokens(), top_k_});
-  ctx.kernels.top_k(routing.scores, Tensor(), best);
+  Tensor best = routing.best;
+  if (!best.defined()) {
+    best = ctx.arena.take("router", DType::i32, {routing.num_tokens(), top_k_});
+    ctx.kernels.top_k(routing.scores, Tensor(), best);
+  }
   if (ctx.arena.is_dry_run()) return;
   saved.by_sequence =
       sequence_slopes(options_.balance * ctx.token_scale, tokens_a_sequence(ctx.tokens, routing), best, num_experts_);
+}
+
+double Losses::sequence_value(const LaneContext& ctx, const Routing& routing, const Saved& saved) const {
+  if (!routing.share_sums.defined()) {
+    return sequence_loss(saved.by_sequence, tokens_a_sequence(ctx.tokens, routing), routing.scores);
+  }
+  double value = 0.0;
+  for (size_t i = 0; i < saved.by_sequence.size(); ++i) {
+    value += saved.by_sequence[i] * routing.share_sums.data<float>()[i];
+  }
+  return value;
 }
 
 void Losses::add_weights_grad(const Routing& routing, const Saved& saved, const Tensor& dweights) const {

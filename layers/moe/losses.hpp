@@ -61,6 +61,11 @@ class Losses {
   bool need_logits() const { return options_.z > 0.0 || options_.load > 0.0; }
   bool need_noise() const { return options_.load > 0.0; }
 
+  // For a back end that routes in one pass: takes what `result` is to hold for losses; and, once that is launched, launches
+  // the sums that begin() and finish() would else make of all scores.
+  void take_results(LaneContext& ctx, int64_t num_tokens, RouteResult& result) const;
+  void launch_sums(LaneContext& ctx, const RouteResult& result, Routing& routing) const;
+
   // This rank's sums, in saved.sums, to be added up over ranks; empty when no loss needs any.
   void begin(LaneContext& ctx, const Routing& routing, const Scorer::Saved& score, Saved& saved) const;
   // With the sums of all ranks: the value and the derivatives.
@@ -70,6 +75,8 @@ class Losses {
   void add_weights_grad(const Routing& routing, const Saved& saved, const Tensor& dweights) const;
   void add_grad(const LaneContext& ctx, const Routing& routing, const Scorer::Saved& score, const Saved& saved,
                 const Scorer::Grads& grads) const;
+  // The same by scores, for Kernels::route_grad.
+  RouteSlopes slopes(LaneContext& ctx, const Saved& saved) const;
 
  private:
   enum Column { kCount, kProb, kScore, kWeight, kLoad, kVisit, kNumColumns };
@@ -78,7 +85,9 @@ class Losses {
   size_t width_of(Column column) const;
   std::vector<double> column(const std::vector<double>& sums, Column wanted, double scale) const;
   bool need_sums() const;
+  bool by_sequence() const { return options_.balance > 0.0 && options_.by_sequence; }
   void begin_sequences(LaneContext& ctx, const Routing& routing, Saved& saved) const;
+  double sequence_value(const LaneContext& ctx, const Routing& routing, const Saved& saved) const;
 
   LossOptions options_;
   int num_experts_;

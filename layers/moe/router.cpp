@@ -62,18 +62,15 @@ Task<void> Router::forward(LaneContext& ctx, const Tensor& x, Saved& saved) cons
   saved.scores = saved.scorer.scores;
   saved.ids = ctx.arena.take_result("router", DType::i32, {num_tokens, num_slots()});
   saved.weights = ctx.arena.take_result("router", ctx.dtype, {num_tokens, num_slots()});
-  const bool at_once = route_at_once(ctx, saved);
-  Request computed = ctx.kernels.launched();
-  co_await computed;  // the plan is the host's, and needs ids
-  saved.num_rerouted = scorer_.check(ctx, alive_, saved.scorer);
-  if (at_once) {
-    if (!saved.scorer.not_finite.empty()) route_again(ctx, saved);
-    saved.choice = saved.scores;
-    saved.weighed_ids = saved.ids;
-    saved.demand = saved.counts = count_experts(saved.ids, options_.num_experts);
+  saved.at_once = can_route_at_once(ctx);
+  if (saved.at_once) {
+    Task<void> route = route_at_once(ctx, saved);
+    co_await route;
     co_return;
   }
-
+  Request computed = ctx.kernels.launched();
+  co_await computed;
+  saved.num_rerouted = scorer_.check(ctx, alive_, saved.scorer);
   scorer_.score(ctx, alive_, saved.scorer);
   Request scored = ctx.kernels.launched();
   co_await scored;
@@ -109,16 +106,36 @@ std::optional<RouteRule> Router::plain_rule() const {
                    .scale = options_.weights.scale};
 }
 
-// In one kernel, where the back end has it and nothing but the plain rule is asked for.
-bool Router::route_at_once(LaneContext& ctx, Saved& saved) const {
-  if (!plain_rule_ || !alive_.empty() || ctx.tokens.num_experts.defined() || capacity_.limits(ctx)) return false;
-  return ctx.kernels.route(*plain_rule_, saved.logits, bias_.balance(), saved.scores, saved.ids, saved.weights);
+bool Router::can_route_at_once(const LaneContext& ctx) const {
+  return plain_rule_ && alive_.empty() && !ctx.tokens.num_experts.defined() && !capacity_.limits(ctx) &&
+         ctx.kernels.can_route(*plain_rule_, options_.num_experts);
 }
 
-// With the logits that check() has put in the place of those that were not finite.
-void Router::route_again(LaneContext& ctx, Saved& saved) const {
-  ctx.kernels.route(*plain_rule_, saved.logits, bias_.balance(), saved.scores, saved.ids, saved.weights);
-  ctx.kernels.synchronize();
+// The host waits once, for ids, because the plan is its own, and looks at no scores.
+Task<void> Router::route_at_once(LaneContext& ctx, Saved& saved) const {
+  RouteResult result = {.scores = saved.scores,
+                        .ids = saved.ids,
+                        .weights = saved.weights,
+                        .not_finite = ctx.arena.take_result("router", DType::i32, {saved.num_tokens()}),
+                        .best = {},
+                        .inverse = {}};
+  if (ctx.training) losses_.take_results(ctx, saved.num_tokens(), result);
+  const auto launch = [&] {
+    ctx.kernels.route(*plain_rule_, saved.logits, bias_.balance(), result);
+    if (ctx.training) losses_.launch_sums(ctx, result, saved);
+  };
+  launch();
+  Request computed = ctx.kernels.launched();
+  co_await computed;
+  const std::span<const int32_t> not_finite(result.not_finite.data<int32_t>(), static_cast<size_t>(saved.num_tokens()));
+  if (std::ranges::find(not_finite, 1) != not_finite.end()) {
+    saved.num_rerouted = scorer_.check(ctx, alive_, saved.scorer);
+    launch();  // with what check() has put in the place of those logits
+    ctx.kernels.synchronize();
+  }
+  saved.choice = saved.scores;
+  saved.weighed_ids = saved.ids;
+  saved.demand = saved.counts = count_experts(saved.ids, options_.num_experts);
 }
 
 // The scores themselves where nothing moves them: then nobody writes to it either.
@@ -147,6 +164,12 @@ void Router::finish_losses(LaneContext& ctx, Saved& saved) const {
 }
 
 Tensor Router::input_grad(LaneContext& ctx, Saved& saved, const Tensor& dweights) {
+  if (saved.at_once && !losses_.need_logits()) {
+    learn(ctx, saved, dweights);
+    const Tensor dlogits = ctx.arena.take("router", ctx.dtype, {saved.num_tokens(), options_.num_experts});
+    ctx.kernels.route_grad(*plain_rule_, saved.scores, saved.ids, dweights, losses_.slopes(ctx, saved.losses), dlogits);
+    return scorer_.input_grad_of_logits(ctx, saved.scorer, dlogits, {});
+  }
   const auto zeros = [&](bool wanted) {
     if (!wanted) return Tensor();
     const Tensor tensor = ctx.arena.take_host("router", ctx.dtype, {saved.scores.dim(0), options_.num_experts});
@@ -156,16 +179,21 @@ Tensor Router::input_grad(LaneContext& ctx, Saved& saved, const Tensor& dweights
   const Scorer::Grads grads = {zeros(true), zeros(losses_.need_logits()), zeros(losses_.need_noise()),
                                zeros(losses_.need_noise())};
   if (!ctx.arena.is_dry_run()) {
-    if (bias_.options().history) bias_.add_history(ctx.tokens, saved.ids, dweights, history_);
-    if (capacity_.learns()) {
-      demand_.resize(saved.demand.size(), 0);
-      std::ranges::transform(demand_, saved.demand, demand_.begin(), std::plus());
-    }
-    losses_.add_weights_grad(saved, saved.losses, dweights);
+    learn(ctx, saved, dweights);
     routing_weights_grad(options_.weights, saved.scores, saved.weighed_ids, dweights, grads.scores);
     losses_.add_grad(ctx, saved, saved.scorer, saved.losses, grads);
   }
   return scorer_.input_grad(ctx, saved.scorer, grads);
+}
+
+// What pieces learn from a micro-batch; dweights gets what losses add to it.
+void Router::learn(const LaneContext& ctx, const Saved& saved, const Tensor& dweights) {
+  if (bias_.options().history) bias_.add_history(ctx.tokens, saved.ids, dweights, history_);
+  if (capacity_.learns()) {
+    demand_.resize(saved.demand.size(), 0);
+    std::ranges::transform(demand_, saved.demand, demand_.begin(), std::plus());
+  }
+  losses_.add_weights_grad(saved, saved.losses, dweights);
 }
 
 void Router::each_parameter(const ParameterVisitor& visit) {

@@ -46,6 +46,7 @@ class Router {
     Scorer::Saved scorer;
     Losses::Saved losses;
     int64_t num_rerouted = 0;  // of this rank's tokens, those whose best expert is dead
+    bool at_once = false;      // by Kernels::route
   };
 
   // x [T,H]; everything it finds is in `saved`. May be collective over the lane's data group. Throws ErrorKind::numerics on
@@ -73,8 +74,9 @@ class Router {
 
  private:
   std::optional<RouteRule> plain_rule() const;
-  bool route_at_once(LaneContext& ctx, Saved& saved) const;
-  void route_again(LaneContext& ctx, Saved& saved) const;
+  bool can_route_at_once(const LaneContext& ctx) const;
+  Task<void> route_at_once(LaneContext& ctx, Saved& saved) const;
+  void learn(const LaneContext& ctx, const Saved& saved, const Tensor& dweights);
   Tensor choice_of(LaneContext& ctx, const Saved& saved) const;
 
   RouterOptions options_;

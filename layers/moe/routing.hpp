@@ -24,6 +24,11 @@ struct Routing {
   Tensor weighed_ids;  // i32[T,slots], those whose scores share the weight: `ids`, or `ids` before the capacity
   Tensor weights;      // [T,slots]
 
+  // For losses, where a back end that routes in one pass has made them (Losses::launch_sums).
+  Tensor best;        // i32[T,K], the best by scores alone
+  Tensor share_sums;  // [G,E], sums of score / (sum of the token's scores) over T / G tokens in turn
+  Tensor score_sums;  // [1,E], sums of scores
+
   std::vector<int64_t> demand;  // [E], how often this rank's tokens chose each expert
   std::vector<int64_t> counts;  // [E], of them those that the expert has room for
 

@@ -181,14 +181,18 @@ void Scorer::add_noise(LaneContext& ctx, const Tensor& x, Saved& saved) const {
 }
 
 Tensor Scorer::input_grad(Context& ctx, Saved& saved, const Grads& grads) const {
-  Context products = ctx.fp32();
-  Tensor d = like(ctx, saved.scores);
+  const Tensor d = like(ctx, saved.scores);
   if (options_.function == ScoreFunction::softmax) {
     ctx.kernels.softmax_grad(saved.scores, grads.scores, d);
   } else {
     ctx.kernels.sigmoid_grad(saved.scores, grads.scores, d);
   }
   if (grads.logits.defined()) ctx.kernels.add(d, grads.logits, d);
+  return input_grad_of_logits(ctx, saved, d, grads);
+}
+
+Tensor Scorer::input_grad_of_logits(Context& ctx, Saved& saved, Tensor d, const Grads& grads) const {
+  Context products = ctx.fp32();
   Tensor dx;
   const auto add_dx = [&](const Linear& linear, Linear::Saved& of, const Tensor& dy) {
     if (dx.defined()) return linear.input_grad_into(products, of, dy, dx, Accumulate::yes);

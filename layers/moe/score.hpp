@@ -68,6 +68,8 @@ class Scorer {
   // The scores of those logits; zeros where nobody is alive.
   void score(Context& ctx, std::span<const uint8_t> alive, const Saved& saved) const;
   Tensor input_grad(Context& ctx, Saved& saved, const Grads& grads) const;  // dx [T,H]
+  // From the gradient of the logits, [T,E], of which nothing is left afterwards.
+  Tensor input_grad_of_logits(Context& ctx, Saved& saved, Tensor dlogits, const Grads& grads) const;
   void weight_grad(Context& ctx, const Saved& saved);
   void each_parameter(const ParameterVisitor& visit);
 

@@ -79,7 +79,9 @@ TEST(GpuRouter, IsThePiecesOfTheRouter) {
         const Tensor scores = arena.take("scores", DType::f32, {40, c.experts});
         const Tensor ids = arena.take("ids", DType::i32, {40, c.top_k});
         const Tensor weights = arena.take("weights", DType::f32, {40, c.top_k});
-        ASSERT_TRUE(kernels->route(rule, logits, bias, scores, ids, weights));
+        const Tensor not_finite = arena.take("not finite", DType::i32, {40});
+        ASSERT_TRUE(kernels->can_route(rule, c.experts));
+        kernels->route(rule, logits, bias, {scores, ids, weights, not_finite, {}, {}});
         EXPECT_TRUE(same_bits(scores, pieces.scores)) << c.experts << " experts";
         EXPECT_EQ(test::values_of(ids), test::values_of(pieces.ids)) << c.experts << " experts";
         EXPECT_TRUE(same_bits(weights, pieces.weights)) << c.experts << " experts";

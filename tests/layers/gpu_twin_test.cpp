@@ -111,7 +111,15 @@ class Everything {
     kernels_.top_k(scores, bias, out({kRows, 6}, DType::i32));
     for (const bool softmax : {false, true}) {
       const RouteRule rule = {.softmax = softmax, .groups = 8, .kept = 3, .summed = 2, .scale = 2.5};
-      EXPECT_TRUE(kernels_.route(rule, scores, bias, out({kRows, 64}), out({kRows, 6}, DType::i32), out({kRows, 6})));
+      const RouteResult result = {.scores = out({kRows, 64}),
+                                  .ids = out({kRows, 6}, DType::i32),
+                                  .weights = out({kRows, 6}),
+                                  .not_finite = out({kRows}, DType::i32),
+                                  .best = out({kRows, 6}, DType::i32),
+                                  .inverse = out({kRows, 1})};
+      kernels_.route(rule, scores, bias, result);
+      kernels_.route_grad(rule, result.scores, result.ids, random({kRows, 6}), {random({kRows, 64}), random({64})},
+                          out({kRows, 64}));
     }
   }
 

@@ -119,6 +119,13 @@ TEST(LateDevice, RoutesAsTheCpuDoes) {
           config.model.routing.expert_kinds = "mixture";
           config.model.routing.seq_aux = true;
         });
+        expect_same("losses of V2, and by sequence", [](RunConfig& config) {
+          config.model.routing.seq_aux = true;
+          config.model.routing.expert_loss_weight = 0.02;
+          config.model.routing.device_loss_weight = 0.03;
+          config.model.routing.kl_loss_weight = 0.01;
+          config.model.routing.balance_devices = 2;
+        });
         expect_same("rows gathered by all ranks, rounded on their way", [](RunConfig& config) {
           config.exchange.strategy = "all_gather";
           config.exchange.dispatch_format = "fp8";
