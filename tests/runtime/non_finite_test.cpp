@@ -13,6 +13,7 @@
 
 #include "runtime/train/trainer.hpp"
 #include "tests/support/files.hpp"
+#include "tests/support/gpu_twin.hpp"
 #include "tests/support/ranks.hpp"
 #include "tests/support/small_runs.hpp"
 
@@ -96,6 +97,27 @@ TEST(NonFinite, a_step_that_overflows_changes_no_bit_and_the_run_goes_on) {
         EXPECT_TRUE(std::isfinite(next.grad_norm));
       },
       {1, 2, 3});
+}
+
+// A device tells of each token whether its logits are finite; the host looks at them only then.
+TEST(NonFinite, a_late_device_skips_what_the_cpu_skips) {
+  const auto late = [] { return test::make_gpu_twin(test::TwinOrder::ascending, test::TwinMemory::own); };
+  test::on_ranks(
+      [&](Communicator& world) {
+        const RunFolder folder(world);
+        std::vector<double> losses;
+        for (const KernelMaker& kernels : {KernelMaker(), KernelMaker(late)}) {
+          Trainer trainer(world.duplicate("run"), run_in(folder), nullptr, kernels);
+          {
+            const Poison poison(trainer, "model.layers.1.mlp.gate.weight", 3e38F);
+            EXPECT_EQ(trainer.step().skipped_steps, 1);
+          }
+          for (int i = 0; i < 2; ++i) losses.push_back(trainer.step().global.loss);
+        }
+        EXPECT_NEAR(losses[2], losses[0], 1e-4 * losses[0]);
+        EXPECT_NEAR(losses[3], losses[1], 1e-4 * losses[1]);
+      },
+      {1, 2});
 }
 
 // One skipped step; then three that train, as after a resume if that is asked for. The losses of all ranks are the same.
