@@ -181,20 +181,16 @@ CudaMachine::CudaMachine(int device)
 
 CudaMachine::~CudaMachine() { std::ignore = cudaStreamSynchronize(stream_.get()); }
 
-void CudaMachine::multiply(const ProductShape& shape, const float* a, const float* b, float* d) {
-  products_->multiply(shape, CUDA_R_32F, a, b, d, stream_.get());
+bool CudaMachine::multiplies_fp8() const { return LtProducts::multiply_fp8(device_); }
+
+template <class Operand>
+void CudaMachine::multiply(const ProductShape& shape, Operand a, Operand b, float* d) {
+  products_->multiply(shape, a, b, d, stream_.get());
 }
 
-void CudaMachine::multiply(const ProductShape& shape, const bf16* a, const bf16* b, float* d) {
-  products_->multiply(shape, CUDA_R_16BF, a, b, d, stream_.get());
-}
-
-void CudaMachine::multiply_grouped(std::span<const Product<float>> products) {
-  products_->multiply_grouped(products, CUDA_R_32F, stream_.get());
-}
-
-void CudaMachine::multiply_grouped(std::span<const Product<bf16>> products) {
-  products_->multiply_grouped(products, CUDA_R_16BF, stream_.get());
+template <class Operand>
+void CudaMachine::multiply_grouped(std::span<const Product<Operand>> products) {
+  products_->multiply_grouped(products, stream_.get());
 }
 
 unsigned CudaMachine::grid(int64_t blocks) {

@@ -13,7 +13,7 @@
 #include "layers/kernels/cuda_block.cuh"
 #include "layers/kernels/cuda_check.cuh"
 #include "layers/kernels/cuda_stream.cuh"
-#include "layers/kernels/gpu_products.hpp"
+#include "layers/kernels/gpu_multiply.hpp"
 #include "layers/kernels/gpu_ranges.hpp"
 #include "layers/kernels/gpu_staging.hpp"
 
@@ -116,10 +116,11 @@ class CudaMachine {
     run_blocks<<<grid(count), kThreads, shared_bytes, stream_.get()>>>(body);
     CADRE_CUDA(cudaGetLastError());
   }
-  void multiply(const ProductShape& shape, const float* a, const float* b, float* d);
-  void multiply(const ProductShape& shape, const bf16* a, const bf16* b, float* d);
-  void multiply_grouped(std::span<const Product<float>> products);
-  void multiply_grouped(std::span<const Product<bf16>> products);
+  bool multiplies_fp8() const;
+  template <class Operand>
+  void multiply(const ProductShape& shape, Operand a, Operand b, float* d);
+  template <class Operand>
+  void multiply_grouped(std::span<const Product<Operand>> products);
 
   // The device is the thread's from here on, because ranks may be threads.
   void begin() {

@@ -24,7 +24,31 @@ struct Destroy {
 template <class T>
 using Owned = std::unique_ptr<T, Destroy>;
 
-Owned<cublasLtMatmulDescOpaque_t> make_desc(bool a_transposed, bool b_transposed) {
+#if CUBLAS_VERSION >= 120900
+constexpr bool kHasFp8 = true;
+
+void set_scales(cublasLtMatmulDesc_t desc, const LtOperand& operand, cublasLtMatmulDescAttributes_t mode_attribute,
+                cublasLtMatmulDescAttributes_t pointer_attribute) {
+  if (operand.scales == nullptr) return;
+  const cublasLtMatmulMatrixScale_t mode = operand.scaling == Fp8Scaling::tiles
+                                               ? CUBLASLT_MATMUL_MATRIX_SCALE_VEC128_32F
+                                               : CUBLASLT_MATMUL_MATRIX_SCALE_BLK128x128_32F;
+  CADRE_CUDA(cublasLtMatmulDescSetAttribute(desc, mode_attribute, &mode, sizeof mode));
+  CADRE_CUDA(cublasLtMatmulDescSetAttribute(desc, pointer_attribute, &operand.scales, sizeof operand.scales));
+}
+
+void set_scales(cublasLtMatmulDesc_t desc, const LtOperand& first, const LtOperand& second) {
+  set_scales(desc, first, CUBLASLT_MATMUL_DESC_A_SCALE_MODE, CUBLASLT_MATMUL_DESC_A_SCALE_POINTER);
+  set_scales(desc, second, CUBLASLT_MATMUL_DESC_B_SCALE_MODE, CUBLASLT_MATMUL_DESC_B_SCALE_POINTER);
+}
+#else
+constexpr bool kHasFp8 = false;
+
+void set_scales(cublasLtMatmulDesc_t, const LtOperand&, const LtOperand&) {}
+#endif
+
+Owned<cublasLtMatmulDescOpaque_t> make_desc(const ColumnMajorProduct& product, const LtOperand& first,
+                                            const LtOperand& second) {
   cublasLtMatmulDesc_t desc = nullptr;
   CADRE_CUDA(cublasLtMatmulDescCreate(&desc, CUBLAS_COMPUTE_32F, CUDA_R_32F));
   Owned<cublasLtMatmulDescOpaque_t> owned(desc);
@@ -32,8 +56,9 @@ Owned<cublasLtMatmulDescOpaque_t> make_desc(bool a_transposed, bool b_transposed
     const cublasOperation_t operation = transposed ? CUBLAS_OP_T : CUBLAS_OP_N;
     CADRE_CUDA(cublasLtMatmulDescSetAttribute(desc, which, &operation, sizeof operation));
   };
-  set(CUBLASLT_MATMUL_DESC_TRANSA, a_transposed);
-  set(CUBLASLT_MATMUL_DESC_TRANSB, b_transposed);
+  set(CUBLASLT_MATMUL_DESC_TRANSA, product.first.transposed);
+  set(CUBLASLT_MATMUL_DESC_TRANSB, product.second.transposed);
+  set_scales(desc, first, second);
   return owned;
 }
 
@@ -101,35 +126,56 @@ void LtProducts::join(cudaStream_t stream) {
   }
 }
 
-void LtProducts::multiply(const ProductShape& shape, cudaDataType_t type, const void* a, const void* b, float* d,
+// Compute capability 9.0 alone has these scales.
+bool LtProducts::multiply_fp8(int device) {
+  int major = 0;
+  int minor = 0;
+  CADRE_CUDA(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
+  CADRE_CUDA(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device));
+  return kHasFp8 && major == 9 && minor == 0 && cublasLtGetVersion() >= 120900;
+}
+
+void LtProducts::multiply(const ProductShape& shape, const LtOperand& a, const LtOperand& b, float* d,
                           cudaStream_t stream, void* workspace) {
   const ColumnMajorProduct product = in_column_major(shape);
-  const auto desc = make_desc(product.first.transposed, product.second.transposed);
-  const auto b_layout = make_layout(type, product.first);
-  const auto a_layout = make_layout(type, product.second);
+  const auto desc = make_desc(product, b, a);
+  const auto b_layout = make_layout(b.type, product.first);
+  const auto a_layout = make_layout(a.type, product.second);
   const auto d_layout = make_layout(CUDA_R_32F, product.result);
 
-  const uint32_t aligned[] = {alignment_of(b), alignment_of(a), alignment_of(d)};
+  const uint32_t aligned[] = {alignment_of(b.values), alignment_of(a.values), alignment_of(d)};
   const bool adds = shape.accumulate == Accumulate::yes;
-  const Key key = {shape.rows, shape.columns, shape.inner, shape.a_transposed * 4 + shape.b_transposed * 2 + adds,
-                   type,       aligned[0],    aligned[1],  aligned[2]};
+  const Key key = {shape.rows,
+                   shape.columns,
+                   shape.inner,
+                   shape.a_transposed * 4 + shape.b_transposed * 2 + adds,
+                   a.type,
+                   static_cast<int64_t>(a.scaling),
+                   static_cast<int64_t>(b.scaling),
+                   aligned[0],
+                   aligned[1],
+                   aligned[2]};
   auto found = chosen_.find(key);
   if (found == chosen_.end()) {
     const auto preference = make_preference(aligned[0], aligned[1], aligned[2]);
     cublasLtMatmulHeuristicResult_t result = {};
     int num_results = 0;
-    CADRE_CUDA(cublasLtMatmulAlgoGetHeuristic(handle_, desc.get(), b_layout.get(), a_layout.get(), d_layout.get(),
-                                              d_layout.get(), preference.get(), 1, &result, &num_results));
-    if (num_results == 0) {
-      throw Error(ErrorKind::environment, fmt::format("cuBLASLt has no product of {} x {} x {} values", shape.rows,
-                                                      shape.columns, shape.inner));
+    const cublasStatus_t status =
+        cublasLtMatmulAlgoGetHeuristic(handle_, desc.get(), b_layout.get(), a_layout.get(), d_layout.get(),
+                                       d_layout.get(), preference.get(), 1, &result, &num_results);
+    if (status == CUBLAS_STATUS_NOT_SUPPORTED || (status == CUBLAS_STATUS_SUCCESS && num_results == 0)) {
+      throw Error(ErrorKind::environment,
+                  fmt::format("cuBLASLt has no product of {} x {} x {} values{}", shape.rows, shape.columns,
+                              shape.inner, a.scales == nullptr ? "" : " in fp8"),
+                  a.scales == nullptr ? "" : "use compute.precision=bf16");
     }
+    CADRE_CUDA(status);
     found = chosen_.emplace(key, result.algo).first;
   }
   const float alpha = 1.0F;
   const float beta = adds ? 1.0F : 0.0F;
-  CADRE_CUDA(cublasLtMatmul(handle_, desc.get(), &alpha, b, b_layout.get(), a, a_layout.get(), &beta, d, d_layout.get(),
-                            d, d_layout.get(), &found->second, workspace, kWorkspaceBytes, stream));
+  CADRE_CUDA(cublasLtMatmul(handle_, desc.get(), &alpha, b.values, b_layout.get(), a.values, a_layout.get(), &beta, d,
+                            d_layout.get(), d, d_layout.get(), &found->second, workspace, kWorkspaceBytes, stream));
 }
 
 }  // namespace cadre::gpu

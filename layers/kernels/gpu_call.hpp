@@ -20,8 +20,9 @@ namespace cadre::gpu {
 //   std::byte* staging(size_t)                   memory of the host that copy_in reads, as it is from then on (gpu_staging.hpp)
 //   void copy_in(device, staging, bytes), copy_out(host, device, bytes), copy_on_device(to, from, bytes)
 //   void elements(count, body), blocks(count, shared_floats, body)
-//   void multiply(ProductShape, const T* a, const T* b, float* d)      T: float or bf16; gpu_products.hpp has the shape
-//   void multiply_grouped(span<const Product<T>>)     several of them, which touch nothing of each other's
+//   bool multiplies_fp8()                        whether operands may be fp8 codes with scales
+//   void multiply(ProductShape, a, b, float* d)  gpu_multiply.hpp has shapes and operands
+//   void multiply_grouped(span<const Product>)   several of them, which touch nothing of each other's
 //   Memory& memory()                             memory that kernels reach, and the host too
 //   unique_ptr<DeviceClock> make_clock()         of what is launched
 //   void begin()                                 a call begins
@@ -105,8 +106,8 @@ class Call {
     if (count > 0) machine_.blocks(count, shared_floats, body);
   }
 
-  template <class Shape, class T>
-  void multiply(const Shape& shape, const T* a, const T* b, float* d) {
+  template <class Shape, class Operand>
+  void multiply(const Shape& shape, Operand a, Operand b, float* d) {
     machine_.multiply(shape, a, b, d);
   }
   template <class Product>

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The whole list of kernels on a Machine (gpu_call.hpp says what that is): f32 tensors, accumulation in fp32, fixed orders
-// of addition. Products with weights: gpu_products.hpp. The device's machine is cuda_machine.cuh; tests have one that is a
+// of addition. Products with weights: weight_products.hpp. The device's machine is cuda_machine.cuh; tests have one that is a
 // host.
 #pragma once
 
@@ -9,9 +9,9 @@
 #include <utility>
 
 #include "layers/kernels/gpu_call.hpp"
-#include "layers/kernels/gpu_products.hpp"
 #include "layers/kernels/gpu_row_codec.hpp"
 #include "layers/kernels/kernels.hpp"
+#include "layers/kernels/weight_products.hpp"
 
 namespace cadre {
 
@@ -19,7 +19,7 @@ template <class Machine>
 class GpuKernels final : public Kernels {
  public:
   // `fp32`: the same with products in fp32; null where these are.
-  GpuKernels(std::string_view name, std::shared_ptr<Machine> machine, std::unique_ptr<GpuProducts<Machine>> products,
+  GpuKernels(std::string_view name, std::shared_ptr<Machine> machine, std::unique_ptr<GroupedWeightProducts> products,
              std::unique_ptr<GpuKernels> fp32 = nullptr, bool in_fp8 = false)
       : name_(name),
         machine_(std::move(machine)),
@@ -117,7 +117,7 @@ class GpuKernels final : public Kernels {
   std::string_view name_;
   std::shared_ptr<Machine> machine_;
   gpu::DeviceCodec<Machine> codec_;
-  std::unique_ptr<GpuProducts<Machine>> products_;
+  std::unique_ptr<GroupedWeightProducts> products_;
   std::unique_ptr<GpuKernels> fp32_;
   bool in_fp8_;
 };

@@ -11,52 +11,11 @@
 #include "layers/kernels/gpu_call.hpp"
 #include "layers/kernels/gpu_elements.hpp"
 #include "layers/kernels/gpu_fp8.hpp"
+#include "layers/kernels/gpu_multiply.hpp"
 #include "layers/kernels/weight_products.hpp"
 
 namespace cadre {
 namespace gpu {
-
-// d [rows, columns] = op(a) op(b), or adds. Row-major without gaps; op(a) is [rows, inner] and op(b) [inner, columns], and
-// a transposed operand is stored the other way round. d is f32, sums are fp32.
-struct ProductShape {
-  int64_t rows;
-  int64_t columns;
-  int64_t inner;
-  bool a_transposed = false;
-  bool b_transposed = false;
-  Accumulate accumulate = Accumulate::no;
-};
-
-// One product, with its operands on the device.
-template <class T>
-struct Product {
-  ProductShape shape;
-  const T* a;
-  const T* b;
-  float* d;
-};
-
-// The same for a library whose matrices are column-major, where a row-major matrix is its own transpose: d is
-// op(first) op(second) with first = b and second = a. `rows` of a stored matrix is also its leading dimension.
-struct ColumnMajorProduct {
-  struct Stored {
-    int64_t rows;
-    int64_t columns;
-    bool transposed;
-  };
-  Stored first;
-  Stored second;
-  Stored result;
-};
-
-inline ColumnMajorProduct in_column_major(const ProductShape& shape) {
-  const auto stored = [](int64_t rows, int64_t columns, bool transposed) {
-    return transposed ? ColumnMajorProduct::Stored{rows, columns, true}
-                      : ColumnMajorProduct::Stored{columns, rows, false};
-  };
-  return {stored(shape.inner, shape.columns, shape.b_transposed), stored(shape.rows, shape.inner, shape.a_transposed),
-          stored(shape.rows, shape.columns, false)};
-}
 
 // Which values of an operand share a scale in fp8: 128 of a row, 128 of a column, or a block.
 struct Fp8Tiles {
@@ -80,7 +39,7 @@ struct RoundedWeight final : PackedWeight {
 // fp32 takes operands as they are, bf16 rounds them. fp8 rounds them to codes and scales and multiplies code x scale: in
 // fp32, or, where scales are powers of two, in bf16, which holds such products exactly and runs on tensor cores.
 template <class Machine>
-class GpuProducts final : public WeightProducts {
+class GpuProducts final : public GroupedWeightProducts {
  public:
   GpuProducts(std::shared_ptr<Machine> machine, Precision precision)
       : machine_(std::move(machine)), precision_(precision) {}
@@ -110,25 +69,24 @@ class GpuProducts final : public WeightProducts {
     });
   }
 
-  // The same for groups of rows, in one call of the machine.
-  void grouped_linear(const Tensor& x, RowGroups groups, const Tensor& y) const {
+  void grouped_linear(const Tensor& x, RowGroups groups, const Tensor& y) const override {
     run([&]<class T>(Call& call, std::type_identity<T>) {
       products_of_rows(call, operand<T>(call, x, gpu::kRowTiles), groups, /*transposed=*/true, call.out(y));
     });
   }
 
-  void grouped_linear_input_grad(const Tensor& dy, RowGroups groups, const Tensor& dx) const {
+  void grouped_linear_input_grad(const Tensor& dy, RowGroups groups, const Tensor& dx) const override {
     run([&]<class T>(Call& call, std::type_identity<T>) {
       products_of_rows(call, operand<T>(call, dy, gpu::kRowTiles), groups, /*transposed=*/false, call.out(dx));
     });
   }
 
-  // A group without rows clears its gradient, or leaves it.
-  void grouped_linear_weight_grad(const Tensor& x, const Tensor& dy, RowGroups groups, Accumulate accumulate) const {
+  void grouped_linear_weight_grad(const Tensor& x, const Tensor& dy, RowGroups groups,
+                                  Accumulate accumulate) const override {
     run([&]<class T>(Call& call, std::type_identity<T>) {
       const std::vector<const T*> left = grouped_operand<T>(call, dy, groups);
       const std::vector<const T*> right = grouped_operand<T>(call, x, groups);
-      std::vector<gpu::Product<T>> products;
+      std::vector<gpu::Product<const T*>> products;
       for (size_t g = 0; g < groups.size(); ++g) {
         const Tensor& dw = groups[g].weight->grad;
         if (groups[g].count > 0) {
@@ -174,7 +132,7 @@ class GpuProducts final : public WeightProducts {
   // Rows times the weight of their group, or its transpose.
   template <class T>
   void products_of_rows(Call& call, const T* rows, RowGroups groups, bool transposed, float* out) const {
-    std::vector<gpu::Product<T>> products;
+    std::vector<gpu::Product<const T*>> products;
     for (const RowGroup& group : groups) {
       if (group.count == 0) continue;
       const Tensor& weight = group.weight->value;
@@ -228,18 +186,20 @@ class GpuProducts final : public WeightProducts {
     }
     const int64_t rows = values.dim(0);
     const int64_t width = values.row_numel();
-    gpu::QuantiseFp8 quantise = {.values = exact,
-                                 .codes = call.template scratch<uint8_t>(values.numel()),
-                                 .scales = nullptr,
-                                 .rows = rows,
-                                 .width = width,
-                                 .tile_rows = tiles.rows,
-                                 .tile_columns = tiles.columns,
-                                 .kind = precision_ == Precision::fp8 ? Fp8Scale::fp32 : Fp8Scale::ue8m0};
-    quantise.scales = call.template scratch<float>(quantise.num_blocks());
+    const int64_t across = gpu::num_tiles(width, tiles.columns);
+    const gpu::ToFp8 of = {
+        .values = exact,
+        .codes = call.template scratch<uint8_t>(values.numel()),
+        .scales = call.template scratch<float>(gpu::num_tiles(rows, tiles.rows) * across),
+        .rows = rows,
+        .width = width,
+        .kind = precision_ == Precision::fp8 ? Fp8Scale::fp32 : Fp8Scale::ue8m0,
+        .layout = {rows, width, across, 1},
+    };
+    const gpu::QuantiseFp8 quantise = {of, tiles.rows, tiles.columns};
     call.blocks(quantise.num_blocks(), quantise);
     call.elements(values.numel(),
-                  gpu::DequantiseFp8<T>{quantise.codes, quantise.scales, rounded, width, tiles.rows, tiles.columns});
+                  gpu::DequantiseFp8<T>{of.codes, of.scales, rounded, width, tiles.rows, tiles.columns});
   }
 
   std::shared_ptr<Machine> machine_;

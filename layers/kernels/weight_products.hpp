@@ -16,4 +16,14 @@ class WeightProducts {
   virtual void linear_weight_grad(const Tensor& x, const Tensor& dy, const Tensor& dw, Accumulate accumulate) const = 0;
 };
 
+// The same for groups of rows, in one call; some groups may have none. A group without rows clears its gradient, or leaves
+// it.
+class GroupedWeightProducts : public WeightProducts {
+ public:
+  virtual void grouped_linear(const Tensor& x, RowGroups groups, const Tensor& y) const = 0;
+  virtual void grouped_linear_input_grad(const Tensor& dy, RowGroups groups, const Tensor& dx) const = 0;
+  virtual void grouped_linear_weight_grad(const Tensor& x, const Tensor& dy, RowGroups groups,
+                                          Accumulate accumulate) const = 0;
+};
+
 }  // namespace cadre

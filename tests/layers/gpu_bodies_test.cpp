@@ -178,8 +178,10 @@ TEST(GpuFp8, RoundsAsTheHostDoes) {
       c.on_host(values.data<float>(), kRows, kWidth, kind, host_codes.data(), host_scales.data());
 
       test::TwinMachine machine(TwinOrder::descending, TwinMemory::reached);
-      const gpu::QuantiseFp8 quantise = {values.data<float>(), codes.data(),   scales.data(), kRows, kWidth,
-                                         c.tile_rows,          c.tile_columns, kind};
+      const int64_t across = gpu::num_tiles(kWidth, c.tile_columns);
+      const gpu::ToFp8 of = {values.data<float>(),      codes.data(), scales.data(), kRows, kWidth, kind,
+                             {kRows, kWidth, across, 1}};
+      const gpu::QuantiseFp8 quantise = {of, c.tile_rows, c.tile_columns};
       ASSERT_EQ(static_cast<size_t>(quantise.num_blocks()), num_scales);
       machine.blocks(quantise.num_blocks(), 0, quantise);
       machine.wait();

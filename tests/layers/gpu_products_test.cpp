@@ -3,6 +3,8 @@
 // in fp64 what cuBLASLt does on a device.
 #include <gtest/gtest.h>
 
+#include <string>
+#include <tuple>
 #include <vector>
 
 #include "layers/kernels/kernels.hpp"
@@ -12,31 +14,53 @@
 namespace cadre {
 namespace {
 
-constexpr int64_t kRows = 150;  // more than one tile along each axis, none full at the edge
-constexpr int64_t kIn = 300;
-constexpr int64_t kOut = 170;
+struct Shape {
+  int64_t rows, in, out;
+};
+// More than one tile along each axis, none full at the edge; and all of them as a machine that multiplies fp8 takes them.
+constexpr Shape kShapes[] = {{150, 300, 170}, {160, 304, 176}};
 
-class GpuProducts : public testing::TestWithParam<Precision> {
+struct Case {
+  const char* name;
+  Precision precision;
+  test::TwinFp8 fp8 = test::TwinFp8::rounded;
+};
+constexpr Case kCases[] = {
+    {"Fp32", Precision::fp32},
+    {"Bf16", Precision::bf16},
+    {"Fp8Rounded", Precision::fp8},
+    {"Fp8Ue8m0Rounded", Precision::fp8_ue8m0},
+    {"Fp8", Precision::fp8, test::TwinFp8::multiplied},
+    {"Fp8Ue8m0", Precision::fp8_ue8m0, test::TwinFp8::multiplied},
+};
+
+class GpuProducts : public testing::TestWithParam<std::tuple<Case, Shape>> {
  protected:
   GpuProducts() {
-    weight.value = random({kOut, kIn});
-    x = random({kRows, kIn});
-    dy = random({kRows, kOut});
+    weight.value = random({out, in});
+    x = random({rows, in});
+    dy = random({rows, out});
   }
   Tensor random(std::initializer_list<int64_t> shape) {
     return test::random_tensor(arena, DType::f32, shape, next_id++);
   }
 
   // Both round operands to the same numbers. Sums of `terms` products of N(0, 1) numbers in fp32, in any order: (terms + 2)
-  // u times the sum of their sizes, which is below 2 (terms + 2); code x scale rounds each product once more.
+  // u times the sum of their sizes, which is below 2 (terms + 2); code x scale rounds each product once more, and so do
+  // both scales of a sum of code products.
   void expect_equal(const Tensor (&sides)[2], int64_t terms) {
     const double bound = 0x1p-24 * static_cast<double>(terms + 4) * 2.0 * static_cast<double>(terms + 2);
     test::expect_near(test::values_of(sides[0]), test::values_of(sides[1]), bound);
   }
 
+  const Case& of() const { return std::get<Case>(GetParam()); }
+
+  const int64_t rows = std::get<Shape>(GetParam()).rows;
+  const int64_t in = std::get<Shape>(GetParam()).in;
+  const int64_t out = std::get<Shape>(GetParam()).out;
   std::unique_ptr<Kernels> twin =
-      test::make_gpu_twin(test::TwinOrder::descending, test::TwinMemory::copied, GetParam());
-  std::unique_ptr<Kernels> cpu = make_cpu_kernels(GetParam());
+      test::make_gpu_twin(test::TwinOrder::descending, test::TwinMemory::copied, of().precision, of().fp8);
+  std::unique_ptr<Kernels> cpu = make_cpu_kernels(of().precision);
   Arena arena{Arena::Mode::real, /*poison=*/true};
   uint64_t next_id = 0;
   Parameter weight;
@@ -45,39 +69,42 @@ class GpuProducts : public testing::TestWithParam<Precision> {
 
 TEST_P(GpuProducts, AreThoseOfTheCpu) {
   const Kernels* const kernels[] = {twin.get(), cpu.get()};
-  const Tensor y[] = {arena.take("y", DType::f32, {kRows, kOut}), arena.take("y", DType::f32, {kRows, kOut})};
-  const Tensor dx[] = {arena.take("dx", DType::f32, {kRows, kIn}), arena.take("dx", DType::f32, {kRows, kIn})};
-  const Tensor dw[] = {arena.take("dw", DType::f32, {kOut, kIn}), arena.take("dw", DType::f32, {kOut, kIn})};
+  const Tensor y[] = {arena.take("y", DType::f32, {rows, out}), arena.take("y", DType::f32, {rows, out})};
+  const Tensor dx[] = {arena.take("dx", DType::f32, {rows, in}), arena.take("dx", DType::f32, {rows, in})};
+  const Tensor dw[] = {arena.take("dw", DType::f32, {out, in}), arena.take("dw", DType::f32, {out, in})};
   for (const Accumulate accumulate : {Accumulate::no, Accumulate::yes}) {
     for (const int side : {0, 1}) {
       kernels[side]->linear(x, weight, y[side]);
       kernels[side]->linear_input_grad(dy, weight, dx[side], accumulate);
       kernels[side]->linear_weight_grad(x, dy, dw[side], accumulate);
     }
-    expect_equal(y, kIn);
-    expect_equal(dx, 2 * kOut);
-    expect_equal(dw, 2 * kRows);
+    expect_equal(y, in);
+    expect_equal(dx, 2 * out);
+    expect_equal(dw, 2 * rows);
   }
 }
 
-// With operands as each product alone rounds them, and so with the same bits.
+// With operands as each product alone rounds them, and so with the same bits. One group has no rows.
 TEST_P(GpuProducts, OfGroupsAreThoseOfEach) {
-  Parameter weights[2];
+  Parameter weights[4];
   for (Parameter& one : weights) {
-    one.value = random({kOut, kIn});
-    one.grad = arena.take("dw", DType::f32, {kOut, kIn});
+    one.value = random({out, in});
+    one.grad = arena.take("dw", DType::f32, {out, in});
   }
-  const std::vector<RowGroup> groups = {{0, 9, &weights[0]}, {9, kRows - 9, &weights[1]}};
-  const Tensor y[] = {arena.take("y", DType::f32, {kRows, kOut}), arena.take("y", DType::f32, {kRows, kOut})};
-  const Tensor dx[] = {arena.take("dx", DType::f32, {kRows, kIn}), arena.take("dx", DType::f32, {kRows, kIn})};
-  const Tensor dw = arena.take("dw", DType::f32, {kOut, kIn});
+  const std::vector<RowGroup> groups = {
+      {0, 9, &weights[0]}, {9, 0, &weights[1]}, {9, rows - 25, &weights[2]}, {rows - 16, 16, &weights[3]}};
+  const Tensor y[] = {arena.take("y", DType::f32, {rows, out}), arena.take("y", DType::f32, {rows, out})};
+  const Tensor dx[] = {arena.take("dx", DType::f32, {rows, in}), arena.take("dx", DType::f32, {rows, in})};
+  const Tensor dw = arena.take("dw", DType::f32, {out, in});
   twin->grouped_linear(x, groups, y[0]);
   twin->grouped_linear_input_grad(dy, groups, dx[0]);
   twin->grouped_linear_weight_grad(x, dy, groups, Accumulate::no);
+  twin->grouped_linear_weight_grad(x, dy, groups, Accumulate::yes);
   for (const auto& [first, count, one] : groups) {
     twin->linear(x.rows(first, count), *one, y[1].rows(first, count));
     twin->linear_input_grad(dy.rows(first, count), *one, dx[1].rows(first, count), Accumulate::no);
     twin->linear_weight_grad(x.rows(first, count), dy.rows(first, count), dw, Accumulate::no);
+    twin->linear_weight_grad(x.rows(first, count), dy.rows(first, count), dw, Accumulate::yes);
     EXPECT_EQ(test::values_of(one->grad), test::values_of(dw));
   }
   EXPECT_EQ(test::values_of(y[0]), test::values_of(y[1]));
@@ -85,7 +112,7 @@ TEST_P(GpuProducts, OfGroupsAreThoseOfEach) {
 }
 
 TEST_P(GpuProducts, SeeThatTheWeightMovedOn) {
-  const Tensor y[] = {arena.take("y", DType::f32, {kRows, kOut}), arena.take("y", DType::f32, {kRows, kOut})};
+  const Tensor y[] = {arena.take("y", DType::f32, {rows, out}), arena.take("y", DType::f32, {rows, out})};
   twin->linear(x, weight, y[0]);
   const std::vector<double> before = test::values_of(y[0]);
   test::fill_random(weight.value, 99);
@@ -93,36 +120,39 @@ TEST_P(GpuProducts, SeeThatTheWeightMovedOn) {
   twin->linear(x, weight, y[0]);
   cpu->linear(x, weight, y[1]);
   EXPECT_NE(test::values_of(y[0]), before);
-  expect_equal(y, kIn);
+  expect_equal(y, in);
 }
 
 TEST_P(GpuProducts, ExactProductsStayExact) {
-  const Tensor y[] = {arena.take("y", DType::f32, {kRows, kOut}), arena.take("y", DType::f32, {kRows, kOut})};
+  const Tensor y[] = {arena.take("y", DType::f32, {rows, out}), arena.take("y", DType::f32, {rows, out})};
   twin->linear(x, weight, y[0]);
   const std::vector<double> in_precision = test::values_of(y[0]);
   twin->fp32().linear(x, weight, y[0]);
   cpu->fp32().linear(x, weight, y[1]);
-  expect_equal(y, kIn);
-  EXPECT_EQ(test::values_of(y[0]) == in_precision, GetParam() == Precision::fp32);
+  expect_equal(y, in);
+  EXPECT_EQ(test::values_of(y[0]) == in_precision, of().precision == Precision::fp32);
   twin->linear(x, weight, y[0]);
   EXPECT_EQ(test::values_of(y[0]), in_precision);
 }
 
 TEST_P(GpuProducts, NoRows) {
-  const Tensor none = arena.take("none", DType::f32, {0, kIn});
-  const Tensor no_grads = arena.take("none", DType::f32, {0, kOut});
-  const Tensor dw = random({kOut, kIn});
+  const Tensor none = arena.take("none", DType::f32, {0, in});
+  const Tensor no_grads = arena.take("none", DType::f32, {0, out});
+  const Tensor dw = random({out, in});
   const std::vector<double> before = test::values_of(dw);
   twin->linear(none, weight, no_grads);
   twin->linear_input_grad(no_grads, weight, none, Accumulate::no);
   twin->linear_weight_grad(none, no_grads, dw, Accumulate::yes);
   EXPECT_EQ(test::values_of(dw), before);
   twin->linear_weight_grad(none, no_grads, dw, Accumulate::no);
-  EXPECT_EQ(test::values_of(dw), std::vector<double>(kOut * kIn, 0.0));
+  EXPECT_EQ(test::values_of(dw), std::vector<double>(static_cast<size_t>(out * in), 0.0));
 }
 
+std::string name_of(const testing::TestParamInfo<std::tuple<Case, Shape>>& info) {
+  return std::string(std::get<Case>(info.param).name) + "Of" + std::to_string(std::get<Shape>(info.param).rows);
+}
 INSTANTIATE_TEST_SUITE_P(Precisions, GpuProducts,
-                         testing::Values(Precision::fp32, Precision::bf16, Precision::fp8, Precision::fp8_ue8m0));
+                         testing::Combine(testing::ValuesIn(kCases), testing::ValuesIn(kShapes)), name_of);
 
 }  // namespace
 }  // namespace cadre

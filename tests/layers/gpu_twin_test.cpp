@@ -177,5 +177,36 @@ TEST(GpuTwin, ThreadsOfABlockChangeNoBit) {
                    *make_gpu_kernels("threads", std::make_shared<test::ThreadsMachine>(), Precision::fp32));
 }
 
+// Products of small matrices, in tiles of fp8 that are whole and parts of one.
+std::vector<std::vector<double>> products(const Kernels& kernels) {
+  constexpr int64_t kOut = 20;
+  constexpr int64_t kIn = 140;
+  Arena arena(Arena::Mode::real, /*poison=*/true);
+  const Tensor x = test::random_tensor(arena, DType::f32, {kRows, kIn}, 1);
+  const Tensor dy = test::random_tensor(arena, DType::f32, {kRows, kOut}, 2);
+  Parameter weight;
+  weight.value = test::random_tensor(arena, DType::f32, {kOut, kIn}, 3);
+  const Tensor y = arena.take("y", DType::f32, {kRows, kOut});
+  const Tensor dx = arena.take("dx", DType::f32, {kRows, kIn});
+  const Tensor dw = arena.take("dw", DType::f32, {kOut, kIn});
+  kernels.linear(x, weight, y);
+  kernels.linear_input_grad(dy, weight, dx, Accumulate::no);
+  kernels.linear_weight_grad(x, dy, dw, Accumulate::no);
+  kernels.synchronize();
+  return {test::values_of(y), test::values_of(dx), test::values_of(dw)};
+}
+
+TEST(GpuTwin, ProductsInFp8KeepTheirBits) {
+  for (const test::TwinFp8 fp8 : {test::TwinFp8::rounded, test::TwinFp8::multiplied}) {
+    const auto in_place =
+        products(*test::make_gpu_twin(TwinOrder::ascending, TwinMemory::reached, Precision::fp8, fp8));
+    const auto copied = products(*test::make_gpu_twin(TwinOrder::descending, TwinMemory::copied, Precision::fp8, fp8));
+    EXPECT_EQ(in_place, copied);
+    if (fp8 == test::TwinFp8::rounded) continue;
+    const auto on_threads = std::make_shared<test::ThreadsMachine>(fp8);
+    EXPECT_EQ(in_place, products(*make_gpu_kernels("threads", on_threads, Precision::fp8)));
+  }
+}
+
 }  // namespace
 }  // namespace cadre

@@ -42,7 +42,8 @@ namespace cadre::test {
 // The twin, but for launches: those go through the kernels of cuda_block.cuh, one block after the other.
 class ThreadsMachine : public TwinMachine {
  public:
-  ThreadsMachine() : TwinMachine(TwinOrder::ascending, TwinMemory::copied) {}
+  explicit ThreadsMachine(TwinFp8 fp8 = TwinFp8::rounded)
+      : TwinMachine(TwinOrder::ascending, TwinMemory::copied, fp8) {}
 
   template <class Body>
   void elements(int64_t count, const Body& body) {

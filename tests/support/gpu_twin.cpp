@@ -8,8 +8,8 @@
 
 namespace cadre::test {
 
-std::unique_ptr<Kernels> make_gpu_twin(TwinOrder order, TwinMemory memory, Precision precision) {
-  return make_gpu_kernels("gpu twin", std::make_shared<TwinMachine>(order, memory), precision);
+std::unique_ptr<Kernels> make_gpu_twin(TwinOrder order, TwinMemory memory, Precision precision, TwinFp8 fp8) {
+  return make_gpu_kernels("gpu twin", std::make_shared<TwinMachine>(order, memory, fp8), precision);
 }
 
 }  // namespace cadre::test

@@ -16,7 +16,10 @@ enum class TwinOrder { ascending, descending };
 // Whether kernels may use the memory they are given, only copies of what they said they would, or, as on a device, that
 // which comes from the memory() of the kernels and copies of the rest.
 enum class TwinMemory { reached, copied, own };
+// Whether the twin multiplies fp8 codes with scales, or is given what they round to.
+enum class TwinFp8 { rounded, multiplied };
 
-std::unique_ptr<Kernels> make_gpu_twin(TwinOrder order, TwinMemory memory, Precision precision = Precision::fp32);
+std::unique_ptr<Kernels> make_gpu_twin(TwinOrder order, TwinMemory memory, Precision precision = Precision::fp32,
+                                       TwinFp8 fp8 = TwinFp8::rounded);
 
 }  // namespace cadre::test

@@ -19,7 +19,8 @@
 
 #include "comm/base/buffer.hpp"
 #include "comm/transport/request.hpp"
-#include "layers/kernels/gpu_products.hpp"
+#include "layers/kernels/gpu_fp8.hpp"
+#include "layers/kernels/gpu_multiply.hpp"
 #include "layers/kernels/gpu_ranges.hpp"
 #include "layers/kernels/gpu_staging.hpp"
 #include "tests/support/gpu_twin.hpp"
@@ -168,8 +169,8 @@ class OwnMemory final : public Memory {
 
 class TwinMachine {
  public:
-  TwinMachine(TwinOrder order, TwinMemory reached)
-      : order_(order), results_(queue_, reached, ranges_), own_(queue_, reached, ranges_, &results_) {}
+  TwinMachine(TwinOrder order, TwinMemory reached, TwinFp8 fp8 = TwinFp8::rounded)
+      : order_(order), fp8_(fp8), results_(queue_, reached, ranges_), own_(queue_, reached, ranges_, &results_) {}
 
   bool reaches(const void* data, size_t bytes) const { return own_.reaches(data, bytes); }
 
@@ -208,16 +209,19 @@ class TwinMachine {
     });
   }
 
+  bool multiplies_fp8() const { return fp8_ == TwinFp8::multiplied; }
   // As cuBLASLt is told to.
-  template <class T>
-  void multiply(const gpu::ProductShape& shape, const T* a, const T* b, float* d) {
+  template <class Operand>
+  void multiply(const gpu::ProductShape& shape, Operand a, Operand b, float* d) {
+    check(shape, a, b, d);
     push([=, this] { multiply_now(shape, a, b, d); });
   }
-  template <class T>
-  void multiply_grouped(std::span<const gpu::Product<T>> products) {
+  template <class Operand>
+  void multiply_grouped(std::span<const gpu::Product<Operand>> products) {
+    for (const auto& [shape, a, b, d] : products) check(shape, a, b, d);
     push([this, products = std::vector(products.begin(), products.end())] {
       in_order(order_, static_cast<int64_t>(products.size()), [&](int64_t i) {
-        const gpu::Product<T>& product = products[static_cast<size_t>(i)];
+        const gpu::Product<Operand>& product = products[static_cast<size_t>(i)];
         multiply_now(product.shape, product.a, product.b, product.d);
       });
     });
@@ -245,12 +249,41 @@ class TwinMachine {
  private:
   using Scratch = std::deque<std::vector<std::byte>>;
 
+  using Stored = gpu::ColumnMajorProduct::Stored;
+
   template <class T>
-  void multiply_now(const gpu::ProductShape& shape, const T* a, const T* b, float* d) const {
+  static void check(const gpu::ProductShape&, const T*, const T*, const float*) {}
+  // What cuBLASLt refuses.
+  static void check(const gpu::ProductShape& shape, const gpu::Fp8Matrix& a, const gpu::Fp8Matrix& b, const float* d) {
+    const auto is_multiple = [](int64_t count) { return count > 0 && count % gpu::kFp8Multiple == 0; };
+    const auto is_aligned = [](const void* data) { return reinterpret_cast<uintptr_t>(data) % 16 == 0; };
     const gpu::ColumnMajorProduct product = gpu::in_column_major(shape);
-    const auto element = [](const T* matrix, const auto& stored, int64_t row, int64_t column) {
-      return double{gpu::load(matrix[stored.transposed ? row * stored.rows + column : column * stored.rows + row])};
-    };
+    const bool has_product = product.first.transposed && !product.second.transposed && is_multiple(shape.rows) &&
+                             is_multiple(shape.columns) && is_multiple(shape.inner) && is_aligned(a.codes) &&
+                             is_aligned(a.scales) && is_aligned(b.codes) && is_aligned(b.scales) && is_aligned(d) &&
+                             (a.scaling == gpu::Fp8Scaling::tiles || b.scaling == gpu::Fp8Scaling::tiles);
+    if (!has_product) throw std::runtime_error("cuBLASLt has no such product of fp8");
+  }
+
+  // Of op(the stored matrix).
+  template <class T>
+  static double element(const T* matrix, const Stored& stored, int64_t row, int64_t column) {
+    return double{gpu::load(matrix[stored.transposed ? row * stored.rows + column : column * stored.rows + row])};
+  }
+  // Codes and scales of columns along which is summed, as cuBLAS documents them: of "VEC128" with the outer axis fastest,
+  // of "BLK128x128" with the inner one and a stride that is a multiple of 4.
+  static double element(const gpu::Fp8Matrix& matrix, const Stored& stored, int64_t row, int64_t column) {
+    const int64_t inner = stored.transposed ? column : row;
+    const int64_t outer = stored.transposed ? row : column;
+    const int64_t padded_tiles = (stored.rows + 511) / 512 * 4;
+    const int64_t scale = matrix.scaling == gpu::Fp8Scaling::tiles ? inner / 128 * stored.columns + outer
+                                                                   : outer / 128 * padded_tiles + inner / 128;
+    return double{from_fp8(matrix.codes[outer * stored.rows + inner])} * double{matrix.scales[scale]};
+  }
+
+  template <class Operand>
+  void multiply_now(const gpu::ProductShape& shape, Operand a, Operand b, float* d) const {
+    const gpu::ColumnMajorProduct product = gpu::in_column_major(shape);
     in_order(order_, product.result.columns, [&](int64_t column) {
       for (int64_t row = 0; row < product.result.rows; ++row) {
         float& out = d[column * product.result.rows + row];
@@ -264,6 +297,7 @@ class TwinMachine {
   }
 
   TwinOrder order_;
+  TwinFp8 fp8_;
   TwinQueue queue_;
   gpu::AddressRanges ranges_;
   OwnMemory results_;
