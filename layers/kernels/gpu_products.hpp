@@ -36,8 +36,9 @@ struct RoundedWeight final : PackedWeight {
 
 }  // namespace gpu
 
-// fp32 takes operands as they are, bf16 rounds them. fp8 rounds them to codes and scales and multiplies code x scale: in
-// fp32, or, where scales are powers of two, in bf16, which holds such products exactly and runs on tensor cores.
+// fp32 takes operands as they are, bf16 rounds them. fp8, on a machine that does not multiply it (gpu_fp8_products.hpp is
+// for those that do), rounds them to codes and scales and multiplies code x scale: in fp32, or, where scales are powers of
+// two, in bf16, which holds such products exactly and runs on tensor cores.
 template <class Machine>
 class GpuProducts final : public GroupedWeightProducts {
  public:
