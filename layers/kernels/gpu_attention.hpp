@@ -21,7 +21,6 @@ int64_t attention_tile(const FloatsOf& floats_of) {
 }
 
 CADRE_DEVICE inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-CADRE_DEVICE inline int64_t tiles_of(int64_t count, int64_t tile) { return (count + tile - 1) / tile; }
 
 // `count` rows of `width` into shared memory; row i starts at from + i * stride.
 template <class Block>

@@ -29,6 +29,9 @@ inline constexpr int kThreads = 256;  // of every block
 // Floats of shared memory that a block may ask for on any device: of 48 KiB, what reductions leave.
 inline constexpr int64_t kSharedFloats = 44 * 1024 / 4;
 
+// How many tiles `count` has, the last of which may be a part.
+CADRE_DEVICE inline int64_t tiles_of(int64_t count, int64_t tile) { return (count + tile - 1) / tile; }
+
 // Joins for Block::reduce.
 struct Plus {
   template <class T>

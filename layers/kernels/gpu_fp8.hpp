@@ -10,7 +10,6 @@
 
 namespace cadre::gpu {
 
-CADRE_DEVICE inline int64_t num_tiles(int64_t count, int64_t tile) { return (count + tile - 1) / tile; }
 CADRE_DEVICE inline int64_t extent(int64_t count, int64_t first, int64_t tile) {
   return count - first < tile ? count - first : tile;
 }
@@ -47,11 +46,11 @@ struct QuantiseFp8 {
   int64_t tile_rows;
   int64_t tile_columns;
 
-  int64_t num_blocks() const { return num_tiles(of.layout.rows, tile_rows) * num_tiles(of.layout.width, tile_columns); }
+  int64_t num_blocks() const { return tiles_of(of.layout.rows, tile_rows) * tiles_of(of.layout.width, tile_columns); }
 
   template <class Block>
   CADRE_DEVICE void operator()(Block& block) const {
-    const int64_t across = num_tiles(of.layout.width, tile_columns);
+    const int64_t across = tiles_of(of.layout.width, tile_columns);
     const int64_t first_row = block.index() / across * tile_rows;
     const int64_t first = block.index() % across * tile_columns;
     const int64_t here = extent(of.layout.width, first, tile_columns);
@@ -80,11 +79,11 @@ struct QuantiseTransposedFp8 {
   static constexpr int64_t kSharedCodes = kTile * kPitch / 4;
   static constexpr int64_t kNumFloats = 2 * kTile + kSharedCodes;  // of shared memory
 
-  int64_t num_blocks() const { return num_tiles(of.layout.rows, kTile) * num_tiles(of.layout.width, kTile); }
+  int64_t num_blocks() const { return tiles_of(of.layout.rows, kTile) * tiles_of(of.layout.width, kTile); }
 
   template <class Block>
   CADRE_DEVICE void operator()(Block& block) const {
-    const int64_t across = num_tiles(of.layout.width, kTile);
+    const int64_t across = tiles_of(of.layout.width, kTile);
     const int64_t column = block.index() / across * kTile;  // of the values
     const int64_t row = block.index() % across * kTile;
     float* const scales = block.shared();
@@ -134,7 +133,7 @@ struct DequantiseFp8 {
   int64_t tile_rows;
   int64_t tile_columns;
   CADRE_DEVICE void operator()(int64_t i) const {
-    const int64_t across = num_tiles(width, tile_columns);
+    const int64_t across = tiles_of(width, tile_columns);
     const int64_t scale = i / width / tile_rows * across + i % width / tile_columns;
     store(values[i], from_fp8(codes[i]) * scales[scale]);
   }

@@ -22,17 +22,17 @@ namespace gpu {
 // Whether an operand holds a matrix as it is stored, or transposed.
 enum class Fp8Form : uint8_t { as_stored, transposed };
 
-inline int64_t padded(int64_t count) { return num_tiles(count, kFp8Multiple) * kFp8Multiple; }
+inline int64_t padded(int64_t count) { return tiles_of(count, kFp8Multiple) * kFp8Multiple; }
 
 // Of an Fp8Matrix [outer, inner], both padded.
 inline Fp8Layout layout_of(int64_t outer, int64_t inner, Fp8Scaling scaling) {
   const Fp8Layout codes = {padded(outer), padded(inner), 1, padded(outer)};
   if (scaling == Fp8Scaling::tiles) return codes;
-  return {codes.rows, codes.width, num_tiles(num_tiles(inner, kFp8TileChannels), 4) * 4, 1};
+  return {codes.rows, codes.width, tiles_of(tiles_of(inner, kFp8TileChannels), 4) * 4, 1};
 }
 inline int64_t num_scales(const Fp8Layout& layout, Fp8Scaling scaling) {
-  return scaling == Fp8Scaling::tiles ? num_tiles(layout.width, kFp8TileChannels) * layout.rows
-                                      : num_tiles(layout.rows, kFp8TileChannels) * layout.scale_row;
+  return scaling == Fp8Scaling::tiles ? tiles_of(layout.width, kFp8TileChannels) * layout.rows
+                                      : tiles_of(layout.rows, kFp8TileChannels) * layout.scale_row;
 }
 
 // A weight as its products take it: [out, in] for forward, [in, out] for the input gradient, each made when it is needed.

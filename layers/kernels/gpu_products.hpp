@@ -187,11 +187,11 @@ class GpuProducts final : public GroupedWeightProducts {
     }
     const int64_t rows = values.dim(0);
     const int64_t width = values.row_numel();
-    const int64_t across = gpu::num_tiles(width, tiles.columns);
+    const int64_t across = gpu::tiles_of(width, tiles.columns);
     const gpu::ToFp8 of = {
         .values = exact,
         .codes = call.template scratch<uint8_t>(values.numel()),
-        .scales = call.template scratch<float>(gpu::num_tiles(rows, tiles.rows) * across),
+        .scales = call.template scratch<float>(gpu::tiles_of(rows, tiles.rows) * across),
         .rows = rows,
         .width = width,
         .kind = precision_ == Precision::fp8 ? Fp8Scale::fp32 : Fp8Scale::ue8m0,

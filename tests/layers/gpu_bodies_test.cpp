@@ -178,7 +178,7 @@ TEST(GpuFp8, RoundsAsTheHostDoes) {
       c.on_host(values.data<float>(), kRows, kWidth, kind, host_codes.data(), host_scales.data());
 
       test::TwinMachine machine(TwinOrder::descending, TwinMemory::reached);
-      const int64_t across = gpu::num_tiles(kWidth, c.tile_columns);
+      const int64_t across = gpu::tiles_of(kWidth, c.tile_columns);
       const gpu::ToFp8 of = {values.data<float>(),      codes.data(), scales.data(), kRows, kWidth, kind,
                              {kRows, kWidth, across, 1}};
       const gpu::QuantiseFp8 quantise = {of, c.tile_rows, c.tile_columns};
