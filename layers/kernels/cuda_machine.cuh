@@ -113,7 +113,7 @@ class CudaMachine {
   template <class Body>
   void blocks(int64_t count, int64_t shared_floats, const Body& body) {
     const size_t shared_bytes = static_cast<size_t>(shared_floats) * sizeof(float);
-    run_blocks<<<grid(count), kThreads, shared_bytes, stream_.get()>>>(body);
+    run_blocks<<<grid(count), num_threads(body), shared_bytes, stream_.get()>>>(body);
     CADRE_CUDA(cudaGetLastError());
   }
   bool multiplies_fp8() const;

@@ -10,6 +10,8 @@
 //   block.reduce(n, zero, f, j)   f(0) j f(1) j ... in an order that depends on n alone; all threads have the result
 //   block.shared()                the floats that the launch asked for, common to the threads of the block
 //
+// n is below 2^31. A block body may say how many threads its blocks have: int threads() const, the same on both sides.
+//
 // So that both runs agree: within one `each` no f(i) reads what another writes, and what stands outside of `each` is the
 // same for all threads of the block. The twin runs every `each` in both directions to find an offence.
 #pragma once
@@ -24,7 +26,23 @@
 
 namespace cadre::gpu {
 
-inline constexpr int kThreads = 256;  // of every block
+inline constexpr int kWarp = 32;      // threads that exchange values without shared memory
+inline constexpr int kThreads = 256;  // of a block: the most, and where its body says nothing
+
+// Of a block that goes over `count` elements, a thread each.
+CADRE_DEVICE constexpr int threads_for(int64_t count) {
+  if (count >= kThreads) return kThreads;
+  return count <= kWarp ? kWarp : static_cast<int>((count + kWarp - 1) / kWarp) * kWarp;
+}
+
+template <class Body>
+CADRE_DEVICE constexpr int num_threads(const Body& body) {
+  if constexpr (requires { body.threads(); }) {
+    return body.threads();
+  } else {
+    return kThreads;
+  }
+}
 
 // Floats of shared memory that a block may ask for on any device: of 48 KiB, what reductions leave.
 inline constexpr int64_t kSharedFloats = 44 * 1024 / 4;

@@ -9,6 +9,7 @@
 #include <span>
 #include <vector>
 
+#include "layers/kernels/gpu_four.hpp"
 #include "layers/kernels/gpu_rows.hpp"
 #include "layers/tensor/tensor.hpp"
 
@@ -99,7 +100,11 @@ class Call {
 
   template <class Body>
   void elements(int64_t count, const Body& body) {
-    if (count > 0) machine_.elements(count, body);
+    if (count == 0) return;
+    if constexpr (requires { body.fours(count); }) {
+      if (body.fours(count)) return machine_.elements(count / 4, ByFours<Body>{body});
+    }
+    machine_.elements(count, body);
   }
   template <class Body>
   void blocks(int64_t count, const Body& body, int64_t shared_floats = 0) {

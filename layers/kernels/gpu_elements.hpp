@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-// Element bodies: one thread an element. kernels.hpp has the formulas.
+// Element bodies, and SwiGLU. kernels.hpp has the formulas.
 #pragma once
 
 #include <cmath>
+#include <type_traits>
 
 #include "comm/base/dtype.hpp"
 #include "layers/kernels/gpu_block.hpp"
+#include "layers/kernels/gpu_four.hpp"
 #include "layers/kernels/kernels.hpp"
 
 namespace cadre::gpu {
@@ -53,27 +55,46 @@ struct ActivateGrad {
   CADRE_DEVICE void operator()(int64_t i) const { dx[i] = dy[i] * slope(kind, x[i]); }
 };
 
+// A block a row.
 struct SwiGlu {
   const float* gate_up;
   float* y;
   int64_t width;
-  CADRE_DEVICE void operator()(int64_t i) const {
-    const float* gate = gate_up + i / width * 2 * width + i % width;
-    y[i] = silu(gate[0]) * gate[width];
+  CADRE_DEVICE bool fours() const { return in_fours(width, gate_up, y); }
+  CADRE_DEVICE int threads() const { return threads_for_columns(width, fours()); }
+
+  template <class Block>
+  CADRE_DEVICE void operator()(Block& block) const {
+    const float* gates = gate_up + block.index() * 2 * width;
+    float* out = y + block.index() * width;
+    each_column(block, width, fours(), [&]<class V>(std::type_identity<V>, int64_t i) {
+      at<V>(out, i) =
+          by_float([](float gate, float up) { return silu(gate) * up; }, at<V>(gates, i), at<V>(gates + width, i));
+    });
   }
 };
 
+// A block a row.
 struct SwiGluGrad {
   const float* gate_up;
   const float* dy;
   float* d_gate_up;
   int64_t width;
-  CADRE_DEVICE void operator()(int64_t i) const {
-    const int64_t at = i / width * 2 * width + i % width;
-    const float gate = gate_up[at];
-    const float up = gate_up[at + width];
-    d_gate_up[at] = dy[i] * up * silu_slope(gate);
-    d_gate_up[at + width] = dy[i] * silu(gate);
+  CADRE_DEVICE bool fours() const { return in_fours(width, gate_up, dy, d_gate_up); }
+  CADRE_DEVICE int threads() const { return threads_for_columns(width, fours()); }
+
+  template <class Block>
+  CADRE_DEVICE void operator()(Block& block) const {
+    const float* gates = gate_up + block.index() * 2 * width;
+    const float* grads = dy + block.index() * width;
+    float* d_gates = d_gate_up + block.index() * 2 * width;
+    each_column(block, width, fours(), [&]<class V>(std::type_identity<V>, int64_t i) {
+      const V gate = at<V>(gates, i);
+      const V up = at<V>(gates + width, i);
+      const V grad = at<V>(grads, i);
+      at<V>(d_gates, i) = by_float([](float d, float g, float u) { return d * u * silu_slope(g); }, grad, gate, up);
+      at<V>(d_gates + width, i) = by_float([](float d, float g) { return d * silu(g); }, grad, gate);
+    });
   }
 };
 
@@ -86,7 +107,11 @@ struct Add {
   const float* a;
   const float* b;
   float* out;
-  CADRE_DEVICE void operator()(int64_t i) const { out[i] = a[i] + b[i]; }
+  CADRE_DEVICE bool fours(int64_t count) const { return in_fours(count, a, b, out); }
+  template <class V = float>
+  CADRE_DEVICE void operator()(int64_t i) const {
+    at<V>(out, i) = by_float(Plus(), at<V>(a, i), at<V>(b, i));
+  }
 };
 
 struct Blend {
@@ -134,7 +159,12 @@ CADRE_DEVICE inline void store(bf16& to, float value) { to = to_bf16(value); }
 struct ToBf16 {
   const float* values;
   bf16* rounded;
-  CADRE_DEVICE void operator()(int64_t i) const { store(rounded[i], values[i]); }
+  CADRE_DEVICE bool fours(int64_t count) const { return in_fours(count, values, rounded); }
+  template <class V = float>
+  CADRE_DEVICE void operator()(int64_t i) const {
+    const auto bits = by_float([](float value) { return to_bf16(value); }, at<V>(values, i));
+    at<std::remove_const_t<decltype(bits)>>(rounded, i) = bits;
+  }
 };
 
 template <class Moment>

@@ -100,9 +100,9 @@ void GpuKernels<Machine>::copy_columns(const Columns& src, const Columns& dst) c
   const int64_t num_rows = gpu::num_rows_of(dst.rows);
   if (num_rows == 0) return;
   run([&](auto& call) {
-    call.elements(num_rows * dst.count,
-                  gpu::CopyColumns{gpu::columns_of(call.in(src.rows), src), gpu::columns_of(call.both(dst.rows), dst),
-                                   dst.count, num_rows / gpu::num_rows_of(src.rows)});
+    call.blocks(num_rows,
+                gpu::CopyColumns{gpu::columns_of(call.in(src.rows), src), gpu::columns_of(call.both(dst.rows), dst),
+                                 dst.count, num_rows / gpu::num_rows_of(src.rows)});
   });
 }
 
@@ -111,9 +111,9 @@ void GpuKernels<Machine>::sum_columns(const Columns& src, const Columns& dst) co
   const int64_t num_rows = gpu::num_rows_of(dst.rows);
   if (num_rows == 0) return;
   run([&](auto& call) {
-    call.elements(num_rows * dst.count,
-                  gpu::SumColumns{gpu::columns_of(call.in(src.rows), src), gpu::columns_of(call.both(dst.rows), dst),
-                                  dst.count, gpu::num_rows_of(src.rows) / num_rows});
+    call.blocks(num_rows,
+                gpu::SumColumns{gpu::columns_of(call.in(src.rows), src), gpu::columns_of(call.both(dst.rows), dst),
+                                dst.count, gpu::num_rows_of(src.rows) / num_rows});
   });
 }
 

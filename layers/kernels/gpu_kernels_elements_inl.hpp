@@ -67,13 +67,13 @@ void GpuKernels<Machine>::activation_grad(Activation kind, const Tensor& x, cons
 
 template <class Machine>
 void GpuKernels<Machine>::swiglu(const Tensor& gate_up, const Tensor& y) const {
-  run([&](auto& call) { call.elements(y.numel(), gpu::SwiGlu{call.in(gate_up), call.out(y), y.dim(1)}); });
+  run([&](auto& call) { call.blocks(y.dim(0), gpu::SwiGlu{call.in(gate_up), call.out(y), y.dim(1)}); });
 }
 
 template <class Machine>
 void GpuKernels<Machine>::swiglu_grad(const Tensor& gate_up, const Tensor& dy, const Tensor& d_gate_up) const {
   run([&](auto& call) {
-    call.elements(dy.numel(), gpu::SwiGluGrad{call.in(gate_up), call.in(dy), call.out(d_gate_up), dy.dim(1)});
+    call.blocks(dy.dim(0), gpu::SwiGluGrad{call.in(gate_up), call.in(dy), call.out(d_gate_up), dy.dim(1)});
   });
 }
 

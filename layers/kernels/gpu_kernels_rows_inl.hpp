@@ -174,7 +174,10 @@ void GpuKernels<Machine>::route_grad(const RouteRule& rule, const Tensor& scores
 template <class Machine>
 void GpuKernels<Machine>::embedding(const Tensor& ids, const Tensor& table, const Tensor& y) const {
   run([&](auto& call) {
-    call.elements(y.numel(), gpu::Embedding{call.template in<int32_t>(ids), call.in(table), call.out(y), table.dim(1)});
+    const int64_t width = table.dim(1);
+    const gpu::PickedRows rows = {call.template in<std::byte>(table), width * static_cast<int64_t>(sizeof(float)),
+                                  call.template in<int32_t>(ids)};
+    call.blocks(ids.numel(), gpu::GatherRows{rows, nullptr, call.out(y), width});
   });
 }
 
@@ -190,7 +193,7 @@ template <class Machine>
 void GpuKernels<Machine>::gather_rows(const Rows& src, const Tensor& index, const Tensor& scale,
                                       const Tensor& dst) const {
   run([&](auto& call) {
-    call.elements(dst.numel(), gpu::GatherRows{call.rows(src, index), call.in(scale), call.out(dst), dst.row_numel()});
+    call.blocks(dst.dim(0), gpu::GatherRows{call.rows(src, index), call.in(scale), call.out(dst), dst.row_numel()});
   });
 }
 
@@ -198,8 +201,8 @@ template <class Machine>
 void GpuKernels<Machine>::sum_rows(const Rows& src, const Tensor& offsets, const Tensor& index, const Tensor& weight,
                                    const Tensor& dst) const {
   run([&](auto& call) {
-    call.elements(dst.numel(), gpu::SumRows{call.rows(src, index), call.template in<int32_t>(offsets), call.in(weight),
-                                            call.out(dst), dst.row_numel()});
+    call.blocks(dst.dim(0), gpu::SumRows{call.rows(src, index), call.template in<int32_t>(offsets), call.in(weight),
+                                         call.out(dst), dst.row_numel()});
   });
 }
 

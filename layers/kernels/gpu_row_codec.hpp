@@ -65,7 +65,7 @@ class DeviceCodec final : public RowCodec {
             static_cast<int64_t>(fp8_scales_offset(format.width))};
   }
   static void copy(Call<Machine>& call, const PickedRows& from, float* to, int64_t count, int64_t width) {
-    call.elements(count * width, GatherRows{from, nullptr, to, width});
+    call.blocks(count, GatherRows{from, nullptr, to, width});
   }
 
   std::shared_ptr<Machine> machine_;

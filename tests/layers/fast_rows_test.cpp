@@ -80,6 +80,31 @@ TEST_P(FastKernels, MovingRows) {
   }
 }
 
+// Rows may start at any float and lie any number of floats apart.
+TEST_P(FastKernels, MovingRowsThatLieApart) {
+  constexpr int64_t kWidth = 64;
+  const Tensor index = ints({1, 4, 0, 4});
+  const Tensor offsets = ints({0, 1, 4});
+  for (const int64_t gap : {int64_t{0}, int64_t{3}, int64_t{4}}) {
+    for (const int64_t first : {int64_t{0}, int64_t{1}}) {
+      const Tensor memory = random({5 * (kWidth + gap) + 4});
+      const Rows src(memory.raw() + 4 * first, 4 * (kWidth + gap), DType::f32, kWidth);
+      const Tensor rows[] = {out({4, kWidth}), out({4, kWidth})};
+      fast->gather_rows(src, index, Tensor(), rows[0]);
+      reference->gather_rows(src, index, Tensor(), rows[1]);
+      expect_same_bits(rows[0], rows[1]);
+      const Tensor sums[] = {out({2, kWidth}), out({2, kWidth})};
+      fast->sum_rows(src, offsets, index, Tensor(), sums[0]);
+      reference->sum_rows(src, offsets, index, Tensor(), sums[1]);
+      expect_absolute(sums[0], sums[1], 3 * 3 * 12 * u);
+      const Tensor dots[] = {out({4}), out({4})};
+      fast->dot_rows(src, index, rows[1], ints({0, 1, 2, 3}), dots[0]);
+      reference->dot_rows(src, index, rows[1], ints({0, 1, 2, 3}), dots[1]);
+      expect_relative(dots[0], dots[1], kSumError * static_cast<double>(kWidth));  // of squares
+    }
+  }
+}
+
 TEST_P(FastKernels, Embedding) {
   const Tensor table = random({13, 37});
   const Tensor ids = ints({12, 0, 5, 5, 5});

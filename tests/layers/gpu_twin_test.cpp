@@ -6,6 +6,7 @@
 
 #include <gtest/gtest.h>
 
+#include <array>
 #include <cmath>
 #include <cstring>
 #include <memory>
@@ -103,6 +104,10 @@ class Everything {
     kernels_.dot_rows(x, ids, dy, ints({1, 0, 0, 1, 1}), out({5}));
     kernels_.copy_columns({x, 3, 7}, {changed({2 * kRows, 20}), 5, 7});
     kernels_.sum_columns({random({2 * kRows, 20}), 5, 7}, {changed({kRows, kWidth}), 3, 7});
+    kernels_.copy_columns({x, 4, 12}, {changed({2 * kRows, 20}), 8, 12});  // in fours, like those of rows
+    kernels_.sum_columns({random({2 * kRows, 20}), 8, 12}, {changed({kRows, kWidth}), 4, 12});
+    kernels_.swiglu(random({kRows, 2 * kWidth}), out({kRows, kWidth}));
+    kernels_.swiglu_grad(random({kRows, 2 * kWidth}), dy, out({kRows, 2 * kWidth}));
   }
 
   void routing() {
@@ -170,6 +175,65 @@ void expect_same_bits(const Kernels& left, const Kernels& right) {
 TEST(GpuTwin, OrderAndPlaceOfMemoryChangeNoBit) {
   expect_same_bits(*test::make_gpu_twin(TwinOrder::ascending, TwinMemory::reached),
                    *test::make_gpu_twin(TwinOrder::descending, TwinMemory::copied));
+}
+
+// Not a whole number of words, and as large as may be.
+struct Odd {
+  std::array<uint16_t, 5> of = {};
+};
+struct Wide {
+  std::array<uint64_t, 2> of = {};
+};
+
+// Neither associative nor commutative.
+struct Mix {
+  template <class T>
+  T operator()(T a, const T& b) const {
+    for (size_t i = 0; i < a.of.size(); ++i) {
+      a.of[i] = static_cast<typename decltype(a.of)::value_type>(31 * a.of[i] + 7 * b.of[(i + 1) % b.of.size()] + 1);
+    }
+    return a;
+  }
+};
+
+// Several reductions one behind the other, which share their room.
+template <class T>
+struct ReduceOften {
+  T* out;  // [blocks, 5]
+  int num_threads;
+  int threads() const { return num_threads; }
+  template <class Block>
+  void operator()(Block& block) const {
+    for (int64_t k = 0; k < 5; ++k) {
+      const T all = block.reduce(
+          100 * k, T(),
+          [&](int64_t i) {
+            return Mix()(T(), T{{static_cast<uint8_t>(i), static_cast<uint8_t>(k)}});
+          },
+          Mix());
+      block.each(1, [&](int64_t) { out[5 * block.index() + k] = all; });
+    }
+  }
+};
+
+template <class T>
+void expect_same_reductions(int num_threads) {
+  std::array<T, 10> of_twin;
+  std::array<T, 10> of_threads;
+  test::TwinMachine twin(TwinOrder::descending, TwinMemory::reached);
+  test::ThreadsMachine threads;
+  twin.blocks(2, 0, ReduceOften<T>{of_twin.data(), num_threads});
+  threads.blocks(2, 0, ReduceOften<T>{of_threads.data(), num_threads});
+  twin.wait();
+  threads.wait();
+  for (size_t i = 0; i < of_twin.size(); ++i) EXPECT_EQ(of_twin[i].of, of_threads[i].of) << num_threads << " " << i;
+}
+
+TEST(GpuTwin, ReducesInTheOrderOfThreads) {
+  for (const int num_threads : {32, 96, 256}) {
+    expect_same_reductions<Odd>(num_threads);
+    expect_same_reductions<Wide>(num_threads);
+  }
 }
 
 TEST(GpuTwin, ThreadsOfABlockChangeNoBit) {

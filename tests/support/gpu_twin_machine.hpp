@@ -36,7 +36,8 @@ void in_order(TwinOrder order, int64_t count, const F& f) {
 // What a block body sees. All threads of the block are this one.
 class TwinBlock {
  public:
-  TwinBlock(TwinOrder order, int64_t index, float* shared) : order_(order), index_(index), shared_(shared) {}
+  TwinBlock(TwinOrder order, int threads, int64_t index, float* shared)
+      : order_(order), threads_(threads), index_(index), shared_(shared) {}
 
   int64_t index() const { return index_; }
   float* shared() const { return shared_; }
@@ -46,23 +47,28 @@ class TwinBlock {
     in_order(order_, count, f);
   }
 
-  // As on a device: thread t joins elements t, t + threads, ..., then halves join each other.
+  // As on a device: thread t joins elements t, t + threads, ..., in a warp halves join each other, then warps are joined.
   template <class T, class F, class Join>
   T reduce(int64_t count, T zero, const F& f, const Join& join) {
-    std::array<T, gpu::kThreads> partial;
-    partial.fill(zero);
-    in_order(order_, gpu::kThreads, [&](int64_t thread) {
+    std::vector<T> partial(static_cast<size_t>(threads_), zero);
+    in_order(order_, threads_, [&](int64_t thread) {
       T& mine = partial[static_cast<size_t>(thread)];
-      for (int64_t i = thread; i < count; i += gpu::kThreads) mine = join(mine, f(i));
+      for (int64_t i = thread; i < count; i += threads_) mine = join(mine, f(i));
     });
-    for (size_t half = gpu::kThreads / 2; half > 0; half /= 2) {
-      for (size_t thread = 0; thread < half; ++thread) partial[thread] = join(partial[thread], partial[thread + half]);
+    for (size_t warp = 0; warp < partial.size(); warp += gpu::kWarp) {
+      for (size_t half = gpu::kWarp / 2; half > 0; half /= 2) {
+        for (size_t i = warp; i < warp + half; ++i) partial[i] = join(partial[i], partial[i + half]);
+      }
+    }
+    for (size_t warp = gpu::kWarp; warp < partial.size(); warp += gpu::kWarp) {
+      partial[0] = join(partial[0], partial[warp]);
     }
     return partial[0];
   }
 
  private:
   TwinOrder order_;
+  int64_t threads_;
   int64_t index_;
   float* shared_;
 };
@@ -203,7 +209,7 @@ class TwinMachine {
     push([=, this] {
       in_order(order_, count, [&](int64_t index) {
         std::vector<float> shared(static_cast<size_t>(shared_floats), std::numeric_limits<float>::quiet_NaN());
-        TwinBlock block(order_, index, shared.data());
+        TwinBlock block(order_, gpu::num_threads(body), index, shared.data());
         body(block);
       });
     });
