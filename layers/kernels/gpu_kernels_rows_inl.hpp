@@ -122,8 +122,8 @@ void GpuKernels<Machine>::top_k(const Tensor& scores, const Tensor& bias, const 
 }
 
 template <class Machine>
-bool GpuKernels<Machine>::can_route(const RouteRule& /*rule*/, int64_t /*num_experts*/) const {
-  return true;
+bool GpuKernels<Machine>::can_route(const RouteRule& rule, int64_t num_experts) const {
+  return gpu::Route::fits(rule, num_experts);
 }
 
 template <class Machine>
@@ -132,14 +132,12 @@ void GpuKernels<Machine>::route(const RouteRule& rule, const Tensor& logits, con
   run([&](auto& call) {
     const int64_t num_tokens = logits.dim(0);
     const int64_t num_experts = logits.dim(1);
-    gpu::Route route = {rule,
-                        call.in(logits),
-                        call.in(bias),
-                        call.out(result.scores),
-                        call.template out<int32_t>(result.ids),
-                        call.out(result.weights),
-                        num_experts,
-                        result.ids.dim(1)};
+    gpu::Route route = gpu::Route::of(rule, num_experts, result.ids.dim(1));
+    route.logits = call.in(logits);
+    route.bias = call.in(bias);
+    route.scores = call.out(result.scores);
+    route.ids = call.template out<int32_t>(result.ids);
+    route.weights = call.out(result.weights);
     call.blocks(num_tokens, route, route.shared_floats());
     float* inverse = result.inverse.defined() ? call.out(result.inverse) : nullptr;
     call.blocks(num_tokens, gpu::RouteFacts{route.logits, route.scores, call.template out<int32_t>(result.not_finite),

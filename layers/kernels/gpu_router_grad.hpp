@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // What goes with DeepSeek-V3's router in one pass: what the host is told of its logits and scores, and the way back, from the
-// gradients of routing weights and of losses to those of the logits. A block a token.
+// gradients of routing weights and of losses to those of the logits.
 #pragma once
 
 #include "layers/kernels/gpu_block.hpp"
+#include "layers/kernels/gpu_softmax.hpp"
 #include "layers/kernels/kernels.hpp"
 
 namespace cadre::gpu {
@@ -14,6 +15,7 @@ struct RouteFacts {
   int32_t* not_finite;
   float* inverse;  // or null
   int64_t num_experts;
+  CADRE_DEVICE int threads() const { return threads_for_scores(num_experts); }
 
   template <class Block>
   CADRE_DEVICE void operator()(Block& block) const {
@@ -40,6 +42,7 @@ struct RouteGrad {
   float* dlogits;
   int64_t num_experts;
   int64_t top_k;
+  CADRE_DEVICE int threads() const { return threads_for_scores(num_experts); }
 
   // By the scores, from losses: by_score, and by each share s / (sum of s) through the shares of all experts.
   template <class Block>

@@ -8,6 +8,10 @@
 
 namespace cadre::gpu {
 
+// Of a block that has a token's scores for experts: as long as there are few, a warp, which waits for nobody.
+inline constexpr int64_t kWarpScores = kWarp * kWarp;
+CADRE_DEVICE constexpr int threads_for_scores(int64_t count) { return count <= kWarpScores ? kWarp : kThreads; }
+
 template <class Block>
 CADRE_DEVICE float largest(Block& block, const float* row, int64_t count) {
   return block.reduce(
@@ -24,6 +28,7 @@ struct Softmax {
   const float* x;
   float* y;
   int64_t width;
+  CADRE_DEVICE int threads() const { return threads_for_scores(width); }
   template <class Block>
   CADRE_DEVICE void operator()(Block& block) const {
     const float* in = x + block.index() * width;
@@ -39,6 +44,7 @@ struct SoftmaxGrad {
   const float* dy;
   float* dx;
   int64_t width;
+  CADRE_DEVICE int threads() const { return threads_for_scores(width); }
   template <class Block>
   CADRE_DEVICE void operator()(Block& block) const {
     const int64_t first = block.index() * width;

@@ -15,6 +15,8 @@ struct EncodeBf16 {
   PickedRows rows;
   bf16* wire;
   int64_t width;
+  CADRE_DEVICE int threads() const { return threads_for(width); }
+
   template <class Block>
   CADRE_DEVICE void operator()(Block& block) const {
     const float* from = rows[block.index()];
@@ -27,6 +29,8 @@ struct DecodeBf16 {
   PickedRows wire;
   float* values;
   int64_t width;
+  CADRE_DEVICE int threads() const { return threads_for(width); }
+
   template <class Block>
   CADRE_DEVICE void operator()(Block& block) const {
     const auto* from = reinterpret_cast<const bf16*>(wire[block.index()]);
@@ -40,7 +44,7 @@ struct Fp8Row {
   int64_t width;
   int64_t wire_bytes;
   int64_t scales_at;
-  CADRE_DEVICE int64_t tiles() const { return (width + kFp8TileChannels - 1) / kFp8TileChannels; }
+  CADRE_DEVICE int64_t tiles() const { return tiles_of(width, kFp8TileChannels); }
 };
 
 // A block a tile. NaN does not count for the scale.
@@ -48,6 +52,8 @@ struct EncodeFp8 {
   PickedRows rows;
   std::byte* wire;
   Fp8Row row;
+  static constexpr int threads() { return kWarp; }
+
   template <class Block>
   CADRE_DEVICE void operator()(Block& block) const {
     const int64_t r = block.index() / row.tiles();
@@ -70,6 +76,8 @@ struct DecodeFp8 {
   PickedRows wire;
   float* values;
   Fp8Row row;
+  CADRE_DEVICE int threads() const { return threads_for(row.width); }
+
   template <class Block>
   CADRE_DEVICE void operator()(Block& block) const {
     const auto* from = reinterpret_cast<const std::byte*>(wire[block.index()]);

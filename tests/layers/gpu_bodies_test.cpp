@@ -53,14 +53,16 @@ struct Pieces {
   Tensor scores, ids, weights;
 };
 
-// 10 experts in 4 groups are 3 3 2 2; 8 of 10 experts are more than one kept group has.
+// 10 experts in 4 groups are 3 3 2 2; 8 of 10 experts are more than one kept group has. Several bins of experts, and a bin
+// that is not full, in 300.
 TEST(GpuRouter, IsThePiecesOfTheRouter) {
   struct Case {
     int64_t experts, groups, kept, summed, top_k;
   };
   const auto kernels = test::make_gpu_twin(TwinOrder::descending, TwinMemory::copied);
   int64_t num_limited = 0;
-  for (const Case& c : {Case{8, 1, 1, 1, 2}, Case{10, 4, 2, 1, 3}, Case{10, 4, 1, 2, 8}, Case{256, 8, 4, 2, 8}}) {
+  for (const Case& c : {Case{8, 1, 1, 1, 2}, Case{10, 4, 2, 1, 3}, Case{10, 4, 1, 2, 8}, Case{33, 1, 1, 1, 33},
+                        Case{300, 7, 3, 2, 12}, Case{256, 8, 4, 2, 8}}) {
     for (const bool softmax : {false, true}) {
       for (const bool with_bias : {false, true}) {
         Arena arena(Arena::Mode::real, true);
@@ -90,6 +92,35 @@ TEST(GpuRouter, IsThePiecesOfTheRouter) {
     }
   }
   EXPECT_GT(num_limited, 0);
+}
+
+TEST(GpuRouter, NeverChoosesNaN) {
+  const auto kernels = test::make_gpu_twin(TwinOrder::ascending, TwinMemory::reached);
+  Arena arena(Arena::Mode::real, true);
+  const Tensor logits = test::random_tensor(arena, DType::f32, {2, 40}, 1);
+  for (const int64_t i : {3, 5, 35, 39}) logits.data<float>()[i] = NAN;  // of the first token four, of the second all
+  for (int64_t i = 40; i < 80; ++i) logits.data<float>()[i] = NAN;
+  for (const int64_t kept : {1, 2}) {
+    const RouteRule rule = {.groups = 2, .kept = kept, .summed = 2};
+    const Tensor ids = arena.take("ids", DType::i32, {2, 40});
+    const Tensor weights = arena.take("weights", DType::f32, {2, 40});
+    const Tensor not_finite = arena.take("not finite", DType::i32, {2});
+    kernels->route(rule, logits, Tensor(),
+                   {arena.take("scores", DType::f32, {2, 40}), ids, weights, not_finite, {}, {}});
+    kernels->synchronize();
+    const std::vector<double> chosen = test::values_of(ids);
+    EXPECT_EQ(std::ranges::count(chosen.begin(), chosen.begin() + 40, -1.0), kept == 2 ? 4 : 22);
+    for (const double nan : {3.0, 5.0, 35.0, 39.0}) EXPECT_EQ(std::ranges::count(chosen, nan), 0);
+    EXPECT_EQ(std::ranges::count(chosen.begin() + 40, chosen.end(), -1.0), 40);
+    for (int64_t i = 40; i < 80; ++i) EXPECT_EQ(weights.data<float>()[i], 0.0F);
+  }
+}
+
+TEST(GpuRouter, LeavesToThePiecesWhatItHasNoRoomFor) {
+  const auto kernels = test::make_gpu_twin(TwinOrder::ascending, TwinMemory::reached);
+  EXPECT_TRUE(kernels->can_route({}, 1024));
+  EXPECT_FALSE(kernels->can_route({}, 1025));
+  EXPECT_FALSE(kernels->can_route({.groups = 2, .kept = 1, .summed = 3}, 16));
 }
 
 TEST(GpuRanges, ContainWhatLiesWithinOneAllocation) {
