@@ -182,7 +182,8 @@ const std::byte* HostShare::at(int peer, int64_t i) const {
 
 void HostShare::say_read() const { notice_of(me_).read().store(epoch_ + 1, std::memory_order_release); }
 
-Request HostShare::all_read() const {
+Request HostShare::release() const {
+  say_read();
   return {describe("peers to read from shared memory"),
           std::make_unique<AllPosted>(memory_, kind_, epoch_, &Notice::read)};
 }

@@ -42,7 +42,7 @@ class HostShare {
   HostShare(const HostShare&) = delete;
   HostShare& operator=(const HostShare&) = delete;
 
-  // Peer p gets elements offsets[p] .. offsets[p+1]. They must stay as they are until all_read().
+  // Peer p gets elements offsets[p] .. offsets[p+1]. They must stay as they are until all peers have read them.
   void offer(const Elements& elements, std::span<const int64_t> offsets);
   void post();
   // Complete when counts[p] elements of every peer p can be read. To be called once, after post().
@@ -54,13 +54,13 @@ class HostShare {
   const std::byte* at(int peer, int64_t i) const;
 
   // This rank has read all it wanted. Complete when all peers say so.
-  void say_read() const;
-  Request all_read() const;
+  Request release() const;
 
  private:
   class Arrival;
 
   Notice notice_of(int peer) const { return memory_.board().notice(peer, kind_, epoch_); }
+  void say_read() const;
   bool comes_by_message(int peer) const;
   void send_messages(std::vector<Request>& messages);
   void receive_messages(std::vector<Request>& messages);

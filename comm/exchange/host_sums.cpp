@@ -94,11 +94,7 @@ class HostSums : public RowTransfer {
     return elements;
   }
 
-  Request& release() override {
-    share_.say_read();
-    released_ = share_.all_read();
-    return released_;
-  }
+  Request& release() override { return released_ = share_.release(); }
 
  private:
   class Arrival : public PendingOperation {

@@ -50,11 +50,7 @@ class SharedTransfer : public RowTransfer {
     return elements;
   }
 
-  Request& release() override {
-    share_.say_read();
-    released_ = share_.all_read();
-    return released_;
-  }
+  Request& release() override { return released_ = share_.release(); }
 
  private:
   std::vector<ArrivedRow> in_token_order(const std::vector<ArrivedRow>& rows) const {

@@ -11,6 +11,7 @@
 
 #include "runtime/observe/chrome_events.hpp"
 #include "runtime/observe/matching.hpp"
+#include "runtime/observe/run_json.hpp"
 #include "runtime/observe/trace_kinds.hpp"
 
 namespace cadre {
@@ -181,22 +182,6 @@ class Arrows {
   ChromeEvents& out_;
   int64_t num_drawn_ = 0;
 };
-
-Json run_json(const TracedRun& run) {
-  return {{"cadre_version", run.cadre_version},
-          {"mpi", run.mpi},
-          {"ranks", run.num_ranks},
-          {"hosts", run.num_hosts},
-          {"pipeline", run.pipeline},
-          {"data", run.data},
-          {"expert", run.expert},
-          {"schedule", run.schedule},
-          {"micro_batches", run.num_micro_batches},
-          {"exchange", run.exchange},
-          {"threads", run.threads},
-          {"seed", run.seed},
-          {"config_hash", run.config_hash}};
-}
 
 Json rank_json(const RankTrace& trace) {
   return {{"rank", trace.rank},

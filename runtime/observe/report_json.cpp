@@ -2,31 +2,20 @@
 #include <nlohmann/json.hpp>
 
 #include "runtime/observe/report.hpp"
+#include "runtime/observe/run_json.hpp"
 
 namespace cadre {
 namespace {
 
 nlohmann::json or_null(std::optional<double> value) { return value ? nlohmann::json(*value) : nlohmann::json(); }
 
-nlohmann::json run_json(const OverlapReport& report) {
-  const TracedRun& run = report.run;
-  return {{"cadre_version", run.cadre_version},
-          {"mpi", run.mpi},
-          {"hosts", run.num_hosts},
-          {"ranks", run.num_ranks},
-          {"pipeline", run.pipeline},
-          {"data", run.data},
-          {"expert", run.expert},
-          {"schedule", run.schedule},
-          {"micro_batches", run.num_micro_batches},
-          {"exchange", run.exchange},
-          {"threads", run.threads},
-          {"seed", run.seed},
-          {"config_hash", run.config_hash},
-          {"first_step", report.first_step},
-          {"last_step", report.last_step},
-          {"clock_error_us", report.clock_error_us},
-          {"lost_events", report.lost_events}};
+nlohmann::json reported_run_json(const OverlapReport& report) {
+  nlohmann::json json = run_json(report.run);
+  json["first_step"] = report.first_step;
+  json["last_step"] = report.last_step;
+  json["clock_error_us"] = report.clock_error_us;
+  json["lost_events"] = report.lost_events;
+  return json;
 }
 
 nlohmann::json headline_json(const StepTimes& times) {
@@ -120,7 +109,7 @@ nlohmann::json list_json(const std::vector<Value>& values, ToJson&& to_json) {
 nlohmann::json report_json(const OverlapReport& report) {
   return {{"schema", "cadre.report"},
           {"version", 1},
-          {"run", run_json(report)},
+          {"run", reported_run_json(report)},
           {"headline", headline_json(report.times)},
           {"steady", steady_json(report.steady)},
           {"phases", list_json(report.phases, [&](const PhaseTimes& one) { return phase_json(one, report); })},

@@ -5,11 +5,11 @@
 
 #include "comm/base/random.hpp"
 #include "comm/progress/engine.hpp"
-#include "comm/transport/local.hpp"
 #include "layers/model/model.hpp"
 #include "layers/tensor/parameter_store.hpp"
 #include "tests/support/deepseek_reference.hpp"
 #include "tests/support/fast_back_ends.hpp"
+#include "tests/support/ranks.hpp"
 #include "tests/support/tensors.hpp"
 
 namespace cadre {
@@ -304,8 +304,7 @@ void expect_routing(const Router::Saved& router, int64_t sequence, const DeepSee
 }
 
 void compare(const ModelConfig& config, std::unique_ptr<Kernels> kernels, DType dtype, double tolerance) {
-  run_local_ranks(1, [&](std::unique_ptr<Transport> transport) {
-    Communicator alone(std::move(transport), "alone");
+  test::on_one_rank([&](Communicator alone) {
     Run run(config, alone, std::move(kernels), dtype);
     DeepSeekReference reference(config, weights_of(run.store()));
     const Stage::Output output = run.forward();

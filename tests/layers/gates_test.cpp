@@ -10,6 +10,7 @@
 
 #include "layers/model/router_options.hpp"
 #include "tests/support/layer_run.hpp"
+#include "tests/support/ranks.hpp"
 
 namespace cadre {
 namespace {
@@ -189,8 +190,7 @@ double max_vio(const std::vector<int64_t>& counts) {
 // the same experts. Sampling alone leaves a MaxVio near 2 sqrt(E / (K T)) = 0.09.
 std::vector<double> max_vio_of_steps(double rate, int num_steps) {
   std::vector<double> found;
-  run_local_ranks(1, [&](std::unique_ptr<Transport> transport) {
-    const Communicator world(std::move(transport), "alone");
+  test::on_one_rank([&](const Communicator& world) {
     Lane lane(0, world.duplicate("expert"), world.duplicate("data"));
     const auto exchange = make_exchange("flat", test::setup_of(world, discover_topology(world), {64, 2, 64}));
     const auto kernels = make_reference_kernels();

@@ -9,10 +9,10 @@
 #include <vector>
 
 #include "comm/progress/engine.hpp"
-#include "comm/transport/local.hpp"
 #include "layers/model/model.hpp"
 #include "layers/tensor/parameter_store.hpp"
 #include "tests/support/fast_back_ends.hpp"
+#include "tests/support/ranks.hpp"
 #include "tests/support/tensors.hpp"
 
 namespace cadre {
@@ -150,8 +150,7 @@ double norm_of(const Tensor& tensor) { return std::sqrt(test::dot(tensor, tensor
 // Sums of some hundred terms in fp32 in another order: some 1e-6 of a gradient; five updates of AdamW, which divides by
 // the size of a gradient however small, let losses part by 1e-4 at most.
 void expect_to_train_as_the_cpu(std::unique_ptr<Kernels> kernels) {
-  run_local_ranks(1, [&](std::unique_ptr<Transport> transport) {
-    Communicator alone(std::move(transport), "alone");
+  test::on_one_rank([&](Communicator alone) {
     Training cpu(alone, make_cpu_kernels(Precision::fp32));
     Training gpu(alone, std::move(kernels));
     double first = 0.0;

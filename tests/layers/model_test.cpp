@@ -5,9 +5,9 @@
 #include <gtest/gtest.h>
 
 #include "comm/progress/engine.hpp"
-#include "comm/transport/local.hpp"
 #include "layers/tensor/parameter_store.hpp"
 #include "tests/support/gradient_check.hpp"
+#include "tests/support/ranks.hpp"
 
 namespace cadre {
 namespace {
@@ -103,8 +103,7 @@ class ModelRun {
 };
 
 void check_all_gradients(const ModelConfig& config) {
-  run_local_ranks(1, [&](std::unique_ptr<Transport> transport) {
-    Communicator alone(std::move(transport), "alone");
+  test::on_one_rank([&](Communicator alone) {
     ModelRun run(config, alone);
     run.find_gradients();
     int num_checked = 0;

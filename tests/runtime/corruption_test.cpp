@@ -14,13 +14,13 @@
 #include <functional>
 #include <map>
 
-#include "comm/transport/local.hpp"
 #include "runtime/checkpoint/directory.hpp"
 #include "runtime/checkpoint/load_newest.hpp"
 #include "runtime/config/run_file.hpp"
 #include "runtime/data/dataset.hpp"
 #include "runtime/observe/run_log.hpp"
 #include "tests/support/checkpoints.hpp"
+#include "tests/support/ranks.hpp"
 #include "tests/support/small_runs.hpp"
 
 namespace cadre {
@@ -106,10 +106,7 @@ class Checkpoints {
   fs::path path_of(int64_t step) const { return root() / fmt::format("step_{:08}", step); }
 
  private:
-  static void on_one_rank(const std::function<void(const Communicator&)>& body) {
-    run_local_ranks(1,
-                    [&](std::unique_ptr<Transport> transport) { body(Communicator(std::move(transport), "world")); });
-  }
+  static void on_one_rank(const std::function<void(const Communicator&)>& body) { test::on_one_rank(body); }
   void fill(int64_t step) {
     test::fill(rank_);
     for (const NamedTensor& tensor : rank_.tensors()) tensor.memory.data<float>()[0] = static_cast<float>(step);

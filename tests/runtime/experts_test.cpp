@@ -17,6 +17,7 @@
 #include "runtime/train/trainer.hpp"
 #include "tests/support/files.hpp"
 #include "tests/support/messages.hpp"
+#include "tests/support/ranks.hpp"
 #include "tests/support/tensors.hpp"
 
 namespace cadre {
@@ -63,8 +64,8 @@ class ExpertsTest : public testing::Test {
   // A model with random values and moments, and a selection bias that decides.
   template <class Body>
   void with_model(const RunConfig& config, Body&& body) {
-    run_local_ranks(1, [&](std::unique_ptr<Transport> transport) {
-      StoredModel model(Communicator(std::move(transport), "world"), config);
+    test::on_one_rank([&](Communicator world) {
+      StoredModel model(std::move(world), config);
       model.worker().store().initialise(11);
       uint64_t id = 0;
       for (const NamedTensor& tensor : model.moments()) test::fill_random(tensor.memory, ++id);
@@ -119,8 +120,8 @@ TEST_F(ExpertsTest, TwiceTheExpertsAndTwiceTheTopKIsTheSameModel) {
       config.model.routed_scaling_factor = 1.5;
       with_model(config, [&](StoredModel& model) {
         const GrowOptions options = {.noise = 0.0};
-        run_local_ranks(1, [&](std::unique_ptr<Transport> transport) {
-          StoredModel grown(Communicator(std::move(transport), "world"), grown_config(config, options));
+        test::on_one_rank([&](Communicator world) {
+          StoredModel grown(std::move(world), grown_config(config, options));
           grow_experts(model, grown, options);
           EXPECT_EQ(grown.config().model.n_routed_experts, 8);
           EXPECT_EQ(grown.config().model.num_experts_per_tok, 4);
@@ -147,8 +148,8 @@ TEST_F(ExpertsTest, NoiseIsOfTheSecondOfTwoAndOfTheStatedScale) {
   config.model.scoring_func = "sigmoid";
   const GrowOptions options = {.noise = 0.05, .seed = 3};
   with_model(config, [&](StoredModel& model) {
-    run_local_ranks(1, [&](std::unique_ptr<Transport> transport) {
-      StoredModel grown(Communicator(std::move(transport), "world"), grown_config(config, options));
+    test::on_one_rank([&](Communicator world) {
+      StoredModel grown(std::move(world), grown_config(config, options));
       grow_experts(model, grown, options);
       const auto before = bits_of(model);
       const auto after = bits_of(grown);
@@ -187,11 +188,11 @@ TEST_F(ExpertsTest, AMergeUndoesGrowthToTheBit) {
   const GrowOptions options = {.noise = 0.0};
   const RunConfig grown_run = grown_config(config, options);
   with_model(config, [&](StoredModel& model) {
-    run_local_ranks(1, [&](std::unique_ptr<Transport> one) {
-      StoredModel grown(Communicator(std::move(one), "world"), grown_run);
+    test::on_one_rank([&](Communicator one) {
+      StoredModel grown(std::move(one), grown_run);
       grow_experts(model, grown, options);
-      run_local_ranks(1, [&](std::unique_ptr<Transport> other) {
-        StoredModel merged(Communicator(std::move(other), "world"), merged_config(grown_run, {.top_k = 2}));
+      test::on_one_rank([&](Communicator other) {
+        StoredModel merged(std::move(other), merged_config(grown_run, {.top_k = 2}));
         for (const LayerLoss& loss : merge_experts(grown, merged, surveyed(grown))) {
           EXPECT_EQ(loss.output_change, 0.0);
           EXPECT_EQ(loss.least_similarity, 1.0);
@@ -207,8 +208,8 @@ TEST_F(ExpertsTest, AMergeOfUnlikeExpertsSaysWhatWasLost) {
   RunConfig config = small_run(folder_.path());
   with_model(config, [&](StoredModel& model) {
     const std::vector<LayerSurvey> surveys = surveyed(model);
-    run_local_ranks(1, [&](std::unique_ptr<Transport> transport) {
-      StoredModel merged(Communicator(std::move(transport), "world"), merged_config(config, {.experts = 2}));
+    test::on_one_rank([&](Communicator world) {
+      StoredModel merged(std::move(world), merged_config(config, {.experts = 2}));
       for (const LayerLoss& loss : merge_experts(model, merged, surveys)) {
         EXPECT_EQ(loss.sums.size(), 2U);
         EXPECT_GT(loss.output_change, 0.05);
@@ -294,11 +295,11 @@ TEST_F(ExpertsTest, TrainingGoesOnFromAGrownModelOnAnyNumberOfRanks) {
   for (const int num_ranks : {1, 2, 3}) {
     SCOPED_TRACE(num_ranks);
     const fs::path out = folder_ / fmt::format("grown{}", num_ranks);
-    run_local_ranks(1, [&](std::unique_ptr<Transport> one) {
-      StoredModel model(Communicator(std::move(one), "world"), config);
+    test::on_one_rank([&](Communicator one) {
+      StoredModel model(std::move(one), config);
       model.load(checkpoint);
-      run_local_ranks(1, [&](std::unique_ptr<Transport> other) {
-        StoredModel grown(Communicator(std::move(other), "world"), grown_config(config, options));
+      test::on_one_rank([&](Communicator other) {
+        StoredModel grown(std::move(other), grown_config(config, options));
         grow_experts(model, grown, options);
         grown.save(out, model.manifest());
         EXPECT_THROW(grown.save(out, model.manifest()), Error);

@@ -15,6 +15,7 @@
 #include "runtime/checkpoint/stored_values.hpp"
 #include "tests/support/checkpoints.hpp"
 #include "tests/support/files.hpp"
+#include "tests/support/ranks.hpp"
 
 namespace cadre {
 namespace {
@@ -187,8 +188,7 @@ TEST(Bf16Moments, AreHalfAsLargeAndComeBackFromACheckpointBitForBit) {
     for (int64_t i = 0; i < memory.numel(); ++i) memory.data<bf16>()[i] = to_bf16(element(name, i));
   }
   fs::path path;
-  run_local_ranks(1, [&](std::unique_ptr<Transport> transport) {
-    const Communicator world(std::move(transport), "world");
+  test::on_one_rank([&](const Communicator& world) {
     path = save_checkpoint({world, any_parameter, kDeadlineSeconds}, root.path(), state_at(1, small_config()),
                            rank.store, saved, {.newest = 1});
   });

@@ -9,7 +9,6 @@
 #include <memory>
 #include <vector>
 
-#include "comm/transport/local.hpp"
 #include "tests/support/messages.hpp"
 #include "tests/support/ranks.hpp"
 
@@ -66,15 +65,10 @@ Tokens generate_on(Communicator world, const WorkerOptions& worker_options, cons
   return generate_texts(worker, {.max_new = options.max_new}, {{prompt, options.sampling}}).front();
 }
 
-template <class Body>
-void on_one_rank(Body&& body) {
-  run_local_ranks(1, [&](std::unique_ptr<Transport> transport) { body(Communicator(std::move(transport), "world")); });
-}
-
 // What one rank makes; every rank of a test computes it for itself.
 Tokens expected_tokens(const WorkerOptions& worker_options, const TextOptions& options) {
   Tokens tokens;
-  on_one_rank([&](Communicator world) { tokens = generate_on(std::move(world), worker_options, options); });
+  test::on_one_rank([&](Communicator world) { tokens = generate_on(std::move(world), worker_options, options); });
   return tokens;
 }
 
@@ -95,7 +89,7 @@ TEST(Generate, ReadingAllAgainGivesTheSameTokens) {
   const Tokens expected = expected_tokens(tiny_options(), {.max_new = 8, .sampling = {.temperature = 0.0}});
   Tokens text = kPrompt;
   for (const int32_t token : expected) {
-    on_one_rank([&](Communicator world) {
+    test::on_one_rank([&](Communicator world) {
       EXPECT_EQ(generate_on(std::move(world), tiny_options(), {.max_new = 1, .sampling = {.temperature = 0.0}}, text),
                 Tokens{token});
     });
@@ -125,7 +119,7 @@ TEST(Generate, LatentAttentionIsTheSameOnAnyNumberOfRanksAndWithoutItsCache) {
   });
   Tokens text = kPrompt;
   for (const int32_t token : expected_tokens(latent, {.max_new = 6, .sampling = {.temperature = 0.0}})) {
-    on_one_rank([&](Communicator world) {
+    test::on_one_rank([&](Communicator world) {
       EXPECT_EQ(generate_on(std::move(world), latent, {.max_new = 1, .sampling = {.temperature = 0.0}}, text),
                 Tokens{token});
     });
@@ -188,7 +182,7 @@ TEST(Generate, CountsTokensWhoseBestExpertIsDead) {
     return statistics.routed.rerouted;
   };
   int64_t expected = 0;
-  on_one_rank([&](Communicator world) { expected = routed_on(std::move(world), "0,3"); });
+  test::on_one_rank([&](Communicator world) { expected = routed_on(std::move(world), "0,3"); });
   EXPECT_GT(expected, 0);
   EXPECT_LT(expected, kRead);
   test::on_ranks([&](Communicator& world) {
@@ -199,7 +193,7 @@ TEST(Generate, CountsTokensWhoseBestExpertIsDead) {
 }
 
 TEST(Generate, RefusesWhatTheModelCannotHold) {
-  on_one_rank([&](Communicator world) {
+  test::on_one_rank([&](Communicator world) {
     const std::string message =
         test::message_of([&] { generate_on(std::move(world), tiny_options(), {.max_new = 35, .sampling = {}}); });
     test::expect_message(message, {"35 new tokens after a prompt of 6", "40"});

@@ -10,6 +10,7 @@
 #include <functional>
 #include <optional>
 
+#include "comm/transport/local.hpp"
 #include "comm/transport/wait.hpp"
 #include "runtime/checkpoint/directory.hpp"
 #include "runtime/checkpoint/sharded.hpp"

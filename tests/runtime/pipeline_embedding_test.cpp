@@ -6,7 +6,6 @@
 #include <array>
 #include <string_view>
 
-#include "comm/transport/local.hpp"
 #include "tests/support/ranks.hpp"
 #include "tests/support/small_runs.hpp"
 
@@ -59,9 +58,7 @@ std::vector<double> losses_with_embedding(Communicator world, const RunConfig& c
 std::vector<double> losses_alone(const Communicator& world, RunConfig config, int steps) {
   config.out += fmt::format(".alone{}", world.rank());
   std::vector<double> losses;
-  run_local_ranks(1, [&](std::unique_ptr<Transport> alone) {
-    losses = losses_with_embedding(Communicator(std::move(alone), "alone"), config, steps);
-  });
+  test::on_one_rank([&](Communicator world) { losses = losses_with_embedding(std::move(world), config, steps); });
   return losses;
 }
 

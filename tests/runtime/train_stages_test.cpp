@@ -10,7 +10,6 @@
 #include <filesystem>
 #include <map>
 
-#include "comm/transport/local.hpp"
 #include "runtime/checkpoint/manifest.hpp"
 #include "runtime/train/trainer.hpp"
 #include "tests/support/files.hpp"
@@ -145,8 +144,8 @@ TEST(TrainStages, TheFirstUpdateOfAPartIsAFirstUpdate) {
   RunConfig config = small_run(folder.path());
   config.train.schedule = "constant";
   config.train.weight_decay = 0.0;
-  run_local_ranks(1, [&](std::unique_ptr<Transport> transport) {
-    Trainer trainer(Communicator(std::move(transport), "world"), config);
+  test::on_one_rank([&](Communicator world) {
+    Trainer trainer(std::move(world), config);
     for (int step = 0; step < 3; ++step) trainer.step();
     const Weights before = weights_of(trainer);
     trainer.step();
@@ -169,8 +168,8 @@ TEST(TrainStages, ResumesInTheMiddleOfAStage) {
   RunConfig config = small_run(folder.path());
   const auto run = [&](int steps, bool save) {
     std::pair<std::vector<double>, Weights> result;
-    run_local_ranks(1, [&](std::unique_ptr<Transport> transport) {
-      Trainer trainer(Communicator(std::move(transport), "world"), config);
+    test::on_one_rank([&](Communicator world) {
+      Trainer trainer(std::move(world), config);
       for (int i = 0; i < steps; ++i) result.first.push_back(trainer.step().grad_norm);
       if (save) trainer.save();
       result.second = weights_of(trainer);

@@ -10,11 +10,11 @@
 #include <vector>
 
 #include "comm/base/random.hpp"
-#include "comm/transport/local.hpp"
 #include "layers/model/model.hpp"
 #include "runtime/checkpoint/model_checkpoint.hpp"
 #include "runtime/checkpoint/named_tensors.hpp"
 #include "runtime/checkpoint/save.hpp"
+#include "tests/support/ranks.hpp"
 #include "tests/support/tensors.hpp"
 
 namespace cadre::test {
@@ -123,9 +123,7 @@ inline std::filesystem::path save_filled(const Communicator& world, const std::f
 // The same by one rank, for tests of loading.
 inline std::filesystem::path save_alone(const std::filesystem::path& root, const ModelConfig& config = small_config()) {
   std::filesystem::path path;
-  run_local_ranks(1, [&](std::unique_ptr<Transport> transport) {
-    path = save_filled(Communicator(std::move(transport), "world"), root, 5, config);
-  });
+  on_one_rank([&](Communicator world) { path = save_filled(std::move(world), root, 5, config); });
   return path;
 }
 

@@ -14,7 +14,6 @@
 
 #include "comm/base/random.hpp"
 #include "comm/progress/engine.hpp"
-#include "comm/transport/local.hpp"
 #include "layers/moe/moe_layer.hpp"
 #include "layers/tensor/parameter_store.hpp"
 #include "tests/support/exchanges.hpp"
@@ -183,8 +182,7 @@ class LayerRun {
 
 // Runs `body` with the whole on one rank.
 inline void alone(const LayerCase& layer_case, const std::function<void(LayerRun&)>& body) {
-  run_local_ranks(1, [&](std::unique_ptr<Transport> transport) {
-    Communicator world(std::move(transport), "alone");
+  on_one_rank([&](Communicator world) {
     LayerRun run(layer_case, world, {"flat", "one rank", Topology::uniform(1, 1)});
     body(run);
   });

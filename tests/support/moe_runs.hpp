@@ -14,7 +14,6 @@
 
 #include "comm/base/random.hpp"
 #include "comm/progress/engine.hpp"
-#include "comm/transport/local.hpp"
 #include "layers/moe/moe_layer.hpp"
 #include "layers/tensor/parameter_store.hpp"
 #include "tests/support/exchanges.hpp"
@@ -226,8 +225,7 @@ class MoeRun {
 template <class Body>
 auto alone(const MoeCase& test_case, Body&& body) {
   decltype(body(std::declval<MoeRun&>())) result;
-  run_local_ranks(1, [&](std::unique_ptr<Transport> transport) {
-    Communicator world(std::move(transport), "alone");
+  on_one_rank([&](Communicator world) {
     MoeRun run(test_case, world, {"flat", "one rank", Topology::uniform(1, 1)});
     result = body(run);
   });

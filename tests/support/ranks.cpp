@@ -5,8 +5,10 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <memory>
 #include <string>
 #include <string_view>
+#include <utility>
 
 #include "comm/transport/local.hpp"
 #include "comm/transport/mpi.hpp"
@@ -37,6 +39,10 @@ void on_ranks(const std::function<void(Communicator&)>& body, const std::vector<
       body(world);
     });
   }
+}
+
+void on_one_rank(const std::function<void(Communicator)>& body) {
+  run_local_ranks(1, [&](std::unique_ptr<Transport> transport) { body(Communicator(std::move(transport), "alone")); });
 }
 
 }  // namespace cadre::test

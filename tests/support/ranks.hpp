@@ -21,4 +21,7 @@ int num_hosts();
 // A failed expectation inside the body counts for the test of the calling thread.
 void on_ranks(const std::function<void(Communicator&)>& body, const std::vector<int>& rank_counts = kRankCounts);
 
+// Runs a body with a rank that has no others, also under mpirun.
+void on_one_rank(const std::function<void(Communicator)>& body);
+
 }  // namespace cadre::test
