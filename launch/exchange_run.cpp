@@ -7,6 +7,7 @@
 
 #include "launch/alltoallv.hpp"
 #include "layers/moe/elements.hpp"
+#include "layers/moe/slot_record.hpp"
 #include "runtime/train/devices.hpp"
 
 namespace cadre {
@@ -211,37 +212,16 @@ double ExchangeRun::timed_us(const std::function<void()>& work) const {
   return clock_->stop_ms() * kMicrosecondsPerMillisecond;
 }
 
-// Row and expert of each slot, as the layer learns them.
+// As the layer does.
 void ExchangeRun::learn_batch() {
-  struct Record {
-    int32_t row;
-    int32_t expert;
-  };
-  const DispatchPlan& plan = route_.plan;
-  std::vector<Record> records;
-  for (int rank = 0; rank < plan.num_ranks(); ++rank) {
-    for (int64_t row = plan.row_offsets[rank]; row < plan.row_offsets[rank + 1]; ++row) {
-      for (int32_t at = plan.row_slots[row]; at < plan.row_slots[row + 1]; ++at) {
-        records.push_back({static_cast<int32_t>(row - plan.row_offsets[rank]), plan.slot_expert[at]});
-      }
-    }
-  }
-  const auto slots =
-      exchange_->transfer(route_, Direction::to_experts, Unit::slot, RowFormat::of_bytes(sizeof(Record)));
-  slots->pack({reinterpret_cast<const std::byte*>(records.data()), sizeof(Record)});
+  std::vector<float> weights(ids_.size(), 1.0F / static_cast<float>(options_.top_k));
+  const std::vector<SlotRecord> records = make_slot_records(route_.plan, vector_tensor(weights));
+  const auto slots = exchange_->transfer(route_, Direction::to_experts, Unit::slot, kSlotRecordFormat);
+  slots->pack({reinterpret_cast<const std::byte*>(records.data()), sizeof(SlotRecord)});
   slots->start();
   wait(slots->finish());
-  const Elements received = slots->unpack();
-  std::vector<int32_t> row_slot_counts(static_cast<size_t>(route_.receive.num_rows()), 0);
-  std::vector<int32_t> slot_expert;
-  for (int source = 0; source < world_.size(); ++source) {
-    for (int64_t i = route_.receive.slot_offsets[source]; i < route_.receive.slot_offsets[source + 1]; ++i) {
-      const auto* record = reinterpret_cast<const Record*>(received.at(i));
-      ++row_slot_counts[static_cast<size_t>(route_.receive.row_offsets[source] + record->row)];
-      slot_expert.push_back(record->expert);
-    }
-  }
-  batch_ = make_expert_batch(row_slot_counts, slot_expert, static_cast<int>(map_.experts_of(world_.rank()).size()));
+  const auto* received = reinterpret_cast<const SlotRecord*>(slots->unpack().base);
+  batch_ = make_expert_batch(route_.receive, received, static_cast<int>(map_.experts_of(world_.rank()).size()));
 }
 
 }  // namespace cadre

@@ -16,6 +16,12 @@ struct Stage {
   BufferPool buffers{device->staging()};
 };
 
+size_t bytes_of(std::span<const int64_t> counts, std::span<const int64_t> offsets, size_t row_bytes) {
+  int64_t rows = 0;
+  for (size_t peer = 0; peer < counts.size(); ++peer) rows = std::max(rows, offsets[peer] + counts[peer]);
+  return static_cast<size_t>(rows) * row_bytes;
+}
+
 // An operation of the transport beneath, and the copies around it.
 class StagedOperation final : public PendingOperation {
  public:
@@ -35,6 +41,18 @@ class StagedOperation final : public PendingOperation {
     if (read_first) stage_->device->to_host(copy, data, bytes);
     homes_.push_back({data, copy, bytes});
     return copy;
+  }
+  // The same for rows of peers; what lies between them stays.
+  RaggedRows writable_rows(const RaggedRows& rows, size_t row_bytes) {
+    const size_t bytes = bytes_of(rows.counts, rows.offsets, row_bytes);
+    if (bytes == 0 || !stage_->device->is_device_memory(rows.base)) return rows;
+    std::byte* copy = staged(bytes);
+    for (size_t peer = 0; peer < rows.counts.size(); ++peer) {
+      const size_t first = static_cast<size_t>(rows.offsets[peer]) * row_bytes;
+      const size_t here = static_cast<size_t>(rows.counts[peer]) * row_bytes;
+      if (here > 0) homes_.push_back({rows.base + first, copy + first, here});
+    }
+    return {copy, rows.counts, rows.offsets};
   }
   bool is_staged() const { return !buffers_.empty(); }
   void set_inner(Request inner) { inner_ = std::move(inner); }
@@ -62,12 +80,6 @@ class StagedOperation final : public PendingOperation {
   std::vector<Home> homes_;
   Request inner_;
 };
-
-size_t bytes_of(std::span<const int64_t> counts, std::span<const int64_t> offsets, size_t row_bytes) {
-  int64_t rows = 0;
-  for (size_t peer = 0; peer < counts.size(); ++peer) rows = std::max(rows, offsets[peer] + counts[peer]);
-  return static_cast<size_t>(rows) * row_bytes;
-}
 
 class StagedTransport final : public Transport {
  public:
@@ -102,10 +114,8 @@ class StagedTransport final : public Transport {
   Request all_to_all_rows(const ConstRaggedRows& send, const RaggedRows& receive, size_t row_bytes) override {
     auto operation = begin();
     const std::byte* from = operation->readable(send.base, bytes_of(send.counts, send.offsets, row_bytes));
-    std::byte* to =
-        operation->writable(receive.base, bytes_of(receive.counts, receive.offsets, row_bytes), /*read_first=*/true);
-    operation->set_inner(
-        base_->all_to_all_rows({from, send.counts, send.offsets}, {to, receive.counts, receive.offsets}, row_bytes));
+    const RaggedRows to = operation->writable_rows(receive, row_bytes);
+    operation->set_inner(base_->all_to_all_rows({from, send.counts, send.offsets}, to, row_bytes));
     return staged(std::move(operation));
   }
   Request all_gather(std::span<const std::byte> mine, std::span<std::byte> all) override {

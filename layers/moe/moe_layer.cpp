@@ -8,23 +8,11 @@
 #include "comm/base/random.hpp"
 #include "layers/moe/elements.hpp"
 #include "layers/moe/not_finite.hpp"
+#include "layers/moe/slot_record.hpp"
+#include "layers/tensor/floating.hpp"
 
 namespace cadre {
 namespace {
-
-const RowFormat kRecordFormat = RowFormat::of_bytes(sizeof(SlotRecord));
-
-double element(const Tensor& tensor, int64_t i) {
-  return tensor.dtype() == DType::f64 ? tensor.data<double>()[i] : static_cast<double>(tensor.data<float>()[i]);
-}
-
-void set_element(const Tensor& tensor, int64_t i, double value) {
-  if (tensor.dtype() == DType::f64) {
-    tensor.data<double>()[i] = value;
-  } else {
-    tensor.data<float>()[i] = static_cast<float>(value);
-  }
-}
 
 // For dry runs: experts drawn evenly, so that tokens share destination ranks as often as in a balanced run.
 std::vector<int32_t> balanced_routing(int64_t num_tokens, int top_k, int num_slots, int num_experts) {
@@ -42,19 +30,14 @@ std::vector<int32_t> balanced_routing(int64_t num_tokens, int top_k, int num_slo
   return ids;
 }
 
-std::vector<SlotRecord> make_records(const DispatchPlan& plan, const Tensor& weights) {
-  std::vector<SlotRecord> records;
-  records.reserve(plan.slots.size());
-  for (int rank = 0; rank < plan.num_ranks(); ++rank) {
-    const int64_t first_row = plan.row_offsets[rank];
-    for (int64_t row = first_row; row < plan.row_offsets[rank + 1]; ++row) {
-      for (int32_t at = plan.row_slots[row]; at < plan.row_slots[row + 1]; ++at) {
-        records.push_back(
-            {static_cast<int32_t>(row - first_row), plan.slot_expert[at], element(weights, plan.slots[at])});
-      }
-    }
+ExpertBatch balanced_batch(const ReceiveCounts& receive, int num_experts) {
+  std::vector<int32_t> row_slot_counts(static_cast<size_t>(receive.num_rows()), 0);
+  std::vector<int32_t> slot_expert(static_cast<size_t>(receive.num_slots()));
+  for (size_t slot = 0; slot < slot_expert.size(); ++slot) {
+    slot_expert[slot] = static_cast<int32_t>(slot % static_cast<size_t>(num_experts));
+    ++row_slot_counts[slot % row_slot_counts.size()];
   }
-  return records;
+  return make_expert_batch(row_slot_counts, slot_expert, num_experts);
 }
 
 // Rows that the host packs must be there.
@@ -103,10 +86,10 @@ Task<Tensor> MoeLayer::forward(LaneContext& ctx, Tensor x, Saved& saved) const {
   ctx.exchange.learn_counts(saved.route);
 
   const DispatchPlan& plan = saved.route.plan;
-  auto slots = ctx.exchange.transfer(saved.route, Direction::to_experts, Unit::slot, kRecordFormat);
+  auto slots = ctx.exchange.transfer(saved.route, Direction::to_experts, Unit::slot, kSlotRecordFormat);
   auto rows = ctx.exchange.transfer(saved.route, Direction::to_experts, Unit::row, dispatch_format(ctx));
   std::vector<SlotRecord> records;
-  if (!ctx.arena.is_dry_run()) records = make_records(plan, saved.router.weights);
+  if (!ctx.arena.is_dry_run()) records = make_slot_records(plan, saved.router.weights);
   slots->pack({reinterpret_cast<const std::byte*>(records.data()), sizeof(SlotRecord)});
   rows->pack(elements_of(x, plan.row_token));
   slots->start();
@@ -230,30 +213,11 @@ void MoeLayer::learn_batch(LaneContext& ctx, const SlotRecord* records, Saved& s
   saved.slot_weight = ctx.arena.take_host("experts", ctx.dtype, {num_slots});
   saved.place_weight = ctx.arena.take_host("experts", ctx.dtype, {num_slots});
 
-  std::vector<int32_t> row_slot_counts(static_cast<size_t>(receive.num_rows()), 0);
-  std::vector<int32_t> slot_expert(static_cast<size_t>(num_slots));
-  if (ctx.arena.is_dry_run()) {
-    for (size_t slot = 0; slot < slot_expert.size(); ++slot) {
-      slot_expert[slot] = static_cast<int32_t>(slot % static_cast<size_t>(experts_.size()));
-      ++row_slot_counts[slot % row_slot_counts.size()];
-    }
-    saved.batch = make_expert_batch(row_slot_counts, slot_expert, experts_.size());
-    saved.experts.offsets = saved.batch.expert_offsets;
-    return;
-  }
-  for (size_t source = 0; source < receive.slot_counts.size(); ++source) {
-    for (int64_t slot = receive.slot_offsets[source]; slot < receive.slot_offsets[source + 1]; ++slot) {
-      const SlotRecord& record = records[slot];
-      CADRE_CHECK(record.row >= 0 && record.row < receive.row_counts[source],
-                  fmt::format("a slot from rank {} of the expert group names row {} of {}", source, record.row,
-                              receive.row_counts[source]));
-      ++row_slot_counts[receive.row_offsets[source] + record.row];
-      slot_expert[slot] = record.expert;
-      set_element(saved.slot_weight, slot, record.weight);
-    }
-  }
-  saved.batch = make_expert_batch(row_slot_counts, slot_expert, experts_.size());
+  saved.batch = ctx.arena.is_dry_run() ? balanced_batch(receive, experts_.size())
+                                       : make_expert_batch(receive, records, experts_.size());
   saved.experts.offsets = saved.batch.expert_offsets;
+  if (ctx.arena.is_dry_run()) return;
+  for (int64_t slot = 0; slot < num_slots; ++slot) set_element(saved.slot_weight, slot, records[slot].weight);
   for (int64_t place = 0; place < num_slots; ++place) {
     set_element(saved.place_weight, place, records[saved.batch.place_slot[place]].weight);
   }

@@ -28,12 +28,7 @@ struct MoeOptions {
   RouterOptions router = {};
 };
 
-// What travels to an expert's rank beside the rows: one a slot.
-struct SlotRecord {
-  int32_t row;     // which row of this (source, destination) pair
-  int32_t expert;  // index on the destination rank
-  double weight;
-};
+struct SlotRecord;
 
 class MoeLayer {
  public:

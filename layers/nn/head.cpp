@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "layers/nn/head.hpp"
 
+#include "layers/tensor/floating.hpp"
+
 namespace cadre {
 
 double sum_of_losses(const Tensor& losses) {
   double sum = 0.0;
-  for (int64_t t = 0; t < losses.numel(); ++t) {
-    sum += losses.dtype() == DType::f64 ? losses.data<double>()[t] : static_cast<double>(losses.data<float>()[t]);
-  }
+  for (int64_t t = 0; t < losses.numel(); ++t) sum += element(losses, t);
   return sum;
 }
 

@@ -16,4 +16,16 @@ void with_element_type(const Tensor& tensor, Body&& body) {
   std::forward<Body>(body)(std::type_identity<float>{});
 }
 
+// Element i, whatever its type.
+inline double element(const Tensor& tensor, int64_t i) {
+  return tensor.dtype() == DType::f64 ? tensor.data<double>()[i] : static_cast<double>(tensor.data<float>()[i]);
+}
+inline void set_element(const Tensor& tensor, int64_t i, double value) {
+  if (tensor.dtype() == DType::f64) {
+    tensor.data<double>()[i] = value;
+  } else {
+    tensor.data<float>()[i] = static_cast<float>(value);
+  }
+}
+
 }  // namespace cadre

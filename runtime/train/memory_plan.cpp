@@ -39,8 +39,10 @@ TokenBatch tokens_of(int64_t num_sequences, int64_t length) {
   return {ids, ids, {num_sequences, length, ids}};
 }
 
-bool reads_in_place(const ExchangeConfig& config, const Topology& topology) {
-  return config.strategy == "shared" || (config.strategy == "auto" && topology.num_hosts() == 1);
+// Rows of a device are sent as messages.
+bool reads_in_place(const RunConfig& config, const Topology& topology) {
+  const std::string& strategy = config.exchange.strategy;
+  return config.compute.device == "cpu" && (strategy == "shared" || (strategy == "auto" && topology.num_hosts() == 1));
 }
 
 // Copies of the weights in the format of the bf16 products: one for forward, one for the input gradient.
@@ -115,8 +117,7 @@ void plan_on(std::unique_ptr<Transport> transport, const RunConfig& config, cons
   const Communicator alone(std::move(transport), "dry run");
   Lane lane(0, alone.duplicate("expert"), alone.duplicate("data"));
   ExchangeBytes exchange_bytes;
-  const auto exchange =
-      make_dry_exchange(grid.expert_rank(rank), reads_in_place(config.exchange, topology), exchange_bytes);
+  const auto exchange = make_dry_exchange(grid.expert_rank(rank), reads_in_place(config, topology), exchange_bytes);
   const auto kernels = make_null_kernels();
   Arena arena(Arena::Mode::dry_run);
   LaneContext ctx = {{*kernels, arena, DType::f32}, lane, *exchange, combine_mode(config.exchange)};
