@@ -165,6 +165,24 @@ TEST_P(FastKernels, ColumnsAndHeads) {
   }
 }
 
+// Four columns, that lie on 16 bytes or not.
+TEST_P(FastKernels, FourColumns) {
+  for (const int64_t width : {int64_t{8}, int64_t{9}}) {
+    for (const int64_t first : {int64_t{0}, int64_t{1}, int64_t{4}}) {
+      const Tensor rows = random({5, 1, width});
+      const Tensor same_rows = copy(rows).reshape({5, 1, width});
+      const Tensor heads = random({5, 3, 8});
+      const Tensor same_heads = copy(heads).reshape({5, 3, 8});
+      fast->copy_columns({rows, first, 4}, {heads, 4, 4});
+      reference->copy_columns({rows, first, 4}, {same_heads, 4, 4});
+      expect_same_bits(heads, same_heads);
+      fast->sum_columns({heads, 0, 4}, {rows, first, 4});
+      reference->sum_columns({heads, 0, 4}, {same_rows, first, 4});
+      expect_absolute(rows, same_rows, 3 * 15 * u);  // two additions of values below 5
+    }
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(BackEnds, FastKernels, test::each_fast_back_end(), test::name_of_back_end);
 
 }  // namespace
