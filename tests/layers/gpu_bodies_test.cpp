@@ -98,7 +98,7 @@ TEST(GpuRouter, NeverChoosesNaN) {
   const auto kernels = test::make_gpu_twin(TwinOrder::ascending, TwinMemory::reached);
   Arena arena(Arena::Mode::real, true);
   const Tensor logits = test::random_tensor(arena, DType::f32, {2, 40}, 1);
-  for (const int64_t i : {3, 5, 35, 39}) logits.data<float>()[i] = NAN;  // of the first token four, of the second all
+  for (const int64_t i : {3, 5, 35, 39}) logits.data<float>()[i] = i < 20 ? NAN : -NAN;  // of the second token all
   for (int64_t i = 40; i < 80; ++i) logits.data<float>()[i] = NAN;
   for (const int64_t kept : {1, 2}) {
     const RouteRule rule = {.groups = 2, .kept = kept, .summed = 2};

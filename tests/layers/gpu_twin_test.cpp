@@ -190,7 +190,8 @@ struct Mix {
   template <class T>
   T operator()(T a, const T& b) const {
     for (size_t i = 0; i < a.of.size(); ++i) {
-      a.of[i] = static_cast<typename decltype(a.of)::value_type>(31 * a.of[i] + 7 * b.of[(i + 1) % b.of.size()] + 1);
+      a.of[i] = static_cast<typename decltype(a.of)::value_type>(31 * (a.of[i] ^ (a.of[i] >> 5)) +
+                                                                 7 * b.of[(i + 1) % b.of.size()] + 1);
     }
     return a;
   }
