@@ -34,7 +34,7 @@ std::string dead_experts_note(const ModelConfig& model, int64_t rerouted, int64_
 // What rank 0 says of keys in the checkpoint's or model's config.json that change nothing; empty when there are none.
 std::string unused_keys_note(const std::filesystem::path& path, const std::vector<std::string>& unused);
 
-// A worker without gradients, and without the modules for further tokens.
+// A worker without gradients, and without the MTP modules.
 WorkerOptions inference_options(const RunConfig& config);
 
 // The part of the data that the run did not train on. Throws when the configuration names no data.

@@ -129,9 +129,9 @@ std::vector<TextRequest> requests_of(const std::vector<std::string>& prompts, co
   return requests;
 }
 
-// Modules for further tokens that speculation is done with. What a directory of another program says of them in its
+// MTP modules that speculation is done with. What a directory of another program says of them in its
 // config.json it need not have.
-int64_t num_guesses(const std::filesystem::path& checkpoint, const ModelConfig& model, const std::string& speculate) {
+int64_t num_drafts(const std::filesystem::path& checkpoint, const ModelConfig& model, const std::string& speculate) {
   const int64_t modules = model.num_nextn_predict_layers;
   if (speculate == "off" || (speculate == "auto" && modules == 0)) return 0;
   CADRE_CHECK(modules > 0, fmt::format("--speculate on, but {} has num_nextn_predict_layers = 0", checkpoint.string()),
@@ -144,12 +144,12 @@ int64_t num_guesses(const std::filesystem::path& checkpoint, const ModelConfig& 
 // On stderr, as all that is not the text. Collective statistics, the same on all ranks.
 void print_acceptance(const GenerateStatistics& statistics) {
   constexpr const char* kOrdinals[] = {"second", "third", "fourth"};
-  for (size_t guess = 0; guess < statistics.guessed.size(); ++guess) {
-    const int64_t guessed = statistics.guessed[guess];
+  for (size_t draft = 0; draft < statistics.drafted.size(); ++draft) {
+    const int64_t drafted = statistics.drafted[draft];
     const double share =
-        guessed == 0 ? 0.0 : 100.0 * static_cast<double>(statistics.accepted[guess]) / static_cast<double>(guessed);
-    const std::string ordinal = guess < std::size(kOrdinals) ? kOrdinals[guess] : fmt::format("{}th", guess + 2);
-    fmt::print(stderr, "{}-token acceptance {:.1f} % of {}\n", ordinal, share, guessed);
+        drafted == 0 ? 0.0 : 100.0 * static_cast<double>(statistics.accepted[draft]) / static_cast<double>(drafted);
+    const std::string ordinal = draft < std::size(kOrdinals) ? kOrdinals[draft] : fmt::format("{}th", draft + 2);
+    fmt::print(stderr, "{}-token acceptance {:.1f} % of {}\n", ordinal, share, drafted);
   }
 }
 
@@ -201,7 +201,7 @@ void run_generate(const Options& options, const Job& job) {
   const std::vector<std::string> prompts = prompts_of(options);
   const std::vector<TextRequest> requests = requests_of(prompts, *tokenizer, options, config);
   WorkerOptions worker_options = inference_options(config);
-  worker_options.model.num_nextn_predict_layers = num_guesses(checkpoint, config.model, options.speculate);
+  worker_options.model.num_nextn_predict_layers = num_drafts(checkpoint, config.model, options.speculate);
   set_kernel_threads(static_cast<int>(config.compute.threads));
   job.on_ranks(options.ranks, [&](Communicator world) {
     Worker worker(std::move(world), worker_options);
@@ -226,27 +226,27 @@ Command generate_command() {
   return {.name = "generate",
           .summary = "lets a checkpoint go on with texts",
           .arguments = {checkpoint_argument(options->checkpoint)},
-          .options =
-              {{"prompts", &options->prompts_file, any(), "file with such a text in each line"},
-               {"max-new", &options->max_new, at_least(1), "most tokens to make of each text"},
-               {"temperature", &options->temperature, at_least(0), "0 takes the likeliest token"},
-               {"top-k", &options->top_k, at_least(0), "choose among that many likeliest; 0 for all"},
-               {"top-p", &options->top_p, between(0, 1), "then among the fewest with this probability together"},
-               {"seed", &options->seed, at_least(0), "another seed, another text"},
-               {"samples", &options->samples, at_least(1), "texts to make of each prompt, with seeds from --seed on"},
-               {"batch", &options->batch, at_least(0),
-                "most texts that are made at once, over all ranks; 0 for 16, or 1 with --cache-mib"},
-               {"speculate", &options->speculate, one_of({"auto", "on", "off"}),
-                "guess tokens with the modules for further tokens and verify them, which changes no text; auto where "
-                "the checkpoint has such modules"},
-               {"cache-mib", &options->cache_mib, between(0, 1 << 20),
-                "memory of a rank for outputs of experts that may be needed again; 0 for none"},
-               {"complexity", &options->complexity, one_of({"", "simple", "medium", "complex", "critical"}),
-                "how hard the request is: its tokens visit as many experts as task.k_... of the run says"},
-               dead_experts_option(options->dead_experts),
-               placement_option(options->placement),
-               {"explain", &options->explain, any(), "say which task the prompt is recognised as, and by what"},
-               ranks_option(options->ranks)},
+          .options = {{"prompts", &options->prompts_file, any(), "file with such a text in each line"},
+                      {"max-new", &options->max_new, at_least(1), "most tokens to make of each text"},
+                      {"temperature", &options->temperature, at_least(0), "0 takes the likeliest token"},
+                      {"top-k", &options->top_k, at_least(0), "choose among that many likeliest; 0 for all"},
+                      {"top-p", &options->top_p, between(0, 1), "then among the fewest with this probability together"},
+                      {"seed", &options->seed, at_least(0), "another seed, another text"},
+                      {"samples", &options->samples, at_least(1),
+                       "texts to make of each prompt, with seeds from --seed on"},
+                      {"batch", &options->batch, at_least(0),
+                       "most texts that are made at once, over all ranks; 0 for 16, or 1 with --cache-mib"},
+                      {"speculate", &options->speculate, one_of({"auto", "on", "off"}),
+                       "draft tokens with the MTP modules and verify them, which changes no text; auto where "
+                       "the checkpoint has such modules"},
+                      {"cache-mib", &options->cache_mib, between(0, 1 << 20),
+                       "memory of a rank for outputs of experts that may be needed again; 0 for none"},
+                      {"complexity", &options->complexity, one_of({"", "simple", "medium", "complex", "critical"}),
+                       "how hard the request is: its tokens visit as many experts as task.k_... of the run says"},
+                      dead_experts_option(options->dead_experts),
+                      placement_option(options->placement),
+                      {"explain", &options->explain, any(), "say which task the prompt is recognised as, and by what"},
+                      ranks_option(options->ranks)},
           .lists = {{"prompt", &options->prompts, "a text to go on with"}},
           .run = [options](const Job& job) { run_generate(*options, job); }};
 }

@@ -73,9 +73,9 @@ std::filesystem::path find_config(const std::string& argument) {
 void print_counts(const ModelConfig& config, const ParameterCount& count) {
   fmt::print("parameters   {} in all, {} active for a token, {} of them in the embedding\n", with_commas(count.total),
              with_commas(count.active), with_commas(count.embedding));
-  if (count.further_tokens == 0) return;
-  fmt::print("further      {} more, not counted above, in what predicts {} further token{}\n",
-             with_commas(count.further_tokens), config.num_nextn_predict_layers,
+  if (count.mtp_modules == 0) return;
+  fmt::print("mtp          {} more, not counted above, in what predicts {} further token{}\n",
+             with_commas(count.mtp_modules), config.num_nextn_predict_layers,
              config.num_nextn_predict_layers == 1 ? "" : "s");
 }
 
@@ -162,7 +162,7 @@ void run_inspect(const Options& options, const Job& job) {
        {{"total", count.total},
         {"active", count.active},
         {"embedding", count.embedding},
-        {"further_tokens", count.further_tokens}}},
+        {"mtp_modules", count.mtp_modules}}},
       {"sequence_length", length},
       {"flops_per_token", flops},
       {"ranks", options.ranks},

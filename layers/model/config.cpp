@@ -52,7 +52,8 @@ std::vector<Field> fields_of(ModelConfig& c) {
       {"norm_topk_prob", &c.norm_topk_prob, any(), "divide the chosen scores by their sum"},
       {"routed_scaling_factor", &c.routed_scaling_factor, more_than(0), "factor of the routed experts' output"},
       {"aux_loss_alpha", &c.aux_loss_alpha, at_least(0), "weight of the balance loss (Fedus et al. 2021)"},
-      {"num_nextn_predict_layers", &c.num_nextn_predict_layers, between(0, 64), "modules that predict further tokens"},
+      {"num_nextn_predict_layers", &c.num_nextn_predict_layers, between(0, 64),
+       "modules that predict further tokens (MTP)"},
       {"mtp_loss_factor", &c.mtp_loss_factor, at_least(0), "weight of their mean loss (lambda)"},
   };
   append_fields(c.routing, fields);

@@ -114,17 +114,17 @@ inline bool has_latent_attention(const ModelConfig& config) { return config.mode
 inline int64_t head_dim(const ModelConfig& config) { return config.hidden_size / config.num_attention_heads; }
 
 // Elements of the model (selection biases included), what one token passes through (its top-k experts only, both
-// vocabulary tables), and the input embedding alone. The modules that predict further tokens count for themselves, without
+// vocabulary tables), and the input embedding alone. The MTP modules count for themselves, without
 // the vocabulary tables that they share with the model.
 struct ParameterCount {
   int64_t total = 0;
   int64_t active = 0;
   int64_t embedding = 0;
-  int64_t further_tokens = 0;
+  int64_t mtp_modules = 0;
 };
 ParameterCount count_parameters(const ModelConfig& config);
 
-// Forward and backward, without modules for further tokens: 6 N + 3 L NH (D + DV) (S + 1). N counts the active weights that
+// Forward and backward, without MTP modules: 6 N + 3 L NH (D + DV) (S + 1). N counts the active weights that
 // are multiplied (no embedding, norm or bias): 2 FLOPs forward, 4 backward each. A token sees (S + 1) / 2 keys on average;
 // scores cost 2 NH D FLOPs a key and their weighted sum 2 NH DV, three times with backward.
 double flops_per_token(const ModelConfig& config, int64_t sequence_length);

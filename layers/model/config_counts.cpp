@@ -76,8 +76,8 @@ ParameterCount count_parameters(const ModelConfig& config) {
   for (int64_t module = 0; module < config.num_nextn_predict_layers; ++module) {
     const int64_t layer = config.num_hidden_layers + module;
     const int64_t projection = 2 * config.hidden_size * config.hidden_size;
-    count.further_tokens += layer_weights(config, layer).total + layer_vectors(config, layer) + projection;
-    count.further_tokens += 3 * norm_elements(config);
+    count.mtp_modules += layer_weights(config, layer).total + layer_vectors(config, layer) + projection;
+    count.mtp_modules += 3 * norm_elements(config);
   }
   return count;
 }

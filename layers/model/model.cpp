@@ -75,8 +75,8 @@ std::vector<KvCache> Model::make_caches(Context& ctx, int64_t batch, int64_t cap
       caches.push_back(std::as_const(*stage).block(layer).attention().make_cache(ctx, batch, capacity));
     }
   }
-  for (int i = 0; i < last_stage().num_further(); ++i) {
-    caches.push_back(last_stage().further(i).block().attention().make_cache(ctx, batch, capacity));
+  for (int i = 0; i < last_stage().num_mtp(); ++i) {
+    caches.push_back(last_stage().mtp(i).block().attention().make_cache(ctx, batch, capacity));
   }
   return caches;
 }

@@ -31,7 +31,7 @@ class Model {
   };
   Task<double> forward(LaneContext& ctx, TokenBatch batch, Saved& saved) const;
   Task<void> backward(LaneContext& ctx, Saved& saved);
-  // Of each layer, those of modules for further tokens last, for `batch` sequences of up to `capacity` tokens.
+  // Of each layer, those of MTP modules last, for `batch` sequences of up to `capacity` tokens.
   std::vector<KvCache> make_caches(Context& ctx, int64_t batch, int64_t capacity) const;
   // The next tokens of sequences with these caches, to rows [T,H] behind the final norm, which Stage::logits reads.
   Task<Tensor> decode(LaneContext& ctx, Tensor ids, NextTokens tokens, std::vector<KvCache>& caches) const;
@@ -47,7 +47,7 @@ class Model {
   std::vector<std::unique_ptr<Stage>> stages_;
 };
 
-// Indices of all layers that are mixtures, ascending, those of modules for further tokens last.
+// Indices of all layers that are mixtures, ascending, those of MTP modules last.
 std::vector<int> moe_layers_of(const ModelConfig& config);
 
 // The experts of a rank, also for a model without any (then one that nobody routes to).

@@ -12,12 +12,12 @@ constexpr int kEmbeddingBucket = 0;
 constexpr const char* kEmbeddingName = "model.embed_tokens";
 constexpr const char* kHeadCopyName = "shared_head.head.weight";
 
-int further_layer(const ModelConfig& config, int module) { return static_cast<int>(config.num_hidden_layers) + module; }
+int mtp_layer(const ModelConfig& config, int module) { return static_cast<int>(config.num_hidden_layers) + module; }
 
-// Files hold the parameter once more beside each module for further tokens.
+// Files hold the parameter once more beside each MTP module.
 void add_copies(const ModelConfig& config, const char* name, Parameter& parameter) {
   for (int i = 0; i < config.num_nextn_predict_layers; ++i) {
-    parameter.copies.push_back(layer_name(further_layer(config, i), name));
+    parameter.copies.push_back(layer_name(mtp_layer(config, i), name));
   }
 }
 
@@ -61,8 +61,8 @@ void Stage::make_end(const ExpertMaps& maps, int expert_rank) {
     add_copies(config_, kHeadCopyName, head_->weight());
   }
   for (int i = 0; i < config_.num_nextn_predict_layers; ++i) {
-    const int layer = further_layer(config_, i);
-    further_.push_back(std::make_unique<FurtherToken>(config_, layer, maps.of(layer), expert_rank));
+    const int layer = mtp_layer(config_, i);
+    mtp_.push_back(std::make_unique<MtpModule>(config_, layer, maps.of(layer), expert_rank));
   }
 }
 
@@ -74,15 +74,14 @@ bool Stage::has(int layer) const {
 }
 
 Block& Stage::block(int layer) {
-  if (layer >= config_.num_hidden_layers)
-    return further_[static_cast<size_t>(layer - config_.num_hidden_layers)]->block();
+  if (layer >= config_.num_hidden_layers) return mtp_[static_cast<size_t>(layer - config_.num_hidden_layers)]->block();
   return *blocks_[static_cast<size_t>(layer - layers_.first)];
 }
 
 const Block::Saved* Stage::saved_of(const Saved& saved, int layer) const {
   if (!has(layer)) return nullptr;
   if (layer < config_.num_hidden_layers) return &saved.blocks[static_cast<size_t>(layer - layers_.first)];
-  return saved.further.empty() ? nullptr : &saved.further[static_cast<size_t>(layer - config_.num_hidden_layers)].block;
+  return saved.mtp.empty() ? nullptr : &saved.mtp[static_cast<size_t>(layer - config_.num_hidden_layers)].block;
 }
 
 Task<Stage::Output> Stage::forward(LaneContext& ctx, TokenBatch batch, Tensor x, Saved& saved) const {
@@ -111,27 +110,26 @@ Task<Stage::Output> Stage::leave(LaneContext& ctx, TokenBatch batch, Tensor x, S
   Request computed = ctx.kernels.launched();
   co_await computed;
   Output output{.y = Tensor(), .loss_sum = ctx.arena.is_dry_run() ? 0.0 : sum_of_losses(losses)};
-  saved.further.resize(ctx.training ? further_.size() : 0);
-  if (!saved.further.empty()) {
-    Task<double> further = predict_further(ctx, batch, normed, saved);
-    output.further_loss_sum = co_await further;
+  saved.mtp.resize(ctx.training ? mtp_.size() : 0);
+  if (!saved.mtp.empty()) {
+    Task<double> mtp = predict_mtp(ctx, batch, normed, saved);
+    output.mtp_loss_sum = co_await mtp;
   }
   co_return output;
 }
 
 // The mean of the modules' losses.
-Task<double> Stage::predict_further(LaneContext& ctx, TokenBatch batch, Tensor normed, Saved& saved) const {
+Task<double> Stage::predict_mtp(LaneContext& ctx, TokenBatch batch, Tensor normed, Saved& saved) const {
   double sum = 0.0;
   Tensor h = normed;
-  for (size_t i = 0; i < further_.size(); ++i) {
-    Task<FurtherToken::Output> module =
-        further_[i]->forward(ctx, batch, h, embedding_at_end(), *head_, saved.further[i]);
-    const FurtherToken::Output output = co_await module;
+  for (size_t i = 0; i < mtp_.size(); ++i) {
+    Task<MtpModule::Output> module = mtp_[i]->forward(ctx, batch, h, embedding_at_end(), *head_, saved.mtp[i]);
+    const MtpModule::Output output = co_await module;
     sum += output.loss_sum;
     h = output.y;
-    batch = saved.further[i].batch;
+    batch = saved.mtp[i].batch;
   }
-  co_return sum / static_cast<double>(further_.size());
+  co_return sum / static_cast<double>(mtp_.size());
 }
 
 Task<Tensor> Stage::backward(LaneContext& ctx, Saved& saved, Tensor dy, Weights weights, BucketDone done) {
@@ -170,9 +168,9 @@ Task<Tensor> Stage::backward(LaneContext& ctx, Saved& saved, Tensor dy, Weights 
 Task<Tensor> Stage::begin_backward(LaneContext& ctx, Saved& saved, Weights weights) {
   ctx.lane.enter("head gradient", -1);
   const Tensor d_normed = head_->input_grad(ctx, saved.head, ctx.token_scale);
-  if (!saved.further.empty()) {
-    Task<void> further = further_backward(ctx, saved, d_normed, weights);
-    co_await further;
+  if (!saved.mtp.empty()) {
+    Task<void> mtp = mtp_backward(ctx, saved, d_normed, weights);
+    co_await mtp;
     ctx.lane.enter("head gradient", -1);
   }
   const Tensor dx = norm_->input_grad(ctx, saved.norm, d_normed);
@@ -183,19 +181,19 @@ Task<Tensor> Stage::begin_backward(LaneContext& ctx, Saved& saved, Weights weigh
   co_return dx;
 }
 
-// Adds what the modules for further tokens give to the gradient of the normed rows.
-Task<void> Stage::further_backward(LaneContext& ctx, Saved& saved, Tensor d_normed, Weights weights) {
-  const double scale = ctx.token_scale * config_.mtp_loss_factor / static_cast<double>(further_.size());
+// Adds what the MTP modules give to the gradient of the normed rows.
+Task<void> Stage::mtp_backward(LaneContext& ctx, Saved& saved, Tensor d_normed, Weights weights) {
+  const double scale = ctx.token_scale * config_.mtp_loss_factor / static_cast<double>(mtp_.size());
   std::optional<ArenaScope> scope;
   if (weights == Weights::at_once) scope.emplace(ctx.arena);
   Tensor dy;
-  for (size_t i = further_.size(); i-- > 0;) {
+  for (size_t i = mtp_.size(); i-- > 0;) {
     Tensor dh = d_normed;
     if (i > 0) {
-      dh = ctx.arena.take("further token", ctx.dtype, {saved.further[i].num_rows, config_.hidden_size});
+      dh = ctx.arena.take("mtp", ctx.dtype, {saved.mtp[i].num_rows, config_.hidden_size});
       if (!ctx.arena.is_dry_run()) ctx.kernels.memory().fill(dh.raw(), std::byte{0}, dh.bytes());
     }
-    Task<void> module = further_[i]->backward(ctx, saved.further[i], scale, dy, embedding_at_end(), *head_, dh);
+    Task<void> module = mtp_[i]->backward(ctx, saved.mtp[i], scale, dy, embedding_at_end(), *head_, dh);
     co_await module;
     dy = dh;
   }
@@ -215,16 +213,14 @@ Task<Tensor> Stage::decode(LaneContext& ctx, Tensor ids, Tensor x, NextTokens to
   co_return norm_->forward(ctx, x, norm);
 }
 
-Task<Tensor> Stage::decode_further(LaneContext& ctx, int module, Tensor ids, Tensor h, NextTokens tokens,
-                                   KvCache& cache) const {
-  Task<Tensor> task = further(module).decode(ctx, ids, h, tokens, cache, embedding_at_end());
+Task<Tensor> Stage::decode_mtp(LaneContext& ctx, int module, Tensor ids, Tensor h, NextTokens tokens,
+                               KvCache& cache) const {
+  Task<Tensor> task = mtp(module).decode(ctx, ids, h, tokens, cache, embedding_at_end());
   const Tensor y = co_await task;
   co_return y;
 }
 
-Tensor Stage::further_logits(Context& ctx, int module, const Tensor& y) const {
-  return further(module).logits(ctx, y, *head_);
-}
+Tensor Stage::mtp_logits(Context& ctx, int module, const Tensor& y) const { return mtp(module).logits(ctx, y, *head_); }
 
 void Stage::each_parameter(int bucket, const ParameterVisitor& visit) {
   if (bucket == kEmbeddingBucket) {
@@ -233,7 +229,7 @@ void Stage::each_parameter(int bucket, const ParameterVisitor& visit) {
     blocks_[static_cast<size_t>(bucket) - 1]->each_parameter(visit);
   } else if (head_) {
     if (embedding_copy_) embedding_copy_->each_parameter(visit);
-    for (const auto& module : further_) module->each_parameter(visit);
+    for (const auto& module : mtp_) module->each_parameter(visit);
     norm_->each_parameter(visit);
     head_->each_parameter(visit);
   }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Consecutive layers of a model: what a pipeline passes micro-batches between. The first stage also embeds, the last
-// also has the final norm, the head and the loss, and the modules that predict further tokens. Those, and a head that is
+// also has the final norm, the head and the loss, and the MTP modules. Those, and a head that is
 // the embedding table, need the embedding beside the head: where that is another stage, it has a copy. Whoever trains both
 // must add up the gradients of table and copy; their values are then the same bits at any time.
 #pragma once
@@ -12,7 +12,7 @@
 #include <vector>
 
 #include "layers/model/expert_maps.hpp"
-#include "layers/model/further_token.hpp"
+#include "layers/model/mtp_module.hpp"
 
 namespace cadre {
 
@@ -47,13 +47,13 @@ class Stage {
     std::vector<Block::Saved> blocks;  // of layers().first and on
     Norm::Saved norm;
     Head::Saved head;
-    std::vector<FurtherToken::Saved> further;  // empty outside of training
+    std::vector<MtpModule::Saved> mtp;  // empty outside of training
   };
 
   struct Output {
-    Tensor y;                       // [T,H]; undefined after the last stage
-    double loss_sum = 0.0;          // over this rank's tokens; the last stage only
-    double further_loss_sum = 0.0;  // the same of the modules for further tokens, their mean
+    Tensor y;                   // [T,H]; undefined after the last stage
+    double loss_sum = 0.0;      // over this rank's tokens; the last stage only
+    double mtp_loss_sum = 0.0;  // the same of the MTP modules, their mean
   };
 
   // x [T,H] is what the stage before gave; the first stage reads the ids instead. Collective over the lane's expert group
@@ -69,7 +69,7 @@ class Stage {
   using BucketDone = std::function<void(int bucket)>;
 
   // Adds the gradients of (token_scale x losses + balance losses) to all parameters, where the losses are those of the head
-  // plus mtp_loss_factor times the mean of the modules for further tokens; dx [T,H] for the stage before, undefined
+  // plus mtp_loss_factor times the mean of the MTP modules; dx [T,H] for the stage before, undefined
   // in the first. dy [T,H] is what the stage after gave; the last stage begins with its losses.
   Task<Tensor> backward(LaneContext& ctx, Saved& saved, Tensor dy, Weights weights, BucketDone done = {});
 
@@ -79,13 +79,12 @@ class Stage {
   // Of rows that the last stage decoded, [T,V].
   Tensor logits(Context& ctx, const Tensor& rows) const { return head_->logits(ctx, rows); }
 
-  // Modules for further tokens, in the last stage.
-  int num_further() const { return static_cast<int>(further_.size()); }
-  const FurtherToken& further(int module) const { return *further_[static_cast<size_t>(module)]; }
-  // What module `module` makes of h, see FurtherToken::decode, and of that the logits.
-  Task<Tensor> decode_further(LaneContext& ctx, int module, Tensor ids, Tensor h, NextTokens tokens,
-                              KvCache& cache) const;
-  Tensor further_logits(Context& ctx, int module, const Tensor& y) const;
+  // MTP modules, in the last stage.
+  int num_mtp() const { return static_cast<int>(mtp_.size()); }
+  const MtpModule& mtp(int module) const { return *mtp_[static_cast<size_t>(module)]; }
+  // What module `module` makes of h, see MtpModule::decode, and of that the logits.
+  Task<Tensor> decode_mtp(LaneContext& ctx, int module, Tensor ids, Tensor h, NextTokens tokens, KvCache& cache) const;
+  Tensor mtp_logits(Context& ctx, int module, const Tensor& y) const;
 
   // Parameters in buckets that are complete together: embedding, each block, all behind the blocks.
   int num_buckets() const { return static_cast<int>(blocks_.size()) + 2; }
@@ -99,7 +98,7 @@ class Stage {
   // The table of the embedding in the first stage, and its copy in the last one, where that needs one; else nullptr.
   Parameter* embedding_table() { return embedding_ ? &embedding_->table() : nullptr; }
   Parameter* embedding_copy() { return embedding_copy_ ? &embedding_copy_->table() : nullptr; }
-  // Layers from num_hidden_layers on are the modules for further tokens, behind the last stage.
+  // Layers from num_hidden_layers on are the MTP modules, behind the last stage.
   bool has(int layer) const;
   Block& block(int layer);
   const Block& block(int layer) const { return *blocks_[static_cast<size_t>(layer - layers_.first)]; }
@@ -113,9 +112,9 @@ class Stage {
   const Embedding& embedding_at_end() const { return embedding_ ? *embedding_ : *embedding_copy_; }
   Tensor enter(LaneContext& ctx, const TokenBatch& batch, const Tensor& x, Saved& saved) const;
   Task<Output> leave(LaneContext& ctx, TokenBatch batch, Tensor x, Saved& saved) const;
-  Task<double> predict_further(LaneContext& ctx, TokenBatch batch, Tensor normed, Saved& saved) const;
+  Task<double> predict_mtp(LaneContext& ctx, TokenBatch batch, Tensor normed, Saved& saved) const;
   Task<Tensor> begin_backward(LaneContext& ctx, Saved& saved, Weights weights);
-  Task<void> further_backward(LaneContext& ctx, Saved& saved, Tensor d_normed, Weights weights);
+  Task<void> mtp_backward(LaneContext& ctx, Saved& saved, Tensor d_normed, Weights weights);
 
   ModelConfig config_;
   StagePlace place_;
@@ -125,7 +124,7 @@ class Stage {
   std::vector<std::unique_ptr<Block>> blocks_;
   std::optional<Norm> norm_;
   std::optional<Head> head_;
-  std::vector<std::unique_ptr<FurtherToken>> further_;
+  std::vector<std::unique_ptr<MtpModule>> mtp_;
 };
 
 }  // namespace cadre

@@ -119,8 +119,8 @@ Task<Tensor> MoeLayer::forward(LaneContext& ctx, Tensor x, Saved& saved) const {
   rows.reset();
 
   ctx.lane.enter("combine");
-  Task<Tensor> combine = bring_home(ctx, saved.expert_out, Weighted::yes, saved);
-  const Tensor y = co_await combine;
+  Task<Tensor> combined = combine(ctx, saved.expert_out, Weighted::yes, saved);
+  const Tensor y = co_await combined;
   if (shared_) ctx.kernels.add(y, shared_y, y);
   if (!saved.router.scorer.not_finite.empty()) ctx.kernels.synchronize();
   fill_with_nan(saved.router.scorer.not_finite, y);
@@ -182,7 +182,7 @@ Task<Tensor> MoeLayer::backward(LaneContext& ctx, Saved& saved, Tensor dy) {
   defer(ctx, "router weights", [this, &ctx, &saved] { router_.weight_grad(ctx, saved.router); });
 
   ctx.lane.enter("dispatch gradient");
-  Task<Tensor> home = bring_home(ctx, d_places, Weighted::no, saved);
+  Task<Tensor> home = combine(ctx, d_places, Weighted::no, saved);
   const Tensor dx = co_await home;
   ctx.kernels.add(dx, dx_router, dx);
   if (shared_) ctx.kernels.add(dx, shared_dx, dx);
@@ -233,7 +233,7 @@ Tensor MoeLayer::scaled_shared(LaneContext& ctx, const Tensor& rows) const {
   return scaled;
 }
 
-Task<Tensor> MoeLayer::bring_home(LaneContext& ctx, Tensor places, Weighted weighted, Saved& saved) const {
+Task<Tensor> MoeLayer::combine(LaneContext& ctx, Tensor places, Weighted weighted, Saved& saved) const {
   const Tensor y = ctx.arena.take("moe", ctx.dtype, {saved.route.plan.num_tokens, options_.hidden});
   ArenaScope scope(ctx.arena);
   const bool by_slot = ctx.combine == CombineMode::slot_order || ctx.exchange.prefers_slots();

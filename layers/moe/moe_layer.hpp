@@ -73,7 +73,7 @@ class MoeLayer {
   void learn_batch(LaneContext& ctx, const SlotRecord* records, Saved& saved) const;
   Tensor scaled_shared(LaneContext& ctx, const Tensor& rows) const;
   // One row per place goes home to its token, where the rows of a token are added up. places [S,H], result [T,H].
-  Task<Tensor> bring_home(LaneContext& ctx, Tensor places, Weighted weighted, Saved& saved) const;
+  Task<Tensor> combine(LaneContext& ctx, Tensor places, Weighted weighted, Saved& saved) const;
   // The weights of the plan's slots, [slots], token by token.
   Tensor weights_by_token(LaneContext& ctx, const Saved& saved) const;
   // The gradient of the routing weights from the output gradients as they came to the experts, R rows: here, one number a

@@ -78,10 +78,10 @@ uint64_t write_index_of(const fs::path& staged, const std::string& folder, size_
   return total_bytes;
 }
 
-// Elements in the files of values: the modules for further tokens come with copies of both vocabulary tables.
+// Elements in the files of values: the MTP modules come with copies of both vocabulary tables.
 int64_t elements_in_files(const ModelConfig& model) {
   const ParameterCount count = count_parameters(model);
-  return count.total + count.further_tokens + 2 * model.num_nextn_predict_layers * count.embedding;
+  return count.total + count.mtp_modules + 2 * model.num_nextn_predict_layers * count.embedding;
 }
 
 // Everything but the shards, cadre.json last.

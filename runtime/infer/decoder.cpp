@@ -13,10 +13,10 @@ std::span<const float> row_of(const Tensor& rows, int64_t row) {
   return {rows.data<float>() + row * rows.dim(1), static_cast<size_t>(rows.dim(1))};
 }
 
-// What stands at `position` of a text with guesses behind it.
-int32_t token_at(std::span<const int32_t> text, const std::vector<int32_t>& guesses, int64_t position) {
+// What stands at `position` of a text with drafts behind it.
+int32_t token_at(std::span<const int32_t> text, const std::vector<int32_t>& drafts, int64_t position) {
   const auto at = static_cast<size_t>(position);
-  return at < text.size() ? text[at] : guesses[at - text.size()];
+  return at < text.size() ? text[at] : drafts[at - text.size()];
 }
 
 }  // namespace
@@ -102,7 +102,7 @@ Task<void> Decoder::read_into(Tensor& logits, LaneContext& ctx, const std::vecto
   co_await computed;
 }
 
-std::vector<std::vector<int32_t>> Decoder::guess(const std::vector<std::span<const int32_t>>& texts,
+std::vector<std::vector<int32_t>> Decoder::draft(const std::vector<std::span<const int32_t>>& texts,
                                                  const Choose& choose) {
   CADRE_ASSERT(texts.size() == slots_.size());
   std::vector<NextTokens::Span> spans;
@@ -113,44 +113,44 @@ std::vector<std::vector<int32_t>> Decoder::guess(const std::vector<std::span<con
   }
   const NextTokens tokens = next_tokens(worker_.arena(), std::move(spans));
   LaneContext ctx = context(tokens);
-  std::vector<std::vector<int32_t>> guesses(texts.size());
-  Task<void> task = guess_into(guesses, ctx, tokens, texts, choose);
+  std::vector<std::vector<int32_t>> drafts(texts.size());
+  Task<void> task = draft_into(drafts, ctx, tokens, texts, choose);
   worker_.run(task);
-  return guesses;
+  return drafts;
 }
 
 // A module reads the token that lies further on than its rows by one more than for the module before: behind the known
-// ones, what those before it have guessed. Rows that stood on guesses are computed again when the tokens are known, which is
+// ones, what those before it have drafted. Rows that stood on drafts are computed again when the tokens are known, which is
 // why tails are kept.
-Task<void> Decoder::guess_into(std::vector<std::vector<int32_t>>& guesses, LaneContext& ctx, NextTokens tokens,
+Task<void> Decoder::draft_into(std::vector<std::vector<int32_t>>& drafts, LaneContext& ctx, NextTokens tokens,
                                const std::vector<std::span<const int32_t>>& texts, const Choose& choose) {
   const Stage& stage = worker_.model().last_stage();
   const auto num_layers = static_cast<size_t>(worker_.model().config().num_hidden_layers);
   Tensor h = rows_of(tokens);
-  for (int module = 0; module < num_guesses(); ++module) {
+  for (int module = 0; module < num_drafts(); ++module) {
     const Tensor ids = ctx.arena.take_host("decode", DType::i32, {h.dim(0)});
     std::vector<int32_t> last_rows;
     int64_t row = 0;
     for (size_t slot = 0; slot < texts.size(); ++slot) {
       const auto& [first, count] = tokens.spans[slot];
       for (int64_t i = 0; i < count; ++i, ++row) {
-        ids.data<int32_t>()[row] = token_at(texts[slot], guesses[slot], first + i + module + 1);
+        ids.data<int32_t>()[row] = token_at(texts[slot], drafts[slot], first + i + module + 1);
       }
       if (count > 0) last_rows.push_back(static_cast<int32_t>(row - 1));
     }
-    Task<Tensor> decode = stage.decode_further(ctx, module, ids, h, tokens, caches_[num_layers + module]);
+    Task<Tensor> decode = stage.decode_mtp(ctx, module, ids, h, tokens, caches_[num_layers + module]);
     const Tensor y = co_await decode;
     const auto num_texts = static_cast<int64_t>(last_rows.size());
     const Tensor last = take(num_texts);
     ctx.kernels.gather_rows(y, Tensor(last_rows.data(), DType::i32, {num_texts}), Tensor(), last);
-    const Tensor logits = stage.further_logits(ctx, module, last);
+    const Tensor logits = stage.mtp_logits(ctx, module, last);
     Request computed = ctx.kernels.launched();
     co_await computed;
     int64_t at = 0;
     for (size_t slot = 0; slot < texts.size(); ++slot) {
       if (tokens.spans[slot].count == 0) continue;
       const auto position = static_cast<int64_t>(texts[slot].size()) + module;
-      guesses[slot].push_back(choose(slot, row_of(logits, at++), position));
+      drafts[slot].push_back(choose(slot, row_of(logits, at++), position));
     }
     h = y;
   }
@@ -169,7 +169,7 @@ Tensor Decoder::rows_of(const NextTokens& tokens) {
     const int64_t num_new = count - (slots_[slot].first - first);
     to = std::ranges::copy(tail, to).out;
     to = std::copy_n(slots_[slot].hidden.data<float>(), num_new * width, to);
-    tail.assign(to - std::min<int64_t>(num_guesses() - 1, count) * width, to);
+    tail.assign(to - std::min<int64_t>(num_drafts() - 1, count) * width, to);
   }
   return rows;
 }

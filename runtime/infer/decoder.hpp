@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The model as generation uses it: texts in slots, each with its part of the caches, go on by any number of tokens at
-// once, and the modules for further tokens guess what comes after. Where a text is and what is made of it is not known here.
+// once, and the MTP modules draft what comes after. Where a text is and what is made of it is not known here.
 #pragma once
 
 #include <cstdint>
@@ -36,15 +36,15 @@ class Decoder {
   // over the expert-parallel group.
   Tensor read(const std::vector<Reading>& readings);
 
-  // One guess for each module, from the rows of the last reading: `texts[slot]` has all tokens that are known now, of which
-  // all but the last have been read, and in the last reading at least one; empty where nothing is to be guessed.
+  // One draft for each module, from the rows of the last reading: `texts[slot]` has all tokens that are known now, of which
+  // all but the last have been read, and in the last reading at least one; empty where nothing is to be drafted.
   // `choose(slot, logits, position)` picks the token of that position. Collective as read.
   using Choose = std::function<int32_t(size_t slot, std::span<const float> logits, int64_t position)>;
-  std::vector<std::vector<int32_t>> guess(const std::vector<std::span<const int32_t>>& texts, const Choose& choose);
+  std::vector<std::vector<int32_t>> draft(const std::vector<std::span<const int32_t>>& texts, const Choose& choose);
 
-  // So far, on this rank; also those that were read once more, with guesses before them.
+  // So far, on this rank; also those that were read once more, with drafts before them.
   const RoutedTokens& routed() const { return routed_; }
-  int num_guesses() const { return worker_.model().last_stage().num_further(); }
+  int num_drafts() const { return worker_.model().last_stage().num_mtp(); }
 
  private:
   struct Slot {
@@ -56,7 +56,7 @@ class Decoder {
 
   LaneContext context(const NextTokens& tokens);
   Task<void> read_into(Tensor& logits, LaneContext& ctx, const std::vector<Reading>& readings, NextTokens tokens);
-  Task<void> guess_into(std::vector<std::vector<int32_t>>& guesses, LaneContext& ctx, NextTokens tokens,
+  Task<void> draft_into(std::vector<std::vector<int32_t>>& drafts, LaneContext& ctx, NextTokens tokens,
                         const std::vector<std::span<const int32_t>>& texts, const Choose& choose);
   Tensor rows_of(const NextTokens& tokens);
   Tensor take(int64_t num_rows) const;

@@ -32,8 +32,8 @@ int64_t longest(const std::vector<TextRequest>& texts) {
 
 // A text and how far it is. The rank that reads it knows all of this, the others how many tokens it has and whether it is over.
 struct Text {
-  std::vector<int32_t> tokens;   // prompt and what was made
-  std::vector<int32_t> guesses;  // of what comes next
+  std::vector<int32_t> tokens;  // prompt and what was made
+  std::vector<int32_t> drafts;  // of what comes next
   int64_t num_read = 0;
   int64_t num_made = 0;
 };
@@ -47,11 +47,11 @@ class Generation {
         emit_(emit),
         num_slots_(std::min(options.batch, static_cast<int64_t>(requests.size()))),
         decoder_(worker, slots_of_rank(), longest(requests) + options.max_new, options.cache),
-        num_guesses_(options.speculate ? decoder_.num_guesses() : 0),
+        num_drafts_(options.speculate ? decoder_.num_drafts() : 0),
         in_slot_(static_cast<size_t>(num_slots_), kNone) {
-    for (const TextRequest& request : requests) texts_.push_back({.tokens = request.prompt, .guesses = {}});
-    statistics_.guessed.resize(static_cast<size_t>(num_guesses_));
-    statistics_.accepted.resize(static_cast<size_t>(num_guesses_));
+    for (const TextRequest& request : requests) texts_.push_back({.tokens = request.prompt, .drafts = {}});
+    statistics_.drafted.resize(static_cast<size_t>(num_drafts_));
+    statistics_.accepted.resize(static_cast<size_t>(num_drafts_));
   }
 
   GenerateStatistics run() {
@@ -59,9 +59,9 @@ class Generation {
       ++worker_.lane().position.step;
       std::vector<std::vector<int32_t>> made = go_on();
       share(made);
-      if (num_guesses_ > 0) guess();
+      if (num_drafts_ > 0) draft();
     }
-    sum(statistics_.guessed);
+    sum(statistics_.drafted);
     sum(statistics_.accepted);
     std::vector<int64_t> routed = {decoder_.routed().tokens, decoder_.routed().rerouted};
     sum(routed);
@@ -84,7 +84,7 @@ class Generation {
     }
   }
 
-  // All own texts read what they have not read, and their guesses; what was made of each.
+  // All own texts read what they have not read, and their drafts; what was made of each.
   std::vector<std::vector<int32_t>> go_on() {
     std::vector<Reading> readings(num_own_slots());
     for (size_t slot = 0; slot < readings.size(); ++slot) {
@@ -93,8 +93,8 @@ class Generation {
       Reading& reading = readings[slot];
       reading.first = text.num_read;
       reading.tokens.assign(text.tokens.begin() + text.num_read, text.tokens.end());
-      reading.tokens.insert(reading.tokens.end(), text.guesses.begin(), text.guesses.end());
-      reading.num_logits = static_cast<int64_t>(text.guesses.size()) + 1;
+      reading.tokens.insert(reading.tokens.end(), text.drafts.begin(), text.drafts.end());
+      reading.num_logits = static_cast<int64_t>(text.drafts.size()) + 1;
       reading.facts = requests_[text_in(slot)].facts;
     }
     const Tensor logits = decoder_.read(readings);
@@ -108,18 +108,18 @@ class Generation {
     return made;
   }
 
-  // The next tokens of a text: as many as its guesses are right, and the one behind them.
+  // The next tokens of a text: as many as its drafts are right, and the one behind them.
   std::vector<int32_t> choose(size_t index, const Tensor& logits) {
     Text& text = texts_[index];
     std::vector<int32_t> made;
-    for (size_t i = 0; i <= text.guesses.size(); ++i) {
+    for (size_t i = 0; i <= text.drafts.size(); ++i) {
       const auto position = static_cast<int64_t>(text.tokens.size() + i);
       made.push_back(sample(
           index, {logits.data<float>() + static_cast<int64_t>(i) * logits.dim(1), static_cast<size_t>(logits.dim(1))},
           position));
-      if (i == text.guesses.size() || made.back() == eos()) break;
-      ++statistics_.guessed[i];
-      if (made.back() != text.guesses[i]) break;
+      if (i == text.drafts.size() || made.back() == eos()) break;
+      ++statistics_.drafted[i];
+      if (made.back() != text.drafts[i]) break;
       ++statistics_.accepted[i];
     }
     return made;
@@ -131,7 +131,7 @@ class Generation {
 
   // Every rank learns what was made, so that all agree on which texts go on.
   void share(const std::vector<std::vector<int32_t>>& made) {
-    const auto width = static_cast<size_t>(num_guesses_) + 2;  // how many, and they
+    const auto width = static_cast<size_t>(num_drafts_) + 2;  // how many, and they
     std::vector<int32_t> board(in_slot_.size() * width, 0);
     for (size_t slot = 0; slot < made.size(); ++slot) {
       const size_t of_all =
@@ -152,7 +152,7 @@ class Generation {
   bool append(size_t index, std::span<const int32_t> made) {
     Text& text = texts_[index];
     text.num_read = static_cast<int64_t>(text.tokens.size() + made.size()) - 1;
-    text.guesses.clear();
+    text.drafts.clear();
     bool is_over = false;
     for (const int32_t token : made) {
       is_over = token == eos();
@@ -170,21 +170,21 @@ class Generation {
     if (worker_.expert_group().rank() == 0) emit_(text, token);
   }
 
-  void guess() {
+  void draft() {
     std::vector<std::span<const int32_t>> known(num_own_slots());
     for (size_t slot = 0; slot < known.size(); ++slot) {
       if (text_in(slot) != kNone) known[slot] = texts_[text_in(slot)].tokens;
     }
-    std::vector<std::vector<int32_t>> guesses =
-        decoder_.guess(known, [this](size_t slot, std::span<const float> logits, int64_t position) {
+    std::vector<std::vector<int32_t>> drafts =
+        decoder_.draft(known, [this](size_t slot, std::span<const float> logits, int64_t position) {
           return sample(text_in(slot), logits, position);
         });
     for (size_t slot = 0; slot < known.size(); ++slot) {
       if (text_in(slot) == kNone) continue;
       Text& text = texts_[text_in(slot)];
       const auto wanted = static_cast<size_t>(options_.max_new - text.num_made - 1);
-      guesses[slot].resize(std::min(guesses[slot].size(), wanted));
-      text.guesses = std::move(guesses[slot]);
+      drafts[slot].resize(std::min(drafts[slot].size(), wanted));
+      text.drafts = std::move(drafts[slot]);
     }
   }
 
@@ -201,7 +201,7 @@ class Generation {
   const Emit& emit_;
   int64_t num_slots_;
   Decoder decoder_;
-  int num_guesses_;
+  int num_drafts_;
   std::vector<size_t> in_slot_;  // of all ranks: which text
   std::vector<Text> texts_;
   size_t next_text_ = 0;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Lets a model go on with texts, several at once, spread over the ranks that share its experts, with what it has read of them
-// in caches. Where it has modules for further tokens they guess what comes next, and the model reads guesses together with the
+// in caches. Where it has MTP modules they draft what comes next, and the model reads drafts together with the
 // token before them: those that it would have chosen itself stand, so that a text is the same, and made in fewer passes
 // (speculative decoding: Leviathan et al. 2023; with such modules DeepSeek-V3, arXiv 2412.19437, section 5.4.3).
 #pragma once
@@ -26,15 +26,15 @@ struct TextRequest {
 struct GenerateOptions {
   int64_t max_new = 200;         // tokens of a text
   int64_t batch = 16;            // texts under way at once, over all ranks
-  bool speculate = true;         // where the model has modules for further tokens
+  bool speculate = true;         // where the model has MTP modules
   ExpertCache* cache = nullptr;  // of this rank; nullptr: every output of an expert is computed
 };
 
-// Over all texts, the same on all ranks. The first guessed token after a known one is guess 0.
+// Over all texts, the same on all ranks. The first drafted token after a known one is draft 0.
 struct GenerateStatistics {
-  std::vector<int64_t> guessed;  // by guess, those that were compared with the model's choice
+  std::vector<int64_t> drafted;  // by draft, those that were compared with the model's choice
   std::vector<int64_t> accepted;
-  RoutedTokens routed;  // of all that the model has read, guesses too
+  RoutedTokens routed;  // of all that the model has read, drafts too
 };
 
 // Called with each token of a text as it is made, and with none when the text is over.

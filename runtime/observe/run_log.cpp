@@ -87,7 +87,7 @@ Json json_of(const StepRecord& record) {
   return {{"step", record.step},
           {"loss", global.loss},
           {"balance_loss", global.balance_loss},
-          {"mtp_loss", global.further_loss},
+          {"mtp_loss", global.mtp_loss},
           {"grad_norm", record.grad_norm},
           {"lr", record.learning_rate},
           {"step_ms", record.step_ms},

@@ -19,7 +19,7 @@ namespace {
 std::vector<double> values_of(const LocalStep& local, size_t rank, size_t num_ranks) {
   std::vector<double> values = {local.loss_sum,
                                 local.balance_loss,
-                                local.further_loss_sum,
+                                local.mtp_loss_sum,
                                 static_cast<double>(local.num_tokens),
                                 static_cast<double>(local.slots_planned),
                                 static_cast<double>(local.between_hosts_bytes),
@@ -149,7 +149,7 @@ GlobalStep StepReduction::finish() const {
   GlobalStep global;
   const double loss_sum = totals.number();
   global.balance_loss = totals.number();
-  const double further_loss_sum = totals.number();
+  const double mtp_loss_sum = totals.number();
   global.num_tokens = totals.integer();
   global.slots_planned = totals.integer();
   global.between_hosts_bytes = totals.integer();
@@ -172,7 +172,7 @@ GlobalStep StepReduction::finish() const {
   global.crossing_bytes = sum_of(global.device_bytes);
   if (global.num_tokens > 0) {
     global.loss = loss_sum / static_cast<double>(global.num_tokens);
-    global.further_loss = further_loss_sum / static_cast<double>(global.num_tokens);
+    global.mtp_loss = mtp_loss_sum / static_cast<double>(global.num_tokens);
   }
   check_conservation(global);
   return global;

@@ -26,9 +26,9 @@ BalanceFigures balance_figures(std::span<const int64_t> load);
 
 // One rank's share of a step.
 struct LocalStep {
-  double loss_sum = 0.0;          // over this rank's tokens
-  double balance_loss = 0.0;      // this rank's share, all layers
-  double further_loss_sum = 0.0;  // of the modules for further tokens, as loss_sum
+  double loss_sum = 0.0;      // over this rank's tokens
+  double balance_loss = 0.0;  // this rank's share, all layers
+  double mtp_loss_sum = 0.0;  // of the MTP modules, as loss_sum
   int64_t num_tokens = 0;
   int64_t slots_planned = 0;                        // routed by this rank's tokens, masked ones not counted
   std::vector<int64_t> slots_received;              // [mixture layers] computed by this rank's experts
@@ -46,7 +46,7 @@ struct LocalStep {
 struct GlobalStep {
   double loss = 0.0;  // mean over tokens, without the balance loss; 0 when there was no token
   double balance_loss = 0.0;
-  double further_loss = 0.0;  // of the modules for further tokens: sum / tokens, unweighted; 0 without any
+  double mtp_loss = 0.0;  // of the MTP modules: sum / tokens, unweighted; 0 without any
   int64_t num_tokens = 0;
   int64_t slots_planned = 0;
   int64_t slots_received = 0;

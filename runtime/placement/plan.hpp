@@ -45,7 +45,7 @@ nlohmann::json to_json(const PlacementPlan& plan);
 PlacementPlan plan_from_json(const nlohmann::json& json, const std::string& where);
 
 // The maps of the model; where the plan does not name layers, its rows are the mixture layers, in order. Throws unless the
-// plan is for these layers, experts and ranks; modules for further tokens may be missing, as at inference. `where` names it.
+// plan is for these layers, experts and ranks; MTP modules may be missing, as at inference. `where` names it.
 ExpertMaps maps_of(const PlacementPlan& plan, const ModelConfig& model, int num_ranks, const std::string& where);
 
 }  // namespace cadre

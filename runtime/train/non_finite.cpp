@@ -128,7 +128,7 @@ NonFinite find_non_finite(Worker& worker, Executor& executor, StepWork work) {
   LocalStep local = empty_local_step(model);
   worker.store().forget_grads();
   executor.run(work, local, Overlap::off);
-  search.look_at(local.loss_sum + local.further_loss_sum, Era::loss, "the loss");
+  search.look_at(local.loss_sum + local.mtp_loss_sum, Era::loss, "the loss");
   look_at_parameters(worker, model.num_hidden_layers, search, /*gradients=*/true);
   return earliest(worker, search);
 }

@@ -39,7 +39,7 @@ Task<void> forward(const Stage& stage, LaneContext& ctx, MicroBatch& micro_batch
   local.crossing_bytes += traffic.between_ranks;
   local.between_hosts_bytes += traffic.between_hosts;
   local.loss_sum += output.loss_sum;
-  local.further_loss_sum += output.further_loss_sum;
+  local.mtp_loss_sum += output.mtp_loss_sum;
   if (stage.place().is_last()) local.num_tokens += micro_batch.num_tokens();
   const std::vector<int> moe_layers = moe_layers_of(stage.config());
   for (size_t mixture = 0; mixture < moe_layers.size(); ++mixture) {

@@ -256,8 +256,7 @@ StepRecord Trainer::step(StepWork work) {
 }
 
 bool Trainer::is_finite(const StepRecord& record) const {
-  return std::isfinite(record.global.loss) && std::isfinite(record.global.further_loss) &&
-         std::isfinite(record.grad_norm);
+  return std::isfinite(record.global.loss) && std::isfinite(record.global.mtp_loss) && std::isfinite(record.grad_norm);
 }
 
 // All ranks skip alike, as they see the same loss and norm.

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# The shipped pipeline of two rows of two ranks on real text, with a module for further tokens: the losses of one rank, and a
+# The shipped pipeline of two rows of two ranks on real text, with an MTP module: the losses of one rank, and a
 # report of the steps that were traced. Usage: pipeline_test.sh CADRE [LAUNCHER...], with a launcher of 4 ranks; without one, 4 thread ranks.
 # shellcheck source=tests/launch/common.sh
 source "$(dirname "$0")/common.sh" "$@"

@@ -77,21 +77,21 @@ refused 2 "cannot be read"
 alone generate "$checkpoint" --prompt "line " --speculate on
 refused 2 "--speculate on" "num_nextn_predict_layers"
 
-# Several prompts with guesses, against one after the other without.
+# Several prompts with drafts, against one after the other without.
 on_two_ranks train "$run" out="$folder/further" model.num_nextn_predict_layers=1
-succeeded "train with a module for a further token"
+succeeded "train with an MTP module"
 printf 'the next one\nline 7\n' >"$folder/prompts"
 on_two_ranks generate "$folder/further" --prompt "line " --prompts "$folder/prompts" --max-new 30 --temperature 0
-succeeded "generate with guesses"
+succeeded "generate with drafts"
 says "second-token acceptance "
 grep -av acceptance "$output" >"$folder/together"
 : >"$folder/in_turn"
 for prompt in "line " "the next one" "line 7"; do
   alone generate "$folder/further" --prompt "$prompt" --max-new 30 --temperature 0 --speculate off
-  succeeded "generate without guesses"
+  succeeded "generate without drafts"
   cat "$output" >>"$folder/in_turn"
 done
-cmp "$folder/together" "$folder/in_turn" >&2 || fail "guesses or company changed a text"
+cmp "$folder/together" "$folder/in_turn" >&2 || fail "drafts or company changed a text"
 
 # Experts that are lost: the others do their work, and without any the shared one does.
 on_two_ranks eval "$checkpoint" --batches 2 --dead-experts 1,2

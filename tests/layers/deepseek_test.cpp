@@ -115,11 +115,11 @@ std::vector<Case> cases() {
          c.topk_group = 5;
        })},
       {"dense", v3([](ModelConfig& c) { c.n_routed_experts = 0; })},
-      {"two further tokens", v3([](ModelConfig& c) {
+      {"two MTP modules", v3([](ModelConfig& c) {
          c.num_nextn_predict_layers = 2;
          c.n_shared_experts = 3;
        })},
-      {"tied with a further token", v3([](ModelConfig& c) {
+      {"tied with an MTP module", v3([](ModelConfig& c) {
          c.num_nextn_predict_layers = 1;
          c.tie_word_embeddings = true;
          c.first_k_dense_replace = 0;
@@ -188,12 +188,12 @@ class Run {
     return logits;
   }
 
-  // Logits of the modules for further tokens with their caches: the first tokens at once and then one by one. By module, the
+  // Logits of the MTP modules with their caches: the first tokens at once and then one by one. By module, the
   // rows of each sequence as in training.
-  std::vector<std::vector<double>> decode_further() {
+  std::vector<std::vector<double>> decode_mtp() {
     std::vector<KvCache> caches = model_.make_caches(ctx_, kSequences, kLength);
     std::vector<std::vector<double>> logits;
-    Task<void> task = further(caches, logits);
+    Task<void> task = mtp(caches, logits);
     Engine().run(lane_, task);
     return logits;
   }
@@ -236,13 +236,13 @@ class Run {
     }
   }
 
-  Task<void> further(std::vector<KvCache>& caches, std::vector<std::vector<double>>& logits) {
+  Task<void> mtp(std::vector<KvCache>& caches, std::vector<std::vector<double>>& logits) {
     const ModelConfig& config = model_.config();
     ctx_.training = false;
     const Tensor ids = ints(0, kLength, [&](int64_t s, int64_t p) { return token(s, p, config); });
     Task<Tensor> task = model_.decode(ctx_, ids, spans(0, kLength), caches);
     Tensor h = co_await task;
-    for (int module = 0; module < stage().num_further(); ++module) {
+    for (int module = 0; module < stage().num_mtp(); ++module) {
       const int64_t length = kLength - 1 - module;
       KvCache& cache = caches[static_cast<size_t>(config.num_hidden_layers + module)];
       Tensor next_h = arena_.take("rows", ctx_.dtype, {kSequences * length, config.hidden_size});
@@ -254,9 +254,9 @@ class Run {
             ints(first, count, [&](int64_t s, int64_t p) { return static_cast<int32_t>(s * (length + 1) + p); });
         const Tensor rows = arena_.take("rows", ctx_.dtype, {kSequences * count, config.hidden_size});
         kernels_->gather_rows(h, index, Tensor(), rows);
-        Task<Tensor> decode = stage().decode_further(ctx_, module, next, rows, spans(first, count), cache);
+        Task<Tensor> decode = stage().decode_mtp(ctx_, module, next, rows, spans(first, count), cache);
         const Tensor y = co_await decode;
-        const Tensor said = stage().further_logits(ctx_, module, y);
+        const Tensor said = stage().mtp_logits(ctx_, module, y);
         for (int64_t s = 0; s < kSequences; ++s) {
           const std::vector<double> values = test::values_of(said.rows(s * count, count));
           std::vector<double>& all = by_sequence[static_cast<size_t>(s)];
@@ -309,7 +309,7 @@ void compare(const ModelConfig& config, std::unique_ptr<Kernels> kernels, DType 
     DeepSeekReference reference(config, weights_of(run.store()));
     const Stage::Output output = run.forward();
     double loss_sum = 0.0;
-    double further_loss_sum = 0.0;
+    double mtp_loss_sum = 0.0;
     std::vector<double> last_logits;
     for (int64_t s = 0; s < kSequences; ++s) {
       SCOPED_TRACE(testing::Message() << "sequence " << s);
@@ -328,19 +328,19 @@ void compare(const ModelConfig& config, std::unique_ptr<Kernels> kernels, DType 
       expect_rows(run.saved().head.logits, s, expected.logits, tolerance);
       last_logits.insert(last_logits.end(), expected.logits.back().begin(), expected.logits.back().end());
       loss_sum += expected.loss_sum;
-      for (const double loss : expected.further_loss_sums) {
-        further_loss_sum += loss / static_cast<double>(config.num_nextn_predict_layers);
+      for (const double loss : expected.mtp_loss_sums) {
+        mtp_loss_sum += loss / static_cast<double>(config.num_nextn_predict_layers);
       }
     }
     EXPECT_NEAR(output.loss_sum, loss_sum, kTokens * tolerance);
-    EXPECT_NEAR(output.further_loss_sum, further_loss_sum, kTokens * tolerance);
-    EXPECT_EQ(further_loss_sum > 0.0, config.num_nextn_predict_layers > 0);
+    EXPECT_NEAR(output.mtp_loss_sum, mtp_loss_sum, kTokens * tolerance);
+    EXPECT_EQ(mtp_loss_sum > 0.0, config.num_nextn_predict_layers > 0);
     test::expect_near(run.decode(), last_logits, tolerance);
-    const std::vector<std::vector<double>> further = run.decode_further();
-    ASSERT_EQ(further.size(), static_cast<size_t>(config.num_nextn_predict_layers));
-    for (size_t module = 0; module < further.size(); ++module) {
+    const std::vector<std::vector<double>> modules = run.decode_mtp();
+    ASSERT_EQ(modules.size(), static_cast<size_t>(config.num_nextn_predict_layers));
+    for (size_t module = 0; module < modules.size(); ++module) {
       SCOPED_TRACE(testing::Message() << "module " << module);
-      test::expect_near(further[module], test::values_of(run.saved().further[module].head.logits), tolerance);
+      test::expect_near(modules[module], test::values_of(run.saved().mtp[module].head.logits), tolerance);
     }
   });
 }

@@ -276,7 +276,7 @@ TEST(ModelConfig, CountsTheParametersOfDeepSeekV3AsPublished) {
   EXPECT_EQ(count.active, 37'552'297'472);
   EXPECT_EQ(count.active - count.embedding, 36'625'618'432);
   // One layer (attention, mixture, two norms), the projection of two rows to one, three norms.
-  EXPECT_EQ(count.further_tokens, 187'107'328 + 11'320'164'608 + 2 * 7168 + 2 * 7168 * 7168 + 3 * 7168);
+  EXPECT_EQ(count.mtp_modules, 187'107'328 + 11'320'164'608 + 2 * 7168 + 2 * 7168 * 7168 + 3 * 7168);
   // Queries and keys of 192 elements, values of 128, 128 heads, 61 layers.
   const double products = 6.0 * static_cast<double>(count.active - count.embedding);
   const double vectors = 6.0 * (61 * (2 * 7168 + 1536 + 512) + 7168 + 58 * 256);

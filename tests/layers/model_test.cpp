@@ -64,7 +64,7 @@ class ModelRun {
     const Stage::Saved& saved = saved_.stages.front();
     double loss = loss_sum_ / kTokens;
     for (const Block::Saved& block : saved.blocks) loss += block.moe.balance_loss;
-    for (const FurtherToken::Saved& further : saved.further) loss += further.block.moe.balance_loss;
+    for (const MtpModule::Saved& further : saved.mtp) loss += further.block.moe.balance_loss;
     return loss;
   }
 
@@ -87,7 +87,7 @@ class ModelRun {
     Task<Stage::Output> task = model_.stage(0).forward(
         ctx_, {view(ids_), view(targets_), {kSequences, kLength, view(positions_)}}, Tensor(), saved_.stages.front());
     const Stage::Output output = co_await task;
-    loss_sum_ = output.loss_sum + model_.config().mtp_loss_factor * output.further_loss_sum;
+    loss_sum_ = output.loss_sum + model_.config().mtp_loss_factor * output.mtp_loss_sum;
   }
 
   Lane lane_;
@@ -140,14 +140,14 @@ TEST(Model, gradients_equal_central_differences_with_latent_attention) {
   check_all_gradients(config);
 }
 
-TEST(Model, gradients_equal_central_differences_with_two_further_tokens) {
+TEST(Model, gradients_equal_central_differences_with_two_mtp_modules) {
   ModelConfig config = latent_config();
   config.num_nextn_predict_layers = 2;
   config.mtp_loss_factor = 0.7;
   check_all_gradients(config);
 }
 
-TEST(Model, gradients_equal_central_differences_with_one_table_and_a_further_token) {
+TEST(Model, gradients_equal_central_differences_with_one_table_and_an_mtp_module) {
   ModelConfig config = latent_config();
   config.q_lora_rank = 0;
   config.tie_word_embeddings = true;

@@ -47,7 +47,7 @@ std::vector<double> train(Communicator world, const RunConfig& config, int steps
   std::vector<double> numbers;
   for (int i = 0; i < steps; ++i) {
     const StepRecord record = trainer.step();
-    for (const double number : {record.global.loss, record.global.further_loss, record.grad_norm}) {
+    for (const double number : {record.global.loss, record.global.mtp_loss, record.grad_norm}) {
       numbers.push_back(number);
     }
   }
@@ -210,7 +210,7 @@ WorkerOptions small_decoder(const KernelMaker& kernels) {
   return options;
 }
 
-// Logits of two texts that are read in pieces, and of what modules guess behind them, experts from a cache.
+// Logits of two texts that are read in pieces, and of what modules draft behind them, experts from a cache.
 std::vector<double> decode(Communicator world, const KernelMaker& kernels) {
   Worker worker(std::move(world), small_decoder(kernels));
   worker.store().initialise(3);
@@ -228,9 +228,9 @@ std::vector<double> decode(Communicator world, const KernelMaker& kernels) {
     }
     const Tensor logits = decoder.read(readings);
     numbers.insert(numbers.end(), logits.data<float>(), logits.data<float>() + logits.numel());
-    decoder.guess(known, [&](size_t, std::span<const float> guessed, int64_t) {
-      numbers.insert(numbers.end(), guessed.begin(), guessed.end());
-      return static_cast<int32_t>(std::ranges::max_element(guessed) - guessed.begin());
+    decoder.draft(known, [&](size_t, std::span<const float> drafted, int64_t) {
+      numbers.insert(numbers.end(), drafted.begin(), drafted.end());
+      return static_cast<int32_t>(std::ranges::max_element(drafted) - drafted.begin());
     });
   }
   return numbers;

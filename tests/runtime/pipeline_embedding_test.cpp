@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Further tokens and a tied head read the embedding at the end of a pipeline too, on another rank than its beginning or on
+// MTP modules and a tied head read the embedding at the end of a pipeline too, on another rank than its beginning or on
 // the same one: the losses of one rank, the bits of the serial run, and one embedding everywhere.
 #include <gtest/gtest.h>
 
@@ -46,7 +46,7 @@ std::vector<double> losses_with_embedding(Communicator world, const RunConfig& c
   for (int i = 0; i < steps; ++i) {
     const GlobalStep global = trainer.step().global;
     losses.push_back(global.loss);
-    if (config.model.num_nextn_predict_layers > 0) losses.push_back(global.further_loss);
+    if (config.model.num_nextn_predict_layers > 0) losses.push_back(global.mtp_loss);
   }
   expect_one_embedding(trainer, all);
   if (save) trainer.save();
@@ -64,7 +64,7 @@ std::vector<double> losses_alone(const Communicator& world, RunConfig config, in
 
 // The losses of one rank and the bits of the serial run.
 void expect_same_training(Communicator& world, RunConfig config, const std::vector<double>& expected) {
-  SCOPED_TRACE(fmt::format("{} over {} rows, {} further tokens, tied {}", config.parallel.schedule,
+  SCOPED_TRACE(fmt::format("{} over {} rows, {} MTP modules, tied {}", config.parallel.schedule,
                            config.parallel.pipeline, config.model.num_nextn_predict_layers,
                            config.model.tie_word_embeddings));
   expect_close(expected, losses_with_embedding(world.duplicate("run"), config, 2));
@@ -74,7 +74,7 @@ void expect_same_training(Communicator& world, RunConfig config, const std::vect
 }
 
 struct Case {
-  int64_t further;
+  int64_t mtp_modules;
   bool tied;
   std::vector<const char*> schedules;
 };
@@ -86,17 +86,17 @@ TEST(PipelineEmbedding, changes_no_loss) {
   test::on_ranks(
       [&](Communicator& world) {
         const RunFolder folder(world);
-        for (const auto& [further, tied, schedules] : cases) {
+        for (const auto& [mtp_modules, tied, schedules] : cases) {
           RunConfig config = small_run(folder.path());
           config.model.num_hidden_layers = 8;
-          config.model.num_nextn_predict_layers = further;
+          config.model.num_nextn_predict_layers = mtp_modules;
           config.model.tie_word_embeddings = tied;
           config.train.batch = 10;
           config.train.micro_batches = 8;  // of 1 and 2 sequences: ranks without any
           const std::vector<double> expected = losses_alone(world, config, 2);
           for (const char* schedule : schedules) {
             config.parallel.schedule = schedule;
-            const bool spreads_data = further == 2 && world.size() > 2;
+            const bool spreads_data = mtp_modules == 2 && world.size() > 2;
             config.parallel.pipeline = spreads_data ? world.size() / 2 : world.size();
             expect_same_training(world, config, expected);
           }

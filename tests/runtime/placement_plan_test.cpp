@@ -109,7 +109,7 @@ TEST(PlacementPlan, rows_without_layers_are_the_mixture_layers) {
   EXPECT_EQ(maps.of(9), ExpertMap::contiguous(12, 8));
 }
 
-// Of a run with a module for a further token, which evaluation leaves out.
+// Of a run with an MTP module, which evaluation leaves out.
 TEST(PlacementPlan, fits_the_model_without_its_modules) {
   ExpertLoads loads = loads_from_json(published_loads(), "loads");
   loads.layers = {2, 3};

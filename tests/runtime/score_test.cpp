@@ -85,7 +85,7 @@ TEST(Score, EqualsTheGoldenCaseOnAnyRanksWithEveryExchange) {
   });
 }
 
-// Latent attention, groups, a module for further tokens; trained for three steps.
+// Latent attention, groups, an MTP module; trained for three steps.
 RunConfig small_run(const std::filesystem::path& folder) {
   RunConfig config;
   config.out = (folder / "run").string();

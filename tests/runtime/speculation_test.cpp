@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Guesses and company change no token: texts are what one text alone, made token by token, would be, with modules for further
+// Drafts and company change no token: texts are what one text alone, made token by token, would be, with modules for further
 // tokens that are good, random or bad, with either attention, several modules, on any number of ranks and with every exchange.
 #include <gtest/gtest.h>
 
@@ -70,7 +70,7 @@ Outcome outcome_of(Worker& worker, const GenerateOptions& options, const std::ve
   return outcome;
 }
 
-// Each text alone, without guesses.
+// Each text alone, without drafts.
 std::vector<Tokens> one_by_one(Worker& worker, int64_t max_new) {
   std::vector<Tokens> texts;
   for (const TextRequest& request : requests()) {
@@ -81,21 +81,21 @@ std::vector<Tokens> one_by_one(Worker& worker, int64_t max_new) {
 
 int64_t sum(const std::vector<int64_t>& counts) { return std::accumulate(counts.begin(), counts.end(), int64_t{0}); }
 
-// What is expected of the share of guesses that stand.
+// What is expected of the share of drafts that stand.
 enum class Modules { trained, random, bad };
 
 void expect_shares(const GenerateStatistics& statistics, int64_t modules, Modules kind) {
-  ASSERT_EQ(statistics.guessed.size(), static_cast<size_t>(modules));
-  const double share = static_cast<double>(statistics.accepted[0]) / static_cast<double>(statistics.guessed[0]);
+  ASSERT_EQ(statistics.drafted.size(), static_cast<size_t>(modules));
+  const double share = static_cast<double>(statistics.accepted[0]) / static_cast<double>(statistics.drafted[0]);
   if (kind == Modules::trained) {
     EXPECT_GT(share, 0.4);
-    EXPECT_LT(share, 1.0) << "no guess was ever wrong";
+    EXPECT_LT(share, 1.0) << "no draft was ever wrong";
   }
   if (kind == Modules::bad) {
     EXPECT_LT(share, 0.1);
   }
-  for (size_t i = 1; i < statistics.guessed.size(); ++i) {
-    EXPECT_LE(statistics.guessed[i], statistics.accepted[i - 1]) << "looked at though the guess before it was wrong";
+  for (size_t i = 1; i < statistics.drafted.size(); ++i) {
+    EXPECT_LE(statistics.drafted[i], statistics.accepted[i - 1]) << "looked at though the draft before it was wrong";
   }
 }
 
@@ -110,13 +110,13 @@ void compare(Worker& worker, int64_t modules, Modules kind, const std::vector<in
       EXPECT_EQ(outcome.texts, expected);
       if (speculate) expect_shares(outcome.statistics, modules, kind);
       if (!speculate) {
-        EXPECT_EQ(sum(outcome.statistics.guessed), 0);
+        EXPECT_EQ(sum(outcome.statistics.drafted), 0);
       }
     }
   }
 }
 
-// The modules then guess what they hold for least likely.
+// The modules then draft what they hold for least likely.
 void spoil(const ParameterStore& store) {
   for (Parameter* parameter : store.parameters()) {
     if (!parameter->name().ends_with("shared_head.norm.weight")) continue;

@@ -29,9 +29,9 @@ class DeepSeekReference {
   };
   struct Output {
     Rows logits;
-    double loss_sum = 0.0;                  // of the tokens that have a next one
-    std::vector<double> further_loss_sums;  // by module
-    std::map<int, Rows> hidden;             // after each layer
+    double loss_sum = 0.0;              // of the tokens that have a next one
+    std::vector<double> mtp_loss_sums;  // by module
+    std::map<int, Rows> hidden;         // after each layer
     std::map<int, Routing> routing;
   };
 
@@ -48,7 +48,7 @@ class DeepSeekReference {
     const Rows normed = norm_rows(h, "model.norm", c_.rms_norm_eps);
     for (const Row& row : normed) output_.logits.push_back(times(head(), row, c_.vocab_size));
     for (size_t t = 0; t + 1 < ids.size(); ++t) output_.loss_sum += cross_entropy(output_.logits[t], ids[t + 1]);
-    predict_further(ids, normed);
+    predict_mtp(ids, normed);
     return output_;
   }
 
@@ -273,7 +273,7 @@ class DeepSeekReference {
   }
 
   // Module k reads token i + k beside the state of token i and predicts token i + k + 1.
-  void predict_further(const std::vector<int>& ids, Rows h) {
+  void predict_mtp(const std::vector<int>& ids, Rows h) {
     for (int k = 1; k <= c_.num_nextn_predict_layers; ++k) {
       const int layer = static_cast<int>(c_.num_hidden_layers) + k - 1;
       const std::string prefix = "model.layers." + std::to_string(layer);
@@ -289,7 +289,7 @@ class DeepSeekReference {
         const Row out = norm(h[i], prefix + ".shared_head.norm", c_.rms_norm_eps);
         sum += cross_entropy(times(head(), out, c_.vocab_size), ids[i + static_cast<size_t>(k) + 1]);
       }
-      output_.further_loss_sums.push_back(sum);
+      output_.mtp_loss_sums.push_back(sum);
     }
   }
 

@@ -15,11 +15,11 @@
 
 namespace cadre {
 
-class FurtherToken {
+class MtpModule {
  public:
   // Layer `index` of the model, counted on behind its last; parameters `model.layers.<index>.{enorm,hnorm,shared_head.norm,
   // eh_proj}.weight` and those of a block.
-  FurtherToken(const ModelConfig& config, int index, const ExpertMap& map, int expert_rank);
+  MtpModule(const ModelConfig& config, int index, const ExpertMap& map, int expert_rank);
 
   struct Saved {
     TokenBatch batch;      // what it reads and predicts
