@@ -7,12 +7,13 @@
 namespace cadre {
 
 Buffer BufferPool::take(size_t bytes) {
-  // The smallest that is large enough; if none is, a larger one takes the place of the largest.
+  // The smallest that is large enough; if none is, a larger one, in place of the largest where that may be freed.
   auto best = free_.end();
   for (auto it = free_.begin(); it != free_.end(); ++it) {
     if (it->bytes() >= bytes && (best == free_.end() || it->bytes() < best->bytes())) best = it;
   }
   if (best == free_.end()) {
+    if (outgrown_ == Outgrown::kept) return Buffer(bytes + bytes / 2, *memory_);  // so that few are outgrown
     if (!free_.empty())
       free_.erase(std::max_element(free_.begin(), free_.end(),
                                    [](const Buffer& a, const Buffer& b) { return a.bytes() < b.bytes(); }));

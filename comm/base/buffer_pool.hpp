@@ -9,9 +9,14 @@
 
 namespace cadre {
 
+// Giving back memory of a device, or memory that is pinned for one, waits for all that the device is at, and that may wait for
+// a rank which waits for this one: pools of such memory keep what they have outgrown.
+enum class Outgrown : bool { freed, kept };
+
 class BufferPool {
  public:
-  explicit BufferPool(Memory& memory = host_memory()) : memory_(&memory) {}
+  explicit BufferPool(Memory& memory = host_memory(), Outgrown outgrown = Outgrown::freed)
+      : memory_(&memory), outgrown_(outgrown) {}
 
   // At least so large.
   Buffer take(size_t bytes);
@@ -19,6 +24,7 @@ class BufferPool {
 
  private:
   Memory* memory_;
+  Outgrown outgrown_;
   std::vector<Buffer> free_;
 };
 

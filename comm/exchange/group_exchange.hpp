@@ -20,7 +20,7 @@ class GroupExchange : public Exchange {
         topology_(setup.topology),
         device_codec_(setup.device_codec),
         transport_follows_(setup.transport_follows),
-        device_pool_(setup.device_codec == nullptr ? host_memory() : setup.device_codec->memory()) {}
+        device_pool_(setup.device_codec == nullptr ? host_memory() : setup.device_codec->memory(), Outgrown::kept) {}
 
   Request announce(Route& route) override;
   void learn_counts(Route& route) override;

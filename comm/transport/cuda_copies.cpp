@@ -34,12 +34,12 @@ class CudaCopies final : public DeviceCopies {
   Memory& staging() override { return pinned_; }
   void to_host(std::byte* host, const std::byte* device, size_t bytes) override { copy(host, device, bytes); }
   void to_device(std::byte* device, const std::byte* host, size_t bytes) override { copy(device, host, bytes); }
+  void finish() override { CADRE_CUDA(cudaStreamSynchronize(stream_)); }
 
  private:
   void copy(void* to, const void* from, size_t bytes) {
     CADRE_CUDA(cudaSetDevice(device_));
     CADRE_CUDA(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, stream_));
-    CADRE_CUDA(cudaStreamSynchronize(stream_));
   }
 
   int device_;

@@ -49,7 +49,10 @@ ncclRedOp_t nccl_op(ReduceOp op) {
 // What all groups of a rank share: its device, the stream that computes there, and pinned buffers that are used again.
 class Rail {
  public:
-  explicit Rail(int device) : device_(device), copies_(make_cuda_copies(device)), pinned_(copies_->staging()) { use(); }
+  explicit Rail(int device)
+      : device_(device), copies_(make_cuda_copies(device)), pinned_(copies_->staging(), Outgrown::kept) {
+    use();
+  }
   ~Rail() {
     if (ready_ != nullptr) std::ignore = cudaEventDestroy(ready_);
   }
@@ -153,7 +156,7 @@ class NcclOperation final : public PendingOperation {
   }
   // When all operands are known.
   void before_launch() {
-    if (on_device_) rail_->order_behind_compute(group_->stream());
+    if (is_ordered_) rail_->order_behind_compute(group_->stream());
   }
   void launched() { CADRE_CUDA(cudaEventRecord(done_, group_->stream())); }
 
@@ -177,8 +180,9 @@ class NcclOperation final : public PendingOperation {
  private:
   bool is_reached(const void* data) {
     const cudaMemoryType type = rail_->type_of(data);
-    on_device_ = on_device_ || type == cudaMemoryTypeManaged || type == cudaMemoryTypeDevice;
-    return type != cudaMemoryTypeUnregistered;
+    const bool is_reached = type != cudaMemoryTypeUnregistered;
+    is_ordered_ = is_ordered_ || is_reached;
+    return is_reached;
   }
 
   struct Home {
@@ -190,7 +194,7 @@ class NcclOperation final : public PendingOperation {
   std::shared_ptr<Rail> rail_;
   std::shared_ptr<Group> group_;
   cudaEvent_t done_ = nullptr;
-  bool on_device_ = false;  // some operand
+  bool is_ordered_ = false;  // behind what computes, which may write or read an operand
   std::vector<Buffer> pinned_;
   std::vector<Home> homes_;
 };

@@ -13,7 +13,7 @@ namespace {
 // What all groups of a rank share.
 struct Stage {
   std::shared_ptr<DeviceCopies> device;  // outlives the buffers
-  BufferPool buffers{device->staging()};
+  BufferPool buffers{device->staging(), Outgrown::kept};
 };
 
 size_t bytes_of(std::span<const int64_t> counts, std::span<const int64_t> offsets, size_t row_bytes) {
@@ -31,14 +31,14 @@ class StagedOperation final : public PendingOperation {
   const std::byte* readable(const std::byte* data, size_t bytes) {
     if (bytes == 0 || !stage_->device->is_device_memory(data)) return data;
     std::byte* copy = staged(bytes);
-    stage_->device->to_host(copy, data, bytes);
+    read(copy, data, bytes);
     return copy;
   }
   // Where it may write what is to be at `data`; with what is there, where not all of it will be written.
   std::byte* writable(std::byte* data, size_t bytes, bool read_first) {
     if (bytes == 0 || !stage_->device->is_device_memory(data)) return data;
     std::byte* copy = staged(bytes);
-    if (read_first) stage_->device->to_host(copy, data, bytes);
+    if (read_first) read(copy, data, bytes);
     homes_.push_back({data, copy, bytes});
     return copy;
   }
@@ -61,6 +61,7 @@ class StagedOperation final : public PendingOperation {
   bool test() override {
     if (!inner_.test()) return false;
     for (const Home& home : homes_) stage_->device->to_device(home.data, home.copy, home.bytes);
+    if (!homes_.empty()) stage_->device->finish();
     for (Buffer& buffer : buffers_) stage_->buffers.give_back(std::move(buffer));
     return true;
   }
@@ -73,6 +74,10 @@ class StagedOperation final : public PendingOperation {
     size_t bytes;
   };
 
+  void read(std::byte* copy, const std::byte* data, size_t bytes) {
+    stage_->device->to_host(copy, data, bytes);
+    stage_->device->finish();
+  }
   std::byte* staged(size_t bytes) { return buffers_.emplace_back(stage_->buffers.take(bytes)).data(); }
 
   std::shared_ptr<Stage> stage_;

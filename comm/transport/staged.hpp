@@ -17,9 +17,10 @@ class DeviceCopies {
   virtual ~DeviceCopies() = default;
   virtual bool is_device_memory(const std::byte* data) const = 0;
   virtual Memory& staging() = 0;  // memory of the host from and to which copies are fast
-  // Complete when they return.
+  // Complete when finish() returns.
   virtual void to_host(std::byte* host, const std::byte* device, size_t bytes) = 0;
   virtual void to_device(std::byte* device, const std::byte* host, size_t bytes) = 0;
+  virtual void finish() = 0;
 };
 
 // Pinned memory and cudaMemcpy. Throws ErrorKind::environment in a build without CUDA.

@@ -10,8 +10,6 @@
 namespace cadre {
 namespace {
 
-int64_t num_tiles(int64_t width) { return (width + kFp8TileChannels - 1) / kFp8TileChannels; }
-
 template <class T>
 void encode_bf16(const T* values, int64_t width, std::byte* wire) {
   auto* out = reinterpret_cast<bf16*>(wire);
@@ -28,7 +26,7 @@ template <class T>
 void encode_fp8(const T* values, int64_t width, std::byte* wire) {
   auto* codes = reinterpret_cast<uint8_t*>(wire);
   std::byte* scales = wire + fp8_scales_offset(width);
-  for (int64_t tile = 0; tile < num_tiles(width); ++tile) {
+  for (int64_t tile = 0; tile < num_fp8_tiles(width); ++tile) {
     const int64_t first = tile * kFp8TileChannels;
     const int64_t last = std::min(width, first + kFp8TileChannels);
     float amax = 0.0F;
@@ -43,7 +41,7 @@ template <class T>
 void decode_fp8(const std::byte* wire, int64_t width, T* values) {
   const auto* codes = reinterpret_cast<const uint8_t*>(wire);
   const std::byte* scales = wire + fp8_scales_offset(width);
-  for (int64_t tile = 0; tile < num_tiles(width); ++tile) {
+  for (int64_t tile = 0; tile < num_fp8_tiles(width); ++tile) {
     const int64_t first = tile * kFp8TileChannels;
     const int64_t last = std::min(width, first + kFp8TileChannels);
     float scale = 0.0F;
@@ -95,7 +93,7 @@ size_t RowFormat::wire_bytes() const {
   switch (wire) {
     case Wire::same: return row_bytes();
     case Wire::bf16: return static_cast<size_t>(width) * sizeof(bf16);
-    case Wire::fp8: return fp8_scales_offset(width) + static_cast<size_t>(num_tiles(width)) * sizeof(float);
+    case Wire::fp8: return fp8_scales_offset(width) + static_cast<size_t>(num_fp8_tiles(width)) * sizeof(float);
   }
   return 0;
 }

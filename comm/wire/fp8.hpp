@@ -12,6 +12,7 @@ inline constexpr float kFp8Max = 448.0F;
 
 // Values that share a scale: the 128 channels of a tile, the 128 x 128 elements of a block of a weight.
 inline constexpr int64_t kFp8TileChannels = 128;
+constexpr int64_t num_fp8_tiles(int64_t extent) { return (extent + kFp8TileChannels - 1) / kFp8TileChannels; }
 
 // What a scale may be: any float, or, as E8M0 holds it, the next power of two.
 enum class Fp8Scale : uint8_t { fp32, ue8m0 };

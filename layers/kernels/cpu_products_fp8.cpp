@@ -19,8 +19,6 @@ namespace {
 // Rows of the result that are made at once, so that their sums stay in the cache while blocks are added.
 constexpr int64_t kStripRows = 64;
 
-int64_t num_tiles(int64_t extent) { return (extent + kFp8TileChannels - 1) / kFp8TileChannels; }
-
 // The scale of element i, along the axis that is kept, in block b, of the axis that is summed over.
 struct Scales {
   const float* data;
@@ -47,7 +45,7 @@ void multiply(const GemmShape& shape, const Operand& a, const Operand& b, float*
   if (accumulate == Accumulate::no) std::fill_n(c, shape.m * shape.n, 0.0F);
   for (int64_t row = 0; row < shape.m; row += kStripRows) {
     const int64_t rows = std::min(kStripRows, shape.m - row);
-    for (int64_t block = 0; block < num_tiles(shape.k); ++block) {
+    for (int64_t block = 0; block < num_fp8_tiles(shape.k); ++block) {
       const int64_t first = block * kFp8TileChannels;
       const int64_t terms = std::min(kFp8TileChannels, shape.k - first);
       block_product({rows, shape.n, terms}, shifted(a.codes, row, first), shifted(b.codes, first, 0), room, shape.n,
@@ -68,7 +66,7 @@ struct Fp8Weight final : PackedWeight {
   Fp8Weight(int64_t width_out, int64_t width_in, Fp8Scale scale_kind)
       : kind(scale_kind),
         codes(static_cast<size_t>(width_out * width_in) * sizeof(float)),
-        scales(static_cast<size_t>(num_tiles(width_out) * num_tiles(width_in)) * sizeof(float)),
+        scales(static_cast<size_t>(num_fp8_tiles(width_out) * num_fp8_tiles(width_in)) * sizeof(float)),
         scales_by_column(scales.bytes()) {}
   Fp8Scale kind;
   Buffer codes;
@@ -88,7 +86,7 @@ class Fp8Products final : public WeightProducts {
     const Rounded rows = round_rows(x, width_out);
     multiply({x.dim(0), width_out, width_in}, rows.operand,
              {{kept.codes.as<float>(), width_in, /*transposed=*/true},
-              {kept.scales_by_column.as<float>(), kFp8TileChannels, 1, num_tiles(width_out)}},
+              {kept.scales_by_column.as<float>(), kFp8TileChannels, 1, num_fp8_tiles(width_out)}},
              y.data<float>(), Accumulate::no, rows.room, forward_gemm(weight, bits_));
   }
 
@@ -98,9 +96,10 @@ class Fp8Products final : public WeightProducts {
     const int64_t width_out = weight.value.dim(0);
     const Fp8Weight& kept = rounded(weight);
     const Rounded rows = round_rows(dy, width_in);
-    multiply({dy.dim(0), width_in, width_out}, rows.operand,
-             {{kept.codes.as<float>(), width_in}, {kept.scales.as<float>(), kFp8TileChannels, 1, num_tiles(width_in)}},
-             dx.data<float>(), accumulate, rows.room, blas_gemm);
+    multiply(
+        {dy.dim(0), width_in, width_out}, rows.operand,
+        {{kept.codes.as<float>(), width_in}, {kept.scales.as<float>(), kFp8TileChannels, 1, num_fp8_tiles(width_in)}},
+        dx.data<float>(), accumulate, rows.room, blas_gemm);
   }
 
   void linear_weight_grad(const Tensor& x, const Tensor& dy, const Tensor& dw, Accumulate accumulate) const override {
@@ -108,11 +107,11 @@ class Fp8Products final : public WeightProducts {
     const int64_t width_out = dw.dim(0);
     const int64_t tokens = x.dim(0);
     float* x_codes = cpu::scratch_floats(
-        static_cast<size_t>((tokens + num_tiles(tokens)) * (width_in + width_out) + kStripRows * width_in));
+        static_cast<size_t>((tokens + num_fp8_tiles(tokens)) * (width_in + width_out) + kStripRows * width_in));
     float* dy_codes = x_codes + tokens * width_in;
     float* x_scales = dy_codes + tokens * width_out;
-    float* dy_scales = x_scales + num_tiles(tokens) * width_in;
-    float* room = dy_scales + num_tiles(tokens) * width_out;
+    float* dy_scales = x_scales + num_fp8_tiles(tokens) * width_in;
+    float* room = dy_scales + num_fp8_tiles(tokens) * width_out;
     round_column_tiles_to_fp8(x.data<float>(), tokens, width_in, kind_, x_codes, x_scales);
     round_column_tiles_to_fp8(dy.data<float>(), tokens, width_out, kind_, dy_codes, dy_scales);
     multiply({width_out, width_in, tokens}, {{dy_codes, width_out, /*transposed=*/true}, {dy_scales, 1, 1, width_out}},
@@ -130,10 +129,10 @@ class Fp8Products final : public WeightProducts {
     const int64_t num_rows = rows.dim(0);
     const int64_t width = rows.dim(1);
     float* codes =
-        cpu::scratch_floats(static_cast<size_t>(num_rows * (width + num_tiles(width)) + kStripRows * width_out));
+        cpu::scratch_floats(static_cast<size_t>(num_rows * (width + num_fp8_tiles(width)) + kStripRows * width_out));
     float* scales = codes + num_rows * width;
     round_tiles_to_fp8(rows.data<float>(), num_rows, width, kind_, codes, scales);
-    return {{{codes, width}, {scales, 1, num_tiles(width), 1}}, scales + num_rows * num_tiles(width)};
+    return {{{codes, width}, {scales, 1, num_fp8_tiles(width), 1}}, scales + num_rows * num_fp8_tiles(width)};
   }
 
   const Fp8Weight& rounded(const Parameter& weight) const {
@@ -147,9 +146,9 @@ class Fp8Products final : public WeightProducts {
     }
     auto* scales = kept->scales.as<float>();
     round_blocks_to_fp8(weight.value.data<float>(), width_out, width_in, kind_, kept->codes.as<float>(), scales);
-    for (int64_t i = 0; i < num_tiles(width_out); ++i) {
-      for (int64_t j = 0; j < num_tiles(width_in); ++j) {
-        kept->scales_by_column.as<float>()[j * num_tiles(width_out) + i] = scales[i * num_tiles(width_in) + j];
+    for (int64_t i = 0; i < num_fp8_tiles(width_out); ++i) {
+      for (int64_t j = 0; j < num_fp8_tiles(width_in); ++j) {
+        kept->scales_by_column.as<float>()[j * num_fp8_tiles(width_out) + i] = scales[i * num_fp8_tiles(width_in) + j];
       }
     }
     kept->version = weight.version;

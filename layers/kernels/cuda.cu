@@ -48,21 +48,30 @@ void move_to_device(std::byte* data, size_t bytes, int device) {
 
 }  // namespace
 
-std::byte* MappedMemory::allocate(size_t bytes) {
+std::byte* PlainMemory::allocate(size_t bytes) {
   CADRE_CUDA(cudaSetDevice(device_));
   void* data = nullptr;
-  CADRE_CUDA(cudaHostAlloc(&data, bytes, cudaHostAllocMapped));
+  if (kind_ == PlainKind::mapped) {
+    CADRE_CUDA(cudaHostAlloc(&data, bytes, cudaHostAllocMapped));
+  } else {
+    check_free(bytes);
+    CADRE_CUDA(cudaMalloc(&data, bytes));
+  }
   ranges_.add(data, bytes);
   return static_cast<std::byte*>(data);
 }
 
-void MappedMemory::release(std::byte* data) noexcept {
+void PlainMemory::release(std::byte* data) noexcept {
   ranges_.remove(data);
   std::ignore = cudaStreamSynchronize(stream_.get());
-  std::ignore = cudaFreeHost(data);
+  if (kind_ == PlainKind::mapped) {
+    std::ignore = cudaFreeHost(data);
+  } else {
+    std::ignore = cudaFree(data);
+  }
 }
 
-void MappedMemory::fill(std::byte* data, std::byte value, size_t bytes) {
+void PlainMemory::fill(std::byte* data, std::byte value, size_t bytes) {
   CADRE_CUDA(cudaSetDevice(device_));
   if (bytes > 0) CADRE_CUDA(cudaMemsetAsync(data, std::to_integer<int>(value), bytes, stream_.get()));
 }
@@ -96,30 +105,29 @@ ScratchMemory::~ScratchMemory() {
 }
 
 void ScratchMemory::add(size_t bytes) {
+  bytes = std::max(bytes, kScratchPiece);
+  size_t so_far = 0;
+  for (const Piece& piece : pieces_) so_far += piece.bytes;
+  bytes = std::max(bytes, so_far);
   check_free(bytes);
   void* data = nullptr;
   CADRE_CUDA(cudaMalloc(&data, bytes));
   pieces_.push_back({static_cast<std::byte*>(data), bytes});
-  offset_ = 0;
 }
 
-// Several pieces become one that is as large as all of them.
 void ScratchMemory::reset() {
+  piece_ = 0;
   offset_ = 0;
-  if (pieces_.size() < 2) return;
-  size_t bytes = 0;
-  for (const Piece& piece : pieces_) {
-    CADRE_CUDA(cudaFree(piece.data));
-    bytes += piece.bytes;
-  }
-  pieces_.clear();
-  add(bytes);
 }
 
 std::byte* ScratchMemory::take(size_t bytes) {
   const size_t rounded = (bytes + 255) / 256 * 256;
-  if (pieces_.empty() || offset_ + rounded > pieces_.back().bytes) add(std::max(rounded, kScratchPiece));
-  std::byte* data = pieces_.back().data + offset_;
+  while (piece_ < pieces_.size() && offset_ + rounded > pieces_[piece_].bytes) {
+    ++piece_;
+    offset_ = 0;
+  }
+  if (piece_ == pieces_.size()) add(rounded);
+  std::byte* data = pieces_[piece_].data + offset_;
   offset_ += rounded;
   return data;
 }
@@ -174,7 +182,7 @@ CudaMachine::CudaMachine(int device)
   if (shares_pages == 0) {
     throw Error(ErrorKind::environment,
                 "CUDA device " + std::to_string(device) + " cannot share managed memory with a running host",
-                "GPUs since Pascal can, under Linux; use compute.device=cpu");
+                "GPUs can under Linux; use compute.device=cpu");
   }
   products_ = std::make_unique<LtProducts>();
 }
@@ -226,6 +234,12 @@ std::unique_ptr<Kernels> make_cuda_kernels(int device, Precision precision) {
     throw Error(ErrorKind::environment,
                 devices.list.empty() ? devices.why_none : "there is no CUDA device " + std::to_string(device),
                 "nvidia-smi lists the devices; compute.device=cpu needs none");
+  }
+  if (const CudaDevice& found = devices.list[static_cast<size_t>(device)]; found.major < 8) {
+    throw Error(ErrorKind::environment,
+                fmt::format("CUDA device {} ({}) has compute capability {}.{}, allowed: 8.0 and newer", device,
+                            found.name, found.major, found.minor),
+                "compute.device=cpu needs no device");
   }
   return make_gpu_kernels("cuda", std::make_shared<gpu::CudaMachine>(device), precision);
 }

@@ -19,17 +19,20 @@
 
 namespace cadre::gpu {
 
-// Memory of the host that the device reaches over its bus: for the little that the host reads.
-class MappedMemory final : public Memory {
+// mapped: of the host, which the device reaches over its bus, for the little that the host reads. device: its own, which the
+// host does not reach, for what travels.
+enum class PlainKind { mapped, device };
+class PlainMemory final : public Memory {
  public:
-  MappedMemory(int device, CudaStream& stream, AddressRanges& ranges)
-      : device_(device), stream_(stream), ranges_(ranges) {}
+  PlainMemory(PlainKind kind, int device, CudaStream& stream, AddressRanges& ranges)
+      : kind_(kind), device_(device), stream_(stream), ranges_(ranges) {}
   std::byte* allocate(size_t bytes) override;
   void release(std::byte* data) noexcept override;  // waits for the stream, which may be using it
   void fill(std::byte* data, std::byte value, size_t bytes) override;
   void synchronize() override { stream_.wait(); }
 
  private:
+  PlainKind kind_;
   int device_;
   CudaStream& stream_;
   AddressRanges& ranges_;
@@ -45,17 +48,19 @@ class ManagedMemory final : public Memory {
   void fill(std::byte* data, std::byte value, size_t bytes) override;
   void synchronize() override { stream_.wait(); }
   Memory& for_results() override { return results_; }
+  Memory& for_messages() { return messages_; }
   bool reaches(const void* data, size_t bytes) const { return ranges_.contain(data, bytes); }
 
  private:
   int device_;
   CudaStream& stream_;
-  AddressRanges ranges_;  // of the results too
-  MappedMemory results_{device_, stream_, ranges_};
+  AddressRanges ranges_;  // of these two as well
+  PlainMemory results_{PlainKind::mapped, device_, stream_, ranges_};
+  PlainMemory messages_{PlainKind::device, device_, stream_, ranges_};
 };
 
 // Device memory for the length of a call; that of the next one may be the same, as the stream does one after the other.
-// Grows to what the largest call needs.
+// Grows to what the largest call needs, and frees nothing meanwhile (comm/base/buffer_pool.hpp says why).
 class ScratchMemory {
  public:
   ScratchMemory() = default;
@@ -63,9 +68,8 @@ class ScratchMemory {
   ScratchMemory(const ScratchMemory&) = delete;
   ScratchMemory& operator=(const ScratchMemory&) = delete;
 
-  // Takes back all that was handed out. Where it grew, the device must be done with it.
+  // Takes back all that was handed out.
   void reset();
-  bool grew() const { return pieces_.size() > 1; }
   std::byte* take(size_t bytes);  // aligned to 256 bytes
 
  private:
@@ -75,8 +79,9 @@ class ScratchMemory {
   };
   void add(size_t bytes);
 
-  std::vector<Piece> pieces_;
-  size_t offset_ = 0;  // into the last one
+  std::vector<Piece> pieces_;  // each as large as all before it, at least
+  size_t piece_ = 0;           // that is handed out next, and from where on
+  size_t offset_ = 0;
 };
 
 class LtProducts;
@@ -91,6 +96,7 @@ class CudaMachine {
   bool reaches(const void* data, size_t bytes) const { return memory_.reaches(data, bytes); }
   std::byte* scratch(size_t bytes) { return scratch_.take(bytes); }
   Memory& memory() { return memory_; }
+  Memory& message_memory() { return memory_.for_messages(); }
 
   std::byte* staging(size_t bytes) { return staging_.take(stream_, bytes); }
   void copy_in(std::byte* device, const std::byte* staged, size_t bytes) {
@@ -125,7 +131,6 @@ class CudaMachine {
   // The device is the thread's from here on, because ranks may be threads.
   void begin() {
     CADRE_CUDA(cudaSetDevice(device_));
-    if (scratch_.grew()) wait();
     scratch_.reset();
   }
   Request launched() { return stream_.launched(); }

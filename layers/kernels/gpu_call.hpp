@@ -25,6 +25,7 @@ namespace cadre::gpu {
 //   void multiply(ProductShape, a, b, float* d)  gpu_multiply.hpp has shapes and operands
 //   void multiply_grouped(span<const Product>)   several of them, which touch nothing of each other's
 //   Memory& memory()                             memory that kernels reach, and the host too
+//   Memory& message_memory()                     memory that kernels reach, and transports
 //   unique_ptr<DeviceClock> make_clock()         of what is launched
 //   void begin()                                 a call begins
 //   Request launched()                           complete when all that was told so far is done

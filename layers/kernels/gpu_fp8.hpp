@@ -47,6 +47,7 @@ struct QuantiseFp8 {
   int64_t tile_columns;
 
   int64_t num_blocks() const { return tiles_of(of.layout.rows, tile_rows) * tiles_of(of.layout.width, tile_columns); }
+  CADRE_DEVICE int threads() const { return tile_rows * tile_columns <= kFp8TileChannels ? kWarp : kThreads; }
 
   template <class Block>
   CADRE_DEVICE void operator()(Block& block) const {
@@ -55,13 +56,14 @@ struct QuantiseFp8 {
     const int64_t first = block.index() % across * tile_columns;
     const int64_t here = extent(of.layout.width, first, tile_columns);
     const int64_t count = extent(of.layout.rows, first_row, tile_rows) * here;
-    const auto value = [&](int64_t i) { return of.value(first_row + i / here, first + i % here); };
+    const bool one_row = tile_rows == 1;  // then nothing is divided
+    const auto row = [&](int64_t i) { return one_row ? first_row : first_row + i / here; };
+    const auto column = [&](int64_t i) { return one_row ? first + i : first + i % here; };
+    const auto value = [&](int64_t i) { return of.value(row(i), column(i)); };
     const uint32_t amax = block.reduce(
         count, uint32_t{0}, [&](int64_t i) { return magnitude_bits(value(i)); }, Larger());
     const float scale = fp8_scale(std::bit_cast<float>(amax), of.kind);
-    block.each(count, [&](int64_t i) {
-      of.codes[(first_row + i / here) * of.layout.width + first + i % here] = to_fp8(value(i) / scale);
-    });
+    block.each(count, [&](int64_t i) { of.codes[row(i) * of.layout.width + column(i)] = to_fp8(value(i) / scale); });
     block.each(1, [&](int64_t) {
       of.scales[block.index() / across * of.layout.scale_row + block.index() % across * of.layout.scale_column] = scale;
     });

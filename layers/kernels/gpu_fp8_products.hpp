@@ -147,9 +147,21 @@ class GpuFp8Products final : public GroupedWeightProducts {
     for (size_t i = 0; i < products.size(); ++i) {
       const auto& [shape, a, b, d] = wanted[i];
       if (products[i].d == d) continue;
-      const bool add = shape.accumulate == Accumulate::yes;
-      call.elements(shape.rows * shape.columns,
-                    gpu::TakeColumns{products[i].d, d, products[i].shape.columns, shape.columns, add});
+      take_home(call, shape, products[i].d, products[i].shape.columns, d);
+    }
+  }
+
+  // A result that was made in scratch memory, in rows of `width`.
+  static void take_home(Call& call, const gpu::ProductShape& shape, const float* made, int64_t width, float* d) {
+    const bool add = shape.accumulate == Accumulate::yes;
+    const int64_t count = shape.rows * shape.columns;
+    if (width != shape.columns) {
+      call.elements(count, gpu::TakeColumns{made, d, width, shape.columns, add});
+    } else if (add) {
+      call.elements(count, gpu::Add{d, made, d});
+    } else {
+      call.copy(reinterpret_cast<const std::byte*>(made), reinterpret_cast<std::byte*>(d),
+                static_cast<size_t>(count) * sizeof(float));
     }
   }
 

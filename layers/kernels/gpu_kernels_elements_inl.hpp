@@ -108,7 +108,7 @@ void GpuKernels<Machine>::sigmoid_grad(const Tensor& y, const Tensor& dy, const 
 
 template <class Machine>
 double GpuKernels<Machine>::sum_squares(const Tensor& x) const {
-  const int64_t num_blocks = (x.numel() + gpu::kSquaresPiece - 1) / gpu::kSquaresPiece;
+  const int64_t num_blocks = gpu::tiles_of(x.numel(), gpu::kSquaresPiece);
   double total = 0.0;
   run([&](auto& call) {
     double* sums = call.template scratch<double>(num_blocks);

@@ -9,12 +9,6 @@
 #include "layers/kernels/gpu_softmax.hpp"
 
 namespace cadre {
-namespace gpu {
-
-inline int64_t column_blocks(int64_t width) { return (width + kColumns - 1) / kColumns; }
-
-}  // namespace gpu
-
 template <class Machine>
 void GpuKernels<Machine>::rms_norm(const Tensor& x, const Tensor& weight, double epsilon, const Tensor& y,
                                    const Tensor& rstd) const {
@@ -39,7 +33,7 @@ void GpuKernels<Machine>::rms_norm_weight_grad(const Tensor& dy, const Tensor& x
   run([&](auto& call) {
     const int64_t width = gpu::width_of(x);
     call.blocks(
-        gpu::column_blocks(width),
+        gpu::tiles_of(width, gpu::kColumns),
         gpu::RmsNormWeightGrad{call.in(dy), call.in(x), call.in(rstd), call.both(dweight), gpu::num_rows_of(x), width},
         gpu::kStrips * gpu::kColumns);
   });
@@ -69,7 +63,7 @@ void GpuKernels<Machine>::layer_norm_weight_grad(const Tensor& dy, const Tensor&
                                                  const Tensor& rstd, const Tensor& dweight, const Tensor& dbias) const {
   run([&](auto& call) {
     const int64_t width = gpu::width_of(x);
-    call.blocks(gpu::column_blocks(width),
+    call.blocks(gpu::tiles_of(width, gpu::kColumns),
                 gpu::LayerNormWeightGrad{call.in(dy), call.in(x), call.in(mean), call.in(rstd), call.both(dweight),
                                          call.both(dbias), gpu::num_rows_of(x), width},
                 gpu::kStrips * gpu::kColumns);

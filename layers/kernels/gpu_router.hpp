@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Bodies of the router, a warp a token: the choice of experts alone, and DeepSeek-V3's whole router behind its logits.
+// Bodies of the router, a warp a token (of more than 1024 experts, a block): the choice of experts alone, and DeepSeek-V3's whole router behind its logits.
 #pragma once
 
 #include <bit>

@@ -47,7 +47,7 @@ class DeviceCodec final : public RowCodec {
     call.finish();
   }
 
-  Memory& memory() const override { return machine_->memory(); }
+  Memory& memory() const override { return machine_->message_memory(); }
   Request done() const override { return machine_->launched(); }
 
  private:

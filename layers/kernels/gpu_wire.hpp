@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// Bodies that put rows of floats into the form they travel in and back, to the bits of comm/wire/format.hpp.
+// Bodies that put rows of floats into the form they travel in and back, to the bits of comm/wire/format.hpp
+// but for those of a NaN, whose sign is the processor's.
 #pragma once
 
 #include <cmath>
+#include <type_traits>
 
 #include "comm/wire/fp8.hpp"
 #include "layers/kernels/gpu_elements.hpp"
@@ -15,13 +17,14 @@ struct EncodeBf16 {
   PickedRows rows;
   bf16* wire;
   int64_t width;
-  CADRE_DEVICE int threads() const { return threads_for(width); }
+  CADRE_DEVICE bool fours() const { return rows.in_fours() && in_fours(width, wire); }
+  CADRE_DEVICE int threads() const { return threads_for_columns(width, fours()); }
 
   template <class Block>
   CADRE_DEVICE void operator()(Block& block) const {
-    const float* from = rows[block.index()];
-    bf16* to = wire + block.index() * width;
-    block.each(width, [&](int64_t i) { store(to[i], from[i]); });
+    const ToBf16 row = {rows[block.index()], wire + block.index() * width};
+    each_column(block, width, fours(),
+                [&]<class V>(std::type_identity<V>, int64_t i) { row.template operator()<V>(i); });
   }
 };
 
@@ -29,13 +32,21 @@ struct DecodeBf16 {
   PickedRows wire;
   float* values;
   int64_t width;
-  CADRE_DEVICE int threads() const { return threads_for(width); }
+  CADRE_DEVICE bool fours() const { return wire.in_fours() && in_fours(width, values); }
+  CADRE_DEVICE int threads() const { return threads_for_columns(width, fours()); }
 
   template <class Block>
   CADRE_DEVICE void operator()(Block& block) const {
     const auto* from = reinterpret_cast<const bf16*>(wire[block.index()]);
     float* to = values + block.index() * width;
-    block.each(width, [&](int64_t i) { to[i] = load(from[i]); });
+    each_column(block, width, fours(), [&]<class V>(std::type_identity<V>, int64_t i) {
+      if constexpr (std::is_same_v<V, float>) {
+        to[i] = load(from[i]);
+      } else {
+        const auto four = at<FourOf<bf16>>(from, i);
+        at<V>(to, i) = V{{load(four.at[0]), load(four.at[1]), load(four.at[2]), load(four.at[3])}};
+      }
+    });
   }
 };
 

@@ -22,14 +22,14 @@ void add_scaled(double scale, const std::vector<double>& term, std::vector<doubl
 // [columns]: over all rows.
 std::vector<double> rows_added(const Tensor& rows) {
   std::vector<double> sums(static_cast<size_t>(rows.dim(1)), 0.0);
-  for (int64_t i = 0; i < rows.numel(); ++i) sums[static_cast<size_t>(i % rows.dim(1))] += rows.data<float>()[i];
+  for (int64_t i = 0; i < rows.numel(); ++i) sums[static_cast<size_t>(i % rows.dim(1))] += element(rows, i);
   return sums;
 }
 
 Tensor as_tensor(LaneContext& ctx, const std::vector<double>& values, int64_t num_experts) {
   const auto rows = static_cast<int64_t>(values.size()) / num_experts;
   const Tensor tensor = ctx.arena.take_host("router", ctx.dtype, {rows, num_experts});
-  for (size_t i = 0; i < values.size(); ++i) tensor.data<float>()[i] = static_cast<float>(values[i]);
+  for (size_t i = 0; i < values.size(); ++i) set_element(tensor, static_cast<int64_t>(i), values[i]);
   return tensor;
 }
 
@@ -98,7 +98,7 @@ void Losses::launch_sums(LaneContext& ctx, const RouteResult& result, Routing& r
   }
   if (needs(kScore)) {
     const Tensor ones = ctx.arena.take_host("router", ctx.dtype, {num_tokens, 1});
-    std::fill_n(ones.data<float>(), num_tokens, 1.0F);
+    for (int64_t t = 0; t < num_tokens; ++t) set_element(ones, t, 1.0);
     routing.score_sums = ctx.arena.take_result("router", ctx.dtype, {1, num_experts_});
     kernels.linear_weight_grad(result.scores, ones, routing.score_sums, Accumulate::no);
   }
@@ -228,7 +228,7 @@ double Losses::sequence_value(const LaneContext& ctx, const Routing& routing, co
   }
   double value = 0.0;
   for (size_t i = 0; i < saved.by_sequence.size(); ++i) {
-    value += saved.by_sequence[i] * routing.share_sums.data<float>()[i];
+    value += saved.by_sequence[i] * element(routing.share_sums, static_cast<int64_t>(i));
   }
   return value;
 }

@@ -133,7 +133,6 @@ Task<void> Router::route_at_once(LaneContext& ctx, Saved& saved) const {
     launch();  // with what check() has put in the place of those logits
     ctx.kernels.synchronize();
   }
-  saved.choice = saved.scores;
   saved.weighed_ids = saved.ids;
   saved.demand = saved.counts = count_experts(saved.ids, options_.num_experts);
 }

@@ -13,7 +13,9 @@ constexpr size_t kBlockBytes = size_t{8} << 20;
 
 void Arena::reserve(size_t bytes) {
   CADRE_ASSERT(used_bytes_ == 0);
-  if (!is_dry_run() && blocks_.list.empty()) blocks_.add(bytes);
+  if (is_dry_run() || !blocks_.list.empty()) return;
+  blocks_.add(bytes);
+  if (result_blocks_.memory != blocks_.memory) result_blocks_.add(kBlockBytes);
 }
 
 void Arena::lend(std::span<std::byte> memory) {

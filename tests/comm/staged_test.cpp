@@ -41,18 +41,22 @@ class Device final : public DeviceCopies {
   }
   Memory& staging() override { return host_memory(); }
   void to_host(std::byte* host, const std::byte* device, size_t bytes) override {
-    std::memcpy(host, window_ + (device - memory_), bytes);
-    ++num_copies;
+    waiting_.push_back({host, window_ + (device - memory_), bytes});
   }
   void to_device(std::byte* device, const std::byte* host, size_t bytes) override {
-    std::memcpy(window_ + (device - memory_), host, bytes);
-    ++num_copies;
+    waiting_.push_back({window_ + (device - memory_), host, bytes});
+  }
+  void finish() override {
+    for (const Copy& copy : waiting_) std::memcpy(copy.to, copy.from, copy.bytes);
+    num_copies += static_cast<int>(waiting_.size());
+    waiting_.clear();
   }
 
   // Values on the device.
   std::span<int64_t> put(const std::vector<int64_t>& values) {
     auto* const at = reinterpret_cast<int64_t*>(memory_ + used_);
     to_device(memory_ + used_, reinterpret_cast<const std::byte*>(values.data()), values.size() * sizeof(int64_t));
+    finish();
     used_ += values.size() * sizeof(int64_t);
     return {at, values.size()};
   }
@@ -60,12 +64,20 @@ class Device final : public DeviceCopies {
     std::vector<int64_t> host(values.size());
     to_host(reinterpret_cast<std::byte*>(host.data()), reinterpret_cast<const std::byte*>(values.data()),
             values.size_bytes());
+    finish();
     return host;
   }
 
   int num_copies = 0;
 
  private:
+  struct Copy {
+    std::byte* to;
+    const std::byte* from;
+    size_t bytes;
+  };
+
+  std::vector<Copy> waiting_;
   static std::byte* map(int file, int protection) {
     return static_cast<std::byte*>(mmap(nullptr, kDeviceBytes, protection, MAP_SHARED, file, 0));
   }

@@ -61,8 +61,9 @@ TEST(GpuRouter, IsThePiecesOfTheRouter) {
   };
   const auto kernels = test::make_gpu_twin(TwinOrder::descending, TwinMemory::copied);
   int64_t num_limited = 0;
-  for (const Case& c : {Case{8, 1, 1, 1, 2}, Case{10, 4, 2, 1, 3}, Case{10, 4, 1, 2, 8}, Case{33, 1, 1, 1, 33},
-                        Case{300, 7, 3, 2, 12}, Case{256, 8, 4, 2, 8}}) {
+  for (const Case& c :
+       {Case{8, 1, 1, 1, 2}, Case{10, 4, 2, 1, 3}, Case{10, 4, 1, 2, 8}, Case{33, 1, 1, 1, 33}, Case{300, 7, 3, 2, 12},
+        Case{256, 8, 4, 2, 8}, Case{1024, 1, 1, 1, 8}, Case{1000, 7, 3, 2, 8}}) {
     for (const bool softmax : {false, true}) {
       for (const bool with_bias : {false, true}) {
         Arena arena(Arena::Mode::real, true);

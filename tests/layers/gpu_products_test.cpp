@@ -207,6 +207,47 @@ TEST_P(Fp8OnDevice, IsThatOfTheCpu) {
   }
 }
 
+// Groups whose rows are no whole tiles, one without rows, gradients written and then added to.
+TEST_P(Fp8OnDevice, OfGroupsIsThatOfTheCpu) {
+  const std::unique_ptr<Kernels> device = find_cuda_devices().list.empty() ? nullptr : make_cuda_kernels(0, GetParam());
+  CADRE_SKIP_WITHOUT(device);
+  const std::unique_ptr<Kernels> cpu = make_cpu_kernels(GetParam());
+  constexpr int64_t kCounts[] = {9, 0, 160, 131};
+  constexpr int64_t kRows = 300, kIn = 272, kOut = 100;
+  Arena arena(Arena::Mode::real, /*poison=*/true);
+  const Tensor x = random_steps(arena, kRows, kIn, 1);
+  const Tensor dy = random_steps(arena, kRows, kOut, 2);
+  Tensor y[2], dx[2];
+  std::vector<Parameter> weights[2];
+  for (const size_t side : {size_t{0}, size_t{1}}) {
+    const Kernels& kernels = side == 0 ? *device : *cpu;
+    weights[side].resize(std::size(kCounts));
+    std::vector<RowGroup> groups;
+    for (size_t g = 0; g < std::size(kCounts); ++g) {
+      const int64_t first = groups.empty() ? 0 : groups.back().first + groups.back().count;
+      weights[side][g].value = random_steps(arena, kOut, kIn, 10 + g);
+      weights[side][g].grad = arena.take("dw", DType::f32, {kOut, kIn});
+      groups.push_back({first, kCounts[g], &weights[side][g]});
+    }
+    y[side] = arena.take("y", DType::f32, {kRows, kOut});
+    dx[side] = arena.take("dx", DType::f32, {kRows, kIn});
+    kernels.grouped_linear(x, groups, y[side]);
+    kernels.grouped_linear_input_grad(dy, groups, dx[side]);
+    kernels.grouped_linear_weight_grad(x, dy, groups, Accumulate::no);
+    kernels.grouped_linear_weight_grad(x, dy, groups, Accumulate::yes);
+    kernels.synchronize();
+  }
+  const auto expect_near = [](const Tensor& actual, const Tensor& expected, int64_t terms, double factor) {
+    test::expect_near(test::values_of(actual), test::values_of(expected),
+                      0x1p-13 * static_cast<double>(terms) * factor);
+  };
+  expect_near(y[0], y[1], kIn, largest(x) * largest(weights[0][0].value));
+  expect_near(dx[0], dx[1], kOut, largest(dy) * largest(weights[0][0].value));
+  for (size_t g = 0; g < std::size(kCounts); ++g) {
+    expect_near(weights[0][g].grad, weights[1][g].grad, 2 * kCounts[g], largest(x) * largest(dy));
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Precisions, Fp8OnDevice, testing::Values(Precision::fp8, Precision::fp8_ue8m0));
 
 }  // namespace

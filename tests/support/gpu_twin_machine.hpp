@@ -176,7 +176,11 @@ class OwnMemory final : public Memory {
 class TwinMachine {
  public:
   TwinMachine(TwinOrder order, TwinMemory reached, TwinFp8 fp8 = TwinFp8::rounded)
-      : order_(order), fp8_(fp8), results_(queue_, reached, ranges_), own_(queue_, reached, ranges_, &results_) {}
+      : order_(order),
+        fp8_(fp8),
+        results_(queue_, reached, ranges_),
+        messages_(queue_, reached, ranges_),
+        own_(queue_, reached, ranges_, &results_) {}
 
   bool reaches(const void* data, size_t bytes) const { return own_.reaches(data, bytes); }
 
@@ -234,6 +238,7 @@ class TwinMachine {
   }
 
   Memory& memory() { return own_; }
+  Memory& message_memory() { return messages_; }
   void begin() {
     if (!scratch_->empty()) scratch_ = std::make_shared<Scratch>();
   }
@@ -307,6 +312,7 @@ class TwinMachine {
   TwinQueue queue_;
   gpu::AddressRanges ranges_;
   OwnMemory results_;
+  OwnMemory messages_;
   OwnMemory own_;
   gpu::Staging<TwinQueue::Mark> staging_{host_memory(), size_t{8} << 10, 3};  // small, so that it comes round
   std::shared_ptr<Scratch> scratch_ = std::make_shared<Scratch>();
