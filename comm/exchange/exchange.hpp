@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Moves token rows to the ranks of their experts and results back. One strategy a file behind the same four verbs:
+// Moves token rows to the ranks of their experts and results back. One strategy a file behind the same verbs:
 //
 //   transfer->pack(rows);            // element i of the plan is rows.base + rows.index[i] * rows.stride
 //   co_await transfer->packed();     // complete at once where the host packs

@@ -11,6 +11,7 @@
 #include "comm/base/buffer_pool.hpp"
 #include "comm/base/check.hpp"
 #include "comm/transport/cuda_check.cuh"
+#include "comm/transport/forwarding.hpp"
 #include "comm/transport/staged.hpp"
 #include "comm/transport/wait.hpp"
 
@@ -199,24 +200,13 @@ class NcclOperation final : public PendingOperation {
   std::vector<Home> homes_;
 };
 
-class NcclTransport final : public Transport {
+class NcclTransport final : public ForwardingTransport {
  public:
   NcclTransport(std::unique_ptr<Transport> base, std::shared_ptr<Rail> rail, ncclComm_t comm)
-      : base_(std::move(base)), rail_(std::move(rail)), group_(std::make_shared<Group>(comm)) {}
+      : ForwardingTransport(std::move(base)), rail_(std::move(rail)), group_(std::make_shared<Group>(comm)) {}
 
   std::string_view name() const override { return "nccl"; }
-  std::string library() const override { return nccl_version() + " over " + base_->library(); }
-  int rank() const override { return base_->rank(); }
-  int size() const override { return base_->size(); }
-  int world_rank(int peer) const override { return base_->world_rank(peer); }
-
-  Request send(std::span<const std::byte> bytes, int peer, int tag) override { return base_->send(bytes, peer, tag); }
-  Request receive(std::span<std::byte> bytes, int peer, int tag) override { return base_->receive(bytes, peer, tag); }
-  Request all_to_all(std::span<const std::byte> send, std::span<std::byte> receive) override {
-    return base_->all_to_all(send, receive);
-  }
-  Request broadcast(std::span<std::byte> bytes, int root) override { return base_->broadcast(bytes, root); }
-  Request barrier() override { return base_->barrier(); }
+  std::string library() const override { return nccl_version() + " over " + base().library(); }
 
   Request all_to_all_rows(const ConstRaggedRows& send, const RaggedRows& receive, size_t row_bytes) override {
     auto operation = begin();
@@ -246,7 +236,7 @@ class NcclTransport final : public Transport {
   }
 
   Request all_gather(std::span<const std::byte> mine, std::span<std::byte> all) override {
-    if (mine.size() < kLargeBytes) return base_->all_gather(mine, all);
+    if (mine.size() < kLargeBytes) return base().all_gather(mine, all);
     auto operation = begin();
     const void* from = operation->readable(mine.data(), mine.size());
     void* to = operation->writable(all.data(), all.size());
@@ -259,7 +249,7 @@ class NcclTransport final : public Transport {
   Request all_reduce(std::byte* data, int64_t count, DType dtype, ReduceOp op) override {
     const size_t bytes = static_cast<size_t>(count) * size_of(dtype);
     const bool may_be_tensor = dtype == DType::f32;  // memory of the device, which no adapter of the host can register
-    if (bytes < kLargeBytes && !may_be_tensor) return base_->all_reduce(data, count, dtype, op);
+    if (bytes < kLargeBytes && !may_be_tensor) return base().all_reduce(data, count, dtype, op);
     auto operation = begin();
     void* values = operation->writable(data, bytes, data);
     operation->before_launch();
@@ -275,18 +265,15 @@ class NcclTransport final : public Transport {
     return true;
   }
 
-  void progress() override { base_->progress(); }
   bool progresses_anywhere() const override { return false; }
 
   std::unique_ptr<Transport> split(int color, int key) override {
-    std::unique_ptr<Transport> part = base_->split(color, key);
+    std::unique_ptr<Transport> part = base().split(color, key);
     rail_->use();
     ncclComm_t comm = nullptr;
     CADRE_NCCL(ncclCommSplit(group_->comm(), color, key, &comm, nullptr));
     return std::make_unique<NcclTransport>(std::move(part), rail_, comm);
   }
-  int host_leader() override { return base_->host_leader(); }
-  std::unique_ptr<SharedMemory> share(size_t bytes) override { return base_->share(bytes); }
 
  private:
   std::unique_ptr<NcclOperation> begin() { return std::make_unique<NcclOperation>(rail_, group_); }
@@ -296,7 +283,6 @@ class NcclTransport final : public Transport {
     return {fmt::format("{} over NCCL (rank {} of {})", what, rank(), size()), std::move(operation), bytes};
   }
 
-  std::unique_ptr<Transport> base_;
   std::shared_ptr<Rail> rail_;
   std::shared_ptr<Group> group_;
 };

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "comm/base/buffer_pool.hpp"
+#include "comm/transport/forwarding.hpp"
 
 namespace cadre {
 namespace {
@@ -86,71 +87,63 @@ class StagedOperation final : public PendingOperation {
   Request inner_;
 };
 
-class StagedTransport final : public Transport {
+class StagedTransport final : public ForwardingTransport {
  public:
   StagedTransport(std::unique_ptr<Transport> base, std::shared_ptr<Stage> stage)
-      : base_(std::move(base)), stage_(std::move(stage)) {}
+      : ForwardingTransport(std::move(base)), stage_(std::move(stage)) {}
 
-  std::string_view name() const override { return base_->name(); }
-  std::string library() const override { return base_->library() + ", from and to devices through the host"; }
-  int rank() const override { return base_->rank(); }
-  int size() const override { return base_->size(); }
-  int world_rank(int peer) const override { return base_->world_rank(peer); }
+  std::string_view name() const override { return base().name(); }
+  std::string library() const override { return base().library() + ", from and to devices through the host"; }
 
   Request send(std::span<const std::byte> bytes, int peer, int tag) override {
     auto operation = begin();
     const std::byte* from = operation->readable(bytes.data(), bytes.size());
-    operation->set_inner(base_->send({from, bytes.size()}, peer, tag));
+    operation->set_inner(base().send({from, bytes.size()}, peer, tag));
     return staged(std::move(operation));
   }
   Request receive(std::span<std::byte> bytes, int peer, int tag) override {
     auto operation = begin();
     std::byte* to = operation->writable(bytes.data(), bytes.size(), /*read_first=*/false);
-    operation->set_inner(base_->receive({to, bytes.size()}, peer, tag));
+    operation->set_inner(base().receive({to, bytes.size()}, peer, tag));
     return staged(std::move(operation));
   }
   Request all_to_all(std::span<const std::byte> send, std::span<std::byte> receive) override {
     auto operation = begin();
     const std::byte* from = operation->readable(send.data(), send.size());
     std::byte* to = operation->writable(receive.data(), receive.size(), /*read_first=*/false);
-    operation->set_inner(base_->all_to_all({from, send.size()}, {to, receive.size()}));
+    operation->set_inner(base().all_to_all({from, send.size()}, {to, receive.size()}));
     return staged(std::move(operation));
   }
   Request all_to_all_rows(const ConstRaggedRows& send, const RaggedRows& receive, size_t row_bytes) override {
     auto operation = begin();
     const std::byte* from = operation->readable(send.base, bytes_of(send.counts, send.offsets, row_bytes));
     const RaggedRows to = operation->writable_rows(receive, row_bytes);
-    operation->set_inner(base_->all_to_all_rows({from, send.counts, send.offsets}, to, row_bytes));
+    operation->set_inner(base().all_to_all_rows({from, send.counts, send.offsets}, to, row_bytes));
     return staged(std::move(operation));
   }
   Request all_gather(std::span<const std::byte> mine, std::span<std::byte> all) override {
     auto operation = begin();
     const std::byte* from = operation->readable(mine.data(), mine.size());
     std::byte* to = operation->writable(all.data(), all.size(), /*read_first=*/false);
-    operation->set_inner(base_->all_gather({from, mine.size()}, {to, all.size()}));
+    operation->set_inner(base().all_gather({from, mine.size()}, {to, all.size()}));
     return staged(std::move(operation));
   }
   Request all_reduce(std::byte* data, int64_t count, DType dtype, ReduceOp op) override {
     auto operation = begin();
     std::byte* values = operation->writable(data, static_cast<size_t>(count) * size_of(dtype), /*read_first=*/true);
-    operation->set_inner(base_->all_reduce(values, count, dtype, op));
+    operation->set_inner(base().all_reduce(values, count, dtype, op));
     return staged(std::move(operation));
   }
   Request broadcast(std::span<std::byte> bytes, int root) override {
     auto operation = begin();
     std::byte* values = operation->writable(bytes.data(), bytes.size(), /*read_first=*/rank() == root);
-    operation->set_inner(base_->broadcast({values, bytes.size()}, root));
+    operation->set_inner(base().broadcast({values, bytes.size()}, root));
     return staged(std::move(operation));
   }
-  Request barrier() override { return base_->barrier(); }
 
-  void progress() override { base_->progress(); }
-  bool progresses_anywhere() const override { return base_->progresses_anywhere(); }
   std::unique_ptr<Transport> split(int color, int key) override {
-    return std::make_unique<StagedTransport>(base_->split(color, key), stage_);
+    return std::make_unique<StagedTransport>(base().split(color, key), stage_);
   }
-  int host_leader() override { return base_->host_leader(); }
-  std::unique_ptr<SharedMemory> share(size_t bytes) override { return base_->share(bytes); }
 
  private:
   std::unique_ptr<StagedOperation> begin() { return std::make_unique<StagedOperation>(stage_); }
@@ -164,7 +157,6 @@ class StagedTransport final : public Transport {
     return request;
   }
 
-  std::unique_ptr<Transport> base_;
   std::shared_ptr<Stage> stage_;
 };
 

@@ -19,13 +19,6 @@ void add_scaled(double scale, const std::vector<double>& term, std::vector<doubl
   for (size_t i = 0; i < term.size(); ++i) sum[i] += scale * term[i];
 }
 
-// [columns]: over all rows.
-std::vector<double> rows_added(const Tensor& rows) {
-  std::vector<double> sums(static_cast<size_t>(rows.dim(1)), 0.0);
-  for (int64_t i = 0; i < rows.numel(); ++i) sums[static_cast<size_t>(i % rows.dim(1))] += element(rows, i);
-  return sums;
-}
-
 Tensor as_tensor(LaneContext& ctx, const std::vector<double>& values, int64_t num_experts) {
   const auto rows = static_cast<int64_t>(values.size()) / num_experts;
   const Tensor tensor = ctx.arena.take_host("router", ctx.dtype, {rows, num_experts});
@@ -131,11 +124,11 @@ void Losses::begin(LaneContext& ctx, const Routing& routing, const Scorer::Saved
   };
   append(kCount, [&] { return routing.counts; });
   append(kProb, [&] {
-    return routing.share_sums.defined() ? rows_added(routing.share_sums)
+    return routing.share_sums.defined() ? column_sums(routing.share_sums, /*normalised=*/false)
                                         : column_sums(routing.scores, /*normalised=*/true);
   });
   append(kScore, [&] {
-    return routing.score_sums.defined() ? rows_added(routing.score_sums)
+    return routing.score_sums.defined() ? column_sums(routing.score_sums, /*normalised=*/false)
                                         : column_sums(routing.scores, /*normalised=*/false);
   });
   append(kWeight, [&] { return weight_sums(routing); });

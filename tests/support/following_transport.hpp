@@ -9,7 +9,7 @@
 #include <string>
 #include <utility>
 
-#include "comm/transport/transport.hpp"
+#include "comm/transport/forwarding.hpp"
 #include "tests/support/gpu_twin_machine.hpp"
 
 namespace cadre::test {
@@ -44,50 +44,33 @@ class FollowedOperations {
   std::deque<std::shared_ptr<Operation>> waiting_;
 };
 
-class FollowingTransport final : public Transport {
+class FollowingTransport final : public ForwardingTransport {
  public:
   // `base` does at once what does not follow; `ordered` are the same ranks, for what does.
   FollowingTransport(std::unique_ptr<Transport> base, std::unique_ptr<Transport> ordered,
                      std::shared_ptr<TwinQueue*> queue)
-      : base_(std::move(base)), ordered_(std::move(ordered)), queue_(std::move(queue)) {}
+      : ForwardingTransport(std::move(base)), ordered_(std::move(ordered)), queue_(std::move(queue)) {}
 
   std::string_view name() const override { return "following"; }
-  std::string library() const override { return base_->library(); }
-  int rank() const override { return base_->rank(); }
-  int size() const override { return base_->size(); }
-  int world_rank(int peer) const override { return base_->world_rank(peer); }
 
-  Request send(std::span<const std::byte> bytes, int peer, int tag) override { return base_->send(bytes, peer, tag); }
-  Request receive(std::span<std::byte> bytes, int peer, int tag) override { return base_->receive(bytes, peer, tag); }
-  Request all_to_all(std::span<const std::byte> send, std::span<std::byte> receive) override {
-    return base_->all_to_all(send, receive);
-  }
   Request all_to_all_rows(const ConstRaggedRows& send, const RaggedRows& receive, size_t row_bytes) override {
     return followed([=, this] { return ordered_->all_to_all_rows(send, receive, row_bytes); });
   }
-  Request all_gather(std::span<const std::byte> mine, std::span<std::byte> all) override {
-    return base_->all_gather(mine, all);
-  }
   Request all_reduce(std::byte* data, int64_t count, DType dtype, ReduceOp op) override {
-    if (dtype != DType::f32) return base_->all_reduce(data, count, dtype, op);
+    if (dtype != DType::f32) return base().all_reduce(data, count, dtype, op);
     return followed([=, this] { return ordered_->all_reduce(data, count, dtype, op); });
   }
-  Request broadcast(std::span<std::byte> bytes, int root) override { return base_->broadcast(bytes, root); }
-  Request barrier() override { return base_->barrier(); }
 
   bool follow(void* queue) override {
     *queue_ = static_cast<TwinQueue*>(queue);
     return queue != nullptr;
   }
 
-  void progress() override { base_->progress(); }
   bool progresses_anywhere() const override { return false; }
   std::unique_ptr<Transport> split(int color, int key) override {
-    auto base = base_->split(color, key);
-    return std::make_unique<FollowingTransport>(std::move(base), ordered_->split(color, key), queue_);
+    auto part = base().split(color, key);
+    return std::make_unique<FollowingTransport>(std::move(part), ordered_->split(color, key), queue_);
   }
-  int host_leader() override { return base_->host_leader(); }
-  std::unique_ptr<SharedMemory> share(size_t bytes) override { return base_->share(bytes); }
 
  private:
   class Followed final : public PendingOperation {
@@ -113,7 +96,6 @@ class FollowingTransport final : public Transport {
     return request;
   }
 
-  std::unique_ptr<Transport> base_;
   std::unique_ptr<Transport> ordered_;
   std::shared_ptr<TwinQueue*> queue_;  // of all groups of this rank
   std::shared_ptr<FollowedOperations> operations_ = std::make_shared<FollowedOperations>();
