@@ -68,7 +68,8 @@ Command eval_command() {
           .options = {{"data", &options->data, any(),
                        "a text file, a folder of them, or an llm.c token file; the last data.validation_fraction of it "
                        "is read. Without it: what the model was trained on"},
-                      {"batches", &options->batches, at_least(1), "batches of train.batch sequences"},
+                      {"batches", &options->batches, at_least(1),
+                       "batches of train.batch sequences, at most; each held-out window counts once"},
                       dead_experts_option(options->dead_experts),
                       placement_option(options->placement),
                       ranks_option(options->ranks)},

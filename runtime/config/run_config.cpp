@@ -77,7 +77,8 @@ std::vector<Section> sections_of(RunConfig& c) {
            {"max_skipped_steps", &c.train.max_skipped_steps, at_least(1),
             "steps in a row without finite loss and gradient that end the run; each is skipped"},
            {"eval_every", &c.train.eval_every, at_least(0), "steps between evaluations; 0 for only at the end"},
-           {"eval_batches", &c.train.eval_batches, at_least(1), "batches of one evaluation"},
+           {"eval_batches", &c.train.eval_batches, at_least(1),
+            "batches of one evaluation, at most; each held-out window counts once"},
        }},
       {"parallel",
        {

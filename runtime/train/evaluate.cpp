@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "runtime/train/evaluate.hpp"
 
+#include <algorithm>
 #include <cmath>
 #include <optional>
 
@@ -51,27 +52,36 @@ Evaluation given_up() {
   return evaluation;
 }
 
-}  // namespace
-
-Evaluation evaluate(Worker& worker, const BatchReader& reader, const RunConfig& config, int64_t num_batches) {
-  LocalStep local = empty_local_step(worker.model().config());
-  const TrainConfig& train = config.train;
-  std::optional<StopVote> vote;  // under way while a batch is computed
-  for (int64_t i = 0; i < num_batches * train.micro_batches; ++i) {
-    if (i % train.micro_batches == 0) {
-      if (vote) worker.await(vote->request());
-      if (vote && vote->stops()) return given_up();
-      vote.emplace(worker.world());
-    }
-    const SequenceRange global = part_of({0, train.batch}, i % train.micro_batches, train.micro_batches);
-    MicroBatch micro_batch(reader, i / train.micro_batches, part_of(global, worker.data_rank(), worker.grid().data),
+// The micro-batches of `count` sequences from the first one of batch `index` on. All ranks leave out those that hold none.
+void evaluate_batch(Worker& worker, const BatchReader& reader, const RunConfig& config, int64_t index, int64_t count,
+                    LocalStep& local) {
+  const int64_t num_parts = config.train.micro_batches;
+  for (int64_t part = 0; part < num_parts; ++part) {
+    const SequenceRange global = part_of({0, count}, part, num_parts);
+    if (global.count == 0) continue;
+    MicroBatch micro_batch(reader, index, part_of(global, worker.data_rank(), worker.grid().data),
                            config.data.sequence_length);
     if (config.task.recognise) micro_batch.recognise_tasks(task_options(config.task));
     ArenaScope scope(worker.arena());
     LaneContext ctx = worker.inference_context();
     ctx.tokens = micro_batch.facts(static_cast<uint64_t>(config.seed));
-    Task<void> pass = forward_here(worker, ctx, micro_batch, static_cast<int>(i), local);
+    Task<void> pass = forward_here(worker, ctx, micro_batch, static_cast<int>(index * num_parts + part), local);
     worker.run(pass);
+  }
+}
+
+}  // namespace
+
+Evaluation evaluate(Worker& worker, const BatchReader& reader, const RunConfig& config, int64_t num_batches) {
+  LocalStep local = empty_local_step(worker.model().config());
+  const int64_t batch = config.train.batch;
+  const int64_t num_windows = reader.num_windows();
+  std::optional<StopVote> vote;  // under way while a batch is computed
+  for (int64_t i = 0; i < num_batches && i * batch < num_windows; ++i) {
+    if (vote) worker.await(vote->request());
+    if (vote && vote->stops()) return given_up();
+    vote.emplace(worker.world());
+    evaluate_batch(worker, reader, config, i, std::min(batch, num_windows - i * batch), local);
   }
   if (vote) worker.await(vote->request());
   local.stop_requested = stop_requested();

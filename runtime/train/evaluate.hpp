@@ -18,9 +18,9 @@ struct Evaluation {
   int64_t rerouted = 0;                             // tokens whose best expert is dead, counted once a layer
 };
 
-// Over the first `num_batches` global batches of train.batch sequences, cut in micro-batches as in training. Collective
-// over the world; the same on all ranks and for any number of them. Given up once a rank is asked to stop: the loss is NaN
-// then, if batches are left.
+// Over the first num_batches * train.batch windows of the reader's first epoch, or all of them where they are fewer: each
+// window counts once. Batches are cut in micro-batches as in training. Collective over the world; the same on all ranks and
+// for any number of them. Given up once a rank is asked to stop: the loss is NaN then, if batches are left.
 Evaluation evaluate(Worker& worker, const BatchReader& reader, const RunConfig& config, int64_t num_batches);
 
 // A micro-batch through those stages of the first route that are on this rank, from rows of the row before to rows of the
