@@ -71,6 +71,22 @@ function(cadre_add_hosts_test)
     "${CADRE_TEST_ENVIRONMENT};${CADRE_MPI_ENVIRONMENT};CADRE_TEST_HOSTS=${arg_HOSTS};MPIEXEC=${MPIEXEC_EXECUTABLE}")
 endfunction()
 
+# cadre_add_cpu_tests(FILES folder/unit_test.cpp ...): the executables of cadre_add_test, run as tests folder/unit.<kind> as on
+# the lesser CPUs of tests/support/cpu.sh; skipped where this one cannot be such a CPU.
+function(cadre_add_cpu_tests)
+  cmake_parse_arguments(arg "" "" "FILES" ${ARGN})
+  foreach(file IN LISTS arg_FILES)
+    string(REGEX REPLACE "_test\\.cpp$" "" name "${file}")
+    string(REPLACE "/" "_" target "${name}_test")
+    foreach(kind avx2 avx512 avx512_bf16)
+      add_test(NAME ${name}.${kind}
+        COMMAND "${PROJECT_SOURCE_DIR}/tests/support/cpu.sh" ${kind} $<TARGET_FILE:${target}>)
+      set_tests_properties(${name}.${kind} PROPERTIES
+        TIMEOUT 300 LABELS cpus SKIP_RETURN_CODE 77 ENVIRONMENT "${CADRE_TEST_ENVIRONMENT}")
+    endforeach()
+  endforeach()
+endfunction()
+
 # Complains about a tests/**/*_test.cpp that no cadre_add_test names. A warning while one writes; an error under
 # `cmake -Werror=dev`, which tests/run uses.
 function(cadre_require_registered_tests)

@@ -22,6 +22,8 @@
 #include "comm/transport/wait.hpp"
 #include "launch/binding.hpp"
 #include "launch/command.hpp"
+#include "layers/kernels/cpu_features.hpp"
+#include "layers/kernels/cpu_gemm.hpp"
 #include "layers/kernels/cpu_products.hpp"
 #include "layers/kernels/cuda.hpp"
 #include "runtime/tokenizer/sentencepiece.hpp"
@@ -146,8 +148,9 @@ class Troubles {
 void print_build(const Findings& findings) {
   fmt::print("cadre {}\n", CADRE_VERSION);
   fmt::print(
-      "  products  fp32 by OpenBLAS; bf16 {}\n",
+      "  products  fp32 by OpenBLAS ({}); bf16 {}\n", blas_core_name(),
       make_onednn_products() ? "by oneDNN" : "rounded, as slow as fp32: no oneDNN, or no such instructions here");
+  fmt::print("  vectors   {}\n", cpu_vector_target());
   fmt::print("  tokens    bytes, tokenizer.json; tokenizer.model {}\n",
              has_sentencepiece() ? "by SentencePiece" : "not: no SentencePiece");
   fmt::print("  mpi       {}, thread level {}\n", mpi_library_version(), mpi_thread_level());
@@ -256,6 +259,7 @@ void print_findings(const Findings& findings) {
 }
 
 void run_doctor(const Options& options, const Job& job) {
+  apply_cpu_limit();
   job.on_ranks(options.ranks, [&](const Communicator& world) {
     Findings findings;
     findings.topology = discover_topology(world);

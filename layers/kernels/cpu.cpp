@@ -2,6 +2,7 @@
 #include "layers/kernels/cpu.hpp"
 
 #include "comm/base/buffer.hpp"
+#include "layers/kernels/cpu_features.hpp"
 #include "layers/kernels/cpu_gemm.hpp"
 
 namespace cadre {
@@ -33,6 +34,7 @@ float* cpu::scratch_floats(size_t count) {
 }
 
 std::unique_ptr<Kernels> make_cpu_kernels(Precision precision, RowBits bits) {
+  apply_cpu_limit();
   apply_blas_threads();
   auto fp32 = std::make_unique<CpuKernels>(make_fp32_products(bits));
   if (precision == Precision::fp32) return fp32;

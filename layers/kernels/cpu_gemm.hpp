@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 
 namespace cadre {
 
@@ -22,6 +23,9 @@ struct GemmShape {
 // c[m,n] = alpha op(a)[m,k] op(b)[k,n] + beta c, c stored with c_stride. beta = 0 never reads c. Any extent may be 0.
 void gemm(const GemmShape& shape, const GemmOperand& a, const GemmOperand& b, float* c, int64_t c_stride,
           float alpha = 1.0F, float beta = 0.0F);
+
+// The core type whose kernels OpenBLAS took: "Haswell", "SkylakeX", ...
+std::string blas_core_name();
 
 // Threads of one product, as set_kernel_threads says. BLAS keeps one number for the process, OpenMP one for each
 // thread.

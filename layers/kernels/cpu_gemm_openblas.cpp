@@ -81,6 +81,8 @@ void gemm(const GemmShape& shape, const GemmOperand& a, const GemmOperand& b, fl
   }
 }
 
+std::string blas_core_name() { return openblas_get_corename(); }
+
 int kernel_threads() { return num_threads.load(); }
 
 void apply_blas_threads() { openblas_set_num_threads(kernel_threads()); }

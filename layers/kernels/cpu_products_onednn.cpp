@@ -13,6 +13,7 @@
 #include "comm/progress/poll.hpp"
 #include "layers/kernels/cpu.hpp"
 #include "layers/kernels/cpu_bf16.hpp"
+#include "layers/kernels/cpu_features.hpp"
 #include "layers/kernels/cpu_gemm.hpp"
 #include "layers/kernels/cpu_products.hpp"
 
@@ -225,14 +226,11 @@ class OneDnnProducts final : public WeightProducts {
   }
 };
 
-// Whether oneDNN has bf16 products on this CPU.
+// Whether the CPU multiplies bf16 and oneDNN uses that. oneDNN alone does not tell: it offers such products on any AVX-512,
+// and without the instructions they are slower than fp32, with bits that depend on the number of rows.
 bool is_supported() {
-  try {
-    wanted_layout({kRowStep, kRowStep});
-    return true;
-  } catch (const dnnl::error&) {
-    return false;
-  }
+  constexpr auto kNeeded = static_cast<unsigned>(dnnl::cpu_isa::avx512_core_bf16);  // a set of bits
+  return cpu_multiplies_bf16() && (static_cast<unsigned>(dnnl::get_effective_cpu_isa()) & kNeeded) == kNeeded;
 }
 
 }  // namespace

@@ -54,6 +54,8 @@ refused 2 "parallel.expert = 3" "divisor of the 2 ranks"
 
 on_two_ranks train "$run" compute.device=tpu
 refused 2 'compute.device = "tpu"' "cpu | cuda"
+CADRE_MAX_CPU_ISA=AVX9 on_two_ranks train "$run"
+refused 2 "CADRE_MAX_CPU_ISA = AVX9" "AVX2"
 if [[ ! -e /proc/driver/nvidia/gpus ]]; then
   on_two_ranks train "$run" compute.device=cuda
   refused 3 "compute.device = cuda" "compute.device=cpu"

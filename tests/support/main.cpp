@@ -5,9 +5,11 @@
 #include <optional>
 
 #include "comm/transport/mpi.hpp"
+#include "layers/kernels/cpu_features.hpp"
 #include "tests/support/ranks.hpp"
 
 int main(int argc, char** argv) {
+  cadre::apply_cpu_limit();
   std::optional<cadre::MpiSession> session;
   testing::InitGoogleTest(&argc, argv);
   if (cadre::test::runs_under_mpi()) {
