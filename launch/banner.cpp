@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "comm/base/console.hpp"
 #include "comm/group/grid.hpp"
 #include "comm/group/topology.hpp"
 #include "comm/transport/mpi.hpp"
@@ -69,8 +70,7 @@ void print_banner(const Communicator& world, const RunConfig& config) {
   for (int host = 0; host < topology.num_hosts(); ++host) {
     text += crowding_note(topology, bindings, host, config.compute.threads);
   }
-  fmt::print("{}", text);
-  std::fflush(stdout);
+  say(text);
 }
 
 }  // namespace cadre

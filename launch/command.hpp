@@ -28,6 +28,7 @@ struct Command {
   std::vector<ListOption> lists = {};
   std::function<std::string()> more_help = {};  // what --help says at the end
   std::function<void(const Job&)> run = {};
+  bool output_is_result = true;  // it fails when stdout cannot be written
   // `cadre NAME PART ...`: commands of their own. A command that can run has them beside its own arguments; else all from
   // `arguments` on is empty.
   std::vector<Command> parts = {};

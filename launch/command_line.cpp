@@ -8,6 +8,7 @@
 #include <sstream>
 
 #include "comm/base/check.hpp"
+#include "comm/base/console.hpp"
 
 namespace cadre {
 namespace {
@@ -111,7 +112,9 @@ void take_placed(const Command& command, const std::vector<std::string>& words) 
 }
 
 void print(const Job& job, const std::string& text) {
-  if (job.rank() == 0) fmt::print("{}", text);
+  if (job.rank() != 0) return;
+  fmt::print("{}", text);
+  require_stdout();
 }
 
 void run_command(const Command& command, const std::vector<std::string>& words, const Job& job) {
@@ -122,6 +125,7 @@ void run_command(const Command& command, const std::vector<std::string>& words, 
   take_placed(command,
               values.count(kPlaced) > 0 ? values[kPlaced].as<std::vector<std::string>>() : std::vector<std::string>());
   command.run(job);
+  if (command.output_is_result && job.rank() == 0) require_stdout();
 }
 
 // `words` begin with the name of one of `commands`, which all stand behind `path`.

@@ -10,6 +10,7 @@
 #include <memory>
 #include <optional>
 
+#include "comm/base/console.hpp"
 #include "launch/checkpoint_argument.hpp"
 #include "launch/command.hpp"
 #include "layers/kernels/kernels.hpp"
@@ -156,7 +157,7 @@ void print_acceptance(const GenerateStatistics& statistics) {
 // At once, so that the text appears as it is made.
 void print_text(std::string_view text) {
   std::fwrite(text.data(), 1, text.size(), stdout);
-  std::fflush(stdout);
+  require_stdout();
 }
 
 // Of the checkpoint, for a vocabulary that it fits.

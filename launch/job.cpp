@@ -11,6 +11,7 @@
 #include <filesystem>
 #include <new>
 #include <string>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -60,7 +61,7 @@ void print_error(const std::string& rank, const Error& error) {
   std::string line = fmt::format("cadre: error: {}{}", rank, error.what());
   std::ranges::replace(line, '\n', ' ');
   std::fflush(stdout);
-  fmt::print(stderr, "{}\n{}", line, noted_stack(error.text()));
+  static_cast<void>(std::fputs((line + '\n' + noted_stack(error.text())).c_str(), stderr));
 }
 
 // Every process of it, also where the launcher lets the others go on.
@@ -162,6 +163,8 @@ Error as_error(const std::exception_ptr& exception) {
     return {ErrorKind::environment, "out of memory", "use more ranks, smaller batches or a smaller model"};
   } catch (const std::filesystem::filesystem_error& error) {
     return {ErrorKind::environment, error.what(), "check that the path exists and that you may use it"};
+  } catch (const std::system_error& error) {  // fmt::print throws it where stdout cannot be written
+    return {ErrorKind::environment, error.what(), "did the reader of a pipe end, or is the disk full?"};
   } catch (const std::exception& error) {
     return {ErrorKind::internal, error.what()};
   } catch (...) {
@@ -174,7 +177,7 @@ void terminate_job() {
   const Error error =
       exception ? as_error(exception) : Error(ErrorKind::internal, "std::terminate without an exception");
   print_error(rank_of_process(), error);
-  if (noted_stack(error.text()).empty()) fmt::print(stderr, "{}", stack_trace());
+  if (noted_stack(error.text()).empty()) static_cast<void>(std::fputs(stack_trace().c_str(), stderr));
   end_job(exit_code(error.kind()));
 }
 

@@ -2,6 +2,7 @@
 // The `cadre` program: README.md lists its commands and exit codes.
 #include <malloc.h>
 
+#include <csignal>
 #include <string>
 #include <vector>
 
@@ -21,6 +22,7 @@ void keep_freed_pages() {
 
 int main(int argc, char** argv) {
   keep_freed_pages();
+  std::signal(SIGPIPE, SIG_IGN);  // a reader of the output that goes away is an error of a write, see say()
   std::set_terminate(cadre::terminate_job);
   const cadre::Job job(&argc, &argv);
   cadre::report_crashes();

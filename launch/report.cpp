@@ -88,9 +88,9 @@ void show(const fs::path& run, const std::vector<RankTrace>& traces, const StepR
           const fs::path& page) {
   const OverlapReport report = report_of(run, traces, steps);
   const nlohmann::json json = report_json(report);
-  fmt::print("{}", report_text(report));
   write_text_file(json_file, json.dump(1) + "\n");
   write_text_file(page, report_page(json, traces));
+  fmt::print("{}", report_text(report));
   fmt::print("the page with the timeline: {}\n", page.string());
 }
 

@@ -7,6 +7,7 @@
 #include <optional>
 #include <vector>
 
+#include "comm/base/console.hpp"
 #include "comm/group/topology.hpp"
 #include "comm/transport/wait.hpp"
 #include "launch/banner.hpp"
@@ -50,7 +51,7 @@ class MemoryReport {
     } else {
       check_device_memory(topology, take_device_seats(world), world.rank(), planned_);
     }
-    if (world.rank() == 0) fmt::print("memory of a rank, planned:\n{}", plan.table());
+    if (world.rank() == 0) say(fmt::format("memory of a rank, planned:\n{}", plan.table()));
   }
 
   // Collective over `world`.
@@ -60,7 +61,7 @@ class MemoryReport {
     Request reduced = world.all_reduce(std::span(most), ReduceOp::max);
     wait(reduced);
     if (world.rank() == 0) {
-      fmt::print("memory of a rank, at most: planned {:.1f} MiB, measured {:.1f} MiB\n", most[0], most[1]);
+      say(fmt::format("memory of a rank, at most: planned {:.1f} MiB, measured {:.1f} MiB\n", most[0], most[1]));
     }
   }
 
@@ -74,8 +75,8 @@ class MemoryReport {
 void show_report_if_possible(const std::string& run_dir) {
   try {
     show_report(run_dir);
-  } catch (const Error& error) {
-    fmt::print("note: no report: {}\n", error.what());
+  } catch (const std::exception& error) {
+    say(fmt::format("note: no report: {}\n", error.what()));
   }
 }
 
@@ -84,7 +85,7 @@ void clean_host(const Communicator& world) {
   if (world.transport().name() != "mpi" || world.transport().host_leader() != world.rank()) return;
   const std::vector<std::string> removed = remove_stale_segments();
   if (!removed.empty()) {
-    fmt::print("note: removed {} segments of shared memory that a killed job left in /dev/shm\n", removed.size());
+    say(fmt::format("note: removed {} segments of shared memory that a killed job left in /dev/shm\n", removed.size()));
   }
 }
 
@@ -111,16 +112,16 @@ void train_on(Communicator world, const RunConfig& config, int ranks_of_process,
     print_banner(world, config);
     clean_host(world);
   } else if (speaks) {
-    fmt::print("RECOVERY {}; {} ranks go on\n", recovery->story(), world.size());
+    say(fmt::format("RECOVERY {}; {} ranks go on\n", recovery->story(), world.size()));
   }
   const MemoryReport memory(world, config, ranks_of_process);
   Trainer trainer(std::move(world), config, copies);
   const double seconds = recovery == nullptr ? 0.0 : recovery->stands();
-  if (speaks && !fresh) fmt::print("recovered in {:.2f} s\n", seconds);
+  if (speaks && !fresh) say(fmt::format("recovered in {:.2f} s\n", seconds));
   if (speaks) {
-    fmt::print("exchange {}\n", trainer.worker().exchange_reason());
+    say(fmt::format("exchange {}\n", trainer.worker().exchange_reason()));
     for (const std::string& note : {trainer.schedule_note(), trainer.worker().progress_note()}) {
-      if (!note.empty()) fmt::print("note: {}\n", note);
+      if (!note.empty()) say(fmt::format("note: {}\n", note));
     }
   }
   trainer.run();
@@ -147,8 +148,9 @@ void run_train(const Options& options, const Job& job) {
   const int num_ranks = job.num_ranks(options.ranks);
   check(config, num_ranks);
   if (options.print_config) {
-    if (job.rank() == 0) fmt::print("{}", to_toml(config));
-    return;
+    if (job.rank() != 0) return;
+    fmt::print("{}", to_toml(config));
+    return require_stdout();
   }
   if (options.ranks > 0) {
     CADRE_CHECK(config.recover == "none", "recover = survivors, allowed: none with --ranks",
@@ -177,7 +179,8 @@ Command train_command() {
                       {"metrics", &options->metrics, any(), "csv: metrics.csv too; the same as log.metrics=csv"},
                       {"print-config", &options->print_config, any(), "print the resolved configuration and stop"}},
           .more_help = [] { return "Keys of the run file, also as key=value:\n" + run_config_help(); },
-          .run = [options](const Job& job) { run_train(*options, job); }};
+          .run = [options](const Job& job) { run_train(*options, job); },
+          .output_is_result = false};
 }
 
 }  // namespace cadre

@@ -9,6 +9,7 @@
 #include <numeric>
 
 #include "comm/base/check.hpp"
+#include "comm/base/console.hpp"
 
 namespace cadre {
 namespace {
@@ -130,12 +131,6 @@ int64_t step_of(const std::string& line, const std::string& where) {
   return json["step"].get<int64_t>() + (json.contains("validation_loss") ? 1 : 0);
 }
 
-// A lost line of text must not stop a run: what a terminal or a pipe does not take is dropped.
-void print(const std::string& line) {
-  static_cast<void>(std::fputs((line + '\n').c_str(), stdout));
-  static_cast<void>(std::fflush(stdout));
-}
-
 }  // namespace
 
 std::string step_line(const StepRecord& record) {
@@ -170,7 +165,7 @@ void RunLog::evaluation(int64_t step, double validation_loss) {
 
 void RunLog::note(const std::string& line) {
   bar_.clear();
-  print(line);
+  say(line + '\n');
 }
 
 void RunLog::summary() {

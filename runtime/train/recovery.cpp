@@ -66,7 +66,7 @@ class Watchdog {
       const Error error =
           to_restart({ErrorKind::timeout, fmt::format("this one has not come back for {:.0f} s after {} died",
                                                       limit_.count(), roll_.describe_lost())});
-      fmt::print(stderr, "cadre: error: {}\n", error.what());
+      static_cast<void>(std::fputs(fmt::format("cadre: error: {}\n", error.what()).c_str(), stderr));
       roll_.end_job(exit_code(error.kind()));
     }
   }

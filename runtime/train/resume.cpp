@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "comm/base/check.hpp"
+#include "comm/base/console.hpp"
 #include "comm/base/random.hpp"
 #include "runtime/checkpoint/digest.hpp"
 #include "runtime/checkpoint/directory.hpp"
@@ -76,7 +77,7 @@ int64_t resume_from_checkpoint(Worker& worker, AdamW& optimizer, const RunConfig
   };
   const fs::path path =
       load_newest(worker.world(), kFileDeadlineSeconds, checkpoints_to_try(config, worker.world().rank()), load,
-                  [](const std::string& line) { fmt::print("{}\n", line); });
+                  [](const std::string& line) { say(line + '\n'); });
   if (path.empty()) return 0;
   CADRE_CHECK(manifest.config_hash == hash,
               fmt::format("{} was saved with another model, seed, batch or sequence length", path.string()),
