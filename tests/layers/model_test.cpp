@@ -4,6 +4,9 @@
 
 #include <gtest/gtest.h>
 
+#include <cmath>
+#include <string>
+
 #include "comm/progress/engine.hpp"
 #include "layers/tensor/parameter_store.hpp"
 #include "tests/support/gradient_check.hpp"
@@ -172,6 +175,25 @@ TEST(Model, gradients_equal_central_differences_with_post_norm_highway_and_the_m
   check_all_gradients(config);
   config.routing.norm_position = "pre";
   check_all_gradients(config);
+}
+
+// The mean of n shared experts is their sum with outputs of an n-th.
+TEST(Model, the_mean_of_shared_experts_divides_by_their_number) {
+  test::on_one_rank([](Communicator alone) {
+    const auto loss_of = [&](bool mean, double factor) {
+      ModelConfig config = small_config("rmsnorm", "silu");
+      config.n_shared_experts = 3;
+      config.routing.shared_expert_mean = mean;
+      ModelRun run(config, alone);
+      for (Parameter* parameter : run.parameters()) {
+        if (parameter->name().find("shared_experts.down_proj") == std::string::npos) continue;
+        for (int64_t i = 0; i < parameter->value.numel(); ++i) parameter->value.data<double>()[i] *= factor;
+      }
+      return run.loss();
+    };
+    EXPECT_NEAR(loss_of(true, 1.0), loss_of(false, 1.0 / 3.0), 1e-12);
+    EXPECT_GT(std::abs(loss_of(true, 1.0) - loss_of(false, 1.0)), 1e-6);
+  });
 }
 
 }  // namespace
