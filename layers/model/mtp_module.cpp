@@ -12,7 +12,7 @@ MtpModule::MtpModule(const ModelConfig& config, int index, const ExpertMap& map,
       head_norm_(layer_name(index, "shared_head.norm"), norm_options(config)) {}
 
 // Token i of a sequence now reads and predicts what token i + 1 did; the last one is gone.
-void MtpModule::shift(Context& ctx, const TokenBatch& batch, Saved& saved) const {
+void MtpModule::shift(LaneContext& ctx, const TokenBatch& batch, Saved& saved) const {
   const int64_t length = batch.sequences.length;
   const int64_t left = std::max<int64_t>(length - 1, 0);
   const int64_t num_rows = batch.sequences.batch * left;
@@ -20,14 +20,15 @@ void MtpModule::shift(Context& ctx, const TokenBatch& batch, Saved& saved) const
   saved.num_rows = batch.ids.dim(0);
   saved.kept = take();
   saved.batch = {take(), take(), {batch.sequences.batch, left, take()}};
-  if (ctx.arena.is_dry_run()) return;
-  for (int64_t row = 0; row < num_rows; ++row) {
+  for (int64_t row = 0; row < num_rows && !ctx.arena.is_dry_run(); ++row) {
     const int64_t from = row / left * length + row % left;
     saved.kept.data<int32_t>()[row] = static_cast<int32_t>(from);
     saved.batch.ids.data<int32_t>()[row] = batch.ids.data<int32_t>()[from + 1];
     saved.batch.targets.data<int32_t>()[row] = batch.targets.data<int32_t>()[from + 1];
     saved.batch.sequences.positions.data<int32_t>()[row] = batch.sequences.positions.data<int32_t>()[from];
   }
+  saved.ctx.emplace(ctx);
+  saved.ctx->tokens = shifted(ctx.arena, ctx.tokens, saved.kept, left, length);
 }
 
 // eh_proj [enorm(Emb(ids)) ; hnorm(h)]
@@ -48,7 +49,7 @@ Task<MtpModule::Output> MtpModule::forward(LaneContext& ctx, TokenBatch batch, T
   const Tensor rows = ctx.arena.take("mtp", ctx.dtype, {num_rows, hidden_});
   ctx.kernels.gather_rows(h, saved.kept, Tensor(), rows);
   const Tensor x = join(ctx, saved.batch.ids, rows, embedding, saved);
-  Task<Tensor> layer = block_.forward(ctx, x, saved.batch.sequences, saved.block);
+  Task<Tensor> layer = block_.forward(*saved.ctx, x, saved.batch.sequences, saved.block);
   const Tensor y = co_await layer;
   ctx.lane.enter("mtp");
   const Tensor losses = head.forward(ctx, head_norm_.forward(ctx, y, saved.head_norm), saved.batch.targets, saved.head);
@@ -63,7 +64,7 @@ Task<void> MtpModule::backward(LaneContext& ctx, Saved& saved, double scale, Ten
   const Tensor d_out = head_norm_.input_grad(ctx, saved.head_norm, head.input_grad(ctx, saved.head, scale));
   if (dy.defined()) ctx.kernels.add(d_out, dy, d_out);
   const Tensor dx = ctx.arena.take("mtp", ctx.dtype, {d_out.dim(0), hidden_});
-  Task<void> layer = block_.backward(ctx, saved.block, d_out, dx);
+  Task<void> layer = block_.backward(*saved.ctx, saved.block, d_out, dx);
   co_await layer;
 
   ctx.lane.enter("mtp gradient");

@@ -3,9 +3,11 @@
 // 2412.19437, section 2.2), as in the released weights: from the hidden state of a token and the embedding of the next
 // one, through a whole layer, to the shared head:
 //   x_i = eh_proj [enorm(Emb(t_i+1)) ; hnorm(h_i)],  y = Block(x),  loss_i = -log softmax(Head(shared_head.norm(y_i)))[t_i+2]
-// Each module has one token a sequence less than what it stands on. Embedding and head are those of the model.
+// Each module has one token a sequence less than what it stands on. Embedding and head are those of the model. Row i has
+// position, number and all other facts of token i. Its losses, balance losses too, are means over all T tokens.
 #pragma once
 
+#include <optional>
 #include <string>
 
 #include "layers/model/block.hpp"
@@ -22,9 +24,10 @@ class MtpModule {
   MtpModule(const ModelConfig& config, int index, const ExpertMap& map, int expert_rank);
 
   struct Saved {
-    TokenBatch batch;      // what it reads and predicts
-    Tensor kept;           // i32[T']: rows of h
-    int64_t num_rows = 0;  // T, of h
+    TokenBatch batch;                // what it reads and predicts
+    std::optional<LaneContext> ctx;  // of the block: the caller's, with the facts of these rows
+    Tensor kept;                     // i32[T']: rows of h
+    int64_t num_rows = 0;            // T, of h
     Embedding::Saved embedding;
     Norm::Saved enorm, hnorm, head_norm;
     Linear::Saved eh_proj;
@@ -37,7 +40,8 @@ class MtpModule {
     double loss_sum = 0.0;
   };
 
-  // h [T,H] belongs to the tokens of `batch`: the final norm's output, or y of the module before, whose batch it then is.
+  // h [T,H] belongs to the tokens of `batch`, of which ctx.tokens has the facts: the final norm's output, or y of the module
+  // before, whose batch and context those then are. `ctx` and `saved` must outlive the backward pass.
   Task<Output> forward(LaneContext& ctx, TokenBatch batch, Tensor h, const Embedding& embedding, const Head& head,
                        Saved& saved) const;
   // Of scale times the losses, plus dy [T',H] from the next module, undefined behind the last. Adds to dh [T,H]. Weight
@@ -58,7 +62,7 @@ class MtpModule {
 
  private:
   Tensor join(Context& ctx, const Tensor& ids, const Tensor& h, const Embedding& embedding, Saved& saved) const;
-  void shift(Context& ctx, const TokenBatch& batch, Saved& saved) const;
+  void shift(LaneContext& ctx, const TokenBatch& batch, Saved& saved) const;
   void add_kept_rows(Context& ctx, const Saved& saved, const Tensor& rows, const Tensor& dh) const;
 
   int64_t hidden_;

@@ -122,12 +122,14 @@ Task<Stage::Output> Stage::leave(LaneContext& ctx, TokenBatch batch, Tensor x, S
 Task<double> Stage::predict_mtp(LaneContext& ctx, TokenBatch batch, Tensor normed, Saved& saved) const {
   double sum = 0.0;
   Tensor h = normed;
+  LaneContext* of_rows = &ctx;
   for (size_t i = 0; i < mtp_.size(); ++i) {
-    Task<MtpModule::Output> module = mtp_[i]->forward(ctx, batch, h, embedding_at_end(), *head_, saved.mtp[i]);
+    Task<MtpModule::Output> module = mtp_[i]->forward(*of_rows, batch, h, embedding_at_end(), *head_, saved.mtp[i]);
     const MtpModule::Output output = co_await module;
     sum += output.loss_sum;
     h = output.y;
     batch = saved.mtp[i].batch;
+    of_rows = &*saved.mtp[i].ctx;
   }
   co_return sum / static_cast<double>(mtp_.size());
 }

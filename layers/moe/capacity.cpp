@@ -24,7 +24,7 @@ std::vector<double> softmax_of(const std::vector<double>& logits) {
 }
 
 // Every slot with an expert, token by token.
-std::vector<Candidate> candidates_of(const Routing& routing, DropPolicy policy, int64_t first_token) {
+std::vector<Candidate> candidates_of(const Routing& routing, DropPolicy policy, const TokenFacts& tokens) {
   std::vector<Candidate> candidates;
   const int64_t num_slots = routing.ids.dim(1);
   with_element_type(routing.scores, [&]<class T>(std::type_identity<T>) {
@@ -35,7 +35,7 @@ std::vector<Candidate> candidates_of(const Routing& routing, DropPolicy policy, 
       const uint64_t key = policy == DropPolicy::probability
                                ? sort_key(routing.scores.data<T>()[t * routing.num_experts() + expert])
                                : static_cast<uint64_t>(num_slots - i % num_slots);
-      candidates.push_back({expert, key, first_token + t});
+      candidates.push_back({expert, key, tokens.number_of(t)});
     }
   });
   return candidates;
@@ -83,7 +83,7 @@ Task<void> Capacity::limit(LaneContext& ctx, Routing& routing) const {
   if (!limits(ctx)) co_return;
   Task<std::vector<int64_t>> counting = sum_over_ranks(ctx, {routing.num_tokens()});
   const std::vector<int64_t> tokens = co_await counting;
-  std::vector<Candidate> candidates = candidates_of(routing, options_.drop, ctx.tokens.first);
+  std::vector<Candidate> candidates = candidates_of(routing, options_.drop, ctx.tokens);
   Task<std::vector<uint8_t>> keeping = keep_best(ctx, std::move(candidates), capacities(factor(ctx), tokens[0]));
   const std::vector<uint8_t> kept = co_await keeping;
   size_t candidate = 0;

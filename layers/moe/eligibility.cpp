@@ -27,13 +27,8 @@ double group_score(const T* first, int64_t size, int summed, std::vector<double>
   return best.front() > kNever ? sum : kNever;
 }
 
-int64_t position_of(const TokenFacts& tokens, int64_t t) {
-  if (tokens.position.defined()) return tokens.position.data<int32_t>()[t];
-  return tokens.sequence_length > 0 ? (tokens.first + t) % tokens.sequence_length : tokens.first + t;
-}
-
 bool holds(const ExpertCondition& condition, const TokenFacts& tokens, int64_t t) {
-  const int64_t position = position_of(tokens, t);
+  const int64_t position = tokens.position_of(t);
   switch (condition.kind) {
     case ExpertCondition::Kind::task: return tokens.task.defined() && tokens.task.data<int32_t>()[t] == condition.value;
     case ExpertCondition::Kind::position_below: return position < condition.value;

@@ -6,6 +6,7 @@
 #include "comm/progress/deferred.hpp"
 #include "comm/progress/poll.hpp"
 #include "comm/progress/task.hpp"
+#include "layers/moe/token_facts.hpp"
 #include "layers/nn/module.hpp"
 
 namespace cadre {
@@ -21,19 +22,6 @@ enum class CombineMode { partial, slot_order };
 struct WireFormats {
   Wire dispatch = Wire::same;
   Wire combine = Wire::same;
-};
-
-// What a router may ask about the tokens of a micro-batch besides their rows. Numbers drawn for a token are keyed by its
-// number in the global batch, so that they do not depend on the rank that holds it.
-struct TokenFacts {
-  uint64_t seed = 0;
-  int64_t step = 0;
-  int64_t first = 0;            // number of the first token in the global batch of the step; the others follow it
-  int64_t sequence_length = 0;  // the tokens are whole sequences of this length; 0: one sequence
-  Tensor position = {};         // i32[T], in its sequence; undefined: as the two above say
-  Tensor task = {};             // i32[T], -1: none; undefined: no token has one
-  Tensor num_experts =
-      {};  // i32[T], how many experts the token may visit at most; undefined: as many as the router says
 };
 
 // What routers saw, over the layers.

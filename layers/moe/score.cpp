@@ -14,7 +14,7 @@
 namespace cadre {
 namespace {
 
-uint64_t key_of(const TokenFacts& tokens, int64_t t) { return static_cast<uint64_t>(tokens.first + t); }
+uint64_t key_of(const TokenFacts& tokens, int64_t t) { return static_cast<uint64_t>(tokens.number_of(t)); }
 
 Tensor like(Context& ctx, const Tensor& other) {
   return ctx.arena.take("router", ctx.dtype, {other.dim(0), other.dim(1)});
@@ -26,7 +26,7 @@ void check_finite(const std::vector<int64_t>& not_finite, int64_t num_tokens, co
   throw Error(
       ErrorKind::numerics,
       fmt::format("router logits of {}: {} of {} tokens hold a NaN or an infinity, the first is token {} of step {}",
-                  prefix, not_finite.size(), num_tokens, tokens.first + not_finite.front(), tokens.step),
+                  prefix, not_finite.size(), num_tokens, tokens.number_of(not_finite.front()), tokens.step),
       "the activations or the router weights are no longer finite; lower the learning rate");
 }
 

@@ -11,14 +11,18 @@
 namespace cadre {
 namespace {
 
-std::vector<Candidate> candidates_of(const Tensor& choice, int64_t first_token) {
+// Token by token and, of a token, in rising order of experts; `rows` are those of their tokens.
+std::vector<Candidate> candidates_of(const Tensor& choice, const TokenFacts& tokens, std::vector<int64_t>& rows) {
   std::vector<Candidate> candidates;
   candidates.reserve(static_cast<size_t>(choice.numel()));
+  rows.reserve(candidates.capacity());
   with_element_type(choice, [&]<class T>(std::type_identity<T>) {
     for (int64_t i = 0; i < choice.numel(); ++i) {
       const T value = choice.data<T>()[i];
       if (value == -std::numeric_limits<T>::infinity()) continue;
-      candidates.push_back({static_cast<int32_t>(i % choice.dim(1)), sort_key(value), first_token + i / choice.dim(1)});
+      const int64_t t = i / choice.dim(1);
+      candidates.push_back({static_cast<int32_t>(i % choice.dim(1)), sort_key(value), tokens.number_of(t)});
+      rows.push_back(t);
     }
   });
   return candidates;
@@ -40,22 +44,22 @@ class ExpertChoice final : public Selector {
     const std::vector<int64_t> tokens = co_await counting;
     const int64_t share = (tokens[0] * options_.top_k + options_.num_experts - 1) / options_.num_experts;
 
-    std::vector<Candidate> candidates = candidates_of(routing.choice, ctx.tokens.first);
+    std::vector<int64_t> rows;
+    std::vector<Candidate> candidates = candidates_of(routing.choice, ctx.tokens, rows);
     Task<std::vector<uint8_t>> keeping =
         keep_best(ctx, candidates, std::vector<int64_t>(static_cast<size_t>(options_.num_experts), share));
     const std::vector<uint8_t> kept = co_await keeping;
 
-    // Candidates come token by token and, of a token, in rising order of experts.
     const int64_t num_slots = routing.ids.dim(1);
     std::fill_n(routing.ids.data<int32_t>(), routing.ids.numel(), -1);
     for (size_t i = 0; i < candidates.size();) {
       size_t end = i;
       std::vector<Candidate> chosen;
-      for (; end < candidates.size() && candidates[end].token == candidates[i].token; ++end) {
+      for (; end < candidates.size() && rows[end] == rows[i]; ++end) {
         if (kept[end] != 0) chosen.push_back(candidates[end]);
       }
       std::ranges::stable_sort(chosen, std::ranges::greater(), &Candidate::key);
-      int32_t* ids = routing.ids.data<int32_t>() + (candidates[i].token - ctx.tokens.first) * num_slots;
+      int32_t* ids = routing.ids.data<int32_t>() + rows[i] * num_slots;
       for (const Candidate& candidate : chosen) *ids++ = candidate.column;
       i = end;
     }

@@ -51,6 +51,7 @@ class ModelRun {
         exchange_(make_flat_exchange({lane_.expert_group(), Topology::uniform(1, world.size())})),
         kernels_(make_reference_kernels()),
         ctx_{{*kernels_, arena_, DType::f64}, lane_, *exchange_, CombineMode::partial, {}, 1.0 / kTokens} {
+    ctx_.tokens.sequence_length = kLength;
     store_.add_all(model_);
     store_.allocate(DType::f64, /*with_grad=*/true, /*dry_run=*/false);
     store_.initialise(5);
@@ -147,6 +148,14 @@ TEST(Model, gradients_equal_central_differences_with_two_mtp_modules) {
   ModelConfig config = latent_config();
   config.num_nextn_predict_layers = 2;
   config.mtp_loss_factor = 0.7;
+  check_all_gradients(config);
+}
+
+// A module's sequences are shorter than those of the model.
+TEST(Model, gradients_equal_central_differences_with_mtp_modules_and_a_loss_by_sequence) {
+  ModelConfig config = latent_config();
+  config.num_nextn_predict_layers = 2;
+  config.routing.seq_aux = true;
   check_all_gradients(config);
 }
 

@@ -170,6 +170,58 @@ TEST(Trainer, every_router_trains_the_same_on_any_number_of_ranks) {
       {1, 2, 3, 4});
 }
 
+// Loss, balance loss and loss of the MTP modules of some steps.
+std::vector<double> losses_of(Communicator world, const RunConfig& config, int steps) {
+  Trainer trainer(std::move(world), config);
+  std::vector<double> losses;
+  for (int i = 0; i < steps; ++i) {
+    const GlobalStep step = trainer.step().global;
+    for (const double loss : {step.loss, step.balance_loss, step.mtp_loss}) losses.push_back(loss);
+  }
+  return losses;
+}
+
+// Noise, jitter, conditions, tasks and sequences of a router look at single tokens, of which an MTP module has a selection.
+// Sequences are shared out unevenly, and a rank may have none.
+TEST(Trainer, mtp_modules_look_at_the_tokens_of_their_rows) {
+  test::on_ranks(
+      [](Communicator& world) {
+        const RunFolder folder(world);
+        RunConfig config = small_run(folder.path());
+        config.model.num_nextn_predict_layers = 2;
+        config.model.num_hidden_layers = 4;
+        config.model.aux_loss_alpha = 0.5;
+        config.model.initializer_range = 0.2;  // scores that differ, and with them the losses
+        config.model.routing.seq_aux = true;
+        config.model.routing.router_noise = true;
+        config.model.routing.router_jitter_noise = 0.3;
+        config.model.routing.expert_conditions = "0:position<4,3:task=1,5:position>=20";
+        config.model.routing.expert_tasks = "0,1,2,3,1,0,3,4,0,1";
+        config.model.routing.task_bias = 0.2;
+        config.model.routing.task_top_k = "1,2,2,1,2";
+        config.task.recognise = true;
+        config.task.reasoning = "rank,moves";
+        config.task.coding = "expert";
+        RunConfig alone = config;
+        alone.train.micro_batches = 1;
+        alone.out += fmt::format(".alone{}", world.rank());
+        std::vector<double> expected;
+        test::on_one_rank([&](Communicator one) { expected = losses_of(std::move(one), alone, 3); });
+        for (const int64_t micro_batches : {1, 2, 5}) {
+          for (const int64_t pipeline : {1, 2}) {
+            if (world.size() % pipeline != 0 || (pipeline > 1 && micro_batches == 1)) continue;
+            SCOPED_TRACE(fmt::format("{} micro-batches, pipeline {}", micro_batches, pipeline));
+            RunConfig run = config;
+            run.train.micro_batches = micro_batches;
+            run.parallel.pipeline = pipeline;
+            if (pipeline > 1) run.parallel.schedule = "1f1b";
+            expect_close(expected, losses_of(world.duplicate("run"), run, 3));
+          }
+        }
+      },
+      {1, 2, 4});
+}
+
 TEST(Trainer, what_routers_learned_is_in_the_checkpoint) {
   if (test::runs_under_mpi()) GTEST_SKIP() << "thread ranks only";
   const test::TemporaryDirectory folder;

@@ -1,0 +1,33 @@
+// SPDX-License-Identifier: Apache-2.0
+// What a router may ask about the tokens of a micro-batch besides their rows.
+#pragma once
+
+#include <cstdint>
+
+#include "layers/tensor/arena.hpp"
+#include "layers/tensor/tensor.hpp"
+
+namespace cadre {
+
+// Numbers drawn for a token are keyed by its number in the global batch, so that they do not depend on the rank that holds
+// it. Where rows are a selection of tokens, shifted() makes the facts of the rows.
+struct TokenFacts {
+  uint64_t seed = 0;
+  int64_t step = 0;
+  int64_t first = 0;            // number of the first token in the global batch of the step
+  int64_t sequence_length = 0;  // the tokens are whole sequences of this length; 0: one sequence
+  int64_t sequence_stride = 0;  // from the number of one sequence's first token to that of the next; 0: sequence_length
+  Tensor position = {};         // i32[T], in its sequence; undefined: as the numbers above say
+  Tensor task = {};             // i32[T], -1: none; undefined: no token has one
+  Tensor num_experts = {};      // i32[T], the most experts that the token may visit; undefined: the router decides
+
+  // Of token t of these: its number in the global batch, and its position in its sequence.
+  int64_t number_of(int64_t t) const;
+  int64_t position_of(int64_t t) const;
+};
+
+// The facts of rows that each stand for a token of `tokens`, whose sequences have lost their last token: row i has those of
+// token kept[i]; kept i32[T'] has `length` tokens of each sequence, which had `from_length`. Memory comes from the arena.
+TokenFacts shifted(Arena& arena, const TokenFacts& tokens, const Tensor& kept, int64_t length, int64_t from_length);
+
+}  // namespace cadre
