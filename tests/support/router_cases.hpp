@@ -32,8 +32,13 @@ RouterOptions with(Change&& change, int top_k = 2) {
   return options;
 }
 
-// A bias that sends most tokens to the first experts, so that capacities are felt.
+// A bias that sends most tokens to the first experts, so that capacities are felt; noise of uneven width.
 inline void skew(Parameter& parameter) {
+  if (parameter.name().ends_with("noise.weight")) {
+    for (int64_t i = 0; i < parameter.value.numel(); ++i) {
+      parameter.value.data<double>()[i] = 0.3 * static_cast<double>(i * 7 % 5) - 0.6;
+    }
+  }
   if (!parameter.name().ends_with("e_score_correction_bias")) return;
   for (int e = 0; e < 8; ++e) parameter.value.data<double>()[e] = 0.3 / (1.0 + e);
 }
