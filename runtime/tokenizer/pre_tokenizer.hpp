@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "runtime/tokenizer/regex.hpp"
+#include "runtime/tokenizer/split_parts.hpp"
 
 namespace cadre {
 
@@ -18,7 +19,8 @@ class PreTokenizer {
  public:
   using TakeWord = std::function<void(std::string_view)>;
 
-  // ByteLevel, or a Sequence of Split (Isolated or Removed), Digits and, at the end, ByteLevel. Throws on anything else.
+  // ByteLevel, or a Sequence that ends with it and has before it Split, Digits, Punctuation, WhitespaceSplit,
+  // CharDelimiterSplit, BertPreTokenizer and Sequences of these. Throws on anything else.
   explicit PreTokenizer(const nlohmann::json& description);
 
   // Calls `take` with each word, in order; a word lives as long as the call.
@@ -28,15 +30,16 @@ class PreTokenizer {
   // Cuts words at matches of an expression; without one, puts a space before a word that begins with none.
   struct Step {
     std::optional<Regex> regex;
-    bool keeps_matches = true;
-    bool keeps_others = true;  // what lies between matches
+    SplitBehavior behavior = SplitBehavior::isolated;
+    bool invert = false;  // what lies between matches counts as the match
   };
 
-  void add(const nlohmann::json& step, bool is_last);
+  void add(const nlohmann::json& step, bool is_last, size_t depth);
+  void add_sequence(const nlohmann::json& sequence, bool is_last, size_t depth);
   void add_split(const nlohmann::json& split);
   void add_byte_level(const nlohmann::json& byte_level);
   void run(size_t step, std::string_view word, const TakeWord& take) const;
-  void cut(size_t step, std::string_view word, const TakeWord& take) const;
+  static void cut(const Step& step, std::string_view word, const TakeWord& take);
 
   std::vector<Step> steps_;
 };

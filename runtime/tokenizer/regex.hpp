@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// A regular expression over UTF-8 with Unicode classes, by PCRE2, as tokenizer files mean it: `$` and `^` also match at
-// the ends of lines. In text that is not UTF-8 the wrong bytes match nothing.
+// A regular expression over UTF-8 by Oniguruma, the engine that the `tokenizers` package of Hugging Face has: expressions
+// of tokenizer.json files mean the same here as there. Text that is not UTF-8 counts as several texts, between which
+// the wrong bytes match nothing.
 #pragma once
 
 #include <cstddef>
@@ -9,8 +10,9 @@
 #include <string>
 #include <string_view>
 
-struct pcre2_real_code_8;
-struct pcre2_real_match_data_8;
+struct re_pattern_buffer;
+struct re_registers;
+struct OnigMatchParamStruct;
 
 namespace cadre {
 
@@ -26,14 +28,15 @@ class Regex {
  private:
   friend class RegexMatches;
   struct FreeCode {
-    void operator()(pcre2_real_code_8* code) const;
+    void operator()(re_pattern_buffer* code) const;
   };
 
   std::string pattern_;
-  std::unique_ptr<pcre2_real_code_8, FreeCode> code_;
+  std::unique_ptr<re_pattern_buffer, FreeCode> code_;
 };
 
-// The matches of an expression in a text, from left to right, none over another. Both must outlive it.
+// The matches of an expression in a text, from left to right, none over another; an empty one only where the match
+// before does not end. Both must outlive it.
 class RegexMatches {
  public:
   RegexMatches(const Regex& regex, std::string_view text);
@@ -42,18 +45,28 @@ class RegexMatches {
     size_t begin;
     size_t end;  // the same where nothing was needed to match
   };
-  // Throws where a match would need more steps than a sane expression does.
+  // Throws where a match needs more steps than a few for each byte of the text.
   std::optional<Range> next();
 
  private:
-  struct FreeData {
-    void operator()(pcre2_real_match_data_8* data) const;
+  struct FreeRegion {
+    void operator()(re_registers* region) const;
   };
+  struct FreeLimits {
+    void operator()(OnigMatchParamStruct* limits) const;
+  };
+
+  bool enter_next_part();
+  std::optional<Range> search();
 
   const Regex& regex_;
   std::string_view text_;
-  std::unique_ptr<pcre2_real_match_data_8, FreeData> data_;
+  std::unique_ptr<re_registers, FreeRegion> region_;
+  std::unique_ptr<OnigMatchParamStruct, FreeLimits> limits_;
+  size_t part_begin_ = 0;  // of the part of the text that is UTF-8 and searched now
+  size_t part_end_ = 0;
   size_t from_ = 0;
+  std::optional<size_t> last_end_;  // of the match before, in this part
 };
 
 }  // namespace cadre

@@ -225,17 +225,16 @@ TEST(ByteLevelBpe, refuses_what_is_wrong_or_foreign) {
       {"/pre_tokenizer", {{"type", "Sequence"}, {"pretokenizers", json::array()}}, "has 0 steps"},
       {"/pre_tokenizer", {{"type", "Sequence"}, {"pretokenizers", {byte_level, byte_level}}}, "stands before the end"},
       {"/pre_tokenizer",
-       {{"type", "Sequence"}, {"pretokenizers", {{{"type", "Punctuation"}}, byte_level}}},
-       "\"Punctuation\", allowed: Split | Digits | ByteLevel"},
+       {{"type", "Sequence"}, {"pretokenizers", {{{"type", "UnicodeScripts"}}, byte_level}}},
+       "\"UnicodeScripts\", allowed: Split | Digits | "},
       {"/pre_tokenizer",
        {{"type", "Sequence"},
         {"pretokenizers", {{{"type", "Split"}, {"pattern", {{"Regex", "(a"}}}, {"behavior", "Isolated"}}, byte_level}}},
-       "the regular expression (a is wrong at byte 2"},
+       "the regular expression (a is wrong: end pattern with unmatched parenthesis"},
       {"/pre_tokenizer",
        {{"type", "Sequence"},
-        {"pretokenizers",
-         {{{"type", "Split"}, {"pattern", {{"Regex", "a"}}}, {"behavior", "Contiguous"}}, byte_level}}},
-       "\"Contiguous\", allowed: Isolated | Removed"},
+        {"pretokenizers", {{{"type", "Split"}, {"pattern", {{"Regex", "a"}}}, {"behavior", "Alone"}}, byte_level}}},
+       "\"Alone\", allowed: Removed | Isolated | "},
       {"/model", nullptr, "model is missing"},
       {"/model/type", "Unigram", "model.type = \"Unigram\", allowed: BPE"},
       {"/model/byte_fallback", true, "byte_fallback"},
@@ -283,15 +282,18 @@ TEST(ByteLevelBpe, ends_in_time_whatever_the_file_says) {
   json file = naive().file();
   file["pre_tokenizer"] = {{"type", "Sequence"},
                            {"pretokenizers",
-                            {{{"type", "Split"}, {"pattern", {{"Regex", "(?:a+)+[bd]"}}}, {"behavior", "Isolated"}},
+                            {{{"type", "Split"}, {"pattern", {{"Regex", "(?:a|aa)+[bd]"}}}, {"behavior", "Isolated"}},
                              {{"type", "ByteLevel"}}}}};
   const ByteLevelBpe slow(file);
-  EXPECT_NE(test::error_of([&] { slow.encode(std::string(40, 'a') + "c"); }).find("does not come to an end"),
+  EXPECT_NE(test::error_of([&] { slow.encode(std::string(40, 'a') + "cd"); }).find("does not come to an end"),
             std::string::npos);
   // One word of a million letters: with n^2 steps this test would not end.
   const ByteLevelBpe tokenizer(naive().file());
-  const std::string word(1'000'000, 'e');
-  EXPECT_EQ(tokenizer.decode(tokenizer.encode(word)), word);
+  for (const char* part : {"e", " ", "\n", "7", "!", "专", " \n", "\xFF", "\xE4\xB8"}) {
+    std::string text = "in front";
+    while (text.size() < 1'100'000) text += part;
+    EXPECT_EQ(tokenizer.decode(tokenizer.encode(text + "x")), text + "x") << part;
+  }
 }
 
 TEST(Regex, finds_matches_as_tokenizer_files_mean_them) {
@@ -306,8 +308,88 @@ TEST(Regex, finds_matches_as_tokenizer_files_mean_them) {
   EXPECT_EQ(matches("\\p{L}+", "ab 专家"), (Ranges{{0, 2}, {3, 9}}));
   EXPECT_EQ(matches("\\p{L}+", "ab\xFF专"), (Ranges{{0, 2}, {3, 6}}));
   EXPECT_EQ(matches("b$", "b\nb"), (Ranges{{0, 1}, {2, 3}}));
-  EXPECT_EQ(matches("x*", "a专x"), (Ranges{{0, 0}, {1, 1}, {4, 5}, {5, 5}}));
+  EXPECT_EQ(matches("x*", "a专x"), (Ranges{{0, 0}, {1, 1}, {4, 5}}));
   EXPECT_EQ(matches("\\s+", "\u3000 \u00A0"), (Ranges{{0, 6}}));
+}
+
+using Words = std::vector<std::string>;
+
+Words words_of(std::vector<json> list, const std::string& text) {
+  list.push_back({{"type", "ByteLevel"}, {"use_regex", false}, {"add_prefix_space", false}});
+  Words found;
+  PreTokenizer({{"type", "Sequence"}, {"pretokenizers", list}}).each_word(text, [&](std::string_view word) {
+    found.emplace_back(word);
+  });
+  return found;
+}
+
+json split(const json& pattern, const char* behavior, bool invert) {
+  return {{"type", "Split"}, {"pattern", pattern}, {"behavior", behavior}, {"invert", invert}};
+}
+
+// What tokenizers 0.23.3 makes of each: pre_tokenizers.Split(Regex(pattern), "removed", invert=True).
+TEST(Regex, means_what_it_means_to_tokenizers) {
+  struct Case {
+    const char* pattern;
+    const char* text;
+    Words matches;
+  };
+  const std::vector<Case> cases = {
+      {R"(\p{Han}+)", "你好。世界、々〆", {"你好", "世界", "々"}},
+      {R"([\p{L}&&[^\p{Han}]]+)", "ab你好cα", {"ab", "cα"}},
+      {R"(\w+)", "naïve_1 \u203Fa\u00B7²\u2177\u2460", {"naïve_1", "\u203Fa", "²\u2177"}},
+      {R"(\b)", "a b", {}},
+      {R"(\h+)", "xyz0aF g\t", {"0aF"}},
+      {R"([[:alpha:]]+)", "aé1你²_", {"aé", "你"}},
+      {R"([[:punct:]]+)", "$+<a>.。", {"$+<", ">.。"}},
+      {R"([\]a[:alpha:][:punct:]&&[^.]]+)", "$+<a>.。", {"$+<a>", "。"}},
+      {R"([^[:punct:]]+)", "$a.", {"a"}},
+      {R"(\p{Word}+)", "a²-", {"a²"}},
+      {R"((?m:.)+)", "a\nb", {"a\nb"}},
+      {R"(.+)", "a\nb\r", {"a", "b\r"}},
+      {R"(a{1,2}+b?)", "aaab", {"aaab"}},
+      {R"(a+b$)", "ab\nab", {"ab", "ab"}},
+      {R"((?i:ſ|k))", "sSK\u212A", {"s", "S", "K", "\u212A"}},
+      {R"(\R)", "a\r\nb\n", {"\r\n", "\n"}},
+      {R"(\X)", "e\u0301👩\u200D👧x", {"e\u0301", "👩\u200D👧", "x"}},
+      {R"((?<=\p{L})\p{N})", "a1b22", {"1", "2"}},
+      {R"([a-w&&[^c-g]z])", "abcz", {"a", "b"}},
+      {R"(\s+(?!\S)|\s+)", "a   b  ", {"  ", " ", "  "}},
+  };
+  for (const auto& [pattern, text, matches] : cases) {
+    EXPECT_EQ(words_of({split({{"Regex", pattern}}, "Removed", true)}, text), matches) << pattern;
+  }
+}
+
+// What tokenizers 0.23.3 makes of each: pre_tokenizers.Split(".", behavior, invert), and the others.
+TEST(PreTokenizer, puts_parts_together_as_tokenizers_does) {
+  struct Case {
+    const char* behavior;
+    Words words;
+    Words inverted;
+  };
+  const Words parts = {".", ".", "a", ".", "b", ".", ".", "c"};
+  const Words merged = {"..", "a", ".", "b", "..", "c"};
+  const std::vector<Case> cases = {
+      {"Removed", {"a", "b", "c"}, {".", ".", ".", ".", "."}},
+      {"Isolated", parts, parts},
+      {"Contiguous", merged, merged},
+      {"MergedWithPrevious", {".", ".", "a.", "b.", ".", "c"}, {".", ".a", ".b", ".", ".c"}},
+      {"MergedWithNext", {".", ".a", ".b", ".", ".c"}, {".", ".", "a.", "b.", ".", "c"}},
+  };
+  for (const auto& [behavior, words, inverted] : cases) {
+    EXPECT_EQ(words_of({split({{"String", "."}}, behavior, false)}, "..a.b..c"), words) << behavior;
+    EXPECT_EQ(words_of({split({{"String", "."}}, behavior, true)}, "..a.b..c"), inverted) << behavior;
+  }
+  // The list of U+166D and U+061D: punctuation in Unicode 8 and no longer, and since then.
+  EXPECT_EQ(words_of({{{"type", "Punctuation"}, {"behavior", "Contiguous"}}}, "a$+。b\u166D\u061D."),
+            (Words{"a", "$+。", "b", "\u166D", "\u061D", "."}));
+  EXPECT_EQ(words_of({{{"type", "WhitespaceSplit"}}}, " a \u3000b."), (Words{"a", "b."}));
+  EXPECT_EQ(words_of({{{"type", "BertPreTokenizer"}}}, " a b.c"), (Words{"a", "b", ".", "c"}));
+  EXPECT_EQ(words_of({{{"type", "CharDelimiterSplit"}, {"delimiter", "."}}}, "a..b"), (Words{"a", "b"}));
+  const json inner = {{{"type", "Digits"}, {"individual_digits", true}},
+                      split({{"String", "a"}}, "MergedWithNext", false)};
+  EXPECT_EQ(words_of({{{"type", "Sequence"}, {"pretokenizers", inner}}}, "ab12"), (Words{"ab", "1", "2"}));
 }
 
 TEST(OpenTokenizer, takes_what_a_directory_has) {
