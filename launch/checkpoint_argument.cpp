@@ -76,12 +76,12 @@ WorkerOptions inference_options(const RunConfig& config) {
           .with_grad = false};
 }
 
-TokenSource held_out(const RunConfig& config) {
+OpenedTokens held_out(const RunConfig& config) {
   const DataConfig& data = config.data;
   CADRE_CHECK(!data.path.empty(), "--data is missing, and the checkpoint does not say what it was trained on",
               "a text file, a folder of them, or an llm.c token file");
-  if (data.validation_fraction == 0.0) return open_dataset(data, config.model.vocab_size).train;
-  return open_dataset(data, config.model.vocab_size).validation;
+  Dataset dataset = open_dataset(data, config.model);
+  return {data.validation_fraction == 0.0 ? dataset.train : dataset.validation, dataset.summary};
 }
 
 }  // namespace cadre

@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "comm/base/fields.hpp"
-#include "runtime/data/token_source.hpp"
+#include "runtime/data/dataset.hpp"
 #include "runtime/train/worker.hpp"
 
 namespace cadre {
@@ -38,6 +38,6 @@ std::string unused_keys_note(const std::filesystem::path& path, const std::vecto
 WorkerOptions inference_options(const RunConfig& config);
 
 // The part of the data that the run did not train on. Throws when the configuration names no data.
-TokenSource held_out(const RunConfig& config);
+OpenedTokens held_out(const RunConfig& config);
 
 }  // namespace cadre

@@ -45,8 +45,10 @@ void run_eval(const Options& options, const Job& job) {
   if (!options.data.empty()) config.data.path = options.data;
   leave_out(options.dead_experts, config.model);
   config.parallel.placement = options.placement;
-  const BatchReader reader(held_out(config), config.data.sequence_length, config.train.batch,
-                           static_cast<uint64_t>(config.seed));
+  const auto [tokens, summary] = held_out(config);
+  if (job.rank() == 0)
+    fmt::print("data {}: {}; {} tokens held out\n", config.data.path, describe(summary), tokens.num_tokens());
+  const BatchReader reader(tokens, config.data.sequence_length, config.train.batch, static_cast<uint64_t>(config.seed));
   const WorkerOptions worker_options = inference_options(config);
   set_kernel_threads(static_cast<int>(config.compute.threads));
   job.on_ranks(options.ranks, [&](Communicator world) {

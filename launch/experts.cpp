@@ -69,7 +69,7 @@ void with_other_model(const RunConfig& config, Body&& body) {
 }
 
 BatchReader reader_of(const RunConfig& config, int64_t num_sequences) {
-  return {held_out(config), config.data.sequence_length, num_sequences, static_cast<uint64_t>(config.seed)};
+  return {held_out(config).tokens, config.data.sequence_length, num_sequences, static_cast<uint64_t>(config.seed)};
 }
 
 std::vector<LayerSurvey> survey(const Options& options, StoredModel& model) {

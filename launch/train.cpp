@@ -103,6 +103,11 @@ std::optional<Found> find_latest(const RunConfig& config) {
   return Found{latest->path, std::filesystem::last_write_time(latest->path / "cadre.json", gone)};
 }
 
+void print_data(const RunConfig& config, const Dataset& data) {
+  say(fmt::format("data {}: {}; {} to train on, {} held out\n", config.data.path, describe(data.summary),
+                  data.train.num_tokens(), data.validation.num_tokens()));
+}
+
 // On the ranks of `world`, from the last checkpoint to the end.
 void train_on(Communicator world, const RunConfig& config, int ranks_of_process, Recovery* recovery = nullptr,
               PartnerCopies* copies = nullptr) {
@@ -119,6 +124,7 @@ void train_on(Communicator world, const RunConfig& config, int ranks_of_process,
   const double seconds = recovery == nullptr ? 0.0 : recovery->stands();
   if (speaks && !fresh) say(fmt::format("recovered in {:.2f} s\n", seconds));
   if (speaks) {
+    print_data(config, trainer.dataset());
     say(fmt::format("exchange {}\n", trainer.worker().exchange_reason()));
     for (const std::string& note : {trainer.schedule_note(), trainer.worker().progress_note()}) {
       if (!note.empty()) say(fmt::format("note: {}\n", note));
@@ -144,7 +150,7 @@ void train_with_survivors(const RunConfig& config) {
 void run_train(const Options& options, const Job& job) {
   std::vector<std::string> overrides = options.overrides;
   if (!options.metrics.empty()) overrides.push_back("log.metrics=" + options.metrics);
-  const RunConfig config = load_run_config(options.run_file, overrides);
+  RunConfig config = load_run_config(options.run_file, overrides);
   const int num_ranks = job.num_ranks(options.ranks);
   check(config, num_ranks);
   if (options.print_config) {
@@ -157,6 +163,7 @@ void run_train(const Options& options, const Job& job) {
                 "threads of one process die together: start processes with mpirun");
   }
   check_recovery(config, num_ranks);
+  config = with_end_of_text(std::move(config));
   set_kernel_threads(static_cast<int>(config.compute.threads));
   set_default_deadline(config.exchange.deadline_s);
   const StopSignals signals;

@@ -3,13 +3,14 @@
 
 #include <fmt/format.h>
 
+#include <filesystem>
+#include <map>
 #include <memory>
-#include <string>
 #include <utility>
 #include <vector>
 
 #include "comm/base/check.hpp"
-#include "runtime/data/text.hpp"
+#include "runtime/data/documents.hpp"
 #include "runtime/data/token_file.hpp"
 #include "runtime/tokenizer/bytes.hpp"
 #include "runtime/tokenizer/open.hpp"
@@ -17,12 +18,15 @@
 namespace cadre {
 namespace {
 
-void check_part(const char* part, int64_t num_tokens, const DataConfig& config) {
-  CADRE_CHECK(num_tokens > config.sequence_length,
-              fmt::format("data.path = {} has {} tokens for {}, allowed: at least data.sequence_length + 1 = {}",
-                          config.path, num_tokens, part, config.sequence_length + 1),
-              fmt::format("give more data, shorter sequences, or another data.validation_fraction (now {})",
-                          config.validation_fraction));
+constexpr size_t kNamed = 8;  // of files that are left out for one reason
+
+void check_part(const char* part, int64_t num_tokens, const DataConfig& config, const DataSummary& summary) {
+  CADRE_CHECK(
+      num_tokens > config.sequence_length,
+      fmt::format("data.path = {} has {} tokens for {}, allowed: at least data.sequence_length + 1 = {} (read: {})",
+                  config.path, num_tokens, part, config.sequence_length + 1, describe(summary)),
+      fmt::format("give more data, shorter sequences, or another data.validation_fraction (now {})",
+                  config.validation_fraction));
 }
 
 // A byte is its own id.
@@ -33,38 +37,104 @@ TokenSource tokens_of_bytes(const std::string& name, std::string text, int64_t v
   return {name, std::move(owner), ids, num_tokens, vocab_size};
 }
 
-TokenSource tokens_of_text(const std::string& name, const std::string& text, const Tokenizer& tokenizer,
-                           int64_t vocab_size) {
-  const std::vector<int32_t> tokens = tokenizer.encode(text);
-  auto owner = std::make_shared<const std::vector<uint32_t>>(tokens.begin(), tokens.end());
+TokenSource tokens_of_ids(const std::string& name, std::vector<uint32_t> tokens, int64_t vocab_size) {
+  auto owner = std::make_shared<const std::vector<uint32_t>>(std::move(tokens));
   const uint32_t* ids = owner->data();
-  return {name, std::move(owner), ids, static_cast<int64_t>(tokens.size()), vocab_size};
+  const auto num_tokens = static_cast<int64_t>(owner->size());
+  return {name, std::move(owner), ids, num_tokens, vocab_size};
+}
+
+// Each document for itself, so that no token reaches over its end.
+std::vector<uint32_t> encode_all(const Documents& documents, const Tokenizer& tokenizer, int64_t end_of_text) {
+  std::vector<uint32_t> tokens;
+  for (size_t i = 0; i < documents.size(); ++i) {
+    if (i > 0) tokens.push_back(static_cast<uint32_t>(end_of_text));
+    const std::vector<int32_t> ids = tokenizer.encode(documents.document(i));
+    tokens.insert(tokens.end(), ids.begin(), ids.end());
+  }
+  return tokens;
+}
+
+TokenSource tokens_of_documents(const std::string& name, Documents documents, const Tokenizer& tokenizer,
+                                bool are_bytes, int64_t vocab_size, int64_t end_of_text) {
+  const bool is_separated = documents.separator_bytes > 0 || documents.size() == 1;
+  if (are_bytes && is_separated) return tokens_of_bytes(name, std::move(documents.text), vocab_size);
+  if (is_separated) {
+    const std::vector<int32_t> ids = tokenizer.encode(documents.text);
+    return tokens_of_ids(name, {ids.begin(), ids.end()}, vocab_size);
+  }
+  return tokens_of_ids(name, encode_all(documents, tokenizer, end_of_text), vocab_size);
+}
+
+// What stands between documents in the text itself; nothing where a token does that has no text.
+std::string separator_of(int64_t end_of_text, bool are_bytes) {
+  if (end_of_text < 0) return "\n";
+  return are_bytes && end_of_text < kByteVocabSize ? std::string(1, static_cast<char>(end_of_text)) : "";
+}
+
+OpenedTokens open_ids(const std::string& path, int64_t vocab_size) {
+  TokenSource tokens = open_token_file(path, vocab_size);
+  const DataSummary summary = {
+      .files = 1, .bytes = static_cast<int64_t>(std::filesystem::file_size(path)), .tokens = tokens.num_tokens()};
+  return {std::move(tokens), summary};
 }
 
 }  // namespace
 
-TokenSource open_tokens(const DataConfig& config, int64_t vocab_size) {
-  const bool is_bytes = config.tokenizer == kByteTokenizer;
+std::string describe(const DataSummary& summary) {
+  std::string text = fmt::format("{} file{}, {} bytes, {} tokens", summary.files, summary.files == 1 ? "" : "s",
+                                 summary.bytes, summary.tokens);
+  if (!summary.between_documents.empty()) text += fmt::format(", {} between documents", summary.between_documents);
+  std::map<std::string, std::vector<std::string>> by_reason;
+  for (const LeftOut& file : summary.left_out) by_reason[file.why].push_back(file.path);
+  const char* before = "; left out: ";
+  for (auto& [why, files] : by_reason) {
+    const size_t more = files.size() - std::min(files.size(), kNamed);
+    files.resize(files.size() - more);
+    text += fmt::format("{}{}{} ({})", std::exchange(before, ", "), fmt::join(files, ", "),
+                        more == 0 ? "" : fmt::format(" and {} more", more), why);
+  }
+  return text;
+}
+
+OpenedTokens open_tokens(const DataConfig& config, int64_t vocab_size, int64_t end_of_text) {
+  check_file_or_folder(config.path, "data.path");
+  const bool are_bytes = config.tokenizer == kByteTokenizer;
   const bool is_ready = is_token_file(config.path);
-  if (is_ready && is_bytes) return open_token_file(config.path, vocab_size);
+  if (is_ready && are_bytes) return open_ids(config.path, vocab_size);
   const auto tokenizer = open_tokenizer(config.tokenizer);
   CADRE_CHECK(vocab_size >= tokenizer->vocab_size(),
               fmt::format("model.vocab_size = {}, allowed: integer >= {} with data.tokenizer = \"{}\"", vocab_size,
                           tokenizer->vocab_size(), config.tokenizer),
-              is_bytes ? "every byte is a token" : "each of its tokens needs a row of the embedding");
-  if (is_ready) return open_token_file(config.path, vocab_size);
-  std::string text = read_text(config.path);
-  if (is_bytes) return tokens_of_bytes(config.path, std::move(text), vocab_size);
-  return tokens_of_text(config.path, text, *tokenizer, vocab_size);
+              are_bytes ? "every byte is a token" : "each of its tokens needs a row of the embedding");
+  if (is_ready) return open_ids(config.path, vocab_size);
+  Documents documents = read_documents(config.path, separator_of(end_of_text, are_bytes));
+  DataSummary summary = {.files = static_cast<int64_t>(documents.size()),
+                         .bytes = static_cast<int64_t>(documents.num_bytes()),
+                         .left_out = std::move(documents.left_out)};
+  if (documents.size() > 1) {
+    summary.between_documents = end_of_text < 0 ? "a newline" : fmt::format("end-of-text token {}", end_of_text);
+  }
+  TokenSource tokens =
+      tokens_of_documents(config.path, std::move(documents), *tokenizer, are_bytes, vocab_size, end_of_text);
+  summary.tokens = tokens.num_tokens();
+  return {std::move(tokens), std::move(summary)};
 }
 
-Dataset open_dataset(const DataConfig& config, int64_t vocab_size) {
-  const TokenSource all = open_tokens(config, vocab_size);
+Dataset open_dataset(const DataConfig& config, const ModelConfig& model) {
+  const auto [all, summary] = open_tokens(config, model.vocab_size, model.eos_token_id);
   const auto num_validation = static_cast<int64_t>(config.validation_fraction * static_cast<double>(all.num_tokens()));
   const int64_t num_train = all.num_tokens() - num_validation;
-  check_part("training", num_train, config);
-  if (config.validation_fraction > 0) check_part("validation", num_validation, config);
-  return {all.slice(0, num_train), all.slice(num_train, num_validation)};
+  check_part("training", num_train, config, summary);
+  if (config.validation_fraction > 0) check_part("validation", num_validation, config, summary);
+  return {all.slice(0, num_train), all.slice(num_train, num_validation), summary};
+}
+
+RunConfig with_end_of_text(RunConfig config) {
+  if (config.model.eos_token_id >= 0 || config.data.tokenizer == kByteTokenizer) return config;
+  const std::optional<int32_t> token = open_tokenizer(config.data.tokenizer)->end_of_text();
+  if (token && *token < config.model.vocab_size) config.model.eos_token_id = *token;
+  return config;
 }
 
 }  // namespace cadre

@@ -13,7 +13,7 @@ namespace cadre {
 // Whether the first four bytes are one of the two magics.
 bool is_token_file(const std::string& path);
 
-// Maps the file; a page is read when its tokens are. A wrong header, or a size that is not exactly what the header
+// Keeps the file open; tokens are read when they are wanted. A wrong header, or a size that is not exactly what the header
 // says, throws.
 TokenSource open_token_file(const std::string& path, int64_t vocab_size);
 

@@ -1,32 +1,91 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "runtime/data/token_source.hpp"
 
+#include <fcntl.h>
 #include <fmt/format.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
+#include <cerrno>
+#include <cstring>
 #include <utility>
+#include <vector>
 
 #include "comm/base/check.hpp"
 
 namespace cadre {
 
+SharedFile::SharedFile(std::string path)
+    : path_(std::move(path)), descriptor_(::open(path_.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK)) {
+  if (descriptor_ < 0) {
+    throw Error(ErrorKind::environment, fmt::format("{}: cannot open this file: {}", path_, std::strerror(errno)),
+                "check that the file is there on every host, and its permissions");
+  }
+  struct stat status = {};
+  if (::fstat(descriptor_, &status) == 0 && S_ISREG(status.st_mode)) return;
+  ::close(descriptor_);
+  throw Error(ErrorKind::input, fmt::format("{}: not a file", path_), "expected a token file that llm.c reads");
+}
+
+SharedFile::~SharedFile() { ::close(descriptor_); }
+
+int64_t SharedFile::size() const {
+  struct stat status = {};
+  CADRE_CHECK(::fstat(descriptor_, &status) == 0, fmt::format("{}: cannot be looked at", path_), "is its disk there?");
+  return status.st_size;
+}
+
+void SharedFile::read(int64_t first_byte, std::span<std::byte> out) const {
+  for (size_t done = 0; done < out.size();) {
+    const ssize_t count = ::pread(descriptor_, out.data() + done, out.size() - done,
+                                  static_cast<off_t>(first_byte + static_cast<int64_t>(done)));
+    if (count < 0 && errno == EINTR) continue;
+    const std::string why = count < 0 ? std::strerror(errno) : fmt::format("it has only {} bytes left", size());
+    CADRE_CHECK(count > 0,
+                fmt::format("{}: cannot read bytes {} to {}: {}", path_, first_byte,
+                            first_byte + static_cast<int64_t>(out.size()), why),
+                "the file was cut off or lost while the run read it; bring it back, and the same command goes on");
+    done += static_cast<size_t>(count);
+  }
+}
+
 TokenSource::TokenSource(std::string name, std::shared_ptr<const void> owner, Ids ids, int64_t num_tokens,
                          int64_t vocab_size)
-    : name_(std::move(name)), owner_(std::move(owner)), ids_(ids), num_tokens_(num_tokens), vocab_size_(vocab_size) {}
+    : name_(std::move(name)),
+      owner_(std::move(owner)),
+      ids_(std::move(ids)),
+      num_tokens_(num_tokens),
+      vocab_size_(vocab_size) {}
+
+// `ids` are tokens from `first` of the whole on.
+template <class Id>
+void TokenSource::take(const Id* ids, int64_t first, std::span<int32_t> out) const {
+  for (size_t i = 0; i < out.size(); ++i) {
+    CADRE_CHECK(ids[i] < vocab_size_,
+                fmt::format("{}: token {} has id {}, allowed: [0, model.vocab_size = {})", name_,
+                            first + static_cast<int64_t>(i), ids[i], vocab_size_),
+                "raise model.vocab_size, or use data of the model's own tokenizer");
+    out[i] = static_cast<int32_t>(ids[i]);
+  }
+}
+
+void TokenSource::read_file(const FileIds& ids, int64_t first, std::span<int32_t> out) const {
+  const auto read_as = [&]<class Id>(std::vector<Id> values) {
+    values.resize(out.size());
+    ids.file->read(ids.first_byte + first * ids.id_bytes, std::as_writable_bytes(std::span(values)));
+    take(values.data(), first, out);
+  };
+  if (ids.id_bytes == sizeof(uint16_t)) return read_as(std::vector<uint16_t>());
+  read_as(std::vector<uint32_t>());
+}
 
 void TokenSource::read(int64_t first, std::span<int32_t> out) const {
-  const auto count = static_cast<int64_t>(out.size());
-  CADRE_ASSERT(first >= 0 && first + count <= num_tokens_);
-  const auto copy = [&](const auto* ids) {
-    ids += first_token_ + first;
-    for (int64_t i = 0; i < count; ++i) {
-      CADRE_CHECK(ids[i] < vocab_size_,
-                  fmt::format("{}: token {} has id {}, allowed: [0, model.vocab_size = {})", name_,
-                              first_token_ + first + i, ids[i], vocab_size_),
-                  "raise model.vocab_size, or use data of the model's own tokenizer");
-      out[i] = static_cast<int32_t>(ids[i]);
-    }
-  };
-  std::visit(copy, ids_);
+  CADRE_ASSERT(first >= 0 && first + static_cast<int64_t>(out.size()) <= num_tokens_);
+  const int64_t in_whole = first_token_ + first;
+  if (const auto* file = std::get_if<FileIds>(&ids_)) return read_file(*file, in_whole, out);
+  if (const auto* ids = std::get_if<const uint8_t*>(&ids_)) return take(*ids + in_whole, in_whole, out);
+  if (const auto* ids = std::get_if<const uint16_t*>(&ids_)) return take(*ids + in_whole, in_whole, out);
+  take(std::get<const uint32_t*>(ids_) + in_whole, in_whole, out);
 }
 
 TokenSource TokenSource::slice(int64_t first, int64_t count) const {

@@ -58,9 +58,10 @@ std::string content_of(const json& config, const char* name) {
   return token.is_object() ? text(token, name, "content", "") : text(config, kTokenizerConfigFile, name, "");
 }
 
-// add_bos_token, where it is there, decides over what tokenizer.json says.
+// add_bos_token, where it is there, decides over what tokenizer.json says; so does eos_token, if it has an id.
 void read_config(const json& config, Tokenizer& tokenizer) {
   CADRE_CHECK(config.is_object(), fmt::format("{} is no object", kTokenizerConfigFile));
+  if (const auto end = tokenizer.find(content_of(config, "eos_token"))) tokenizer.set_end_of_text(end);
   if (!config.contains("add_bos_token")) return;
   std::vector<int32_t> prefix;
   if (flag(config, kTokenizerConfigFile, "add_bos_token", false)) {

@@ -25,6 +25,7 @@ class SentencePiece final : public Tokenizer {
     check_character_maps(model);
     check_status(processor_.LoadFromSerializedProto(model), "read the model");
     CADRE_CHECK(processor_.GetPieceSize() > 0, "the model of SentencePiece has no pieces", "is it a tokenizer.model?");
+    if (processor_.eos_id() >= 0) set_end_of_text(processor_.eos_id());
   }
 
   int64_t vocab_size() const override { return processor_.GetPieceSize(); }

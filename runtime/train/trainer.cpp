@@ -49,7 +49,7 @@ Worker make_worker(Communicator world, const RunConfig& config, const KernelMake
 Trainer::Trainer(Communicator world, const RunConfig& config, PartnerCopies* copies, const KernelMaker& make_kernels)
     : config_(config),
       tokenizer_files_(read_tokenizer_files(config.data.tokenizer)),
-      dataset_(open_dataset(config.data, config.model.vocab_size)),
+      dataset_(open_dataset(config.data, config.model)),
       worker_(make_worker(std::move(world), config, make_kernels)),
       train_reader_(dataset_.train, config.data.sequence_length, config.train.batch,
                     static_cast<uint64_t>(config.seed)),

@@ -49,6 +49,7 @@ class Trainer {
   const std::string& schedule_note() const { return executor_.program().note; }
   // Whether the traces of all ranks lie in the folder of the run.
   bool has_traces() const { return tracer_.is_written() && config_.trace.ranks == "all"; }
+  const Dataset& dataset() const { return dataset_; }
   Worker& worker() { return worker_; }
   const AdamW& optimizer() const { return optimizer_; }
 

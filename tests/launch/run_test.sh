@@ -17,7 +17,7 @@ says "hidden_size = 16" "deadline_s = 30"
 
 on_two_ranks train "$run"
 succeeded train
-says "ranks 2 | hosts 1 | ranks a host 2 | grid data 2 x expert 2" "combine slot_order" "fp32" "cpus"
+says "ranks 2 | hosts 1 | ranks a host 2 | grid data 2 x expert 2" "combine slot_order" "fp32" "cpus" "data $folder/text: 1 file, $(wc -c <"$folder/text") bytes, "
 [[ -e "$folder/run/FINISHED" ]] || fail "no FINISHED"
 [[ "$(steps_logged)" == "1 2 3" ]] || fail "logged steps: $(steps_logged)"
 trained_loss=$(sed -n 's/^step 3 | validation loss //p' "$output")

@@ -78,7 +78,7 @@ class ExpertsTest : public testing::Test {
 
   static std::vector<LayerSurvey> surveyed(StoredModel& model) {
     const RunConfig& config = model.config();
-    const BatchReader reader(open_dataset(config.data, config.model.vocab_size).train, config.data.sequence_length,
+    const BatchReader reader(open_dataset(config.data, config.model).train, config.data.sequence_length,
                              config.train.batch, 1);
     return survey_experts(model, reader, 4);
   }

@@ -1,0 +1,124 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "runtime/data/file_list.hpp"
+
+#include <fmt/format.h>
+#include <sys/stat.h>
+
+#include <algorithm>
+#include <set>
+#include <utility>
+
+#include "comm/base/check.hpp"
+
+namespace cadre {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr const char* kKindHint = "data is a text file, a folder of text files, or an llm.c token file";
+
+const char* kind_name(fs::file_type type) {
+  switch (type) {
+    case fs::file_type::fifo: return "a FIFO";
+    case fs::file_type::socket: return "a socket";
+    case fs::file_type::character:
+    case fs::file_type::block: return "a device";
+    default: return "of an unknown kind";
+  }
+}
+
+// One number for each file, whatever its names.
+std::pair<dev_t, ino_t> identity(const fs::path& path) {
+  struct stat status = {};
+  CADRE_CHECK(::stat(path.c_str(), &status) == 0, fmt::format("{}: cannot be looked at", path.string()), kKindHint);
+  return {status.st_dev, status.st_ino};
+}
+
+class Walk {
+ public:
+  explicit Walk(fs::path root) : root_(std::move(root)) {}
+
+  // Links wait until all that is there without them is known.
+  FileList run() {
+    seen_.insert(identity(root_));
+    enter(root_);
+    while (!links_.empty()) {
+      std::vector<fs::path> links = std::exchange(links_, {});
+      std::ranges::sort(links);
+      for (const fs::path& link : links) follow(link);
+    }
+    std::ranges::sort(list_.files, {}, [](const fs::path& path) { return path.native(); });
+    std::ranges::sort(list_.left_out, {}, &LeftOut::path);
+    return std::move(list_);
+  }
+
+ private:
+  void enter(const fs::path& folder) {
+    std::error_code error;
+    std::vector<fs::path> names;
+    for (fs::directory_iterator it(folder, error); !error && it != fs::directory_iterator(); it.increment(error)) {
+      names.push_back(it->path());
+    }
+    CADRE_CHECK(!error, fmt::format("{}: cannot list this folder: {}", folder.string(), error.message()), kKindHint);
+    std::ranges::sort(names);
+    for (const fs::path& path : names) {
+      const fs::file_type type = fs::symlink_status(path, error).type();
+      if (type == fs::file_type::symlink) {
+        links_.push_back(path);
+      } else {
+        take(path, type);
+      }
+    }
+  }
+
+  void follow(const fs::path& link) {
+    std::error_code error;
+    const fs::file_type type = fs::status(link, error).type();
+    const fs::path target = fs::read_symlink(link, error);
+    CADRE_CHECK(type != fs::file_type::not_found && type != fs::file_type::none,
+                fmt::format("{}: a symbolic link to {}, which leads to no file", link.string(), target.string()),
+                "bring back what it names, or remove the link");
+    through_link_ = true;
+    take(link, type);
+  }
+
+  void take(const fs::path& path, fs::file_type type) {
+    const bool is_folder = type == fs::file_type::directory;
+    if (!is_folder && type != fs::file_type::regular) return leave_out(path, kind_name(type));
+    const bool is_new = seen_.insert(identity(path)).second;
+    if (!is_new && (through_link_ || is_folder)) {
+      return leave_out(path, fmt::format("a link to a {} that is read once", is_folder ? "folder" : "file"));
+    }
+    if (is_folder) return enter(path);
+    list_.files.push_back(path);
+  }
+
+  void leave_out(const fs::path& path, std::string why) {
+    list_.left_out.push_back({path.lexically_relative(root_).string(), std::move(why)});
+  }
+
+  fs::path root_;
+  FileList list_;
+  std::set<std::pair<dev_t, ino_t>> seen_;
+  std::vector<fs::path> links_;
+  bool through_link_ = false;
+};
+
+}  // namespace
+
+FileList list_files(const fs::path& folder) { return Walk(folder).run(); }
+
+void check_file_or_folder(const fs::path& path, const char* key) {
+  std::error_code error;
+  const fs::file_type type = fs::status(path, error).type();
+  const bool is_there = type != fs::file_type::not_found && type != fs::file_type::none;
+  CADRE_CHECK(is_there,
+              fmt::format("{} = {} does not exist{}", key, path.string(),
+                          fs::is_symlink(path, error) ? ": a symbolic link that leads to no file" : ""),
+              kKindHint);
+  CADRE_CHECK(type == fs::file_type::regular || type == fs::file_type::directory,
+              fmt::format("{} = {} is {}, allowed: a file or a folder", key, path.string(), kind_name(type)),
+              kKindHint);
+}
+
+}  // namespace cadre
