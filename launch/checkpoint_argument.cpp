@@ -19,14 +19,12 @@ Field checkpoint_argument(std::string& path) {
 }
 
 fs::path find_checkpoint(const std::string& argument) {
-  const fs::path path = argument;
-  CADRE_CHECK(fs::exists(path), fmt::format("{}: no such directory", argument),
+  const std::vector<fs::path> found = checkpoints_at(argument);
+  CADRE_CHECK(!found.empty() || fs::exists(argument), fmt::format("{}: no such directory", argument),
               "give a checkpoint directory or the folder of a run");
-  if (fs::exists(path / "config.json")) return path;
-  const auto latest = latest_checkpoint(path / "checkpoints");
-  CADRE_CHECK(latest.has_value(), fmt::format("{}: neither a checkpoint nor the folder of a run", argument),
+  CADRE_CHECK(!found.empty(), fmt::format("{}: neither a checkpoint nor the folder of a run", argument),
               "a checkpoint holds config.json and *.safetensors, the folder of a run checkpoints/latest");
-  return latest->path;
+  return found.front();
 }
 
 RunConfig run_config_of(const fs::path& checkpoint, std::vector<std::string>* unused) {

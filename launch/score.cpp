@@ -75,6 +75,7 @@ double loss_of(const std::vector<ResultTensor>& results) { return *results.back(
 
 void run_score(const Options& options, const Job& job) {
   CADRE_CHECK(!options.out.empty(), "--out is missing", "the safetensors file to write");
+  CADRE_CHECK(options.out != "-", "--out = -, allowed: a path", "the file appears whole, which a stream cannot");
   const std::filesystem::path checkpoint = find_checkpoint(options.checkpoint);
   const ScoreTokens tokens = read_tokens(options.tokens);
   std::vector<std::string> unused;

@@ -2,16 +2,21 @@
 #include "runtime/checkpoint/directory.hpp"
 
 #include <fcntl.h>
+#include <sys/stat.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <charconv>
 #include <cstdio>
+#include <fstream>
 #include <string>
 #include <string_view>
+#include <system_error>
 #include <tuple>
 
 #include "comm/base/check.hpp"
 #include "runtime/checkpoint/file.hpp"
+#include "runtime/checkpoint/manifest.hpp"
 
 namespace cadre {
 namespace {
@@ -92,8 +97,44 @@ void replace_checkpoint(const fs::path& staged, const fs::path& target) {
   rename_path(staged, target);
 }
 
+// The step in the manifest of a folder.
+std::optional<int64_t> step_in(const fs::path& directory) {
+  try {
+    const int64_t step = read_manifest(directory).step;
+    return step >= 0 ? std::optional(step) : std::nullopt;
+  } catch (const Error&) {
+    return std::nullopt;
+  }
+}
+
+// A copied run has a folder where the link was. It stays under the name of its step, or beside another of that step;
+// only an exact copy goes.
+void clear_latest_folder(const fs::path& root) {
+  const fs::path latest = root / kLatest;
+  if (!fs::is_directory(fs::symlink_status(latest))) return;
+  const std::optional<int64_t> step = step_in(latest);
+  const fs::path twin = root / (step ? checkpoint_name(*step) : "latest.copied");
+  if (!fs::exists(twin)) return rename_path(latest, twin);
+  if (step && step_in(twin) == step && read_manifest(twin) == read_manifest(latest)) return remove_tree(latest);
+  for (int i = 1;; ++i) {
+    const fs::path aside = fmt::format("{}.copied.{}", latest.string(), i);
+    if (!fs::exists(aside)) return rename_path(latest, aside);
+  }
+}
+
+// The name in a link, or in a file that took the place of one.
+std::string name_in_latest(const fs::path& latest) {
+  std::error_code none;
+  if (fs::is_symlink(latest, none)) return fs::read_symlink(latest, none).filename().string();
+  if (!fs::is_regular_file(latest, none)) return "";
+  std::string name;
+  std::ifstream(latest) >> name;
+  return fs::path(name).filename().string();
+}
+
 void point_latest_at(const fs::path& root, const std::string& name) {
   const fs::path link = root / kLatest;
+  clear_latest_folder(root);
   const fs::path fresh = link.string() + std::string(kStagedSuffix);
   remove_tree(fresh);
   attempt(fmt::format("create the link {}", fresh.string()),
@@ -111,7 +152,10 @@ fs::path stage_checkpoint(const fs::path& root, int64_t step) {
   };
   create(root);
   remove_leftovers(root);
-  create(staged);
+  // Never one that is there already, such as a link of another user.
+  attempt(fmt::format("create {}", staged.string()), [&](std::error_code& error) {
+    if (::mkdir(staged.c_str(), 0777) != 0) error.assign(errno, std::generic_category());
+  });
   return staged;
 }
 
@@ -138,11 +182,18 @@ void discard_staged(const fs::path& root) noexcept {
 }
 
 std::optional<CheckpointPath> latest_checkpoint(const fs::path& root) {
-  std::error_code error;
-  const fs::path name = fs::read_symlink(root / kLatest, error);
-  const auto step = step_of(name.string());
-  if (error || !step || !fs::is_directory(root / name)) return std::nullopt;
-  return CheckpointPath{*step, root / name};
+  const fs::path latest = root / kLatest;
+  std::error_code none;
+  if (!fs::is_directory(fs::symlink_status(latest, none))) {
+    const std::string name = name_in_latest(latest);
+    const auto step = step_of(name);
+    if (!step || !fs::is_directory(root / name, none)) return std::nullopt;
+    return CheckpointPath{*step, root / name};
+  }
+  const auto step = step_in(latest);
+  if (!step) return std::nullopt;
+  const fs::path twin = root / checkpoint_name(*step);
+  return CheckpointPath{*step, fs::is_directory(twin, none) ? twin : latest};
 }
 
 std::vector<CheckpointPath> list_checkpoints(const fs::path& root) {
@@ -153,10 +204,26 @@ std::vector<CheckpointPath> list_checkpoints(const fs::path& root) {
     if (step && fs::is_directory(path)) checkpoints.push_back({*step, path});
   }
   const auto latest = latest_checkpoint(root);
+  if (latest && std::ranges::find(checkpoints, latest->step, &CheckpointPath::step) == checkpoints.end()) {
+    checkpoints.push_back(*latest);
+  }
   std::ranges::sort(checkpoints, {}, [&](const CheckpointPath& checkpoint) {
     return std::tuple(latest && checkpoint.step > latest->step, -checkpoint.step);
   });
   return checkpoints;
+}
+
+std::vector<fs::path> checkpoints_at(const fs::path& path) {
+  std::error_code none;
+  if (fs::exists(path / kManifestFile, none) || fs::exists(path / "config.json", none)) return {path};
+  const bool is_lost_link = path.filename() == kLatest && !fs::is_directory(path, none);
+  for (const fs::path& root : {is_lost_link ? path.parent_path() : path / "checkpoints", path}) {
+    std::vector<fs::path> found;
+    if (!fs::is_directory(root, none)) continue;
+    for (const CheckpointPath& checkpoint : list_checkpoints(root)) found.push_back(checkpoint.path);
+    if (!found.empty()) return found;
+  }
+  return {};
 }
 
 void prune_checkpoints(const fs::path& root, const KeepRule& keep) {

@@ -2,7 +2,8 @@
 // Where checkpoints live and how one comes into being. Below a root directory:
 //   step_00000100/        a whole checkpoint: the name appears only when every byte is on the disk
 //   step_00000200.tmp/    one that is being written, or was when its run died
-//   latest                a symbolic link to the checkpoint committed last
+//   latest                a symbolic link to the checkpoint committed last. Programs that copy a run may leave a copy of that
+//                         folder, or a file with its name, in its place; both are read, and replaced by the next commit
 // A checkpoint is never touched before the one that replaces it is committed. One process of a run calls these.
 #pragma once
 
@@ -36,12 +37,16 @@ std::filesystem::path commit_checkpoint(const std::filesystem::path& root, int64
 // Removes what stage_checkpoint made, as far as that can be done: for a save that failed.
 void discard_staged(const std::filesystem::path& root) noexcept;
 
-// Where `latest` points, if that is a checkpoint.
+// Where `latest` points, if that is a checkpoint; `latest` itself where it is a folder and no other holds its step.
 std::optional<CheckpointPath> latest_checkpoint(const std::filesystem::path& root);
 
 // In the order in which to try them: `latest`, the steps before it newest first, then steps beyond it newest first,
 // which a run left behind that went back to an earlier step. Without `latest`: newest first. Empty without a root.
 std::vector<CheckpointPath> list_checkpoints(const std::filesystem::path& root);
+
+// What a path given by a user means, in the order in which to try them: a checkpoint is itself; the folder of a run, its
+// checkpoints folder, or a `latest` that is missing there, stand for list_checkpoints(). Empty when it is none of these.
+std::vector<std::filesystem::path> checkpoints_at(const std::filesystem::path& path);
 
 // Removes all that the rule does not keep.
 void prune_checkpoints(const std::filesystem::path& root, const KeepRule& keep);

@@ -81,7 +81,14 @@ void MappedFile::unmap() noexcept {
 
 StagedFile::StagedFile(std::filesystem::path path, uint64_t total_bytes)
     : path_(std::move(path)), temporary_(path_.string() + ".tmp"), total_bytes_(total_bytes) {
-  descriptor_ = ::open(temporary_.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
+  std::error_code none;
+  const auto target = std::filesystem::status(path_, none);
+  CADRE_CHECK(!std::filesystem::exists(target) || std::filesystem::is_regular_file(target),
+              fmt::format("cannot write {}: it is there and not a regular file", path_.string()),
+              "name a file: it is written beside and then renamed, which a pipe or device does not survive");
+  // What a killed run left, or another user put there, is removed, never opened.
+  ::unlink(temporary_.c_str());
+  descriptor_ = ::open(temporary_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0666);
   if (descriptor_ < 0) fail("create", errno);
 }
 

@@ -31,7 +31,8 @@ class MappedFile {
 };
 
 // Writes `path` by way of a sibling "<path>.tmp". Unless commit() was reached, `path` stays as it was and the temporary
-// file is removed. Every failure throws and names the file, the bytes wanted and the reason.
+// file is removed. A symbolic link at either name is replaced, never followed. Every failure throws and names the file,
+// the bytes wanted and the reason.
 class StagedFile {
  public:
   // `total_bytes` is what all appends will add up to.

@@ -8,10 +8,9 @@
 #include <charconv>
 #include <fstream>
 #include <map>
+#include <optional>
 #include <sstream>
 #include <utility>
-
-#include "comm/base/check.hpp"
 
 namespace cadre {
 namespace {
@@ -49,13 +48,12 @@ std::vector<Cell> cells_of(const Json& line) {
 
 // The names of the columns are of no step, and stay. An evaluation, which alone has no second column, is made again by a
 // run that goes on from its step.
-int64_t step_of_row(const std::string& line, const std::string& where) {
+std::optional<int64_t> step_of_row(const std::string& line) {
   if (line.starts_with("step,")) return 0;
   int64_t step = 0;
   const char* end = line.data() + line.size();
   const auto [stop, error] = std::from_chars(line.data(), end, step);
-  CADRE_CHECK(error == std::errc() && stop != end && *stop == ',', fmt::format("{} does not begin with a step", where),
-              "remove that line, or move the file away; the run goes on without it");
+  if (error != std::errc() || stop == end || *stop != ',') return std::nullopt;
   return step + (stop + 1 != end && stop[1] == ',' ? 1 : 0);
 }
 

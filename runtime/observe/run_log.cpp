@@ -123,11 +123,9 @@ Json json_of(const StepRecord& record) {
 }
 
 // An evaluation belongs to what comes after the save of its step: a run that goes on from there makes it again.
-int64_t step_of(const std::string& line, const std::string& where) {
+std::optional<int64_t> step_of(const std::string& line) {
   const auto json = nlohmann::json::parse(line, /*cb=*/nullptr, /*allow_exceptions=*/false);
-  CADRE_CHECK(json.is_object() && json.contains("step") && json["step"].is_number_integer(),
-              fmt::format("{} is not a JSON object with an integer \"step\"", where),
-              "remove that line, or move the file away; the run goes on without it");
+  if (!json.is_object() || !json.contains("step") || !json["step"].is_number_integer()) return std::nullopt;
   return json["step"].get<int64_t>() + (json.contains("validation_loss") ? 1 : 0);
 }
 
@@ -148,7 +146,10 @@ std::string step_json(const StepRecord& record) { return json_of(record).dump();
 
 RunLog::RunLog(const fs::path& out, int64_t resumed_step, int64_t log_every, Metrics metrics)
     : metrics_(out / "metrics.jsonl", resumed_step, step_of), log_every_(log_every), bar_(resumed_step) {
-  if (metrics == Metrics::jsonl_and_csv) table_.emplace(out / "metrics.csv", resumed_step);
+  tell_damage(metrics_);
+  if (metrics != Metrics::jsonl_and_csv) return;
+  table_.emplace(out / "metrics.csv", resumed_step);
+  tell_damage(table_->file());
 }
 
 void RunLog::step(const StepRecord& record) {
@@ -171,6 +172,13 @@ void RunLog::note(const std::string& line) {
 void RunLog::summary() {
   const std::string warning = alarm_.note();
   if (!warning.empty()) note(warning);
+}
+
+void RunLog::tell_damage(const StepFile& file) {
+  const std::vector<int64_t>& lines = file.damaged_lines();
+  if (lines.empty()) return;
+  note(fmt::format("warning: {}: {} damaged line{} of no step, the first is line {}: left as they are",
+                   file.path().string(), lines.size(), lines.size() == 1 ? "" : "s", lines.front()));
 }
 
 // Once, and once more when it is over.

@@ -48,7 +48,7 @@ class RunLog {
   enum class Metrics { jsonl, jsonl_and_csv };
 
   // Appends to out/metrics.jsonl, first cut back to steps below or at `resumed_step` (0: a fresh run starts empty) and
-  // evaluations below it. A last line that a crash tore is cut off too; any other damage is an error.
+  // evaluations below it. A last line that a crash tore is cut off too; other damaged lines stay, with a warning.
   RunLog(const std::filesystem::path& out, int64_t resumed_step, int64_t log_every, Metrics metrics = Metrics::jsonl);
 
   // A JSON line for every step; a line of text for the first, the last and each `log_every`th. Says so when the file
@@ -60,6 +60,7 @@ class RunLog {
 
  private:
   void append(const nlohmann::ordered_json& line);
+  void tell_damage(const StepFile& file);
   void tell_trouble(const StepFile& file, std::string& told);
 
   StepFile metrics_;

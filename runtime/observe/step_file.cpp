@@ -19,26 +19,38 @@ namespace fs = std::filesystem;
 
 constexpr size_t kMaxWaitingBytes = size_t{64} << 20;
 
-// Bytes of the leading lines whose step is at most `last_step`. What has no line end was torn by a crash.
-uintmax_t bytes_up_to(int64_t last_step, const fs::path& path, const StepFile::StepOf& step_of) {
+// Bytes up to the last line whose step is at most `last_step`, before the first of a later one. What has no line end was
+// torn by a crash. Adds the numbers of damaged lines among them to `damaged`.
+uintmax_t bytes_up_to(int64_t last_step, const fs::path& path, const StepFile::StepOf& step_of,
+                      std::vector<int64_t>& damaged) {
   std::ifstream file(path, std::ios::binary);
   CADRE_CHECK(file.is_open(), fmt::format("cannot read {}: {}", path.string(), std::strerror(errno)),
               "check that it is a file and that you may read it");
   uintmax_t bytes = 0;
+  uintmax_t read = 0;
+  std::vector<int64_t> unknown;  // since the last line that stays
   std::string line;
   for (int64_t number = 1; std::getline(file, line) && !file.eof(); ++number) {
-    if (step_of(line, fmt::format("{}:{}", path.string(), number)) > last_step) break;
-    bytes += line.size() + 1;
+    read += line.size() + 1;
+    const std::optional<int64_t> step = step_of(line);
+    if (step && *step > last_step) break;
+    if (!step) {
+      unknown.push_back(number);
+      continue;
+    }
+    bytes = read;
+    damaged.insert(damaged.end(), unknown.begin(), unknown.end());
+    unknown.clear();
   }
   CADRE_CHECK(!file.bad(), fmt::format("cannot read {}: {}", path.string(), std::strerror(errno)),
               "check the disk, or move the file away; the run goes on without it");
   return bytes;
 }
 
-void cut_back(const fs::path& path, int64_t last_step, const StepFile::StepOf& step_of) {
+void cut_back(const fs::path& path, int64_t last_step, const StepFile::StepOf& step_of, std::vector<int64_t>& damaged) {
   std::error_code error;
   if (!fs::exists(path, error)) return;
-  fs::resize_file(path, bytes_up_to(last_step, path, step_of), error);
+  fs::resize_file(path, bytes_up_to(last_step, path, step_of, damaged), error);
   CADRE_CHECK(!error, fmt::format("cannot shorten {}: {}", path.string(), error.message()),
               "check that you may write to it");
 }
@@ -46,7 +58,7 @@ void cut_back(const fs::path& path, int64_t last_step, const StepFile::StepOf& s
 }  // namespace
 
 StepFile::StepFile(fs::path path, int64_t resumed_step, const StepOf& step_of) : path_(std::move(path)) {
-  if (resumed_step > 0) cut_back(path_, resumed_step, step_of);
+  if (resumed_step > 0) cut_back(path_, resumed_step, step_of, damaged_lines_);
   const int fresh = resumed_step > 0 ? 0 : O_TRUNC;
   descriptor_ = ::open(path_.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | fresh, 0666);
   if (descriptor_ < 0) {

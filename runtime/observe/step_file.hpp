@@ -5,17 +5,19 @@
 #include <cstdint>
 #include <filesystem>
 #include <functional>
+#include <optional>
 #include <string>
+#include <vector>
 
 namespace cadre {
 
 class StepFile {
  public:
-  // The step that a line is of; `where` names the line in the message when it is of none.
-  using StepOf = std::function<int64_t(const std::string& line, const std::string& where)>;
+  // The step that a line is of; none for a line that is damaged.
+  using StepOf = std::function<std::optional<int64_t>(const std::string& line)>;
 
   // A fresh run (resumed_step = 0) starts empty. Else the file is cut back to the lines of steps below or at
-  // `resumed_step`; a last line without its end goes too.
+  // `resumed_step`; a last line without its end goes too. Damaged lines between those that stay, stay.
   StepFile(std::filesystem::path path, int64_t resumed_step, const StepOf& step_of);
   ~StepFile();
   StepFile(const StepFile&) = delete;
@@ -28,9 +30,12 @@ class StepFile {
   // Why lines are waiting; empty when all are in the file.
   const std::string& trouble() const { return trouble_; }
   const std::filesystem::path& path() const { return path_; }
+  // Numbers, from 1, of the damaged lines that were found and stayed.
+  const std::vector<int64_t>& damaged_lines() const { return damaged_lines_; }
 
  private:
   std::filesystem::path path_;
+  std::vector<int64_t> damaged_lines_;
   int descriptor_ = -1;
   std::string waiting_;
   std::string trouble_;

@@ -27,8 +27,12 @@ namespace fs = std::filesystem;
 std::vector<fs::path> checkpoints_to_try(const RunConfig& config, int rank) {
   const std::string& wanted = config.checkpoint.resume;
   if (rank != 0 || wanted == "never") return {};
-  if (wanted != "auto") return {wanted};
   std::vector<fs::path> paths;
+  if (wanted != "auto") {
+    paths = checkpoints_at(wanted);
+    if (paths.empty()) paths = {wanted};  // to be refused by name
+    return paths;
+  }
   for (const CheckpointPath& checkpoint : list_checkpoints(checkpoint_root(config))) paths.push_back(checkpoint.path);
   return paths;
 }

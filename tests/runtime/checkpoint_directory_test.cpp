@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "runtime/checkpoint/directory.hpp"
+#include "runtime/checkpoint/file.hpp"
 #include "runtime/checkpoint/manifest.hpp"
 #include "tests/support/files.hpp"
 
@@ -204,6 +205,81 @@ TEST_F(CheckpointDirectoryTest, ADanglingLatestIsNone) {
   fs::remove_all(root_ / "step_00000002");
   EXPECT_FALSE(latest_checkpoint(root_).has_value());
   EXPECT_THAT(steps(), ElementsAre(1));
+}
+
+// As scp -r, cp -rL or an object store leave it.
+TEST_F(CheckpointDirectoryTest, ACopiedRunHasAFolderWhereTheLinkWas) {
+  for (const int64_t step : {1, 2}) save(step, fmt::format("weights {}", step));
+  fs::remove(root_ / "latest");
+  fs::copy(root_ / "step_00000001", root_ / "latest", fs::copy_options::recursive);
+  EXPECT_EQ(latest_checkpoint(root_), (CheckpointPath{1, root_ / "step_00000001"}));
+  EXPECT_THAT(steps(), ElementsAre(1, 2));
+  save(3);
+  EXPECT_EQ(fs::read_symlink(root_ / "latest"), "step_00000003");
+  EXPECT_THAT(names_in_root(), ElementsAre("latest", "step_00000001", "step_00000002", "step_00000003"));
+}
+
+TEST_F(CheckpointDirectoryTest, AFolderThatAloneHoldsItsStepIsKept) {
+  save(1);
+  const fs::path twin = save(2);
+  fs::remove(root_ / "latest");
+  fs::rename(twin, root_ / "latest");
+  EXPECT_EQ(latest_checkpoint(root_), (CheckpointPath{2, root_ / "latest"}));
+  EXPECT_THAT(steps(), ElementsAre(2, 1));
+  EXPECT_EQ(checkpoints_at(directory_ / "run").front(), root_ / "latest");
+  save(3);
+  EXPECT_THAT(names_in_root(), ElementsAre("latest", "step_00000001", "step_00000002", "step_00000003"));
+  EXPECT_EQ(read_file(root_ / "step_00000002/model.safetensors"), "weights");
+}
+
+TEST_F(CheckpointDirectoryTest, AnotherCheckpointOfTheStepIsSetAside) {
+  save(2, "ours");
+  fs::remove(root_ / "latest");
+  fs::copy(root_ / "step_00000002", root_ / "latest", fs::copy_options::recursive);
+  save(2, "others");
+  EXPECT_EQ(read_file(root_ / "latest.copied.1/model.safetensors"), "ours");
+  EXPECT_EQ(read_file(root_ / "latest/model.safetensors"), "others");
+}
+
+TEST_F(CheckpointDirectoryTest, AFileMayStandForTheLink) {
+  for (const int64_t step : {1, 2}) save(step);
+  fs::remove(root_ / "latest");
+  write_file(root_ / "latest", "step_00000001");
+  EXPECT_EQ(latest_checkpoint(root_)->step, 1);
+  save(3);
+  EXPECT_EQ(fs::read_symlink(root_ / "latest"), "step_00000003");
+}
+
+TEST_F(CheckpointDirectoryTest, APathOfAUserMeansCheckpoints) {
+  for (const int64_t step : {1, 2}) save(step);
+  const std::vector<fs::path> all = {root_ / "step_00000002", root_ / "step_00000001"};
+  EXPECT_EQ(checkpoints_at(directory_ / "run"), all);
+  EXPECT_EQ(checkpoints_at(root_), all);
+  EXPECT_EQ(checkpoints_at(root_ / "step_00000001"), std::vector{root_ / "step_00000001"});
+  EXPECT_EQ(checkpoints_at(root_ / "latest"), std::vector{root_ / "latest"});
+  fs::remove(root_ / "latest");
+  EXPECT_EQ(checkpoints_at(root_ / "latest"), all);
+  EXPECT_TRUE(checkpoints_at(directory_.path()).empty());
+  EXPECT_TRUE(checkpoints_at(directory_ / "nothing").empty());
+}
+
+// Another user of a shared folder may foresee the names of temporary files.
+TEST_F(CheckpointDirectoryTest, ALinkAtATemporaryNameIsNotFollowed) {
+  write_file(directory_ / "victim", "precious");
+  fs::create_directory(directory_ / "elsewhere");
+  fs::create_directories(root_);
+  fs::create_symlink(directory_ / "victim", directory_ / "file.tmp");
+  fs::create_directory_symlink(directory_ / "elsewhere", root_ / "step_00000001.tmp");
+  write_text_file(directory_ / "file", "new");
+  save(1);
+  EXPECT_EQ(read_file(directory_ / "victim"), "precious");
+  EXPECT_EQ(read_file(directory_ / "file"), "new");
+  EXPECT_TRUE(fs::is_empty(directory_ / "elsewhere"));
+  EXPECT_FALSE(fs::exists(directory_ / "file.tmp"));
+}
+
+TEST_F(CheckpointDirectoryTest, WritesOnlyRegularFiles) {
+  EXPECT_THAT(error_of([] { write_text_file("/dev/null", "text"); }), HasSubstr("/dev/null: it is there and not a"));
 }
 
 TEST_F(CheckpointDirectoryTest, WhatCannotBeDoneIsNamed) {

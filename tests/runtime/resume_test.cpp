@@ -133,6 +133,16 @@ TEST(Resume, needs_no_link) {
   });
 }
 
+TEST(Resume, takes_the_folder_of_a_run) {
+  on_runs([](SavedRun& run) {
+    run.damage([&](const fs::path& root) { flip_a_bit(root / "step_00000004" / run.last_shard()); });
+    run.config().checkpoint.resume = run.config().out;
+    run.expect_goes_on_after(2);
+    run.config().checkpoint.resume = run.root().string();
+    run.expect_goes_on_after(2);
+  });
+}
+
 TEST(Resume, says_so_when_all_are_damaged) {
   on_runs([](SavedRun& run) {
     run.damage([&](const fs::path& root) {

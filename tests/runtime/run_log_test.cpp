@@ -215,12 +215,14 @@ TEST_F(RunLogTest, CutsATornLastLine) {
   }
 }
 
-TEST_F(RunLogTest, RefusesADamagedLine) {
-  for (const char* line : {"{\"step\":", "[1]", "{\"loss\":1.0}", "{\"step\":\"2\"}"}) {
-    write_file(file_, fmt::format("{{\"step\":1}}\n{}\n{{\"step\":3}}\n", line));
-    EXPECT_THAT(error_of([&] { RunLog(out_.path(), 4, 1); }),
-                AllOf(HasSubstr("metrics.jsonl:2 is not"), HasSubstr("move the file")))
+TEST_F(RunLogTest, ADamagedLineStaysAndIsNamed) {
+  for (const char* line : {"{\"step\":", "[1]", "{\"loss\":1.0}", "{\"step\":\"2\"}", "\xff\xfe", ""}) {
+    const std::string kept = fmt::format("{{\"step\":1}}\n{0}\n{0}\n{{\"step\":3}}\n", line);
+    write_file(file_, kept + fmt::format("{0}\n{{\"step\":5}}\n{0}\n{{\"step\":6}}\n", line));
+    const std::string said = printed_by([&] { RunLog(out_.path(), 4, 1); });
+    EXPECT_THAT(said, AllOf(HasSubstr("warning: "), HasSubstr("2 damaged lines of no step, the first is line 2")))
         << line;
+    EXPECT_EQ(read_file(file_), kept) << line;
   }
 }
 
