@@ -15,6 +15,7 @@
 #include "launch/command.hpp"
 #include "layers/kernels/kernels.hpp"
 #include "layers/model/router_options.hpp"
+#include "runtime/checkpoint/generation_config.hpp"
 #include "runtime/checkpoint/model_checkpoint.hpp"
 #include "runtime/checkpoint/sharded.hpp"
 #include "runtime/config/task_config.hpp"
@@ -201,6 +202,7 @@ void run_generate(const Options& options, const Job& job) {
   const auto tokenizer = tokenizer_of(checkpoint, config);
   const std::vector<std::string> prompts = prompts_of(options);
   const std::vector<TextRequest> requests = requests_of(prompts, *tokenizer, options, config);
+  const std::vector<int32_t> end_tokens = end_tokens_of(checkpoint, config.model.vocab_size);
   WorkerOptions worker_options = inference_options(config);
   worker_options.model.num_nextn_predict_layers = num_drafts(checkpoint, config.model, options.speculate);
   set_kernel_threads(static_cast<int>(config.compute.threads));
@@ -212,7 +214,8 @@ void run_generate(const Options& options, const Job& job) {
     }
     std::optional<ExpertCache> cache;
     if (options.cache_mib > 0) cache.emplace(static_cast<size_t>(options.cache_mib) << 20);
-    GenerateOptions generate_options = {.max_new = options.max_new, .cache = cache ? &*cache : nullptr};
+    GenerateOptions generate_options = {
+        .max_new = options.max_new, .end_tokens = end_tokens, .cache = cache ? &*cache : nullptr};
     if (cache) generate_options.batch = 1;  // what it knows are the rows of a whole pass
     if (options.batch > 0) generate_options.batch = options.batch;
     print_texts(worker, prompts, *tokenizer, requests, generate_options);

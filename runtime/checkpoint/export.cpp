@@ -10,8 +10,10 @@
 
 #include "comm/base/check.hpp"
 #include "layers/kernels/cpu_fp8.hpp"
+#include "runtime/checkpoint/generation_config.hpp"
 #include "runtime/checkpoint/manifest.hpp"
 #include "runtime/checkpoint/stored_values.hpp"
+#include "runtime/tokenizer/open.hpp"
 
 namespace cadre {
 namespace {
@@ -113,7 +115,10 @@ class Export {
       const std::string name = item.path().filename().string();
       const bool written = weights.contains(name) || name == kConfigFile || name == kIndexFile || name == kManifestFile;
       if (item.is_regular_file() && !written) fs::copy_file(item.path(), out_ / name);
+      if (item.is_directory() && name == kMoreTemplatesFolder) fs::copy(item.path(), out_ / name);
     }
+    if (fs::exists(out_ / kGenerationConfigFile)) return;
+    write_text_file(out_ / kGenerationConfigFile, generation_config_of(read_json_file(checkpoint_ / kConfigFile)));
   }
 
   void write_config() const {

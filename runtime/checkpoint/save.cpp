@@ -101,7 +101,10 @@ void write_descriptions(const fs::path& staged, const CheckpointState& state, co
   write_index_of(staged, kOptimizerFolder, shards.size(), manifest);
   manifest.files[kConfigFile] = write_text_file(staged / kConfigFile, to_json(state.model).dump(2) + "\n");
   manifest.files[kRunFile] = write_text_file(staged / kRunFile, state.run_toml);
-  for (const auto& [name, content] : state.more_files) manifest.files[name] = write_text_file(staged / name, content);
+  for (const auto& [name, content] : state.more_files) {
+    fs::create_directories((staged / name).parent_path());
+    manifest.files[name] = write_text_file(staged / name, content);
+  }
   write_manifest(staged, manifest);
 }
 

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "comm/base/check.hpp"
+#include "runtime/checkpoint/companion_files.hpp"
 #include "runtime/checkpoint/file.hpp"
 #include "runtime/checkpoint/model_checkpoint.hpp"
 #include "runtime/checkpoint/save.hpp"
@@ -51,14 +52,20 @@ fs::path StoredModel::save(const fs::path& run_folder, const Manifest& origin) {
   config_.checkpoint.resume = "auto";
   const TokenizerFiles tokenizer = read_tokenizer_files(config_.data.tokenizer);
   if (!tokenizer.empty()) config_.data.tokenizer = config_.out;
-  CheckpointState state = {
-      .manifest = origin, .model = config_.model, .run_toml = to_toml(config_), .more_files = tokenizer};
+  const bool tokens_are_bytes = tokenizer.empty() && origin.files.contains(kTokenizerJsonFile);
+  CheckpointState state = {.manifest = origin,
+                           .model = config_.model,
+                           .run_toml = to_toml(config_),
+                           .more_files = companion_files(config_.model, tokenizer, tokens_are_bytes)};
   state.manifest.files.clear();
   state.manifest.cadre_version = CADRE_VERSION;
   state.manifest.world_size = 1;
   state.manifest.config_hash = continuity_hash(config_);
   write_text_file(run_folder / "run.toml", state.run_toml);
-  for (const auto& [name, content] : tokenizer) write_text_file(run_folder / name, content);
+  for (const auto& [name, content] : tokenizer) {
+    fs::create_directories((run_folder / name).parent_path());
+    write_text_file(run_folder / name, content);
+  }
   return save_checkpoint({worker_.world(), any_parameter, worker_.deadline_seconds()}, root, state, worker_.store(),
                          optimizer_, {.newest = 1});
 }

@@ -117,7 +117,7 @@ class Generation {
       made.push_back(sample(
           index, {logits.data<float>() + static_cast<int64_t>(i) * logits.dim(1), static_cast<size_t>(logits.dim(1))},
           position));
-      if (i == text.drafts.size() || made.back() == eos()) break;
+      if (i == text.drafts.size() || is_end(made.back())) break;
       ++statistics_.drafted[i];
       if (made.back() != text.drafts[i]) break;
       ++statistics_.accepted[i];
@@ -155,7 +155,7 @@ class Generation {
     text.drafts.clear();
     bool is_over = false;
     for (const int32_t token : made) {
-      is_over = token == eos();
+      is_over = is_end(token);
       if (is_over) break;
       text.tokens.push_back(token);
       emit(index, token);
@@ -193,7 +193,10 @@ class Generation {
     worker_.await(summed);
   }
 
-  int32_t eos() const { return static_cast<int32_t>(worker_.model().config().eos_token_id); }
+  bool is_end(int32_t token) const {
+    if (options_.end_tokens) return std::ranges::find(*options_.end_tokens, token) != options_.end_tokens->end();
+    return token == worker_.model().config().eos_token_id;
+  }
 
   Worker& worker_;
   const std::vector<TextRequest>& requests_;

@@ -24,10 +24,11 @@ struct TextRequest {
 };
 
 struct GenerateOptions {
-  int64_t max_new = 200;         // tokens of a text
-  int64_t batch = 16;            // texts under way at once, over all ranks
-  bool speculate = true;         // where the model has MTP modules
-  ExpertCache* cache = nullptr;  // of this rank; nullptr: every output of an expert is computed
+  int64_t max_new = 200;                                // tokens of a text
+  int64_t batch = 16;                                   // texts under way at once, over all ranks
+  bool speculate = true;                                // where the model has MTP modules
+  std::optional<std::vector<int32_t>> end_tokens = {};  // in the place of the model's eos_token_id
+  ExpertCache* cache = nullptr;                         // of this rank; nullptr: every output of an expert is computed
 };
 
 // Over all texts, the same on all ranks. The first drafted token after a known one is draft 0.
@@ -40,7 +41,7 @@ struct GenerateStatistics {
 // Called with each token of a text as it is made, and with none when the text is over.
 using Emit = std::function<void(size_t text, std::optional<int32_t> token)>;
 
-// Makes up to `max_new` tokens of each text, fewer when the model chooses its eos_token_id, which is not emitted. A text does
+// Makes up to `max_new` tokens of each text, fewer when the model chooses a token that ends texts, which is not emitted. A text does
 // not depend on the others, nor on `batch` and `speculate`. Collective over the expert-parallel group, whose first rank calls
 // `emit`. All arguments are the same on all ranks, but for the cache, which each rank may have or not.
 GenerateStatistics generate(Worker& worker, const std::vector<TextRequest>& texts, const GenerateOptions& options,

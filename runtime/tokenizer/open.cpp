@@ -9,6 +9,7 @@
 
 #include "comm/base/check.hpp"
 #include "runtime/tokenizer/byte_level_bpe.hpp"
+#include "runtime/tokenizer/byte_tokenizer_file.hpp"
 #include "runtime/tokenizer/bytes.hpp"
 #include "runtime/tokenizer/json_fields.hpp"
 #include "runtime/tokenizer/sentencepiece.hpp"
@@ -19,20 +20,43 @@ namespace {
 namespace fs = std::filesystem;
 using nlohmann::json;
 
+// What may lie beside a tokenizer.json or tokenizer.model and belongs to it.
+constexpr const char* kCompanions[] = {
+    kTokenizerConfigFile, "special_tokens_map.json", kAddedTokensFile, "chat_template.jinja",
+    "chat_template.json", "generation_config.json",  "vocab.json",     "merges.txt"};
+
 constexpr uintmax_t kMaxFileBytes = uintmax_t{64} << 20;
 constexpr int kMaxDepth = 32;
 constexpr const char* kHint = "data.tokenizer is bytes, a tokenizer.json, a tokenizer.model or a directory with one";
 
 std::string read_bytes(const fs::path& path) {
   std::error_code error;
-  const uintmax_t size = fs::is_regular_file(path, error) ? fs::file_size(path, error) : 0;
+  const bool is_file = fs::is_regular_file(path, error);
+  const uintmax_t size = is_file ? fs::file_size(path, error) : 0;
   CADRE_CHECK(size <= kMaxFileBytes,
               fmt::format("{} has {} bytes, allowed: at most {}", path.string(), size, kMaxFileBytes), kHint);
   std::ifstream file(path, std::ios::binary);
   std::string bytes(size, '\0');
   file.read(bytes.data(), static_cast<std::streamsize>(size));
-  CADRE_CHECK(size > 0 && file, fmt::format("{}: not a file that can be read, or an empty one", path.string()), kHint);
+  CADRE_CHECK(is_file && file, fmt::format("{}: not a file that can be read", path.string()), kHint);
   return bytes;
+}
+
+std::string read_main_file(const fs::path& path) {
+  std::string bytes = read_bytes(path);
+  CADRE_CHECK(!bytes.empty(), fmt::format("{}: an empty file", path.string()), kHint);
+  return bytes;
+}
+
+void read_companions(const fs::path& folder, TokenizerFiles& files) {
+  for (const char* name : kCompanions) {
+    if (fs::exists(folder / name)) files.emplace(name, read_bytes(folder / name));
+  }
+  if (!fs::is_directory(folder / kMoreTemplatesFolder)) return;
+  for (const auto& item : fs::directory_iterator(folder / kMoreTemplatesFolder)) {
+    const fs::path name = fs::path(kMoreTemplatesFolder) / item.path().filename();
+    if (name.extension() == ".jinja") files.emplace(name.generic_string(), read_bytes(folder / name));
+  }
 }
 
 bool is_json(std::string_view bytes) {
@@ -76,10 +100,11 @@ void read_config(const json& config, Tokenizer& tokenizer) {
 
 std::unique_ptr<Tokenizer> make(const TokenizerFiles& files) {
   std::unique_ptr<Tokenizer> tokenizer;
-  if (const auto model = files.find(kTokenizerModelFile); model != files.end()) {
-    tokenizer = make_sentencepiece(model->second);
+  const char* name = main_file_of(files);
+  if (name == std::string_view(kTokenizerModelFile)) {
+    tokenizer = make_sentencepiece(files.at(name));
   } else {
-    tokenizer = std::make_unique<ByteLevelBpe>(parse(files.at(kTokenizerJsonFile), kTokenizerJsonFile));
+    tokenizer = std::make_unique<ByteLevelBpe>(parse(files.at(name), name));
   }
   if (const auto config = files.find(kTokenizerConfigFile); config != files.end()) {
     read_config(parse(config->second, kTokenizerConfigFile), *tokenizer);
@@ -89,23 +114,30 @@ std::unique_ptr<Tokenizer> make(const TokenizerFiles& files) {
 
 }  // namespace
 
+const char* main_file_of(const TokenizerFiles& files) {
+  const bool has_model = files.contains(kTokenizerModelFile);
+  const bool has_json = files.contains(kTokenizerJsonFile);
+  if (has_model && (has_sentencepiece() || !has_json)) return kTokenizerModelFile;
+  return has_json ? kTokenizerJsonFile : nullptr;
+}
+
 TokenizerFiles read_tokenizer_files(const std::string& where) {
   TokenizerFiles files;
   if (where == kByteTokenizer) return files;
-  fs::path path = where;
+  const fs::path path = where;
   CADRE_CHECK(fs::exists(path), fmt::format("{}: there is no such tokenizer", where), kHint);
   if (fs::is_directory(path)) {
-    const bool has_model = fs::exists(path / kTokenizerModelFile);
-    const bool has_json = fs::exists(path / kTokenizerJsonFile);
-    if (!has_model && !has_json) return files;
-    path /= has_model && (has_sentencepiece() || !has_json) ? kTokenizerModelFile : kTokenizerJsonFile;
+    for (const char* name : {kTokenizerModelFile, kTokenizerJsonFile}) {
+      if (fs::exists(path / name)) files.emplace(name, read_main_file(path / name));
+    }
+  } else {
+    std::string bytes = read_main_file(path);
+    const char* name = is_json(bytes) ? kTokenizerJsonFile : kTokenizerModelFile;
+    files.emplace(name, std::move(bytes));
   }
-  std::string bytes = read_bytes(path);
-  const char* name = is_json(bytes) ? kTokenizerJsonFile : kTokenizerModelFile;
-  files.emplace(name, std::move(bytes));
-  if (const fs::path config = path.parent_path() / kTokenizerConfigFile; fs::exists(config)) {
-    files.emplace(kTokenizerConfigFile, read_bytes(config));
-  }
+  const char* name = main_file_of(files);
+  if (name == nullptr || files.at(name) == byte_tokenizer_json()) return {};
+  read_companions(fs::is_directory(path) ? path : path.parent_path(), files);
   return files;
 }
 

@@ -16,6 +16,7 @@
 #include "runtime/checkpoint/load_newest.hpp"
 #include "runtime/checkpoint/model_checkpoint.hpp"
 #include "runtime/config/train_stages.hpp"
+#include "runtime/tokenizer/byte_tokenizer_file.hpp"
 #include "runtime/train/saver.hpp"
 
 namespace cadre {
@@ -50,16 +51,18 @@ void check_stage(const fs::path& path, const Manifest& manifest, const TrainConf
 // Of a file that says which token begins a text nothing that was trained depends.
 void check_tokenizer(const fs::path& path, const Manifest& manifest, const TokenizerFiles& files,
                      const std::string& tokenizer) {
-  for (const char* name : {kTokenizerModelFile, kTokenizerJsonFile}) {
-    const auto ours = files.find(name);
-    const auto saved = manifest.files.find(name);
-    const bool is_ours = ours != files.end();
-    const bool is_saved = saved != manifest.files.end();
-    CADRE_CHECK(
-        is_ours == is_saved && (!is_ours || digest_of(ours->second) == saved->second),
-        fmt::format("{} was trained with another tokenizer than data.tokenizer = \"{}\"", path.string(), tokenizer),
-        "go on with the tokenizer that lies in it");
+  const char* name = main_file_of(files);
+  bool is_same = true;
+  for (const char* kind : {kTokenizerModelFile, kTokenizerJsonFile}) {
+    const auto saved = manifest.files.find(kind);
+    if (saved == manifest.files.end() || saved->second == digest_of(byte_tokenizer_json())) continue;
+    is_same &= files.contains(kind) && digest_of(files.at(kind)) == saved->second;
   }
+  is_same &= name == nullptr || manifest.files.contains(name);
+  CADRE_CHECK(
+      is_same,
+      fmt::format("{} was trained with another tokenizer than data.tokenizer = \"{}\"", path.string(), tokenizer),
+      "go on with the tokenizer that lies in it");
 }
 
 }  // namespace

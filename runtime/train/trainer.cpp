@@ -8,10 +8,12 @@
 #include <utility>
 
 #include "comm/base/trace.hpp"
+#include "runtime/checkpoint/companion_files.hpp"
 #include "runtime/checkpoint/directory.hpp"
 #include "runtime/checkpoint/file.hpp"
 #include "runtime/config/run_file.hpp"
 #include "runtime/config/task_config.hpp"
+#include "runtime/data/token_file.hpp"
 #include "runtime/optim/freeze.hpp"
 #include "runtime/optim/lr_schedule.hpp"
 #include "runtime/train/evaluate.hpp"
@@ -49,6 +51,7 @@ Worker make_worker(Communicator world, const RunConfig& config, const KernelMake
 Trainer::Trainer(Communicator world, const RunConfig& config, PartnerCopies* copies, const KernelMaker& make_kernels)
     : config_(config),
       tokenizer_files_(read_tokenizer_files(config.data.tokenizer)),
+      tokens_are_bytes_(config.data.tokenizer == kByteTokenizer && !is_token_file(config.data.path)),
       dataset_(open_dataset(config.data, config.model)),
       worker_(make_worker(std::move(world), config, make_kernels)),
       train_reader_(dataset_.train, config.data.sequence_length, config.train.batch,
@@ -294,7 +297,7 @@ void Trainer::save() {
   CheckpointState state;
   state.model = config_.model;
   state.run_toml = to_toml(config_);
-  state.more_files = tokenizer_files_;
+  state.more_files = companion_files(config_.model, tokenizer_files_, tokens_are_bytes_);
   state.manifest.cadre_version = CADRE_VERSION;
   state.manifest.step = steps_done_;
   state.manifest.seed = static_cast<uint64_t>(config_.seed);

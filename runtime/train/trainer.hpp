@@ -81,6 +81,7 @@ class Trainer {
   RunConfig config_;
   std::vector<int> moe_layers_ = moe_layers_of(config_.model);
   TokenizerFiles tokenizer_files_;  // which every checkpoint keeps
+  bool tokens_are_bytes_;           // of text
   Dataset dataset_;                 // first: missing data is found before anything large is built
   Worker worker_;
   BatchReader train_reader_;

@@ -36,7 +36,18 @@ write_tokenizer() {
 END
 }
 
-mkdir "$folder/tokenizer" "$folder/other"
+mkdir -p "$folder/tokenizer/additional_chat_templates" "$folder/other"
+echo "{{ messages }}" >"$folder/tokenizer/chat_template.jinja"
+echo "{{ tools }}" >"$folder/tokenizer/additional_chat_templates/tool.jinja"
+echo '{"eos_token_id": [265], "top_p": 0.5}' >"$folder/tokenizer/generation_config.json"
+# keeps_all FOLDER: it has all files of the tokenizer.
+keeps_all() {
+  local file
+  for file in tokenizer.json chat_template.jinja additional_chat_templates/tool.jinja; do
+    cmp "$1/$file" "${2:-$folder/tokenizer}/$file" >&2 || fail "$1 has another $file"
+  done
+  tr -d ' \n' <"$1/generation_config.json" | grep -qF '"eos_token_id":[265]' || fail "$1 has other end tokens"
+}
 write_tokenizer "$folder/tokenizer/tokenizer.json" "l i" "n e" "li ne" "t e" "te l" "tel l" "\\u0120 a" "\\u0120a n" "\\u0120an d"
 write_tokenizer "$folder/other/tokenizer.json" "l i" "e l" "t h" "li n" "o f" "n e" "n d" "e s" "x t"
 short=(train "$run" "data.tokenizer=$folder/tokenizer" model.vocab_size=266)
@@ -51,7 +62,7 @@ refused 2 "$folder/damaged.json: tokenizer.json is not JSON"
 
 on_two_ranks "${short[@]}"
 succeeded train
-cmp "$checkpoint/tokenizer.json" "$folder/tokenizer/tokenizer.json" >&2 || fail "the checkpoint keeps another tokenizer"
+keeps_all "$checkpoint"
 trained_loss=$(sed -n 's/^step 3 | validation loss //p' "$output")
 [[ "$trained_loss" == 5.* ]] || fail "no validation loss near ln 266 = 5.58"
 
@@ -79,11 +90,12 @@ succeeded "going on with the tokenizer in the checkpoint"
 says "resumed after step 3"
 alone experts grow "$folder/run" --out "$folder/grown"
 succeeded "experts grow"
-cmp "$folder/grown/checkpoints/latest/tokenizer.json" "$folder/moved/tokenizer.json" >&2 || fail "growth lost the tokenizer"
+keeps_all "$folder/grown/checkpoints/latest" "$folder/moved"
 rm -r "$folder/run"
 on_two_ranks train "$folder/grown/run.toml" steps=5
 succeeded "training after growth"
 alone export "$folder/grown/checkpoints/latest" --out "$folder/exported"
 succeeded export
+keeps_all "$folder/exported" "$folder/moved"
 alone generate "$folder/exported" --prompt "line" --max-new 3
 succeeded "generate from an export"

@@ -142,6 +142,21 @@ TEST(Generate, EndsAtTheEndTokenOnAllRanks) {
   });
 }
 
+TEST(Generate, EndsAtAnyOfTheEndTokensThatAreGiven) {
+  const TextOptions options = {.max_new = 20, .sampling = {.seed = 4}};
+  const Tokens endless = expected_tokens(tiny_options(), options);
+  WorkerOptions other = tiny_options();
+  other.model.eos_token_id = endless[1];
+  test::on_one_rank([&](Communicator world) {
+    Worker worker(std::move(world), other);
+    worker.store().initialise(5);
+    const GenerateOptions ends = {.max_new = options.max_new, .end_tokens = Tokens{endless[7], endless[5]}};
+    const auto is_end = [&](int32_t token) { return token == endless[5] || token == endless[7]; };
+    EXPECT_EQ(generate_texts(worker, ends, {{kPrompt, options.sampling}}).front(),
+              Tokens(endless.begin(), std::ranges::find_if(endless, is_end)));
+  });
+}
+
 // The same text once more finds what its experts made of the same rows: as much as was looked for the first time.
 TEST(Generate, TheCacheOfExpertsChangesNothing) {
   const TextOptions options = {.max_new = 20, .sampling = {.temperature = 0.8, .seed = 9}};
