@@ -1,21 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
-// Compares what `cadre score` wrote with what is expected: compare_scores ACTUAL EXPECTED [exact]. Prints each tensor
+// Compares what `cadre score` wrote with what is expected: compare_scores ACTUAL EXPECTED. Prints each tensor
 // that differs, and how many were compared; the exit code is 1 when any differs.
 #include <fmt/format.h>
-
-#include <string_view>
 
 #include "tests/support/score_comparison.hpp"
 
 int main(int argc, char** argv) {
   using namespace cadre;
   if (argc < 3) return 2;
-  const bool exact = argc > 3 && std::string_view(argv[3]) == "exact";
   const SafetensorsReader actual(argv[1]);
   const SafetensorsReader expected(argv[2]);
   const auto wanted = test::tensors_of(expected);
-  const auto lines =
-      test::differences_of(test::tensors_of(actual), wanted, exact ? test::ScoreTolerance{} : test::kFp32Tolerance);
+  const auto lines = test::differences_of(test::tensors_of(actual), wanted, test::kFp32Tolerance);
   for (const std::string& line : lines) fmt::print("{}\n", line);
   fmt::print("{} tensors compared\n", wanted.size());
   return lines.empty() ? 0 : 1;

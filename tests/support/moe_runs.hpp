@@ -14,6 +14,9 @@
 
 #include "comm/base/random.hpp"
 #include "comm/progress/engine.hpp"
+#include "layers/kernels/cpu.hpp"
+#include "layers/kernels/cpu_gemm.hpp"
+#include "layers/kernels/cpu_row_products.hpp"
 #include "layers/moe/moe_layer.hpp"
 #include "layers/tensor/parameter_store.hpp"
 #include "tests/support/exchanges.hpp"
@@ -23,7 +26,10 @@
 
 namespace cadre::test {
 
-enum class BackEnd { reference, cpu, gpu_twin };
+// cpu_rows: the CPU's, with products whose rows are independent while weights train too. Those of BLAS are not on every CPU
+// (OpenBLAS for Haswell and Zen multiplies a row by other code when there are other rows), and the router and the shared
+// expert multiply the rows of one rank.
+enum class BackEnd { reference, cpu, cpu_rows, gpu_twin };
 // Who has the tokens. even: as even as possible. ragged: rank r about as many as r^2. hole: the first rank has none.
 // one: the last rank has all.
 enum class Cut { even, ragged, hole, one };
@@ -47,9 +53,32 @@ struct MoeCase {
 
 inline constexpr int64_t kExpertWidth = 12;
 
+class RowIndependentProducts final : public WeightProducts {
+ public:
+  void linear(const Tensor& x, const Parameter& weight, const Tensor& y) const override {
+    row_gemm({x.dim(0), y.dim(1), x.dim(1)}, {x.data<float>(), x.dim(1)},
+             {weight.value.data<float>(), x.dim(1), /*transposed=*/true}, y.data<float>(), y.dim(1));
+  }
+  void linear_input_grad(const Tensor& dy, const Parameter& weight, const Tensor& dx,
+                         Accumulate accumulate) const override {
+    std::vector<float> product(static_cast<size_t>(dx.numel()));
+    row_gemm({dy.dim(0), dx.dim(1), dy.dim(1)}, {dy.data<float>(), dy.dim(1)}, {weight.value.data<float>(), dx.dim(1)},
+             product.data(), dx.dim(1));
+    for (size_t i = 0; i < product.size(); ++i) {
+      float& element = dx.data<float>()[i];
+      element = accumulate == Accumulate::yes ? element + product[i] : product[i];
+    }
+  }
+  void linear_weight_grad(const Tensor& x, const Tensor& dy, const Tensor& dw, Accumulate accumulate) const override {
+    gemm({dw.dim(0), dw.dim(1), x.dim(0)}, {dy.data<float>(), dw.dim(0), /*transposed=*/true},
+         {x.data<float>(), dw.dim(1)}, dw.data<float>(), dw.dim(1), 1.0F, accumulate == Accumulate::yes ? 1.0F : 0.0F);
+  }
+};
+
 inline std::unique_ptr<Kernels> make_kernels(BackEnd back_end) {
   switch (back_end) {
     case BackEnd::cpu: return make_cpu_kernels(Precision::fp32);
+    case BackEnd::cpu_rows: return std::make_unique<CpuKernels>(std::make_unique<RowIndependentProducts>());
     case BackEnd::gpu_twin: return make_gpu_twin(TwinOrder::ascending, TwinMemory::own);
     case BackEnd::reference: break;
   }
