@@ -1,34 +1,56 @@
 // SPDX-License-Identifier: Apache-2.0
-// Tokens that stand in a text as they are written, such as <|end|>: found before anything else is done with it.
+// Tokens that stand in a text as they are written, such as <|end|>: found before anything else is done with it, by the
+// rules of the `tokenizers` package.
 #pragma once
 
 #include <array>
 #include <cstdint>
+#include <functional>
+#include <string>
 #include <string_view>
 #include <unordered_map>
 #include <vector>
 
 namespace cadre {
 
+struct AddedToken {
+  std::string content;  // not empty
+  int32_t id;
+  bool is_special = false;     // text shows nothing of it
+  bool is_normalized = false;  // looked for in what the others leave
+  bool single_word = false;    // only where no letter, digit or the like touches it
+  bool lstrip = false;         // takes the white space before it
+  bool rstrip = false;         // and behind it
+};
+
 class AddedTokens {
  public:
-  // `content` is not empty. Of two with the same content the last one counts.
-  void add(std::string_view content, int32_t token);
+  using TakeText = std::function<void(std::string_view)>;
+  using TakeToken = std::function<void(int32_t)>;
 
-  struct Found {
-    size_t begin;
-    size_t length;
-    int32_t token;
-  };
-  // The first one in text[from...], and of those that begin there the longest; length 0 and begin = text.size() for none.
-  Found find(std::string_view text, size_t from) const;
+  // Of two with the same content the last one counts.
+  void add(const AddedToken& token);
+
+  bool empty() const { return tokens_.empty(); }
+
+  // Cuts a text at the tokens in it, from left to right; of those that begin at one place the longest. `take_text` gets
+  // what lies between them, never an empty part.
+  void cut(std::string_view text, const TakeText& take_text, const TakeToken& take_token) const;
 
  private:
+  struct Found {
+    size_t begin;
+    size_t end;
+    size_t token;  // its place in tokens_
+  };
+
+  Found find(std::string_view text, size_t from) const;
   Found longest_at(std::string_view text, size_t begin) const;
 
+  std::vector<AddedToken> tokens_;
   // A tree of bytes: from a node along a byte. The root is 0.
   std::unordered_map<uint64_t, uint32_t> edges_;
-  std::vector<int32_t> token_of_node_ = {-1};
+  std::vector<size_t> token_of_node_ = {SIZE_MAX};
   std::array<bool, 256> begins_{};  // whether one begins with the byte
 };
 

@@ -6,6 +6,7 @@
 #include <algorithm>
 
 #include "comm/base/check.hpp"
+#include "runtime/tokenizer/added_token_files.hpp"
 #include "runtime/tokenizer/byte_alphabet.hpp"
 #include "runtime/tokenizer/json_fields.hpp"
 
@@ -15,8 +16,6 @@ namespace {
 using nlohmann::json;
 
 constexpr const char* kHint = "only byte-level tokenizers are read, in the style of GPT-2, Llama 3 and DeepSeek";
-constexpr size_t kMaxAddedToken = 256;  // bytes
-constexpr size_t kMaxAddedBytes = size_t{1} << 20;
 constexpr size_t kMaxRemembered = size_t{1} << 16;  // words of one text
 constexpr size_t kMaxRememberedWord = 64;           // bytes
 
@@ -96,23 +95,11 @@ void ByteLevelBpe::read_merges(const json& model) {
 }
 
 void ByteLevelBpe::read_added_tokens(const json& file) {
-  if (!file.contains("added_tokens")) return;
-  size_t bytes = 0;
-  for (const json& added : field(file, "", "added_tokens", json::value_t::array)) {
-    const std::string content = text(added, "added_tokens", "content", "");
-    bytes += content.size();
-    CADRE_CHECK(!content.empty() && content.size() <= kMaxAddedToken && bytes <= kMaxAddedBytes,
-                fmt::format("added_tokens: a content of {} bytes, allowed: 1 to {}, and {} in all", content.size(),
-                            kMaxAddedToken, kMaxAddedBytes));
-    for (const char* name : {"single_word", "lstrip", "rstrip"}) {
-      CADRE_CHECK(!flag(added, "added_tokens", name, false),
-                  fmt::format("added_tokens: {} of {} is true, allowed: false", name, quoted(content)), kHint);
-    }
-    const int32_t id = token_id(added.value("id", json()), fmt::format("added_tokens: the id of {}", quoted(content)));
-    ids_[content] = id;
-    pieces_[id] = flag(added, "added_tokens", "special", false) ? "" : content;
-    (flag(added, "added_tokens", "normalized", false) ? normalized_tokens_ : raw_tokens_).add(content, id);
-    vocab_size_ = std::max<int64_t>(vocab_size_, int64_t{id} + 1);
+  for (const AddedToken& added : added_tokens_of_tokenizer_json(file)) {
+    ids_[added.content] = added.id;
+    pieces_[added.id] = added.is_special ? "" : added.content;
+    (added.is_normalized ? normalized_tokens_ : raw_tokens_).add(added);
+    vocab_size_ = std::max<int64_t>(vocab_size_, int64_t{added.id} + 1);
   }
 }
 
@@ -169,26 +156,18 @@ class ByteLevelBpe::Encoding {
   explicit Encoding(const ByteLevelBpe& tokenizer) : tokenizer_(tokenizer) {}
 
   void add(std::string_view text) {
-    each_gap(tokenizer_.raw_tokens_, text, [this](std::string_view gap) {
-      each_gap(tokenizer_.normalized_tokens_, gap, [this](std::string_view words) {
-        tokenizer_.pre_tokenizer_.each_word(words, [this](std::string_view word) { add_word(word); });
-      });
-    });
+    const auto take_token = [this](int32_t token) { tokens.push_back(token); };
+    const auto take_words = [this](std::string_view words) {
+      tokenizer_.pre_tokenizer_.each_word(words, [this](std::string_view word) { add_word(word); });
+    };
+    tokenizer_.raw_tokens_.cut(
+        text, [&](std::string_view part) { tokenizer_.normalized_tokens_.cut(part, take_words, take_token); },
+        take_token);
   }
 
   std::vector<int32_t> tokens;
 
  private:
-  template <class Take>
-  void each_gap(const AddedTokens& added, std::string_view text, const Take& take) {
-    for (size_t done = 0; done < text.size();) {
-      const auto [begin, length, token] = added.find(text, done);
-      if (begin > done) take(text.substr(done, begin - done));
-      if (length > 0) tokens.push_back(token);
-      done = begin + length;
-    }
-  }
-
   void add_word(std::string_view word) {
     if (word.size() > kMaxRememberedWord) return append(tokenizer_.tokens_of_word(word));
     if (known_.size() >= kMaxRemembered) known_.clear();

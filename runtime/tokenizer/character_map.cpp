@@ -4,10 +4,9 @@
 #include <bit>
 #include <cstdint>
 #include <cstring>
-#include <optional>
 #include <vector>
 
-#include "comm/base/check.hpp"
+#include "runtime/tokenizer/protobuf.hpp"
 
 namespace cadre {
 namespace {
@@ -18,45 +17,6 @@ static_assert(std::endian::native == std::endian::little, "character maps are re
 constexpr uint64_t kNormalizer = 3;    // of a model
 constexpr uint64_t kDenormalizer = 5;  // of a model
 constexpr uint64_t kCharacterMap = 2;  // of both
-
-[[noreturn]] void refuse() {
-  throw Error(ErrorKind::input, "the model of SentencePiece is damaged", "is it a whole tokenizer.model?");
-}
-
-std::string_view take(std::string_view& bytes, uint64_t count) {
-  if (count > bytes.size()) refuse();
-  const std::string_view taken = bytes.substr(0, count);
-  bytes.remove_prefix(count);
-  return taken;
-}
-
-uint64_t take_varint(std::string_view& bytes) {
-  uint64_t value = 0;
-  for (int shift = 0; shift < 64; shift += 7) {
-    const auto byte = static_cast<unsigned char>(take(bytes, 1).front());
-    value |= uint64_t{byte & 0x7FU} << shift;
-    if (byte < 0x80) return value;
-  }
-  refuse();
-}
-
-// The next field of a message in the encoding of Protocol Buffers; its content where it has a length.
-struct Field {
-  uint64_t number;
-  std::optional<std::string_view> content;
-};
-
-Field take_field(std::string_view& message) {
-  const uint64_t tag = take_varint(message);
-  const uint64_t number = tag >> 3;
-  switch (tag & 7) {
-    case 0: take_varint(message); return {number, std::nullopt};
-    case 1: take(message, 8); return {number, std::nullopt};
-    case 2: return {number, take(message, take_varint(message))};
-    case 5: take(message, 4); return {number, std::nullopt};
-    default: refuse();
-  }
-}
 
 // A unit of the double array (Darts-clone) that a map of characters is: where its children are, and which byte leads here.
 // One with the highest bit set is a value and has no children.
@@ -69,16 +29,16 @@ uint32_t value_of(uint32_t unit) { return unit & 0x7FFFFFFF; }
 void check_map(std::string_view map) {
   if (map.empty()) return;
   uint32_t size = 0;
-  std::memcpy(&size, take(map, sizeof(size)).data(), sizeof(size));
-  const std::string_view array = take(map, size);
+  std::memcpy(&size, take_bytes(map, sizeof(size)).data(), sizeof(size));
+  const std::string_view array = take_bytes(map, size);
   std::vector<uint32_t> units(array.size() / sizeof(uint32_t));
-  if (units.empty() || map.empty() || map.back() != '\0') refuse();
+  if (units.empty() || map.empty() || map.back() != '\0') refuse_damaged_model();
   std::memcpy(units.data(), array.data(), units.size() * sizeof(uint32_t));
   for (size_t i = 0; i < units.size(); ++i) {
     if (is_value(units[i])) continue;
     const size_t children = i ^ offset_of(units[i]);
-    if ((children | 0xFF) >= units.size()) refuse();
-    if (has_value(units[i]) && value_of(units[children]) >= map.size()) refuse();
+    if ((children | 0xFF) >= units.size()) refuse_damaged_model();
+    if (has_value(units[i]) && value_of(units[children]) >= map.size()) refuse_damaged_model();
   }
 }
 
@@ -86,10 +46,10 @@ void check_map(std::string_view map) {
 
 void check_character_maps(std::string_view model) {
   while (!model.empty()) {
-    auto [number, content] = take_field(model);
+    auto [number, value, content] = take_field(model);
     if ((number != kNormalizer && number != kDenormalizer) || !content) continue;
     while (!content->empty()) {
-      const auto [inner, map] = take_field(*content);
+      const auto [inner, value_inside, map] = take_field(*content);
       if (inner == kCharacterMap && map) check_map(*map);
     }
   }

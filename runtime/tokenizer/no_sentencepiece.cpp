@@ -7,7 +7,7 @@ namespace cadre {
 
 bool has_sentencepiece() { return false; }
 
-std::unique_ptr<Tokenizer> make_sentencepiece(const std::string&) {
+std::unique_ptr<Tokenizer> make_sentencepiece(const std::string&, const SentencePieceRules&) {
   throw Error(ErrorKind::environment, "a tokenizer of SentencePiece, which is not built in",
               "apt install libsentencepiece-dev, then build Cadre again");
 }

@@ -4,10 +4,12 @@
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
+#include <algorithm>
 #include <fstream>
 #include <iterator>
 
 #include "comm/base/check.hpp"
+#include "runtime/tokenizer/added_token_files.hpp"
 #include "runtime/tokenizer/byte_level_bpe.hpp"
 #include "runtime/tokenizer/byte_tokenizer_file.hpp"
 #include "runtime/tokenizer/bytes.hpp"
@@ -98,11 +100,56 @@ void read_config(const json& config, Tokenizer& tokenizer) {
   tokenizer.set_prompt_prefix(std::move(prefix));
 }
 
+// Later lists say nothing new of a content that an earlier one has.
+void add_new(const std::vector<AddedToken>& more, std::vector<AddedToken>& tokens) {
+  for (const AddedToken& token : more) {
+    const auto known = std::ranges::find(tokens, token.content, &AddedToken::content);
+    CADRE_CHECK(known == tokens.end() || known->id == token.id,
+                fmt::format("the added token {} has the ids {} and {} in two files", quoted(token.content), known->id,
+                            token.id));
+    if (known == tokens.end()) tokens.push_back(token);
+  }
+}
+
+// What transformers does with a tokenizer.model because of the files beside it.
+SentencePieceRules rules_beside(const TokenizerFiles& files) {
+  SentencePieceRules rules = {.finds_special_pieces = true};
+  json config = json::object();
+  if (const auto file = files.find(kTokenizerConfigFile); file != files.end()) {
+    config = parse(file->second, kTokenizerConfigFile);
+    CADRE_CHECK(config.is_object(), fmt::format("{} is no object", kTokenizerConfigFile));
+  }
+  const std::string name = text(config, kTokenizerConfigFile, "tokenizer_class", "");
+  rules.is_llama = name == "LlamaTokenizer" || name == "LlamaTokenizerFast";
+  const bool is_general =
+      name.empty() || name == "PreTrainedTokenizerFast" || name == "PreTrainedTokenizer" || name == "TokenizersBackend";
+  CADRE_CHECK(rules.is_llama || is_general,
+              fmt::format("{}: tokenizer_class = {}, allowed with a tokenizer.model: LlamaTokenizer | "
+                          "LlamaTokenizerFast | PreTrainedTokenizerFast | TokenizersBackend",
+                          kTokenizerConfigFile, quoted(name)));
+  if (rules.is_llama) {
+    rules.prefix = flag(config, kTokenizerConfigFile, "legacy", false) ? SentencePieceRules::Prefix::all
+                                                                       : SentencePieceRules::Prefix::first;
+    if (!flag(config, kTokenizerConfigFile, "add_prefix_space", true)) rules.prefix = SentencePieceRules::Prefix::none;
+  }
+  add_new(added_tokens_of_tokenizer_config(config), rules.added);
+  if (const auto file = files.find(kTokenizerJsonFile); file != files.end()) {
+    add_new(added_tokens_of_tokenizer_json(parse(file->second, kTokenizerJsonFile)), rules.added);
+  }
+  if (const auto file = files.find(kAddedTokensFile); file != files.end()) {
+    std::vector<AddedToken> tokens = added_tokens_of_map(parse(file->second, kAddedTokensFile));
+    for (AddedToken& token : tokens) token.is_normalized = rules.is_llama;
+    add_new(tokens, rules.added);
+  }
+  std::ranges::sort(rules.added, {}, &AddedToken::id);
+  return rules;
+}
+
 std::unique_ptr<Tokenizer> make(const TokenizerFiles& files) {
   std::unique_ptr<Tokenizer> tokenizer;
   const char* name = main_file_of(files);
   if (name == std::string_view(kTokenizerModelFile)) {
-    tokenizer = make_sentencepiece(files.at(name));
+    tokenizer = make_sentencepiece(files.at(name), rules_beside(files));
   } else {
     tokenizer = std::make_unique<ByteLevelBpe>(parse(files.at(name), name));
   }

@@ -105,7 +105,7 @@ TEST(SentencePieceFiles, are_preferred_and_refused_when_damaged) {
   const auto tokenizer = open_tokenizer(where);
   EXPECT_EQ(tokenizer->vocab_size(), make_sentencepiece(model)->vocab_size());
   EXPECT_EQ(tokenizer->prompt_prefix(), std::vector<int32_t>{*tokenizer->find("<s>")});
-  EXPECT_EQ(read_tokenizer_files(where).count("tokenizer.json"), 0);
+  EXPECT_EQ(read_tokenizer_files(where).count("tokenizer.json"), 1) << "it goes into checkpoints too";
 
   for (const std::string& content : {std::string("no model"), model.substr(0, model.size() / 2), std::string(100, '\0'),
                                      std::string("\x0a\x00", 2), model.substr(3)}) {
@@ -115,6 +115,71 @@ TEST(SentencePieceFiles, are_preferred_and_refused_when_damaged) {
     EXPECT_NE(text.find("SentencePiece"), std::string::npos) << text;
     EXPECT_NE(text.find("(hint: "), std::string::npos) << text;
   }
+}
+
+// What transformers 5.24 makes of each with AutoTokenizer, as pieces one after the other: which parts of a text get a
+// space in front, and which space of the text is that space.
+TEST(SentencePieceRules, put_spaces_where_transformers_puts_them) {
+  struct Case {
+    const char* config;
+    const char* text;
+    const char* pieces;
+  };
+  const std::vector<Case> cases = {
+      {"{}", "the<s>rank", "▁the<s>▁rank"},
+      {"{}", " the<A> rank<B>", "▁▁the<A>▁▁rank<B>"},
+      {R"({"tokenizer_class": "LlamaTokenizer"})", "the<s>rank</s> rank", "▁the<s>rank</s>▁rank"},
+      {R"({"tokenizer_class": "LlamaTokenizer"})", " the<A>rank<B>", "▁the<A>rank<B>"},
+      {R"({"tokenizer_class": "LlamaTokenizer"})", "<A>rank", "<A>rank"},
+      {R"({"tokenizer_class": "LlamaTokenizer", "legacy": true})", "the<A>rank<s> the", "▁the<A>▁rank<s>▁the"},
+      {R"({"tokenizer_class": "LlamaTokenizerFast", "add_prefix_space": false})", "the<A> rank", "the<A>▁rank"},
+  };
+  const std::string model = train_model("bpe");
+  sentencepiece::SentencePieceProcessor library;
+  ASSERT_TRUE(library.LoadFromSerializedProto(model).ok());
+  const int32_t next = library.GetPieceSize();
+  for (const auto& [config, text, pieces] : cases) {
+    SCOPED_TRACE(std::string(config) + " " + text);
+    const auto tokenizer = make_tokenizer(
+        {{kTokenizerModelFile, model},
+         {kTokenizerConfigFile, config},
+         {kAddedTokensFile, "{\"<A>\": " + std::to_string(next) + ", \"<B>\": " + std::to_string(next + 1) + "}"}},
+        "x");
+    EXPECT_EQ(tokenizer->vocab_size(), next + 2);
+    EXPECT_EQ(tokenizer->find("<B>"), next + 1);
+    std::string found;
+    for (const int32_t token : tokenizer->encode(text)) {
+      found += token < next ? library.IdToPiece(token) : tokenizer->piece(token);
+    }
+    EXPECT_EQ(found, pieces);
+  }
+}
+
+TEST(SentencePieceRules, are_refused_where_transformers_would_make_other_tokens) {
+  const std::string model = train_model("bpe");
+  const auto refusal = [&](const std::string& bytes, const char* config, const char* added = "{}") {
+    return test::error_of([&] {
+      make_tokenizer({{kTokenizerModelFile, bytes}, {kTokenizerConfigFile, config}, {kAddedTokensFile, added}}, "x")
+          ->encode("two  words\n");
+    });
+  };
+  const char* llama = R"({"tokenizer_class": "LlamaTokenizer"})";
+  const auto expect = [](const std::string& text, const char* words) {
+    EXPECT_NE(text.find(words), std::string::npos) << text;
+  };
+  expect(refusal(model, R"({"tokenizer_class": "T5Tokenizer"})"), "tokenizer_class = \"T5Tokenizer\", allowed");
+  expect(refusal(train_model("unigram"), llama), "that is no BPE");
+  expect(refusal(train_model("bpe", "nmt_nfkc"), llama), "changes the characters of \"two  words");
+  expect(refusal(model, llama, R"({"<A>": 9999})"), "the added token \"<A>\" has the id 9999, allowed: ");
+  expect(refusal(model, llama, R"({"<s>": 9999})"), "the added token \"<s>\" has the id 9999, allowed: 1");
+  expect(refusal(model, llama, R"({"<A>": 1e99})"), "the id of \"<A>\" is 1e+99");
+  expect(refusal(model, llama, "[]"), "added_tokens.json is array, allowed: an object");
+  expect(refusal(model, R"({"added_tokens_decoder": {"x": {"content": "<A>"}}})"), "added_tokens_decoder: an id is");
+  expect(refusal(model, R"({"added_tokens_decoder": {"330": {"content": 3}}})"),
+         "added_tokens_decoder.content is number");
+  const std::string next = std::to_string(make_sentencepiece(model)->vocab_size());
+  const std::string normalized = R"({"added_tokens_decoder": {")" + next + R"(": {"content": "<A>"}}})";
+  expect(refusal(model, normalized.c_str()), "is normalized, allowed: only with a LlamaTokenizer");
 }
 
 // The library follows places in memory that a character map names, wherever they lead.

@@ -175,6 +175,41 @@ TEST(ByteLevelBpe, finds_added_tokens_before_words) {
   EXPECT_EQ(tokenizer.find("<|beginning|>"), std::nullopt);
 }
 
+// What tokenizers 0.23.3 makes of each.
+TEST(ByteLevelBpe, finds_added_tokens_by_their_flags) {
+  const auto token = [](int id, const char* content, json flags) {
+    flags.update({{"id", id}, {"content", content}});
+    return flags;
+  };
+  json file = naive().file();
+  file["added_tokens"] = {token(900, "<L>", {{"lstrip", true}}),
+                          token(901, "<R>", {{"rstrip", true}}),
+                          token(902, "<W>", {{"single_word", true}}),
+                          token(903, " x", {{"lstrip", true}}),
+                          token(904, "<N>", {{"normalized", true}, {"lstrip", true}, {"rstrip", true}}),
+                          token(905, "<N>!", json::object())};
+  const ByteLevelBpe tokenizer(file);
+  const auto parts = [&](const char* text) {
+    std::vector<std::string> found;
+    bool is_open = false;
+    for (const int32_t id : tokenizer.encode(text)) {
+      if (is_open && id < 900) {
+        found.back() += tokenizer.piece(id);
+      } else {
+        found.push_back(tokenizer.piece(id));
+      }
+      is_open = id < 900;
+    }
+    return found;
+  };
+  using Parts = std::vector<std::string>;
+  EXPECT_EQ(parts("a  <L>b<R> \n c<W> d<W>e <W>"), (Parts{"a", "<L>", "b", "<R>", "c<W> d<W>e ", "<W>"}));
+  EXPECT_EQ(parts("<W>é<W>"), (Parts{"<W>é<W>"}));
+  EXPECT_EQ(parts("<N>! <N> a"), (Parts{"<N>!", "<N>", "a"}));
+  EXPECT_EQ(parts("  <L>  <L>"), (Parts{"<L>", "<L>"}));
+  EXPECT_EQ(parts("<R> x"), (Parts{"<R>", " x"}));
+}
+
 TEST(ByteLevelBpe, takes_whole_words_first_where_merges_are_ignored) {
   json file = naive().file();
   const auto next = static_cast<int32_t>(naive().vocab_size());
@@ -254,7 +289,7 @@ TEST(ByteLevelBpe, refuses_what_is_wrong_or_foreign) {
       {"/added_tokens/0", {{"id", 1}}, "a content of 0 bytes"},
       {"/added_tokens/0", {{"id", 1}, {"content", std::string(300, 'a')}}, "a content of 300 bytes, allowed: 1 to 256"},
       {"/added_tokens/0", {{"content", "a"}}, "the id of \"a\" is null"},
-      {"/added_tokens/0", {{"id", 1}, {"content", "a"}, {"lstrip", true}}, "lstrip of \"a\" is true"},
+      {"/added_tokens/0", {{"id", 1}, {"content", "a"}, {"lstrip", 1}}, "added_tokens.lstrip is number"},
       {"/post_processor", json::parse(R"({"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "<s>"}}]})"),
        "there is no token \"<s>\""},
   };
