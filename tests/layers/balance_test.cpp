@@ -125,6 +125,7 @@ TEST(Capacity, utilisation_is_a_running_mean_in_relative_units) {
 TEST(Capacity, learned_shares_of_a_fixed_sum_follow_the_demand) {
   Learned learned({.factor = 1.0, .kind = CapacityKind::learned, .rate = 0.05});
   EXPECT_EQ(learned.capacity.capacities(1.0, 64), std::vector<int64_t>(4, 32));
+  EXPECT_EQ(learned.capacity.capacities(1.5, 64), std::vector<int64_t>(4, 48));  // ceil(1.5 * 64 * 2 / 4 * E / E)
   for (int step = 0; step < 60; ++step) learned.capacity.update(std::vector<int64_t>{4, 2, 1, 1});
   const std::vector<int64_t> capacities = learned.capacity.capacities(1.0, 64);
   // 128 slots are asked for as 64 32 16 16; steps of 0.05 in a logarithm leave each within a tenth.

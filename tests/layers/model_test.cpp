@@ -186,6 +186,14 @@ TEST(Model, gradients_equal_central_differences_with_post_norm_highway_and_the_m
   check_all_gradients(config);
 }
 
+TEST(Model, norms_have_the_epsilon_of_the_configuration) {
+  ModelConfig config = small_config("layernorm", "silu");
+  config.rms_norm_eps = 0.03;
+  EXPECT_EQ(norm_options(config).epsilon, 0.03);
+  EXPECT_EQ(norm_options(config).kind, NormKind::layer);
+  EXPECT_EQ(norm_options(small_config("rmsnorm", "silu")).kind, NormKind::rms);
+}
+
 // The mean of n shared experts is their sum with outputs of an n-th.
 TEST(Model, the_mean_of_shared_experts_divides_by_their_number) {
   test::on_one_rank([](Communicator alone) {
