@@ -35,6 +35,7 @@ MoeOptions layer_options(const Options& options) {
   return {.hidden = options.hidden,
           .expert_width = options.ffn,
           .activation = activation_named(options.activation),
+          .gated = options.activation == "silu",
           .router = {.hidden = options.hidden,
                      .num_experts = static_cast<int>(options.experts),
                      .top_k = static_cast<int>(options.top_k),

@@ -11,6 +11,7 @@
 #include <optional>
 
 #include "comm/base/check.hpp"
+#include "comm/base/edit_distance.hpp"
 
 namespace cadre {
 namespace {
@@ -77,22 +78,6 @@ std::optional<FieldValue> parse(const Field& field, const std::string& text) {
 }
 
 std::string_view last_part(std::string_view name) { return name.substr(name.rfind('.') + 1); }
-
-// Levenshtein distance with one row of the table.
-size_t edit_distance(std::string_view a, std::string_view b) {
-  std::vector<size_t> row(b.size() + 1);
-  std::iota(row.begin(), row.end(), size_t{0});
-  for (size_t i = 0; i < a.size(); ++i) {
-    size_t diagonal = row[0];
-    row[0] = i + 1;
-    for (size_t j = 0; j < b.size(); ++j) {
-      const size_t replace = diagonal + (a[i] == b[j] ? 0 : 1);
-      diagonal = row[j + 1];
-      row[j + 1] = std::min({replace, diagonal + 1, row[j] + 1});
-    }
-  }
-  return row.back();
-}
 
 }  // namespace
 

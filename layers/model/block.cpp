@@ -21,6 +21,7 @@ MoeOptions moe_options(const ModelConfig& config) {
                               ? 1.0 / static_cast<double>(std::max<int64_t>(1, config.n_shared_experts))
                               : 1.0,
           .activation = activation_named(config.hidden_act),
+          .gated = config.ffn_gate,
           .init_std = config.initializer_range,
           .router = router_options(config)};
 }
@@ -45,6 +46,7 @@ Block::Block(const ModelConfig& config, int index, const ExpertMap& map, int exp
   const FfnOptions dense = {.hidden = config.hidden_size,
                             .width = config.intermediate_size,
                             .activation = activation_named(config.hidden_act),
+                            .gated = config.ffn_gate,
                             .init_std = config.initializer_range};
   const bool is_moe = is_moe_layer(config, index);
   if (is_moe) moe_.emplace(prefix, moe_options(config), map, expert_rank);

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "layers/model/config.hpp"
 
+#include "layers/model/number_list.hpp"
+
 namespace cadre {
 
 std::vector<Field> fields_of(ModelConfig& c) {
@@ -15,6 +17,7 @@ std::vector<Field> fields_of(ModelConfig& c) {
       {"tie_word_embeddings", &c.tie_word_embeddings, any(), "lm_head is the embedding table"},
       {"bos_token_id", &c.bos_token_id, at_least(-1), "token that begins a text; -1 for none"},
       {"eos_token_id", &c.eos_token_id, at_least(-1), "token that ends a text; -1 for none"},
+      {"more_eos_token_ids", &c.more_eos_token_ids, any(), "further tokens that end a text in generation, as 3,7"},
       {"num_attention_heads", &c.num_attention_heads, at_least(1), "query heads"},
       {"num_key_value_heads", &c.num_key_value_heads, at_least(0), "key and value heads; 0 for one per query head"},
       {"rope_theta", &c.rope_theta, more_than(0), "base of the rotary frequencies"},
@@ -27,15 +30,21 @@ std::vector<Field> fields_of(ModelConfig& c) {
        "m of the softmax scale; 0 for none"},
       {"rope_scaling.original_max_position_embeddings", &c.rope_scaling.original_max_position_embeddings, at_least(1),
        "longest sequence before stretching"},
+      {"rope_scaling.attention_factor", &c.rope_scaling.attention_factor, at_least(0),
+       "factor of turned elements; 0: from mscale and mscale_all_dim"},
+      {"rope_scaling.truncate", &c.rope_scaling.truncate, any(),
+       "the range of mixed pairs begins and ends at whole ones"},
       {"rope_interleave", &c.rope_interleave, any(), "latent attention: RoPE turns neighbours, not halves"},
       {"q_lora_rank", &c.q_lora_rank, at_least(0), "width of the latent query; 0 for none"},
       {"kv_lora_rank", &c.kv_lora_rank, at_least(0), "width of the latent of keys and values"},
       {"qk_nope_head_dim", &c.qk_nope_head_dim, at_least(0), "elements of a latent query that do not turn"},
       {"qk_rope_head_dim", &c.qk_rope_head_dim, at_least(0), "elements of a latent query that turn"},
       {"v_head_dim", &c.v_head_dim, at_least(0), "elements of a value of latent attention"},
+      {"attention_bias", &c.attention_bias, any(), "latent attention: q_a, kv_a and o have a bias"},
       {"norm", &c.norm, one_of({"rmsnorm", "layernorm"}), "normalisation before each block"},
       {"rms_norm_eps", &c.rms_norm_eps, more_than(0), "epsilon of the normalisation"},
-      {"hidden_act", &c.hidden_act, one_of({"silu", "gelu", "relu"}), "silu is SwiGLU; gelu and relu have no gate"},
+      {"hidden_act", &c.hidden_act, one_of({"silu", "gelu", "relu"}), "of the gate, or of the inner row without one"},
+      {"ffn_gate", &c.ffn_gate, any(), "down(act(gate x) * up x), as all DeepSeek models; false: down(act(up x))"},
       {"intermediate_size", &c.intermediate_size, at_least(0), "inner width of a dense layer"},
       {"n_routed_experts", &c.n_routed_experts, between(0, 1 << 20), "experts of a layer; 0 for dense layers only"},
       {"num_experts_per_tok", &c.num_experts_per_tok, between(0, 1 << 20), "experts that a token visits (top-k)"},
@@ -62,6 +71,13 @@ std::vector<Field> fields_of(ModelConfig& c) {
 
 void fill_defaults(ModelConfig& config) {
   if (config.num_key_value_heads == 0) config.num_key_value_heads = config.num_attention_heads;
+}
+
+std::vector<int32_t> end_tokens(const ModelConfig& config) {
+  std::vector<int32_t> tokens =
+      numbers_of<int32_t>("more_eos_token_ids", config.more_eos_token_ids, 0, config.vocab_size - 1);
+  if (config.eos_token_id >= 0) tokens.insert(tokens.begin(), static_cast<int32_t>(config.eos_token_id));
+  return tokens;
 }
 
 bool is_moe_layer(const ModelConfig& config, int64_t layer) {

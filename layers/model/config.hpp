@@ -23,6 +23,8 @@ struct RopeScaling {
   double mscale = 1.0;
   double mscale_all_dim = 0.0;
   int64_t original_max_position_embeddings = 4096;
+  double attention_factor = 0.0;  // of turned elements; 0: from mscale and mscale_all_dim
+  bool truncate = true;           // the first and last pair between beta_fast and beta_slow are whole numbers
 
   bool operator==(const RopeScaling&) const = default;
 };
@@ -44,6 +46,7 @@ struct ModelConfig {
   bool tie_word_embeddings = false;
   int64_t bos_token_id = -1;  // -1: none
   int64_t eos_token_id = -1;
+  std::string more_eos_token_ids;  // a config.json has one list of both
 
   int64_t num_attention_heads = 0;
   int64_t num_key_value_heads = 0;  // 0 becomes num_attention_heads, see fill_defaults
@@ -57,12 +60,13 @@ struct ModelConfig {
   int64_t qk_nope_head_dim = 0;
   int64_t qk_rope_head_dim = 0;
   int64_t v_head_dim = 0;
+  bool attention_bias = false;  // of the projections from the hidden state into latent vectors, and of the last one
 
   std::string norm = "rmsnorm";
   double rms_norm_eps = 1e-6;  // of either norm
 
-  // silu: SwiGLU, down(silu(gate x) * up x). gelu, relu: down(act(up x)), no gate.
   std::string hidden_act = "silu";
+  bool ffn_gate = true;           // down(act(gate x) * up x), with silu SwiGLU; else down(act(up x))
   int64_t intermediate_size = 0;  // of a dense layer
 
   int64_t n_routed_experts = 0;  // 0: every layer is dense
@@ -95,9 +99,9 @@ std::vector<Field> fields_of(ModelConfig& config);
 // What follows from other keys when it is left out: num_key_value_heads = num_attention_heads.
 void fill_defaults(ModelConfig& config);
 
-// Reads a parsed config.json and checks it. `where` names the file in messages. Keys that change nothing in Cadre are
-// ignored, and appended to `unused` if given, except those that only describe the file; any other unknown key is an error
-// that names it, because it may change what the model computes.
+// Reads a parsed config.json as transformers 5 does, and checks it. `where` names the file in messages. Keys that change
+// nothing in Cadre, at any value or at the one they have, are appended to `unused` if given, except those that only describe
+// the file; any other unknown key is an error that names it, because it may change what the model computes.
 ModelConfig model_config_from_json(const nlohmann::json& json, const std::string& where,
                                    std::vector<std::string>* unused = nullptr);
 
@@ -107,8 +111,11 @@ nlohmann::json to_json(const ModelConfig& config);
 // Throws on the first value out of range or combination that cannot run.
 void check(const ModelConfig& config);
 
+// Tokens that end a text in generation: eos_token_id and those beside it.
+std::vector<int32_t> end_tokens(const ModelConfig& config);
+
 bool is_moe_layer(const ModelConfig& config, int64_t layer);
-inline bool is_gated(const ModelConfig& config) { return config.hidden_act == "silu"; }
+inline bool is_gated(const ModelConfig& config) { return config.ffn_gate; }
 inline bool has_latent_attention(const ModelConfig& config) { return config.model_type != "deepseek"; }
 // Of multi-head attention.
 inline int64_t head_dim(const ModelConfig& config) { return config.hidden_size / config.num_attention_heads; }

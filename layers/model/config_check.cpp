@@ -25,6 +25,8 @@ void check_multi_head_attention(const ModelConfig& c) {
               fmt::format("model.kv_lora_rank = {}, q_lora_rank = {}, allowed: 0 with model_type deepseek",
                           c.kv_lora_rank, c.q_lora_rank),
               "latent attention is that of deepseek_v2 and deepseek_v3");
+  CADRE_CHECK(!c.attention_bias, "model.attention_bias = true, allowed: false with model_type deepseek",
+              "latent attention alone may have it");
 }
 
 void check_latent_attention(const ModelConfig& c) {
@@ -119,6 +121,7 @@ void check(const ModelConfig& config) {
                             config.vocab_size),
                 "-1 for none");
   }
+  end_tokens(config);
   CADRE_CHECK(config.rope_scaling.type == "none" || config.rope_scaling.factor >= 1.0,
               fmt::format("model.rope_scaling.factor = {}, allowed: number >= 1", config.rope_scaling.factor),
               "positions are stretched, not pressed");

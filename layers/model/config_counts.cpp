@@ -51,6 +51,7 @@ int64_t norm_elements(const ModelConfig& c) { return c.norm == "layernorm" ? 2 *
 int64_t layer_vectors(const ModelConfig& c, int64_t layer) {
   int64_t count = 2 * norm_elements(c);
   if (has_latent_attention(c)) count += c.kv_lora_rank + c.q_lora_rank;
+  if (c.attention_bias) count += c.q_lora_rank + c.kv_lora_rank + c.qk_rope_head_dim + c.hidden_size;
   if (is_moe_layer(c, layer)) count += router_buffers(c);
   return count;
 }

@@ -5,54 +5,64 @@
 
 #include <algorithm>
 #include <array>
-#include <span>
 #include <string_view>
 
 #include "comm/base/check.hpp"
-#include "layers/model/config.hpp"
+#include "layers/model/architecture.hpp"
+#include "layers/model/config_reader.hpp"
 
 namespace cadre {
 namespace {
 
 using nlohmann::json;
 
-// Keys that describe the file and not what is computed.
-constexpr std::array<std::string_view, 7> kDescriptiveKeys = {
-    "_name_or_path", "architectures", "auto_map", "dtype", "torch_dtype", "transformers_version", "use_cache"};
-
-// Keys that change nothing here. How the weights are quantised is seen from the weights.
-constexpr std::array<std::string_view, 10> kUnusedKeys = {
-    "ep_size",      "head_dim",       "output_attentions", "output_hidden_states", "output_router_logits",
-    "pad_token_id", "pretraining_tp", "qk_head_dim",       "quantization_config",  "return_dict"};
-
 // A config.json must say these; everything else has the default of the architecture.
 constexpr std::array<std::string_view, 5> kRequiredKeys = {"hidden_size", "intermediate_size", "num_attention_heads",
                                                            "num_hidden_layers", "vocab_size"};
 
-// Two names of one object.
-constexpr std::array<std::string_view, 2> kRopeKeys = {"rope_scaling", "rope_parameters"};
-
 constexpr std::array<std::string_view, 6> kLatentKeys = {"q_lora_rank",      "kv_lora_rank", "qk_nope_head_dim",
                                                          "qk_rope_head_dim", "v_head_dim",   "rope_interleave"};
 
-// Keys that are understood, but only with one value.
-json fixed_keys() { return {{"attention_bias", false}, {"attention_dropout", 0.0}}; }
-
-bool is_one_of(std::span<const std::string_view> keys, std::string_view key) {
-  return std::ranges::find(keys, key) != keys.end();
-}
+constexpr const char* kEosKey = "eos_token_id";
 
 // What a config.json of that architecture means by the keys it leaves out.
-ModelConfig architecture_defaults(const std::string& model_type) {
+ModelConfig architecture_defaults(const std::string& saved_type) {
   ModelConfig config;
-  config.model_type = model_type;
+  config.model_type = model_type_of_saved(saved_type);
+  if (saved_type == "glm4_moe") {
+    config.max_position_embeddings = 131072;
+    config.rms_norm_eps = 1e-5;
+    config.num_key_value_heads = 8;
+    config.scoring_func = "sigmoid";
+    config.topk_method = "noaux_tc";
+    config.norm_topk_prob = true;
+    config.n_routed_experts = 128;
+    config.n_shared_experts = 1;
+    config.num_experts_per_tok = 8;
+    config.moe_intermediate_size = 1408;
+    config.first_k_dense_replace = 1;
+  }
   if (!has_latent_attention(config)) return config;
   config.q_lora_rank = 1536;
   config.kv_lora_rank = 512;
   config.qk_nope_head_dim = 128;
   config.qk_rope_head_dim = 64;
   config.v_head_dim = 128;
-  if (model_type == "deepseek_v2") return config;
+  if (config.model_type == "deepseek_v2") {
+    config.bos_token_id = 1;
+    config.eos_token_id = 2;
+    config.n_routed_experts = 64;
+    config.n_shared_experts = 2;
+    config.moe_intermediate_size = 1407;
+    return config;
+  }
+  config.bos_token_id = 0;
+  config.eos_token_id = 1;
+  config.max_position_embeddings = 4096;
+  config.n_routed_experts = 256;
+  config.num_experts_per_tok = 8;
+  config.moe_intermediate_size = 2048;
+  config.first_k_dense_replace = 3;
   config.scoring_func = "sigmoid";
   config.topk_method = "noaux_tc";
   config.n_group = 8;
@@ -63,80 +73,34 @@ ModelConfig architecture_defaults(const std::string& model_type) {
   return config;
 }
 
-FieldValue value_of_json(const json& value) {
-  if (value.is_boolean()) return value.get<bool>();
-  if (value.is_number_integer()) return value.get<int64_t>();
-  if (value.is_number()) return value.get<double>();
-  if (value.is_string()) return value.get<std::string>();
-  return value.dump();
-}
-
-// The error for a key that no table knows.
-[[noreturn]] void refuse_key(const std::string& key, const std::vector<Field>& fields, const std::string& where) {
-  std::vector<std::string> known;
-  for (const Field& field : fields) known.push_back(field.name);
-  throw Error(ErrorKind::input, fmt::format("{}: unknown key {}", where, key),
-              nearest_name_hint(key, known) + "; delete a key that does not change the model");
-}
-
-const Field& field_named(const std::vector<Field>& fields, const std::string& name) {
-  const auto field = std::ranges::find(fields, name, &Field::name);
-  CADRE_ASSERT(field != fields.end());
-  return *field;
-}
-
-void read_field(const std::string& key, const json& value, const std::vector<Field>& fields, const std::string& where) {
-  const auto field = std::ranges::find(fields, key, &Field::name);
-  if (field == fields.end()) refuse_key(key, fields, where);
-  if (value.is_null()) {
-    // Not what the architecture has when the key is left out: q_lora_rank null is no latent query.
-    ModelConfig none;
-    return assign(*field, value_of(field_named(fields_of(none), key)), where + ": ");
-  }
-  CADRE_CHECK(!value.is_structured(),
-              fmt::format("{}: {} = {}, allowed: {}", where, key, value.dump(), allowed_text(*field)), field->help);
-  assign(*field, value_of_json(value), where + ": ");
-}
-
-// `key` is the name that the object has in the file.
-void read_rope(const std::string& key, const json& object, const std::vector<Field>& fields, const std::string& where) {
-  CADRE_CHECK(object.is_object(), fmt::format("{}: {} = {}, allowed: null or an object", where, key, object.dump()),
-              "with type yarn, factor and so on");
-  CADRE_CHECK(object.empty() || object.contains("type") || object.contains("rope_type"),
-              fmt::format("{}: {} has no type, allowed: yarn | default", where, key), "the key may also be rope_type");
-  if (object.contains("type") && object.contains("rope_type")) {
-    CADRE_CHECK(object["type"] == object["rope_type"],
-                fmt::format("{}: {}.type = {}, rope_type = {}, allowed: the same", where, key, object["type"].dump(),
-                            object["rope_type"].dump()),
-                "two names of one key");
-  }
-  for (const auto& [name, value] : object.items()) {
-    if (name == "type" || name == "rope_type") {
-      read_field("rope_scaling.type", value == "default" ? json("none") : value, fields, where);
-    } else if (name == "rope_theta") {
-      read_field(name, value, fields, where);
+// One token, or a list: the first one is also what stands between texts in training.
+void read_eos(const json& value, ConfigReader& reader) {
+  if (!value.is_array()) return reader.read(kEosKey, value);
+  reader.read(kEosKey, json());
+  std::string more;
+  for (size_t i = 0; i < value.size(); ++i) {
+    if (!value[i].is_number_integer() || value[i] < 0) {
+      reader.refuse(kEosKey, value, "an integer >= 0 or a list of them", "tokens that end a text");
+    }
+    if (i == 0) {
+      reader.read(kEosKey, value[i]);
     } else {
-      read_field("rope_scaling." + name, value, fields, where);
+      more += fmt::format("{}{}", more.empty() ? "" : ",", value[i].dump());
     }
   }
+  reader.config().more_eos_token_ids = more;
 }
 
-void read_key(const std::string& key, const json& value, const std::vector<Field>& fields, const std::string& where,
-              std::vector<std::string>* unused) {
-  const json fixed = fixed_keys();
-  if (const auto it = fixed.find(key); it != fixed.end()) {
-    CADRE_CHECK(value.is_null() || value == *it,
-                fmt::format("{}: {} = {}, allowed: {}", where, key, value.dump(), it->dump()),
-                "Cadre does not compute this variant");
-    return;
-  }
-  if (is_one_of(kDescriptiveKeys, key)) return;
-  if (is_one_of(kUnusedKeys, key)) {
-    if (unused != nullptr) unused->push_back(key);
-    return;
-  }
-  if (!is_one_of(kRopeKeys, key)) return read_field(key, value, fields, where);
-  if (!value.is_null()) read_rope(key, value, fields, where);
+// null where every reader makes the same of mscale and mscale_all_dim.
+json attention_factor_of(const ModelConfig& config) {
+  const RopeScaling& scaling = config.rope_scaling;
+  if (scaling.attention_factor > 0.0) return scaling.attention_factor;
+  return is_mscale_plain(scaling) ? json() : json(yarn_attention_factor(scaling));
+}
+
+json eos_of(const ModelConfig& config) {
+  if (config.more_eos_token_ids.empty()) return config.eos_token_id < 0 ? json() : json(config.eos_token_id);
+  return end_tokens(config);
 }
 
 }  // namespace
@@ -144,31 +108,48 @@ void read_key(const std::string& key, const json& value, const std::vector<Field
 ModelConfig model_config_from_json(const json& source, const std::string& where, std::vector<std::string>* unused) {
   CADRE_CHECK(source.is_object(), fmt::format("{}: not a JSON object", where), "expected a Hugging Face config.json");
   ModelConfig config;
-  const std::vector<Field> fields = fields_of(config);
+  ConfigReader reader(config, where, unused);
   // First, so that the keys of another architecture are not blamed.
-  if (source.contains("model_type")) read_field("model_type", source["model_type"], fields, where);
-  config = architecture_defaults(config.model_type);
+  std::string saved_type = config.model_type;
+  if (const auto type = source.find("model_type"); type != source.end()) {
+    if (type->is_string()) saved_type = *type;
+    reader.read("model_type", type->is_string() ? json(model_type_of_saved(saved_type)) : *type);
+  }
+  config = architecture_defaults(saved_type);
   for (const std::string_view key : kRequiredKeys) {
     CADRE_CHECK(source.contains(std::string(key)), fmt::format("{}: key {} is missing", where, key),
                 "expected a Hugging Face config.json");
   }
-  for (const auto& [key, value] : source.items()) read_key(key, value, fields, where, unused);
+  std::vector<std::string> others;
+  for (const auto& [key, value] : source.items()) {
+    if (key == "model_type") continue;
+    if (key == kEosKey) {
+      read_eos(value, reader);
+    } else if (!is_rope_key(key) && reader.has_field(key) && !key.starts_with("rope_scaling.")) {
+      reader.read(key, value);
+    } else if (!is_rope_key(key) && !describes_file(key)) {
+      others.push_back(key);
+    }
+  }
+  for (const std::string& key : others) {
+    if (!read_foreign_key(source, key, reader)) reader.read_unknown(key, source[key]);
+  }
+  read_rope(source, reader);
   fill_defaults(config);
   check(config);
   return config;
 }
 
 json to_json(const ModelConfig& config) {
-  json out = fixed_keys();
+  json out = {{"attention_dropout", 0.0}};
   const bool latent = has_latent_attention(config);
-  const char* version = config.model_type == "deepseek_v3" ? "V3" : (latent ? "V2" : "");
-  out["architectures"] = {fmt::format("Deepseek{}ForCausalLM", version)};
+  out["architectures"] = {architecture_name(config)};
   out["torch_dtype"] = "float32";
   out["use_cache"] = true;
   out["rope_scaling"] = nullptr;
   ModelConfig copy = config;
   for (const Field& field : fields_of(copy)) {
-    if (!latent && is_one_of(kLatentKeys, field.name)) continue;
+    if (!latent && std::ranges::find(kLatentKeys, field.name) != kLatentKeys.end()) continue;
     const json value = std::visit([](const auto& held) { return json(held); }, value_of(field));
     const size_t dot = field.name.find('.');
     if (dot == std::string::npos) {
@@ -177,9 +158,17 @@ json to_json(const ModelConfig& config) {
       out[field.name.substr(0, dot)][field.name.substr(dot + 1)] = value;
     }
   }
-  for (const char* key : {"bos_token_id", "eos_token_id"}) {
-    if (out[key] == -1) out[key] = nullptr;
+  out["model_type"] = saved_model_type(config);
+  if (is_glm4_moe(config)) {
+    out["head_dim"] = head_dim(config);
+    out["partial_rotary_factor"] = 1.0;  // there 0.5 where it is left out
+    out["use_qk_norm"] = false;
   }
+  // Others know no number for none, and say nothing of what is as usual.
+  if (config.rope_scaling.type != "none") out["rope_scaling"]["attention_factor"] = attention_factor_of(config);
+  if (config.bos_token_id < 0) out["bos_token_id"] = nullptr;
+  out[kEosKey] = eos_of(config);
+  out.erase("more_eos_token_ids");
   if (latent && config.q_lora_rank == 0) out["q_lora_rank"] = nullptr;
   return out;
 }

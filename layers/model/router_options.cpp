@@ -2,46 +2,14 @@
 #include "layers/model/router_options.hpp"
 
 #include <algorithm>
-#include <charconv>
 #include <limits>
 #include <string_view>
 
 #include "comm/base/check.hpp"
+#include "layers/model/number_list.hpp"
 
 namespace cadre {
 namespace {
-
-[[noreturn]] void refuse_list(const char* key, const std::string& text, const char* allowed) {
-  throw Error(ErrorKind::input, fmt::format("model.{} = \"{}\", allowed: {}", key, text, allowed),
-              "numbers with commas between them, nothing else");
-}
-
-// Calls `visit` with each part between commas.
-template <class Visit>
-void each_part(std::string_view text, Visit&& visit) {
-  while (!text.empty()) {
-    const size_t comma = text.find(',');
-    visit(text.substr(0, comma));
-    text = comma == std::string_view::npos ? std::string_view() : text.substr(comma + 1);
-  }
-}
-
-bool read_number(std::string_view text, int64_t& number) {
-  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), number);
-  return error == std::errc() && end == text.data() + text.size();
-}
-
-template <class Number>
-std::vector<Number> numbers_of(const char* key, const std::string& text, int64_t least, int64_t most) {
-  const std::string allowed = fmt::format("integers in [{}, {}], as 1,2,3", least, most);
-  std::vector<Number> numbers;
-  each_part(text, [&](std::string_view part) {
-    int64_t number = 0;
-    if (!read_number(part, number) || number < least || number > most) refuse_list(key, text, allowed.c_str());
-    numbers.push_back(static_cast<Number>(number));
-  });
-  return numbers;
-}
 
 // "6:task=2": expert, what is looked at, and the value that it is compared with.
 std::vector<ExpertCondition> conditions_of(const ModelConfig& config) {
@@ -156,13 +124,20 @@ void check_lists(const ModelConfig& c) {
   conditions_of(c);
 }
 
+// The published gate of V2 either divides by the sum or scales; that of V3 does both.
+double scale_of(const ModelConfig& config) {
+  const bool divides = config.norm_topk_prob && config.num_experts_per_tok > 1;
+  return config.model_type == "deepseek_v2" && divides ? 1.0 : config.routed_scaling_factor;
+}
+
 }  // namespace
 
 ExpertOptions expert_options(const ModelConfig& config) {
   const RouterKeys& keys = config.routing;
   return {.ffn = {.hidden = config.hidden_size,
                   .width = config.moe_intermediate_size,
-                  .activation = activation_named(config.hidden_act)},
+                  .activation = activation_named(config.hidden_act),
+                  .gated = config.ffn_gate},
           .kinds = kinds_named(keys.expert_kinds),
           .inner_experts = static_cast<int>(keys.inner_experts),
           .inner_top_k = static_cast<int>(keys.inner_experts_per_tok)};
@@ -188,7 +163,7 @@ RouterOptions router_options(const ModelConfig& config) {
       .top_k = static_cast<int>(config.num_experts_per_tok),
       .score = config.scoring_func == "sigmoid" ? ScoreFunction::sigmoid : ScoreFunction::softmax,
       .weights = {.renormalise = config.norm_topk_prob,
-                  .scale = config.routed_scaling_factor,
+                  .scale = scale_of(config),
                   .gate = keys.router_gate == "binary" ? GateKind::binary : GateKind::score,
                   .groups = keys.router == "hierarchical" && config.norm_topk_prob ? groups.groups : 0},
       .groups = groups,
@@ -226,7 +201,7 @@ void check_router(const ModelConfig& c) {
                           keys.inner_experts_per_tok, keys.inner_experts),
               "a token cannot visit an inner expert twice");
   CADRE_CHECK(
-      keys.expert_kinds != "typed" || (is_gated(c) && c.moe_intermediate_size % 2 == 0),
+      keys.expert_kinds != "typed" || (is_gated(c) && c.hidden_act == "silu" && c.moe_intermediate_size % 2 == 0),
       fmt::format("model.expert_kinds = {} with hidden_act = {} and moe_intermediate_size = {}, allowed: silu, even",
                   keys.expert_kinds, c.hidden_act, c.moe_intermediate_size),
       "gate experts are SwiGLU, down experts have half the width");

@@ -14,7 +14,9 @@ Rope rope_of(const ModelConfig& config, int64_t dim, RopeLayout layout) {
                     .beta_slow = scaling.beta_slow,
                     .mscale = scaling.mscale,
                     .mscale_all_dim = scaling.mscale_all_dim,
-                    .original_max_position_embeddings = scaling.original_max_position_embeddings});
+                    .original_max_position_embeddings = scaling.original_max_position_embeddings,
+                    .attention_factor = scaling.attention_factor,
+                    .truncate = scaling.truncate});
 }
 
 double score_factor(const ModelConfig& config) {
@@ -47,7 +49,8 @@ LatentAttention latent(const std::string& prefix, const ModelConfig& config) {
            .value_dim = config.v_head_dim,
            .rope = rope_of(config, config.qk_rope_head_dim, layout),
            .score_factor = score_factor(config),
-           .init_std = config.initializer_range}};
+           .init_std = config.initializer_range,
+           .bias = config.attention_bias ? Linear::Bias::added : Linear::Bias::none}};
 }
 
 std::variant<CausalAttention, LatentAttention> make_attention(const std::string& prefix, const ModelConfig& config) {

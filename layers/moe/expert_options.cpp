@@ -8,13 +8,14 @@ FfnOptions ffn_of_expert(const ExpertOptions& options, int id) {
   if (kind == 0) return options.ffn;
   FfnOptions ffn = options.ffn;
   ffn.activation = Activation::gelu;
+  ffn.gated = false;
   ffn.width = kind == 1 ? 2 * ffn.width : ffn.width / 2;
   return ffn;
 }
 
 ExpertWeights weights_of_expert(const ExpertOptions& options, int id) {
   const FfnOptions ffn = ffn_of_expert(options, id);
-  const int64_t matrices = ffn.activation == Activation::silu ? 3 : 2;
+  const int64_t matrices = ffn.gated ? 3 : 2;
   const int64_t one = matrices * ffn.hidden * ffn.width;
   if (options.kinds != ExpertKinds::mixture) return {one, one};
   const int64_t gate = options.inner_experts * ffn.hidden;

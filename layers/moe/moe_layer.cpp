@@ -49,6 +49,7 @@ ExpertOptions expert_options(const MoeOptions& options) {
   return {.ffn = {.hidden = options.hidden,
                   .width = options.expert_width,
                   .activation = options.activation,
+                  .gated = options.gated,
                   .init_std = options.init_std,
                   .placement = Placement::expert},
           .kinds = options.expert_kinds,
@@ -68,6 +69,7 @@ MoeLayer::MoeLayer(const std::string& prefix, const MoeOptions& options, const E
   shared_.emplace(prefix + ".shared_experts", FfnOptions{.hidden = options.hidden,
                                                          .width = options.shared_width,
                                                          .activation = options.activation,
+                                                         .gated = options.gated,
                                                          .init_std = options.init_std});
 }
 

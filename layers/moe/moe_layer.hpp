@@ -24,6 +24,7 @@ struct MoeOptions {
   int64_t shared_width = 0;   // 0: no shared expert
   double shared_scale = 1.0;  // of its output: 1 / number of shared experts makes their sum a mean
   Activation activation = Activation::silu;
+  bool gated = true;
   double init_std = 0.02;
   RouterOptions router = {};
 };

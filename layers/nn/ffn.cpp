@@ -7,7 +7,7 @@ namespace {
 Parameter make_up(const std::string& prefix, const FfnOptions& options) {
   const std::string gate_name = prefix + ".gate_proj.weight";
   const std::string up_name = prefix + ".up_proj.weight";
-  if (options.activation == Activation::silu) {
+  if (options.gated) {
     return make_weight({{gate_name, options.width}, {up_name, options.width}}, options.hidden, options.init_std,
                        options.placement);
   }
@@ -17,6 +17,46 @@ Parameter make_up(const std::string& prefix, const FfnOptions& options) {
 Parameter make_down(const std::string& prefix, const FfnOptions& options) {
   return make_weight({{prefix + ".down_proj.weight", options.hidden}}, options.width, options.init_std,
                      options.placement);
+}
+
+// The two halves of gate_up[T,2F], f(gate), and zeros: what a gate other than that of SwiGLU is computed with.
+struct Halves {
+  Tensor gate;
+  Tensor activated;
+  Tensor up;
+  Tensor zeros;
+
+  Halves(Context& ctx, const FfnOptions& options, const Tensor& gate_up) {
+    const int64_t width = options.width;
+    const auto take = [&] { return ctx.arena.take("ffn", ctx.dtype, {gate_up.dim(0), width}); };
+    gate = take(), activated = take(), up = take(), zeros = take();
+    ctx.kernels.copy_columns({gate_up, 0, width}, {gate, 0, width});
+    ctx.kernels.copy_columns({gate_up, width, width}, {up, 0, width});
+    ctx.kernels.activation(options.activation, gate, activated);
+    ctx.kernels.memory().fill(zeros.raw(), std::byte{0}, zeros.bytes());
+  }
+};
+
+// y = up f(gate) + (1 - up) 0
+void gated_activation(Context& ctx, const FfnOptions& options, const Tensor& gate_up, const Tensor& y) {
+  const ArenaScope scope(ctx.arena);
+  const Halves halves(ctx, options, gate_up);
+  ctx.kernels.blend(halves.up, halves.activated, halves.zeros, y);
+}
+
+void gated_activation_grad(Context& ctx, const FfnOptions& options, const Tensor& gate_up, const Tensor& dy,
+                           const Tensor& d_gate_up) {
+  const ArenaScope scope(ctx.arena);
+  const int64_t width = options.width;
+  const Halves halves(ctx, options, gate_up);
+  const auto take = [&] { return ctx.arena.take("ffn", ctx.dtype, {gate_up.dim(0), width}); };
+  const Tensor d_up = take();
+  const Tensor d_gate = take();
+  const Tensor unused = take();
+  ctx.kernels.blend_grad(halves.up, halves.activated, halves.zeros, dy, d_up, d_gate, unused);
+  ctx.kernels.activation_grad(options.activation, halves.gate, d_gate, d_gate);
+  ctx.kernels.copy_columns({d_gate, 0, width}, {d_gate_up, 0, width});
+  ctx.kernels.copy_columns({d_up, 0, width}, {d_gate_up, width, width});
 }
 
 }  // namespace
@@ -30,21 +70,27 @@ Activation activation_named(const std::string& name) {
 
 Tensor activate(Context& ctx, const FfnOptions& options, const Tensor& up_out) {
   const Tensor inner = ctx.arena.take("ffn", ctx.dtype, {up_out.dim(0), options.width});
-  if (options.activation == Activation::silu) {
+  if (!options.gated) {
+    ctx.kernels.activation(options.activation, up_out, inner);
+  } else if (options.activation == Activation::silu) {
     ctx.kernels.swiglu(up_out, inner);
   } else {
-    ctx.kernels.activation(options.activation, up_out, inner);
+    gated_activation(ctx, options, up_out, inner);
   }
   return inner;
 }
 
 Tensor activate_grad(Context& ctx, const FfnOptions& options, const Tensor& up_out, const Tensor& d_inner) {
-  if (options.activation != Activation::silu) {
+  if (!options.gated) {
     ctx.kernels.activation_grad(options.activation, up_out, d_inner, d_inner);
     return d_inner;
   }
   const Tensor d_gate_up = ctx.arena.take("ffn", ctx.dtype, {up_out.dim(0), 2 * options.width});
-  ctx.kernels.swiglu_grad(up_out, d_inner, d_gate_up);
+  if (options.activation == Activation::silu) {
+    ctx.kernels.swiglu_grad(up_out, d_inner, d_gate_up);
+  } else {
+    gated_activation_grad(ctx, options, up_out, d_inner, d_gate_up);
+  }
   return d_gate_up;
 }
 

@@ -15,24 +15,25 @@ struct FfnOptions {
   int64_t hidden = 0;
   int64_t width = 0;
   Activation activation = Activation::silu;
+  bool gated = true;
   double init_std = 0.02;
   Placement placement = Placement::shared;
 };
 
-// Between the two products: [T,2F] for SwiGLU or [T,F] to [T,F], and the gradient back, for which d_inner is room too.
+// Between the two products: [T,2F] with a gate or [T,F] to [T,F], and the gradient back, for which d_inner is room too.
 Tensor activate(Context& ctx, const FfnOptions& options, const Tensor& up_out);
 Tensor activate_grad(Context& ctx, const FfnOptions& options, const Tensor& up_out, const Tensor& d_inner);
 
-// silu: SwiGLU, down(silu(gate x) up x), where gate and up are one fused weight [2F,H] with the parts
-// `<prefix>.gate_proj.weight` and `<prefix>.up_proj.weight`. gelu, relu: down(f(up x)) with `<prefix>.up_proj.weight`
-// [F,H]. Both: `<prefix>.down_proj.weight` [H,F].
+// Gated: down(f(gate x) up x), with silu SwiGLU, where gate and up are one fused weight [2F,H] with the parts
+// `<prefix>.gate_proj.weight` and `<prefix>.up_proj.weight`. Else down(f(up x)) with `<prefix>.up_proj.weight` [F,H].
+// Both: `<prefix>.down_proj.weight` [H,F].
 class Ffn {
  public:
   Ffn(const std::string& prefix, const FfnOptions& options);
 
   struct Saved {
     Linear::Saved up;
-    Tensor up_out;  // before the activation: [T,2F] for SwiGLU, else [T,F]
+    Tensor up_out;  // before the activation: [T,2F] with a gate, else [T,F]
     Linear::Saved down;
   };
 

@@ -17,15 +17,17 @@ LatentAttention::LatentAttention(const std::string& prefix, const LatentAttentio
     : options_(options),
       q_(prefix + (options.q_rank > 0 ? ".q_b_proj" : ".q_proj"), options.q_rank > 0 ? options.q_rank : options.hidden,
          options.num_heads * (options.nope_dim + options.rope_dim), options.init_std),
-      kv_a_(prefix + ".kv_a_proj_with_mqa", options.hidden, options.kv_rank + options.rope_dim, options.init_std),
+      kv_a_(prefix + ".kv_a_proj_with_mqa", options.hidden, options.kv_rank + options.rope_dim, options.init_std,
+            options.bias),
       kv_norm_(prefix + ".kv_a_layernorm",
                {.kind = NormKind::rms, .hidden = options.kv_rank, .epsilon = options.norm_epsilon}),
       kv_b_(prefix + ".kv_b_proj", options.kv_rank, options.num_heads * (options.nope_dim + options.value_dim),
             options.init_std),
-      o_proj_(prefix + ".o_proj", options.num_heads * options.value_dim, options.hidden, options.init_std) {
+      o_proj_(prefix + ".o_proj", options.num_heads * options.value_dim, options.hidden, options.init_std,
+              options.bias) {
   CADRE_ASSERT(2 * static_cast<int64_t>(options.rope.frequencies.size()) == options.rope_dim);
   if (options.q_rank == 0) return;
-  q_a_.emplace(prefix + ".q_a_proj", options.hidden, options.q_rank, options.init_std);
+  q_a_.emplace(prefix + ".q_a_proj", options.hidden, options.q_rank, options.init_std, options.bias);
   q_norm_.emplace(prefix + ".q_a_layernorm",
                   NormOptions{.kind = NormKind::rms, .hidden = options.q_rank, .epsilon = options.norm_epsilon});
 }

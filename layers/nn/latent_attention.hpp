@@ -25,11 +25,13 @@ struct LatentAttentionOptions {
   double score_factor = 1.0;  // multiplies (N + R)^-1/2
   double norm_epsilon = 1e-6;
   double init_std = 0.02;
+  Linear::Bias bias = Linear::Bias::none;  // of q_a_proj, kv_a_proj_with_mqa and o_proj
 };
 
 // Parameters under `<prefix>.`: kv_a_proj_with_mqa.weight [L + R, H], kv_a_layernorm.weight [L], kv_b_proj.weight
 // [NH (N + V), L], o_proj.weight [H, NH V]; and q_a_proj.weight [QL, H], q_a_layernorm.weight [QL], q_b_proj.weight
-// [NH (N + R), QL], or without a latent query q_proj.weight [NH (N + R), H].
+// [NH (N + R), QL], or without a latent query q_proj.weight [NH (N + R), H]. With a bias also those of q_a_proj [QL],
+// kv_a_proj_with_mqa [L + R] and o_proj [H].
 class LatentAttention {
  public:
   LatentAttention(const std::string& prefix, const LatentAttentionOptions& options);

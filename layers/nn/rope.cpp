@@ -32,14 +32,20 @@ Rope plain_rope(double theta, int64_t dim, RopeLayout layout) {
 Rope yarn_rope(double theta, int64_t dim, RopeLayout layout, const YarnOptions& yarn) {
   Rope rope = plain_rope(theta, dim, layout);
   const int64_t length = yarn.original_max_position_embeddings;
-  const double low = std::max(std::floor(pair_with_turns(yarn.beta_fast, theta, dim, length)), 0.0);
-  double high = std::min(std::ceil(pair_with_turns(yarn.beta_slow, theta, dim, length)), static_cast<double>(dim - 1));
+  double low = pair_with_turns(yarn.beta_fast, theta, dim, length);
+  double high = pair_with_turns(yarn.beta_slow, theta, dim, length);
+  if (yarn.truncate) low = std::floor(low), high = std::ceil(high);
+  low = std::max(low, 0.0);
+  high = std::min(high, static_cast<double>(dim - 1));
   if (low == high) high += 0.001;
   for (size_t i = 0; i < rope.frequencies.size(); ++i) {
     const double stretched = std::clamp((static_cast<double>(i) - low) / (high - low), 0.0, 1.0);
     rope.frequencies[i] *= stretched / yarn.factor + (1.0 - stretched);
   }
-  rope.factor = yarn_mscale(yarn.factor, yarn.mscale) / yarn_mscale(yarn.factor, yarn.mscale_all_dim);
+  rope.factor = yarn.attention_factor;
+  if (rope.factor == 0.0) {
+    rope.factor = yarn_mscale(yarn.factor, yarn.mscale) / yarn_mscale(yarn.factor, yarn.mscale_all_dim);
+  }
   return rope;
 }
 

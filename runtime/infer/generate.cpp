@@ -48,6 +48,7 @@ class Generation {
         num_slots_(std::min(options.batch, static_cast<int64_t>(requests.size()))),
         decoder_(worker, slots_of_rank(), longest(requests) + options.max_new, options.cache),
         num_drafts_(options.speculate ? decoder_.num_drafts() : 0),
+        end_tokens_(options.end_tokens.value_or(end_tokens(worker.model().config()))),
         in_slot_(static_cast<size_t>(num_slots_), kNone) {
     for (const TextRequest& request : requests) texts_.push_back({.tokens = request.prompt, .drafts = {}});
     statistics_.drafted.resize(static_cast<size_t>(num_drafts_));
@@ -117,7 +118,7 @@ class Generation {
       made.push_back(sample(
           index, {logits.data<float>() + static_cast<int64_t>(i) * logits.dim(1), static_cast<size_t>(logits.dim(1))},
           position));
-      if (i == text.drafts.size() || is_end(made.back())) break;
+      if (i == text.drafts.size() || ends_text(made.back())) break;
       ++statistics_.drafted[i];
       if (made.back() != text.drafts[i]) break;
       ++statistics_.accepted[i];
@@ -155,7 +156,7 @@ class Generation {
     text.drafts.clear();
     bool is_over = false;
     for (const int32_t token : made) {
-      is_over = is_end(token);
+      is_over = ends_text(token);
       if (is_over) break;
       text.tokens.push_back(token);
       emit(index, token);
@@ -193,10 +194,7 @@ class Generation {
     worker_.await(summed);
   }
 
-  bool is_end(int32_t token) const {
-    if (options_.end_tokens) return std::ranges::find(*options_.end_tokens, token) != options_.end_tokens->end();
-    return token == worker_.model().config().eos_token_id;
-  }
+  bool ends_text(int32_t token) const { return std::ranges::find(end_tokens_, token) != end_tokens_.end(); }
 
   Worker& worker_;
   const std::vector<TextRequest>& requests_;
@@ -205,6 +203,7 @@ class Generation {
   int64_t num_slots_;
   Decoder decoder_;
   int num_drafts_;
+  std::vector<int32_t> end_tokens_;
   std::vector<size_t> in_slot_;  // of all ranks: which text
   std::vector<Text> texts_;
   size_t next_text_ = 0;

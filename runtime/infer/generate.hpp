@@ -41,7 +41,7 @@ struct GenerateStatistics {
 // Called with each token of a text as it is made, and with none when the text is over.
 using Emit = std::function<void(size_t text, std::optional<int32_t> token)>;
 
-// Makes up to `max_new` tokens of each text, fewer when the model chooses a token that ends texts, which is not emitted. A text does
+// Makes up to `max_new` tokens of each text, fewer when the model chooses one of its end_tokens, which is not emitted. A text does
 // not depend on the others, nor on `batch` and `speculate`. Collective over the expert-parallel group, whose first rank calls
 // `emit`. All arguments are the same on all ranks, but for the cache, which each rank may have or not.
 GenerateStatistics generate(Worker& worker, const std::vector<TextRequest>& texts, const GenerateOptions& options,

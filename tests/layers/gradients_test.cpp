@@ -121,12 +121,19 @@ TEST_F(GradientsTest, Linear) {
   expect_plain_gradients(linear, 4);
 }
 
+TEST_F(GradientsTest, LinearWithBias) {
+  Linear linear("linear", 4, 3, 0.0, Linear::Bias::added);
+  expect_plain_gradients(linear, 4);
+}
+
 TEST_F(GradientsTest, FfnOfEachActivation) {
   for (const Activation activation : {Activation::silu, Activation::gelu, Activation::relu}) {
-    SCOPED_TRACE(static_cast<int>(activation));
-    store = ParameterStore();
-    Ffn ffn("ffn", {.hidden = 4, .width = 7, .activation = activation});
-    expect_plain_gradients(ffn, 4);
+    for (const bool gated : {true, false}) {
+      SCOPED_TRACE(testing::Message() << static_cast<int>(activation) << (gated ? " gated" : ""));
+      store = ParameterStore();
+      Ffn ffn("ffn", {.hidden = 4, .width = 7, .activation = activation, .gated = gated});
+      expect_plain_gradients(ffn, 4);
+    }
   }
 }
 

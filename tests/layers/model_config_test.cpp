@@ -81,7 +81,8 @@ TEST(ModelConfig, JsonRoundTripKeepsEveryField) {
   config.routing.seq_aux = true;
   const json written = to_json(config);
   EXPECT_EQ(model_config_from_json(json::parse(written.dump(2)), "config.json"), config);
-  EXPECT_EQ(written["architectures"], json::array({"DeepseekForCausalLM"}));
+  EXPECT_EQ(written["architectures"], json::array({"CadreForCausalLM"}));  // a hybrid router
+  EXPECT_EQ(written["model_type"], "cadre_deepseek");
   EXPECT_EQ(written["torch_dtype"], "float32");
   EXPECT_TRUE(written["bos_token_id"].is_null());
   EXPECT_EQ(written["eos_token_id"], 0);
@@ -99,19 +100,24 @@ TEST(ModelConfig, RefusesJson) {
       {"hidden_size", "wide", {"config.json: hidden_size = \"wide\"", "allowed: integer >= 1"}},
       {"hidden_size", 2048.5, {"hidden_size = 2048.5", "integer >= 1"}},
       {"hidden_size", json::array({1}), {"hidden_size = [1]", "integer >= 1"}},
-      {"hidden_act", "swish", {"hidden_act = \"swish\"", "silu | gelu | relu"}},
+      {"hidden_act", "swiglu", {"hidden_act = \"swiglu\"", "silu | gelu | relu"}},
       {"rope_theta", 0, {"rope_theta = 0", "number > 0"}},
-      {"attention_bias", true, {"attention_bias = true", "allowed: false"}},
+      {"attention_bias", true, {"attention_bias = true", "allowed: false with model_type deepseek"}},
+      {"mlp_bias", true, {"mlp_bias = true", "allowed: false"}},
       {"rope_scaling", "yarn", {"rope_scaling = \"yarn\"", "null or an object"}},
       {"rope_scaling", {{"type", "linear"}, {"factor", 2}}, {"rope_scaling.type = \"linear\"", "none | yarn"}},
-      {"rope_scaling", {{"type", "yarn"}, {"facter", 2}}, {"unknown key rope_scaling.facter", "rope_scaling.factor"}},
-      {"rope_scaling", {{"factor", 2}}, {"rope_scaling has no type"}},
-      {"rope_scaling", {{"type", "yarn"}, {"rope_type", "default"}}, {"rope_scaling.type = \"yarn\"", "\"default\""}},
+      {"rope_scaling",
+       {{"type", "yarn"}, {"facter", 2}},
+       {"unknown key rope_scaling.facter = 2", "rope_scaling.factor"}},
+      {"rope_scaling", {{"factor", 2}}, {"rope_scaling = {\"factor\":2}", "type or rope_type"}},
+      {"rope_scaling",
+       {{"type", "yarn"}, {"rope_type", "default"}},
+       {"rope_scaling.type = \"yarn\"", "rope_type = \"default\""}},
       {"rope_scaling", {{"type", "yarn"}, {"factor", 0.5}}, {"rope_scaling.factor = 0.5", "number >= 1"}},
       {"kv_lora_rank", 8, {"kv_lora_rank = 8", "allowed: 0 with model_type deepseek"}},
       {"n_routed_expert",
        8,
-       {"config.json: unknown key n_routed_expert", "the nearest known name is n_routed_experts"}},
+       {"config.json: unknown key n_routed_expert = 8", "the nearest known name is n_routed_experts"}},
       {"num_experts_per_tok", 65, {"num_experts_per_tok = 65", "[1, n_routed_experts = 64]"}},
       {"num_attention_heads", 24, {"num_attention_heads = 24", "hidden_size = 2048"}},
       {"num_key_value_heads", 3, {"num_key_value_heads = 3", "num_attention_heads = 16"}},
@@ -356,7 +362,7 @@ TEST(ModelConfig, CountsTypedExperts) {
   const int64_t usual = 3 * 64 * 32;
   const int64_t typed = usual + 2 * 64 * 64 + 2 * 64 * 16;  // one of each kind
   EXPECT_EQ(count_parameters(config).total - same.total, 3 * (2 * typed - 6 * usual));
-  config.hidden_act = "gelu";
+  config.ffn_gate = false;
   expect_message(message_of([&] { check(config); }), {"expert_kinds", "silu"});
 }
 
@@ -379,6 +385,7 @@ TEST(ModelConfig, CountsEveryVariantByHand) {
   ModelConfig config = small();
   config.num_hidden_layers = 2;
   config.hidden_act = "gelu";
+  config.ffn_gate = false;
   config.norm = "layernorm";
   config.topk_method = "noaux_tc";
   // q and o 64 * 64, k and v 64 * 32; two matrices an FFN; weight and bias a norm; one selection bias an expert.

@@ -158,7 +158,7 @@ TEST(ParameterStore, PartsHaveTheNamesOfPublishedCheckpoints) {
   using Names = std::vector<std::string>;
   EXPECT_EQ(part_names(Ffn("mlp", {.hidden = 2, .width = 2, .activation = Activation::silu})),
             (Names{"mlp.gate_proj.weight", "mlp.up_proj.weight", "mlp.down_proj.weight"}));
-  EXPECT_EQ(part_names(Ffn("mlp", {.hidden = 2, .width = 2, .activation = Activation::gelu})),
+  EXPECT_EQ(part_names(Ffn("mlp", {.hidden = 2, .width = 2, .activation = Activation::gelu, .gated = false})),
             (Names{"mlp.up_proj.weight", "mlp.down_proj.weight"}));
   EXPECT_EQ(part_names(CausalAttention("self_attn", {.hidden = 2,
                                                      .num_heads = 1,
