@@ -2,10 +2,13 @@
 #include "launch/checkpoint_argument.hpp"
 
 #include <algorithm>
+#include <span>
 
 #include "comm/base/check.hpp"
 #include "runtime/checkpoint/directory.hpp"
 #include "runtime/checkpoint/model_checkpoint.hpp"
+#include "runtime/checkpoint/safetensors_header.hpp"
+#include "runtime/checkpoint/unread_tensors.hpp"
 #include "runtime/config/run_file.hpp"
 #include "runtime/data/dataset.hpp"
 #include "runtime/tokenizer/open.hpp"
@@ -62,6 +65,27 @@ std::string dead_experts_note(const ModelConfig& model, int64_t rerouted, int64_
 std::string unused_keys_note(const fs::path& path, const std::vector<std::string>& unused) {
   if (unused.empty()) return "";
   return fmt::format("note: {}: keys that change nothing here: {}\n", path.string(), fmt::join(unused, ", "));
+}
+
+std::string checkpoint_notes(const fs::path& checkpoint) {
+  std::vector<std::string> unused;
+  const ModelConfig model = read_model_config(checkpoint, &unused);
+  const std::vector<std::string> unread = unread_tensors(checkpoint, model);
+  std::string notes = unused_keys_note(checkpoint / kConfigFile, unused);
+  if (!unread.empty()) {
+    constexpr size_t kMostNamed = 20;
+    std::vector<std::string> named;
+    for (const std::string& name : std::span(unread).first(std::min(unread.size(), kMostNamed))) {
+      named.push_back(quote_name(name));
+    }
+    notes += fmt::format("note: {}: tensors that are not read: {}{}\n", checkpoint.string(), fmt::join(named, ", "),
+                         unread.size() > kMostNamed ? fmt::format(" and {} more", unread.size() - kMostNamed) : "");
+  }
+  if (stored_mtp_modules(checkpoint, model) != model.num_nextn_predict_layers) {
+    notes += fmt::format("note: {}: num_nextn_predict_layers = {}, but the files hold no MTP module\n",
+                         checkpoint.string(), model.num_nextn_predict_layers);
+  }
+  return notes;
 }
 
 WorkerOptions inference_options(const RunConfig& config) {

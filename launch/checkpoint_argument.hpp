@@ -34,6 +34,10 @@ std::string dead_experts_note(const ModelConfig& model, int64_t rerouted, int64_
 // What rank 0 says of keys in the checkpoint's or model's config.json that change nothing; empty when there are none.
 std::string unused_keys_note(const std::filesystem::path& path, const std::vector<std::string>& unused);
 
+// What rank 0 says of a checkpoint that is read: keys of its config.json and tensors of its files that change nothing, MTP
+// modules that are not in the files. Lines, none where there is nothing to say. Throws as unread_tensors does.
+std::string checkpoint_notes(const std::filesystem::path& checkpoint);
+
 // A worker without gradients, and without the MTP modules.
 WorkerOptions inference_options(const RunConfig& config);
 

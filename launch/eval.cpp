@@ -42,6 +42,8 @@ void print_evaluation(const Evaluation& evaluation, const ModelConfig& model) {
 void run_eval(const Options& options, const Job& job) {
   const std::filesystem::path checkpoint = find_checkpoint(options.checkpoint);
   RunConfig config = run_config_of(checkpoint);
+  const std::string notes = checkpoint_notes(checkpoint);
+  if (job.rank() == 0) fmt::print("{}", notes);
   if (!options.data.empty()) config.data.path = options.data;
   leave_out(options.dead_experts, config.model);
   config.parallel.placement = options.placement;

@@ -12,6 +12,7 @@
 #include "launch/command.hpp"
 #include "layers/kernels/kernels.hpp"
 #include "runtime/checkpoint/model_checkpoint.hpp"
+#include "runtime/checkpoint/unread_tensors.hpp"
 #include "runtime/config/run_file.hpp"
 #include "runtime/experts/grow.hpp"
 #include "runtime/experts/merge.hpp"
@@ -37,6 +38,8 @@ struct Options {
 // The run that wrote the checkpoint, with its own grid of ranks.
 RunConfig config_of(const Options& options, const fs::path& checkpoint) {
   RunConfig config = run_config_of(checkpoint);
+  fmt::print("{}", checkpoint_notes(checkpoint));
+  config.model.num_nextn_predict_layers = stored_mtp_modules(checkpoint, config.model);
   const fs::path run_file = checkpoint / "run.toml";
   if (fs::exists(run_file)) config.parallel = load_run_config(run_file.string(), {}).parallel;
   if (!options.data.empty()) config.data.path = options.data;

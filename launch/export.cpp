@@ -17,6 +17,7 @@ struct Options {
   std::string out;
   std::string format = "bf16";
   std::string fp8_scale = "fp32";
+  std::string mtp = "keep";
 };
 
 ExportFormat format_named(const std::string& name) {
@@ -29,7 +30,8 @@ void run_export(const Options& options, const Job& job) {
   CADRE_CHECK(!options.out.empty(), "--out is missing", "the directory that is to be made");
   const Fp8Scale scale = options.fp8_scale == "ue8m0" ? Fp8Scale::ue8m0 : Fp8Scale::fp32;
   const ExportSummary summary =
-      export_checkpoint(find_checkpoint(options.checkpoint), options.out, format_named(options.format), scale);
+      export_checkpoint(find_checkpoint(options.checkpoint), options.out, format_named(options.format), scale,
+                        options.mtp == "drop" ? ExportMtp::drop : ExportMtp::keep);
   fmt::print("{}: {} tensors, {} of them in fp8, {:.1f} MiB\n", options.out, summary.tensors, summary.fp8_tensors,
              static_cast<double>(summary.bytes) / (1 << 20));
 }
@@ -44,7 +46,9 @@ Command export_command() {
           .options = {{"out", &options->out, any(), "directory that is to be made"},
                       {"format", &options->format, one_of({"fp32", "bf16", "fp8"}),
                        "of the weights; fp8: projections as DeepSeek-V3 stores them, the rest bf16"},
-                      {"fp8-scale", &options->fp8_scale, one_of({"fp32", "ue8m0"}), "ue8m0: powers of two"}},
+                      {"fp8-scale", &options->fp8_scale, one_of({"fp32", "ue8m0"}), "ue8m0: powers of two"},
+                      {"mtp", &options->mtp, one_of({"keep", "drop"}),
+                       "the MTP modules; drop: for programs that know no layers behind the last one"}},
           .run = [options](const Job& job) { run_export(*options, job); }};
 }
 

@@ -197,6 +197,8 @@ void print_texts(Worker& worker, const std::vector<std::string>& prompts, const 
 void run_generate(const Options& options, const Job& job) {
   const std::filesystem::path checkpoint = find_checkpoint(options.checkpoint);
   RunConfig config = run_config_of(checkpoint);
+  const std::string notes = checkpoint_notes(checkpoint);
+  if (job.rank() == 0) fmt::print(stderr, "{}", notes);
   leave_out(options.dead_experts, config.model);
   config.parallel.placement = options.placement;
   const auto tokenizer = tokenizer_of(checkpoint, config);

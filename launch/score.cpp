@@ -51,8 +51,8 @@ ScoreTokens read_tokens(const std::string& path) {
 
 // How the checkpoint was trained, but one row of ranks, one micro-batch and sums in an order that does not depend on the
 // ranks; then what the command line says.
-RunConfig config_of(const Options& options, const std::filesystem::path& checkpoint, std::vector<std::string>& unused) {
-  RunConfig config = run_config_of(checkpoint, &unused);
+RunConfig config_of(const Options& options, const std::filesystem::path& checkpoint) {
+  RunConfig config = run_config_of(checkpoint);
   config.exchange.combine = "slot_order";
   config.train = {};
   config.data = {.path = options.tokens};
@@ -78,10 +78,10 @@ void run_score(const Options& options, const Job& job) {
   CADRE_CHECK(options.out != "-", "--out = -, allowed: a path", "the file appears whole, which a stream cannot");
   const std::filesystem::path checkpoint = find_checkpoint(options.checkpoint);
   const ScoreTokens tokens = read_tokens(options.tokens);
-  std::vector<std::string> unused;
-  const RunConfig config = score_config(config_of(options, checkpoint, unused), tokens);
+  const std::string notes = checkpoint_notes(checkpoint);
+  const RunConfig config = score_config(config_of(options, checkpoint), tokens);
   check(config, job.num_ranks(options.ranks));
-  if (job.rank() == 0) fmt::print("{}", unused_keys_note(checkpoint / "config.json", unused));
+  if (job.rank() == 0) fmt::print("{}", notes);
   set_kernel_threads(static_cast<int>(config.compute.threads));
   job.on_ranks(options.ranks, [&](Communicator world) {
     const WorkerOptions worker_options = score_options(config, world, options.score);

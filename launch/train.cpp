@@ -11,11 +11,14 @@
 #include "comm/group/topology.hpp"
 #include "comm/transport/wait.hpp"
 #include "launch/banner.hpp"
+#include "launch/checkpoint_argument.hpp"
 #include "launch/command.hpp"
 #include "launch/leftovers.hpp"
 #include "launch/report.hpp"
 #include "layers/kernels/kernels.hpp"
 #include "runtime/checkpoint/directory.hpp"
+#include "runtime/checkpoint/model_checkpoint.hpp"
+#include "runtime/checkpoint/sharded.hpp"
 #include "runtime/config/run_file.hpp"
 #include "runtime/observe/process_memory.hpp"
 #include "runtime/train/devices.hpp"
@@ -147,6 +150,27 @@ void train_with_survivors(const RunConfig& config) {
   });
 }
 
+// A run begins with random weights, in a folder of its own.
+void check_out_folder(const RunConfig& config) {
+  const std::string weights = weights_in(config.out);
+  CADRE_CHECK(weights.empty(), fmt::format("out = {} holds the weights of a model ({})", config.out, weights),
+              "a run trains weights of its own and would leave these unused beside it: name another folder");
+}
+
+// What a config.json that the model was made from has and the run does not use.
+std::string model_config_notes(const std::filesystem::path& path) {
+  if (path.empty()) return "";
+  std::vector<std::string> unused;
+  read_model_config(path, &unused);
+  std::string notes = unused_keys_note(path, unused);
+  const std::string weights = weights_in(path.parent_path());
+  if (!weights.empty()) {
+    notes += fmt::format("note: {}: the shape alone is read; the weights beside it ({}) are not used\n", path.string(),
+                         weights);
+  }
+  return notes;
+}
+
 void run_train(const Options& options, const Job& job) {
   std::vector<std::string> overrides = options.overrides;
   if (!options.metrics.empty()) overrides.push_back("log.metrics=" + options.metrics);
@@ -164,6 +188,8 @@ void run_train(const Options& options, const Job& job) {
   }
   check_recovery(config, num_ranks);
   config = with_end_of_text(std::move(config));
+  check_out_folder(config);
+  if (job.rank() == 0) fmt::print("{}", model_config_notes(config.model_config_read));
   set_kernel_threads(static_cast<int>(config.compute.threads));
   set_default_deadline(config.exchange.deadline_s);
   const StopSignals signals;

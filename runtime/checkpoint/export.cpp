@@ -12,7 +12,9 @@
 #include "layers/kernels/cpu_fp8.hpp"
 #include "runtime/checkpoint/generation_config.hpp"
 #include "runtime/checkpoint/manifest.hpp"
+#include "runtime/checkpoint/model_checkpoint.hpp"
 #include "runtime/checkpoint/stored_values.hpp"
+#include "runtime/checkpoint/unread_tensors.hpp"
 #include "runtime/tokenizer/open.hpp"
 
 namespace cadre {
@@ -20,7 +22,6 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr const char* kConfigFile = "config.json";
 // The selection bias decides by small differences; DeepSeek's files have it in F32 too.
 constexpr std::string_view kSelectionBias = ".e_score_correction_bias";
 
@@ -63,8 +64,10 @@ std::vector<Converted> as_fp8(const TensorEntry& entry, const std::vector<float>
 
 class Export {
  public:
-  Export(const fs::path& checkpoint, const fs::path& out, ExportFormat format, Fp8Scale scale)
-      : checkpoint_(checkpoint), out_(out), format_(format), scale_(scale), reader_(checkpoint) {}
+  Export(const fs::path& checkpoint, const fs::path& out, ExportFormat format, Fp8Scale scale, ExportMtp mtp)
+      : checkpoint_(checkpoint), out_(out), format_(format), scale_(scale), mtp_(mtp), reader_(checkpoint) {
+    if (mtp == ExportMtp::drop) num_layers_ = read_model_config(checkpoint).num_hidden_layers;
+  }
 
   ExportSummary run() {
     std::set<std::string> files;
@@ -81,7 +84,7 @@ class Export {
   void write_file(const std::string& file) {
     std::vector<Converted> tensors;
     for (const auto& [name, owner] : reader_.weight_map()) {
-      if (owner == file && !is_scale_name(name)) convert(name, tensors);
+      if (owner == file && !is_scale_name(name) && !is_dropped(name)) convert(name, tensors);
     }
     if (tensors.empty()) return;
     std::vector<TensorSource> sources;
@@ -91,6 +94,10 @@ class Export {
       summary_.bytes += tensor.bytes.size();
     }
     write_safetensors(out_ / file, sources);
+  }
+
+  bool is_dropped(const std::string& name) const {
+    return mtp_ == ExportMtp::drop && layer_of(name).value_or(-1) >= num_layers_;
   }
 
   void convert(const std::string& name, std::vector<Converted>& tensors) {
@@ -123,7 +130,12 @@ class Export {
 
   void write_config() const {
     nlohmann::json config = read_json_file(checkpoint_ / kConfigFile);
-    config["torch_dtype"] = format_ == ExportFormat::fp32 ? "float32" : "bfloat16";
+    // transformers 5 reads dtype and older ones torch_dtype.
+    config["dtype"] = config["torch_dtype"] = format_ == ExportFormat::fp32 ? "float32" : "bfloat16";
+    if (mtp_ == ExportMtp::drop) {
+      config.erase("num_mtp_layers");
+      config["num_nextn_predict_layers"] = 0;
+    }
     config.erase("quantization_config");
     if (format_ == ExportFormat::fp8) {
       nlohmann::json quantization = {{"activation_scheme", "dynamic"},
@@ -140,6 +152,8 @@ class Export {
   fs::path out_;
   ExportFormat format_;
   Fp8Scale scale_;
+  ExportMtp mtp_;
+  int64_t num_layers_ = 0;
   ShardedReader reader_;
   WeightMap weight_map_;
   ExportSummary summary_;
@@ -152,14 +166,15 @@ bool is_fp8_weight(const std::string& name, size_t num_dims) {
   return name.ends_with("_proj.weight") || name.ends_with("_proj_with_mqa.weight");
 }
 
-ExportSummary export_checkpoint(const fs::path& checkpoint, const fs::path& out, ExportFormat format, Fp8Scale scale) {
+ExportSummary export_checkpoint(const fs::path& checkpoint, const fs::path& out, ExportFormat format, Fp8Scale scale,
+                                ExportMtp mtp) {
   CADRE_CHECK(!fs::exists(out) || (fs::is_directory(out) && fs::is_empty(out)),
               fmt::format("{} is there already", out.string()), "name a directory that is to be made");
   if (fs::exists(checkpoint / kManifestFile)) verify_checkpoint(checkpoint, Verify::full);
   std::error_code error;
   fs::create_directories(out, error);
   CADRE_CHECK(!error, fmt::format("cannot make {}: {}", out.string(), error.message()), "is its parent writable?");
-  return Export(checkpoint, out, format, scale).run();
+  return Export(checkpoint, out, format, scale, mtp).run();
 }
 
 }  // namespace cadre

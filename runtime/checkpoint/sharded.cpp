@@ -82,6 +82,14 @@ MappedTensor ShardedReader::at(std::string_view name) {
   return *found;
 }
 
+std::string weights_in(const std::filesystem::path& directory) {
+  for (const char* name : {kSingleFile, kIndexFile, "pytorch_model.bin", "pytorch_model.bin.index.json"}) {
+    std::error_code error;
+    if (std::filesystem::exists(directory / name, error)) return name;
+  }
+  return "";
+}
+
 FileDigest write_index(const std::filesystem::path& directory, const WeightMap& weight_map, uint64_t total_bytes) {
   const nlohmann::json index = {{"metadata", {{"total_size", total_bytes}}}, {"weight_map", weight_map}};
   return write_text_file(directory / kIndexFile, index.dump(2) + "\n");

@@ -48,6 +48,9 @@ class ShardedReader {
   std::map<std::string, SafetensorsReader> shards_;  // mapped so far
 };
 
+// The name of a file that holds the weights of a Hugging Face model in this directory, or of their index; "" without one.
+std::string weights_in(const std::filesystem::path& directory);
+
 // Writes model.safetensors.index.json. `total_bytes` is the sum over all tensors.
 FileDigest write_index(const std::filesystem::path& directory, const WeightMap& weight_map, uint64_t total_bytes);
 

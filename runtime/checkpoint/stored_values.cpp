@@ -3,8 +3,10 @@
 
 #include <fmt/ranges.h>
 
+#include <cmath>
 #include <cstring>
 #include <filesystem>
+#include <limits>
 
 #include "comm/base/check.hpp"
 #include "comm/wire/fp8.hpp"
@@ -22,6 +24,30 @@ void read_bf16(std::span<const std::byte> from, float* to) {
   }
 }
 
+// IEEE 754 binary16: 5 bits of exponent, 10 of fraction. Every value is a float.
+float from_half(uint16_t bits) {
+  const int exponent = (bits >> 10) & 31;
+  const int fraction = bits & 1023;
+  float size = 0.0F;
+  if (exponent == 31) {
+    size = fraction == 0 ? std::numeric_limits<float>::infinity() : std::numeric_limits<float>::quiet_NaN();
+  } else {
+    size = exponent == 0 ? std::ldexp(static_cast<float>(fraction), -24)
+                         : std::ldexp(static_cast<float>(1024 + fraction), exponent - 25);
+  }
+  return (bits & 0x8000) != 0 ? -size : size;
+}
+
+void read_half(std::span<const std::byte> from, float* to) {
+  for (size_t i = 0; i < from.size() / sizeof(uint16_t); ++i) {
+    uint16_t element = 0;
+    std::memcpy(&element, &from[i * sizeof element], sizeof element);
+    to[i] = from_half(element);
+  }
+}
+
+bool is_half(const TensorEntry& entry) { return entry.dtype_name == "F16"; }
+
 }  // namespace
 
 std::vector<int64_t> scale_shape(const std::vector<int64_t>& shape) {
@@ -32,8 +58,8 @@ StoredValues::StoredValues(ShardedReader& reader, const std::string& directory, 
     : values_(reader.at(name)) {
   const std::string file = (std::filesystem::path(directory) / reader.weight_map().find(name)->second).string();
   const std::optional<DType> dtype = entry().dtype;
-  CADRE_CHECK(dtype == DType::f32 || dtype == DType::bf16 || dtype == DType::fp8,
-              fmt::format("{}: tensor {} has elements {}, expected F32, BF16 or F8_E4M3", file, quote_name(name),
+  CADRE_CHECK(dtype == DType::f32 || dtype == DType::bf16 || dtype == DType::fp8 || is_half(entry()),
+              fmt::format("{}: tensor {} has elements {}, expected F32, F16, BF16 or F8_E4M3", file, quote_name(name),
                           entry().dtype_name),
               "convert the weights first");
   if (dtype == DType::fp8) find_scales(reader, file);
@@ -55,10 +81,13 @@ void StoredValues::find_scales(ShardedReader& reader, const std::string& file) {
               "Cadre reads weight_block_size [128, 128]");
 }
 
-size_t StoredValues::count() const { return entry().bytes() / size_of(*entry().dtype); }
+size_t StoredValues::count() const {
+  return entry().bytes() / (is_half(entry()) ? sizeof(uint16_t) : size_of(*entry().dtype));
+}
 
 void StoredValues::read(float* to) const {
   if (values_.bytes.empty()) return;
+  if (is_half(entry())) return read_half(values_.bytes, to);
   switch (*entry().dtype) {
     case DType::f32: std::memcpy(to, values_.bytes.data(), values_.bytes.size()); return;
     case DType::bf16: read_bf16(values_.bytes, to); return;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The numbers of a tensor in a file, whatever it is stored as: F32, BF16, or F8_E4M3 with a scale for each block. A tensor
+// The numbers of a tensor in a file, whatever it is stored as: F32, F16, BF16, or F8_E4M3 with a scale for each block. A tensor
 // `w` [N,K] in fp8 stands beside `w_scale_inv`, F32 [ceil(N/128), ceil(K/128)], maybe in another file; despite its name
 // value = code x scale (the files of DeepSeek-V3).
 #pragma once

@@ -130,7 +130,8 @@ struct RunConfig {
   int64_t seed = 1234;
   std::string recover = "none";  // what the ranks that are left do when others die
 
-  std::string model_config;  // [model] config; empty once its keys have been read
+  std::string model_config;       // [model] config; empty once its keys have been read
+  std::string model_config_read;  // the file that it named, for messages
   ModelConfig model;
   DataConfig data;
   TrainConfig train;

@@ -176,7 +176,10 @@ RunConfig parse_run_config(std::string_view toml, const std::string& where, cons
   const toml::table table = parse_toml(toml, where);
 
   RunConfig config;
-  if (const auto path = model_config_path(table, overrides)) config.model = load_model_config(*path);
+  if (const auto path = model_config_path(table, overrides)) {
+    config.model = load_model_config(*path);
+    config.model_config_read = *path;
+  }
   const KeyTable keys(config);
   read_table(table, keys, where);
   for (const Override& override : overrides) {

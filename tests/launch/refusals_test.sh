@@ -69,6 +69,10 @@ on_two_ranks train "$run" "data=$folder/empty"
 refused 2 "$folder/empty"
 on_two_ranks train "$run" "out=$folder/text/run"
 refused 2 "out = $folder/text/run"
+mkdir "$folder/model"
+: >"$folder/model/model.safetensors"
+on_two_ranks train "$run" "out=$folder/model"
+refused 2 "out = $folder/model" "model.safetensors" "another folder"
 
 # Checkpoints.
 mkdir "$folder/foreign"

@@ -45,6 +45,11 @@ succeeded "score of a trained model on one rank"
 equal "$folder/one.safetensors" "$folder/two.safetensors"
 grep -q 'model.layers.2.shared_head.head.weight' "$checkpoint"/*.index.json || fail "no copy of the head beside the module"
 
+# A config.json gives the shape, not the weights beside it.
+alone train "$folder/run.toml" "model.config=$checkpoint/config.json" "out=$folder/fresh" steps=1 train.warmup_steps=0
+succeeded "training from a config.json"
+says "$checkpoint/config.json: the shape alone is read; the weights beside it (model.safetensors"
+
 # What cannot be scored.
 on_two_ranks score "$golden" --tokens "$golden/expected.safetensors"
 refused 2 "--out is missing"

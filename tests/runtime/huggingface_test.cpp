@@ -1,0 +1,181 @@
+// SPDX-License-Identifier: Apache-2.0
+// Models that Hugging Face transformers saved and computed (tests/golden/huggingface, made by `make` there): logits, loss and
+// all gradients are the same. And what a directory may hold that no model of ours reads.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <nlohmann/json.hpp>
+
+#include <memory>
+#include <set>
+
+#include "comm/transport/local.hpp"
+#include "runtime/checkpoint/export.hpp"
+#include "runtime/checkpoint/model_checkpoint.hpp"
+#include "runtime/checkpoint/sharded.hpp"
+#include "runtime/checkpoint/unread_tensors.hpp"
+#include "runtime/infer/score.hpp"
+#include "tests/support/files.hpp"
+#include "tests/support/messages.hpp"
+#include "tests/support/score_comparison.hpp"
+
+namespace cadre {
+namespace {
+
+namespace fs = std::filesystem;
+using test::expect_message;
+using test::message_of;
+using test::ScoreTensor;
+using testing::ElementsAre;
+
+const fs::path kFolder = fs::path(CADRE_TEST_FOLDER) / "golden/huggingface";
+
+ScoreTokens tokens_in(const SafetensorsReader& expected) {
+  const TensorEntry& entry = *expected.find("tokens");
+  ScoreTokens tokens{entry.shape[0], entry.shape[1], {}};
+  for (const double id : test::values_of(ScoreTensor{"tokens", DType::i64, entry.shape, expected.bytes(entry)})) {
+    tokens.ids.push_back(static_cast<int32_t>(id));
+  }
+  return tokens;
+}
+
+void compare(Communicator world, const fs::path& directory, const SafetensorsReader& expected) {
+  const ScoringOptions scoring = {.gradients = true};
+  RunConfig run;
+  run.model = read_model_config(directory);
+  const ScoreTokens tokens = tokens_in(expected);
+  run = score_config(run, tokens);
+  const WorkerOptions options = score_options(run, world, scoring);
+  const bool speaks = world.rank() == 0;
+  Worker worker(std::move(world), options);
+  load_checkpoint(directory, worker.store(), nullptr);
+  const std::vector<ResultTensor> results = score(worker, run, tokens, scoring);
+  if (!speaks) return;
+  std::vector<ScoreTensor> actual;
+  for (const ResultTensor& tensor : results) {
+    actual.push_back({tensor.name, tensor.dtype, tensor.shape, tensor.memory.span()});
+  }
+  for (const std::string& line : test::differences_of(actual, test::tensors_of(expected), test::kFp32Tolerance)) {
+    ADD_FAILURE() << line;
+  }
+}
+
+class HuggingFace : public testing::TestWithParam<const char*> {};
+
+TEST_P(HuggingFace, LogitsLossAndGradientsAreThoseOfTransformers) {
+  const SafetensorsReader expected(kFolder / GetParam() / "expected.safetensors");
+  for (const int ranks : {1, 2}) {
+    run_local_ranks(ranks, [&](std::unique_ptr<Transport> transport) {
+      compare(Communicator(std::move(transport), "world"), kFolder / GetParam(), expected);
+    });
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Models, HuggingFace, testing::Values("v3_bias_fp16", "v3_gelu", "v3_yarn_factor", "v2_norm"),
+                         [](const auto& parameter) { return std::string(parameter.param); });
+
+// A copy of v3_gelu whose config.json `change` has changed, with these tensors beside its own.
+class UnreadTensors : public testing::Test {
+ protected:
+  UnreadTensors() {
+    fs::copy(kFolder / "v3_gelu/model.safetensors", directory_ / "model.safetensors");
+    config_ = read_json_file(kFolder / "v3_gelu/config.json");
+  }
+  void add(const std::vector<std::string>& names) {
+    std::vector<TensorSource> sources;
+    const SafetensorsReader old(kFolder / "v3_gelu/model.safetensors");
+    for (const TensorEntry& entry : old.entries()) {
+      sources.push_back({entry.name, *entry.dtype, entry.shape, old.bytes(entry)});
+    }
+    for (const std::string& name : names) {
+      sources.push_back({name, DType::f32, {2}, std::as_bytes(std::span(values_))});
+    }
+    fs::remove(directory_ / "model.safetensors");
+    write_safetensors(directory_ / "model.safetensors", sources);
+  }
+  std::vector<std::string> unread() {
+    write_text_file(directory_ / "config.json", config_.dump());
+    return unread_tensors(directory_.path(), read_model_config(directory_.path()));
+  }
+
+  test::TemporaryDirectory directory_;
+  nlohmann::json config_;
+  std::vector<float> values_ = {1.0F, 2.0F};
+};
+
+TEST_F(UnreadTensors, AreNamedWhereTheModelHasNoSuchLayer) {
+  EXPECT_EQ(unread(), std::vector<std::string>());
+  add({"model.layers.7.mlp.up_proj.weight", "model.layers.7.mlp.down_proj.weight", "score.weight"});
+  EXPECT_THAT(unread(), ElementsAre("model.layers.7.*", "score.weight"));
+  config_["num_hidden_layers"] = 1;
+  EXPECT_THAT(unread(), ElementsAre("model.layers.1.*", "model.layers.7.*", "score.weight"));
+  config_["num_nextn_predict_layers"] = 1;  // layer 1 has no eh_proj: it is no such module
+  EXPECT_THAT(unread(), ElementsAre("model.layers.1.*", "model.layers.7.*", "score.weight"));
+}
+
+TEST_F(UnreadTensors, OfMtpModulesAndFrequenciesAreNoNews) {
+  const auto stored_modules = [&] {
+    return stored_mtp_modules(directory_.path(), read_model_config(directory_.path()));
+  };
+  config_["num_nextn_predict_layers"] = 1;
+  EXPECT_EQ(unread(), std::vector<std::string>());
+  EXPECT_EQ(stored_modules(), 0);
+  add({"model.layers.0.self_attn.rotary_emb.inv_freq", "model.layers.2.eh_proj.weight", "model.layers.2.enorm.weight"});
+  EXPECT_EQ(unread(), std::vector<std::string>());
+  EXPECT_EQ(stored_modules(), 1);
+  config_["num_nextn_predict_layers"] = 0;
+  EXPECT_EQ(unread(), std::vector<std::string>());
+}
+
+// At once, whatever the number.
+TEST_F(UnreadTensors, ALayerOrAnExpertThatIsNotThereIsNamed) {
+  config_["n_routed_experts"] = 999'999;
+  expect_message(message_of([&] { unread(); }),
+                 {"n_routed_experts = 999999", "no tensor model.layers.1.mlp.experts.999998."});
+  config_["num_hidden_layers"] = 100'000;
+  expect_message(message_of([&] { unread(); }), {"num_hidden_layers = 100000", "no tensor model.layers.99999."});
+}
+
+TEST_F(UnreadTensors, OfALayerThatIsReadAreAnError) {
+  const auto message = [&] { return message_of([&] { unread(); }); };
+  config_["attention_bias"] = false;
+  expect_message(message(), {"model.safetensors", "no place for tensor", "self_attn.kv_a_proj_with_mqa.bias"});
+  config_["attention_bias"] = true;
+  config_["n_routed_experts"] = 3;
+  expect_message(message(), {"no place for tensor", "mlp.experts.3."});
+  config_["n_routed_experts"] = 6;
+  config_["tie_word_embeddings"] = true;
+  expect_message(message(), {"no place for tensor", "lm_head.weight", "tie_word_embeddings"});
+}
+
+// Both keys: transformers 5 takes dtype, older ones torch_dtype.
+TEST(ExportOfHuggingFace, SaysTheNewElementTypeAndLeavesMtpModulesOnRequest) {
+  const test::TemporaryDirectory folder;
+  const fs::path source = folder / "source";
+  fs::copy(kFolder / "v3_gelu", source);
+  nlohmann::json config = read_json_file(source / "config.json");
+  config["num_hidden_layers"] = 1;
+  config["num_nextn_predict_layers"] = 1;
+  write_text_file(source / "config.json", config.dump());
+  ASSERT_EQ(config["dtype"], "float32");
+  export_checkpoint(source, folder / "all", ExportFormat::bf16, Fp8Scale::fp32);
+  export_checkpoint(source, folder / "main", ExportFormat::bf16, Fp8Scale::fp32, ExportMtp::drop);
+  for (const char* name : {"all", "main"}) {
+    config = read_json_file(folder / name / "config.json");
+    EXPECT_EQ(config["dtype"], "bfloat16");
+    EXPECT_EQ(config["torch_dtype"], "bfloat16");
+  }
+  EXPECT_EQ(config["num_nextn_predict_layers"], 0);
+  const auto layers_of = [&](const char* name) {
+    std::set<int64_t> layers;
+    const ShardedReader reader(folder / name);
+    for (const auto& [tensor, file] : reader.weight_map()) {
+      layers.insert(layer_of(tensor).value_or(-1));
+    }
+    return layers;
+  };
+  EXPECT_THAT(layers_of("all"), ElementsAre(-1, 0, 1));
+  EXPECT_THAT(layers_of("main"), ElementsAre(-1, 0));
+}
+
+}  // namespace
+}  // namespace cadre
