@@ -11,6 +11,7 @@
 #include "launch/checkpoint_argument.hpp"
 #include "launch/command.hpp"
 #include "layers/kernels/kernels.hpp"
+#include "layers/moe/task.hpp"
 #include "runtime/checkpoint/model_checkpoint.hpp"
 #include "runtime/checkpoint/unread_tensors.hpp"
 #include "runtime/config/run_file.hpp"
@@ -96,9 +97,31 @@ void print_survey(const LayerSurvey& survey) {
   }
 }
 
+std::string task_name(size_t task, size_t num_tasks) {
+  if (task + 1 == num_tasks) return "none";
+  return task < kNumTaskTypes ? std::string(name_of(static_cast<TaskType>(task))) : fmt::format("{}", task);
+}
+
+// With expert_history: what each expert did so far, by task. Experts without slots are left out.
+void print_history(const std::vector<std::vector<ExpertHistory>>& history) {
+  if (history.empty()) return;
+  fmt::print("{:>12}{:>8}{:>10}{:>12}{:>12}{:>10}\n", "task", "expert", "slots", "quality", "success", "factor");
+  for (size_t task = 0; task < history.size(); ++task) {
+    for (size_t expert = 0; expert < history[task].size(); ++expert) {
+      const ExpertHistory& found = history[task][expert];
+      if (found.slots == 0) continue;
+      fmt::print("{:>12}{:>8}{:>10}{:>12.2f}{:>11.1f}%{:>10.4f}\n", task_name(task, history.size()), expert,
+                 found.slots, found.record.quality, 100.0 * found.record.success, found.factor);
+    }
+  }
+}
+
 void run_show(const Options& options, const Job& job) {
   with_model(options, job, [&](StoredModel& model) {
-    for (const LayerSurvey& layer : survey(options, model)) print_survey(layer);
+    for (const LayerSurvey& layer : survey(options, model)) {
+      print_survey(layer);
+      print_history(model.worker().model().stage_with(layer.layer)->block(layer.layer).moe().router().history());
+    }
   });
 }
 
@@ -182,7 +205,8 @@ Command experts_command() {
   merged_top_k.help = "experts of a token afterwards; 0 for as many as before";
   return {.name = "experts",
           .summary = "shows the experts of a checkpoint, makes twice as many or fewer of them",
-          .parts = {part("show", "norm, load and nearest neighbour of each expert", options, {data, tokens}, run_show),
+          .parts = {part("show", "norm, load, nearest neighbour and history of each expert", options, {data, tokens},
+                         run_show),
                     part("grow", "makes two experts of each", options,
                          {out,
                           grown_top_k,

@@ -58,7 +58,7 @@ std::vector<Field> fields_of(ModelConfig& c) {
       {"n_group", &c.n_group, at_least(1), "groups of neighbouring experts, as many as hosts to limit traffic"},
       {"topk_group", &c.topk_group, at_least(1), "groups that the experts of a token may be in"},
       {"bias_update_rate", &c.bias_update_rate, at_least(0), "step of that bias, against the load"},
-      {"norm_topk_prob", &c.norm_topk_prob, any(), "divide the chosen scores by their sum"},
+      {"norm_topk_prob", &c.norm_topk_prob, any(), "divide the chosen scores by their sum, if there are several"},
       {"routed_scaling_factor", &c.routed_scaling_factor, more_than(0), "factor of the routed experts' output"},
       {"aux_loss_alpha", &c.aux_loss_alpha, at_least(0), "weight of the balance loss (Fedus et al. 2021)"},
       {"num_nextn_predict_layers", &c.num_nextn_predict_layers, between(0, 64),

@@ -26,6 +26,7 @@ struct RouterKeys {
   double task_bias = 0.0;
   std::string task_top_k;
   bool expert_history = false;
+  std::string combine_weights = "score";
 
   int64_t node_count = 1;
   int64_t node_limit = 1;
@@ -34,6 +35,8 @@ struct RouterKeys {
 
   double capacity_factor = 0.0;
   double eval_capacity_factor = 0.0;
+  int64_t expert_capacity = 0;
+  int64_t eval_expert_capacity = 0;
   std::string capacity_drop = "probability";
   std::string capacity_kind = "fixed";
   double capacity_rate = 0.01;
@@ -49,7 +52,12 @@ struct RouterKeys {
   double expert_variance_weight = 0.0;
   double device_variance_weight = 0.0;
   double router_z_loss_coef = 0.0;
+  double diversity_loss_weight = 0.0;
   int64_t balance_devices = 1;
+  std::string balance_device_layout = "contiguous";
+  std::string importance_form = "cv2";
+  std::string expert_variance_form = "cv2";
+  std::string device_variance_form = "cv2_unbiased";
 
   std::string expert_kinds = "same";
   int64_t inner_experts = 4;

@@ -88,6 +88,15 @@ ExpertKinds kinds_named(const std::string& name) {
   return name == "typed" ? ExpertKinds::typed : ExpertKinds::same;
 }
 
+// "cv2", "variance" or "counts", with "_unbiased" behind it or not.
+VarianceForm variance_form(const std::string& name) {
+  VarianceForm form;
+  if (name.starts_with("variance")) form.kind = VarianceForm::Kind::raw;
+  if (name.starts_with("counts")) form.kind = VarianceForm::Kind::counts;
+  if (name.ends_with("_unbiased")) form.variance = Variance::unbiased;
+  return form;
+}
+
 LossOptions loss_options(const ModelConfig& config) {
   const RouterKeys& keys = config.routing;
   const int64_t devices_a_token =
@@ -103,11 +112,18 @@ LossOptions loss_options(const ModelConfig& config) {
           .expert_variance = keys.expert_variance_weight,
           .device_variance = keys.device_variance_weight,
           .z = keys.router_z_loss_coef,
+          .diversity = keys.diversity_loss_weight,
           .devices = static_cast<int>(keys.balance_devices),
-          .devices_a_token = static_cast<int>(devices_a_token)};
+          .devices_a_token = static_cast<int>(devices_a_token),
+          .layout = keys.balance_device_layout == "cyclic" ? DeviceLayout::cyclic : DeviceLayout::contiguous,
+          .importance_form = variance_form(keys.importance_form),
+          .expert_form = variance_form(keys.expert_variance_form),
+          .device_form = variance_form(keys.device_variance_form)};
 }
 
-bool learns_capacity(const RouterKeys& keys) { return keys.capacity_factor > 0.0 && keys.capacity_kind != "fixed"; }
+bool learns_capacity(const RouterKeys& keys) {
+  return (keys.capacity_factor > 0.0 || keys.expert_capacity > 0) && keys.capacity_kind != "fixed";
+}
 
 void check_lists(const ModelConfig& c) {
   const auto check_size = [&](const char* key, const std::string& text, size_t size) {
@@ -126,8 +142,7 @@ void check_lists(const ModelConfig& c) {
 
 // The published gate of V2 either divides by the sum or scales; that of V3 does both.
 double scale_of(const ModelConfig& config) {
-  const bool divides = config.norm_topk_prob && config.num_experts_per_tok > 1;
-  return config.model_type == "deepseek_v2" && divides ? 1.0 : config.routed_scaling_factor;
+  return config.model_type == "deepseek_v2" && renormalises(config) ? 1.0 : config.routed_scaling_factor;
 }
 
 }  // namespace
@@ -162,10 +177,10 @@ RouterOptions router_options(const ModelConfig& config) {
       .num_experts = static_cast<int>(config.n_routed_experts),
       .top_k = static_cast<int>(config.num_experts_per_tok),
       .score = config.scoring_func == "sigmoid" ? ScoreFunction::sigmoid : ScoreFunction::softmax,
-      .weights = {.renormalise = config.norm_topk_prob,
+      .weights = {.renormalise = renormalises(config),
                   .scale = scale_of(config),
                   .gate = keys.router_gate == "binary" ? GateKind::binary : GateKind::score,
-                  .groups = keys.router == "hierarchical" && config.norm_topk_prob ? groups.groups : 0},
+                  .groups = keys.router == "hierarchical" && renormalises(config) ? groups.groups : 0},
       .groups = groups,
       .selection_bias = config.topk_method == "noaux_tc",
       .init_std = config.initializer_range,
@@ -176,7 +191,8 @@ RouterOptions router_options(const ModelConfig& config) {
       .bias = {.task = keys.task_bias,
                .expert_task = expert_tasks(config),
                .num_tasks = num_tasks(config),
-               .history = keys.expert_history},
+               .history = keys.expert_history,
+               .weighs = keys.combine_weights == "biased"},
       .eligibility = {.nodes = {.groups = static_cast<int>(keys.node_count), .kept = static_cast<int>(keys.node_limit)},
                       .conditions = conditions_of(config)},
       .select = {.rule = rule_named(keys.router),
@@ -185,6 +201,8 @@ RouterOptions router_options(const ModelConfig& config) {
                  .hybrid_load = keys.hybrid_load},
       .capacity = {.factor = keys.capacity_factor,
                    .eval_factor = keys.eval_capacity_factor,
+                   .tokens = keys.expert_capacity,
+                   .eval_tokens = keys.eval_expert_capacity,
                    .drop = keys.capacity_drop == "position" ? DropPolicy::position : DropPolicy::probability,
                    .kind = capacity_kind(keys.capacity_kind),
                    .rate = keys.capacity_rate,
@@ -232,6 +250,25 @@ void check_router(const ModelConfig& c) {
               fmt::format("model.balance_devices = {}, allowed: integer in [1, n_routed_experts = {}]",
                           keys.balance_devices, c.n_routed_experts),
               "every device has an expert");
+  const std::pair<const char*, double> of_devices[] = {{"device_loss_weight", keys.device_loss_weight},
+                                                       {"communication_loss_weight", keys.communication_loss_weight},
+                                                       {"device_variance_weight", keys.device_variance_weight}};
+  for (const auto& [name, weight] : of_devices) {
+    CADRE_CHECK(
+        weight == 0.0 || keys.balance_devices > 1,
+        fmt::format("model.{} = {} with balance_devices = 1, allowed: balance_devices in [2, n_routed_experts = "
+                    "{}]",
+                    name, weight, c.n_routed_experts),
+        "on a single device the loss is a constant; balance_devices is usually the expert-parallel size");
+  }
+  CADRE_CHECK(keys.capacity_factor == 0.0 || keys.expert_capacity == 0,
+              fmt::format("model.expert_capacity = {} with capacity_factor = {}, allowed: one of them is 0",
+                          keys.expert_capacity, keys.capacity_factor),
+              "two answers to how many tokens an expert takes");
+  CADRE_CHECK(keys.eval_capacity_factor == 0.0 || keys.eval_expert_capacity == 0,
+              fmt::format("model.eval_expert_capacity = {} with eval_capacity_factor = {}, allowed: one of them is 0",
+                          keys.eval_expert_capacity, keys.eval_capacity_factor),
+              "two answers to how many tokens an expert takes");
   CADRE_CHECK(keys.load_loss_weight == 0.0 || (keys.router_noise && c.num_experts_per_tok < c.n_routed_experts),
               fmt::format("model.load_loss_weight = {} with router_noise = {} and num_experts_per_tok = {}, allowed: "
                           "router_noise = true and fewer than n_routed_experts = {}",
@@ -261,7 +298,7 @@ int64_t router_weights(const ModelConfig& config) {
 int64_t router_buffers(const ModelConfig& config) {
   int64_t rows = config.topk_method == "noaux_tc" ? 1 : 0;
   if (learns_capacity(config.routing)) ++rows;
-  if (config.routing.expert_history) rows += num_tasks(config) + 1;
+  if (config.routing.expert_history) rows += 3 * (num_tasks(config) + 1);
   return rows * config.n_routed_experts;
 }
 

@@ -21,19 +21,25 @@ Term kl_to_uniform(std::span<const double> shares) {
   return term;
 }
 
-Term squared_cv(std::span<const double> loads, Variance variance) {
+Term variance_of(std::span<const double> loads, Variance variance) {
   const auto count = static_cast<double>(loads.size());
   const double mean = std::accumulate(loads.begin(), loads.end(), 0.0) / count;
   const double divisor = variance == Variance::population ? count : count - 1.0;
   Term term;
   term.slope.assign(loads.size(), 0.0);
-  if (mean == 0.0 || divisor == 0.0) return term;
-  double squares = 0.0;
-  for (const double load : loads) squares += (load - mean) * (load - mean);
-  term.value = squares / divisor / (mean * mean);
-  std::ranges::transform(loads, term.slope.begin(), [&](double load) {
-    return 2.0 * (load - mean) / (divisor * mean * mean) - 2.0 * term.value / (mean * count);
-  });
+  if (divisor == 0.0) return term;
+  for (const double load : loads) term.value += (load - mean) * (load - mean) / divisor;
+  std::ranges::transform(loads, term.slope.begin(), [&](double load) { return 2.0 * (load - mean) / divisor; });
+  return term;
+}
+
+Term squared_cv(std::span<const double> loads, Variance variance) {
+  const auto count = static_cast<double>(loads.size());
+  const double mean = std::accumulate(loads.begin(), loads.end(), 0.0) / count;
+  Term term = variance_of(loads, variance);
+  if (mean == 0.0) return {0.0, std::vector<double>(loads.size(), 0.0)};
+  term.value /= mean * mean;
+  for (double& slope : term.slope) slope = slope / (mean * mean) - 2.0 * term.value / (mean * count);
   return term;
 }
 
@@ -44,21 +50,29 @@ Term weighted_sum(double factor, std::span<const double> fixed, std::span<const 
   return term;
 }
 
-std::vector<double> by_device(std::span<const double> numbers, int devices) {
-  std::vector<double> sums;
-  for (int d = 0; d < devices; ++d) {
-    const auto [first, count] = expert_group(static_cast<int64_t>(numbers.size()), devices, d);
-    const auto begin = numbers.begin() + first;
-    sums.push_back(std::accumulate(begin, begin + count, 0.0));
+std::vector<int> devices_of(int num_experts, int devices, DeviceLayout layout) {
+  std::vector<int> device_of;
+  if (layout == DeviceLayout::cyclic) {
+    for (int expert = 0; expert < num_experts; ++expert) device_of.push_back(expert % devices);
+    return device_of;
   }
+  for (int d = 0; d < devices; ++d) {
+    device_of.insert(device_of.end(), static_cast<size_t>(expert_group(num_experts, devices, d).count), d);
+  }
+  return device_of;
+}
+
+std::vector<double> by_device(std::span<const double> numbers, int devices, DeviceLayout layout) {
+  const std::vector<int> device_of = devices_of(static_cast<int>(numbers.size()), devices, layout);
+  std::vector<double> sums(static_cast<size_t>(devices), 0.0);
+  for (size_t e = 0; e < numbers.size(); ++e) sums[static_cast<size_t>(device_of[e])] += numbers[e];
   return sums;
 }
 
-std::vector<double> by_expert(std::span<const double> device_slopes, int num_experts) {
+std::vector<double> by_expert(std::span<const double> device_slopes, int num_experts, DeviceLayout layout) {
   std::vector<double> slopes;
-  const auto devices = static_cast<int>(device_slopes.size());
-  for (int d = 0; d < devices; ++d) {
-    slopes.insert(slopes.end(), static_cast<size_t>(expert_group(num_experts, devices, d).count), device_slopes[d]);
+  for (const int device : devices_of(num_experts, static_cast<int>(device_slopes.size()), layout)) {
+    slopes.push_back(device_slopes[static_cast<size_t>(device)]);
   }
   return slopes;
 }

@@ -16,17 +16,25 @@ struct Term {
 // KL(p || uniform) = sum_i p_i log(n p_i), in nats; p_i >= 0.
 Term kl_to_uniform(std::span<const double> shares);
 
-// The variance divided by the square of the mean. population divides the sum of squares by n, unbiased by n - 1. Zero when
-// all numbers are.
+// The variance: population divides the sum of squares by n, unbiased by n - 1 (for n = 1: 0).
 enum class Variance { population, unbiased };
+Term variance_of(std::span<const double> loads, Variance variance);
+// The same divided by the square of the mean. Zero when all numbers are.
 Term squared_cv(std::span<const double> loads, Variance variance);
 
 // factor sum_i fixed_i p_i, whose derivative is factor fixed_i.
 Term weighted_sum(double factor, std::span<const double> fixed, std::span<const double> numbers);
 
-// Of neighbouring experts, cut as ExpertMap::contiguous cuts them: the sum of each of `devices` parts, and back from the
-// derivative by a sum to that by each number.
-std::vector<double> by_device(std::span<const double> numbers, int devices);
-std::vector<double> by_expert(std::span<const double> device_slopes, int num_experts);
+// Which experts are thought to be together on a device: neighbours, cut as ExpertMap::contiguous cuts them, or those of one
+// remainder, expert mod devices.
+enum class DeviceLayout { contiguous, cyclic };
+// [E], the device of each expert.
+std::vector<int> devices_of(int num_experts, int devices, DeviceLayout layout);
+
+// The sum of the numbers of each device, and back from the derivative by a sum to that by each number.
+std::vector<double> by_device(std::span<const double> numbers, int devices,
+                              DeviceLayout layout = DeviceLayout::contiguous);
+std::vector<double> by_expert(std::span<const double> device_slopes, int num_experts,
+                              DeviceLayout layout = DeviceLayout::contiguous);
 
 }  // namespace cadre

@@ -2,33 +2,89 @@
 #include "layers/moe/bias.hpp"
 
 #include <algorithm>
+#include <cmath>
 #include <numeric>
 
 #include "layers/tensor/floating.hpp"
 
 namespace cadre {
 
-double history_factor(double success_rate) { return std::clamp(0.95 + 0.1 * success_rate, 0.95, 1.05); }
+namespace {
+
+constexpr double kQualityUnit = 0x1p-20;
+constexpr double kMostSlots = 0x1p24;  // of which fp32 still counts each
+constexpr double kStep = 0.05;         // of a factor, and the most it is off 1
+
+// 5 (1 - g / largest |g|) of slot k.
+template <class T>
+double quality_of(const T* dweights, const int32_t* ids, int64_t num_slots, int64_t k) {
+  double largest = 0.0;
+  for (int64_t i = 0; i < num_slots; ++i) {
+    if (ids[i] >= 0) largest = std::max(largest, std::abs(double{dweights[i]}));
+  }
+  return largest > 0.0 ? 5.0 * (1.0 - double{dweights[k]} / largest) : 5.0;
+}
+
+}  // namespace
+
+double history_factor(const ExpertRecord& record, const ExpertRecord& mean) {
+  const double lead = (record.quality - mean.quality) / 0.4 + (record.success - mean.success) / 0.03;
+  return std::clamp(1.0 + kStep * lead / 2.0, 1.0 - kStep, 1.0 + kStep);
+}
 
 SelectionBias::SelectionBias(const std::string& prefix, int num_experts, const BiasOptions& options)
     : num_experts_(num_experts),
       options_(options),
       balance_(make_vector(prefix + ".e_score_correction_bias", num_experts, Init::Kind::zeros, Placement::buffer)),
-      history_(make_weight({{prefix + ".history", options.num_tasks + 1}}, num_experts, 0.0, Placement::buffer)) {}
+      history_(make_weight({{prefix + ".history", 3 * (options.num_tasks + 1)}}, num_experts, 0.0, Placement::buffer)) {
+}
 
 int64_t SelectionBias::row_of(const TokenFacts& tokens, int64_t t) const {
   const int32_t task = tokens.task.defined() ? tokens.task.data<int32_t>()[t] : -1;
   return task >= 0 && task < options_.num_tasks ? task : options_.num_tasks;
 }
 
-void SelectionBias::apply(const TokenFacts& tokens, const Tensor& scores, const Tensor& choice) const {
+std::vector<std::vector<ExpertHistory>> SelectionBias::history() const {
+  std::vector<std::vector<ExpertHistory>> rows;
+  if (!options_.history) return rows;
+  const int64_t size = num_rows() * num_experts_;
+  for (int64_t row = 0; row < num_rows(); ++row) {
+    std::vector<ExpertHistory>& of_task = rows.emplace_back();
+    ExpertRecord mean = {.quality = 0.0, .success = 0.0};
+    double seen = 0.0;
+    for (int64_t at = row * num_experts_; at < (row + 1) * num_experts_; ++at) {
+      of_task.push_back({.record = {.quality = 10.0 * (0.5 + element(history_.value, size + at)),
+                                    .success = 0.5 + element(history_.value, at)},
+                         .slots = static_cast<int64_t>(element(history_.value, 2 * size + at))});
+      if (of_task.back().slots == 0) continue;
+      mean.quality += of_task.back().record.quality;
+      mean.success += of_task.back().record.success;
+      seen += 1.0;
+    }
+    for (ExpertHistory& expert : of_task) {
+      if (expert.slots > 0) expert.factor = history_factor(expert.record, {mean.quality / seen, mean.success / seen});
+    }
+  }
+  return rows;
+}
+
+std::vector<double> SelectionBias::factors() const {
+  std::vector<double> factors;
+  for (const auto& of_task : history()) {
+    for (const ExpertHistory& expert : of_task) factors.push_back(expert.factor);
+  }
+  return factors;
+}
+
+void SelectionBias::weigh(const TokenFacts& tokens, const Tensor& scores, const Tensor& weighing) const {
   const int64_t width = scores.dim(1);
   const bool has_tasks = options_.task != 0.0 && tokens.task.defined() && !options_.expert_task.empty();
+  const std::vector<double> factors = this->factors();
   with_element_type(scores, [&]<class T>(std::type_identity<T>) {
     for (int64_t t = 0; t < scores.dim(0); ++t) {
       const T* score = scores.data<T>() + t * width;
-      T* out = choice.data<T>() + t * width;
-      std::copy_n(score, width, out);
+      T* out = weighing.data<T>() + t * width;
+      if (out != score) std::copy_n(score, width, out);
       if (has_tasks) {
         const int32_t task = tokens.task.data<int32_t>()[t];
         for (int64_t e = 0; e < width; ++e) {
@@ -36,15 +92,30 @@ void SelectionBias::apply(const TokenFacts& tokens, const Tensor& scores, const 
             out[e] += static_cast<T>(options_.task);
         }
       }
-      if (options_.history) {
-        const T* success = history_.value.data<T>() + row_of(tokens, t) * width;
-        for (int64_t e = 0; e < width; ++e) out[e] *= static_cast<T>(history_factor(0.5 + double{success[e]}));
-      }
-      if (options_.balance) {
-        const T* bias = balance_.value.data<T>();
-        for (int64_t e = 0; e < width; ++e) out[e] += bias[e];
-      }
+      if (factors.empty()) continue;
+      const double* factor = factors.data() + row_of(tokens, t) * width;
+      for (int64_t e = 0; e < width; ++e) out[e] *= static_cast<T>(factor[e]);
     }
+  });
+}
+
+void SelectionBias::weigh_grad(const TokenFacts& tokens, const Tensor& dscores) const {
+  const std::vector<double> factors = this->factors();
+  if (factors.empty()) return;
+  with_element_type(dscores, [&]<class T>(std::type_identity<T>) {
+    for (int64_t i = 0; i < dscores.numel(); ++i) {
+      const int64_t row = row_of(tokens, i / num_experts_);
+      dscores.data<T>()[i] *= static_cast<T>(factors[static_cast<size_t>(row * num_experts_ + i % num_experts_)]);
+    }
+  });
+}
+
+void SelectionBias::apply(const TokenFacts& tokens, const Tensor& scores, const Tensor& choice) const {
+  weigh(tokens, scores, choice);
+  if (!options_.balance) return;
+  with_element_type(choice, [&]<class T>(std::type_identity<T>) {
+    const T* bias = balance_.value.data<T>();
+    for (int64_t i = 0; i < choice.numel(); ++i) choice.data<T>()[i] += bias[i % num_experts_];
   });
 }
 
@@ -52,27 +123,37 @@ void SelectionBias::add_history(const TokenFacts& tokens, const Tensor& ids, con
                                 std::vector<int64_t>& counts) const {
   counts.resize(num_history_counts(), 0);
   const int64_t num_slots = ids.dim(1);
-  const auto half = static_cast<int64_t>(counts.size() / 2);
+  const auto size = static_cast<int64_t>(counts.size() / 3);
   with_element_type(dweights, [&]<class T>(std::type_identity<T>) {
     for (int64_t i = 0; i < ids.numel(); ++i) {
       const int32_t expert = ids.data<int32_t>()[i];
       if (expert < 0) continue;
-      const int64_t place = row_of(tokens, i / num_slots) * num_experts_ + expert;
-      if (dweights.data<T>()[i] < 0) ++counts[static_cast<size_t>(place)];
-      ++counts[static_cast<size_t>(half + place)];
+      const int64_t t = i / num_slots;
+      const T* of_token = dweights.data<T>() + t * num_slots;
+      const double quality = quality_of(of_token, ids.data<int32_t>() + t * num_slots, num_slots, i % num_slots);
+      int64_t* count = counts.data() + row_of(tokens, t) * num_experts_ + expert;
+      if (dweights.data<T>()[i] < 0) ++count[0];
+      count[size] += std::llround(quality / kQualityUnit);
+      ++count[2 * size];
     }
   });
 }
 
 void SelectionBias::update_history(std::span<const int64_t> global_counts) {
   if (!options_.history || history_.frozen) return;
-  const size_t half = global_counts.size() / 2;
+  const size_t size = global_counts.size() / 3;
   with_element_type(history_.value, [&]<class T>(std::type_identity<T>) {
-    for (size_t i = 0; i < half; ++i) {
-      if (global_counts[half + i] == 0) continue;
-      const double share = static_cast<double>(global_counts[i]) / static_cast<double>(global_counts[half + i]);
-      T& rate = history_.value.data<T>()[i];
-      rate += static_cast<T>(kHistoryRate * (share - 0.5 - double{rate}));
+    T* success = history_.value.data<T>();
+    T* quality = success + size;
+    T* seen = quality + size;
+    for (size_t i = 0; i < size; ++i) {
+      const auto slots = static_cast<double>(global_counts[2 * size + i]);
+      if (slots == 0.0) continue;
+      const double share = static_cast<double>(global_counts[i]) / slots;
+      const double mean = static_cast<double>(global_counts[size + i]) * kQualityUnit / slots;
+      success[i] += static_cast<T>(kHistoryRate * (share - 0.5 - double{success[i]}));
+      quality[i] += static_cast<T>(kHistoryRate * (mean / 10.0 - 0.5 - double{quality[i]}));
+      seen[i] = static_cast<T>(std::min(kMostSlots, double{seen[i]} + slots));
     }
   });
   ++history_.version;

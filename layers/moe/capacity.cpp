@@ -63,9 +63,10 @@ std::vector<double> Capacity::state() const {
   return values;
 }
 
-std::vector<int64_t> Capacity::capacities(double factor, int64_t num_tokens) const {
+std::vector<int64_t> Capacity::capacities(double factor, int64_t num_tokens, int64_t tokens) const {
   const double mean = static_cast<double>(num_tokens) * top_k_ / num_experts_;
-  std::vector<int64_t> capacities(static_cast<size_t>(num_experts_), ceil_of(factor * mean));
+  const double wanted = tokens > 0 ? static_cast<double>(tokens) : factor * mean;
+  std::vector<int64_t> capacities(static_cast<size_t>(num_experts_), ceil_of(wanted));
   if (options_.kind == CapacityKind::fixed) return capacities;
   const std::vector<double> values = state();
   if (options_.kind == CapacityKind::dynamic) {
@@ -75,16 +76,18 @@ std::vector<int64_t> Capacity::capacities(double factor, int64_t num_tokens) con
   }
   const std::vector<double> shares = softmax_of(values);
   std::ranges::transform(shares, capacities.begin(),
-                         [&](double share) { return ceil_of(factor * mean * num_experts_ * share); });
+                         [&](double share) { return ceil_of(wanted * num_experts_ * share); });
   return capacities;
 }
 
 Task<void> Capacity::limit(LaneContext& ctx, Routing& routing) const {
   if (!limits(ctx)) co_return;
   Task<std::vector<int64_t>> counting = sum_over_ranks(ctx, {routing.num_tokens()});
-  const std::vector<int64_t> tokens = co_await counting;
+  const std::vector<int64_t> num_tokens = co_await counting;
+  const Size size = size_of(ctx.training);
   std::vector<Candidate> candidates = candidates_of(routing, options_.drop, ctx.tokens);
-  Task<std::vector<uint8_t>> keeping = keep_best(ctx, std::move(candidates), capacities(factor(ctx), tokens[0]));
+  Task<std::vector<uint8_t>> keeping =
+      keep_best(ctx, std::move(candidates), capacities(size.factor, num_tokens[0], size.tokens));
   const std::vector<uint8_t> kept = co_await keeping;
   size_t candidate = 0;
   for (int64_t i = 0; i < routing.ids.numel(); ++i) {

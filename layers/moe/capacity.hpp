@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // How many tokens of a micro-batch of all ranks an expert takes: C_e = ceil(factor_e T K / E) (GShard, Lepikhin et al. 2021;
-// Switch, Fedus et al. 2021). Which slots are left out when more come depends on the tokens of all ranks, not on who holds
+// Switch, Fedus et al. 2021), or a number that is given, whatever T. Which slots are left out when more come depends on the tokens of all ranks, not on who holds
 // them. A slot that is left out adds nothing: its token keeps the residual stream, its other experts and the shared one.
 #pragma once
 
@@ -32,6 +32,8 @@ enum class CapacityKind : uint8_t {
 struct CapacityOptions {
   double factor = 0.0;       // 0: every token is taken
   double eval_factor = 0.0;  // the same outside of training
+  int64_t tokens = 0;        // C itself, where it is not 0; the factor of the same phase is then 0
+  int64_t eval_tokens = 0;
   DropPolicy drop = DropPolicy::probability;
   CapacityKind kind = CapacityKind::fixed;
   double rate = 0.01;        // of learned
@@ -53,16 +55,25 @@ class Capacity {
   // After a step, with the demand of all its tokens, over all ranks.
   void update(std::span<const int64_t> global_demand);
 
-  bool limits(const LaneContext& ctx) const { return factor(ctx) > 0.0 && !ctx.decoding && !ctx.arena.is_dry_run(); }
-  bool learns() const { return options_.factor > 0.0 && options_.kind != CapacityKind::fixed; }
+  bool limits(const LaneContext& ctx) const {
+    const Size size = size_of(ctx.training);
+    return (size.factor > 0.0 || size.tokens > 0) && !ctx.decoding && !ctx.arena.is_dry_run();
+  }
+  bool learns() const { return (options_.factor > 0.0 || options_.tokens > 0) && options_.kind != CapacityKind::fixed; }
   void each_parameter(const ParameterVisitor& visit);
   const CapacityOptions& options() const { return options_; }
 
-  // [E] for a micro-batch of `num_tokens` over all ranks.
-  std::vector<int64_t> capacities(double factor, int64_t num_tokens) const;
+  // [E] for a micro-batch of `num_tokens` over all ranks, where experts have `tokens`, or else `factor` times the mean.
+  std::vector<int64_t> capacities(double factor, int64_t num_tokens, int64_t tokens = 0) const;
 
  private:
-  double factor(const LaneContext& ctx) const { return ctx.training ? options_.factor : options_.eval_factor; }
+  struct Size {
+    double factor;
+    int64_t tokens;
+  };
+  Size size_of(bool training) const {
+    return training ? Size{options_.factor, options_.tokens} : Size{options_.eval_factor, options_.eval_tokens};
+  }
   std::vector<double> state() const;
 
   int num_experts_;

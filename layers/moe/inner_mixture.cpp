@@ -8,7 +8,8 @@
 namespace cadre {
 namespace {
 
-const WeightOptions kWeights = {.renormalise = true};
+// A single one has its score as weight: divided by itself it would be 1, whatever the gate says.
+WeightOptions weights_of(const ExpertOptions& options) { return {.renormalise = options.inner_top_k > 1}; }
 
 ExpertOptions inner_options(const ExpertOptions& options) { return {.ffn = options.ffn, .kinds = ExpertKinds::same}; }
 
@@ -46,7 +47,7 @@ void InnerMixture::choose(Context& ctx, const Tensor& x, Saved& saved) const {
   zero_rows(bad, logits);
   ctx.kernels.softmax(logits, saved.scores);
   ctx.kernels.top_k(saved.scores, Tensor(), saved.ids);
-  if (!ctx.arena.is_dry_run()) routing_weights(kWeights, saved.scores, saved.ids, saved.weights);
+  if (!ctx.arena.is_dry_run()) routing_weights(weights_of(options_), saved.scores, saved.ids, saved.weights);
   fill_with_nan(bad, saved.weights);
   saved.batch = batch_of(ctx, saved.ids, options_.inner_experts);
   saved.experts.offsets = saved.batch.expert_offsets;
@@ -76,7 +77,7 @@ void InnerMixture::input_grad_into(Context& ctx, Saved& saved, const Tensor& dy,
   ctx.kernels.sum_rows(d_places, index_tensor(batch.row_places), index_tensor(batch.row_place), Tensor(), dx);
 
   ctx.kernels.synchronize();
-  if (!ctx.arena.is_dry_run()) routing_weights_grad(kWeights, saved.scores, saved.ids, dweights, dscores);
+  if (!ctx.arena.is_dry_run()) routing_weights_grad(weights_of(options_), saved.scores, saved.ids, dweights, dscores);
   ctx.kernels.softmax_grad(saved.scores, dscores, dlogits);
   Context products = ctx.fp32();
   gate_.input_grad_into(products, saved.gate, dlogits, dx, Accumulate::yes);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // An expert that is a mixture itself: y = sum_j G(x)_j F_j(x), G the softmax over J inner experts, cut to the best K and
-// renormalised. With the outer weights that is the hierarchical mixture of Shazeer et al. 2017, appendix B:
+// renormalised where K > 1. With the outer weights that is the hierarchical mixture of Shazeer et al. 2017, appendix B:
 // y = sum_i sum_j G(x)_i G_i(x)_j E_ij(x). All of it lives on the rank of the expert: nothing travels, and how evenly inner
 // experts are used costs no rank more than another, so their gate has no balance loss.
 #pragma once

@@ -3,7 +3,6 @@
 
 #include <algorithm>
 
-#include "layers/moe/eligibility.hpp"
 #include "layers/tensor/floating.hpp"
 
 namespace cadre {
@@ -44,12 +43,7 @@ std::vector<double> weight_sums(const Routing& routing) {
   return sums;
 }
 
-// Tokens with an expert on each device.
-std::vector<double> device_visits(const Routing& routing, int devices) {
-  std::vector<int> device_of;
-  for (int d = 0; d < devices; ++d) {
-    device_of.insert(device_of.end(), static_cast<size_t>(expert_group(routing.num_experts(), devices, d).count), d);
-  }
+std::vector<double> device_visits(const Routing& routing, int devices, const std::vector<int>& device_of) {
   std::vector<double> visits(static_cast<size_t>(devices), 0.0);
   std::vector<int64_t> last_token(visits.size(), -1);
   for (int64_t i = 0; i < routing.ids.numel(); ++i) {

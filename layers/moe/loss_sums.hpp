@@ -13,8 +13,8 @@ namespace cadre {
 std::vector<double> column_sums(const Tensor& scores, bool normalised);
 // [E], sums of the routing weights.
 std::vector<double> weight_sums(const Routing& routing);
-// [devices], tokens with an expert among the neighbouring ones of each device.
-std::vector<double> device_visits(const Routing& routing, int devices);
+// [devices], tokens with an expert on each device; device_of [E].
+std::vector<double> device_visits(const Routing& routing, int devices, const std::vector<int>& device_of);
 
 // Adds to dscores [T,E] the gradient of sum_te slope_e s_te / (sum of the token's scores); slopes are [E] for each
 // `tokens_a_row` tokens in turn.

@@ -4,8 +4,6 @@
 #include <algorithm>
 #include <numeric>
 
-#include "layers/moe/balance_terms.hpp"
-#include "layers/moe/eligibility.hpp"
 #include "layers/moe/local_losses.hpp"
 #include "layers/moe/loss_sums.hpp"
 #include "layers/moe/noisy_load.hpp"
@@ -17,6 +15,31 @@ namespace {
 void add_scaled(double scale, const std::vector<double>& term, std::vector<double>& sum) {
   sum.resize(term.size(), 0.0);
   for (size_t i = 0; i < term.size(); ++i) sum[i] += scale * term[i];
+}
+
+bool counts_experts(const LossOptions& options) {
+  return options.expert_variance > 0.0 && options.expert_form.kind == VarianceForm::Kind::counts;
+}
+
+bool counts_devices(const LossOptions& options) {
+  return options.device_variance > 0.0 && options.device_form.kind == VarianceForm::Kind::counts;
+}
+
+Term variance_term(const VarianceForm& form, std::span<const double> loads) {
+  return form.kind == VarianceForm::Kind::cv2 ? squared_cv(loads, form.variance) : variance_of(loads, form.variance);
+}
+
+Term scaled(Term term, double factor) {
+  term.value *= factor;
+  for (double& slope : term.slope) slope *= factor;
+  return term;
+}
+
+// var(counts) / ideal^2, with the derivative by p of counts = slots p.
+Term of_counts(std::span<const double> counts, double ideal, Variance variance, double slots) {
+  Term term = scaled(variance_of(counts, variance), 1.0 / (ideal * ideal));
+  for (double& slope : term.slope) slope *= slots;
+  return term;
 }
 
 Tensor as_tensor(LaneContext& ctx, const std::vector<double>& values, int64_t num_experts) {
@@ -44,7 +67,7 @@ bool Losses::needs(Column column) const {
   const LossOptions& o = options_;
   const bool whole = o.balance > 0.0 && !o.by_sequence;
   switch (column) {
-    case kCount: return whole || o.expert > 0.0 || o.device > 0.0;
+    case kCount: return whole || o.expert > 0.0 || o.device > 0.0 || counts_experts(o) || counts_devices(o);
     case kProb: return whole || o.kl > 0.0 || o.expert_variance > 0.0 || o.device_variance > 0.0;
     case kScore: return o.expert > 0.0 || o.device > 0.0 || o.communication > 0.0;
     case kWeight: return o.importance > 0.0;
@@ -133,7 +156,9 @@ void Losses::begin(LaneContext& ctx, const Routing& routing, const Scorer::Saved
   });
   append(kWeight, [&] { return weight_sums(routing); });
   append(kLoad, [&] { return noisy_load(score, top_k_); });
-  append(kVisit, [&] { return device_visits(routing, options_.devices); });
+  append(kVisit, [&] {
+    return device_visits(routing, options_.devices, devices_of(num_experts_, options_.devices, options_.layout));
+  });
 }
 
 void Losses::finish(const LaneContext& ctx, const Routing& routing, Saved& saved) const {
@@ -155,6 +180,12 @@ void Losses::finish(const LaneContext& ctx, const Routing& routing, Saved& saved
     saved.value += weight * share * term.value;
     add_scaled(weight * derivative_scale, slope, slopes);
   };
+  const auto of_devices = [&](const std::vector<double>& numbers) {
+    return by_device(numbers, options_.devices, options_.layout);
+  };
+  const auto of_experts = [&](const std::vector<double>& slope) {
+    return by_expert(slope, num_experts_, options_.layout);
+  };
   const double by_mean = ctx.token_scale;
   const double by_sum = ctx.token_scale * tokens;
   if (options_.balance > 0.0 && !options_.by_sequence) {
@@ -166,13 +197,19 @@ void Losses::finish(const LaneContext& ctx, const Routing& routing, Saved& saved
     const Term term = kl_to_uniform(probs);
     add(options_.kl, term, term.slope, by_mean, saved.by_prob);
   }
+  const double slots = tokens * top_k_;
   if (options_.expert_variance > 0.0) {
-    const Term term = squared_cv(probs, Variance::population);
+    const VarianceForm& form = options_.expert_form;
+    const Term term = counts_experts(options_) ? of_counts(counts, slots / num_experts, form.variance, slots)
+                                               : variance_term(form, probs);
     add(options_.expert_variance, term, term.slope, by_mean, saved.by_prob);
   }
   if (options_.device_variance > 0.0) {
-    const Term term = squared_cv(by_device(probs, options_.devices), Variance::unbiased);
-    add(options_.device_variance, term, by_expert(term.slope, num_experts_), by_mean, saved.by_prob);
+    const VarianceForm& form = options_.device_form;
+    const Term term = counts_devices(options_)
+                          ? of_counts(of_devices(counts), slots / options_.devices, form.variance, slots)
+                          : variance_term(form, of_devices(probs));
+    add(options_.device_variance, term, of_experts(term.slope), by_mean, saved.by_prob);
   }
   const double frequency = num_experts / (top_k_ * tokens);
   if (options_.expert > 0.0) {
@@ -180,21 +217,19 @@ void Losses::finish(const LaneContext& ctx, const Routing& routing, Saved& saved
     add(options_.expert, term, term.slope, by_mean, saved.by_score);
   }
   if (options_.device > 0.0) {
-    std::vector<double> mean_counts = by_device(counts, options_.devices);
-    for (int d = 0; d < options_.devices; ++d) {
-      mean_counts[static_cast<size_t>(d)] /=
-          static_cast<double>(std::max<int64_t>(1, expert_group(num_experts_, options_.devices, d).count));
-    }
-    const Term term = weighted_sum(frequency, mean_counts, by_device(scores, options_.devices));
-    add(options_.device, term, by_expert(term.slope, num_experts_), by_mean, saved.by_score);
+    std::vector<double> mean_counts = of_devices(counts);
+    const std::vector<double> sizes = of_devices(std::vector<double>(counts.size(), 1.0));
+    for (size_t d = 0; d < sizes.size(); ++d) mean_counts[d] /= std::max(1.0, sizes[d]);
+    const Term term = weighted_sum(frequency, mean_counts, of_devices(scores));
+    add(options_.device, term, of_experts(term.slope), by_mean, saved.by_score);
   }
   if (options_.communication > 0.0) {
     const double factor = options_.devices / (options_.devices_a_token * tokens);
-    const Term term = weighted_sum(factor, column(saved.sums, kVisit, 1.0), by_device(scores, options_.devices));
-    add(options_.communication, term, by_expert(term.slope, num_experts_), by_mean, saved.by_score);
+    const Term term = weighted_sum(factor, column(saved.sums, kVisit, 1.0), of_devices(scores));
+    add(options_.communication, term, of_experts(term.slope), by_mean, saved.by_score);
   }
   if (options_.importance > 0.0) {
-    const Term term = squared_cv(column(saved.sums, kWeight, 1.0), Variance::population);
+    const Term term = variance_term(options_.importance_form, column(saved.sums, kWeight, 1.0));
     add(options_.importance, term, term.slope, by_sum, saved.by_weight);
   }
   if (options_.load > 0.0) {

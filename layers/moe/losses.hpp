@@ -2,30 +2,43 @@
 // The losses that keep experts evenly used. All but two are functions of sums over the tokens of a micro-batch on all
 // ranks, T of them, which one small reduction makes; the losses of the micro-batches of a step add up to a mean weighted
 // by tokens. Letters: c_e slots of expert e (constant: no gradient), p_e the mean over tokens of score / sum of the token's
-// scores, s_e the mean score, w_e the sum of routing weights, l_e the sum of noisy_load; D devices, each with the
-// neighbouring experts E_d.
+// scores, s_e the mean score, w_e the sum of routing weights, l_e the sum of noisy_load; D devices, each with the experts E_d,
+// which are neighbours or have one remainder e mod D.
 //
 //   balance            E sum_e f_e p_e, f_e = c_e / sum c        Switch (Fedus et al. 2021), GShard; or, by sequence, A.3 of V3:
 //                      the mean over sequences of sum_e f_e p_e of their own tokens, f_e = E / (K L) times how often e is
 //                      among the K best scores, whatever bias and groups chose
 //   kl                 KL(p || 1/E)
-//   importance         CV^2(w)                                   Shazeer et al. 2017
+//   importance         CV^2(w) = var(w) / mean(w)^2              Shazeer et al. 2017; or, in form `raw`, var(w)
 //   load               CV^2(l), with noise only                  the same
 //   expert             sum_e f_e s_e, f_e = E c_e / (K T)        DeepSeekMoE, V2
 //   device             sum_d f_d s_d, f_d the mean of f_e, s_d the sum of s_e over E_d
 //   communication      sum_d f_d s_d, f_d = D / (M T) times tokens with an expert in E_d; M the devices a token may visit
-//   expert_variance    CV^2(p), population variance
-//   device_variance    CV^2(sums of p over E_d), unbiased variance
+//   expert_variance    CV^2(p); or, in form `counts`, var(c) / (T K / E)^2
+//   device_variance    CV^2(sums of p over E_d); or, in form `counts`, var(sums of c) / (T K / D)^2
+//
+// A variance divides by n or n - 1, as VarianceForm says. Counts have no gradient: those of form `counts` have that of T K p,
+// the counts that the scores expect.
+//
+//   diversity          mean over tokens of the mean cosine of the outputs of two of the token's experts; see diversity.hpp
 //   z                  mean over tokens of logsumexp(logits)^2   ST-MoE (Zoph et al. 2022)
 #pragma once
 
 #include <cstdint>
 #include <vector>
 
+#include "layers/moe/balance_terms.hpp"
 #include "layers/moe/routing.hpp"
 #include "layers/moe/score.hpp"
 
 namespace cadre {
+
+// What the variance of a loss is of and divided by; the lines above say it.
+struct VarianceForm {
+  enum class Kind : uint8_t { cv2, raw, counts };
+  Kind kind = Kind::cv2;
+  Variance variance = Variance::population;
+};
 
 // The weight of each; 0: off.
 struct LossOptions {
@@ -40,8 +53,13 @@ struct LossOptions {
   double expert_variance = 0.0;
   double device_variance = 0.0;
   double z = 0.0;
+  double diversity = 0.0;   // of the layer: the router does not see outputs
   int devices = 1;          // D
   int devices_a_token = 1;  // M
+  DeviceLayout layout = DeviceLayout::contiguous;
+  VarianceForm importance_form = {};
+  VarianceForm expert_form = {};
+  VarianceForm device_form = {.variance = Variance::unbiased};
 };
 
 class Losses {

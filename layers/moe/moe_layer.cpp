@@ -3,9 +3,11 @@
 
 #include <algorithm>
 #include <cstring>
+#include <numeric>
 #include <utility>
 
 #include "comm/base/random.hpp"
+#include "layers/moe/diversity.hpp"
 #include "layers/moe/elements.hpp"
 #include "layers/moe/not_finite.hpp"
 #include "layers/moe/slot_record.hpp"
@@ -131,6 +133,10 @@ Task<Tensor> MoeLayer::forward(LaneContext& ctx, Tensor x, Saved& saved) const {
   co_await counted;
   router_.finish_losses(ctx, saved.router);
   saved.balance_loss = saved.router.losses.value;
+  if (saved.slot_out.defined() && !ctx.arena.is_dry_run()) {
+    const double weight = options_.router.losses.diversity * ctx.token_scale;
+    saved.balance_loss += weight * diversity_loss(saved.slot_out, saved.route.plan.token_slots);
+  }
   co_return y;
 }
 
@@ -161,6 +167,10 @@ Task<Tensor> MoeLayer::backward(LaneContext& ctx, Saved& saved, Tensor dy) {
   ctx.kernels.gather_rows(rows_of(received, ctx.dtype, options_.hidden),
                           index_tensor(through(received, saved.batch.place_row)), saved.place_weight, d_out);
   ctx.lane.enter("combine gradient");
+  if (saved.slot_out.defined()) {
+    Task<void> spread = add_diversity_grad(ctx, d_out, saved);
+    co_await spread;
+  }
   const Tensor d_weights = weights_grad(ctx, received, saved);
   Request computed = ctx.kernels.launched();
   co_await computed;
@@ -237,8 +247,12 @@ Tensor MoeLayer::scaled_shared(LaneContext& ctx, const Tensor& rows) const {
 
 Task<Tensor> MoeLayer::combine(LaneContext& ctx, Tensor places, Weighted weighted, Saved& saved) const {
   const Tensor y = ctx.arena.take("moe", ctx.dtype, {saved.route.plan.num_tokens, options_.hidden});
+  const bool compared = weighted == Weighted::yes && compares_outputs(ctx);
+  if (compared) {
+    saved.slot_out = ctx.arena.take("moe", ctx.dtype, {saved.route.plan.num_slots(), options_.hidden});
+  }
   ArenaScope scope(ctx.arena);
-  const bool by_slot = ctx.combine == CombineMode::slot_order || ctx.exchange.prefers_slots();
+  const bool by_slot = compared || ctx.combine == CombineMode::slot_order || ctx.exchange.prefers_slots();
   const RowFormat format = {ctx.dtype, options_.hidden, ctx.wire.combine};
   const auto back = ctx.exchange.transfer(saved.route, Direction::to_tokens, by_slot ? Unit::slot : Unit::row, format);
   Tensor sums;
@@ -259,9 +273,45 @@ Task<Tensor> MoeLayer::combine(LaneContext& ctx, Tensor places, Weighted weighte
   const Tensor weights = by_slot && weighted == Weighted::yes ? weights_by_token(ctx, saved) : Tensor();
   ctx.kernels.sum_rows(rows_of(home, ctx.dtype, options_.hidden), index_tensor(home.offsets), index_tensor(home.index),
                        weights, y);
+  if (compared) {
+    keep_outputs(ctx, home, saved);
+    Request kept = ctx.kernels.launched();
+    co_await kept;
+  }
   Request& all_read = back->release();
   co_await all_read;
   co_return y;
+}
+
+void MoeLayer::keep_outputs(LaneContext& ctx, const Elements& home, Saved& saved) const {
+  std::vector<int32_t> slots(static_cast<size_t>(saved.slot_out.dim(0)));
+  std::iota(slots.begin(), slots.end(), 0);
+  ctx.kernels.gather_rows(rows_of(home, ctx.dtype, options_.hidden), index_tensor(through(home, slots)), Tensor(),
+                          saved.slot_out);
+}
+
+Task<void> MoeLayer::add_diversity_grad(LaneContext& ctx, Tensor d_out, const Saved& saved) const {
+  const DispatchPlan& plan = saved.route.plan;
+  const Tensor grads = ctx.arena.take("moe", ctx.dtype, {plan.num_slots(), options_.hidden});
+  const Tensor arrived = ctx.arena.take("experts", ctx.dtype, {d_out.dim(0), options_.hidden});
+  ctx.kernels.synchronize();
+  if (!ctx.arena.is_dry_run()) {
+    diversity_grad(options_.router.losses.diversity * ctx.token_scale, saved.slot_out, plan.token_slots,
+                   plan.token_slot, grads);
+  }
+  const auto slots =
+      ctx.exchange.transfer(saved.route, Direction::to_experts, Unit::slot, {ctx.dtype, options_.hidden});
+  slots->pack(elements_of(grads));
+  co_await slots->packed();
+  slots->start();
+  Request& here = slots->finish();
+  co_await here;
+  const Elements received = slots->unpack();
+  ctx.kernels.gather_rows(rows_of(received, ctx.dtype, options_.hidden),
+                          index_tensor(through(received, saved.batch.place_slot)), Tensor(), arrived);
+  ctx.kernels.add(d_out, arrived, d_out);
+  Request read = ctx.kernels.launched();
+  co_await read;
 }
 
 Tensor MoeLayer::weights_by_token(LaneContext& ctx, const Saved& saved) const {

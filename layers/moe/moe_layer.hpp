@@ -49,6 +49,7 @@ class MoeLayer {
     Tensor place_weight;  // [S] in expert order
     Experts::Saved experts;
     Tensor expert_out;  // [S,H] in expert order
+    Tensor slot_out;    // [slots of the plan,H], token by token, where outputs are compared (diversity loss)
   };
 
   // Collective over the lane's expert group and, for losses, capacity and rules of selection that look at all tokens, over
@@ -75,6 +76,11 @@ class MoeLayer {
   Tensor scaled_shared(LaneContext& ctx, const Tensor& rows) const;
   // One row per place goes home to its token, where the rows of a token are added up. places [S,H], result [T,H].
   Task<Tensor> combine(LaneContext& ctx, Tensor places, Weighted weighted, Saved& saved) const;
+  bool compares_outputs(const LaneContext& ctx) const { return ctx.training && options_.router.losses.diversity > 0.0; }
+  // Keeps the outputs that came home one a slot.
+  void keep_outputs(LaneContext& ctx, const Elements& home, Saved& saved) const;
+  // Adds the gradient of the diversity loss to that of the experts' outputs, d_out [S,H] in expert order.
+  Task<void> add_diversity_grad(LaneContext& ctx, Tensor d_out, const Saved& saved) const;
   // The weights of the plan's slots, [slots], token by token.
   Tensor weights_by_token(LaneContext& ctx, const Saved& saved) const;
   // The gradient of the routing weights from the output gradients as they came to the experts, R rows: here, one number a

@@ -75,6 +75,7 @@ Task<void> Router::forward(LaneContext& ctx, const Tensor& x, Saved& saved) cons
   Request scored = ctx.kernels.launched();
   co_await scored;
   saved.choice = choice_of(ctx, saved);
+  saved.weighing = weighing_of(ctx, saved);
   Task<void> select = selector_->select(ctx, saved);
   co_await select;
   saved.weighed_ids = saved.ids;
@@ -88,7 +89,7 @@ Task<void> Router::forward(LaneContext& ctx, const Tensor& x, Saved& saved) cons
     co_await limit;
     saved.counts = count_experts(saved.ids, options_.num_experts);
   }
-  if (!ctx.arena.is_dry_run()) routing_weights(options_.weights, saved.scores, saved.weighed_ids, saved.weights);
+  if (!ctx.arena.is_dry_run()) routing_weights(options_.weights, saved.weighing, saved.weighed_ids, saved.weights);
 }
 
 std::optional<RouteRule> Router::plain_rule() const {
@@ -151,6 +152,13 @@ Tensor Router::choice_of(LaneContext& ctx, const Saved& saved) const {
   return choice;
 }
 
+Tensor Router::weighing_of(LaneContext& ctx, const Saved& saved) const {
+  if (!bias_.weighs()) return saved.scores;
+  const Tensor weighing = ctx.arena.take_host("router", ctx.dtype, {saved.scores.dim(0), saved.scores.dim(1)});
+  if (!ctx.arena.is_dry_run()) bias_.weigh(ctx.tokens, saved.scores, weighing);
+  return weighing;
+}
+
 Request Router::start_losses(LaneContext& ctx, Saved& saved) const {
   if (!ctx.training || !losses_.any()) return {};
   losses_.begin(ctx, saved, saved.scorer, saved.losses);
@@ -179,7 +187,9 @@ Tensor Router::input_grad(LaneContext& ctx, Saved& saved, const Tensor& dweights
                                zeros(losses_.need_noise())};
   if (!ctx.arena.is_dry_run()) {
     learn(ctx, saved, dweights);
-    routing_weights_grad(options_.weights, saved.scores, saved.weighed_ids, dweights, grads.scores);
+    const Tensor& weighing = saved.at_once ? saved.scores : saved.weighing;
+    routing_weights_grad(options_.weights, weighing, saved.weighed_ids, dweights, grads.scores);
+    if (bias_.weighs()) bias_.weigh_grad(ctx.tokens, grads.scores);
     losses_.add_grad(ctx, saved, saved.scorer, saved.losses, grads);
   }
   return scorer_.input_grad(ctx, saved.scorer, grads);

@@ -45,6 +45,7 @@ class Router {
   struct Saved : Routing {
     Scorer::Saved scorer;
     Losses::Saved losses;
+    Tensor weighing;           // [T,E], what routing weights are made of: the scores, or what a bias made of them
     int64_t num_rerouted = 0;  // of this rank's tokens, those whose best expert is dead
     bool at_once = false;      // by Kernels::route
   };
@@ -66,6 +67,9 @@ class Router {
   // Leaves experts out, or takes them back, from the next forward pass on; the weights are shared among the living.
   void set_dead(const std::vector<int>& experts);
 
+  // What experts did so far for the tokens of each task, see SelectionBias::history.
+  std::vector<std::vector<ExpertHistory>> history() const { return bias_.history(); }
+
   // Between steps. What this rank counted since the last call, to be added up over all ranks that hold the layer; empty
   // where no piece learns from it.
   std::vector<int64_t> take_statistics();
@@ -78,6 +82,7 @@ class Router {
   Task<void> route_at_once(LaneContext& ctx, Saved& saved) const;
   void learn(const LaneContext& ctx, const Saved& saved, const Tensor& dweights);
   Tensor choice_of(LaneContext& ctx, const Saved& saved) const;
+  Tensor weighing_of(LaneContext& ctx, const Saved& saved) const;
 
   RouterOptions options_;
   Scorer scorer_;

@@ -24,7 +24,7 @@ struct SelectOptions {
   // Token choice: a token stops at the first of its experts whose scores sum to this share of all; 1: never.
   double top_p = 1.0;
   std::vector<int32_t> task_top_k = {};  // by task, how many experts its tokens visit, at most top_k; empty: top_k
-  // Hybrid: above this share of a capacity of 1.25 times the mean, the fullest expert makes experts choose.
+  // Hybrid: experts choose where the fullest has more than 1 + hybrid_load times the mean.
   double hybrid_load = 0.8;
   // Hierarchical, and the groups that it chooses from.
   int groups = 1;

@@ -16,8 +16,10 @@ enum class GateKind : uint8_t {
 };
 
 struct WeightOptions {
-  bool renormalise = true;  // divide by the sum over the chosen, plus 1e-20
-  double scale = 1.0;       // applied last
+  // Divide by the sum over the chosen, plus 1e-20. A token that a dynamic K left one expert then gives it all the weight, as
+  // much as its other tokens share out, and learns nothing about the choice.
+  bool renormalise = true;
+  double scale = 1.0;  // applied last
   GateKind gate = GateKind::score;
   // 0: one level. Else, with g the group of e among so many equal ones and S_g the sum of the scores of all its experts,
   // renormalised at both levels: w_e = S_g / (sum of S over the groups with a chosen expert) s_e / (sum over the chosen of g).

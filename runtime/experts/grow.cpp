@@ -36,6 +36,7 @@ RunConfig grown_config(const RunConfig& config, const GrowOptions& options) {
   model.n_routed_experts *= 2;
   model.routing.expert_tasks = each_twice(model.routing.expert_tasks);
   model.num_experts_per_tok = options.top_k == 0 ? 2 * model.num_experts_per_tok : options.top_k;
+  if (!renormalises(config.model)) model.norm_topk_prob = false;  // also where a single expert left it without effect
   const bool doubles = model.num_experts_per_tok == 2 * config.model.num_experts_per_tok;
   if (doubles && model.scoring_func == "sigmoid" && !model.norm_topk_prob) model.routed_scaling_factor *= 0.5;
   check(model);

@@ -210,6 +210,12 @@ diff <(grep '^loss' "$output") "$folder/loss" >&2 || fail "growth changed the lo
 alone experts show "$folder/grown" --tokens 64
 succeeded "experts show"
 says "layer 1" "nearest" "1.0000"
+! grep -q quality "$output" || fail "a history that is not kept"
+alone train "$run" "out=$folder/history" steps=1 model.expert_history=true
+succeeded "training with a history"
+alone experts show "$folder/history" --tokens 64
+succeeded "experts show with a history"
+says "layer 1" "quality     success    factor" "none       0"
 alone experts merge "$folder/grown" --out "$folder/merged" --top-k 2 --tokens 64
 succeeded "experts merge"
 says "least similarity of merged experts 1.0000, outputs changed by 0.00 %" "expert 3 was 6 (load"

@@ -33,12 +33,20 @@ TEST(Balance, squared_cv_of_the_worked_example) {
   const std::vector<double> after = {.14, .13, .12, .13, .12, .13, .11, .12};
   EXPECT_NEAR(squared_cv(after, Variance::population).value, 0.0048, 1e-12);
   EXPECT_EQ(squared_cv(std::vector<double>(4, 0.0), Variance::population).value, 0.0);
+  // As they are: 0.576 * 12.5^2, and that times 8 / 7.
+  EXPECT_NEAR(variance_of(counts, Variance::population).value, 90.0, 1e-12);
+  EXPECT_NEAR(variance_of(counts, Variance::unbiased).value, 720.0 / 7.0, 1e-12);
+  EXPECT_EQ(variance_of(std::vector<double>{3.0}, Variance::unbiased).value, 0.0);
 }
 
 TEST(Balance, devices_have_neighbouring_experts_as_even_as_possible) {
   const std::vector<double> numbers = {1, 2, 3, 4, 5, 6, 7};
   EXPECT_EQ(by_device(numbers, 3), (std::vector<double>{6, 9, 13}));
   EXPECT_EQ(by_expert(std::vector<double>{1, 2, 3}, 7), (std::vector<double>{1, 1, 1, 2, 2, 3, 3}));
+  // Or those of one remainder.
+  EXPECT_EQ(by_device(numbers, 3, DeviceLayout::cyclic), (std::vector<double>{1 + 4 + 7, 2 + 5, 3 + 6}));
+  EXPECT_EQ(by_expert(std::vector<double>{1, 2, 3}, 7, DeviceLayout::cyclic),
+            (std::vector<double>{1, 2, 3, 1, 2, 3, 1}));
 }
 
 // A gate that says nothing: every score is the same, and each of these losses is its weight.

@@ -137,14 +137,47 @@ TEST(Gates, a_task_bias_chooses_and_does_not_weigh) {
   routing_weights({}, score_row, id_row, Tensor(weights.data(), DType::f64, {1, 2}));
   EXPECT_NEAR(weights[0], .535714, 5e-7);  // the digits that are given
   EXPECT_NEAR(weights[1], .464286, 5e-7);
+  // Weighed as they were chosen: .35 and .33 of their sum .68.
+  const SelectionBias biased("gate", 8,
+                             {.task = 0.2, .expert_task = {0, 1, 2, 3, 1, 0, 3, 4}, .num_tasks = 5, .weighs = true});
+  biased.weigh({.task = Tensor(task.data(), DType::i32, {1})}, score_row, choice_row);
+  routing_weights({}, choice_row, id_row, Tensor(weights.data(), DType::f64, {1, 2}));
+  EXPECT_NEAR(weights[0], .514706, 5e-7);
+  EXPECT_NEAR(weights[1], .485294, 5e-7);
 }
 
-TEST(Gates, a_history_factor_stays_within_its_bounds) {
-  EXPECT_DOUBLE_EQ(history_factor(0.5), 1.0);
-  EXPECT_DOUBLE_EQ(history_factor(0.0), 0.95);
-  EXPECT_DOUBLE_EQ(history_factor(1.0), 1.05);
-  EXPECT_EQ(history_factor(3.0), 1.05);
-  EXPECT_EQ(history_factor(-3.0), 0.95);
+// The worked example: 9.2 and 95 % are worth 1.05 where 8.8 and 92 % are worth 1.
+TEST(Gates, a_history_factor_weighs_quality_and_success_within_its_bounds) {
+  const ExpertRecord mean = {.quality = 8.8, .success = 0.92};
+  EXPECT_NEAR(history_factor({9.2, 0.95}, mean), 1.05, 1e-15);
+  EXPECT_DOUBLE_EQ(history_factor({8.8, 0.92}, mean), 1.0);
+  EXPECT_NEAR(history_factor({9.2, 0.92}, mean), 1.025, 1e-15);  // either counts for half
+  EXPECT_NEAR(history_factor({8.8, 0.95}, mean), 1.025, 1e-15);
+  EXPECT_NEAR(history_factor({8.6, 0.935}, mean), 1.0, 1e-15);
+  EXPECT_NEAR(history_factor({8.4, 0.89}, mean), 0.95, 1e-15);
+  EXPECT_EQ(history_factor({10.0, 1.0}, mean), 1.05);
+  EXPECT_EQ(history_factor({0.0, 0.0}, mean), 0.95);
+}
+
+// A single expert a token: its weight is its score, as in the published models, and the router has a gradient.
+TEST(Gates, a_single_expert_is_not_divided_by_itself) {
+  ModelConfig config = gate_config("noaux_tc", "sigmoid", true);
+  config.num_experts_per_tok = 1;
+  LayerCase layer_case = {
+      .options = {.hidden = 10, .expert_width = 3, .init_std = 0.5, .router = router_options(config)}};
+  test::alone(layer_case, [&](LayerRun& run) {
+    run.run();
+    const Router::Saved& found = run.saved().router;
+    for (int64_t t = 0; t < layer_case.num_tokens; ++t) {
+      const double logit = found.logits.data<double>()[t * kExperts + found.ids.data<int32_t>()[t]];
+      ASSERT_NEAR(found.weights.data<double>()[t], 2.5 / (1.0 + std::exp(-logit)), 1e-14);
+    }
+    const Tensor& grad = run.parameter("mlp.gate.weight").grad;
+    EXPECT_GT(*std::max_element(grad.data<double>(), grad.data<double>() + grad.numel()), 1e-3);
+  });
+  config.routing.router = "hierarchical";
+  config.topk_group = 1;
+  EXPECT_EQ(router_options(config).weights.groups, 0);
 }
 
 TEST(Gates, the_worked_example_of_softmax_top_2) {

@@ -79,6 +79,14 @@ TEST(ModelConfig, JsonRoundTripKeepsEveryField) {
   config.routing.expert_tasks = "0,1,2,3,1,0";
   config.routing.capacity_factor = 1.25;
   config.routing.seq_aux = true;
+  config.routing.combine_weights = "biased";
+  config.routing.importance_form = "variance_unbiased";
+  config.routing.expert_variance_form = "counts";
+  config.routing.device_variance_form = "counts_unbiased";
+  config.routing.balance_devices = 3;
+  config.routing.balance_device_layout = "cyclic";
+  config.routing.diversity_loss_weight = 0.25;
+  config.routing.eval_expert_capacity = 64;
   const json written = to_json(config);
   EXPECT_EQ(model_config_from_json(json::parse(written.dump(2)), "config.json"), config);
   EXPECT_EQ(written["architectures"], json::array({"CadreForCausalLM"}));  // a hybrid router
@@ -180,6 +188,22 @@ TEST(ModelConfig, ChecksCombinations) {
   expect_message(with([](ModelConfig& c) { c.routing.router_two_level = true; }),
                  {"router_two_level = true", "n_group = 1"});
   expect_message(with([](ModelConfig& c) { c.routing.node_limit = 2; }), {"node_count = 1 with node_limit = 2"});
+  for (const char* name : {"device_loss_weight", "communication_loss_weight", "device_variance_weight"}) {
+    expect_message(with([name](ModelConfig& c) {
+                     for (const Field& field : fields_of(c)) {
+                       if (field.name == name) assign(field, 0.1, "");
+                     }
+                   }),
+                   {std::string(name) + " = 0.1 with balance_devices = 1", "[2, n_routed_experts = 6]", "constant"});
+  }
+  expect_message(with([](ModelConfig& c) {
+                   c.routing.capacity_factor = 1.0;
+                   c.routing.expert_capacity = 16;
+                 }),
+                 {"expert_capacity = 16 with capacity_factor = 1", "one of them is 0"});
+  expect_message(with([](ModelConfig& c) { c.routing.balance_device_layout = "random"; }),
+                 {"balance_device_layout = \"random\"", "contiguous | cyclic"});
+  expect_message(with([](ModelConfig& c) { c.routing.importance_form = "counts"; }), {"importance_form", "variance"});
   expect_message(with([](ModelConfig& c) { c.routing.balance_devices = 7; }),
                  {"balance_devices = 7", "[1, n_routed_experts = 6]"});
   ModelConfig all_experts = small();
@@ -344,10 +368,10 @@ TEST(ModelConfig, CountsWhatRoutersAndBlocksAdd) {
   config.routing.expert_tasks = "0,1,2,3,1,0";
   config.routing.expert_history = true;
   config.routing.ffn_highway = true;
-  // A mixture layer: a gate of 64 to 12 to 6 instead of 64 to 6, noise, a row of capacities, five of histories, and the
+  // A mixture layer: a gate of 64 to 12 to 6 instead of 64 to 6, noise, a row of capacities, three times five of histories, and the
   // highway with its network; the dense layer has a highway.
   const int64_t gate = 64 * 12 + 12 * 6 - 64 * 6 + 64 * 6;
-  const int64_t added = 3 * (gate + 6 * 6 + 64 * 64 + 3 * 64 * 96) + 64 * 64;
+  const int64_t added = 3 * (gate + 16 * 6 + 64 * 64 + 3 * 64 * 96) + 64 * 64;
   const ParameterCount count = count_parameters(config);
   EXPECT_EQ(count.total - plain.total, added);
   EXPECT_EQ(count.active - plain.active, added);

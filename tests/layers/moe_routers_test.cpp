@@ -48,6 +48,16 @@ std::vector<RouterCase> router_cases() {
          o.bias = {.task = 0.2, .expert_task = {0, 1, 2, 3, 1, 0, 3, 4}, .num_tasks = 5, .history = true};
        }),
        true, true},
+      {"task bias and history that weigh", with([](O& o) {
+         o.bias = {
+             .task = 0.2, .expert_task = {0, 1, 2, 3, 1, 0, 3, 4}, .num_tasks = 5, .history = true, .weighs = true};
+         o.weights.scale = 1.5;
+       }),
+       true, true},
+      {"one expert a token", with([](O& o) { o.weights.renormalise = false; }, 1)},
+      {"unlike outputs", with([](O& o) { o.losses = {.diversity = 0.5}; })},
+      {"unlike outputs, K of each token, rank 0 without tokens",
+       with([](O& o) { o.losses = {.balance = 0.1, .diversity = 0.5}; }, 4), true, false, true, true},
       {"conditional experts", with([](O& o) {
          o.eligibility.conditions = {{6, ExpertCondition::Kind::task, 2},
                                      {1, ExpertCondition::Kind::position_below, 2},
@@ -133,6 +143,32 @@ std::vector<RouterCase> router_cases() {
          o.score = ScoreFunction::sigmoid;
          o.losses = {.kl = 0.3, .expert_variance = 0.2, .device_variance = 0.4, .z = 0.01, .devices = 3};
        })},
+      {"raw variances, unbiased variances and cyclic devices", with([](O& o) {
+         o.score = ScoreFunction::sigmoid;
+         o.losses = {.importance = 0.1,
+                     .device = 0.3,
+                     .communication = 0.2,
+                     .expert_variance = 0.2,
+                     .device_variance = 0.4,
+                     .devices = 3,
+                     .devices_a_token = 2,
+                     .layout = DeviceLayout::cyclic,
+                     .importance_form = {VarianceForm::Kind::raw, Variance::unbiased},
+                     .expert_form = {VarianceForm::Kind::cv2, Variance::unbiased},
+                     .device_form = {VarianceForm::Kind::cv2, Variance::population}};
+       })},
+      {"variances of counts", with([](O& o) {
+         o.losses = {.expert_variance = 0.2,
+                     .device_variance = 0.4,
+                     .devices = 3,
+                     .expert_form = {VarianceForm::Kind::counts, Variance::population},
+                     .device_form = {VarianceForm::Kind::counts, Variance::unbiased}};
+       }),
+       false},
+      {"capacity of five tokens", with([](O& o) {
+         o.selection_bias = true;
+         o.capacity = {.tokens = 5};
+       })},
       {"all losses at once", with([](O& o) {
          o.scorer.noise = true;
          o.losses = {.balance = 0.1,
@@ -217,12 +253,13 @@ TEST(MoeRouters, cases_are_what_they_say) {
   EXPECT_EQ(total("K of each token"), 6 * (1 + 2 + 3 + 4));
   EXPECT_LT(total("top-p"), 24 * 4);
   for (const char* name : {"capacity by probability", "capacity by position, renormalised, rank 0 without tokens",
-                           "dynamic capacity", "learned capacity"}) {
+                           "capacity of five tokens", "dynamic capacity", "learned capacity"}) {
     EXPECT_GT(dropped[name], 0) << name;
     EXPECT_EQ(dropped[name] + total(name), 48) << name;
   }
   // ceil(0.8 * 24 * 2 / 8) = 5
   EXPECT_EQ(std::ranges::max(counts["capacity by probability"]), 5);
+  EXPECT_EQ(std::ranges::max(counts["capacity of five tokens"]), 5);
 }
 
 // So that all ranks get to the end of the step, where they skip it together.

@@ -76,7 +76,7 @@ TEST(RouterRules, sinkhorn_chooses_from_the_balanced_matrix) {
               });
 }
 
-// Experts choose from where the fullest has more than hybrid_load times 1.25 times the mean.
+// Experts choose where the fullest has more than 1 + hybrid_load times the mean: load = max / mean - 1.
 TEST(RouterRules, a_hybrid_changes_sides_at_its_load) {
   const auto counts_of = [](const RouterOptions& options) {
     std::vector<int64_t> counts;
@@ -87,12 +87,52 @@ TEST(RouterRules, a_hybrid_changes_sides_at_its_load) {
     return counts;
   };
   const std::vector<int64_t> by_tokens = counts_of(router());
-  const double load = static_cast<double>(std::ranges::max(by_tokens)) / (1.25 * 6.0);  // 24 * 2 / 8 on average
+  const double load = static_cast<double>(std::ranges::max(by_tokens)) / 6.0 - 1.0;  // 24 * 2 / 8 on average
   const auto hybrid = [](double at) {
     return with([at](RouterOptions& o) { o.select = {.rule = SelectRule::hybrid, .hybrid_load = at}; });
   };
   EXPECT_EQ(counts_of(hybrid(load + 0.001)), by_tokens);
   EXPECT_EQ(counts_of(hybrid(load - 0.001)), std::vector<int64_t>(8, 6));
+}
+
+// With the default: an even gate, whose fullest expert has less than 1.8 times the mean, leaves the choice to tokens; one that
+// sends most tokens to two experts does not.
+TEST(RouterRules, a_hybrid_takes_either_side_by_default) {
+  const auto counts_of = [](double lean, const std::vector<int>& dead, SelectRule rule) {
+    RouterCase hybrid = {"hybrid", with(
+                                       [&](RouterOptions& o) {
+                                         o.select.rule = rule;
+                                         o.selection_bias = true;
+                                         o.dead_experts = dead;
+                                       },
+                                       4)};
+    LayerCase layer_case = layer_case_of(hybrid);
+    layer_case.prepare = [lean](Parameter& parameter) {
+      if (!parameter.name().ends_with("e_score_correction_bias")) return;
+      for (int e = 0; e < 2; ++e) parameter.value.data<double>()[e] = lean;
+    };
+    std::vector<int64_t> counts;
+    test::alone(layer_case, [&](LayerRun& run) {
+      run.loss();
+      counts = run.counts();
+    });
+    return counts;
+  };
+  const auto by_tokens = [&](double lean, const std::vector<int>& dead) {
+    return counts_of(lean, dead, SelectRule::token_choice);
+  };
+  const auto hybrid = [&](double lean, const std::vector<int>& dead) {
+    return counts_of(lean, dead, SelectRule::hybrid);
+  };
+  EXPECT_LT(std::ranges::max(by_tokens(0.0, {})), 1.8 * 12);
+  EXPECT_EQ(hybrid(0.0, {}), by_tokens(0.0, {}));
+  EXPECT_GT(std::ranges::max(by_tokens(1.0, {})), 1.8 * 12);
+  EXPECT_EQ(hybrid(1.0, {}), std::vector<int64_t>(8, 12));
+  // Half of the experts dead: the mean is that of the living, 24.
+  const std::vector<int> dead = {4, 5, 6, 7};
+  EXPECT_LT(std::ranges::max(by_tokens(0.0, dead)), 1.8 * 24);
+  EXPECT_GT(std::ranges::max(by_tokens(0.0, dead)), 1.8 * 12);
+  EXPECT_EQ(hybrid(0.0, dead), by_tokens(0.0, dead));
 }
 
 // Which slots have no room, by the definitions of DropPolicy, one slot after the other.

@@ -198,6 +198,57 @@ const LossCase kLosses[] = {
      {.device_variance = 1.0, .devices = 3},
      0.088053620872,
      0.022583967477},
+    {"population variance of the sums of weights",
+     {.importance = 1.0, .importance_form = {VarianceForm::Kind::raw, Variance::population}},
+     0.577795214267,
+     1.310682868925},
+    {"unbiased variance of the sums of weights",
+     {.importance = 1.0, .importance_form = {VarianceForm::Kind::raw, Variance::unbiased}},
+     0.693354257121,
+     1.572819442710},
+    {"unbiased variance / mean^2 of the sums of weights",
+     {.importance = 1.0, .importance_form = {VarianceForm::Kind::cv2, Variance::unbiased}},
+     0.390011769631,
+     0.884710936524},
+    {"unbiased variance / mean^2 of p",
+     {.expert_variance = 1.0, .expert_form = {VarianceForm::Kind::cv2, Variance::unbiased}},
+     0.098290436297,
+     0.026588178465},
+    {"population variance of c / (T K / E)^2",
+     {.expert_variance = 1.0, .expert_form = {VarianceForm::Kind::counts, Variance::population}},
+     0.265625000000,
+     0.921875000000},
+    {"unbiased variance of c / (T K / E)^2",
+     {.expert_variance = 1.0, .expert_form = {VarianceForm::Kind::counts, Variance::unbiased}},
+     0.318750000000,
+     1.106250000000},
+    {"population variance / mean^2 of the sums of p over E_d, D = 3",
+     {.device_variance = 1.0, .devices = 3, .device_form = {VarianceForm::Kind::cv2, Variance::population}},
+     0.058702413915,
+     0.015055978318},
+    {"unbiased variance of the sums of c over E_d / (T K / D)^2, D = 3",
+     {.device_variance = 1.0, .devices = 3, .device_form = {VarianceForm::Kind::counts, Variance::unbiased}},
+     0.152343750000,
+     0.222656250000},
+    {"unbiased variance / mean^2 of the sums of p over e mod 4",
+     {.device_variance = 1.0, .devices = 4, .layout = DeviceLayout::cyclic},
+     0.421664874803,
+     0.269642798423},
+    {"population variance of the sums of c over e mod 4 / (T K / 4)^2",
+     {.device_variance = 1.0,
+      .devices = 4,
+      .layout = DeviceLayout::cyclic,
+      .device_form = {VarianceForm::Kind::counts, Variance::population}},
+     0.531250000000,
+     0.781250000000},
+    {"sum_d (mean of f over E_d) (sum of s over E_d), E_d = e mod 4",
+     {.device = 1.0, .devices = 4, .layout = DeviceLayout::cyclic},
+     1.124766704690,
+     2.996494273255},
+    {"sum_d D / (M T) (tokens with an expert in E_d) (sum of s over E_d), E_d = e mod 4, M = 2",
+     {.communication = 1.0, .devices = 4, .devices_a_token = 2, .layout = DeviceLayout::cyclic},
+     1.178405619407,
+     3.174384642195},
     {"mean over tokens of log(sum_e exp x_e)^2", {.z = 1.0}, 4.056347401600, 4.056347401600},
 };
 
@@ -211,6 +262,67 @@ TEST(RouterValues, every_loss_is_its_formula) {
                 loss.biased_sigmoid, kGiven)
         << loss.formula;
   }
+}
+
+// c = T K p where counts have no derivative: dL/dp_e = T K 2 (c_e - mean) / (n ideal^2), n of the variance, p_e the mean of
+// s_te, s = softmax(x). Of the first two tokens.
+TEST(RouterValues, counts_have_the_gradient_of_the_counts_that_scores_expect) {
+  const auto by_logits = [](const LossOptions& losses) {
+    const auto gradient = [&](const LossOptions& some) {
+      Values dx;
+      test::alone(case_of([&](RouterOptions& o) { o.losses = some; }), [&](LayerRun& run) {
+        std::ranges::copy(kLogits, run.x().data<double>());
+        run.run();
+        dx = test::values_of(run.dx());
+      });
+      return dx;
+    };
+    Values difference = gradient(losses);
+    const Values without = gradient({});
+    for (size_t i = 0; i < difference.size(); ++i) difference[i] -= without[i];
+    return difference;
+  };
+  const Values experts =
+      by_logits({.expert_variance = 1.0, .expert_form = {VarianceForm::Kind::counts, Variance::population}});
+  const Values devices = by_logits({.device_variance = 1.0,
+                                    .devices = 4,
+                                    .layout = DeviceLayout::cyclic,
+                                    .device_form = {VarianceForm::Kind::counts, Variance::unbiased}});
+  const Values of_experts = {0.00888369273,   0.001580986918,  0.00129440261,  -0.01385201378,
+                             0.006581201441,  -0.004488269919, 0.007121449172, -0.003861459883,
+                             -0.009497658741, -0.003897019428, 0.021394015644, -0.011259326766};
+  const Values of_devices = {0.026102825087, 0.015030181381,  -0.043343219869, -0.018967777363,
+                             0.019337448436, 0.001840542328,  0.020370838286,  -0.009611786103,
+                             -0.05598929705, -0.006355349286, 0.061197380257,  -0.009611786103};
+  for (size_t i = 0; i < of_experts.size(); ++i) {
+    EXPECT_NEAR(experts[i], of_experts[i], 1e-11)
+        << i;  // twelve places are given, of differences of numbers of order one
+    EXPECT_NEAR(devices[i], of_devices[i], 1e-11) << i;
+  }
+}
+
+// w_k = c_k / sum of the chosen c, c = softmax(x) + 0.2 where the expert's task is the token's; c chooses too.
+TEST(RouterValues, biased_scores_weigh_where_that_is_asked_for) {
+  LayerCase layer_case = case_of([](RouterOptions& o) {
+    o.bias = {.task = 0.2, .expert_task = {0, 1, 0, 1, 0, 1}, .num_tasks = 2, .weighs = true};
+  });
+  layer_case.tasks = {0, 1, 0, 1, 0, 1, -1, -1};
+  test::alone(layer_case, [&](LayerRun& run) {
+    std::ranges::copy(kLogits, run.x().data<double>());
+    run.loss();
+    EXPECT_EQ(run.ids(), (Ids{2, 1, 4, 1, 4, 0, 1, 5, 2, 5, 3, 0, 1, 0, 0, 5}));
+    expect_weights({run.ids(), test::values_of(run.saved().router.weights), 0.0},
+                   {0.5669393318, 0.4330606682, 0.631212991, 0.368787009, 0.5284151304, 0.4715848696, 0.6744508233,
+                    0.3255491767, 0.5301916844, 0.4698083156, 0.5379766148, 0.4620233852, 0.6224593312, 0.3775406688,
+                    0.7502601056, 0.2497398944});
+  });
+}
+
+// At most 2 slots of each expert, whatever T K / E is: as a factor of 0.7, which is ceil(1.87).
+TEST(RouterValues, a_capacity_may_be_a_number_of_tokens) {
+  const Found found = routed([](RouterOptions& o) { o.capacity = {.tokens = 2}; });
+  EXPECT_EQ(found.ids, (Ids{1, 2, 4, -1, 4, -1, 1, -1, 5, 2, 0, -1, -1, -1, 0, 5}));
+  EXPECT_EQ(routed([](RouterOptions& o) { o.capacity = {.tokens = 8}; }).ids, kBestTwo);
 }
 
 // l_e = sum over tokens of Phi((x_e - the 2nd largest noisy logit of the others) / log(1 + e^v)), noisy = x + n log(1 + e^v).
@@ -298,6 +410,8 @@ TEST(RouterValues, a_bias_moves_against_the_load) {
 }
 
 // An expert helped where more of it would have lowered the loss: dL/dw < 0. rate += 0.1 (successes / slots - rate), from 0.5.
+// Quality is 5 (1 - g / largest |g| of the token) a slot: 7.5 0, 5 (1 + 1 / 6) 10, 0 and 0 7.5 of these; the mean moves by 0.1,
+// from 5.
 TEST(RouterValues, history_counts_negative_gradients_as_successes) {
   SelectionBias bias("gate", 3, {.history = true});
   ParameterStore store;
@@ -308,12 +422,27 @@ TEST(RouterValues, history_counts_negative_gradients_as_successes) {
   Values dweights = {-1.0, 2.0, -0.5, -3.0, 1.0, -9.0, 0.25, -0.125};
   std::vector<int64_t> counts;
   bias.add_history({}, Tensor(ids.data(), DType::i32, {4, 2}), Tensor(dweights.data(), DType::f64, {4, 2}), counts);
-  EXPECT_EQ(counts, (std::vector<int64_t>{2, 1, 1, 3, 3, 1}));  // successes, then slots
+  const auto fixed = [](double quality) { return std::llround(quality * 0x1p20); };
+  EXPECT_EQ(counts, (std::vector<int64_t>{2, 1, 1,                                                  // successes
+                                          fixed(7.5) + fixed(35.0 / 6.0), fixed(7.5), fixed(10.0),  // quality
+                                          3, 3, 1}));                                               // slots
   bias.update_history(counts);
-  const Values expected = {0.1 * (2.0 / 3.0 - 0.5), 0.1 * (1.0 / 3.0 - 0.5), 0.1 * 0.5};  // rate - 0.5
+  const auto moved = [](double from, double mean) { return from + 0.1 * (mean - from); };
+  const double success[] = {moved(0.5, 2.0 / 3.0), moved(0.5, 1.0 / 3.0), moved(0.5, 1.0)};
+  const double quality[] = {moved(5.0, (7.5 + 35.0 / 6.0) / 3.0), moved(5.0, 2.5), moved(5.0, 10.0)};
+  const std::vector<ExpertHistory> of_all = bias.history().front();
+  const double mean_success = (success[0] + success[1] + success[2]) / 3.0;
+  const double mean_quality = (quality[0] + quality[1] + quality[2]) / 3.0;
   for (size_t e = 0; e < 3; ++e) {
-    EXPECT_DOUBLE_EQ(store.parameters().front()->value.data<double>()[e], expected[e]) << e;
+    EXPECT_NEAR(of_all[e].record.success, success[e], 1e-15) << e;
+    EXPECT_NEAR(of_all[e].record.quality, quality[e], 1e-6) << e;  // of whole numbers of 2^-20
+    EXPECT_EQ(of_all[e].slots, e == 2 ? 1 : 3);
+    const double lead = (quality[e] - mean_quality) / 0.4 + (success[e] - mean_success) / 0.03;
+    EXPECT_NEAR(of_all[e].factor, std::clamp(1.0 + 0.025 * lead, 0.95, 1.05), 1e-6) << e;
   }
+  // A step without slots leaves all as it is; an expert that had none so far has factor 1.
+  bias.update_history(std::vector<int64_t>(9, 0));
+  EXPECT_NEAR(bias.history().front()[0].record.success, success[0], 1e-15);
 }
 
 }  // namespace

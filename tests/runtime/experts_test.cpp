@@ -112,11 +112,12 @@ void expect_same_model(const std::vector<LayerSurvey>& before, const std::vector
 
 TEST_F(ExpertsTest, TwiceTheExpertsAndTwiceTheTopKIsTheSameModel) {
   for (const char* scoring : {"softmax", "sigmoid"}) {
-    for (const bool renormalised : {false, true}) {
-      SCOPED_TRACE(fmt::format("{} renormalised {}", scoring, renormalised));
+    for (const auto& [renormalised, top_k] : {std::pair(false, 2), {true, 2}, {true, 1}}) {
+      SCOPED_TRACE(fmt::format("{} renormalised {} top-{}", scoring, renormalised, top_k));
       RunConfig config = small_run(folder_.path());
       config.model.scoring_func = scoring;
       config.model.norm_topk_prob = renormalised;
+      config.model.num_experts_per_tok = top_k;
       config.model.routed_scaling_factor = 1.5;
       with_model(config, [&](StoredModel& model) {
         const GrowOptions options = {.noise = 0.0};
@@ -124,7 +125,7 @@ TEST_F(ExpertsTest, TwiceTheExpertsAndTwiceTheTopKIsTheSameModel) {
           StoredModel grown(std::move(world), grown_config(config, options));
           grow_experts(model, grown, options);
           EXPECT_EQ(grown.config().model.n_routed_experts, 8);
-          EXPECT_EQ(grown.config().model.num_experts_per_tok, 4);
+          EXPECT_EQ(grown.config().model.num_experts_per_tok, 2 * top_k);
           expect_same_model(surveyed(model), surveyed(grown));
         });
       });

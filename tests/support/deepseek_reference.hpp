@@ -245,7 +245,7 @@ class DeepSeekReference {
     }
     Row y(x.size(), 0.0);
     for (size_t k = 0; k < ids.size(); ++k) {
-      weights[k] *= c_.routed_scaling_factor / (c_.norm_topk_prob ? sum : 1.0);
+      weights[k] *= c_.routed_scaling_factor / (c_.norm_topk_prob && c_.num_experts_per_tok > 1 ? sum : 1.0);
       const Row out = ffn(prefix + ".experts." + std::to_string(ids[k]), x, c_.moe_intermediate_size);
       for (size_t i = 0; i < y.size(); ++i) y[i] += weights[k] * out[i];
     }

@@ -32,11 +32,20 @@ RouterOptions with(Change&& change, int top_k = 2) {
   return options;
 }
 
-// A bias that sends most tokens to the first experts, so that capacities are felt; noise of uneven width.
+// A bias that sends most tokens to the first experts, so that capacities are felt; noise of uneven width; a history of factors.
 inline void skew(Parameter& parameter) {
   if (parameter.name().ends_with("noise.weight")) {
     for (int64_t i = 0; i < parameter.value.numel(); ++i) {
       parameter.value.data<double>()[i] = 0.3 * static_cast<double>(i * 7 % 5) - 0.6;
+    }
+  }
+  if (parameter.name().ends_with(".history")) {
+    auto* values = parameter.value.data<double>();
+    const int64_t size = parameter.value.numel() / 3;
+    for (int64_t i = 0; i < size; ++i) {
+      values[i] = 0.01 * static_cast<double>(i % 3);
+      values[size + i] = 0.01 * static_cast<double>(i % 5);
+      values[2 * size + i] = 10.0;
     }
   }
   if (!parameter.name().ends_with("e_score_correction_bias")) return;
