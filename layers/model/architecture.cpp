@@ -12,9 +12,12 @@ constexpr std::string_view kOwnPrefix = "cadre_";
 constexpr const char* kGlm = "glm4_moe";
 
 // Keys of routing that change nothing once a model is trained; names of losses end in _weight or _coef.
-constexpr std::array<std::string_view, 10> kTrainingKeys = {
-    "balance_devices", "capacity_drop", "capacity_factor",       "capacity_rate",       "capacity_renormalise",
-    "expert_tasks",    "inner_experts", "inner_experts_per_tok", "router_jitter_noise", "seq_aux"};
+constexpr std::array<std::string_view, 15> kTrainingKeys = {
+    "balance_devices", "capacity_drop",         "capacity_factor",
+    "capacity_rate",   "capacity_renormalise",  "expert_tasks",
+    "inner_experts",   "inner_experts_per_tok", "router_jitter_noise",
+    "seq_aux",         "balance_device_layout", "device_variance_form",
+    "expert_capacity", "expert_variance_form",  "importance_form"};
 
 bool only_trains(std::string_view key) {
   return key.ends_with("_weight") || key.ends_with("_coef") ||

@@ -118,7 +118,11 @@ bool is_moe_layer(const ModelConfig& config, int64_t layer);
 inline bool is_gated(const ModelConfig& config) { return config.ffn_gate; }
 // Whether the weights of a token's experts are divided by their sum: as the published models, only where there are several.
 // Divided by itself a single one would be 1, and no gradient would reach the router.
-inline bool renormalises(const ModelConfig& config) { return config.norm_topk_prob && config.num_experts_per_tok > 1; }
+// Of projections there are three kinds that share out a weight each.
+inline bool renormalises(const ModelConfig& config) {
+  const int64_t kinds = config.routing.expert_kinds == "projections" ? 3 : 1;
+  return config.norm_topk_prob && config.num_experts_per_tok > kinds;
+}
 inline bool has_latent_attention(const ModelConfig& config) { return config.model_type != "deepseek"; }
 // Of multi-head attention.
 inline int64_t head_dim(const ModelConfig& config) { return config.hidden_size / config.num_attention_heads; }

@@ -58,8 +58,9 @@ void append_fields(RouterKeys& k, std::vector<Field>& fields) {
        "devices in those losses, whatever the number of ranks; with one they say nothing"},
       {"balance_device_layout", &k.balance_device_layout, one_of({"contiguous", "cyclic"}),
        "experts of a device: neighbours, or those with the same expert mod devices"},
-      {"expert_kinds", &k.expert_kinds, one_of({"same", "typed", "mixture"}),
-       "typed: gate, up and down experts in turn, of the same, twice and half the width; mixture: each is one itself"},
+      {"expert_kinds", &k.expert_kinds, one_of({"same", "typed", "mixture", "projections"}),
+       "typed: networks of three widths in turn; mixture: each is one itself; projections: single gate, up, down in "
+       "turn"},
       {"inner_experts", &k.inner_experts, between(1, 1 << 10), "of each expert where expert_kinds = mixture"},
       {"inner_experts_per_tok", &k.inner_experts_per_tok, between(1, 1 << 10), "of them that a token visits"},
       {"shared_expert_mean", &k.shared_expert_mean, any(), "divide the shared experts' sum by their number"},

@@ -85,6 +85,7 @@ CapacityKind capacity_kind(const std::string& name) {
 
 ExpertKinds kinds_named(const std::string& name) {
   if (name == "mixture") return ExpertKinds::mixture;
+  if (name == "projections") return ExpertKinds::projections;
   return name == "typed" ? ExpertKinds::typed : ExpertKinds::same;
 }
 
@@ -180,7 +181,8 @@ RouterOptions router_options(const ModelConfig& config) {
       .weights = {.renormalise = renormalises(config),
                   .scale = scale_of(config),
                   .gate = keys.router_gate == "binary" ? GateKind::binary : GateKind::score,
-                  .groups = keys.router == "hierarchical" && renormalises(config) ? groups.groups : 0},
+                  .groups = keys.router == "hierarchical" && renormalises(config) ? groups.groups : 0,
+                  .parts = keys.expert_kinds == "projections" ? 3 : 1},
       .groups = groups,
       .selection_bias = config.topk_method == "noaux_tc",
       .init_std = config.initializer_range,
@@ -195,7 +197,7 @@ RouterOptions router_options(const ModelConfig& config) {
                .weighs = keys.combine_weights == "biased"},
       .eligibility = {.nodes = {.groups = static_cast<int>(keys.node_count), .kept = static_cast<int>(keys.node_limit)},
                       .conditions = conditions_of(config)},
-      .select = {.rule = rule_named(keys.router),
+      .select = {.rule = keys.expert_kinds == "projections" ? SelectRule::by_kind : rule_named(keys.router),
                  .top_p = keys.router_top_p,
                  .task_top_k = task_top_k(config),
                  .hybrid_load = keys.hybrid_load},
@@ -211,9 +213,40 @@ RouterOptions router_options(const ModelConfig& config) {
       .dead_experts = dead_experts(config)};
 }
 
+namespace {
+
+// Experts that are single projections: three kinds, which a token needs of each.
+void check_projections(const ModelConfig& c) {
+  const RouterKeys& keys = c.routing;
+  if (keys.expert_kinds != "projections") return;
+  CADRE_CHECK(is_gated(c), "model.ffn_gate = false with expert_kinds = projections, allowed: true",
+              "a gate projection multiplies an up projection");
+  CADRE_CHECK(
+      c.n_routed_experts % 3 == 0 && c.num_experts_per_tok % 3 == 0,
+      fmt::format("model.n_routed_experts = {}, num_experts_per_tok = {} with expert_kinds = projections, allowed: "
+                  "multiples of 3",
+                  c.n_routed_experts, c.num_experts_per_tok),
+      "gate, up and down projections take turns, and a token visits equally many of each");
+  const std::pair<const char*, bool> refused[] = {
+      {"router (other than token_choice)", keys.router != "token_choice"},
+      {"topk_group < n_group", c.topk_method != "greedy" && c.topk_group < c.n_group},
+      {"node_limit < node_count", keys.node_limit < keys.node_count},
+      {"router_top_p < 1", keys.router_top_p < 1.0},
+      {"task_top_k", !keys.task_top_k.empty()},
+      {"seq_aux", keys.seq_aux},
+      {"diversity_loss_weight", keys.diversity_loss_weight > 0.0}};
+  for (const auto& [what, is_set] : refused) {
+    CADRE_CHECK(!is_set, fmt::format("model.{} with expert_kinds = projections, allowed: its default", what),
+                "it would choose, count or compare projections of different kinds together");
+  }
+}
+
+}  // namespace
+
 void check_router(const ModelConfig& c) {
   const RouterKeys& keys = c.routing;
   check_lists(c);
+  check_projections(c);
   CADRE_CHECK(keys.inner_experts_per_tok <= keys.inner_experts,
               fmt::format("model.inner_experts_per_tok = {}, allowed: integer in [1, inner_experts = {}]",
                           keys.inner_experts_per_tok, keys.inner_experts),
@@ -259,7 +292,7 @@ void check_router(const ModelConfig& c) {
         fmt::format("model.{} = {} with balance_devices = 1, allowed: balance_devices in [2, n_routed_experts = "
                     "{}]",
                     name, weight, c.n_routed_experts),
-        "on a single device the loss is a constant; balance_devices is usually the expert-parallel size");
+        "one device is always balanced; balance_devices is usually the expert-parallel size");
   }
   CADRE_CHECK(keys.capacity_factor == 0.0 || keys.expert_capacity == 0,
               fmt::format("model.expert_capacity = {} with capacity_factor = {}, allowed: one of them is 0",
@@ -279,6 +312,11 @@ void check_router(const ModelConfig& c) {
 int64_t slots_per_token(const ModelConfig& config) {
   const bool any_number = config.routing.router == "expert_choice" || config.routing.router == "hybrid";
   return any_number ? config.n_routed_experts : config.num_experts_per_tok;
+}
+
+int64_t widest_row(const ModelConfig& config) {
+  const bool narrow = config.routing.expert_kinds == "projections";
+  return narrow ? std::max(config.hidden_size, config.moe_intermediate_size) : config.hidden_size;
 }
 
 int64_t router_weights(const ModelConfig& config) {

@@ -23,6 +23,8 @@ ExpertWeights routed_expert_weights(const ModelConfig& config);
 
 // The most experts that a token can visit.
 int64_t slots_per_token(const ModelConfig& config);
+// Of the rows that travel between tokens and experts.
+int64_t widest_row(const ModelConfig& config);
 
 // Elements of one layer's router that take part in products, and those of its buffers.
 int64_t router_weights(const ModelConfig& config);

@@ -2,6 +2,7 @@
 #include "layers/moe/expert.hpp"
 
 #include "layers/moe/inner_mixture.hpp"
+#include "layers/nn/linear.hpp"
 
 namespace cadre {
 namespace {
@@ -35,10 +36,38 @@ class ExpertOf final : public Expert {
   Module module_;
 };
 
+// A product and nothing else.
+class SingleProjection {
+ public:
+  SingleProjection(const std::string& prefix, const ExpertOptions& options) : linear_(weight(prefix, options)) {}
+
+  using Saved = Linear::Saved;
+
+  void forward_into(Context& ctx, const Tensor& x, Saved& saved, const Tensor& y) const {
+    linear_.forward_into(ctx, x, saved, y);
+  }
+  void input_grad_into(Context& ctx, Saved& saved, const Tensor& dy, const Tensor& dx) const {
+    linear_.input_grad_into(ctx, saved, dy, dx, Accumulate::no);
+  }
+  void weight_grad(Context& ctx, const Saved& saved) { linear_.weight_grad(ctx, saved); }
+  void each_parameter(const ParameterVisitor& visit) { linear_.each_parameter(visit); }
+  uint64_t version() const { return linear_.weight().version; }
+
+ private:
+  static Parameter weight(const std::string& prefix, const ExpertOptions& options) {
+    constexpr const char* kNames[] = {"gate_proj", "up_proj", "down_proj"};
+    const std::string name = prefix + "." + kNames[static_cast<size_t>(options.projection)] + ".weight";
+    return make_weight({{name, options.width_out()}}, options.width_in(), options.ffn.init_std, options.ffn.placement);
+  }
+
+  Linear linear_;
+};
+
 }  // namespace
 
 std::unique_ptr<Expert> make_expert(const std::string& prefix, const ExpertOptions& options, int id) {
   if (options.kinds == ExpertKinds::mixture) return std::make_unique<ExpertOf<InnerMixture>>(prefix, options);
+  if (options.kinds == ExpertKinds::projections) return std::make_unique<ExpertOf<SingleProjection>>(prefix, options);
   return std::make_unique<ExpertOf<Ffn>>(prefix, ffn_of_expert(options, id));
 }
 

@@ -18,7 +18,7 @@ class Expert {
   };
 
   virtual ~Expert() = default;
-  // x, y [R,H]
+  // x, y [R,H]; of a single projection [R,H] and [R,F], or the other way round
   virtual std::unique_ptr<Saved> forward_into(Context& ctx, const Tensor& x, const Tensor& y) const = 0;
   virtual void input_grad_into(Context& ctx, Saved& saved, const Tensor& dy, const Tensor& dx) const = 0;
   virtual void weight_grad(Context& ctx, const Saved& saved) = 0;

@@ -15,6 +15,7 @@ FfnOptions ffn_of_expert(const ExpertOptions& options, int id) {
 
 ExpertWeights weights_of_expert(const ExpertOptions& options, int id) {
   const FfnOptions ffn = ffn_of_expert(options, id);
+  if (options.kinds == ExpertKinds::projections) return {ffn.hidden * ffn.width, ffn.hidden * ffn.width};
   const int64_t matrices = ffn.gated ? 3 : 2;
   const int64_t one = matrices * ffn.hidden * ffn.width;
   if (options.kinds != ExpertKinds::mixture) return {one, one};

@@ -10,14 +10,25 @@ namespace cadre {
 
 // same: a feed-forward network each. typed: three kinds of them that take turns by global id, named for what each does
 // most: gate experts (SwiGLU, as `same`), up experts (down(gelu(up x)) of twice the width) and down experts (the same of
-// half the width). mixture: each is a mixture of such networks itself (Shazeer et al. 2017, appendix B).
-enum class ExpertKinds : uint8_t { same, typed, mixture };
+// half the width). mixture: each is a mixture of such networks itself (Shazeer et al. 2017, appendix B). projections: each is a
+// single projection of SwiGLU, see projections.hpp.
+enum class ExpertKinds : uint8_t { same, typed, mixture, projections };
+enum class Projection : uint8_t { gate, up, down };
 
 struct ExpertOptions {
   FfnOptions ffn = {};  // SwiGLU where kinds are typed, and its width even
   ExpertKinds kinds = ExpertKinds::same;
   int inner_experts = 0;  // of one that is a mixture
   int inner_top_k = 0;
+  Projection projection = Projection::gate;  // which of them these experts are, where kinds are projections
+
+  bool is_down() const { return kinds == ExpertKinds::projections && projection == Projection::down; }
+  bool is_narrow() const { return kinds == ExpertKinds::projections && projection != Projection::down; }
+  // Of a row that comes, and of one that goes.
+  int64_t width_in() const { return is_down() ? ffn.width : ffn.hidden; }
+  int64_t width_out() const { return is_narrow() ? ffn.width : ffn.hidden; }
+  // The global id of expert `id` of the map: the map of a projection counts those of its kind alone.
+  int global_id(int id) const { return kinds == ExpertKinds::projections ? 3 * id + static_cast<int>(projection) : id; }
 };
 
 // The network of expert `id`, or one of those of a mixture.

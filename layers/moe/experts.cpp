@@ -4,10 +4,10 @@
 namespace cadre {
 
 Experts::Experts(const std::string& prefix, const ExpertMap& map, int rank, const ExpertOptions& options)
-    : hidden_(options.ffn.hidden) {
+    : width_in_(options.width_in()), width_out_(options.width_out()) {
   experts_.reserve(map.experts_of(rank).size());
   for (const int id : map.experts_of(rank)) {
-    experts_.push_back(make_expert(fmt::format("{}.{}", prefix, id), options, id));
+    experts_.push_back(make_expert(fmt::format("{}.{}", prefix, options.global_id(id)), options, id));
     experts_.back()->each_parameter([&](Parameter& parameter) { parameter.holders = map.holders(id); });
   }
   if (options.kinds != ExpertKinds::same || experts_.empty()) return;
@@ -19,8 +19,8 @@ Experts::Experts(const std::string& prefix, const ExpertMap& map, int rank, cons
 Tensor Experts::forward(Context& ctx, const Rows& rows, const Tensor& place_row, Saved& saved,
                         ExpertCache* cache) const {
   const int64_t num_places = place_row.dim(0);
-  const Tensor x = ctx.arena.take("experts", ctx.dtype, {num_places, hidden_});
-  const Tensor y = ctx.arena.take("experts", ctx.dtype, {num_places, hidden_});
+  const Tensor x = ctx.arena.take("experts", ctx.dtype, {num_places, width_in_});
+  const Tensor y = ctx.arena.take("experts", ctx.dtype, {num_places, width_out_});
   if (group_ && ctx.kernels.groups_products() && cache == nullptr) {
     saved.group.emplace().offsets = saved.offsets;
     ctx.kernels.gather_rows(rows, place_row, Tensor(), x);
@@ -54,7 +54,7 @@ void Experts::run(Context& ctx, size_t expert, const Tensor& x, Saved& saved, co
 }
 
 Tensor Experts::input_grad(Context& ctx, Saved& saved, const Tensor& dy) const {
-  const Tensor dx = ctx.arena.take("experts", ctx.dtype, {dy.dim(0), hidden_});
+  const Tensor dx = ctx.arena.take("experts", ctx.dtype, {dy.dim(0), width_in_});
   if (saved.group) {
     group_->input_grad_into(ctx, *saved.group, dy, dx);
     return dx;

@@ -17,7 +17,7 @@ namespace cadre {
 
 class Experts {
  public:
-  // One Expert `<prefix>.<id>` for each that `map` gives to `rank`.
+  // One Expert `<prefix>.<global id>` for each that `map` gives to `rank`.
   Experts(const std::string& prefix, const ExpertMap& map, int rank, const ExpertOptions& options);
 
   struct Saved {
@@ -28,12 +28,12 @@ class Experts {
 
   int size() const { return static_cast<int>(experts_.size()); }
 
-  // Place p reads rows[place_row[p]] of width H; place_row i32[S]. Experts that run one after the other have their rows
-  // gathered just before their products, so that they are still in cache. y [S,H].
+  // Place p reads rows[place_row[p]], as wide as the experts read them; place_row i32[S]. Experts that run one after the other have their rows
+  // gathered just before their products, so that they are still in cache. y [S,out].
   // With a cache, for which there is no backward pass, what it knows is not computed again.
   Tensor forward(Context& ctx, const Rows& rows, const Tensor& place_row, Saved& saved,
                  ExpertCache* cache = nullptr) const;
-  Tensor input_grad(Context& ctx, Saved& saved, const Tensor& dy) const;  // dy, dx [S,H]
+  Tensor input_grad(Context& ctx, Saved& saved, const Tensor& dy) const;  // dy [S,out], dx [S,in]
   // So many parts, an expert each or all at once; in any order.
   int num_weight_parts(const Saved& saved) const { return saved.group ? 1 : size(); }
   void weight_grad(Context& ctx, const Saved& saved, int part);
@@ -48,7 +48,7 @@ class Experts {
  private:
   void run(Context& ctx, size_t expert, const Tensor& x, Saved& saved, const Tensor& y, ExpertCache* cache) const;
 
-  int64_t hidden_;
+  int64_t width_in_, width_out_;
   std::vector<std::unique_ptr<Expert>> experts_;
   std::optional<ExpertGroup> group_;  // of all of them, where they are of one shape
 };

@@ -1,72 +1,36 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "layers/moe/moe_layer.hpp"
 
-#include <algorithm>
-#include <cstring>
-#include <numeric>
-#include <utility>
-
-#include "comm/base/random.hpp"
-#include "layers/moe/diversity.hpp"
-#include "layers/moe/elements.hpp"
+#include "comm/base/check.hpp"
 #include "layers/moe/not_finite.hpp"
-#include "layers/moe/slot_record.hpp"
 #include "layers/tensor/floating.hpp"
 
 namespace cadre {
 namespace {
 
-// For dry runs: experts drawn evenly, so that tokens share destination ranks as often as in a balanced run.
-std::vector<int32_t> balanced_routing(int64_t num_tokens, int top_k, int num_slots, int num_experts) {
-  const Random random(0, "dry run", 0);
-  std::vector<int32_t> ids;
-  for (int64_t token = 0; token < num_tokens; ++token) {
-    const uint64_t first = random.below(static_cast<uint64_t>(num_experts), static_cast<uint64_t>(token));
-    const int stride = std::max(1, num_experts / top_k);
-    for (int k = 0; k < top_k; ++k) {
-      ids.push_back(
-          static_cast<int32_t>((first + static_cast<uint64_t>(k * stride)) % static_cast<uint64_t>(num_experts)));
-    }
-    ids.resize(ids.size() + static_cast<size_t>(num_slots - top_k), -1);
-  }
-  return ids;
-}
-
-ExpertBatch balanced_batch(const ReceiveCounts& receive, int num_experts) {
-  std::vector<int32_t> row_slot_counts(static_cast<size_t>(receive.num_rows()), 0);
-  std::vector<int32_t> slot_expert(static_cast<size_t>(receive.num_slots()));
-  for (size_t slot = 0; slot < slot_expert.size(); ++slot) {
-    slot_expert[slot] = static_cast<int32_t>(slot % static_cast<size_t>(num_experts));
-    ++row_slot_counts[slot % row_slot_counts.size()];
-  }
-  return make_expert_batch(row_slot_counts, slot_expert, num_experts);
-}
-
-// Rows that the host packs must be there.
-Request ready_to_pack(const LaneContext& ctx) {
-  return ctx.exchange.packs_later() ? Request() : ctx.kernels.launched();
-}
-
-ExpertOptions expert_options(const MoeOptions& options) {
-  return {.ffn = {.hidden = options.hidden,
-                  .width = options.expert_width,
-                  .activation = options.activation,
-                  .gated = options.gated,
-                  .init_std = options.init_std,
-                  .placement = Placement::expert},
-          .kinds = options.expert_kinds,
-          .inner_experts = options.inner_experts,
-          .inner_top_k = options.inner_top_k};
+TripOptions trip_options(const MoeOptions& options) {
+  return {.experts = {.ffn = {.hidden = options.hidden,
+                              .width = options.expert_width,
+                              .activation = options.activation,
+                              .gated = options.gated,
+                              .init_std = options.init_std,
+                              .placement = Placement::expert},
+                      .kinds = options.expert_kinds,
+                      .inner_experts = options.inner_experts,
+                      .inner_top_k = options.inner_top_k},
+          .top_k = options.router.top_k,
+          .diversity = options.router.losses.diversity};
 }
 
 }  // namespace
 
 MoeLayer::MoeLayer(const std::string& prefix, const MoeOptions& options, const ExpertMap& map, int expert_rank)
-    : options_(options),
-      map_(map),
-      expert_rank_(expert_rank),
-      router_(prefix + ".gate", options.router),
-      experts_(prefix + ".experts", map, expert_rank, expert_options(options)) {
+    : options_(options), map_(map), router_(prefix + ".gate", options.router) {
+  if (options.expert_kinds == ExpertKinds::projections) {
+    projections_.emplace(prefix + ".experts", trip_options(options), map, expert_rank);
+  } else {
+    trip_.emplace(prefix + ".experts", trip_options(options), map, expert_rank);
+  }
   if (options.shared_width == 0) return;
   shared_.emplace(prefix + ".shared_experts", FfnOptions{.hidden = options.hidden,
                                                          .width = options.shared_width,
@@ -83,48 +47,19 @@ Task<Tensor> MoeLayer::forward(LaneContext& ctx, Tensor x, Saved& saved) const {
   ctx.lane.enter("expert counts");
   Request counted = router_.start_losses(ctx, saved.router);
 
-  ctx.lane.enter("dispatch");
-  make_plan(ctx, x.dim(0), saved);
-  Request announced = ctx.exchange.announce(saved.route);
-  co_await announced;
-  ctx.exchange.learn_counts(saved.route);
-
-  const DispatchPlan& plan = saved.route.plan;
-  auto slots = ctx.exchange.transfer(saved.route, Direction::to_experts, Unit::slot, kSlotRecordFormat);
-  auto rows = ctx.exchange.transfer(saved.route, Direction::to_experts, Unit::row, dispatch_format(ctx));
-  std::vector<SlotRecord> records;
-  if (!ctx.arena.is_dry_run()) records = make_slot_records(plan, saved.router.weights);
-  slots->pack({reinterpret_cast<const std::byte*>(records.data()), sizeof(SlotRecord)});
-  rows->pack(elements_of(x, plan.row_token));
-  slots->start();
-  co_await rows->packed();
-  rows->start();
-
-  Request& slots_here = slots->finish();
-  Request& rows_here = rows->finish();
   Tensor shared_y;  // computed while the rows travel
+  ExpertTrip::Meanwhile meanwhile;
   if (shared_) {
-    const Watch watch_slots(slots_here);
-    const Watch watch_rows(rows_here);
-    ctx.lane.enter("shared experts");
-    shared_y = scaled_shared(ctx, shared_->forward(ctx, x, saved.shared.emplace()));
-    ctx.lane.enter("dispatch");
+    meanwhile = [&] {
+      ctx.lane.enter("shared experts");
+      shared_y = scaled_shared(ctx, shared_->forward(ctx, x, saved.shared.emplace()));
+    };
   }
-  co_await slots_here;
-  learn_batch(ctx, reinterpret_cast<const SlotRecord*>(slots->unpack().base), saved);
-  slots.reset();
-  co_await rows_here;
-
-  ctx.lane.enter("experts");
-  const Elements received = rows->unpack();
-  saved.expert_out =
-      experts_.forward(ctx, rows_of(received, ctx.dtype, options_.hidden),
-                       index_tensor(through(received, saved.batch.place_row)), saved.experts, ctx.expert_cache);
-  rows.reset();
-
-  ctx.lane.enter("combine");
-  Task<Tensor> combined = combine(ctx, saved.expert_out, Weighted::yes, saved);
-  const Tensor y = co_await combined;
+  const Router::Saved& routed = saved.router;
+  Task<Tensor> trip = projections_
+                          ? projections_->forward(ctx, x, routed.ids, routed.weights, saved.projections, meanwhile)
+                          : trip_->forward(ctx, x, routed.ids, routed.weights, saved, meanwhile);
+  const Tensor y = co_await trip;
   if (shared_) ctx.kernels.add(y, shared_y, y);
   if (!saved.router.scorer.not_finite.empty()) ctx.kernels.synchronize();
   fill_with_nan(saved.router.scorer.not_finite, y);
@@ -133,69 +68,28 @@ Task<Tensor> MoeLayer::forward(LaneContext& ctx, Tensor x, Saved& saved) const {
   co_await counted;
   router_.finish_losses(ctx, saved.router);
   saved.balance_loss = saved.router.losses.value;
-  if (saved.slot_out.defined() && !ctx.arena.is_dry_run()) {
-    const double weight = options_.router.losses.diversity * ctx.token_scale;
-    saved.balance_loss += weight * diversity_loss(saved.slot_out, saved.route.plan.token_slots);
-  }
+  if (trip_) saved.balance_loss += trip_->diversity_loss(ctx, saved);
   co_return y;
 }
 
 Task<Tensor> MoeLayer::backward(LaneContext& ctx, Saved& saved, Tensor dy) {
-  // Output gradients travel to the experts as the tokens did.
-  ctx.lane.enter("combine gradient");
-  Request given = ready_to_pack(ctx);
-  co_await given;
-  const auto rows = ctx.exchange.transfer(saved.route, Direction::to_experts, Unit::row, dispatch_format(ctx));
-  rows->pack(elements_of(dy, saved.route.plan.row_token));
-  co_await rows->packed();
-  rows->start();
-  Request& rows_here = rows->finish();
-
-  Tensor shared_dx;  // computed while they travel
+  Tensor shared_dx;  // computed while output gradients travel
+  ExpertTrip::Meanwhile meanwhile;
   if (shared_) {
-    const Watch watch(rows_here);
-    ctx.lane.enter("shared experts gradient");
-    shared_dx = shared_->input_grad(ctx, *saved.shared, scaled_shared(ctx, dy));
-    defer(ctx, "shared experts weights", [this, &ctx, &saved] { shared_->weight_grad(ctx, *saved.shared); });
-    ctx.lane.enter("combine gradient");
+    meanwhile = [&] {
+      ctx.lane.enter("shared experts gradient");
+      shared_dx = shared_->input_grad(ctx, *saved.shared, scaled_shared(ctx, dy));
+      defer(ctx, "shared experts weights", [this, &ctx, &saved] { shared_->weight_grad(ctx, *saved.shared); });
+    };
   }
-  co_await rows_here;
-
-  ctx.lane.enter("experts gradient");
-  const Elements received = rows->unpack();
-  const Tensor d_out = ctx.arena.take("experts", ctx.dtype, {saved.place_weight.dim(0), options_.hidden});
-  ctx.kernels.gather_rows(rows_of(received, ctx.dtype, options_.hidden),
-                          index_tensor(through(received, saved.batch.place_row)), saved.place_weight, d_out);
-  ctx.lane.enter("combine gradient");
-  if (saved.slot_out.defined()) {
-    Task<void> spread = add_diversity_grad(ctx, d_out, saved);
-    co_await spread;
-  }
-  const Tensor d_weights = weights_grad(ctx, received, saved);
-  Request computed = ctx.kernels.launched();
-  co_await computed;
-  auto weights_back = send_weights_grad(ctx, d_weights, saved);
-  ctx.lane.enter("experts gradient");
-  Request& weights_home = weights_back->finish();
-  Tensor d_places;
-  {
-    const Watch watch(weights_home);
-    d_places = experts_.input_grad(ctx, saved.experts, d_out);
-  }
-  for (int part = 0; part < experts_.num_weight_parts(saved.experts); ++part) {
-    defer(ctx, "experts weights", [this, &ctx, &saved, part] { experts_.weight_grad(ctx, saved.experts, part); });
-  }
-
-  ctx.lane.enter("router gradient");
-  co_await weights_home;
-  const Tensor dweights = arrived_weights_grad(ctx, *weights_back, saved);
-  weights_back.reset();
-  const Tensor dx_router = router_.input_grad(ctx, saved.router, dweights);
-  defer(ctx, "router weights", [this, &ctx, &saved] { router_.weight_grad(ctx, saved.router); });
-
-  ctx.lane.enter("dispatch gradient");
-  Task<Tensor> home = combine(ctx, d_places, Weighted::no, saved);
-  const Tensor dx = co_await home;
+  Tensor dx_router;
+  const ExpertTrip::Learned learned = [&](const Tensor& dweights) {
+    dx_router = router_.input_grad(ctx, saved.router, dweights);
+    defer(ctx, "router weights", [this, &ctx, &saved] { router_.weight_grad(ctx, saved.router); });
+  };
+  Task<Tensor> trip = projections_ ? projections_->backward(ctx, saved.projections, dy, meanwhile, learned)
+                                   : trip_->backward(ctx, saved, dy, meanwhile, learned);
+  const Tensor dx = co_await trip;
   ctx.kernels.add(dx, dx_router, dx);
   if (shared_) ctx.kernels.add(dx, shared_dx, dx);
   co_return dx;
@@ -203,36 +97,15 @@ Task<Tensor> MoeLayer::backward(LaneContext& ctx, Saved& saved, Tensor dy) {
 
 void MoeLayer::each_parameter(const ParameterVisitor& visit) {
   router_.each_parameter(visit);
-  experts_.each_parameter(visit);
+  if (trip_) trip_->each_parameter(visit);
+  if (projections_) projections_->each_parameter(visit);
   if (shared_) shared_->each_parameter(visit);
 }
 
-void MoeLayer::make_plan(LaneContext& ctx, int64_t num_tokens, Saved& saved) const {
-  const int num_slots = router_.num_slots();
-  if (ctx.arena.is_dry_run()) {
-    const auto ids = balanced_routing(num_tokens, options_.router.top_k, num_slots, map_.num_experts());
-    saved.route.plan = make_dispatch_plan(ids, num_slots, map_, expert_rank_);
-    return;
-  }
-  const Tensor& ids = saved.router.ids;
-  saved.route.plan =
-      make_dispatch_plan({ids.data<int32_t>(), static_cast<size_t>(ids.numel())}, num_slots, map_, expert_rank_);
-}
-
-void MoeLayer::learn_batch(LaneContext& ctx, const SlotRecord* records, Saved& saved) const {
-  const ReceiveCounts& receive = saved.route.receive;
-  const auto num_slots = receive.num_slots();
-  saved.slot_weight = ctx.arena.take_host("experts", ctx.dtype, {num_slots});
-  saved.place_weight = ctx.arena.take_host("experts", ctx.dtype, {num_slots});
-
-  saved.batch = ctx.arena.is_dry_run() ? balanced_batch(receive, experts_.size())
-                                       : make_expert_batch(receive, records, experts_.size());
-  saved.experts.offsets = saved.batch.expert_offsets;
-  if (ctx.arena.is_dry_run()) return;
-  for (int64_t slot = 0; slot < num_slots; ++slot) set_element(saved.slot_weight, slot, records[slot].weight);
-  for (int64_t place = 0; place < num_slots; ++place) {
-    set_element(saved.place_weight, place, records[saved.batch.place_slot[place]].weight);
-  }
+Experts& MoeLayer::whole_experts() {
+  CADRE_CHECK(trip_.has_value(), "model.expert_kinds = projections: a single projection is not an expert of its own",
+              "only whole experts can be looked at, grown or merged");
+  return trip_->experts();
 }
 
 Tensor MoeLayer::scaled_shared(LaneContext& ctx, const Tensor& rows) const {
@@ -243,115 +116,6 @@ Tensor MoeLayer::scaled_shared(LaneContext& ctx, const Tensor& rows) const {
     set_element(scaled, i, element(rows, i) * options_.shared_scale);
   }
   return scaled;
-}
-
-Task<Tensor> MoeLayer::combine(LaneContext& ctx, Tensor places, Weighted weighted, Saved& saved) const {
-  const Tensor y = ctx.arena.take("moe", ctx.dtype, {saved.route.plan.num_tokens, options_.hidden});
-  const bool compared = weighted == Weighted::yes && compares_outputs(ctx);
-  if (compared) {
-    saved.slot_out = ctx.arena.take("moe", ctx.dtype, {saved.route.plan.num_slots(), options_.hidden});
-  }
-  ArenaScope scope(ctx.arena);
-  const bool by_slot = compared || ctx.combine == CombineMode::slot_order || ctx.exchange.prefers_slots();
-  const RowFormat format = {ctx.dtype, options_.hidden, ctx.wire.combine};
-  const auto back = ctx.exchange.transfer(saved.route, Direction::to_tokens, by_slot ? Unit::slot : Unit::row, format);
-  Tensor sums;
-  if (!by_slot) {
-    // The slots of a row are added here, so one row goes back for each that came.
-    sums = ctx.arena.take("experts", ctx.dtype, {saved.route.receive.num_rows(), options_.hidden});
-    ctx.kernels.sum_rows(places, index_tensor(saved.batch.row_places), index_tensor(saved.batch.row_place),
-                         weighted == Weighted::yes ? saved.slot_weight : Tensor(), sums);
-  }
-  Request computed = ready_to_pack(ctx);
-  co_await computed;
-  back->pack(by_slot ? elements_of(places, saved.batch.row_place) : elements_of(sums));
-  co_await back->packed();
-  back->start();
-  Request& rows_home = back->finish();
-  co_await rows_home;
-  const Elements home = back->unpack();
-  const Tensor weights = by_slot && weighted == Weighted::yes ? weights_by_token(ctx, saved) : Tensor();
-  ctx.kernels.sum_rows(rows_of(home, ctx.dtype, options_.hidden), index_tensor(home.offsets), index_tensor(home.index),
-                       weights, y);
-  if (compared) {
-    keep_outputs(ctx, home, saved);
-    Request kept = ctx.kernels.launched();
-    co_await kept;
-  }
-  Request& all_read = back->release();
-  co_await all_read;
-  co_return y;
-}
-
-void MoeLayer::keep_outputs(LaneContext& ctx, const Elements& home, Saved& saved) const {
-  std::vector<int32_t> slots(static_cast<size_t>(saved.slot_out.dim(0)));
-  std::iota(slots.begin(), slots.end(), 0);
-  ctx.kernels.gather_rows(rows_of(home, ctx.dtype, options_.hidden), index_tensor(through(home, slots)), Tensor(),
-                          saved.slot_out);
-}
-
-Task<void> MoeLayer::add_diversity_grad(LaneContext& ctx, Tensor d_out, const Saved& saved) const {
-  const DispatchPlan& plan = saved.route.plan;
-  const Tensor grads = ctx.arena.take("moe", ctx.dtype, {plan.num_slots(), options_.hidden});
-  const Tensor arrived = ctx.arena.take("experts", ctx.dtype, {d_out.dim(0), options_.hidden});
-  ctx.kernels.synchronize();
-  if (!ctx.arena.is_dry_run()) {
-    diversity_grad(options_.router.losses.diversity * ctx.token_scale, saved.slot_out, plan.token_slots,
-                   plan.token_slot, grads);
-  }
-  const auto slots =
-      ctx.exchange.transfer(saved.route, Direction::to_experts, Unit::slot, {ctx.dtype, options_.hidden});
-  slots->pack(elements_of(grads));
-  co_await slots->packed();
-  slots->start();
-  Request& here = slots->finish();
-  co_await here;
-  const Elements received = slots->unpack();
-  ctx.kernels.gather_rows(rows_of(received, ctx.dtype, options_.hidden),
-                          index_tensor(through(received, saved.batch.place_slot)), Tensor(), arrived);
-  ctx.kernels.add(d_out, arrived, d_out);
-  Request read = ctx.kernels.launched();
-  co_await read;
-}
-
-Tensor MoeLayer::weights_by_token(LaneContext& ctx, const Saved& saved) const {
-  const DispatchPlan& plan = saved.route.plan;
-  const Tensor weights = ctx.arena.take_host("moe", ctx.dtype, {plan.num_slots()});
-  for (int64_t i = 0; !ctx.arena.is_dry_run() && i < plan.num_slots(); ++i) {
-    set_element(weights, i, element(saved.router.weights, plan.slots[plan.token_slot[i]]));
-  }
-  return weights;
-}
-
-// The expert's rank has both factors.
-Tensor MoeLayer::weights_grad(LaneContext& ctx, const Elements& d_rows, const Saved& saved) const {
-  const Tensor here = ctx.arena.take_result("router", ctx.dtype, {saved.slot_weight.dim(0)});
-  ctx.kernels.dot_rows(rows_of(d_rows, ctx.dtype, options_.hidden), index_tensor(through(d_rows, saved.batch.slot_row)),
-                       saved.expert_out, index_tensor(saved.batch.row_place), here);
-  return here;
-}
-
-std::unique_ptr<RowTransfer> MoeLayer::send_weights_grad(LaneContext& ctx, const Tensor& d_weights,
-                                                         Saved& saved) const {
-  const size_t number_bytes = size_of(ctx.dtype);
-  auto back = ctx.exchange.transfer(saved.route, Direction::to_tokens, Unit::slot, RowFormat::of_bytes(number_bytes));
-  back->pack({d_weights.raw(), number_bytes});
-  back->start();
-  return back;
-}
-
-Tensor MoeLayer::arrived_weights_grad(LaneContext& ctx, RowTransfer& back, const Saved& saved) const {
-  const DispatchPlan& plan = saved.route.plan;
-  const Tensor dweights = ctx.arena.take_host("router", ctx.dtype, {plan.num_tokens, router_.num_slots()});
-  if (ctx.arena.is_dry_run()) return dweights;
-  const size_t number_bytes = size_of(ctx.dtype);
-  const Elements home = back.unpack();
-  dweights.fill_zero();  // masked slots have no gradient
-  for (int64_t i = 0; i < plan.num_slots(); ++i) {
-    std::memcpy(dweights.raw() + static_cast<size_t>(plan.slots[plan.token_slot[i]]) * number_bytes, home.at(i),
-                number_bytes);
-  }
-  return dweights;
 }
 
 }  // namespace cadre

@@ -142,7 +142,7 @@ Task<void> Router::route_at_once(LaneContext& ctx, Saved& saved) const {
 Tensor Router::choice_of(LaneContext& ctx, const Saved& saved) const {
   const bool only_reads = options_.select.rule == SelectRule::token_choice ||
                           options_.select.rule == SelectRule::expert_choice ||
-                          options_.select.rule == SelectRule::hybrid;
+                          options_.select.rule == SelectRule::hybrid || options_.select.rule == SelectRule::by_kind;
   if (only_reads && alive_.empty() && !bias_.options().moves() && !options_.eligibility.limits()) return saved.scores;
   const Tensor choice = ctx.arena.take_host("router", ctx.dtype, {saved.scores.dim(0), saved.scores.dim(1)});
   if (ctx.arena.is_dry_run()) return choice;

@@ -15,6 +15,7 @@ enum class SelectRule {
   hybrid,         // token choice while the load is even, else expert choice
   sinkhorn,       // token choice from scores balanced by Sinkhorn's iteration
   hierarchical,   // equally many experts from each of the best groups
+  by_kind,        // equally many experts of each of three kinds, which take turns by id
 };
 
 struct SelectOptions {
@@ -49,6 +50,7 @@ std::unique_ptr<Selector> make_expert_choice(const SelectOptions& options);
 std::unique_ptr<Selector> make_hybrid(const SelectOptions& options);
 std::unique_ptr<Selector> make_sinkhorn(const SelectOptions& options);
 std::unique_ptr<Selector> make_hierarchical(const SelectOptions& options);
+std::unique_ptr<Selector> make_by_kind(const SelectOptions& options);
 
 // --- what rules share ------------------------------------------------------------------------------------------------
 

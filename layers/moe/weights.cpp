@@ -122,6 +122,17 @@ void two_levels_grad(const WeightOptions& options, const Row<T>& row, const T* d
   }
 }
 
+// Calls visit(options of the part, its first slot, how many slots) for each part of the slots.
+template <class Visit>
+void each_part(const WeightOptions& options, int64_t num_slots, Visit&& visit) {
+  const int64_t count = num_slots / options.parts;
+  WeightOptions of_part = options;
+  for (int part = 0; part < options.parts; ++part) {
+    of_part.scale = part + 1 == options.parts ? options.scale : 1.0;
+    visit(of_part, part * count, count);
+  }
+}
+
 template <class T>
 Row<T> row_of(const Tensor& scores, const Tensor& ids, int64_t t) {
   return {scores.data<T>() + t * scores.dim(1), scores.dim(1), ids.data<int32_t>() + t * ids.dim(1), ids.dim(1)};
@@ -136,7 +147,10 @@ void routing_weights(const WeightOptions& options, const Tensor& scores, const T
       if (options.groups > 0) {
         two_levels(options, row_of<T>(scores, ids, t), row);
       } else {
-        one_level(options, row_of<T>(scores, ids, t), row);
+        each_part(options, ids.dim(1), [&](const WeightOptions& of_part, int64_t first, int64_t count) {
+          const Row<T> all = row_of<T>(scores, ids, t);
+          one_level(of_part, Row<T>{all.scores, all.num_experts, all.ids + first, count}, row + first);
+        });
       }
     }
   });
@@ -152,7 +166,10 @@ void routing_weights_grad(const WeightOptions& options, const Tensor& scores, co
       if (options.groups > 0) {
         two_levels_grad(options, row_of<T>(scores, ids, t), given, row);
       } else {
-        one_level_grad(options, row_of<T>(scores, ids, t), given, row);
+        each_part(options, ids.dim(1), [&](const WeightOptions& of_part, int64_t first, int64_t count) {
+          const Row<T> all = row_of<T>(scores, ids, t);
+          one_level_grad(of_part, Row<T>{all.scores, all.num_experts, all.ids + first, count}, given + first, row);
+        });
       }
     }
   });

@@ -24,6 +24,8 @@ struct WeightOptions {
   // 0: one level. Else, with g the group of e among so many equal ones and S_g the sum of the scores of all its experts,
   // renormalised at both levels: w_e = S_g / (sum of S over the groups with a chosen expert) s_e / (sum over the chosen of g).
   int groups = 0;
+  // Equal parts of a token's slots that share out the weight each for themselves; only the last one is scaled.
+  int parts = 1;
 };
 
 // weights[T,K] of ids[T,K] (i32, -1 gives 0) from scores[T,E].

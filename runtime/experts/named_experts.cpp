@@ -10,7 +10,9 @@ void check_unnamed(const ModelConfig& model) {
     CADRE_CHECK(value.empty(), fmt::format("model.{} = {}, allowed: none", key, value),
                 "it names experts whose ids change; remove it from config.json and set it anew afterwards");
   };
-  CADRE_CHECK(model.routing.expert_kinds != "typed", "model.expert_kinds = typed, allowed: same | mixture",
+  const std::string& kinds = model.routing.expert_kinds;
+  CADRE_CHECK(kinds == "same" || kinds == "mixture",
+              fmt::format("model.expert_kinds = {}, allowed: same | mixture", kinds),
               "what an expert is made of follows from its id, which would change");
   check("dead_experts", model.routing.dead_experts);
   check("expert_conditions", model.routing.expert_conditions);

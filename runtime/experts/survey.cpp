@@ -56,7 +56,7 @@ std::vector<float> run_expert(StoredModel& model, int layer, int expert, const s
   const ArenaScope scope(worker.arena());
   LaneContext ctx = worker.inference_context();
   const Tensor x(const_cast<float*>(rows.data()), DType::f32, {num_rows, hidden});
-  const MoeLayer& moe = worker.model().stage_with(layer)->block(layer).moe();
+  MoeLayer& moe = worker.model().stage_with(layer)->block(layer).moe();
   const Tensor y = ctx.arena.take("experts", x.dtype(), {num_rows, hidden});
   moe.expert(expert).forward_into(ctx, x, y);
   ctx.kernels.synchronize();

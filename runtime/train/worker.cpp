@@ -135,7 +135,7 @@ ExchangeSetup Worker::exchange_setup(const LaneSpace& space, const WorkerOptions
           .topology = discover_topology(group),
           .max_tokens = std::max<int64_t>(options.max_tokens, 1),
           .top_k = static_cast<int>(slots_per_token(options.model)),
-          .max_row_bytes = static_cast<size_t>(options.model.hidden_size) * sizeof(float),
+          .max_row_bytes = static_cast<size_t>(widest_row(options.model)) * sizeof(float),
           // Activations of a device lie elsewhere, and their rows come as messages.
           .memory_bytes = device_codec == nullptr ? kActivationReserve * activations : 0,
           .device_codec = device_codec,

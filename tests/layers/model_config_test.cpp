@@ -188,19 +188,25 @@ TEST(ModelConfig, ChecksCombinations) {
   expect_message(with([](ModelConfig& c) { c.routing.router_two_level = true; }),
                  {"router_two_level = true", "n_group = 1"});
   expect_message(with([](ModelConfig& c) { c.routing.node_limit = 2; }), {"node_count = 1 with node_limit = 2"});
-  for (const char* name : {"device_loss_weight", "communication_loss_weight", "device_variance_weight"}) {
-    expect_message(with([name](ModelConfig& c) {
-                     for (const Field& field : fields_of(c)) {
-                       if (field.name == name) assign(field, 0.1, "");
-                     }
-                   }),
-                   {std::string(name) + " = 0.1 with balance_devices = 1", "[2, n_routed_experts = 6]", "constant"});
-  }
+  expect_message(with([](ModelConfig& c) { c.routing.device_loss_weight = 0.1; }),
+                 {"device_loss_weight = 0.1 with balance_devices = 1", "[2, n_routed_experts = 6]", "one device"});
+  expect_message(with([](ModelConfig& c) { c.routing.communication_loss_weight = 0.1; }),
+                 {"communication_loss_weight = 0.1 with balance_devices = 1"});
+  expect_message(with([](ModelConfig& c) { c.routing.device_variance_weight = 0.1; }),
+                 {"device_variance_weight = 0.1 with balance_devices = 1"});
   expect_message(with([](ModelConfig& c) {
                    c.routing.capacity_factor = 1.0;
                    c.routing.expert_capacity = 16;
                  }),
                  {"expert_capacity = 16 with capacity_factor = 1", "one of them is 0"});
+  expect_message(with([](ModelConfig& c) { c.routing.expert_kinds = "projections"; }),
+                 {"n_routed_experts = 6, num_experts_per_tok = 2 with expert_kinds = projections", "multiples of 3"});
+  expect_message(with([](ModelConfig& c) {
+                   c.routing.expert_kinds = "projections";
+                   c.num_experts_per_tok = 3;
+                   c.routing.router_top_p = 0.5;
+                 }),
+                 {"router_top_p < 1 with expert_kinds = projections"});
   expect_message(with([](ModelConfig& c) { c.routing.balance_device_layout = "random"; }),
                  {"balance_device_layout = \"random\"", "contiguous | cyclic"});
   expect_message(with([](ModelConfig& c) { c.routing.importance_form = "counts"; }), {"importance_form", "variance"});

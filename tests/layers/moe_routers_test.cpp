@@ -23,11 +23,21 @@ using test::RouterCase;
 using test::Values;
 using test::with;
 
+void projections(RouterOptions& options) {
+  options.num_experts = 9;
+  options.select.rule = SelectRule::by_kind;
+  options.weights = {.scale = 1.5, .parts = 3};
+  options.losses = {.balance = 0.1};
+}
+
 std::vector<RouterCase> router_cases() {
   using O = RouterOptions;
   return {
       {"softmax before top-k, renormalised", router()},
       {"gate, up and down experts", router(), true, false, false, false, ExpertKinds::typed},
+      {"single projections", with(projections, 6), true, false, false, false, ExpertKinds::projections},
+      {"single projections, K of each token, rank 0 without tokens", with(projections, 6), true, false, true, true,
+       ExpertKinds::projections},
       {"experts that are mixtures", router(), true, false, false, false, ExpertKinds::mixture},
       {"experts that are mixtures, rank 0 without tokens", router(), true, false, true, false, ExpertKinds::mixture},
       {"two hidden layers", with([](O& o) {
@@ -219,9 +229,11 @@ TEST(MoeRouters, gradients_equal_central_differences) {
       Values dx = test::values_of(run.dx());
       test::expect_gradient("x", loss, run.x(), Tensor(dx.data(), DType::f64, {kTokens, kHidden}));
       for (const Parameter* parameter : run.parameters()) {
+        const bool is_composed =
+            router_case.kinds == ExpertKinds::mixture || router_case.kinds == ExpertKinds::projections;
         const bool is_routing = parameter->name().find(".gate.weight") != std::string::npos ||
                                 parameter->name().find("mlp.gate.") != std::string::npos;
-        if (!parameter->grad.defined() || !(is_routing || router_case.kinds == ExpertKinds::mixture)) continue;
+        if (!parameter->grad.defined() || !(is_routing || is_composed)) continue;
         Values grad = test::values_of(parameter->grad);  // loss() runs forward only, but its memory is shared
         test::expect_gradient(parameter->name(), loss, parameter->value, parameter->grad);
       }
@@ -239,7 +251,9 @@ TEST(MoeRouters, cases_are_what_they_say) {
       counts[router_case.name] = run.counts();
       dropped[router_case.name] = run.saved().router.num_dropped();
       const auto sum = std::accumulate(run.counts().begin(), run.counts().end(), int64_t{0});
-      EXPECT_EQ(run.saved().route.plan.num_slots(), sum) << router_case.name;
+      int64_t planned = 0;
+      for (const ExpertTrip::Saved* trip : run.saved().trips()) planned += trip->route.plan.num_slots();
+      EXPECT_EQ(planned, sum) << router_case.name;
     });
   }
   EXPECT_EQ(counts["expert choice"], std::vector<int64_t>(8, 6));  // 24 * 2 / 8
@@ -252,6 +266,9 @@ TEST(MoeRouters, cases_are_what_they_say) {
   };
   EXPECT_EQ(total("K of each token"), 6 * (1 + 2 + 3 + 4));
   EXPECT_LT(total("top-p"), 24 * 4);
+  EXPECT_EQ(total("single projections"), 24 * 6);
+  // ceil(n / 3) of each kind for n of 1, 2, 3 and 4.
+  EXPECT_EQ(total("single projections, K of each token, rank 0 without tokens"), 6 * 3 * (1 + 1 + 1 + 2));
   for (const char* name : {"capacity by probability", "capacity by position, renormalised, rank 0 without tokens",
                            "capacity of five tokens", "dynamic capacity", "learned capacity"}) {
     EXPECT_GT(dropped[name], 0) << name;

@@ -53,6 +53,29 @@ TEST(RouterOptions, every_loss_has_its_own_weight) {
   EXPECT_FALSE(router_options(c).losses.by_sequence);
 }
 
+TEST(RouterOptions, losses_have_their_forms) {
+  ModelConfig c = config();
+  const LossOptions usual = router_options(c).losses;
+  EXPECT_EQ(usual.layout, DeviceLayout::contiguous);
+  EXPECT_EQ(usual.importance_form.kind, VarianceForm::Kind::cv2);
+  EXPECT_EQ(usual.expert_form.variance, Variance::population);
+  EXPECT_EQ(usual.device_form.variance, Variance::unbiased);
+  c.routing.diversity_loss_weight = 0.11;
+  c.routing.balance_device_layout = "cyclic";
+  c.routing.importance_form = "variance";
+  c.routing.expert_variance_form = "counts_unbiased";
+  c.routing.device_variance_form = "cv2";
+  const LossOptions losses = router_options(c).losses;
+  EXPECT_EQ(losses.diversity, 0.11);
+  EXPECT_EQ(losses.layout, DeviceLayout::cyclic);
+  EXPECT_EQ(losses.importance_form.kind, VarianceForm::Kind::raw);
+  EXPECT_EQ(losses.importance_form.variance, Variance::population);
+  EXPECT_EQ(losses.expert_form.kind, VarianceForm::Kind::counts);
+  EXPECT_EQ(losses.expert_form.variance, Variance::unbiased);
+  EXPECT_EQ(losses.device_form.kind, VarianceForm::Kind::cv2);
+  EXPECT_EQ(losses.device_form.variance, Variance::population);
+}
+
 // M: what limits the devices of a token, which are nodes where those are limited, and never more than its experts.
 TEST(RouterOptions, a_token_visits_as_many_devices_as_it_may) {
   ModelConfig c = config();
@@ -133,6 +156,13 @@ TEST(RouterOptions, selection_and_capacity) {
   EXPECT_EQ(o.capacity.kind, CapacityKind::learned);
   EXPECT_EQ(o.capacity.rate, 0.13);
   EXPECT_TRUE(o.capacity.renormalise);
+  EXPECT_FALSE(o.bias.weighs);
+  c.routing.combine_weights = "biased";
+  c.routing.expert_capacity = 17;
+  c.routing.eval_expert_capacity = 19;
+  EXPECT_TRUE(router_options(c).bias.weighs);
+  EXPECT_EQ(router_options(c).capacity.tokens, 17);
+  EXPECT_EQ(router_options(c).capacity.eval_tokens, 19);
   for (const auto& [name, rule] : {std::pair{"expert_choice", SelectRule::expert_choice},
                                    {"hybrid", SelectRule::hybrid},
                                    {"sinkhorn", SelectRule::sinkhorn},

@@ -151,6 +151,29 @@ std::vector<RunConfig> router_runs(const std::filesystem::path& folder) {
     model.routing.capacity_kind = "learned";
     model.routing.capacity_drop = "position";
   });
+  add([](ModelConfig& model) {
+    model.n_routed_experts = 12;
+    model.num_experts_per_tok = 6;
+    model.routing.expert_kinds = "projections";
+    model.initializer_range = 0.2;  // products of three small weights would learn nothing in a few steps
+  });
+  runs.back().exchange.strategy = "shared";
+  add([](ModelConfig& model) {
+    model.num_experts_per_tok = 3;
+    model.routing.expert_tasks = "0,1,2,3,1,0,3,4,0,1";
+    model.routing.task_bias = 0.1;
+    model.routing.expert_history = true;
+    model.routing.combine_weights = "biased";
+    model.routing.diversity_loss_weight = 0.1;
+    model.routing.expert_capacity = 40;
+    model.routing.importance_loss_weight = 1e-4;
+    model.routing.importance_form = "variance";
+    model.routing.device_variance_weight = 0.1;
+    model.routing.device_variance_form = "counts";
+    model.routing.balance_devices = 3;
+    model.routing.balance_device_layout = "cyclic";
+  });
+  runs.back().exchange.strategy = "hierarchical";
   return runs;
 }
 
