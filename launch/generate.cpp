@@ -211,6 +211,10 @@ void run_generate(const Options& options, const Job& job) {
   job.on_ranks(options.ranks, [&](Communicator world) {
     Worker worker(std::move(world), worker_options);
     load_checkpoint(checkpoint, worker.store(), nullptr);
+    if (worker.world().rank() == 0) {
+      const std::string note = tokenizer->note_on(fmt::format("{}", fmt::join(prompts, "\n")));
+      if (!note.empty()) fmt::print(stderr, "note: {}\n", note);
+    }
     if (worker.world().rank() == 0 && options.explain) {
       for (const std::string& prompt : prompts) explain(prompt, config, facts_of(prompt, options, config));
     }

@@ -94,6 +94,7 @@ std::string describe(const DataSummary& summary) {
     text += fmt::format("{}{}{} ({})", std::exchange(before, ", "), fmt::join(files, ", "),
                         more == 0 ? "" : fmt::format(" and {} more", more), why);
   }
+  if (!summary.note.empty()) text += "; " + summary.note;
   return text;
 }
 
@@ -115,6 +116,7 @@ OpenedTokens open_tokens(const DataConfig& config, int64_t vocab_size, int64_t e
   if (documents.size() > 1) {
     summary.between_documents = end_of_text < 0 ? "a newline" : fmt::format("end-of-text token {}", end_of_text);
   }
+  summary.note = tokenizer->note_on(documents.text);
   TokenSource tokens =
       tokens_of_documents(config.path, std::move(documents), *tokenizer, are_bytes, vocab_size, end_of_text);
   summary.tokens = tokens.num_tokens();

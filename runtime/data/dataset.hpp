@@ -18,6 +18,7 @@ struct DataSummary {
   int64_t tokens = 0;                  // with those between documents
   std::string between_documents = {};  // empty where there is one
   std::vector<LeftOut> left_out = {};
+  std::string note = {};  // on the tokens, usually empty
 };
 
 // "4 files, 1200 bytes, 1203 tokens, a newline between documents; left out: a.bin (holds a zero byte, ...)".

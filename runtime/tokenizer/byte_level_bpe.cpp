@@ -9,6 +9,7 @@
 #include "runtime/tokenizer/added_token_files.hpp"
 #include "runtime/tokenizer/byte_alphabet.hpp"
 #include "runtime/tokenizer/json_fields.hpp"
+#include "runtime/tokenizer/unassigned.hpp"
 
 namespace cadre {
 namespace {
@@ -95,7 +96,16 @@ void ByteLevelBpe::read_merges(const json& model) {
 }
 
 void ByteLevelBpe::read_added_tokens(const json& file) {
+  const auto num_tokens = static_cast<int64_t>(ids_.size());
+  int64_t next_added = 0;
   for (const AddedToken& added : added_tokens_of_tokenizer_json(file)) {
+    // The `tokenizers` package numbers added tokens by itself, and only warns where the file says something else.
+    const auto known = find(added.content);
+    const auto expected = known.value_or(static_cast<int32_t>(std::max(num_tokens, next_added)));
+    CADRE_CHECK(added.id == expected,
+                fmt::format("added_tokens: the id of {} is {}, allowed: {}", quoted(added.content), added.id, expected),
+                known ? "model.vocab has it with this id" : "ids of added tokens go on behind those of model.vocab");
+    if (!known) next_added = int64_t{added.id} + 1;
     ids_[added.content] = added.id;
     pieces_[added.id] = added.is_special ? "" : added.content;
     (added.is_normalized ? normalized_tokens_ : raw_tokens_).add(added);
@@ -103,12 +113,18 @@ void ByteLevelBpe::read_added_tokens(const json& file) {
   }
 }
 
-// What TemplateProcessing puts before a single text. All else in post-processors tells of offsets.
+// What TemplateProcessing puts before a single text. ByteLevel tells of offsets.
 void ByteLevelBpe::read_prompt_prefix(const json& post_processor) {
   const std::string type = type_of(post_processor, "post_processor");
+  CADRE_CHECK(
+      type.empty() || type == "Sequence" || type == "ByteLevel" || type == "TemplateProcessing",
+      fmt::format("post_processor = {}, allowed: ByteLevel | TemplateProcessing | Sequence of these", quoted(type)),
+      kHint);
   if (type == "Sequence") {
     for (const json& part : field(post_processor, "post_processor", "processors", json::value_t::array)) {
-      if (type_of(part, "post_processor") == "TemplateProcessing") read_prompt_prefix(part);
+      CADRE_CHECK(type_of(part, "post_processor") != "Sequence",
+                  "post_processor: a Sequence in a Sequence, allowed: one", kHint);
+      read_prompt_prefix(part);
     }
   }
   if (type != "TemplateProcessing") return;
@@ -132,6 +148,8 @@ std::string ByteLevelBpe::piece(int32_t token) const {
   const auto found = pieces_.find(token);
   return found == pieces_.end() ? "" : found->second;
 }
+
+std::string ByteLevelBpe::note_on(std::string_view text) const { return note_on_unassigned(text); }
 
 std::vector<int32_t> ByteLevelBpe::tokens_of_word(std::string_view word) const {
   if (whole_words_first_) {

@@ -25,6 +25,7 @@ class ByteLevelBpe final : public Tokenizer {
   int64_t vocab_size() const override { return vocab_size_; }
   std::vector<int32_t> encode(std::string_view text) const override;
   std::string piece(int32_t token) const override;
+  std::string note_on(std::string_view text) const override;
   std::optional<int32_t> find(std::string_view content) const override;
 
  private:

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <fstream>
 #include <iterator>
+#include <unordered_set>
 
 #include "comm/base/check.hpp"
 #include "runtime/tokenizer/added_token_files.hpp"
@@ -66,13 +67,22 @@ bool is_json(std::string_view bytes) {
   return first != std::string_view::npos && bytes[first] == '{';
 }
 
+// Refuses what is nested too deep, and keys that come twice in an object: readers differ in which of them counts.
 json parse(const std::string& bytes, const char* name) {
-  const auto limit_depth = [&](int depth, json::parse_event_t, const json&) {
+  std::vector<std::unordered_set<std::string>> keys;  // of the objects that are open
+  const auto check = [&](int depth, json::parse_event_t event, const json& value) {
     CADRE_CHECK(depth <= kMaxDepth, fmt::format("{} is nested more than {} deep", name, kMaxDepth));
+    if (event == json::parse_event_t::object_start) keys.emplace_back();
+    if (event == json::parse_event_t::object_end) keys.pop_back();
+    if (event == json::parse_event_t::key) {
+      const auto& key = value.get_ref<const std::string&>();
+      CADRE_CHECK(keys.back().insert(key).second,
+                  fmt::format("{} has the key {} twice in one object", name, quoted(key)));
+    }
     return true;
   };
   try {
-    return json::parse(bytes, limit_depth);
+    return json::parse(bytes, check);
   } catch (const json::exception& error) {
     throw Error(ErrorKind::input, fmt::format("{} is not JSON: {}", name, error.what()));
   }

@@ -28,6 +28,9 @@ class Tokenizer {
   // A whole text, from its first token on.
   virtual std::string decode(std::span<const int32_t> tokens) const;
 
+  // What is to be said of the tokens of a text, in one line; usually nothing.
+  virtual std::string note_on(std::string_view) const { return ""; }
+
   // The id of a token by its content, such as <s>.
   virtual std::optional<int32_t> find(std::string_view content) const = 0;
 

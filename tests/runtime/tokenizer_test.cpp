@@ -162,15 +162,15 @@ TEST(ByteLevelBpe, finds_added_tokens_before_words) {
   file["added_tokens"] = {{{"id", first}, {"content", "<|end|>"}, {"special", true}},
                           {{"id", first + 1}, {"content", "<think>"}, {"special", false}},
                           {{"id", first + 2}, {"content", "<think>!"}, {"special", false}},
-                          {{"id", first + 40}, {"content", "rank"}, {"special", false}, {"normalized", true}}};
+                          {{"id", first + 3}, {"content", "rank;"}, {"special", false}, {"normalized", true}}};
   const ByteLevelBpe tokenizer(file);
-  EXPECT_EQ(tokenizer.vocab_size(), first + 41);
+  EXPECT_EQ(tokenizer.vocab_size(), first + 4);
   EXPECT_EQ(tokenizer.encode("<|end|><think><think>!"), (std::vector<int32_t>{first, first + 1, first + 2}));
   EXPECT_EQ(tokenizer.decode(std::vector<int32_t>{first, first + 1, first + 20, -1}), "<think>");
   std::vector<int32_t> tokens = naive().encode("to ");
-  tokens.push_back(first + 40);
+  tokens.push_back(first + 3);
   tokens.push_back(first);
-  EXPECT_EQ(tokenizer.encode("to rank<|end|>"), tokens);
+  EXPECT_EQ(tokenizer.encode("to rank;<|end|>"), tokens);
   EXPECT_EQ(tokenizer.find("<|end|>"), first);
   EXPECT_EQ(tokenizer.find("<|beginning|>"), std::nullopt);
 }
@@ -182,23 +182,24 @@ TEST(ByteLevelBpe, finds_added_tokens_by_their_flags) {
     return flags;
   };
   json file = naive().file();
-  file["added_tokens"] = {token(900, "<L>", {{"lstrip", true}}),
-                          token(901, "<R>", {{"rstrip", true}}),
-                          token(902, "<W>", {{"single_word", true}}),
-                          token(903, " x", {{"lstrip", true}}),
-                          token(904, "<N>", {{"normalized", true}, {"lstrip", true}, {"rstrip", true}}),
-                          token(905, "<N>!", json::object())};
+  const auto first = static_cast<int32_t>(naive().vocab_size());
+  file["added_tokens"] = {token(first, "<L>", {{"lstrip", true}}),
+                          token(first + 1, "<R>", {{"rstrip", true}}),
+                          token(first + 2, "<W>", {{"single_word", true}}),
+                          token(first + 3, " x", {{"lstrip", true}}),
+                          token(first + 4, "<N>", {{"normalized", true}, {"lstrip", true}, {"rstrip", true}}),
+                          token(first + 5, "<N>!", json::object())};
   const ByteLevelBpe tokenizer(file);
   const auto parts = [&](const char* text) {
     std::vector<std::string> found;
     bool is_open = false;
     for (const int32_t id : tokenizer.encode(text)) {
-      if (is_open && id < 900) {
+      if (is_open && id < first) {
         found.back() += tokenizer.piece(id);
       } else {
         found.push_back(tokenizer.piece(id));
       }
-      is_open = id < 900;
+      is_open = id < first;
     }
     return found;
   };
@@ -221,7 +222,8 @@ TEST(ByteLevelBpe, takes_whole_words_first_where_merges_are_ignored) {
 
 TEST(ByteLevelBpe, knows_what_stands_before_a_prompt) {
   json file = naive().file();
-  file["added_tokens"] = {{{"id", 900}, {"content", "<s>"}, {"special", true}}};
+  const auto next = static_cast<int32_t>(naive().vocab_size());
+  file["added_tokens"] = {{{"id", next}, {"content", "<s>"}, {"special", true}}};
   const json single =
       json::parse(R"([{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}},
                                       {"SpecialToken": {"id": "</s>", "type_id": 0}}])");
@@ -231,7 +233,7 @@ TEST(ByteLevelBpe, knows_what_stands_before_a_prompt) {
     return make_tokenizer(files, "x")->prompt_prefix();
   };
   const std::vector<int32_t> none;
-  const std::vector<int32_t> begin = {900};
+  const std::vector<int32_t> begin = {next};
   EXPECT_EQ(prefix_with(""), none);
   EXPECT_EQ(prefix_with(R"({"add_bos_token": true, "bos_token": {"content": "<s>"}})"), begin);
   EXPECT_EQ(prefix_with(R"({"add_bos_token": true, "bos_token": "<s>"})"), begin);
@@ -290,6 +292,9 @@ TEST(ByteLevelBpe, refuses_what_is_wrong_or_foreign) {
       {"/added_tokens/0", {{"id", 1}, {"content", std::string(300, 'a')}}, "a content of 300 bytes, allowed: 1 to 256"},
       {"/added_tokens/0", {{"content", "a"}}, "the id of \"a\" is null"},
       {"/added_tokens/0", {{"id", 1}, {"content", "a"}, {"lstrip", 1}}, "added_tokens.lstrip is number"},
+      {"/added_tokens/0", {{"id", 99999}, {"content", "<a>"}}, "the id of \"<a>\" is 99999, allowed: "},
+      {"/added_tokens/0", {{"id", 99999}, {"content", "a"}}, "the id of \"a\" is 99999, allowed: "},
+      {"/post_processor", {{"type", "RobertaProcessing"}}, "post_processor = \"RobertaProcessing\", allowed: "},
       {"/post_processor", json::parse(R"({"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "<s>"}}]})"),
        "there is no token \"<s>\""},
   };
@@ -312,6 +317,11 @@ TEST(ByteLevelBpe, ends_in_time_whatever_the_file_says) {
   const std::string deep = "{\"model\": " + std::string(1'000'000, '[');
   EXPECT_NE(test::error_of([&] { make(deep); }).find("nested more than 32 deep"), std::string::npos);
   EXPECT_NE(test::error_of([&] { make("{\"model\": }"); }).find("is not JSON"), std::string::npos);
+  EXPECT_NE(test::error_of([&] { make("{\"model\": 1e999}"); }).find("is not JSON"), std::string::npos);
+  EXPECT_NE(test::error_of([&] {
+              make(R"({"a": 1, "model": {"vocab": {"a": 1, "b": 2, "a": 3}}})");
+            }).find("has the key \"a\" twice in one object"),
+            std::string::npos);
 
   // An expression that would try all ways to cut 40 letters.
   json file = naive().file();
@@ -425,6 +435,17 @@ TEST(PreTokenizer, puts_parts_together_as_tokenizers_does) {
   const json inner = {{{"type", "Digits"}, {"individual_digits", true}},
                       split({{"String", "a"}}, "MergedWithNext", false)};
   EXPECT_EQ(words_of({{{"type", "Sequence"}, {"pretokenizers", inner}}}, "ab12"), (Words{"ab", "1", "2"}));
+}
+
+// U+E0FFF may come with a version of Unicode; U+FDD0 is no character in any version; U+E000 is for private use.
+TEST(ByteLevelBpe, says_what_its_tables_do_not_know) {
+  const ByteLevelBpe tokenizer(naive().file());
+  EXPECT_EQ(tokenizer.note_on("wise 智者 😀\uFDD0\uE000\xFF"), "");
+  EXPECT_NE(
+      tokenizer.note_on("a\xFF\U000E0FFF \U000E0FFF").find("2 characters unknown to the Unicode tables of Oniguruma"),
+      std::string::npos);
+  EXPECT_NE(tokenizer.note_on("\U000E0FFF").find("1 character unknown"), std::string::npos);
+  EXPECT_NE(tokenizer.note_on("\U000E0FFF").find("the first U+E0FFF"), std::string::npos);
 }
 
 TEST(OpenTokenizer, takes_what_a_directory_has) {
