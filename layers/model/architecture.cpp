@@ -99,6 +99,7 @@ std::string saved_model_type(const ModelConfig& config) {
 
 std::string model_type_of_saved(const std::string& saved) {
   if (saved == kGlm) return "deepseek";
+  if (saved == "kimi_k2") return "deepseek_v3";  // the same model under another name
   return saved.starts_with(kOwnPrefix) ? saved.substr(kOwnPrefix.size()) : saved;
 }
 

@@ -275,6 +275,12 @@ TEST(ConfigJson, KeysLeftOutAreThoseOfTransformers) {
   EXPECT_EQ(read(source).n_routed_experts, 64);
 }
 
+TEST(ConfigJson, KimiK2IsDeepSeekV3) {
+  json source = v3_of_transformers_5();
+  source["model_type"] = "kimi_k2";
+  EXPECT_EQ(read(source), read(v3_of_transformers_5()));
+}
+
 // The published gate of V2: weights over their sum, or else times the factor. That of V3 does both.
 TEST(ConfigJson, TheGateOfV2DividesOrScales) {
   json source = v2_of_transformers_5();
