@@ -20,11 +20,15 @@
 #include "runtime/checkpoint/model_checkpoint.hpp"
 #include "runtime/checkpoint/sharded.hpp"
 #include "runtime/config/run_file.hpp"
+#include "runtime/config/step_changes.hpp"
 #include "runtime/observe/process_memory.hpp"
 #include "runtime/train/devices.hpp"
 #include "runtime/train/memory_plan.hpp"
 #include "runtime/train/recovery.hpp"
+#include "runtime/train/resume.hpp"
+#include "runtime/train/run_folder.hpp"
 #include "runtime/train/signals.hpp"
+#include "runtime/train/stage_shapes.hpp"
 #include "runtime/train/trainer.hpp"
 
 namespace cadre {
@@ -47,7 +51,7 @@ class MemoryReport {
   MemoryReport(const Communicator& world, const RunConfig& config, int ranks_of_process)
       : ranks_of_process_(static_cast<size_t>(ranks_of_process)), resident_at_start_(resident_bytes()) {
     const Topology topology = discover_topology(world);
-    const MemoryPlan plan = plan_memory(config, topology, world.rank());
+    const MemoryPlan plan = largest_plan(config, topology, world.rank());
     planned_ = plan.total_bytes();
     if (config.compute.device == "cpu") {
       check_memory(plan, topology.ranks_on_host(topology.host_of_rank[world.rank()]));
@@ -69,6 +73,16 @@ class MemoryReport {
   }
 
  private:
+  // Of the configurations that [from_step.N] makes.
+  static MemoryPlan largest_plan(const RunConfig& config, const Topology& topology, int rank) {
+    MemoryPlan largest;
+    for (const int64_t step : first_steps(config)) {
+      MemoryPlan plan = plan_memory(config_at(config, step), topology, rank);
+      if (largest.lines.empty() || plan.total_bytes() > largest.total_bytes()) largest = std::move(plan);
+    }
+    return largest;
+  }
+
   size_t ranks_of_process_;
   size_t resident_at_start_;
   size_t planned_ = 0;
@@ -111,42 +125,67 @@ void print_data(const RunConfig& config, const Dataset& data) {
                   data.train.num_tokens(), data.validation.num_tokens()));
 }
 
-// On the ranks of `world`, from the last checkpoint to the end.
-void train_on(Communicator world, const RunConfig& config, int ranks_of_process, Recovery* recovery = nullptr,
-              PartnerCopies* copies = nullptr) {
+// What is told of a trainer before it runs. Rank 0.
+void tell_trainer(const RunConfig& config, const Trainer& trainer) {
+  print_data(config, trainer.dataset());
+  say(fmt::format("exchange {}\n", trainer.exchange_reason()));
+  for (const std::string& note : {trainer.schedule_note(), trainer.progress_note()}) {
+    if (!note.empty()) say(fmt::format("note: {}\n", note));
+  }
+}
+
+// The steps that are left, from the last checkpoint on: a trainer for each configuration that they have.
+void train_all_steps(Communicator world, const RunConfig& config, const MemoryReport& memory, Recovery* recovery,
+                     PartnerCopies* copies) {
+  const bool changes = !config.changes.empty();
+  int64_t next_step = changes ? likely_next_step(world, config) : 1;
+  bool is_first = true;
+  for (;;) {
+    Trainer trainer(changes ? world.duplicate(world.name()) : std::move(world), config, copies, {}, next_step);
+    next_step = trainer.steps_done() + 1;
+    if (!trainer.is_of_next_step()) continue;  // the newest checkpoint was left out
+    const bool speaks = trainer.worker().world().rank() == 0;
+    if (is_first && recovery != nullptr) {
+      const double seconds = recovery->stands();
+      if (speaks && recovery->num_lost() > 0) say(fmt::format("recovered in {:.2f} s\n", seconds));
+    }
+    if (is_first && speaks) tell_trainer(config, trainer);
+    is_first = false;
+    const RunEnd end = trainer.run();
+    next_step = trainer.steps_done() + 1;
+    if (trainer.has_traces() && speaks) show_report_if_possible(config.out);
+    if (end == RunEnd::other_config) continue;
+    return memory.print(trainer.worker().world());
+  }
+}
+
+// On the ranks of `world`, from the last checkpoint to the end. `run` names the job.
+void train_on(Communicator world, const RunConfig& config, int ranks_of_process, const std::string& run,
+              Recovery* recovery = nullptr, PartnerCopies* copies = nullptr) {
   const bool fresh = recovery == nullptr || recovery->num_lost() == 0;
-  const bool speaks = world.rank() == 0;
+  const FolderClaim claim(world, config, run);
+  if (claim.is_finished()) return;
   if (fresh) {
     print_banner(world, config);
     clean_host(world);
-  } else if (speaks) {
+  } else if (world.rank() == 0) {
     say(fmt::format("RECOVERY {}; {} ranks go on\n", recovery->story(), world.size()));
   }
   const MemoryReport memory(world, config, ranks_of_process);
-  Trainer trainer(std::move(world), config, copies);
-  const double seconds = recovery == nullptr ? 0.0 : recovery->stands();
-  if (speaks && !fresh) say(fmt::format("recovered in {:.2f} s\n", seconds));
-  if (speaks) {
-    print_data(config, trainer.dataset());
-    say(fmt::format("exchange {}\n", trainer.worker().exchange_reason()));
-    for (const std::string& note : {trainer.schedule_note(), trainer.worker().progress_note()}) {
-      if (!note.empty()) say(fmt::format("note: {}\n", note));
-    }
-  }
-  trainer.run();
-  memory.print(trainer.worker().world());
-  if (trainer.has_traces() && speaks) show_report_if_possible(config.out);
+  train_all_steps(std::move(world), config, memory, recovery, copies);
 }
 
 void train_with_survivors(const RunConfig& config) {
   const std::optional<Found> at_start = find_latest(config);
   std::optional<PartnerCopies> copies;
   if (config.checkpoint.partner_copies > 0) copies.emplace();
+  std::string run;
   run_on_survivors([&](Communicator world, Recovery& recovery) {
     PartnerCopies* const kept = copies ? &*copies : nullptr;
-    if (recovery.num_lost() == 0) return train_on(std::move(world), config, 1, &recovery, kept);
+    if (run.empty()) run = name_run(world);
+    if (recovery.num_lost() == 0) return train_on(std::move(world), config, 1, run, &recovery, kept);
     const RunConfig fewer = config_of_survivors(config, world.size(), find_latest(config) != at_start);
-    train_on(std::move(world), fewer, 1, &recovery, kept);
+    train_on(std::move(world), fewer, 1, run, &recovery, kept);
   });
 }
 
@@ -177,6 +216,7 @@ void run_train(const Options& options, const Job& job) {
   RunConfig config = load_run_config(options.run_file, overrides);
   const int num_ranks = job.num_ranks(options.ranks);
   check(config, num_ranks);
+  check_stage_shapes(config);
   if (options.print_config) {
     if (job.rank() != 0) return;
     fmt::print("{}", to_toml(config));
@@ -196,7 +236,8 @@ void run_train(const Options& options, const Job& job) {
   if (config.recover == "survivors" && job.size() > 1) return train_with_survivors(config);
   job.on_ranks(options.ranks, [&](Communicator world) {
     const int ranks_of_process = job.size() == 1 ? world.size() : 1;
-    train_on(std::move(world), config, ranks_of_process);
+    const std::string run = name_run(world);
+    train_on(std::move(world), config, ranks_of_process, run);
   });
 }
 

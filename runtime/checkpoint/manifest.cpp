@@ -56,6 +56,12 @@ void to_json(json& content, const Manifest& manifest) {
              {"skipped_steps", manifest.skipped_steps},
              {"config_hash", manifest.config_hash},
              {"files", std::move(files)}};
+  if (manifest.updates) content["updates"] = *manifest.updates;
+  if (!manifest.data) return;
+  const DataPosition& data = *manifest.data;
+  content["data"] = {{"pass", data.pass},         {"window", data.window},
+                     {"seed", data.seed},         {"sequence_length", data.sequence_length},
+                     {"tokens", data.num_tokens}, {"fingerprint", hex(data.fingerprint)}};
 }
 
 void from_json(const json& content, Manifest& manifest) {
@@ -68,6 +74,17 @@ void from_json(const json& content, Manifest& manifest) {
   manifest.trained = content.value("trained", "all");
   manifest.skipped_steps = content.value("skipped_steps", std::vector<int64_t>());
   content.at("config_hash").get_to(manifest.config_hash);
+  manifest.updates.reset();
+  if (content.contains("updates")) manifest.updates = content.at("updates").get<UpdateCounts>();
+  manifest.data.reset();
+  if (const auto data = content.find("data"); data != content.end()) {
+    manifest.data = {data->at("pass").get<int64_t>(),   data->at("window").get<int64_t>(),
+                     data->at("seed").get<uint64_t>(),  data->at("sequence_length").get<int64_t>(),
+                     data->at("tokens").get<int64_t>(), from_hex(data->at("fingerprint").get<std::string>())};
+    CADRE_CHECK(manifest.data->pass >= 0 && manifest.data->window >= 0,
+                fmt::format("data.pass = {}, data.window = {}, allowed: integers >= 0", manifest.data->pass,
+                            manifest.data->window));
+  }
   manifest.files.clear();
   for (const auto& [name, digest] : content.at("files").items()) {
     CADRE_CHECK(is_inside(name), fmt::format("the file name {} leads out of the checkpoint", json(name).dump()));

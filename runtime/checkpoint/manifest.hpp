@@ -8,10 +8,13 @@
 #include <cstdint>
 #include <filesystem>
 #include <map>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "runtime/checkpoint/digest.hpp"
+#include "runtime/config/train_stages.hpp"
+#include "runtime/data/order.hpp"
 
 namespace cadre {
 
@@ -22,13 +25,15 @@ struct Manifest {
 
   int format_version = kFormatVersion;
   std::string cadre_version;
-  int64_t step = 0;  // optimiser steps done; data order is a function of (seed, step), so it is the data cursor too
+  int64_t step = 0;  // optimiser steps done
   uint64_t seed = 0;
   int64_t tokens_seen = 0;
-  int world_size = 1;                       // of the run that wrote it; for people only
-  std::string trained = "all";              // the freeze mask of its last step: what a stage of train.stages trains
-  std::vector<int64_t> skipped_steps;       // ascending; had no finite loss and gradient, and trained nothing
-  std::string config_hash;                  // of what must not change between save and resume
+  std::optional<DataPosition> data;     // none in checkpoints of earlier versions: step * train.batch windows are done
+  int world_size = 1;                   // of the run that wrote it; for people only
+  std::string trained = "all";          // the freeze mask of its last step: what a stage of train.stages trains
+  std::optional<UpdateCounts> updates;  // of the optimiser; none in checkpoints of earlier versions
+  std::vector<int64_t> skipped_steps;   // ascending; had no finite loss and gradient, and trained nothing
+  std::string config_hash;              // of model, seed, batch and sequence length; for people only
   std::map<std::string, FileDigest> files;  // by path relative to the checkpoint, with '/'
 
   bool operator==(const Manifest&) const = default;

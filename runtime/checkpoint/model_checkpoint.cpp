@@ -25,6 +25,11 @@ class TensorLoad {
       : reader_(checkpoint / folder) {
     if (manifest != nullptr) verify_files(checkpoint, folder, *manifest, tensors);
     for (const auto& [name, memory] : tensors) {
+      if (manifest != nullptr && !reader_.weight_map().contains(name)) {
+        throw Misfit(ErrorKind::input,
+                     fmt::format("{} holds no tensor {}", (checkpoint / folder).string(), quote_name(name)),
+                     "does the configuration describe this model?");
+      }
       const StoredValues source(reader_, (checkpoint / folder).string(), name);
       check(checkpoint / folder, source.entry(), memory);
       copies_.push_back({source, memory});
@@ -64,10 +69,12 @@ class TensorLoad {
 
   void check(const fs::path& directory, const TensorEntry& entry, const Tensor& memory) const {
     const fs::path file = directory / reader_.weight_map().find(entry.name)->second;
-    CADRE_CHECK(entry.shape == shape_of(memory),
-                fmt::format("{}: tensor {} has shape [{}], expected [{}]", file.string(), quote_name(entry.name),
-                            fmt::join(entry.shape, ","), fmt::join(shape_of(memory), ",")),
-                "does the configuration describe this model?");
+    if (entry.shape != shape_of(memory)) {
+      throw Misfit(ErrorKind::input,
+                   fmt::format("{}: tensor {} has shape [{}], expected [{}]", file.string(), quote_name(entry.name),
+                               fmt::join(entry.shape, ","), fmt::join(shape_of(memory), ",")),
+                   "does the configuration describe this model?");
+    }
     CADRE_ASSERT(memory.dtype() == DType::f32 || memory.dtype() == DType::bf16);
   }
 

@@ -21,6 +21,12 @@
 
 namespace cadre {
 
+// A checkpoint that is whole, of another model: a tensor is missing or has another shape.
+class Misfit : public Error {
+ public:
+  using Error::Error;
+};
+
 inline constexpr const char* kConfigFile = "config.json";
 inline constexpr const char* kRunFile = "run.toml";
 inline constexpr const char* kOptimizerFolder = "optimizer";

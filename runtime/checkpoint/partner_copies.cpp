@@ -113,8 +113,8 @@ void PartnerCopies::swap_with_partners(const Communicator& world, double deadlin
   trade(mine.bytes.span(), theirs.bytes.span(), kBytesTag);
 }
 
-void PartnerCopies::take(const Communicator& world, double deadline_seconds, int64_t step, const ParameterStore& store,
-                         const AdamW& optimizer) {
+void PartnerCopies::take(const Communicator& world, double deadline_seconds, const TrainProgress& progress,
+                         const ParameterStore& store, const AdamW& optimizer) {
   State& state = states_[0].step < states_[1].step ? states_[0] : states_[1];
   if (state.step < 0 && !state.of_partner.bytes.empty()) {
     // A death came in between: something may still arrive there.
@@ -130,7 +130,9 @@ void PartnerCopies::take(const Communicator& world, double deadline_seconds, int
     swap_with_partners(world, deadline_seconds, experts, state.of_partner);
   }
   state.skipped_steps = optimizer.skipped_steps();
-  state.step = step;
+  state.updates = optimizer.updates();
+  state.progress = progress;
+  state.step = progress.step;
 }
 
 const PartnerCopies::State* PartnerCopies::newest_of_all(const Communicator& world, double deadline_seconds) const {
@@ -146,8 +148,8 @@ const PartnerCopies::State* PartnerCopies::newest_of_all(const Communicator& wor
   return newest;
 }
 
-std::optional<int64_t> PartnerCopies::restore(const Communicator& world, double deadline_seconds,
-                                              const ParameterStore& store, AdamW& optimizer) const {
+std::optional<TrainProgress> PartnerCopies::restore(const Communicator& world, double deadline_seconds,
+                                                    const ParameterStore& store, AdamW& optimizer) const {
   const State* state = newest_of_all(world, deadline_seconds);
   if (state == nullptr) return std::nullopt;
 
@@ -196,8 +198,8 @@ std::optional<int64_t> PartnerCopies::restore(const Communicator& world, double 
     std::memcpy(tensors[i].memory.raw(), place.at, place.bytes);
   }
   for (Parameter* parameter : store.parameters()) ++parameter->version;
-  optimizer.set_skipped_steps(state->skipped_steps);
-  return state->step;
+  optimizer.set_history(state->skipped_steps, state->updates);
+  return state->progress;
 }
 
 size_t PartnerCopies::bytes() const {

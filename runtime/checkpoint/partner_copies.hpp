@@ -13,22 +13,23 @@
 #include "comm/group/communicator.hpp"
 #include "layers/tensor/parameter_store.hpp"
 #include "runtime/checkpoint/named_tensors.hpp"
+#include "runtime/checkpoint/progress.hpp"
 #include "runtime/optim/adamw.hpp"
 
 namespace cadre {
 
 class PartnerCopies {
  public:
-  // Collective over `world`. Keeps the state after `step`. The partner is the next rank, on the next host where there are
+  // Collective over `world`. Keeps the state at this progress. The partner is the next rank, on the next host where there are
   // several.
-  void take(const Communicator& world, double deadline_seconds, int64_t step, const ParameterStore& store,
-            const AdamW& optimizer);
+  void take(const Communicator& world, double deadline_seconds, const TrainProgress& progress,
+            const ParameterStore& store, const AdamW& optimizer);
 
   // Collective over `world`, which may have lost ranks. Puts the newest state that all of them have whole into `store` and
-  // `optimizer`, wherever these are now, and returns its step. Where there is none, or a tensor died with all ranks that
+  // `optimizer`, wherever these are now, and returns its progress. Where there is none, or a tensor died with all ranks that
   // had it, returns nothing and changes nothing.
-  std::optional<int64_t> restore(const Communicator& world, double deadline_seconds, const ParameterStore& store,
-                                 AdamW& optimizer) const;
+  std::optional<TrainProgress> restore(const Communicator& world, double deadline_seconds, const ParameterStore& store,
+                                       AdamW& optimizer) const;
 
   size_t bytes() const;  // that both states take
 
@@ -45,7 +46,9 @@ class PartnerCopies {
   };
   struct State {
     int64_t step = -1;  // -1: not whole
+    TrainProgress progress;
     std::vector<int64_t> skipped_steps;
+    UpdateCounts updates = {};
     Copy own;
     Copy of_partner;
   };

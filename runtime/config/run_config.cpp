@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "comm/base/check.hpp"
+#include "runtime/config/step_changes.hpp"
 #include "runtime/config/task_config.hpp"
 #include "runtime/config/train_stages.hpp"
 
@@ -160,6 +161,21 @@ std::vector<Section> sections_of(RunConfig& c) {
   };
 }
 
+namespace {
+
+void check_at(const RunConfig& config, int64_t step, int num_ranks) {
+  RunConfig now = config_at(config, step);
+  now.changes.clear();
+  try {
+    check(now, num_ranks);
+  } catch (const Error& error) {
+    if (step == 1) throw;
+    throw Error(error.kind(), fmt::format("from step {} on: {}", step, error.text()), error.hint());
+  }
+}
+
+}  // namespace
+
 std::string key_prefix(const Section& section) { return section.name.empty() ? "" : section.name + "."; }
 
 // Whether something in the model wants to know the task of a token.
@@ -183,6 +199,14 @@ void check_tasks(const RunConfig& config) {
 }
 
 void check(const RunConfig& config, int num_ranks) {
+  if (!config.changes.empty()) {
+    for (const int64_t step : first_steps(config)) check_at(config, step, num_ranks);
+    const int64_t last = config.changes.back().step;
+    CADRE_CHECK(last <= config.train.steps,
+                fmt::format("from_step.{}, allowed: integer in [1, train.steps = {}]", last, config.train.steps),
+                "steps count from 1");
+    return;
+  }
   RunConfig copy = config;
   for (const Section& section : sections_of(copy)) check_ranges(section.fields, key_prefix(section));
   check(config.model);

@@ -125,6 +125,15 @@ struct TaskConfig {
   bool operator==(const TaskConfig&) const = default;
 };
 
+// [from_step.N] key = value: what a key of another section is from step N on.
+struct StepChange {
+  int64_t step = 1;
+  std::string key;
+  FieldValue value;
+
+  bool operator==(const StepChange&) const = default;
+};
+
 struct RunConfig {
   std::string out = "runs/default";
   int64_t seed = 1234;
@@ -142,6 +151,7 @@ struct RunConfig {
   TraceConfig trace;
   LogConfig log;
   TaskConfig task;
+  std::vector<StepChange> changes;  // by step ascending, then key; step_changes.hpp reads them
 
   bool operator==(const RunConfig&) const = default;
 };

@@ -7,12 +7,15 @@
 
 #include <algorithm>
 #include <array>
+#include <charconv>
 #include <fstream>
 #include <optional>
 #include <sstream>
+#include <tuple>
 #include <utility>
 
 #include "comm/base/check.hpp"
+#include "runtime/config/step_changes.hpp"
 
 namespace cadre {
 namespace {
@@ -25,6 +28,7 @@ struct Alias {
 constexpr std::array<Alias, 2> kAliases = {{{"data", "data.path"}, {"steps", "train.steps"}}};
 
 constexpr std::string_view kModelConfigKey = "model.config";
+constexpr std::string_view kFromStep = "from_step";
 
 // The sections of a configuration, looked up by full name ("train.steps").
 class KeyTable {
@@ -70,6 +74,15 @@ Override split_override(const std::string& argument) {
   const size_t equals = argument.find('=');
   CADRE_CHECK(equals != std::string::npos && equals > 0, fmt::format("command line: {} is not key=value", argument),
               "write for example train.steps=100");
+  try {
+    static_cast<void>(nlohmann::json(argument).dump());
+  } catch (const nlohmann::json::exception&) {  // the run file that is saved with a run must be UTF-8
+    std::string shown;
+    for (const char c : argument)
+      shown += (c & 0x80) != 0 ? fmt::format("\\x{:02x}", static_cast<unsigned char>(c)) : std::string(1, c);
+    throw Error(ErrorKind::input, fmt::format("command line: {} is not UTF-8", shown),
+                "rename the file or folder, or reach it through a link");
+  }
   std::string key = argument.substr(0, equals);
   const auto alias = std::ranges::find(kAliases, key, &Alias::name);
   if (alias != kAliases.end()) key = alias->key;
@@ -111,10 +124,88 @@ void read_section(const std::string& prefix, const toml::table& section, const K
   }
 }
 
-void read_table(const toml::table& table, const KeyTable& keys, const std::string& where) {
+// Keeps the values of [from_step.N] sections; each is checked as the key it is for.
+class StepChanges {
+ public:
+  explicit StepChanges(RunConfig& config) : config_(config), keys_(scratch_) {}
+
+  void read(const toml::table& table, const std::string& where) {
+    for (const auto& [name, node] : table) {
+      const auto* section = node.as_table();
+      CADRE_CHECK(section != nullptr,
+                  fmt::format("{}: from_step.{} is no section", position(where, node.source()), name.str()), kHint);
+      read(step_of(std::string(name.str()), position(where, node.source())), "", *section, where);
+    }
+  }
+
+  // `from_step.N.KEY` with the text of a command line.
+  void read(const Override& change) {
+    const std::string rest = change.key.substr(kFromStep.size() + 1);
+    const size_t dot = rest.find('.');
+    CADRE_CHECK(dot != std::string::npos, fmt::format("command line: {} names no key", change.key), kHint);
+    std::string key = rest.substr(dot + 1);
+    if (const auto alias = std::ranges::find(kAliases, key, &Alias::name); alias != kAliases.end()) key = alias->key;
+    const Field& field = find(key, "command line");
+    assign_text(field, change.text, fmt::format("from_step.{}: ", rest.substr(0, dot)));
+    set(step_of(rest.substr(0, dot), "command line"), key, value_of(field));
+  }
+
+ private:
+  static constexpr const char* kHint = "[from_step.401] and below it key = value, as train.batch = 16";
+
+  static int64_t step_of(const std::string& text, const std::string& where) {
+    int64_t step = 0;
+    const char* end = text.data() + text.size();
+    const auto [stop, error] = std::from_chars(text.data(), end, step);
+    CADRE_CHECK(error == std::errc() && stop == end && step >= 1,
+                fmt::format("{}: from_step.{}, allowed: integer >= 1", where, text), kHint);
+    return step;
+  }
+
+  const Field& find(const std::string& key, const std::string& where) const {
+    const auto [field, prefix] = keys_.find(key, where);
+    CADRE_CHECK(
+        may_change(key), fmt::format("{}: {} cannot change in the course of a run", where, key),
+        "keys of [model] that leave weights their shapes, data.sequence_length, and what a step of [train] is made of");
+    return *field;
+  }
+
+  void read(int64_t step, const std::string& prefix, const toml::table& table, const std::string& where) {
+    for (const auto& [name, node] : table) {
+      const std::string key = prefix.empty() ? std::string(name.str()) : fmt::format("{}.{}", prefix, name.str());
+      const auto* inner = node.as_table();
+      if (inner != nullptr && !keys_.knows(key)) {
+        read(step, key, *inner, where);
+        continue;
+      }
+      const Field& field = find(key, position(where, node.source()));
+      const std::string place = fmt::format("{}: ", position(where, node.source()));
+      assign(field, value_of_node(node, field, place), place);
+      set(step, key, value_of(field));
+    }
+  }
+
+  void set(int64_t step, const std::string& key, const FieldValue& value) {
+    const auto same = [&](const StepChange& change) { return change.step == step && change.key == key; };
+    std::erase_if(config_.changes, same);
+    config_.changes.push_back({step, key, value});
+    std::ranges::sort(config_.changes, {},
+                      [](const StepChange& change) { return std::tuple(change.step, change.key); });
+  }
+
+  RunConfig& config_;
+  RunConfig scratch_;
+  KeyTable keys_;
+};
+
+void read_table(const toml::table& table, const KeyTable& keys, StepChanges& changes, const std::string& where) {
   for (const auto& [name, node] : table) {
     const std::string key(name.str());
     const auto* section = node.as_table();
+    if (section != nullptr && key == kFromStep) {
+      changes.read(*section, where);
+      continue;
+    }
     if (!section) {
       read_value(key, node, keys, where);
       continue;
@@ -181,8 +272,13 @@ RunConfig parse_run_config(std::string_view toml, const std::string& where, cons
     config.model_config_read = *path;
   }
   const KeyTable keys(config);
-  read_table(table, keys, where);
+  StepChanges changes(config);
+  read_table(table, keys, changes, where);
   for (const Override& override : overrides) {
+    if (override.key.starts_with(std::string(kFromStep) + ".")) {
+      changes.read(override);
+      continue;
+    }
     const auto [field, prefix] = keys.find(override.key, "command line");
     assign_text(*field, override.text, prefix);
   }
@@ -207,6 +303,12 @@ std::string to_toml(const RunConfig& config) {
       if (value != FieldValue(std::string())) text += fmt::format("{} = {}\n", field.name, toml_text(value));
     }
   }
+  int64_t step = 0;
+  for (const StepChange& change : config.changes) {
+    if (change.step != step) text += fmt::format("\n[{}.{}]\n", kFromStep, change.step);
+    step = change.step;
+    text += fmt::format("{} = {}\n", change.key, toml_text(change.value));
+  }
   return text;
 }
 
@@ -220,6 +322,9 @@ std::string run_config_help() {
                           field.help);
     }
   }
+  text +=
+      "\n[from_step.N]  values from step N on, as train.batch = 16: keys of [model] that leave weights their shapes,\n";
+  text += "  data.sequence_length, and batch, micro_batches, learning_rate, weight_decay and the like of [train]\n";
   text += "\nShort on the command line:\n";
   for (const Alias& alias : kAliases) text += fmt::format("  {:<24}{}\n", alias.name, alias.key);
   return text;

@@ -3,6 +3,7 @@
 // Everything is a pure function of configuration and step, so that a run resumes in the middle of a stage.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <string>
 #include <string_view>
@@ -16,6 +17,9 @@ namespace cadre {
 // `all` trains.
 enum class ModelPart : uint8_t { gate, experts, rest };
 enum class Trained : uint8_t { gate, experts, all };
+
+// Updates of the optimiser so far, of each ModelPart.
+using UpdateCounts = std::array<int64_t, 3>;
 
 ModelPart part_of_parameter(std::string_view name);
 inline bool trains(Trained trained, ModelPart part) {

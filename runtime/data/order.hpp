@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-// Which sequences a step reads. The data is cut in windows; every epoch visits each of them once, in an order that is a
-// pure function of (seed, epoch). So a step needs no state to resume from, and what a rank reads depends only on its
+// Which sequences a step reads. The data is cut in windows; every pass over it visits each of them once, in an order that
+// is a pure function of (seed, pass). How far a run has come is a DataPosition; what a rank reads depends on that and on its
 // place in the global batch, not on the number of ranks.
 #pragma once
 
 #include <cstdint>
 #include <span>
+#include <string>
 
 #include "runtime/data/token_source.hpp"
 
@@ -28,6 +29,19 @@ class Permutation {
   int half_bits_ = 1;
 };
 
+// How far a run has come in its data: windows [0, window) of the order of pass `pass` are done. A change of the batch moves
+// nothing; one of the seed takes effect with the next pass.
+struct DataPosition {
+  int64_t pass = 0;
+  int64_t window = 0;
+  uint64_t seed = 0;            // of the order of this pass
+  int64_t sequence_length = 0;  // that the windows have
+  int64_t num_tokens = 0;       // of the data
+  uint64_t fingerprint = 0;     // of its tokens
+
+  bool operator==(const DataPosition&) const = default;
+};
+
 // Batches of sequences. Window w covers tokens [w S, w S + S], so neighbours share one token and every token but the
 // first is a target once an epoch. A batch that the end of an epoch cuts goes on with the next one.
 class BatchReader {
@@ -36,6 +50,16 @@ class BatchReader {
   BatchReader(TokenSource tokens, int64_t sequence_length, int64_t batch, uint64_t seed);
 
   int64_t num_windows() const { return num_windows_; }
+
+  // The beginning of the first pass, without a fingerprint.
+  DataPosition begin() const;
+  // `from` and so many windows more.
+  DataPosition advance(const DataPosition& from, int64_t num_windows) const;
+  // The window that sequence `index` of a batch reads that begins at `from`.
+  int64_t window(const DataPosition& from, int64_t index) const;
+  // As below, of the batch that begins at `from`.
+  void fill_batch(const DataPosition& from, int64_t first_sequence, int64_t count, std::span<int32_t> tokens,
+                  std::span<int32_t> targets) const;
 
   // The window that sequence `index` of the global batch reads at `step` (from 0).
   int64_t window(int64_t step, int64_t index) const;
@@ -51,5 +75,14 @@ class BatchReader {
   uint64_t seed_;
   int64_t num_windows_;
 };
+
+// Where a run goes on that has come to `saved`, with the data and sequence length of `reader`, whose fingerprint is given.
+// The same windows in the same order where neither changed; else a new pass begins. `note` says so, if there is anything to
+// say.
+struct ResumedPosition {
+  DataPosition position;
+  std::string note;
+};
+ResumedPosition resume_position(const DataPosition& saved, const BatchReader& reader, uint64_t fingerprint);
 
 }  // namespace cadre

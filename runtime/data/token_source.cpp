@@ -5,9 +5,12 @@
 #include <fmt/format.h>
 #include <sys/stat.h>
 #include <unistd.h>
+#include <xxhash.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <limits>
 #include <utility>
 #include <vector>
 
@@ -86,6 +89,29 @@ void TokenSource::read(int64_t first, std::span<int32_t> out) const {
   if (const auto* ids = std::get_if<const uint8_t*>(&ids_)) return take(*ids + in_whole, in_whole, out);
   if (const auto* ids = std::get_if<const uint16_t*>(&ids_)) return take(*ids + in_whole, in_whole, out);
   take(std::get<const uint32_t*>(ids_) + in_whole, in_whole, out);
+}
+
+uint64_t TokenSource::fingerprint() const {
+  constexpr int64_t kBlock = 4096;
+  constexpr int64_t kWhole = int64_t{64} << 20;
+  constexpr int64_t kPlaces = 1024;
+  TokenSource any_id = *this;
+  any_id.vocab_size_ = std::numeric_limits<int64_t>::max();
+  const std::unique_ptr<XXH64_state_t, decltype(&XXH64_freeState)> state(XXH64_createState(), XXH64_freeState);
+  XXH64_reset(state.get(), 0);
+  XXH64_update(state.get(), &num_tokens_, sizeof num_tokens_);
+  std::vector<int32_t> block;
+  const auto add = [&](int64_t first) {
+    block.resize(static_cast<size_t>(std::min(kBlock, num_tokens_ - first)));
+    any_id.read(first, block);
+    XXH64_update(state.get(), block.data(), block.size() * sizeof(int32_t));
+  };
+  if (num_tokens_ <= kWhole) {
+    for (int64_t first = 0; first < num_tokens_; first += kBlock) add(first);
+  } else {
+    for (int64_t place = 0; place < kPlaces; ++place) add((num_tokens_ - kBlock) / (kPlaces - 1) * place);
+  }
+  return XXH64_digest(state.get());
 }
 
 TokenSource TokenSource::slice(int64_t first, int64_t count) const {

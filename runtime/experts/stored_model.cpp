@@ -60,7 +60,7 @@ fs::path StoredModel::save(const fs::path& run_folder, const Manifest& origin) {
   state.manifest.files.clear();
   state.manifest.cadre_version = CADRE_VERSION;
   state.manifest.world_size = 1;
-  state.manifest.config_hash = continuity_hash(config_);
+  state.manifest.config_hash = config_hash(config_);
   write_text_file(run_folder / "run.toml", state.run_toml);
   for (const auto& [name, content] : tokenizer) {
     fs::create_directories((run_folder / name).parent_path());

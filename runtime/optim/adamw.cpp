@@ -25,13 +25,23 @@ AdamW::AdamW(ParameterStore& store, const TrainConfig& config) : config_(config)
   }
 }
 
-int64_t AdamW::updates_at(ModelPart part, int64_t step) const {
-  const auto skipped =
-      std::ranges::count_if(skipped_, [&](int64_t before) { return trains(trained_at(stages_, before - 1), part); });
-  return updates_of(stages_, part, step - 1) - skipped;
+UpdateCounts count_updates(const TrainConfig& config, int64_t step, const std::vector<int64_t>& skipped_steps) {
+  const std::vector<TrainStage> stages = train_stages(config);
+  UpdateCounts updates = {};
+  for (size_t part = 0; part < updates.size(); ++part) {
+    const auto skipped = std::ranges::count_if(skipped_steps, [&](int64_t before) {
+      return trains(trained_at(stages, before - 1), static_cast<ModelPart>(part));
+    });
+    updates[part] = updates_of(stages, static_cast<ModelPart>(part), step - 1) - skipped;
+  }
+  return updates;
 }
 
 void AdamW::update(const Kernels& kernels, double learning_rate, double grad_scale, int64_t step) {
+  const Trained trained = trained_at(stages_, step - 1);
+  for (size_t part = 0; part < updates_.size(); ++part) {
+    if (trains(trained, static_cast<ModelPart>(part))) ++updates_[part];
+  }
   for (const Moments& moments : moments_) {
     Parameter& parameter = *moments.parameter;
     if (parameter.frozen) continue;
@@ -41,7 +51,7 @@ void AdamW::update(const Kernels& kernels, double learning_rate, double grad_sca
                                 .epsilon = config_.epsilon,
                                 .weight_decay = parameter.decay ? config_.weight_decay : 0.0,
                                 .grad_scale = grad_scale,
-                                .step = updates_at(moments.part, step)};
+                                .step = updates_[static_cast<size_t>(moments.part)]};
     kernels.adamw(settings, parameter.value, parameter.grad, moments.first, moments.second);
     ++parameter.version;
   }

@@ -27,28 +27,34 @@ class AdamW {
   // Moments start at zero. The store must outlive it.
   AdamW(ParameterStore& store, const TrainConfig& config);
 
-  // One update of every parameter that is not frozen. `grad_scale` multiplies gradients first; `step` counts from 1, and
-  // what was frozen or skipped in some steps before counts only the others. Parameters that do not decay (norms, biases) get no weight
-  // decay.
+  // One update of every parameter that is not frozen. `grad_scale` multiplies gradients first; `step`, from 1, says by
+  // train.stages which parts are trained, and bias correction counts the updates of each part. Parameters that do not decay
+  // (norms, biases) get no weight decay.
   void update(const Kernels& kernels, double learning_rate, double grad_scale, int64_t step);
 
   // Step `step`, counted from 1 and later than those before, updates nothing and is not counted.
   void skip(int64_t step) { skipped_.push_back(step); }
   const std::vector<int64_t>& skipped_steps() const { return skipped_; }
+  const UpdateCounts& updates() const { return updates_; }
   // Those of a checkpoint.
-  void set_skipped_steps(std::vector<int64_t> steps) { skipped_ = std::move(steps); }
+  void set_history(std::vector<int64_t> skipped_steps, const UpdateCounts& updates) {
+    skipped_ = std::move(skipped_steps);
+    updates_ = updates;
+  }
 
   const std::vector<Moments>& moments() const { return moments_; }
 
  private:
-  int64_t updates_at(ModelPart part, int64_t step) const;
-
   TrainConfig config_;
   std::vector<TrainStage> stages_;
   Buffer buffer_;
   std::vector<Moments> moments_;
   std::vector<int64_t> skipped_;
+  UpdateCounts updates_ = {};
 };
+
+// The updates that steps 1 to `step` made by train.stages, but for those that were skipped.
+UpdateCounts count_updates(const TrainConfig& config, int64_t step, const std::vector<int64_t>& skipped_steps);
 
 // The factor that brings a gradient of this norm down to `limit`; 1 when it is below, or when limit is 0 (off).
 double clip_factor(double norm, double limit);

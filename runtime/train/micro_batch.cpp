@@ -29,6 +29,19 @@ MicroBatch::MicroBatch(const BatchReader& reader, int64_t step, const SequenceRa
   fill_positions(tokens().sequences, 0);
 }
 
+MicroBatch::MicroBatch(const BatchReader& reader, const DataPosition& from, int64_t step, const SequenceRange& range,
+                       int64_t sequence_length)
+    : step_(step),
+      first_sequence_(range.first),
+      num_sequences_(range.count),
+      sequence_length_(sequence_length),
+      ids_(static_cast<size_t>(range.count * sequence_length)),
+      targets_(ids_.size()),
+      positions_(ids_.size()) {
+  reader.fill_batch(from, range.first, range.count, ids_, targets_);
+  fill_positions(tokens().sequences, 0);
+}
+
 MicroBatch::MicroBatch(std::vector<int32_t> ids, std::vector<int32_t> targets, int64_t num_sequences,
                        int64_t sequence_length)
     : num_sequences_(num_sequences),

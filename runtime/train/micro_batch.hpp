@@ -26,6 +26,10 @@ class MicroBatch {
   // Reads the sequences of `range` of the global batch of `step`.
   MicroBatch(const BatchReader& reader, int64_t step, const SequenceRange& range, int64_t sequence_length);
 
+  // Those of the batch of `step` that begins at `from`.
+  MicroBatch(const BatchReader& reader, const DataPosition& from, int64_t step, const SequenceRange& range,
+             int64_t sequence_length);
+
   // Tokens that are at hand: num_sequences * sequence_length ids, and targets of which -1 has no loss.
   MicroBatch(std::vector<int32_t> ids, std::vector<int32_t> targets, int64_t num_sequences, int64_t sequence_length);
 

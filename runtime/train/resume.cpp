@@ -5,17 +5,27 @@
 #include <nlohmann/json.hpp>
 
 #include <filesystem>
+#include <map>
+#include <optional>
+#include <span>
 #include <string_view>
+#include <type_traits>
 #include <vector>
 
 #include "comm/base/check.hpp"
 #include "comm/base/console.hpp"
 #include "comm/base/random.hpp"
+#include "comm/transport/wait.hpp"
+#include "runtime/checkpoint/agreement.hpp"
 #include "runtime/checkpoint/digest.hpp"
 #include "runtime/checkpoint/directory.hpp"
 #include "runtime/checkpoint/load_newest.hpp"
 #include "runtime/checkpoint/model_checkpoint.hpp"
-#include "runtime/config/train_stages.hpp"
+#include "runtime/checkpoint/named_tensors.hpp"
+#include "runtime/checkpoint/sharded.hpp"
+#include "runtime/config/config_changes.hpp"
+#include "runtime/config/run_file.hpp"
+#include "runtime/config/step_changes.hpp"
 #include "runtime/tokenizer/byte_tokenizer_file.hpp"
 #include "runtime/train/saver.hpp"
 
@@ -38,14 +48,94 @@ std::vector<fs::path> checkpoints_to_try(const RunConfig& config, int rank) {
   return paths;
 }
 
-// What the last step trained must be what the configuration says of it: else steps were counted that were none.
-void check_stage(const fs::path& path, const Manifest& manifest, const TrainConfig& config) {
-  if (manifest.step == 0) return;
-  const std::string_view expected = name_of(trained_at(train_stages(config), manifest.step - 1));
-  CADRE_CHECK(manifest.trained == expected,
-              fmt::format("{}: step {} trained {}, train.stages = \"{}\" says {}", path.string(), manifest.step,
-                          manifest.trained, config.stages, expected),
-              "go on with the train.stages of its run.toml");
+// What rank 0 has.
+template <class Value>
+Value from_rank_0(const Communicator& world, const Value& mine) {
+  static_assert(std::is_trivially_copyable_v<Value>);
+  std::vector<Value> all(static_cast<size_t>(world.size()));
+  Request gathered =
+      world.transport().all_gather(std::as_bytes(std::span(&mine, 1)), std::as_writable_bytes(std::span(all)));
+  wait(gathered, kFileDeadlineSeconds, {.phase = "resuming"});
+  return all.front();
+}
+
+// The configuration that a checkpoint was saved with; none where it cannot be read, which `notes` say.
+std::optional<RunConfig> saved_config(const fs::path& path, std::vector<std::string>& notes) {
+  try {
+    return load_run_config((path / kRunFile).string(), {});
+  } catch (const Error& error) {
+    notes.push_back(fmt::format("what changed since the save is not known: {}", error.text()));
+    return std::nullopt;
+  }
+}
+
+// The keys of the model that changed, for a hint.
+std::string changed_model(const fs::path& path, const RunConfig& config) {
+  std::vector<std::string> ignored;
+  const auto saved = saved_config(path, ignored);
+  std::vector<std::string> texts;
+  if (saved) {
+    for (const KeyChange& change : changed_keys(*saved, config)) {
+      if (change.key.starts_with("model.")) texts.push_back(change.text());
+    }
+  }
+  return texts.empty() ? "" : fmt::format("; {}", fmt::join(texts, "; "));
+}
+
+// Throws, on all ranks alike, when a rank met weights that do not fit, or when the checkpoint has some that no rank has.
+void check_fit(Worker& worker, const fs::path& path, const std::optional<Misfit>& misfit, const RunConfig& config) {
+  const Communicator& world = worker.world();
+  const auto failure = attempt_together(world, kFileDeadlineSeconds, "resuming", [&] {
+    if (misfit) throw Error(*misfit);
+  });
+  const std::string hint = "go on with the model in its run.toml, choose another out=, or checkpoint.resume=never";
+  if (failure) throw Error(failure->kind, failure->text, hint + changed_model(path, config));
+  const ShardedReader reader(path);
+  std::map<std::string_view, int64_t> used;
+  for (const auto& [name, file] : reader.weight_map()) used[name] = 0;
+  for (const auto& tensors : {name_values(worker.store(), any_parameter), name_copies(worker.store(), any_parameter)}) {
+    for (const NamedTensor& tensor : tensors) {
+      if (const auto found = used.find(tensor.name); found != used.end()) found->second = 1;
+    }
+  }
+  std::vector<int64_t> flags;
+  for (const auto& [name, flag] : used) flags.push_back(flag);
+  Request summed = world.all_reduce(std::span(flags), ReduceOp::max);
+  wait(summed, kFileDeadlineSeconds, {.phase = "resuming"});
+  std::vector<std::string_view> unused;
+  for (size_t i = 0; const auto& [name, flag] : used) {
+    if (flags[i++] == 0) unused.push_back(name);
+  }
+  CADRE_CHECK(unused.empty(),
+              fmt::format("{} holds {} tensors that this configuration has not, the first is {}", path.string(),
+                          unused.size(), unused.front()),
+              hint + changed_model(path, config));
+}
+
+// Where the checkpoint says that its data is; of an earlier version by the configuration it was saved with.
+DataPosition saved_position(const Manifest& manifest, const RunConfig& saved, const BatchReader& reader) {
+  if (manifest.data) return *manifest.data;
+  DataPosition position = reader.begin();
+  position.seed = manifest.seed;
+  position.sequence_length = saved.data.sequence_length;
+  return reader.advance(position, manifest.step * saved.train.batch);
+}
+
+// On rank 0.
+Resumed resumed_from(const fs::path& path, const Manifest& manifest, const RunConfig& config, const BatchReader& reader,
+                     uint64_t fingerprint) {
+  Resumed resumed;
+  const std::optional<RunConfig> saved = saved_config(path, resumed.notes);
+  if (saved) {
+    const int64_t next = manifest.step + 1;
+    for (const KeyChange& change : changed_keys(config_at(*saved, next), config_at(config, next))) {
+      resumed.notes.push_back(change.text());
+    }
+  }
+  ResumedPosition at = resume_position(saved_position(manifest, saved.value_or(config), reader), reader, fingerprint);
+  if (!at.note.empty()) resumed.notes.push_back(std::move(at.note));
+  resumed.progress = {manifest.step, manifest.tokens_seen, at.position};
+  return resumed;
 }
 
 // Of a file that says which token begins a text nothing that was trained depends.
@@ -67,32 +157,54 @@ void check_tokenizer(const fs::path& path, const Manifest& manifest, const Token
 
 }  // namespace
 
-std::string continuity_hash(const RunConfig& config) {
+std::string config_hash(const RunConfig& config) {
   return fmt::format("{:016x}", hash_name(fmt::format("{} seed {} batch {} micro_batches {} sequence_length {}",
                                                       to_json(config.model).dump(), config.seed, config.train.batch,
                                                       config.train.micro_batches, config.data.sequence_length)));
 }
 
-int64_t resume_from_checkpoint(Worker& worker, AdamW& optimizer, const RunConfig& config,
-                               const TokenizerFiles& tokenizer_files) {
+Resumed resume_from_checkpoint(Worker& worker, AdamW& optimizer, const RunConfig& config, const BatchReader& reader,
+                               uint64_t fingerprint, const TokenizerFiles& tokenizer_files) {
+  const Communicator& world = worker.world();
   Manifest manifest;
-  const std::string hash = continuity_hash(config);
-  // What belongs to another run is no damage.
+  std::optional<Misfit> misfit;
+  // What belongs to another model is no damage.
   const auto load = [&](const fs::path& path) {
-    manifest = read_manifest(path);
-    if (manifest.config_hash == hash) load_checkpoint(path, worker.store(), &optimizer);
+    misfit.reset();
+    try {
+      manifest = load_checkpoint(path, worker.store(), &optimizer);
+    } catch (const Misfit& error) {
+      misfit = error;
+    }
   };
-  const fs::path path =
-      load_newest(worker.world(), kFileDeadlineSeconds, checkpoints_to_try(config, worker.world().rank()), load,
-                  [](const std::string& line) { say(line + '\n'); });
-  if (path.empty()) return 0;
-  CADRE_CHECK(manifest.config_hash == hash,
-              fmt::format("{} was saved with another model, seed, batch or sequence length", path.string()),
-              "go on with the configuration in its run.toml, choose another out=, or checkpoint.resume=never");
-  check_stage(path, manifest, config.train);
-  check_tokenizer(path, manifest, tokenizer_files, config.data.tokenizer);
-  optimizer.set_skipped_steps(manifest.skipped_steps);
-  return manifest.step;
+  const fs::path path = load_newest(world, kFileDeadlineSeconds, checkpoints_to_try(config, world.rank()), load,
+                                    [](const std::string& line) { say(line + '\n'); });
+  Resumed resumed;
+  if (path.empty()) {
+    resumed.progress.data = reader.begin();
+    resumed.progress.data.fingerprint = fingerprint;
+  } else {
+    check_fit(worker, path, misfit, config);
+    check_tokenizer(path, manifest, tokenizer_files, config.data.tokenizer);
+    if (world.rank() == 0) resumed = resumed_from(path, manifest, config, reader, fingerprint);
+    std::vector<std::string> said_by_rank_0;
+    const RunConfig before = saved_config(path, said_by_rank_0).value_or(config);
+    optimizer.set_history(manifest.skipped_steps, manifest.updates.value_or(count_updates(before.train, manifest.step,
+                                                                                          manifest.skipped_steps)));
+  }
+  resumed.progress = from_rank_0(world, resumed.progress);
+  return resumed;
+}
+
+int64_t likely_next_step(const Communicator& world, const RunConfig& config) {
+  int64_t step = 0;
+  const std::vector<fs::path> paths = checkpoints_to_try(config, world.rank());
+  try {
+    if (!paths.empty()) step = read_manifest(paths.front()).step;
+  } catch (const Error&) {
+    // load_checkpoint says what is wrong with it.
+  }
+  return from_rank_0(world, step) + 1;
 }
 
 }  // namespace cadre

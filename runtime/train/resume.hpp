@@ -1,23 +1,34 @@
 // SPDX-License-Identifier: Apache-2.0
-// What a run goes on from: the newest checkpoint that is whole, if it is of this run.
+// What a run goes on from: the newest checkpoint that is whole. Only weights of other names or shapes are refused; every
+// other change of the configuration, and of the data, is noted.
 #pragma once
 
 #include <cstdint>
 #include <string>
+#include <vector>
 
+#include "runtime/checkpoint/progress.hpp"
 #include "runtime/optim/adamw.hpp"
 #include "runtime/tokenizer/open.hpp"
 #include "runtime/train/worker.hpp"
 
 namespace cadre {
 
-// Of what must not change between a save and the run that goes on from it: it decides the data order and the model.
-std::string continuity_hash(const RunConfig& config);
+// Of model, seed, batch and sequence length, for people who compare runs.
+std::string config_hash(const RunConfig& config);
+
+struct Resumed {
+  TrainProgress progress;          // the same on all ranks
+  std::vector<std::string> notes;  // on rank 0: what is not as it was at the save
+};
 
 // Collective over the world. Fills parameters and moments from the newest checkpoint that every rank finds whole, where
-// checkpoint.resume has it so, and returns the step after which it was saved; 0 without one. Throws when that checkpoint is
-// of a run with another model, data order, tokenizer or other stages: nothing older would fit either.
-int64_t resume_from_checkpoint(Worker& worker, AdamW& optimizer, const RunConfig& config,
-                               const TokenizerFiles& tokenizer_files);
+// checkpoint.resume has it so; else the progress is that of a fresh run on the data of `reader`. Throws when that checkpoint
+// has weights of other names or shapes, or another tokenizer: nothing older would fit either.
+Resumed resume_from_checkpoint(Worker& worker, AdamW& optimizer, const RunConfig& config, const BatchReader& reader,
+                               uint64_t fingerprint, const TokenizerFiles& tokenizer_files);
+
+// Collective over `world`. The step after the newest checkpoint, whole or not; 1 without one.
+int64_t likely_next_step(const Communicator& world, const RunConfig& config);
 
 }  // namespace cadre

@@ -12,6 +12,7 @@
 #include "runtime/checkpoint/directory.hpp"
 #include "runtime/checkpoint/file.hpp"
 #include "runtime/config/run_file.hpp"
+#include "runtime/config/step_changes.hpp"
 #include "runtime/config/task_config.hpp"
 #include "runtime/data/token_file.hpp"
 #include "runtime/optim/freeze.hpp"
@@ -30,7 +31,7 @@ namespace fs = std::filesystem;
 
 double milliseconds(int64_t begin_ns) { return static_cast<double>(trace_clock_ns() - begin_ns) * 1e-6; }
 
-// Rank 0 only.
+// Rank 0 only. A run that is over there is over no more.
 void prepare_folder(const RunConfig& config) {
   std::error_code error;
   fs::create_directories(config.out, error);
@@ -48,69 +49,105 @@ Worker make_worker(Communicator world, const RunConfig& config, const KernelMake
 
 }  // namespace
 
-Trainer::Trainer(Communicator world, const RunConfig& config, PartnerCopies* copies, const KernelMaker& make_kernels)
-    : config_(config),
-      tokenizer_files_(read_tokenizer_files(config.data.tokenizer)),
-      tokens_are_bytes_(config.data.tokenizer == kByteTokenizer && !is_token_file(config.data.path)),
-      dataset_(open_dataset(config.data, config.model)),
-      worker_(make_worker(std::move(world), config, make_kernels)),
-      train_reader_(dataset_.train, config.data.sequence_length, config.train.batch,
-                    static_cast<uint64_t>(config.seed)),
-      executor_(worker_, program_of(config)),
-      optimizer_(worker_.store(), config.train),
-      stages_(train_stages(config.train)),
-      tracer_(config, executor_.program(), worker_, continuity_hash(config)),
+Trainer::Trainer(Communicator world, const RunConfig& config, PartnerCopies* copies, const KernelMaker& make_kernels,
+                 int64_t first_step)
+    : whole_(config),
+      config_(config_at(config, first_step)),
+      last_step_(last_step_like(config, first_step)),
+      tokenizer_files_(read_tokenizer_files(config_.data.tokenizer)),
+      tokens_are_bytes_(config_.data.tokenizer == kByteTokenizer && !is_token_file(config_.data.path)),
+      dataset_(open_dataset(config_.data, config_.model)),
+      worker_(make_worker(std::move(world), config_, make_kernels)),
+      train_reader_(dataset_.train, config_.data.sequence_length, config_.train.batch,
+                    static_cast<uint64_t>(config_.seed)),
+      executor_(worker_, program_of(config_)),
+      optimizer_(worker_.store(), config_.train),
+      stages_(train_stages(config_.train)),
+      tracer_(config_, executor_.program(), worker_, config_hash(config_)),
       trace_scope_(tracer_.recorder()),
       saver_(worker_, config_, optimizer_, [this](const std::string& line) { log_->note(line); }),
       copies_(copies) {
-  worker_.store().initialise(static_cast<uint64_t>(config.seed));
+  worker_.store().initialise(static_cast<uint64_t>(config_.seed));
   const bool from_copies = resume_from_copies();
-  if (!from_copies) steps_done_ = saved_step_ = resume_from_checkpoint(worker_, optimizer_, config_, tokenizer_files_);
+  std::vector<std::string> notes;
+  if (!from_copies) {
+    const uint64_t fingerprint = worker_.world().rank() == 0 ? dataset_.train.fingerprint() : 0;
+    Resumed resumed = resume_from_checkpoint(worker_, optimizer_, whole_, train_reader_, fingerprint, tokenizer_files_);
+    progress_ = resumed.progress;
+    saved_step_ = progress_.step;
+    notes = std::move(resumed.notes);
+  }
   check_agreement();
   if (worker_.world().rank() == 0) {
-    prepare_folder(config_);
-    log_.emplace(config_.out, steps_done_, config_.log.every,
+    prepare_folder(whole_);
+    log_.emplace(config_.out, steps_done(), config_.log.every,
                  config_.log.metrics == "csv" ? RunLog::Metrics::jsonl_and_csv : RunLog::Metrics::jsonl);
-    if (steps_done_ > 0)
-      log_->note(fmt::format("resumed after step {}{}", steps_done_, from_copies ? ", from copies in memory" : ""));
+    if (!is_of_next_step()) return;
+    if (steps_done() > 0)
+      log_->note(fmt::format("resumed after step {}{}", steps_done(), from_copies ? ", from copies in memory" : ""));
+    for (const std::string& note : notes) log_->note("note: " + note);
+    tell_plan();
   }
 }
 
-void Trainer::run() {
+// What begins or ends with the step to come.
+void Trainer::tell_plan() {
+  for (const StepChange& change : whole_.changes) {
+    if (change.step != steps_done() + 1) continue;
+    log_->note(fmt::format("note: from step {} on: {} = {}", change.step, change.key, value_text(change.value)));
+  }
+  if (steps_done() > config_.train.steps) {
+    log_->note(fmt::format("note: train.steps = {}, and {} are done: nothing is left to train", config_.train.steps,
+                           steps_done()));
+  }
+}
+
+bool Trainer::is_of_next_step() const {
+  return steps_done() >= config_.train.steps || last_step_like(whole_, steps_done() + 1) == last_step_;
+}
+
+RunEnd Trainer::run() {
   const TrainConfig& train = config_.train;
-  const auto due = [&](int64_t every) { return every > 0 && steps_done_ % every == 0; };
-  const auto evaluation_due = [&] { return steps_done_ == train.steps || due(train.eval_every); };
+  const auto due = [&](int64_t every) { return every > 0 && progress_.step % every == 0; };
+  const auto evaluation_due = [&] { return progress_.step == train.steps || due(train.eval_every); };
   // A save comes before the evaluation of its step; the run may have ended between the two.
-  if (steps_done_ > 0 && evaluation_due()) evaluate_and_log();
-  while (steps_done_ < train.steps && !stop_requested_) {
+  if (progress_.step > 0 && evaluation_due()) evaluate_and_log();
+  while (progress_.step < last_step_ && !stop_requested_) {
     const StepRecord record = step();
     if (log_) log_->step(record);
     saver_.poll();
     stop_requested_ = record.global.stop_requested;
     // What a skipped step leaves may be what made it bad: it must not push out the checkpoints of better steps.
     const bool save_due = due(config_.checkpoint.every) && skipped_in_a_row_ == 0;
-    if (steps_done_ == train.steps || stop_requested_ || save_due) save();
-    if (copies_ != nullptr && due(config_.checkpoint.partner_every))
-      copies_->take(worker_.world(), worker_.deadline_seconds(), steps_done_, worker_.store(), optimizer_);
-    if (!stop_requested_ && evaluation_due()) evaluate_and_log();
+    const bool is_last = progress_.step == last_step_;
+    if (is_last || stop_requested_ || save_due) save();
+    if (copies_ != nullptr && (is_last || due(config_.checkpoint.partner_every)))
+      copies_->take(worker_.world(), worker_.deadline_seconds(), progress_, worker_.store(), optimizer_);
+    // The trainer of the steps that follow evaluates what it goes on from.
+    const bool goes_on = is_last && progress_.step < train.steps;
+    if (!stop_requested_ && !goes_on && evaluation_due()) evaluate_and_log();
   }
-  if (stop_requested_) return stop();
+  if (stop_requested_) {
+    stop();
+    return RunEnd::stopped;
+  }
   saver_.require_saved();
-  if (!log_) return;
-  log_->summary();
-  write_text_file(fs::path(config_.out) / "FINISHED", fmt::format("{}\n", steps_done_));
+  if (log_) log_->summary();
+  if (progress_.step < train.steps) return RunEnd::other_config;
+  if (log_) write_text_file(fs::path(config_.out) / "FINISHED", fmt::format("{}\n", progress_.step));
+  return RunEnd::finished;
 }
 
 void Trainer::evaluate_and_log() {
   const double loss = evaluate();
-  if (log_ && std::isfinite(loss)) log_->evaluation(steps_done_, loss);
+  if (log_ && std::isfinite(loss)) log_->evaluation(progress_.step, loss);
 }
 
 void Trainer::stop() {
-  if (saved_step_ != steps_done_) save();
+  if (saved_step_ != progress_.step) save();
   saver_.require_saved();
   if (log_)
-    log_->note(fmt::format("stopped by a signal after step {}; the same command goes on from there", steps_done_));
+    log_->note(fmt::format("stopped by a signal after step {}; the same command goes on from there", progress_.step));
 }
 
 StepWork Trainer::work_of_step() const {
@@ -121,11 +158,11 @@ StepWork Trainer::work_of_step() const {
     return part_of(global, worker_.data_rank(), worker_.grid().data);
   };
   StepWork work;
-  work.step = steps_done_ + 1;
+  work.step = progress_.step + 1;
   work.seed = static_cast<uint64_t>(config_.seed);
   work.token_scale = 1.0 / static_cast<double>(train.batch * length);
   work.read = [this, range_of, length](int i) {
-    MicroBatch micro_batch(train_reader_, steps_done_, range_of(i), length);
+    MicroBatch micro_batch(train_reader_, progress_.data, progress_.step, range_of(i), length);
     if (config_.task.recognise) micro_batch.recognise_tasks(task_options(config_.task));
     return micro_batch;
   };
@@ -169,7 +206,7 @@ void Trainer::check_same(const Outcome& serial, const Outcome& overlapped) const
       ErrorKind::internal,
       fmt::format("step {}: overlap changed the result: loss sum {:.17g} and gradients {:016x} became {:.17g} and "
                   "{:016x}",
-                  steps_done_, std::bit_cast<double>(serial.loss_bits), serial.gradient_hash,
+                  progress_.step, std::bit_cast<double>(serial.loss_bits), serial.gradient_hash,
                   std::bit_cast<double>(overlapped.loss_bits), overlapped.gradient_hash),
       "please report the case; parallel.overlap=false avoids it");
 }
@@ -194,11 +231,11 @@ StepRecord Trainer::step() {
 
 // The mask of the step to come; said where it is another one than that of the step before.
 void Trainer::begin_stage() {
-  const Trained trained = trained_at(stages_, steps_done_);
+  const Trained trained = trained_at(stages_, progress_.step);
   freeze_all_but(trained, worker_.store());
-  const bool changes = steps_done_ == 0 || trained != trained_at(stages_, steps_done_ - 1);
+  const bool changes = progress_.step == 0 || trained != trained_at(stages_, progress_.step - 1);
   if (log_ && stages_.size() > 1 && changes) {
-    log_->note(fmt::format("stage {} from step {} on", name_of(trained), steps_done_ + 1));
+    log_->note(fmt::format("stage {} from step {} on", name_of(trained), progress_.step + 1));
   }
 }
 
@@ -238,7 +275,7 @@ StepRecord Trainer::step(StepWork work) {
   record.global = reduction->finish();
   record.balance_ms += milliseconds(reduction_begin_ns);
   record.grad_norm = gradient_norm(worker_);
-  record.learning_rate = learning_rate_at(train, steps_done_);
+  record.learning_rate = learning_rate_at(train, progress_.step);
   if (is_finite(record)) {
     skipped_in_a_row_ = 0;
     worker_.lane().enter("optimizer");
@@ -249,7 +286,9 @@ StepRecord Trainer::step(StepWork work) {
     skip(work, record);
   }
   record.skipped_steps = static_cast<int64_t>(optimizer_.skipped_steps().size());
-  ++steps_done_;
+  ++progress_.step;
+  progress_.tokens_seen += train.batch * config_.data.sequence_length;
+  progress_.data = train_reader_.advance(progress_.data, train.batch);
 
   recorder.end();
   record.polls = worker_.poller().take_count();
@@ -296,39 +335,41 @@ double Trainer::evaluate() {
 void Trainer::save() {
   CheckpointState state;
   state.model = config_.model;
-  state.run_toml = to_toml(config_);
-  state.more_files = companion_files(config_.model, tokenizer_files_, tokens_are_bytes_);
+  state.run_toml = to_toml(whole_);
+  state.more_files = tokenizer_files_;
   state.manifest.cadre_version = CADRE_VERSION;
-  state.manifest.step = steps_done_;
+  state.manifest.step = progress_.step;
   state.manifest.seed = static_cast<uint64_t>(config_.seed);
-  state.manifest.tokens_seen = steps_done_ * config_.train.batch * config_.data.sequence_length;
+  state.manifest.tokens_seen = progress_.tokens_seen;
+  state.manifest.data = progress_.data;
+  state.manifest.updates = optimizer_.updates();
   state.manifest.world_size = worker_.world().size();
-  state.manifest.trained = name_of(trained_at(stages_, std::max<int64_t>(0, steps_done_ - 1)));
+  state.manifest.trained = name_of(trained_at(stages_, std::max<int64_t>(0, progress_.step - 1)));
   state.manifest.skipped_steps = optimizer_.skipped_steps();
-  state.manifest.config_hash = continuity_hash(config_);
+  state.manifest.config_hash = config_hash(config_);
   saver_.save(state);
-  saved_step_ = steps_done_;
+  saved_step_ = progress_.step;
 }
 
 bool Trainer::resume_from_copies() {
   if (copies_ == nullptr) return false;
-  const std::optional<int64_t> step =
+  const std::optional<TrainProgress> progress =
       copies_->restore(worker_.world(), worker_.deadline_seconds(), worker_.store(), optimizer_);
-  steps_done_ = step.value_or(0);
-  return step.has_value();
+  if (progress) progress_ = *progress;
+  return progress.has_value();
 }
 
 // Every rank reads data and checkpoint for itself; a rank that sees other files must not train along.
 void Trainer::check_agreement() {
   const int64_t tokens = dataset_.train.num_tokens();
-  std::array<int64_t, 4> least = {steps_done_, tokens, -steps_done_, -tokens};
+  std::array<int64_t, 4> least = {progress_.step, tokens, -progress_.step, -tokens};
   Request reduced = worker_.world().all_reduce(std::span<int64_t>(least), ReduceOp::min);
   wait(reduced, kFileDeadlineSeconds, worker_.lane().position);
   CADRE_CHECK(
       least[0] == -least[2] && least[1] == -least[3],
       fmt::format("rank {} starts after step {} with {} training tokens; over the ranks the steps are {} to {}, the "
                   "tokens {} to {}",
-                  worker_.world().rank(), steps_done_, tokens, least[0], -least[2], least[1], -least[3]),
+                  worker_.world().rank(), progress_.step, tokens, least[0], -least[2], least[1], -least[3]),
       "all ranks must see the same data and the same out folder");
 }
 

@@ -7,6 +7,7 @@
 #include "comm/base/trace.hpp"
 #include "runtime/checkpoint/model_checkpoint.hpp"
 #include "runtime/checkpoint/partner_copies.hpp"
+#include "runtime/checkpoint/progress.hpp"
 #include "runtime/data/dataset.hpp"
 #include "runtime/data/order.hpp"
 #include "runtime/observe/run_log.hpp"
@@ -20,17 +21,29 @@
 
 namespace cadre {
 
+// Why Trainer::run() returned; the same on all ranks.
+enum class RunEnd {
+  finished,
+  stopped,       // by a signal
+  other_config,  // the next step has another configuration (see step_changes.hpp): a new trainer goes on with it
+};
+
 class Trainer {
  public:
   // Collective over `world`. Opens the data, builds the model, resumes when the configuration and the output folder say
   // so. Throws before the first step on anything that cannot run. `copies` outlives the trainer: what one that lost ranks
-  // left there is what the next goes on from.
+  // left there is what the next goes on from. Where [from_step.N] changes the configuration, the trainer is built for that
+  // of `first_step`; is_of_next_step() says whether that was right.
   Trainer(Communicator world, const RunConfig& config, PartnerCopies* copies = nullptr,
-          const KernelMaker& make_kernels = {});
+          const KernelMaker& make_kernels = {}, int64_t first_step = 1);
 
-  // Runs all steps that are left, then evaluates, saves and marks the run as finished. When a rank was asked to stop
-  // (StopSignals), all ranks save after the same step and return, and the run is not marked.
-  void run();
+  // Whether the next step has the configuration that the trainer was built for, or none is left.
+  bool is_of_next_step() const;
+
+  // Runs all steps that are left and have its configuration, evaluates and saves; after the last step of all marks the run
+  // as finished. When a rank was asked to stop (StopSignals), all ranks save after the same step and return, and the run is
+  // not marked.
+  RunEnd run();
 
   // One optimiser step; the result is the same on all ranks. Without finite loss and gradient it changes nothing but the
   // number of steps done, and the last of too many such steps in a row throws ErrorKind::numerics.
@@ -44,9 +57,11 @@ class Trainer {
   // Collective over the world. Waits for the save under way; throws unless the last one stands.
   void require_saved() { saver_.require_saved(); }
 
-  int64_t steps_done() const { return steps_done_; }
+  int64_t steps_done() const { return progress_.step; }
   // Why the schedule is not the one that was asked for; else empty.
   const std::string& schedule_note() const { return executor_.program().note; }
+  const std::string& exchange_reason() const { return worker_.exchange_reason(); }
+  const std::string& progress_note() const { return worker_.progress_note(); }
   // Whether the traces of all ranks lie in the folder of the run.
   bool has_traces() const { return tracer_.is_written() && config_.trace.ranks == "all"; }
   const Dataset& dataset() const { return dataset_; }
@@ -55,6 +70,7 @@ class Trainer {
 
  private:
   bool resume_from_copies();
+  void tell_plan();
   void evaluate_and_log();
   void stop();
   void check_agreement();
@@ -78,7 +94,9 @@ class Trainer {
   void update_routers(const GlobalStep& global);
   std::vector<std::pair<int, Router*>> routers_here();  // by layer
 
-  RunConfig config_;
+  RunConfig whole_;    // of all steps
+  RunConfig config_;   // of those that it runs
+  int64_t last_step_;  // of them
   std::vector<int> moe_layers_ = moe_layers_of(config_.model);
   TokenizerFiles tokenizer_files_;  // which every checkpoint keeps
   bool tokens_are_bytes_;           // of text
@@ -93,7 +111,7 @@ class Trainer {
   TraceScope trace_scope_;
   Saver saver_;
   PartnerCopies* copies_;  // nullptr: none are kept
-  int64_t steps_done_ = 0;
+  TrainProgress progress_;
   int64_t saved_step_ = 0;
   bool stop_requested_ = false;  // the same on all ranks
   int64_t skipped_in_a_row_ = 0;

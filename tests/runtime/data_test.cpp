@@ -415,5 +415,96 @@ TEST(Order, NeedsOneWindow) {
   expect_message(message_of([] { BatchReader(counting_source(4), 4, 1, 0); }), {"counting: 4 tokens", "+ 1 = 5"});
 }
 
+// The windows that batches of these sizes read, from `at` on, which moves along.
+std::vector<int64_t> windows_of(const BatchReader& reader, DataPosition& at, const std::vector<int64_t>& batches) {
+  std::vector<int64_t> windows;
+  for (const int64_t batch : batches) {
+    for (int64_t i = 0; i < batch; ++i) windows.push_back(reader.window(at, i));
+    at = reader.advance(at, batch);
+  }
+  return windows;
+}
+
+std::vector<int64_t> sorted(std::vector<int64_t> values) {
+  std::ranges::sort(values);
+  return values;
+}
+
+std::vector<int64_t> all_windows(int64_t count) {
+  std::vector<int64_t> windows(static_cast<size_t>(count));
+  std::iota(windows.begin(), windows.end(), 0);
+  return windows;
+}
+
+TEST(DataPosition, ABatchThatChangesReadsEveryWindowOnce) {
+  const BatchReader reader(counting_source(103), 4, 10, 7);  // 25 windows
+  DataPosition at = reader.begin();
+  std::vector<int64_t> first = windows_of(reader, at, {2, 2, 3, 8, 10});
+  EXPECT_EQ(at, (DataPosition{.pass = 1, .window = 0, .seed = 7, .sequence_length = 4, .num_tokens = 103}));
+  EXPECT_EQ(sorted(first), all_windows(25));
+  // The end of a pass may cut a batch.
+  const std::vector<int64_t> more = windows_of(reader, at, {20, 10, 25});
+  EXPECT_EQ(at.pass, 3);
+  EXPECT_EQ(at.window, 5);
+  EXPECT_EQ(sorted({more.begin(), more.begin() + 25}), all_windows(25));
+  EXPECT_EQ(sorted({more.begin() + 25, more.begin() + 50}), all_windows(25));
+  EXPECT_NE(std::vector(more.begin(), more.begin() + 25), first);
+  // With one batch throughout, position and step say the same.
+  DataPosition step_3 = reader.advance(reader.begin(), 30);
+  for (int64_t i = 0; i < 10; ++i) EXPECT_EQ(reader.window(step_3, i), reader.window(3, i));
+}
+
+TEST(DataPosition, AnotherSeedWaitsForTheNextPass) {
+  const BatchReader before(counting_source(103), 4, 10, 7);
+  const BatchReader after(counting_source(103), 4, 10, 8);
+  const uint64_t fingerprint = counting_source(103).fingerprint();
+  DataPosition at = before.begin();
+  at.fingerprint = fingerprint;
+  std::vector<int64_t> windows = windows_of(before, at, {10});
+  ResumedPosition resumed = resume_position(at, after, fingerprint);
+  EXPECT_EQ(resumed.position, at);
+  EXPECT_NE(resumed.note.find("of seed 7 stays until the end of this pass"), std::string::npos) << resumed.note;
+  const std::vector<int64_t> rest = windows_of(after, resumed.position, {15});
+  windows.insert(windows.end(), rest.begin(), rest.end());
+  EXPECT_EQ(sorted(windows), all_windows(25));
+  EXPECT_EQ(resumed.position.seed, 8U);
+  EXPECT_EQ(after.window(resumed.position, 3), Permutation(25, 8, 1)(3));
+}
+
+TEST(DataPosition, OtherWindowsOrDataBeginANewPass) {
+  const BatchReader reader(counting_source(103), 4, 10, 7);
+  const uint64_t fingerprint = counting_source(103).fingerprint();
+  DataPosition at = reader.advance(reader.begin(), 12);
+  at.fingerprint = fingerprint;
+  EXPECT_EQ(resume_position(at, reader, fingerprint).position, at);
+  EXPECT_EQ(resume_position(at, reader, fingerprint).note, "");
+  const auto begins_anew = [&](const DataPosition& saved, const BatchReader& now, uint64_t print, const char* why) {
+    const ResumedPosition resumed = resume_position(saved, now, print);
+    DataPosition expected = now.begin();
+    expected.pass = 1;
+    expected.fingerprint = print;
+    EXPECT_EQ(resumed.position, expected) << why;
+    EXPECT_NE(resumed.note.find(why), std::string::npos) << resumed.note;
+    EXPECT_NE(resumed.note.find("after 12 windows of pass 1"), std::string::npos) << resumed.note;
+  };
+  begins_anew(at, BatchReader(counting_source(103), 8, 10, 7), fingerprint, "data.sequence_length = 8, was 4");
+  begins_anew(at, BatchReader(counting_source(104), 4, 10, 7), 99, "104 tokens, was 103;");
+  begins_anew(at, reader, 99, "103 tokens, was 103 with other content");
+  // At the very beginning of a pass nothing is lost.
+  EXPECT_EQ(resume_position(reader.begin(), BatchReader(counting_source(103), 8, 10, 7), 1).position.pass, 0);
+}
+
+// XXH64 of int64 5 and uint32 0 1 2 3 4, little-endian, with seed 0: xxhash of another language.
+TEST(TokenSource, FingerprintsTokensHoweverTheyAreStored) {
+  const std::vector<uint8_t> bytes = {9, 0, 1, 2, 3, 4};
+  const std::vector<uint16_t> words = {0, 1, 2, 3, 4};
+  const TokenSource narrow("narrow", nullptr, bytes.data(), 6, 256);
+  const TokenSource wide("wide", nullptr, words.data(), 5, 256);
+  EXPECT_EQ(wide.fingerprint(), 0x8f9335c5bab45966U);
+  EXPECT_EQ(narrow.slice(1, 5).fingerprint(), wide.fingerprint());
+  EXPECT_NE(wide.slice(0, 4).fingerprint(), wide.fingerprint());
+  EXPECT_NE(counting_source(10'000).fingerprint(), counting_source(10'001).fingerprint());
+}
+
 }  // namespace
 }  // namespace cadre

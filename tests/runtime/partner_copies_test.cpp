@@ -30,7 +30,7 @@ std::optional<int64_t> restored_without(const std::vector<int>& dead, const Comm
     EXPECT_TRUE(expect_all ? is_filled(tensor) : is_poison(tensor)) << tensor.name;
   }
   EXPECT_EQ(rank.store.parameters().front()->version > version, expect_all);
-  return step;
+  return step ? std::optional(step->step) : std::nullopt;
 }
 
 TEST(PartnerCopies, any_rank_may_die_and_two_that_are_no_neighbours) {
@@ -39,7 +39,7 @@ TEST(PartnerCopies, any_rank_may_die_and_two_that_are_no_neighbours) {
         const ModelRank rank(small_config(), world.size(), world.rank());
         fill(rank);
         PartnerCopies copies;
-        copies.take(world, kDeadlineSeconds, 5, rank.store, rank.optimizer);
+        copies.take(world, kDeadlineSeconds, {.step = 5}, rank.store, rank.optimizer);
         EXPECT_GT(copies.bytes(), 0U);
         poison(rank);  // the copies do not look at it again
         for (const std::vector<int>& dead : std::vector<std::vector<int>>{{}, {0}, {1}, {2}, {3}, {0, 2}, {1, 3}}) {
@@ -50,18 +50,18 @@ TEST(PartnerCopies, any_rank_may_die_and_two_that_are_no_neighbours) {
       {4});
 }
 
-// AdamW counts the updates of a parameter by them.
-TEST(PartnerCopies, skipped_steps_come_back) {
+TEST(PartnerCopies, what_the_run_knows_comes_back) {
   on_ranks(
       [](Communicator& world) {
         ModelRank rank(small_config(), world.size(), world.rank());
         PartnerCopies copies;
-        rank.optimizer.skip(2);
-        rank.optimizer.skip(4);
-        copies.take(world, kDeadlineSeconds, 5, rank.store, rank.optimizer);
-        rank.optimizer.skip(6);
-        EXPECT_EQ(copies.restore(world, kDeadlineSeconds, rank.store, rank.optimizer), 5);
+        rank.optimizer.set_history({2, 4}, {3, 2, 1});
+        const TrainProgress progress = {.step = 5, .tokens_seen = 640, .data = {.pass = 1, .window = 7, .seed = 9}};
+        copies.take(world, kDeadlineSeconds, progress, rank.store, rank.optimizer);
+        rank.optimizer.set_history({6}, {4, 4, 4});
+        EXPECT_EQ(copies.restore(world, kDeadlineSeconds, rank.store, rank.optimizer), progress);
         EXPECT_EQ(rank.optimizer.skipped_steps(), (std::vector<int64_t>{2, 4}));
+        EXPECT_EQ(rank.optimizer.updates(), (UpdateCounts{3, 2, 1}));
       },
       {4});
 }
@@ -73,7 +73,7 @@ TEST(PartnerCopies, what_died_with_its_partner_is_gone) {
         fill(rank);
         PartnerCopies copies;
         EXPECT_EQ(restored_without({}, world, copies, false), std::nullopt);  // nothing was taken
-        copies.take(world, kDeadlineSeconds, 5, rank.store, rank.optimizer);
+        copies.take(world, kDeadlineSeconds, {.step = 5}, rank.store, rank.optimizer);
         EXPECT_EQ(restored_without({1, 2}, world, copies, false), std::nullopt);
         EXPECT_EQ(restored_without({0, 3}, world, copies, false), std::nullopt);
       },
@@ -86,16 +86,16 @@ TEST(PartnerCopies, the_newest_step_that_all_have_counts) {
         const ModelRank rank(small_config(), world.size(), world.rank());
         PartnerCopies copies;
         fill(rank);
-        copies.take(world, kDeadlineSeconds, 5, rank.store, rank.optimizer);
+        copies.take(world, kDeadlineSeconds, {.step = 5}, rank.store, rank.optimizer);
         // Step 6 comes to some of the ranks only.
         const Communicator some = world.split(world.rank() < 3 ? 0 : 1, world.rank(), "some");
         poison(rank);
-        if (world.rank() < 3) copies.take(some, kDeadlineSeconds, 6, rank.store, rank.optimizer);
+        if (world.rank() < 3) copies.take(some, kDeadlineSeconds, {.step = 6}, rank.store, rank.optimizer);
         const auto expected = world.rank() == 0 ? std::nullopt : std::optional<int64_t>(5);
         EXPECT_EQ(restored_without({0}, world, copies, true), expected);
         // A third takes the place of the oldest.
         fill(rank);
-        copies.take(world, kDeadlineSeconds, 7, rank.store, rank.optimizer);
+        copies.take(world, kDeadlineSeconds, {.step = 7}, rank.store, rank.optimizer);
         EXPECT_EQ(restored_without({}, world, copies, true), 7);
       },
       {4});

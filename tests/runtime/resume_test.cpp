@@ -4,6 +4,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <functional>
 
 #include "runtime/checkpoint/directory.hpp"
@@ -35,6 +36,7 @@ class SavedRun {
   SavedRun(Communicator& world, const RunFolder& folder) : world_(world), config_(test::small_run(folder.path())) {
     config_.exchange.strategy = "flat";
     config_.checkpoint.resume = "auto";
+    config_.log.every = 1000;
   }
 
   // Six steps, with checkpoints after 2 and 4 of them.
@@ -63,6 +65,13 @@ class SavedRun {
     for (auto i = static_cast<size_t>(step); i < losses_.size(); ++i) {
       EXPECT_EQ(trainer.step().global.loss, losses_[i]) << "step " << i + 1;
     }
+  }
+  void expect_trains_on_after(int64_t step) {
+    Trainer trainer(world_.duplicate("again"), config_);
+    ASSERT_EQ(trainer.steps_done(), step);
+    EXPECT_EQ(trainer.optimizer().updates(), (UpdateCounts{step, step, step}));
+    EXPECT_TRUE(std::isfinite(trainer.step().global.loss));
+    EXPECT_EQ(trainer.optimizer().updates(), (UpdateCounts{step + 1, step + 1, step + 1}));
   }
   std::string refusal() {
     return test::error_of([&] { Trainer(world_.duplicate("again"), config_); });
@@ -162,11 +171,35 @@ TEST(Resume, takes_no_other_than_the_one_that_is_named) {
   });
 }
 
-// Of the same name, but of another run: no damage, and nothing older would fit either.
-TEST(Resume, does_not_fall_back_from_another_configuration) {
+// Of another model: no damage, and nothing older would fit either.
+TEST(Resume, refuses_weights_of_other_names_and_shapes) {
+  on_runs([](SavedRun& run) {
+    const RunConfig before = run.config();
+    const auto refusal_with = [&](const std::function<void(ModelConfig&)>& change) {
+      run.config() = before;
+      change(run.config().model);
+      return run.refusal();
+    };
+    EXPECT_THAT(refusal_with([](ModelConfig& model) { model.intermediate_size += 8; }),
+                AllOf(HasSubstr("mlp.gate_proj.weight\" has shape ["), HasSubstr("model.intermediate_size = ")));
+    EXPECT_THAT(refusal_with([](ModelConfig& model) { model.n_shared_experts = 0; }),
+                AllOf(HasSubstr("tensors that this configuration has not"), HasSubstr("shared_experts"),
+                      HasSubstr("model.n_shared_experts = 0, was 1")));
+    EXPECT_THAT(refusal_with([](ModelConfig& model) { ++model.num_hidden_layers; }),
+                AllOf(HasSubstr("holds no tensor \"model.layers."), HasSubstr("model.num_hidden_layers = ")));
+  });
+}
+
+// Everything but shapes may change, and the optimiser goes on.
+TEST(Resume, goes_on_with_another_configuration) {
   on_runs([](SavedRun& run) {
     run.config().seed += 1;
-    EXPECT_THAT(run.refusal(), HasSubstr("was saved with another model, seed, batch or sequence length"));
+    run.config().train.batch += 2;
+    run.config().train.micro_batches = 2;
+    run.config().data.sequence_length /= 2;
+    run.config().model.aux_loss_alpha = 0.5;
+    run.config().train.stages = "gate:1,all";
+    run.expect_trains_on_after(4);
   });
 }
 

@@ -9,7 +9,9 @@
 #include <filesystem>
 #include <fstream>
 
+#include "runtime/config/config_changes.hpp"
 #include "runtime/config/run_file.hpp"
+#include "runtime/config/step_changes.hpp"
 #include "tests/support/messages.hpp"
 
 namespace cadre {
@@ -161,6 +163,58 @@ TEST(RunConfig, ChecksCombinations) {
   expect_message(refused({"checkpoint.resume="}, 1), {"checkpoint.resume = \"\""});
   expect_message(refused({"model.num_experts_per_tok=11"}, 1),
                  {"model.num_experts_per_tok = 11", "n_routed_experts = 10"});
+}
+
+TEST(RunConfig, ValuesChangeInTheCourseOfARun) {
+  const std::string text = std::string(kRun) +
+                           "\n[from_step.10]\nmodel.mtp_loss_factor = 0.1\ntrain.batch = 64\n"
+                           "[from_step.5]\ntrain.batch = 48\nmodel.rope_scaling.type = \"yarn\"\n";
+  RunConfig config = parse(text, {"steps=20", "from_step.10.train.batch=56", "from_step.7.data.sequence_length=16"});
+  EXPECT_EQ(first_steps(config), (std::vector<int64_t>{1, 5, 7, 10}));
+  const auto batch_at = [&](int64_t step) { return config_at(config, step).train.batch; };
+  EXPECT_EQ(batch_at(4), config.train.batch);
+  EXPECT_EQ(batch_at(5), 48);
+  EXPECT_EQ(batch_at(9), 48);
+  EXPECT_EQ(batch_at(10), 56);
+  EXPECT_EQ(config_at(config, 4).model.rope_scaling.type, "none");
+  EXPECT_EQ(config_at(config, 20).model.rope_scaling.type, "yarn");
+  EXPECT_EQ(config_at(config, 6).data.sequence_length, config.data.sequence_length);
+  EXPECT_EQ(config_at(config, 7).data.sequence_length, 16);
+  EXPECT_EQ(config_at(config, 10).model.mtp_loss_factor, 0.1);
+  EXPECT_EQ(last_step_like(config, 1), 4);
+  EXPECT_EQ(last_step_like(config, 7), 9);
+  EXPECT_EQ(last_step_like(config, 12), 20);
+  EXPECT_EQ(parse(to_toml(config)), config);
+  // Traced steps have one configuration.
+  config.trace.first_step = 6;
+  EXPECT_EQ(config_at(config, 5).trace.steps, 1);
+  EXPECT_EQ(config_at(config, 8).trace.first_step, 0);
+  EXPECT_NO_THROW(check(config, 1));
+  config.train.steps = 9;
+  expect_message(message_of([&] { check(config, 1); }), {"from_step.10, allowed: integer in [1, train.steps = 9]"});
+  const auto refusal = [&](const std::string& more) { return message_of([&] { parse(std::string(kRun) + more); }); };
+  expect_message(refusal("\n[from_step.0]\ntrain.batch = 1\n"), {"from_step.0, allowed: integer >= 1"});
+  expect_message(refusal("\n[from_step.x]\ntrain.batch = 1\n"), {"from_step.x"});
+  expect_message(refusal("\n[from_step.3]\ntrain.steps = 1\n"), {"train.steps cannot change"});
+  expect_message(refusal("\n[from_step.3]\ntrain.btach = 1\n"), {"unknown key train.btach"});
+  expect_message(refusal("\n[from_step.3]\ntrain.batch = 0\n"), {"batch = 0"});
+  expect_message(message_of([] { parse(kRun, {"out=\xff"}); }), {"is not UTF-8"});
+}
+
+TEST(RunConfig, NamesWhatChanged) {
+  const RunConfig before = parse(kRun);
+  const RunConfig now = parse(kRun, {"seed=99", "model.aux_loss_alpha=0.5", "out=elsewhere", "log.every=7",
+                                     "train.steps=77", "from_step.3.train.batch=8"});
+  std::vector<std::string> texts;
+  for (const KeyChange& change : changed_keys(before, now)) texts.push_back(change.text());
+  EXPECT_EQ(texts,
+            (std::vector<std::string>{fmt::format("seed = 99, was {}", before.seed),
+                                      fmt::format("model.aux_loss_alpha = 0.5, was {}", before.model.aux_loss_alpha),
+                                      fmt::format("train.steps = 77, was {}", before.train.steps),
+                                      "from_step.3.train.batch = 8, was not given"}));
+  EXPECT_TRUE(decides_result("train.batch"));
+  EXPECT_FALSE(decides_result("train.steps"));
+  EXPECT_FALSE(decides_result("parallel.expert"));
 }
 
 TEST(RunConfig, ModelConfigFileLiesBelowTheOtherKeys) {

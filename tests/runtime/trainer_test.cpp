@@ -297,7 +297,7 @@ TEST(Trainer, another_model_does_not_resume) {
   test::write_file(folder / "text", some_text());
   RunConfig config = small_run(folder.path());
   train_on_threads(1, config, 1, /*save=*/true);
-  config.seed += 1;
+  config.model.intermediate_size += 8;
   EXPECT_THROW(train_on_threads(1, resumed(config), 1), Error);
 }
 
