@@ -229,7 +229,7 @@ void run_train(const Options& options, const Job& job) {
   check_recovery(config, num_ranks);
   config = with_end_of_text(std::move(config));
   check_out_folder(config);
-  if (job.rank() == 0) fmt::print("{}", model_config_notes(config.model_config_read));
+  if (job.rank() == 0) say(model_config_notes(config.model_config_read));
   set_kernel_threads(static_cast<int>(config.compute.threads));
   set_default_deadline(config.exchange.deadline_s);
   const StopSignals signals;
