@@ -135,6 +135,24 @@ TEST(RouterRules, a_hybrid_takes_either_side_by_default) {
   EXPECT_EQ(hybrid(0.0, dead), by_tokens(0.0, dead));
 }
 
+// Divided by itself its weight would be 1, and no gradient would reach the inner gate.
+TEST(RouterRules, a_single_inner_expert_is_not_divided_by_itself) {
+  RouterCase mixtures = {"mixtures", router()};
+  mixtures.kinds = ExpertKinds::mixture;
+  LayerCase layer_case = layer_case_of(mixtures);
+  layer_case.options.inner_top_k = 1;
+  test::alone(layer_case, [](LayerRun& run) {
+    run.run();
+    double largest = 0.0;
+    for (int e = 0; e < 8; ++e) {
+      for (const double grad : test::values_of(run.parameter(fmt::format("mlp.experts.{}.gate.weight", e)).grad)) {
+        largest = std::max(largest, std::abs(grad));
+      }
+    }
+    EXPECT_GT(largest, 1e-3);
+  });
+}
+
 // Which slots have no room, by the definitions of DropPolicy, one slot after the other.
 TEST(RouterRules, capacities_drop_what_their_policy_says) {
   for (const DropPolicy policy : {DropPolicy::position, DropPolicy::probability}) {
