@@ -9,6 +9,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <filesystem>
+#include <fstream>
 #include <new>
 #include <string>
 #include <system_error>
@@ -64,8 +65,14 @@ void print_error(const std::string& rank, const Error& error) {
   static_cast<void>(std::fputs((line + '\n' + noted_stack(error.text())).c_str(), stderr));
 }
 
+// For scripts, where the launcher has a code of its own whenever it ends a job: srun --kill-on-bad-exit gives 143.
+void leave_code(int code) {
+  if (const char* const file = std::getenv("CADRE_EXIT_FILE")) std::ofstream(file) << code << '\n';
+}
+
 // Every process of it, also where the launcher lets the others go on.
 [[noreturn]] void end_job(int code) {
+  leave_code(code);
   if (RollCall* const roll = roll_call()) {
     if (mpi_survives_lost_ranks()) roll->end_job(code);
     roll->leave(/*job_ends=*/true);
@@ -135,6 +142,7 @@ bool Job::lower_rank_failed() const {
 int Job::fail(const Error& error) const {
   const int code = exit_code(error.kind());
   if (size() == 1) {
+    leave_code(code);
     if (launched_as().rank == 0) print_error("", error);
     if (calls_were_left_behind()) std::_Exit(code);
     return code;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // This process as a part of its job: alone, or one of the ranks that mpirun or srun started. Knows how a job ends with
-// an error: one line on stderr, every rank gone, a code that tells the kind (README.md lists them).
+// an error: one line on stderr, every rank gone, a code that tells the kind (README.md lists them), also in the file that
+// CADRE_EXIT_FILE names.
 #pragma once
 
 #include <cstdint>

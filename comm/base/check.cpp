@@ -41,6 +41,7 @@ int exit_code(ErrorKind kind) {
     case ErrorKind::timeout: return 4;
     case ErrorKind::numerics: return 5;
     case ErrorKind::lost_rank: return 6;
+    case ErrorKind::peer: return 7;
     case ErrorKind::restart: return 75;
     case ErrorKind::internal: return 70;
   }

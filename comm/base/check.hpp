@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// How Cadre reports trouble. CADRE_CHECK guards input and environment and is always on; CADRE_ASSERT guards our own
-// mistakes and vanishes in release builds. Nothing in the libraries aborts: they throw Error, and `main` decides.
+// How Cadre reports errors. CADRE_CHECK guards input, CADRE_CHECK_PEER what other ranks send, CADRE_ASSERT what only a bug
+// of Cadre can break. All are checked in every build: an index that is wrong must end the run, not write to memory.
+// Nothing in the libraries aborts: they throw Error, and `main` decides.
 #pragma once
 
 #include <fmt/format.h>
@@ -21,6 +22,7 @@ enum class ErrorKind {
   timeout,      // a wait passed its deadline
   numerics,     // NaN or Inf where a number is needed
   lost_rank,    // another rank died
+  peer,         // what arrived from another rank is not what the protocol says: the run may be started again
   restart,      // what is left of the job cannot go on: it is to be started again
   internal,     // a mistake of ours
 };
@@ -67,12 +69,15 @@ int checked_int(Integer value, const char* what, std::source_location where = st
       throw ::cadre::Error(::cadre::ErrorKind::input, __VA_ARGS__); \
   } while (false)
 
-#ifdef NDEBUG
-#define CADRE_ASSERT(condition) static_cast<void>(0)
-#else
+// The same for sizes, counts and indices that another rank sent.
+#define CADRE_CHECK_PEER(condition, ...)                           \
+  do {                                                             \
+    if (!(condition)) [[unlikely]]                                 \
+      throw ::cadre::Error(::cadre::ErrorKind::peer, __VA_ARGS__); \
+  } while (false)
+
 #define CADRE_ASSERT(condition)                                                            \
   do {                                                                                     \
     if (!(condition)) [[unlikely]]                                                         \
       throw ::cadre::Error(::cadre::ErrorKind::internal, "assertion failed: " #condition); \
   } while (false)
-#endif

@@ -69,7 +69,11 @@ class GatherTransfer : public RowTransfer {
     index_.resize(static_cast<size_t>(route_.receive.num_rows()));
     for (size_t source = 0; source < token_counts_.size(); ++source) {
       for (int64_t row = route_.receive.row_offsets[source]; row < route_.receive.row_offsets[source + 1]; ++row) {
-        index_[row] = static_cast<int32_t>(token_offsets_[source]) + tokens_here_.as<int32_t>()[row];
+        const int32_t token = tokens_here_.as<int32_t>()[row];
+        const int64_t num_tokens = token_offsets_[source + 1] - token_offsets_[source];
+        CADRE_CHECK_PEER(token >= 0 && token < num_tokens,
+                         fmt::format("rank {} of the group names token {} of {}", source, token, num_tokens));
+        index_[row] = static_cast<int32_t>(token_offsets_[source]) + token;
       }
     }
     if (format_.wire == Wire::same) return {gathered_.data(), wire_bytes_, index_};

@@ -35,6 +35,9 @@ void GroupExchange::learn_counts(Route& route) {
   receive.slot_counts.clear();
   receive.extra.clear();
   for (size_t i = 0; i < numbers.size(); i += kNumbers) {
+    CADRE_CHECK_PEER(numbers[i] >= 0 && numbers[i + 1] >= 0 && numbers[i + 2] >= 0,
+                     fmt::format("rank {} of '{}' announces {} rows, {} slots and {} more", i / kNumbers, group_.name(),
+                                 numbers[i], numbers[i + 1], numbers[i + 2]));
     receive.row_counts.push_back(numbers[i]);
     receive.slot_counts.push_back(numbers[i + 1]);
     receive.extra.push_back(numbers[i + 2]);

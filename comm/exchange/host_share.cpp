@@ -177,7 +177,16 @@ const std::byte* HostShare::at(int peer, int64_t i) const {
   if (comes_by_message(peer)) return received_.data() + static_cast<size_t>(in_offsets_[peer] + i) * element_bytes_;
   const Notice notice = notice_of(peer);
   const int64_t place = notice.first()[me_] + i;
-  return memory_.base() + notice.rows() + (notice.num_index() > 0 ? notice.index()[place] : place) * notice.stride();
+  const int64_t num_index = notice.num_index();
+  const bool has_index = num_index > 0;
+  CADRE_CHECK_PEER(place >= 0 && (!has_index || (place < num_index && num_index <= memory_.board().index_capacity())),
+                   fmt::format("rank {} offers {} elements, this rank expects element {}",
+                               memory_.host().transport().world_rank(peer), num_index, place));
+  const int64_t offset = notice.rows() + (has_index ? notice.index()[place] : place) * notice.stride();
+  CADRE_CHECK_PEER(offset >= 0 && static_cast<size_t>(offset) + element_bytes_ <= memory_.bytes(),
+                   fmt::format("rank {} offers an element at byte {} of the {} bytes that its host shares",
+                               memory_.host().transport().world_rank(peer), offset, memory_.bytes()));
+  return memory_.base() + offset;
 }
 
 void HostShare::say_read() const { notice_of(me_).read().store(epoch_ + 1, std::memory_order_release); }

@@ -21,6 +21,7 @@ class HostMemory {
   const Communicator& host() const { return host_; }
   const Board& board() const { return board_; }
   const std::byte* base() const { return memory_->base(); }
+  size_t bytes() const { return static_cast<size_t>(host_.size()) * memory_->bytes_per_rank(); }  // of all ranks
   std::span<std::byte> space() const { return memory_->of(host_.rank()).subspan(board_bytes_); }
   bool holds(const std::byte* element) const;
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "comm/exchange/plan.hpp"
 
+#include <algorithm>
 #include <bit>
 #include <numeric>
 
@@ -153,14 +154,19 @@ ExpertBatch make_expert_batch(std::span<const int32_t> row_slot_counts, std::spa
   ExpertBatch batch;
   batch.expert_offsets.assign(static_cast<size_t>(num_local_experts) + 1, 0);
   for (const int32_t expert : slot_expert) {
-    CADRE_CHECK(expert >= 0 && expert < num_local_experts,
-                fmt::format("received a row for local expert {}, this rank has {}", expert, num_local_experts));
+    CADRE_CHECK_PEER(expert >= 0 && expert < num_local_experts,
+                     fmt::format("received a row for local expert {}, this rank has {}", expert, num_local_experts));
     ++batch.expert_offsets[expert + 1];
   }
   std::partial_sum(batch.expert_offsets.begin(), batch.expert_offsets.end(), batch.expert_offsets.begin());
 
   std::vector<int32_t> next(batch.expert_offsets.begin(), batch.expert_offsets.end() - 1);
   const size_t num_slots = slot_expert.size();
+  int64_t announced = 0;
+  for (const int32_t count : row_slot_counts) announced += count;
+  const bool counts_fit = announced == static_cast<int64_t>(num_slots) &&
+                          std::ranges::all_of(row_slot_counts, [](int32_t count) { return count >= 0; });
+  CADRE_CHECK_PEER(counts_fit, fmt::format("rows announce {} slots and {} came", announced, num_slots));
   batch.place_row.resize(num_slots);
   batch.place_slot.resize(num_slots);
   batch.row_place.resize(num_slots);
@@ -178,7 +184,6 @@ ExpertBatch make_expert_batch(std::span<const int32_t> row_slot_counts, std::spa
     }
   }
   batch.row_places.push_back(static_cast<int32_t>(slot));
-  CADRE_CHECK(slot == num_slots, fmt::format("rows announce {} slots and {} came", slot, num_slots));
   return batch;
 }
 

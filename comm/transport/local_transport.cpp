@@ -70,7 +70,7 @@ class ReceivesOperation : public PendingOperation {
   void own(Buffer buffer) { buffers_.push_back(std::move(buffer)); }
 
   bool test() override {
-    CADRE_CHECK(!*group_->failed, "another rank of this process failed");
+    CADRE_CHECK_PEER(!*group_->failed, "another rank of this process failed");
     std::erase_if(waiting_, [this](const Waiting& wait) { return arrived(wait); });
     if (!waiting_.empty()) return false;
     if (last_) last_();
@@ -97,9 +97,9 @@ class ReceivesOperation : public PendingOperation {
   bool arrived(const Waiting& wait) {
     if (!wait.receive->arrived.load(std::memory_order_acquire)) return false;
     const Buffer& bytes = wait.receive->bytes;
-    CADRE_CHECK(bytes.bytes() == wait.into.size(),
-                fmt::format("expected {} bytes from rank {} and received {}", wait.into.size(),
-                            group_->world_rank[wait.receive->source], bytes.bytes()));
+    CADRE_CHECK_PEER(bytes.bytes() == wait.into.size(),
+                     fmt::format("expected {} bytes from rank {} and received {}", wait.into.size(),
+                                 group_->world_rank[wait.receive->source], bytes.bytes()));
     if (!wait.into.empty()) std::memcpy(wait.into.data(), bytes.data(), wait.into.size());
     return true;
   }
@@ -238,7 +238,7 @@ class LocalTransport : public Transport {
     return make_request("barrier", std::move(operation));
   }
 
-  void progress() override { CADRE_CHECK(!*group_->failed, "another rank of this process failed"); }
+  void progress() override { CADRE_CHECK_PEER(!*group_->failed, "another rank of this process failed"); }
   bool progresses_anywhere() const override { return false; }
 
   int host_leader() override { return 0; }
@@ -265,7 +265,7 @@ class LocalTransport : public Transport {
     const Deadline deadline;
     const auto wait_for = [&](auto&& condition) {
       while (!condition()) {
-        CADRE_CHECK(!*group_->failed, "another rank of this process failed");
+        CADRE_CHECK_PEER(!*group_->failed, "another rank of this process failed");
         deadline.check(
             {}, [this] { return fmt::format("splitting a group (rank {})", group_->world_rank[rank_]); },
             [&] { return fmt::format("{} of its {} ranks", size_ - split.num_posted, size_); });

@@ -43,7 +43,11 @@ void check_mpi(int code, const char* call, std::source_location where) {
   char text[MPI_MAX_ERROR_STRING] = "";
   int length = 0;
   std::ignore = MPI_Error_string(code, text, &length);  // the text stays empty if even this fails
-  const Error error(ErrorKind::environment, fmt::format("{} failed: {}", call, text), {}, where);
+  int error_class = MPI_SUCCESS;
+  std::ignore = MPI_Error_class(code, &error_class);
+  // A message longer than its receive was posted for.
+  const ErrorKind kind = error_class == MPI_ERR_TRUNCATE ? ErrorKind::peer : ErrorKind::environment;
+  const Error error(kind, fmt::format("{} failed: {}", call, text), {}, where);
   note_stack(error.text());
   throw Error(error);
 }
@@ -152,8 +156,9 @@ void MessagesOperation::check_sizes() const {
     if (!message.receiving) continue;
     MPI_Count received = 0;
     CADRE_MPI(MPI_Get_elements_x(&statuses_[i], MPI_BYTE, &received));
-    CADRE_CHECK(static_cast<size_t>(received) == message.bytes,
-                fmt::format("expected {} bytes from rank {} and received {}", message.bytes, message.peer, received));
+    CADRE_CHECK_PEER(
+        static_cast<size_t>(received) == message.bytes,
+        fmt::format("expected {} bytes from rank {} and received {}", message.bytes, message.peer, received));
   }
 }
 

@@ -22,7 +22,8 @@ run_on_ranks() {
       # Inside an allocation mpirun takes hosts and slots from Slurm.
       if ((EUID == 0)); then export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1; fi
       mpirun --map-by "ppr:${SLURM_NTASKS_PER_NODE:-1}:node:PE=$SRUN_CPUS_PER_TASK" "${options[@]}" \
-        -x OMP_NUM_THREADS -x OPENBLAS_NUM_THREADS -x OMP_PLACES "${command[@]}" &
+        -x OMP_NUM_THREADS -x OPENBLAS_NUM_THREADS -x OMP_PLACES ${CADRE_EXIT_FILE:+-x CADRE_EXIT_FILE} \
+        "${command[@]}" &
       ;;
     *)
       echo "LAUNCHER=$LAUNCHER: srun or mpirun" >&2

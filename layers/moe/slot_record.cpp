@@ -29,9 +29,9 @@ ExpertBatch make_expert_batch(const ReceiveCounts& receive, const SlotRecord* re
   for (size_t source = 0; source < receive.slot_counts.size(); ++source) {
     for (int64_t slot = receive.slot_offsets[source]; slot < receive.slot_offsets[source + 1]; ++slot) {
       const SlotRecord& record = records[slot];
-      CADRE_CHECK(record.row >= 0 && record.row < receive.row_counts[source],
-                  fmt::format("a slot from rank {} of the expert group names row {} of {}", source, record.row,
-                              receive.row_counts[source]));
+      CADRE_CHECK_PEER(record.row >= 0 && record.row < receive.row_counts[source],
+                       fmt::format("a slot from rank {} of the expert group names row {} of {}", source, record.row,
+                                   receive.row_counts[source]));
       ++row_slot_counts[receive.row_offsets[source] + record.row];
       slot_expert[slot] = record.expert;
     }

@@ -67,10 +67,12 @@ class Collection {
     const auto [found, fresh] = tensors_.try_emplace(piece.name);
     ResultTensor& tensor = found->second.tensor;
     if (fresh) tensor = {piece.name, piece.dtype, piece.shape, Buffer(bytes_of(piece.dtype, piece.shape))};
-    CADRE_ASSERT(tensor.dtype == piece.dtype && tensor.shape == piece.shape);
+    CADRE_CHECK_PEER(tensor.dtype == piece.dtype && tensor.shape == piece.shape && piece.first_row >= 0,
+                     fmt::format("ranks disagree on the type or the shape of {}", piece.name));
     const size_t row_bytes = tensor.memory.bytes() / static_cast<size_t>(std::max<int64_t>(1, piece.shape.front()));
     const size_t begin = static_cast<size_t>(piece.first_row) * row_bytes;
-    CADRE_ASSERT(begin + piece.memory.bytes() <= tensor.memory.bytes());
+    CADRE_CHECK_PEER(begin + piece.memory.bytes() <= tensor.memory.bytes(),
+                     fmt::format("rows of {} lie behind its end", piece.name));
     if (!piece.memory.empty()) std::memcpy(tensor.memory.data() + begin, piece.memory.data(), piece.memory.bytes());
     found->second.bytes_here += piece.memory.bytes();
   }
@@ -78,7 +80,8 @@ class Collection {
   std::vector<ResultTensor> take() {
     std::vector<ResultTensor> list;
     for (auto& [name, part] : tensors_) {
-      CADRE_ASSERT(part.bytes_here == part.tensor.memory.bytes());
+      CADRE_CHECK_PEER(part.bytes_here == part.tensor.memory.bytes(),
+                       fmt::format("{} of the {} bytes of {} came", part.bytes_here, part.tensor.memory.bytes(), name));
       list.push_back(std::move(part.tensor));
     }
     return list;

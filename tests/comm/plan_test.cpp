@@ -137,6 +137,25 @@ TEST(DispatchPlan, nothing_to_send_is_legal_and_foreign_experts_are_not) {
   EXPECT_THROW(make_dispatch_plan(foreign, 2, map), Error);
 }
 
+// What a peer announces is checked before anything is written at the places that it names.
+TEST(ExpertBatch, records_that_contradict_each_other_are_a_fault_of_the_peer) {
+  const auto kind_of = [](const std::vector<int32_t>& counts, const std::vector<int32_t>& experts) {
+    try {
+      make_expert_batch(counts, experts, 2);
+    } catch (const Error& error) {
+      return error.kind();
+    }
+    return ErrorKind::internal;
+  };
+  EXPECT_EQ(make_expert_batch(std::vector<int32_t>{1, 2}, std::vector<int32_t>{0, 1, 0}, 2).place_row.size(), 3);
+  EXPECT_EQ(kind_of({1, 2000000}, {0, 1, 0}), ErrorKind::peer) << "more slots than came";
+  EXPECT_EQ(kind_of({1, 1}, {0, 1, 0}), ErrorKind::peer) << "fewer slots than came";
+  EXPECT_EQ(kind_of({4, -1}, {0, 1, 0}), ErrorKind::peer) << "a negative count";
+  EXPECT_EQ(kind_of({1, 2}, {0, 2, 0}), ErrorKind::peer) << "an expert that this rank does not have";
+  EXPECT_EQ(kind_of({1, 2}, {0, -1, 0}), ErrorKind::peer);
+  EXPECT_EQ(exit_code(ErrorKind::peer), 7);
+}
+
 // Each source shares the slots of an expert out evenly among its replicas; nothing else about the plan changes.
 TEST(DispatchPlan, replicas_take_even_shares) {
   constexpr int kExperts = 6;

@@ -168,6 +168,28 @@ TEST(Wait, names_rank_position_and_peer_when_the_deadline_passes) {
       {2});
 }
 
+TEST(Wait, a_message_of_another_length_is_a_fault_of_the_peer) {
+  on_ranks(
+      [](Communicator& world) {
+        const int peer = world.size() - 1 - world.rank();
+        std::vector<std::byte> sent(8);
+        std::vector<std::byte> expected(16);
+        Request arrival = world.transport().receive(std::span(expected), peer, 1);
+        Request sending = world.transport().send(std::as_bytes(std::span(sent)), peer, 1);
+        wait(sending);
+        try {
+          wait(arrival);
+          FAIL() << "half a message was taken for a whole one";
+        } catch (const Error& error) {
+          EXPECT_EQ(error.kind(), ErrorKind::peer);
+          EXPECT_NE(error.text().find(fmt::format("expected 16 bytes from rank {} and received 8", peer)),
+                    std::string::npos)
+              << error.text();
+        }
+      },
+      {2});
+}
+
 TEST(LocalRanks, a_failing_rank_releases_the_others) {
   if (test::runs_under_mpi()) return;
   EXPECT_THROW(run_local_ranks(3,

@@ -83,3 +83,12 @@ refused() {
   local text
   for text in "(hint: " "${@:2}"; do grep -qF -- "$text" "$output.line" || fail "'$text' is not in the error line"; done
 }
+
+# tearing_program FILE: makes FILE a program that is $program, but for one message of rank 1, which arrives a byte short. Only
+# the first process that finds no file $TORN tears one. False where there is no compiler for MPI.
+tearing_program() {
+  command -v mpicc >/dev/null || return 1
+  mpicc -shared -fPIC -o "$1.so" "$(dirname "${BASH_SOURCE[0]}")/../support/torn_message.c"
+  printf '#!/bin/sh\nLD_PRELOAD=%s exec %s "$@"\n' "$1.so" "$program" >"$1"
+  chmod +x "$1"
+}

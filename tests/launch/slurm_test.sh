@@ -136,6 +136,25 @@ for LAUNCHER in srun mpirun; do
   same_losses "$folder/whole" "$OUT"
 done
 
+# A message that arrives torn is put back in the queue, though srun has a code of its own for it.
+if tearing_program "$folder/tears"; then
+  whole=$CADRE
+  for LAUNCHER in srun mpirun; do
+    export LAUNCHER OUT=$folder/torn-$LAUNCHER CADRE=$folder/tears TORN=$folder/torn-by-$LAUNCHER
+    if [[ $LAUNCHER == mpirun ]]; then MPIRUN_OPTIONS+=" -x TORN"; fi
+    submit "${run[@]}"
+    until_true "the job is back in the queue" in_state PENDING
+    says "expected"
+    [[ -e $TORN ]] || fail "no message was torn"
+    sleep 2
+    scontrol update jobid="$job" StartTime=now
+    ends_as COMPLETED
+    [[ -e $OUT/FINISHED ]] || fail "no FINISHED"
+    [[ -z "$(find "$OUT" -name '*.exit')" ]] || fail "a code is left"
+  done
+  export CADRE=$whole
+fi
+
 # A sweep, one line a task; a line too many is an error of its own.
 cat >"$folder/sweep" <<END
 exchange --strategy flat --workload W0 --tokens 32 --hidden 64 --experts 4 --top-k 2 --iterations 2 --warmup 0
