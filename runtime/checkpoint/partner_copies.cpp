@@ -9,7 +9,6 @@
 
 #include "comm/base/check.hpp"
 #include "comm/base/random.hpp"
-#include "comm/group/topology.hpp"
 #include "comm/transport/wait.hpp"
 
 namespace cadre {
@@ -38,6 +37,7 @@ std::vector<std::vector<uint64_t>> gather_lists(const Communicator& world, doubl
   std::vector<int64_t> lengths(ranks);
   Request counted = world.all_gather(std::span(&length, 1), std::span(lengths));
   wait(counted, deadline_seconds, kRestoring);
+  CADRE_CHECK_PEER(std::ranges::min(lengths) >= 0, "a rank announces a list of negative length");
   const auto longest = static_cast<size_t>(std::ranges::max(lengths));
   mine.resize(longest);
   Buffer all(ranks * longest * sizeof(uint64_t));
@@ -73,7 +73,16 @@ std::vector<std::vector<int>> givers_of(const std::vector<std::vector<uint64_t>>
   return givers;
 }
 
+// How far apart partners are.
+int partner_stride(const Topology& topology) {
+  return topology.num_hosts() == 1 ? 1 : std::max(1, topology.num_ranks() / topology.num_hosts());
+}
+
 }  // namespace
+
+int partner_before(const Topology& topology, int rank) {
+  return (rank + topology.num_ranks() - partner_stride(topology)) % topology.num_ranks();
+}
 
 void PartnerCopies::copy(const std::vector<NamedTensor>& tensors, Copy& to) {
   to.entries.clear();
@@ -91,10 +100,8 @@ void PartnerCopies::copy(const std::vector<NamedTensor>& tensors, Copy& to) {
 void PartnerCopies::swap_with_partners(const Communicator& world, double deadline_seconds, const Copy& mine,
                                        Copy& theirs) {
   const Topology topology = discover_topology(world);
-  const int hosts = topology.num_hosts();
-  const int stride = hosts == 1 ? 1 : std::max(1, world.size() / hosts);
-  const int to = (world.rank() + stride) % world.size();
-  const int from = (world.rank() + world.size() - stride) % world.size();
+  const int to = (world.rank() + partner_stride(topology)) % world.size();
+  const int from = partner_before(topology, world.rank());
   const auto trade = [&](std::span<const std::byte> out, std::span<std::byte> in, int tag) {
     Request sent = world.transport().send(out, to, tag);
     Request received = world.transport().receive(in, from, tag);
@@ -105,10 +112,17 @@ void PartnerCopies::swap_with_partners(const Communicator& world, double deadlin
                                         static_cast<int64_t>(mine.bytes.bytes())};
   std::array<int64_t, 2> their_sizes{};
   trade(std::as_bytes(std::span(sizes)), std::as_writable_bytes(std::span(their_sizes)), kSizesTag);
+  CADRE_CHECK_PEER(their_sizes[0] >= 0 && their_sizes[1] >= 0,
+                   fmt::format("rank {} announces {} tensors of {} bytes", from, their_sizes[0], their_sizes[1]));
   Buffer entries(static_cast<size_t>(their_sizes[0]) * sizeof(Entry));
   trade(std::as_bytes(std::span(mine.entries)), entries.span(), kEntriesTag);
   theirs.entries.assign(entries.as<Entry>(), entries.as<Entry>() + their_sizes[0]);
   const auto bytes = static_cast<size_t>(their_sizes[1]);
+  for (const Entry& entry : theirs.entries) {
+    const bool fits = entry.offset >= 0 && entry.bytes >= 0 && entry.offset <= their_sizes[1] - entry.bytes;
+    CADRE_CHECK_PEER(fits, fmt::format("rank {} announces a tensor of {} bytes at byte {} of {}", from, entry.bytes,
+                                       entry.offset, bytes));
+  }
   if (theirs.bytes.bytes() != bytes) theirs.bytes = Buffer(bytes);
   trade(mine.bytes.span(), theirs.bytes.span(), kBytesTag);
 }
@@ -193,8 +207,8 @@ std::optional<TrainProgress> PartnerCopies::restore(const Communicator& world, d
   for (size_t i = 0; i < tensors.size(); ++i) {
     const bool own = givers[me][i] == world.rank();
     const Place place = own ? here.at(keys[i]) : Place{arrived[i].data(), arrived[i].bytes()};
-    CADRE_CHECK(place.bytes == tensors[i].memory.bytes(),
-                fmt::format("{} has another size than its copy", tensors[i].name));
+    CADRE_CHECK_PEER(place.bytes == tensors[i].memory.bytes(),
+                     fmt::format("{} has another size than its copy", tensors[i].name));
     std::memcpy(tensors[i].memory.raw(), place.at, place.bytes);
   }
   for (Parameter* parameter : store.parameters()) ++parameter->version;

@@ -11,12 +11,16 @@
 
 #include "comm/base/buffer.hpp"
 #include "comm/group/communicator.hpp"
+#include "comm/group/topology.hpp"
 #include "layers/tensor/parameter_store.hpp"
 #include "runtime/checkpoint/named_tensors.hpp"
 #include "runtime/checkpoint/progress.hpp"
 #include "runtime/optim/adamw.hpp"
 
 namespace cadre {
+
+// The rank whose experts `rank` keeps: the one before it, on the host before it where there are several.
+int partner_before(const Topology& topology, int rank);
 
 class PartnerCopies {
  public:

@@ -24,6 +24,8 @@ size_t bytes_of(const char* file, const std::string& key) {
 
 size_t resident_bytes() { return bytes_of("status", "VmRSS"); }
 
+size_t unshared_bytes() { return bytes_of("status", "RssAnon"); }
+
 size_t peak_resident_bytes() {
   // Pages of shared memory count in every process that has read them: here only as this process' share.
   const size_t mapped = bytes_of("status", "RssShmem");

@@ -7,6 +7,7 @@
 namespace cadre {
 
 size_t resident_bytes();
+size_t unshared_bytes();  // of the resident ones, those of no file: what no other process can share
 size_t peak_resident_bytes();
 
 }  // namespace cadre

@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "runtime/train/memory_plan.hpp"
 
-#include <unistd.h>
-
 #include <algorithm>
 #include <numeric>
 
@@ -11,6 +9,7 @@
 #include "comm/transport/local.hpp"
 #include "layers/model/model.hpp"
 #include "layers/tensor/parameter_store.hpp"
+#include "runtime/checkpoint/partner_copies.hpp"
 #include "runtime/train/executor.hpp"
 #include "runtime/train/expert_placement.hpp"
 #include "runtime/train/micro_batch.hpp"
@@ -101,6 +100,35 @@ size_t saved_bytes(const RunConfig& config, Model& model, const PipelineRoutes& 
   return bytes;
 }
 
+// The model of a rank without its memory.
+struct DryModel {
+  DryModel(const RunConfig& config, const Grid& grid, const PipelineRoutes& routes, int rank)
+      : model(config.model, routes.stages_of(grid.stage(rank)),
+              place_experts(config.model, config.parallel, grid.expert), grid.expert_rank(rank)) {
+    store.add_all(model);
+    store.allocate(DType::f32, /*with_grad=*/true, /*dry_run=*/true);
+  }
+
+  Model model;
+  ParameterStore store;
+};
+
+// Values and moments, of all parameters or of experts alone.
+size_t state_bytes(const RunConfig& config, const ParameterStore& store, bool experts_only) {
+  size_t bytes = 0;
+  for (const Parameter* parameter : store.parameters()) {
+    if (experts_only && parameter->placement != Placement::expert) continue;
+    bytes += parameter->value.bytes();
+    if (parameter->placement != Placement::buffer) bytes += moment_bytes(config, parameter->value.bytes());
+  }
+  return bytes;
+}
+
+// Two states, each of this rank and of its partner's experts, and the own experts on their way to the other partner.
+size_t partner_copy_bytes(const RunConfig& config, const ParameterStore& own, const ParameterStore& partner) {
+  return 2 * (state_bytes(config, own, false) + state_bytes(config, partner, true)) + state_bytes(config, own, true);
+}
+
 void plan_on(std::unique_ptr<Transport> transport, const RunConfig& config, const Topology& topology, int rank,
              MemoryPlan& plan) {
   const int num_ranks = topology.num_ranks();
@@ -108,11 +136,9 @@ void plan_on(std::unique_ptr<Transport> transport, const RunConfig& config, cons
       Grid::make(num_ranks, static_cast<int>(config.parallel.pipeline), static_cast<int>(config.parallel.expert));
   const Program program = program_of(config);
   const PipelineRoutes routes = {program.routes};
-  Model model(config.model, routes.stages_of(grid.stage(rank)),
-              place_experts(config.model, config.parallel, grid.expert), grid.expert_rank(rank));
-  ParameterStore store;
-  store.add_all(model);
-  store.allocate(DType::f32, /*with_grad=*/true, /*dry_run=*/true);
+  DryModel dry(config, grid, routes, rank);
+  Model& model = dry.model;
+  ParameterStore& store = dry.store;
 
   const Communicator alone(std::move(transport), "dry run");
   Lane lane(0, alone.duplicate("expert"), alone.duplicate("data"));
@@ -135,6 +161,10 @@ void plan_on(std::unique_ptr<Transport> transport, const RunConfig& config, cons
                 {"optimizer moments", moment_bytes(config, store.grad_bytes())}};
   if (config.checkpoint.async) {
     plan.lines.push_back({"checkpoint copy", saved_bytes(config, model, routes, grid, rank)});
+  }
+  if (config.checkpoint.partner_copies > 0 && config.recover == "survivors" && num_ranks > 1) {
+    const DryModel partner(config, grid, routes, partner_before(topology, rank));
+    plan.lines.push_back({"partner copies", partner_copy_bytes(config, store, partner.store)});
   }
   // MPI reduces into a copy of what it is given.
   if (num_ranks > 1) plan.lines.push_back({"gradient reduction", reduced_bytes(model, store, grid, routes)});
@@ -199,17 +229,6 @@ WorkerOptions training_options(const RunConfig& config, const Communicator& worl
                         config.data.sequence_length,
           .activation_bytes = plan.activation_bytes(),
           .num_lanes = std::ranges::max(Executor::num_lanes(program))};
-}
-
-void check_memory(const MemoryPlan& plan, int ranks_on_host) {
-  const auto available = static_cast<size_t>(sysconf(_SC_AVPHYS_PAGES)) * static_cast<size_t>(sysconf(_SC_PAGESIZE));
-  const size_t wanted = plan.total_bytes() * static_cast<size_t>(ranks_on_host);
-  const auto physical = static_cast<size_t>(sysconf(_SC_PHYS_PAGES)) * static_cast<size_t>(sysconf(_SC_PAGESIZE));
-  CADRE_CHECK(wanted <= physical,
-              fmt::format("{} ranks of this host want {:.0f} MiB each, the host has {:.0f} MiB ({:.0f} free)",
-                          ranks_on_host, static_cast<double>(plan.total_bytes()) / kMiB,
-                          static_cast<double>(physical) / kMiB, static_cast<double>(available) / kMiB),
-              "lower train.batch, raise train.micro_batches, or use more hosts");
 }
 
 }  // namespace cadre

@@ -36,7 +36,4 @@ int64_t largest_batch(const RunConfig& config, int data);
 // A worker that trains as the configuration says. Collective over `world`.
 WorkerOptions training_options(const RunConfig& config, const Communicator& world);
 
-// Throws when the ranks of a host want more than all its memory.
-void check_memory(const MemoryPlan& plan, int ranks_on_host);
-
 }  // namespace cadre

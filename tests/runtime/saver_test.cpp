@@ -6,9 +6,11 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <array>
 #include <map>
 
 #include "runtime/checkpoint/directory.hpp"
+#include "runtime/checkpoint/partner_copies.hpp"
 #include "runtime/train/memory_plan.hpp"
 #include "runtime/train/trainer.hpp"
 #include "tests/support/files.hpp"
@@ -167,6 +169,37 @@ TEST_F(SaverOnThreads, the_copy_is_in_the_memory_plan) {
     const size_t bytes = fs::file_size(saved / file) + fs::file_size(saved / "optimizer" / file);
     EXPECT_NEAR(static_cast<double>(copy_of(rank)), static_cast<double>(bytes), 0.1 * static_cast<double>(bytes))
         << "headers are the rest";
+  }
+}
+
+// Two states of all that a rank holds and of its partner's experts, and the experts that are sent: the same number of layers
+// and experts on both ranks.
+TEST_F(SaverOnThreads, partner_copies_are_in_the_memory_plan) {
+  const auto line_of = [&](int rank) {
+    for (const MemoryLine& line : plan_memory(config_, Topology::uniform(1, 2), rank).lines) {
+      if (line.what == "partner copies") return line.bytes;
+    }
+    return size_t{0};
+  };
+  config_.checkpoint.partner_copies = 1;
+  EXPECT_EQ(line_of(0), 0U) << "without recover = survivors none are made";
+  config_.recover = "survivors";
+  config_.checkpoint.partner_every = 1;
+  std::array<size_t, 2> kept{};
+  std::array<size_t, 2> experts{};
+  printed_on_threads(2, [&](const Communicator& world) {
+    PartnerCopies copies;
+    Trainer trainer(world.duplicate("run"), config_, &copies);
+    trainer.run();
+    kept.at(static_cast<size_t>(world.rank())) = copies.bytes();
+    for (const Parameter* parameter : trainer.worker().store().parameters()) {
+      if (parameter->placement == Placement::expert)
+        experts.at(static_cast<size_t>(world.rank())) += 3 * parameter->value.bytes();
+    }
+  });
+  for (const size_t rank : {0U, 1U}) {
+    EXPECT_GT(experts[rank], 0U);
+    EXPECT_EQ(line_of(static_cast<int>(rank)), kept[rank] + experts[rank]);
   }
 }
 
