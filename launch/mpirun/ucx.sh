@@ -9,7 +9,9 @@
 set -euo pipefail
 
 cadre=${CADRE:-$(cd "$(dirname "$0")/../.." && pwd)/build/release/cadre}
+source "$(dirname "$0")/../hosts.sh"
 hostfile=$1
+check_hostfile "$hostfile" || exit
 shift
 threads=${CADRE_THREADS:-1}
 

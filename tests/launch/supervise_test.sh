@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# launch/supervise: a job that loses a rank, a job that loses a host too, one that cannot run, one that is asked to stop.
+# launch/supervise: a job that loses a rank, a job that loses a host too, one whose message arrives torn, one that cannot
+# run, one that is asked to stop; names of folders and hosts.
 # Usage: supervise_test.sh CADRE
 # shellcheck source=tests/launch/common.sh
 source "$(dirname "$0")/common.sh" "$1"
@@ -10,10 +11,14 @@ export CADRE=$program
 # Long enough that a kill, which takes some tenths of a second, comes in the middle of it.
 run=("$folder/run.toml" train.steps=600 train.eval_every=0 checkpoint.every=100 exchange.strategy=flat)
 
-# supervised OUT OPTION...: in the background; $supervisor is its process.
+# supervised OUT WORD...: in the background; $supervisor is its process. A WORD is an option of supervise, or key=value.
 supervised() {
+  local word options=() values=()
   out=$1
-  "$supervise" "${@:2}" "${run[@]}" "out=$out" >"$output" 2>&1 &
+  for word in "${@:2}"; do
+    if [[ "$word" == [a-z]*=* ]]; then values+=("$word"); else options+=("$word"); fi
+  done
+  "$supervise" "${options[@]}" "${run[@]}" "${values[@]}" "out=$out" >"$output" 2>&1 &
   supervisor=$!
 }
 
@@ -52,6 +57,15 @@ ends_with 0
 says "restart 1 of 3" "resumed after step"
 [[ -e $out/FINISHED ]] || fail "no FINISHED"
 cmp <(losses "$folder/whole") <(losses "$out") >&2 || fail "the losses differ"
+
+# A message that arrives torn is no error of input: it need not happen again.
+if tearing_program "$folder/tears"; then
+  CADRE=$folder/tears TORN=$folder/torn supervised "$folder/torn-run" --ranks 2 train.steps=200 checkpoint.every=20
+  ends_with 0
+  [[ -e $folder/torn ]] || fail "no message was torn"
+  says "exit code 7: going on from the last checkpoint, restart 1 of 3"
+  [[ -e $out/FINISHED ]] || fail "no FINISHED"
+fi
 
 # The second of two hosts is gone with its rank. Both are this machine, under two names.
 cat >"$folder/hosts" <<END
@@ -94,6 +108,29 @@ kill -KILL $(pgrep -P "$launcher_pid")
 ends_with 0
 says "restart 1 of 3" "resumed after step"
 [[ -e $out/FINISHED ]] || fail "no FINISHED"
+
+# Where the run ends does not depend on what its folder is called, nor on a grid that one process could not make.
+supervised "$folder/odd \\ \"name\" \$(x)" --ranks 2 --recover train.steps=3
+ends_with 0
+if grep -q "restart" "$output"; then fail "started again although the run is finished"; fi
+[[ -e $out/FINISHED ]] || fail "no FINISHED"
+supervised "$folder/grid" --ranks 2 --recover train.steps=3 parallel.pipeline=2 train.micro_batches=2
+ends_with 0
+[[ -e $out/FINISHED ]] || fail "no FINISHED of a grid"
+
+# Names that ssh or mpirun would take for something else than a host.
+for line in "-oProxyCommand=touch\${IFS}$folder/pwned slots=1" "node -x" "a;b" "u@-h"; do
+  printf 'localhost\n%s' "$line" >"$folder/odd-hosts"
+  supervised "$folder/odd-hosts-run" --restarts 0 --hostfile "$folder/odd-hosts"
+  ends_with 2
+  says "odd-hosts:2: " "allowed: NAME slots=N"
+  if "$(dirname "$supervise")/mpirun/two-hosts.sh" "$folder/odd-hosts" "${run[@]}" >"$output" 2>&1; then fail "two-hosts.sh takes '$line'"; fi
+  says "odd-hosts:2: "
+done
+[[ ! -e "$folder/pwned" ]] || fail "a line of a hostfile ran a command"
+mkfifo "$folder/fifo"
+supervised "$folder/odd-hosts-run" --restarts 0 --hostfile "$folder/fifo"
+ends_with 2
 
 # What would fail again is not started again; what fails always, as often as said.
 supervised "$folder/refused" --ranks 2 train.stpes=1
