@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "launch/leftovers.hpp"
 
+#include <fcntl.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -18,6 +20,23 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr const char* kSegmentPrefix = "vader_segment.";
+
+// Of a regular file the sticky bit means nothing to the kernel: here it says that processes of Cadre hold a lock on the
+// file for as long as they live.
+constexpr mode_t kMark = S_ISVTX;
+
+int open_segment(const fs::path& path) { return ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK); }
+
+// A job of Cadre had it, and none of its processes lives, in whatever namespace.
+bool is_abandoned(const fs::path& path) {
+  const int segment = open_segment(path);
+  if (segment < 0) return false;
+  struct stat status {};
+  const bool abandoned = ::fstat(segment, &status) == 0 && S_ISREG(status.st_mode) && (status.st_mode & kMark) != 0 &&
+                         ::flock(segment, LOCK_EX | LOCK_NB) == 0;
+  ::close(segment);
+  return abandoned;
+}
 
 bool is_mine(const fs::path& path) {
   struct stat status {};
@@ -71,6 +90,21 @@ std::vector<fs::path> segments_in(const fs::path& folder, double age_seconds) {
 
 }  // namespace
 
+void hold_segments(const fs::path& folder) {
+  std::set<fs::path> mapped;
+  if (!add_mapped("/proc/self", folder, mapped)) return;
+  for (const fs::path& path : mapped) {
+    if (!path.filename().string().starts_with(kSegmentPrefix)) continue;
+    const int segment = open_segment(path);
+    if (segment < 0) continue;
+    struct stat status {};
+    // The lock first: a mark without a lock says that the job is dead. Both end with the process.
+    const bool held = ::flock(segment, LOCK_SH | LOCK_NB) == 0 && ::fstat(segment, &status) == 0;
+    if (held) static_cast<void>(::fchmod(segment, (status.st_mode & 07777U) | kMark));
+    if (!held) ::close(segment);
+  }
+}
+
 std::vector<std::string> remove_stale_segments(const fs::path& folder, double age_seconds) {
   // First the segments, then who maps them: what is made in between is in neither list.
   const std::vector<fs::path> segments = segments_in(folder, age_seconds);
@@ -80,7 +114,8 @@ std::vector<std::string> remove_stale_segments(const fs::path& folder, double ag
   std::vector<std::string> removed;
   for (const fs::path& segment : segments) {
     std::error_code error;
-    if (!mapped->contains(segment) && fs::remove(segment, error)) removed.push_back(segment.filename().string());
+    if (!mapped->contains(segment) && is_abandoned(segment) && fs::remove(segment, error))
+      removed.push_back(segment.filename().string());
   }
   return removed;
 }
