@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "comm/base/check.hpp"
+#include "comm/base/regular_file.hpp"
 
 namespace cadre {
 namespace {
@@ -39,6 +40,7 @@ FileDigest digest_of(std::string_view bytes) {
 }
 
 FileDigest digest_file(const std::filesystem::path& path) {
+  expect_regular_file(path, "a checkpoint consists of regular files");
   errno = 0;
   std::ifstream file(path, std::ios::binary);
   CADRE_CHECK(file.is_open(), fmt::format("cannot open {}: {}", path.string(), std::strerror(errno)));

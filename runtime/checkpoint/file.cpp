@@ -13,6 +13,7 @@
 #include <utility>
 
 #include "comm/base/check.hpp"
+#include "comm/base/regular_file.hpp"
 
 namespace cadre {
 namespace {
@@ -43,11 +44,7 @@ std::filesystem::path parent_of(const std::filesystem::path& path) {
 }  // namespace
 
 MappedFile::MappedFile(const std::filesystem::path& path) {
-  std::error_code error;
-  const bool regular = std::filesystem::is_regular_file(path, error);
-  CADRE_CHECK(regular,
-              fmt::format("cannot read {}: {}", path.string(), error ? error.message() : "it is not a regular file"),
-              "name a file that is there");
+  expect_regular_file(path, "name a file that is there");
   const Descriptor file(path, O_RDONLY);
   struct stat status {};
   CADRE_CHECK(::fstat(file.value(), &status) == 0,

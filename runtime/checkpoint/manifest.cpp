@@ -7,6 +7,7 @@
 #include <charconv>
 
 #include "comm/base/check.hpp"
+#include "comm/base/regular_file.hpp"
 #include "runtime/checkpoint/file.hpp"
 
 namespace cadre {
@@ -129,7 +130,7 @@ std::map<std::string, FileDigest> digest_files(const fs::path& directory) {
 
 void verify_file(const fs::path& directory, const std::string& name, const FileDigest& wanted, Verify how) {
   const fs::path path = directory / name;
-  CADRE_CHECK(fs::is_regular_file(path), fmt::format("{} is missing", path.string()), kHint);
+  expect_regular_file(path, kHint);
   const uint64_t bytes = fs::file_size(path);
   CADRE_CHECK(bytes == wanted.bytes,
               fmt::format("{} is damaged: it has {} bytes, the manifest says {}", path.string(), bytes, wanted.bytes),

@@ -15,6 +15,7 @@
 #include <utility>
 
 #include "comm/base/check.hpp"
+#include "comm/base/regular_file.hpp"
 #include "runtime/config/step_changes.hpp"
 
 namespace cadre {
@@ -225,6 +226,7 @@ toml::table parse_toml(std::string_view text, const std::string& where) {
 }
 
 std::string read_file(const std::string& path, const char* hint) {
+  expect_regular_file(path, hint);
   std::ifstream file(path, std::ios::binary);
   std::ostringstream text;
   if (file) text << file.rdbuf();

@@ -10,6 +10,7 @@
 #include <unordered_set>
 
 #include "comm/base/check.hpp"
+#include "comm/base/regular_file.hpp"
 #include "runtime/tokenizer/added_token_files.hpp"
 #include "runtime/tokenizer/byte_level_bpe.hpp"
 #include "runtime/tokenizer/byte_tokenizer_file.hpp"
@@ -33,15 +34,15 @@ constexpr int kMaxDepth = 32;
 constexpr const char* kHint = "data.tokenizer is bytes, a tokenizer.json, a tokenizer.model or a directory with one";
 
 std::string read_bytes(const fs::path& path) {
+  expect_regular_file(path, kHint);
   std::error_code error;
-  const bool is_file = fs::is_regular_file(path, error);
-  const uintmax_t size = is_file ? fs::file_size(path, error) : 0;
+  const uintmax_t size = fs::file_size(path, error);
   CADRE_CHECK(size <= kMaxFileBytes,
               fmt::format("{} has {} bytes, allowed: at most {}", path.string(), size, kMaxFileBytes), kHint);
   std::ifstream file(path, std::ios::binary);
   std::string bytes(size, '\0');
   file.read(bytes.data(), static_cast<std::streamsize>(size));
-  CADRE_CHECK(is_file && file, fmt::format("{}: not a file that can be read", path.string()), kHint);
+  CADRE_CHECK(file, fmt::format("{}: not a file that can be read", path.string()), kHint);
   return bytes;
 }
 

@@ -4,6 +4,7 @@
 
 #include <gtest/gtest.h>
 #include <nlohmann/json.hpp>
+#include <sys/stat.h>
 
 #include <algorithm>
 #include <filesystem>
@@ -238,7 +239,13 @@ TEST(RunConfig, ModelConfigFileLiesBelowTheOtherKeys) {
   std::ofstream(model_path) << "{";
   expect_message(message_of([&] { parse(toml); }), {"config.json: not valid JSON"});
   expect_message(message_of([] { load_run_config("absent.toml", {}); }), {"absent.toml: cannot read"});
-  expect_message(message_of([&] { load_run_config(folder.string(), {}); }), {"cannot read this file"});
+  expect_message(message_of([&] { load_run_config(folder.string(), {}); }), {"cannot read this file: it is a folder"});
+  // Without a writer a FIFO would be waited for, for ever; a device has no end.
+  const std::string fifo = folder / "fifo";
+  ASSERT_EQ(::mkfifo(fifo.c_str(), 0600), 0);
+  expect_message(message_of([&] { load_run_config(fifo, {}); }), {"fifo: cannot read this file: it is a FIFO"});
+  expect_message(message_of([&] { parse("", {"model.config=" + fifo}); }), {"fifo: cannot read", "it is a FIFO"});
+  expect_message(message_of([] { load_run_config("/dev/zero", {}); }), {"/dev/zero: cannot read", "it is a device"});
   std::filesystem::remove_all(folder);
 }
 
