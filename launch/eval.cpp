@@ -59,6 +59,10 @@ void run_eval(const Options& options, const Job& job) {
     load_checkpoint(checkpoint, worker.store(), nullptr);
     const Evaluation evaluation = evaluate(worker, reader, config, options.batches);
     if (worker.world().rank() == 0) print_evaluation(evaluation, worker.model().config());
+    if (std::isfinite(evaluation.loss)) return;
+    throw Error(
+        ErrorKind::numerics, fmt::format("{}: the held-out loss is {}", checkpoint.string(), evaluation.loss),
+        "a weight that this text uses is not finite, or an activation overflows: evaluate an earlier checkpoint");
   });
 }
 

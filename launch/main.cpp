@@ -3,11 +3,14 @@
 #include <malloc.h>
 
 #include <csignal>
+#include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "launch/command_line.hpp"
 #include "launch/crash.hpp"
+#include "runtime/train/signals.hpp"
 
 namespace {
 
@@ -23,6 +26,9 @@ void keep_freed_pages() {
 int main(int argc, char** argv) {
   keep_freed_pages();
   std::signal(SIGPIPE, SIG_IGN);  // a reader of the output that goes away is an error of a write, see say()
+  // Before MPI starts, which takes a while: from here on a signal asks a training run to stop, and does not kill it.
+  std::optional<cadre::StopSignals> signals;
+  if (argc > 1 && std::string_view(argv[1]) == "train") signals.emplace();
   std::set_terminate(cadre::terminate_job);
   const cadre::Job job(&argc, &argv);
   cadre::report_crashes();

@@ -23,11 +23,11 @@
 #include "runtime/config/step_changes.hpp"
 #include "runtime/observe/process_memory.hpp"
 #include "runtime/train/devices.hpp"
+#include "runtime/train/host_memory.hpp"
 #include "runtime/train/memory_plan.hpp"
 #include "runtime/train/recovery.hpp"
 #include "runtime/train/resume.hpp"
 #include "runtime/train/run_folder.hpp"
-#include "runtime/train/signals.hpp"
 #include "runtime/train/stage_shapes.hpp"
 #include "runtime/train/trainer.hpp"
 
@@ -40,6 +40,7 @@ struct Options {
   int64_t ranks = 0;
   std::string metrics;
   bool print_config = false;
+  bool print_out = false;
 };
 
 constexpr double kMiB = 1024.0 * 1024.0;
@@ -53,12 +54,14 @@ class MemoryReport {
     const Topology topology = discover_topology(world);
     const MemoryPlan plan = largest_plan(config, topology, world.rank());
     planned_ = plan.total_bytes();
+    std::string limit;
     if (config.compute.device == "cpu") {
-      check_memory(plan, topology.ranks_on_host(topology.host_of_rank[world.rank()]));
+      limit = check_host_memory(world, topology, planned_ + unshared_bytes() / ranks_of_process_);
     } else {
       check_device_memory(topology, take_device_seats(world), world.rank(), planned_);
     }
-    if (world.rank() == 0) say(fmt::format("memory of a rank, planned:\n{}", plan.table()));
+    if (world.rank() != 0) return;
+    say(fmt::format("memory of a rank, planned:\n{}{}", plan.table(), limit.empty() ? "" : "  limit: " + limit + "\n"));
   }
 
   // Collective over `world`.
@@ -99,7 +102,9 @@ void show_report_if_possible(const std::string& run_dir) {
 
 // Collective over `world`.
 void clean_host(const Communicator& world) {
-  if (world.transport().name() != "mpi" || world.transport().host_leader() != world.rank()) return;
+  if (world.transport().name() != "mpi") return;
+  hold_segments();
+  if (world.transport().host_leader() != world.rank()) return;
   const std::vector<std::string> removed = remove_stale_segments();
   if (!removed.empty()) {
     say(fmt::format("note: removed {} segments of shared memory that a killed job left in /dev/shm\n", removed.size()));
@@ -214,6 +219,11 @@ void run_train(const Options& options, const Job& job) {
   std::vector<std::string> overrides = options.overrides;
   if (!options.metrics.empty()) overrides.push_back("log.metrics=" + options.metrics);
   RunConfig config = load_run_config(options.run_file, overrides);
+  if (options.print_out) {
+    if (job.rank() != 0) return;
+    fmt::print("{}\n", config.out);
+    return require_stdout();
+  }
   const int num_ranks = job.num_ranks(options.ranks);
   check(config, num_ranks);
   check_stage_shapes(config);
@@ -232,7 +242,6 @@ void run_train(const Options& options, const Job& job) {
   if (job.rank() == 0) say(model_config_notes(config.model_config_read));
   set_kernel_threads(static_cast<int>(config.compute.threads));
   set_default_deadline(config.exchange.deadline_s);
-  const StopSignals signals;
   if (config.recover == "survivors" && job.size() > 1) return train_with_survivors(config);
   job.on_ranks(options.ranks, [&](Communicator world) {
     const int ranks_of_process = job.size() == 1 ? world.size() : 1;
@@ -251,7 +260,8 @@ Command train_command() {
           .overrides = &options->overrides,
           .options = {ranks_option(options->ranks),
                       {"metrics", &options->metrics, any(), "csv: metrics.csv too; the same as log.metrics=csv"},
-                      {"print-config", &options->print_config, any(), "print the resolved configuration and stop"}},
+                      {"print-config", &options->print_config, any(), "print the resolved configuration and stop"},
+                      {"print-out", &options->print_out, any(), "print the folder of the run and stop, for scripts"}},
           .more_help = [] { return "Keys of the run file, also as key=value:\n" + run_config_help(); },
           .run = [options](const Job& job) { run_train(*options, job); },
           .output_is_result = false};

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <array>
 #include <bit>
+#include <filesystem>
 #include <fstream>
 #include <memory>
 #include <span>
@@ -59,6 +60,8 @@ Format check_header(const Header& header, int64_t file_bytes, const std::string&
 }  // namespace
 
 bool is_token_file(const std::string& path) {
+  std::error_code error;
+  if (!std::filesystem::is_regular_file(path, error)) return false;  // a FIFO would wait for a writer
   int32_t magic = 0;
   std::ifstream file(path, std::ios::binary);
   return file.read(reinterpret_cast<char*>(&magic), sizeof(magic)) && find_format(magic);

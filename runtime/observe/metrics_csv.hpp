@@ -23,7 +23,7 @@ class MetricsCsv {
   // A step, or an evaluation. The first one names the columns, and is a step.
   void add(const nlohmann::ordered_json& line);
 
-  const StepFile& file() const { return file_; }
+  StepFile& file() { return file_; }
 
  private:
   StepFile file_;

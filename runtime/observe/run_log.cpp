@@ -5,6 +5,7 @@
 #include <nlohmann/json.hpp>
 
 #include <algorithm>
+#include <cmath>
 #include <cstdio>
 #include <numeric>
 
@@ -162,6 +163,11 @@ void RunLog::step(const StepRecord& record) {
 void RunLog::evaluation(int64_t step, double validation_loss) {
   append(Json{{"step", step}, {"validation_loss", validation_loss}});
   note(fmt::format("step {} | validation loss {:.4f}", step, validation_loss));
+  if (std::isfinite(validation_loss)) return;
+  note(fmt::format(
+      "warning: the validation loss of step {} is not finite although training goes on: a weight that only held-out "
+      "text uses, such as the embedding of a token, is not finite either, or the text makes an activation overflow",
+      step));
 }
 
 void RunLog::note(const std::string& line) {
@@ -182,10 +188,14 @@ void RunLog::tell_damage(const StepFile& file) {
 }
 
 // Once, and once more when it is over.
-void RunLog::tell_trouble(const StepFile& file, std::string& told) {
+void RunLog::tell_trouble(StepFile& file, std::string& told) {
+  const std::string path = file.path().string();
+  if (file.take_replaced()) {
+    note(fmt::format(
+        "warning: {} was removed or replaced while the run goes on; from here on its lines stand in a new one", path));
+  }
   if (file.trouble() == told) return;
   told = file.trouble();
-  const std::string path = file.path().string();
   note(told.empty()
            ? fmt::format("note: {} has all its lines again", path)
            : fmt::format("warning: cannot write {}: {}; its lines wait in memory, the run goes on", path, told));

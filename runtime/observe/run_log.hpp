@@ -54,14 +54,14 @@ class RunLog {
   // A JSON line for every step; a line of text for the first, the last and each `log_every`th. Says so when the file
   // cannot be written, where lines wait until it can, and, once in a while, when balance is bad.
   void step(const StepRecord& record);
-  void evaluation(int64_t step, double validation_loss);
-  void note(const std::string& line);  // any other line
-  void summary();                      // at the end of the run: what the balance alarm has to say, if anything
+  void evaluation(int64_t step, double validation_loss);  // warns when the loss is not finite
+  void note(const std::string& line);                     // any other line
+  void summary();  // at the end of the run: what the balance alarm has to say, if anything
 
  private:
   void append(const nlohmann::ordered_json& line);
   void tell_damage(const StepFile& file);
-  void tell_trouble(const StepFile& file, std::string& told);
+  void tell_trouble(StepFile& file, std::string& told);
 
   StepFile metrics_;
   std::optional<MetricsCsv> table_;

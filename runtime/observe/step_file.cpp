@@ -3,6 +3,7 @@
 
 #include <fcntl.h>
 #include <fmt/format.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -11,6 +12,7 @@
 #include <utility>
 
 #include "comm/base/check.hpp"
+#include "comm/base/regular_file.hpp"
 
 namespace cadre {
 namespace {
@@ -50,6 +52,7 @@ uintmax_t bytes_up_to(int64_t last_step, const fs::path& path, const StepFile::S
 void cut_back(const fs::path& path, int64_t last_step, const StepFile::StepOf& step_of, std::vector<int64_t>& damaged) {
   std::error_code error;
   if (!fs::exists(path, error)) return;
+  expect_regular_file(path, "move it away; the run goes on without it");
   fs::resize_file(path, bytes_up_to(last_step, path, step_of, damaged), error);
   CADRE_CHECK(!error, fmt::format("cannot shorten {}: {}", path.string(), error.message()),
               "check that you may write to it");
@@ -60,7 +63,8 @@ void cut_back(const fs::path& path, int64_t last_step, const StepFile::StepOf& s
 StepFile::StepFile(fs::path path, int64_t resumed_step, const StepOf& step_of) : path_(std::move(path)) {
   if (resumed_step > 0) cut_back(path_, resumed_step, step_of, damaged_lines_);
   const int fresh = resumed_step > 0 ? 0 : O_TRUNC;
-  descriptor_ = ::open(path_.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | fresh, 0666);
+  // O_NONBLOCK: a FIFO that nothing reads is refused; a file does not care.
+  descriptor_ = ::open(path_.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | O_NONBLOCK | fresh, 0666);
   if (descriptor_ < 0) {
     throw Error(ErrorKind::environment, fmt::format("cannot open {}: {}", path_.string(), std::strerror(errno)),
                 "check that the folder exists and that you may write to it");
@@ -69,9 +73,32 @@ StepFile::StepFile(fs::path path, int64_t resumed_step, const StepOf& step_of) :
 
 StepFile::~StepFile() { ::close(descriptor_); }
 
+// False when lines would go into a file that has no name any more, or another one. When it cannot be seen, true.
+bool StepFile::is_in_place() const {
+  struct stat named {};
+  struct stat open {};
+  if (::stat(path_.c_str(), &named) != 0) return errno != ENOENT && errno != ENOTDIR;
+  return ::fstat(descriptor_, &open) != 0 || (named.st_dev == open.st_dev && named.st_ino == open.st_ino);
+}
+
+void StepFile::reopen() {
+  const int fresh = ::open(path_.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | O_NONBLOCK, 0666);
+  if (fresh >= 0) {
+    ::close(std::exchange(descriptor_, fresh));
+    replaced_ = true;
+  } else if (errno == ENOENT || errno == ENOTDIR) {
+    throw Error(ErrorKind::environment,
+                fmt::format("the folder {} was removed or renamed while the run goes on", path_.parent_path().string()),
+                "bring it back and start the run again: it goes on from the last checkpoint there");
+  } else {
+    trouble_ = std::strerror(errno);
+  }
+}
+
 void StepFile::append(const std::string& line) {
   waiting_ += line + '\n';
   trouble_.clear();
+  if (!is_in_place()) reopen();
   while (!waiting_.empty() && trouble_.empty()) {
     const ssize_t written = ::write(descriptor_, waiting_.data(), waiting_.size());
     if (written >= 0) waiting_.erase(0, static_cast<size_t>(written));

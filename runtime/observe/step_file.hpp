@@ -7,6 +7,7 @@
 #include <functional>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace cadre {
@@ -24,8 +25,12 @@ class StepFile {
   StepFile& operator=(const StepFile&) = delete;
 
   // The line reaches the file at once. While nothing can be written, as on a full disk, lines wait in memory for the next
-  // append; throws ErrorKind::environment when they are more than 64 MiB.
+  // append; throws ErrorKind::environment when they are more than 64 MiB. A file that was removed or replaced meanwhile is
+  // made anew; where its folder is gone too, throws ErrorKind::environment.
   void append(const std::string& line);
+
+  // Whether append() had to make the file anew since the last call.
+  bool take_replaced() { return std::exchange(replaced_, false); }
 
   // Why lines are waiting; empty when all are in the file.
   const std::string& trouble() const { return trouble_; }
@@ -34,8 +39,12 @@ class StepFile {
   const std::vector<int64_t>& damaged_lines() const { return damaged_lines_; }
 
  private:
+  bool is_in_place() const;
+  void reopen();
+
   std::filesystem::path path_;
   std::vector<int64_t> damaged_lines_;
+  bool replaced_ = false;
   int descriptor_ = -1;
   std::string waiting_;
   std::string trouble_;

@@ -12,7 +12,8 @@
 
 namespace cadre {
 
-// While one lives, these signals set the flag instead of ending the process. One a process; not for threads to share.
+// While one lives, these signals set the flag instead of ending the process. One a process; not for threads to share. `cadre
+// train` makes it before anything else, so that a run that gets a signal while it starts saves after its first step and stops.
 class StopSignals {
  public:
   StopSignals();

@@ -10,7 +10,9 @@
 #include <utility>
 
 #include "comm/base/check.hpp"
+#include "runtime/checkpoint/agreement.hpp"
 #include "runtime/observe/trace_file.hpp"
+#include "runtime/train/saver.hpp"
 
 namespace cadre {
 namespace {
@@ -72,29 +74,50 @@ bool StepTracer::traces(int64_t step) const {
   return config_.first_step > 0 && step >= config_.first_step && step <= last_step_;
 }
 
-void StepTracer::begin() {
-  if (!has_begun_) begin_first();
-  has_begun_ = true;
+void StepTracer::begin(int64_t step) {
+  if (begun_at_ == 0) begin_first(step);
   recorder_.keep(true);
 }
 
-// A run that was resumed inside the window begins there. Traces of an earlier run must not be taken for this one's.
-void StepTracer::begin_first() {
+// Traces of an earlier run must not be taken for this one's.
+void StepTracer::begin_first(int64_t step) {
+  begun_at_ = step;
   if (worker_.world().rank() == 0) {
     std::error_code ignored;  // what cannot be removed is overwritten, or refused by the report
-    std::filesystem::remove_all(run_dir_ / "trace", ignored);
+    const std::filesystem::path folder = run_dir_ / "trace";
+    if (step > config_.first_step) {
+      const std::filesystem::path kept = run_dir_ / fmt::format("trace.before_step_{}", step);
+      std::filesystem::remove_all(kept, ignored);
+      std::filesystem::rename(folder, kept, ignored);
+    }
+    std::filesystem::remove_all(folder, ignored);
   }
   offsets_.begin = measure_clock_offset(worker_.world(), worker_.deadline_seconds());
 }
 
-void StepTracer::end(int64_t step) {
+std::string StepTracer::end(int64_t step) {
   recorder_.keep(false);
-  if (step != last_step_) return;
+  return step == last_step_ ? write_all(step) : "";
+}
+
+std::string StepTracer::stop(int64_t step) { return begun_at_ == 0 || is_over_ ? "" : write_all(step); }
+
+// A disk that is full must not end a run for want of its trace. Half of the traces would be of no use.
+std::string StepTracer::write_all(int64_t step) {
+  is_over_ = true;
   offsets_.end = measure_clock_offset(worker_.world(), worker_.deadline_seconds());
-  write();
-  Request all_have_written = worker_.world().barrier();
-  worker_.await(all_have_written);
-  is_written_ = true;
+  const auto failure = attempt_together(worker_.world(), std::max(worker_.deadline_seconds(), kFileDeadlineSeconds),
+                                        "traces", [this] { write(); });
+  if (failure && failure->kind == ErrorKind::internal) throw failure->error("writing the traces");
+  is_written_ = !failure;
+  const std::string steps = fmt::format("steps {} to {}", begun_at_, step);
+  if (is_written_) return fmt::format("traces of {}, {}, in {}/trace", config_.ranks, steps, run_dir_.string());
+  if (worker_.world().rank() == 0) {
+    std::error_code ignored;  // the warning says what is missing
+    std::filesystem::remove_all(run_dir_ / "trace", ignored);
+  }
+  return fmt::format("warning: the traces of {} were not written: rank {}: {}; the run goes on", steps, failure->rank,
+                     failure->text);
 }
 
 void StepTracer::write() const {

@@ -17,22 +17,27 @@ namespace cadre {
 
 class StepTracer {
  public:
-  // `run_dir` receives the files. What traces lie there of earlier runs goes when the first step is traced.
+  // The folder of the run receives the files. What traces lie there of earlier runs goes when the first step is traced; a
+  // run that was resumed inside the window keeps those of the steps before under another name.
   StepTracer(const RunConfig& config, const Program& program, const Worker& worker, std::string config_hash);
 
   // Totals are counted always, events are kept in the steps that are traced.
   TraceRecorder& recorder() { return recorder_; }
   bool traces(int64_t step) const;
 
-  // Collective over the world, around each step that is traced. After the last one the traces are written.
-  void begin();
-  void end(int64_t step);
+  // Collective over the world, around each step that is traced. After the last one the traces are written; end() then
+  // returns a line that says so, or why they are not: that ends no run. Else it returns an empty line.
+  void begin(int64_t step);
+  std::string end(int64_t step);
+  // Collective. The run stops after `step`: writes what the window has up to here, if that is under way. A line as above.
+  std::string stop(int64_t step);
 
   // Whether traces have been written.
   bool is_written() const { return is_written_; }
 
  private:
-  void begin_first();
+  void begin_first(int64_t step);
+  std::string write_all(int64_t step);
   void write() const;
 
   const Worker& worker_;
@@ -43,7 +48,8 @@ class StepTracer {
   TracedRun run_;
   TraceRecorder recorder_;
   ClockOffsets offsets_;
-  bool has_begun_ = false;
+  int64_t begun_at_ = 0;  // the first step that was traced; 0: none yet
+  bool is_over_ = false;
   bool is_written_ = false;
 };
 

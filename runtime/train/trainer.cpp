@@ -133,17 +133,25 @@ RunEnd Trainer::run() {
   }
   saver_.require_saved();
   if (log_) log_->summary();
-  if (progress_.step < train.steps) return RunEnd::other_config;
+  if (progress_.step < train.steps) {
+    note(tracer_.stop(progress_.step));
+    return RunEnd::other_config;
+  }
   if (log_) write_text_file(fs::path(config_.out) / "FINISHED", fmt::format("{}\n", progress_.step));
   return RunEnd::finished;
 }
 
 void Trainer::evaluate_and_log() {
-  const double loss = evaluate();
-  if (log_ && std::isfinite(loss)) log_->evaluation(progress_.step, loss);
+  const std::optional<double> loss = held_out_loss();
+  if (log_ && loss) log_->evaluation(progress_.step, *loss);
+}
+
+void Trainer::note(const std::string& line) {
+  if (log_ && !line.empty()) log_->note(line);
 }
 
 void Trainer::stop() {
+  note(tracer_.stop(progress_.step));
   if (saved_step_ != progress_.step) save();
   saver_.require_saved();
   if (log_)
@@ -216,16 +224,14 @@ StepRecord Trainer::step() {
   const StepWork work = work_of_step();
   worker_.lane().position = {.step = work.step};
   if (!tracer_.traces(work.step)) return step(work);
-  tracer_.begin();
+  tracer_.begin(work.step);
   std::optional<Outcome> serial;
   if (config_.trace.compare) serial = pass_without_overlap(work);
   begin_together();
   StepRecord record = step(work);
   // Gradients stay until the next step.
   if (serial && skipped_in_a_row_ == 0) check_same(*serial, outcome_of(loss_sum_));
-  tracer_.end(work.step);
-  if (log_ && tracer_.is_written())
-    log_->note(fmt::format("traces of {} in {}/trace", config_.trace.ranks, config_.out));
+  note(tracer_.end(work.step));
   return record;
 }
 
@@ -322,13 +328,16 @@ void Trainer::skip(const StepWork& work, const StepRecord& record) {
                           latest ? "; the same command goes on from " + latest->path.string() : ""));
 }
 
-double Trainer::evaluate() {
+double Trainer::evaluate() { return held_out_loss().value_or(std::nan("")); }
+
+std::optional<double> Trainer::held_out_loss() {
   const int64_t sequence_length = config_.data.sequence_length;
-  if (dataset_.validation.num_tokens() <= sequence_length) return std::nan("");
+  if (dataset_.validation.num_tokens() <= sequence_length) return std::nullopt;
   const BatchReader reader(dataset_.validation, sequence_length, config_.train.batch,
                            static_cast<uint64_t>(config_.seed));
   const Evaluation evaluation = cadre::evaluate(worker_, reader, config_, config_.train.eval_batches);
   stop_requested_ |= evaluation.stop_requested;
+  if (evaluation.num_tokens == 0) return std::nullopt;  // given up for a signal
   return evaluation.loss;
 }
 

@@ -72,7 +72,9 @@ class Trainer {
   bool resume_from_copies();
   void tell_plan();
   void evaluate_and_log();
+  std::optional<double> held_out_loss();  // nothing without enough data, or when a signal came before its end
   void stop();
+  void note(const std::string& line);  // said by rank 0, unless it is empty
   void check_agreement();
   void begin_stage();
   StepRecord step(StepWork work);

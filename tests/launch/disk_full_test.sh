@@ -57,6 +57,18 @@ stop() {
 
 saved_steps() { find "$run/checkpoints" -maxdepth 1 -name 'step_*' -printf '%f\n' | sort | xargs; }
 
+# Traces for which there is no room are said to be missing; the run goes on and saves.
+start trace.first_step=100 trace.steps=20 trace.compare=false
+wait_for 1 "saved $run/checkpoints/step_"
+fill
+wait_for 1 "warning: the traces of steps 100 to 119 were not written: rank "
+rm "$run/filler"
+[[ ! -e "$run/trace" ]] || fail "half of the traces: $(find "$run/trace")"
+stop
+succeeded "a run without room for its traces"
+says "stopped by a signal after step"
+rm -r "${run:?}"/*
+
 for async in false true; do
   start checkpoint.async="$async"
   wait_for 2 "saved $run/checkpoints/step_"

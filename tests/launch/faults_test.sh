@@ -68,8 +68,8 @@ for file in config.json cadre.json run.toml model-00001-of-00002.safetensors; do
   refused 2 "$checkpoint/$file" "it is a FIFO"
 done
 
-# A folder that is removed under a run. The run ends, and does not bring back an empty one.
-background train "$run" "out=$folder/gone" train.steps=1000000 log.every=1000000 checkpoint.every=5
+# A folder that is removed under a run ends it.
+background train "$run" "out=$folder/gone" train.steps=1000000 log.every=1000000 checkpoint.every=100
 for ((i = 0; i < 600; ++i)); do
   if [[ -e "$folder/gone/checkpoints/latest" ]]; then break; fi
   sleep 0.1

@@ -5,7 +5,9 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <nlohmann/json.hpp>
+#include <sys/stat.h>
 
+#include <cmath>
 #include <fstream>
 #include <limits>
 #include <sstream>
@@ -29,6 +31,7 @@ using test::write_file;
 using testing::AllOf;
 using testing::ElementsAre;
 using testing::HasSubstr;
+using testing::Not;
 using testing::StartsWith;
 using Json = nlohmann::ordered_json;
 
@@ -172,6 +175,21 @@ TEST_F(RunLogTest, WritesEveryStepAndPrintsSome) {
   EXPECT_THAT(starts, ElementsAre("step 1/6", "step 4/6", "step 6/6", "step 6 |", "saved"));
 }
 
+// JSON has no NaN: the line stays one that others read.
+TEST_F(RunLogTest, ALossThatIsNotFiniteIsLoggedAndWarnedOf) {
+  const std::string printed = printed_by([&] {
+    RunLog log(out_.path(), 0, 100);
+    log.evaluation(4, 1.25);
+    log.evaluation(6, std::nan(""));
+    log.evaluation(8, HUGE_VAL);
+  });
+  EXPECT_EQ(json_lines(file_).at(1).dump(), R"({"step":6,"validation_loss":null})");
+  EXPECT_EQ(json_lines(file_).at(2).dump(), R"({"step":8,"validation_loss":null})");
+  EXPECT_THAT(printed, AllOf(HasSubstr("step 6 | validation loss nan\n"), HasSubstr("step 8 | validation loss inf\n")));
+  EXPECT_THAT(printed, AllOf(HasSubstr("warning: the validation loss of step 6 is not finite"),
+                             HasSubstr("warning: the validation loss of step 8"), Not(HasSubstr("loss of step 4"))));
+}
+
 TEST_F(RunLogTest, AFreshRunStartsEmpty) {
   run(1, 5);
   run(1, 2);
@@ -231,7 +249,7 @@ TEST_F(RunLogTest, SaysWhyTheFileCannotBeOpened) {
               AllOf(HasSubstr("nowhere/metrics.jsonl"), HasSubstr("No such file")));
   std::filesystem::create_directory(file_);
   EXPECT_THAT(error_of([&] { RunLog(out_.path(), 0, 1); }), HasSubstr("Is a directory"));
-  EXPECT_THAT(error_of([&] { RunLog(out_.path(), 5, 1); }), HasSubstr("Is a directory"));
+  EXPECT_THAT(error_of([&] { RunLog(out_.path(), 5, 1); }), HasSubstr("it is a folder"));
 }
 
 TEST_F(RunLogTest, OnAFullDiskLinesWait) {
@@ -251,6 +269,33 @@ TEST_F(RunLogTest, OnAFullDiskLinesWait) {
   EXPECT_THAT(printed, AllOf(HasSubstr("warning: cannot write"), HasSubstr("metrics.jsonl: File too large"),
                              HasSubstr("has all its lines again")));
   EXPECT_EQ(printed.find("warning: cannot"), printed.rfind("warning: cannot")) << "once is enough";
+}
+
+TEST_F(RunLogTest, AFileThatIsRemovedIsMadeAnewAndAFolderThatIsRemovedEndsTheRun) {
+  const std::string printed = printed_by([&] {
+    RunLog log(out_.path(), 0, 1);
+    log.step(example_step(1));
+    std::filesystem::remove(file_);
+    log.step(example_step(2));
+    log.step(example_step(3));
+    EXPECT_THAT(steps_of(file_), ElementsAre(2, 3));
+    write_file(out_ / "other", "");
+    std::filesystem::rename(out_ / "other", file_);
+    log.step(example_step(4));
+    EXPECT_THAT(steps_of(file_), ElementsAre(4));
+    std::filesystem::remove_all(out_.path());
+    EXPECT_THAT(error_of([&] { log.step(example_step(5)); }),
+                AllOf(HasSubstr("the folder " + out_.path().string() + " was removed or renamed"), HasSubstr("hint")));
+  });
+  const std::string warning = "metrics.jsonl was removed or replaced while the run goes on";
+  EXPECT_NE(printed.find(warning), printed.rfind(warning)) << "twice";
+}
+
+// Opening it would wait for a reader.
+TEST_F(RunLogTest, AFifoIsRefused) {
+  ASSERT_EQ(::mkfifo(file_.c_str(), 0600), 0);
+  EXPECT_THAT(error_of([&] { StepFile(file_, 0, {}); }), HasSubstr("cannot open"));
+  EXPECT_THAT(error_of([&] { StepFile(file_, 3, {}); }), HasSubstr("it is a FIFO"));
 }
 
 TEST_F(RunLogTest, LinesDoNotWaitForEver) {

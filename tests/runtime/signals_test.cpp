@@ -9,9 +9,11 @@
 #include <csignal>
 #include <fstream>
 #include <optional>
+#include <set>
 #include <utility>
 
 #include "comm/transport/wait.hpp"
+#include "runtime/observe/trace_file.hpp"
 #include "runtime/train/trainer.hpp"
 #include "tests/support/files.hpp"
 #include "tests/support/ranks.hpp"
@@ -127,6 +129,34 @@ TEST(StopSignals, a_run_that_is_stopped_after_its_last_step_is_evaluated_by_the_
         EXPECT_TRUE(is_finished(config));
         ASSERT_EQ(logged(config).size(), 2U);
         EXPECT_EQ(logged(config).back().first, "validation_loss 1");
+      },
+      {2});
+}
+
+// What was recorded until then is not lost; what a run that goes on from there records does not replace it.
+TEST(StopSignals, the_steps_traced_so_far_are_written) {
+  test::on_ranks(
+      [](Communicator& world) {
+        const RunFolder folder(world);
+        RunConfig config = run_of_six_steps(folder);
+        config.trace.first_step = 1;
+        config.trace.steps = 4;
+        config.trace.compare = false;
+        EXPECT_EQ(run_until_signal(world, config), 1);
+        const auto traced_steps = [&](const fs::path& path) {
+          std::set<int64_t> steps;
+          for (const TracedEvent& event : read_trace(path).events) {
+            if (event.kind == TraceKind::step) steps.insert(event.step);
+          }
+          return steps;
+        };
+        const std::string mine = fmt::format("rank{:05}.json", world.rank());
+        EXPECT_EQ(traced_steps(fs::path(config.out) / "trace" / mine), (std::set<int64_t>{1}));
+        meet(world);
+        Trainer(world.duplicate("resumed"), config).run();
+        meet(world);
+        EXPECT_EQ(traced_steps(fs::path(config.out) / "trace" / mine), (std::set<int64_t>{2, 3, 4}));
+        EXPECT_EQ(traced_steps(fs::path(config.out) / "trace.before_step_2" / mine), (std::set<int64_t>{1}));
       },
       {2});
 }
