@@ -19,6 +19,7 @@
 #include "comm/base/stack_trace.hpp"
 #include "comm/transport/blocking_call.hpp"
 #include "comm/transport/local.hpp"
+#include "comm/transport/start_liveness.hpp"
 
 namespace cadre {
 namespace {
@@ -73,9 +74,9 @@ void leave_code(int code) {
 // Every process of it, also where the launcher lets the others go on.
 [[noreturn]] void end_job(int code) {
   leave_code(code);
-  if (RollCall* const roll = roll_call()) {
-    if (mpi_survives_lost_ranks()) roll->end_job(code);
-    roll->leave(/*job_ends=*/true);
+  if (Liveness* const processes = liveness()) {
+    if (mpi_survives_lost_ranks()) processes->end_job(code);
+    processes->leave(/*job_ends=*/true);
   }
   abort_mpi_job(code);
 }
@@ -91,7 +92,7 @@ Field ranks_option(int64_t& thread_ranks) {
 }
 
 Job::Job(int* argc, char*** argv)
-    : session_(argc, argv), failures_(make_mpi_world()), roll_call_(std::make_unique<RollCall>(*failures_)) {}
+    : session_(argc, argv), failures_(make_mpi_world()), liveness_(start_liveness(*failures_)) {}
 
 void Job::check_launcher() const {
   const Launched launched = launched_as();
@@ -125,7 +126,7 @@ bool Job::lower_rank_failed() const {
     told.push_back(failures_->send(std::span(&news, 1), peer, kFailureTag));
   }
   std::vector<std::byte> lower(static_cast<size_t>(rank()));
-  const std::vector<int> lost = roll_call_->lost();
+  const std::vector<int> lost = liveness_->lost();
   for (int peer = 0; peer < rank(); ++peer) {
     if (std::ranges::binary_search(lost, peer)) continue;
     heard.push_back(failures_->receive(std::span(lower).subspan(static_cast<size_t>(peer), 1), peer, kFailureTag));

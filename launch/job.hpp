@@ -13,8 +13,8 @@
 #include "comm/base/check.hpp"
 #include "comm/base/fields.hpp"
 #include "comm/group/communicator.hpp"
+#include "comm/liveness/liveness.hpp"
 #include "comm/transport/mpi.hpp"
-#include "comm/transport/roll_call.hpp"
 
 namespace cadre {
 
@@ -46,7 +46,7 @@ class Job {
 
   MpiSession session_;
   std::unique_ptr<Transport> failures_;  // carries nothing but news of failure
-  std::unique_ptr<RollCall> roll_call_;
+  std::unique_ptr<Liveness> liveness_;
 };
 
 // "rank 2 on n0: " of a process that a launcher started; else empty. Needs no MPI.

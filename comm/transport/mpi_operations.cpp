@@ -9,8 +9,8 @@
 
 #include "comm/base/check.hpp"
 #include "comm/base/stack_trace.hpp"
+#include "comm/liveness/liveness.hpp"
 #include "comm/transport/mpi.hpp"
-#include "comm/transport/roll_call.hpp"
 
 namespace cadre {
 namespace {
@@ -31,10 +31,10 @@ void stage_small_operations() { stages.store(true); }
 Belonging::Belonging() : exceptions_(std::uncaught_exceptions()), generation_(generation.load()) {}
 
 bool Belonging::all_is_well() const {
-  const RollCall* roll = roll_call();
+  const Liveness* processes = liveness();
   int over = 0;
   return std::uncaught_exceptions() == exceptions_ && generation_ == generation.load() &&
-         (roll == nullptr || !roll->news()) && MPI_Finalized(&over) == MPI_SUCCESS && over == 0;
+         (processes == nullptr || !processes->news()) && MPI_Finalized(&over) == MPI_SUCCESS && over == 0;
 }
 
 void check_mpi(int code, const char* call, std::source_location where) {

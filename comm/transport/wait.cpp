@@ -6,7 +6,7 @@
 
 #include "comm/base/buffer.hpp"
 #include "comm/base/check.hpp"
-#include "comm/transport/roll_call.hpp"
+#include "comm/liveness/liveness.hpp"
 
 namespace cadre {
 namespace {
@@ -15,8 +15,8 @@ std::atomic<double> default_seconds = kDefaultDeadlineSeconds;
 
 // Who holds this process up, as far as the others say.
 std::string late_ones() {
-  RollCall* const roll = roll_call();
-  const std::string late = roll == nullptr ? "" : roll->describe_late();
+  Liveness* const processes = liveness();
+  const std::string late = processes == nullptr ? "" : processes->describe_late();
   return late.empty() ? "" : "; " + late;
 }
 
@@ -27,11 +27,11 @@ void set_default_deadline(double seconds) { default_seconds.store(seconds); }
 
 void Deadline::check(const Position& position, const std::function<std::string()>& what,
                      const std::function<std::string()>& missing) const {
-  if (const RollCall* roll = roll_call(); roll != nullptr && roll->news()) [[unlikely]] {
+  if (const Liveness* processes = liveness(); processes != nullptr && processes->news()) [[unlikely]] {
     keep_all_buffers();  // whatever is under way will be given up
     throw Error(
         ErrorKind::lost_rank,
-        fmt::format("{}: {} died while this rank was in {}", position.describe(), roll->describe_lost(), what()),
+        fmt::format("{}: {} died while this rank was in {}", position.describe(), processes->describe_lost(), what()),
         "its own last lines, or the kernel's log (out of memory?), say why; the last checkpoint stands");
   }
   if (Clock::now() < end_) [[likely]]
@@ -44,9 +44,9 @@ void Deadline::check(const Position& position, const std::function<std::string()
 
 void wait(Request& request, double deadline_seconds, const Position& position) {
   if (request.test()) return;
-  const bool is_told = position.step >= 0 || position.layer >= 0 || *position.phase != '\0';
-  // With a roll call the process is one rank, so that where it was last is where this rank is.
-  const Position at = is_told || roll_call() == nullptr ? position : whereabouts().at;
+  const bool is_given = position.step >= 0 || position.layer >= 0 || *position.phase != '\0';
+  // With liveness the process is one rank, so that where it was last is where this rank is.
+  const Position at = is_given || liveness() == nullptr ? position : whereabouts().at;
   const TraceActivity activity(TraceKind::wait, at);
   const Deadline deadline(deadline_seconds);
   while (!request.test()) {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// A wait in Cadre is: poll, deadline, and a message that says who waits for whom. Where the process has a roll call, a wait
-// also ends when a rank has died, and the message says who is late.
+// A wait in Cadre is: poll, deadline, and a message that says who waits for whom. Where the process has a
+// liveness, a wait also ends when a rank has died, and the message says who is late.
 #pragma once
 
 #include <chrono>

@@ -13,27 +13,26 @@
 #include <thread>
 #include <utility>
 
-#include "comm/base/buffer.hpp"
 #include "comm/base/check.hpp"
+#include "comm/liveness/liveness.hpp"
 #include "comm/transport/mpi.hpp"
-#include "comm/transport/roll_call.hpp"
 
 namespace cadre {
 namespace {
 
 using Clock = std::chrono::steady_clock;
 
-// An operation that fails because a peer is gone may do so before the roll call knows.
+// An operation that fails because a peer is gone may do so before liveness knows.
 constexpr std::chrono::seconds kNewsTime{2};
 constexpr std::chrono::milliseconds kLook{200};
 
 // Whether the error is what a death looks like from here.
-bool comes_from_death(const RollCall& roll, const Error& error) {
+bool comes_from_death(const Liveness& processes, const Error& error) {
   if (error.kind() == ErrorKind::lost_rank) return true;
   if (error.kind() == ErrorKind::input || error.kind() == ErrorKind::numerics) return false;
   const auto end = Clock::now() + kNewsTime;
-  while (!roll.news() && Clock::now() < end) std::this_thread::sleep_for(std::chrono::milliseconds(10));
-  return roll.news();
+  while (!processes.news() && Clock::now() < end) std::this_thread::sleep_for(std::chrono::milliseconds(10));
+  return processes.news();
 }
 
 Error to_restart(const Error& error) {
@@ -46,8 +45,8 @@ Error to_restart(const Error& error) {
 // Ends the job when a rank does not come back to its senses after a death: MPI may hold it in a call forever.
 class Watchdog {
  public:
-  Watchdog(RollCall& roll, double seconds)
-      : roll_(roll), limit_(seconds), thread_([this](const std::stop_token& stop) { watch(stop); }) {}
+  Watchdog(Liveness& processes, double seconds)
+      : processes_(processes), limit_(seconds), thread_([this](const std::stop_token& stop) { watch(stop); }) {}
 
   void recovery_begins() { recovers_.store(true); }
   void recovery_ends() { recovers_.store(false); }
@@ -57,7 +56,7 @@ class Watchdog {
     std::optional<Clock::time_point> since;
     while (!stop.stop_requested()) {
       std::this_thread::sleep_for(kLook);
-      if (!roll_.news() && !recovers_.load()) {
+      if (!processes_.news() && !recovers_.load()) {
         since.reset();
         continue;
       }
@@ -65,13 +64,13 @@ class Watchdog {
       if (Clock::now() - *since < limit_) continue;
       const Error error =
           to_restart({ErrorKind::timeout, fmt::format("this one has not come back for {:.0f} s after {} died",
-                                                      limit_.count(), roll_.describe_lost())});
+                                                      limit_.count(), processes_.describe_lost())});
       static_cast<void>(std::fputs(fmt::format("cadre: error: {}\n", error.what()).c_str(), stderr));
-      roll_.end_job(exit_code(error.kind()));
+      processes_.end_job(exit_code(error.kind()));
     }
   }
 
-  RollCall& roll_;
+  Liveness& processes_;
   std::chrono::duration<double> limit_;
   std::atomic<bool> recovers_ = false;
   std::jthread thread_;
@@ -84,40 +83,38 @@ double Recovery::stands() {
 
 void check_recovery(const RunConfig& config, int num_ranks) {
   if (config.recover != "survivors" || num_ranks == 1) return;
-  const RollCall* const roll = roll_call();
+  const Liveness* const processes = liveness();
   if (!mpi_survives_lost_ranks()) {
     throw Error(ErrorKind::environment,
                 "recover = survivors, but the launcher ends the job when one of its processes dies",
                 "start it with Open MPI's mpirun --enable-recovery, or set recover=none");
   }
-  if (!roll->why_not().empty()) {
-    throw Error(ErrorKind::environment, fmt::format("recover = survivors, but {}", roll->why_not()),
+  if (!processes->failure().empty()) {
+    throw Error(ErrorKind::environment, fmt::format("recover = survivors, but {}", processes->failure()),
                 "open TCP between the hosts of the job, or set recover=none");
   }
 }
 
 void run_on_survivors(const std::function<void(Communicator, Recovery&)>& body) {
-  RollCall& roll = *roll_call();
-  stage_small_operations();
+  Liveness& processes = *liveness();
   std::unique_ptr<Transport> world = make_mpi_world();
-  Watchdog watchdog(roll, 2.0 * default_deadline_seconds());
+  Watchdog watchdog(processes, 2.0 * default_deadline_seconds());
   Recovery recovery(watchdog);
   for (;;) {
     recovery.noticed_ = Clock::now();
     try {
-      if (world == nullptr) world = make_mpi_survivors(roll.agree_on_survivors(default_deadline_seconds()));
+      if (world == nullptr) world = make_mpi_survivors(processes.agree_on_survivors(default_deadline_seconds()));
       return body(Communicator(std::move(world), "world"), recovery);
     } catch (const Error& error) {
-      if (!comes_from_death(roll, error)) {
+      if (!comes_from_death(processes, error)) {
         if (recovery.num_lost() == 0) throw;
         throw Error(to_restart(error));
       }
       recovery.story_ = error.text();
     }
     watchdog.recovery_begins();
-    stop_keeping_buffers();
     world = nullptr;
-    recovery.num_lost_ = static_cast<int>(roll.lost().size());
+    recovery.num_lost_ = static_cast<int>(processes.lost().size());
   }
 }
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // A run that outlives some of its ranks, where the launcher lets it (mpirun --enable-recovery). The ranks that are left agree
-// over the roll call on who that is, leave what was under way where it is, make a world of their own, and do again what
+// by liveness on who that is, leave what was under way where it is, make a world of their own, and do again what
 // the run does at its start: experts are spread over fewer ranks, and all go on from the last checkpoint.
 #pragma once
 

@@ -1,13 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-// The roll call among the processes of a job. Deaths are in tests/launch/recover_test.sh.
-#include "comm/transport/roll_call.hpp"
-
+// Liveness among the processes of a job. Deaths are in tests/launch/recover_test.sh.
 #include <gtest/gtest.h>
 
 #include <optional>
 #include <thread>
 
 #include "comm/base/check.hpp"
+#include "comm/transport/start_liveness.hpp"
 #include "comm/transport/wait.hpp"
 #include "tests/support/ranks.hpp"
 
@@ -19,16 +18,16 @@ void meet(const Communicator& world) {
   wait(together);
 }
 
-TEST(RollCall, says_where_the_others_are) {
+TEST(Liveness, says_where_the_others_are) {
   if (!test::runs_under_mpi()) return;  // one a process
   test::on_ranks([](Communicator& world) {
-    RollCall roll(world.transport());
-    ASSERT_EQ(roll.why_not(), "");
-    EXPECT_EQ(roll_call(), &roll);
+    const auto processes = start_liveness(world.transport());
+    ASSERT_EQ(processes->failure(), "");
+    EXPECT_EQ(liveness(), processes.get());
     trace_switch({.step = 5, .layer = 2, .phase = "experts"});
     meet(world);
     if (world.rank() == 0) {
-      const std::string late = roll.describe_late();
+      const std::string late = processes->describe_late();
       // Those that compute, or, where all wait, all of them.
       if (world.size() > 1) {
         EXPECT_NE(late.find("rank "), std::string::npos) << late;
@@ -61,37 +60,37 @@ TEST(RollCall, says_where_the_others_are) {
   });
 }
 
-TEST(RollCall, a_farewell_is_no_death) {
+TEST(Liveness, a_farewell_is_no_death) {
   if (!test::runs_under_mpi()) return;
   test::on_ranks([](Communicator& world) {
-    std::optional<RollCall> roll(std::in_place, world.transport());
+    std::unique_ptr<Liveness> processes = start_liveness(world.transport());
     meet(world);
     if (world.rank() == world.size() - 1) {
-      roll.reset();
-      EXPECT_EQ(roll_call(), nullptr);
+      processes.reset();
+      EXPECT_EQ(liveness(), nullptr);
     }
     std::this_thread::sleep_for(std::chrono::milliseconds(400));  // longer than a death takes to be known
-    if (roll) {
-      EXPECT_FALSE(roll->news());
-      EXPECT_TRUE(roll->lost().empty());
-      const std::vector<int> left = roll->agree_on_survivors(10.0);
+    if (processes) {
+      EXPECT_FALSE(processes->news());
+      EXPECT_TRUE(processes->lost().empty());
+      const std::vector<int> left = processes->agree_on_survivors(10.0);
       EXPECT_EQ(static_cast<int>(left.size()), world.size() - 1);
     }
     meet(world);
   });
 }
 
-TEST(RollCall, agreement_is_of_all_and_has_a_deadline) {
+TEST(Liveness, agreement_is_of_all_and_has_a_deadline) {
   if (!test::runs_under_mpi()) return;
   test::on_ranks([](Communicator& world) {
     if (world.size() == 1) return;
-    RollCall roll(world.transport());
+    const auto processes = start_liveness(world.transport());
     meet(world);
     if (world.rank() == 0) {
-      EXPECT_THROW(roll.agree_on_survivors(0.2), Error);  // nobody else asks
+      EXPECT_THROW(processes->agree_on_survivors(0.2), Error);  // nobody else asks
     }
     meet(world);
-    EXPECT_EQ(static_cast<int>(roll.agree_on_survivors(10.0).size()), world.size());
+    EXPECT_EQ(static_cast<int>(processes->agree_on_survivors(10.0).size()), world.size());
     meet(world);
   });
 }

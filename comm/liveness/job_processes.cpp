@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "comm/transport/job_processes.hpp"
+#include "comm/liveness/job_processes.hpp"
 
 #include <fmt/format.h>
 #include <unistd.h>
