@@ -36,11 +36,9 @@ AlltoallvExchange::AlltoallvExchange(const Communicator& world, const Kernels& k
     : world_(world), kernels_(kernels), hidden_(hidden) {
   const auto num_ranks = static_cast<size_t>(world.size());
   send_counts_.assign(num_ranks, 0);
-  receive_counts_.assign(num_ranks, 0);
   for (const int32_t id : ids) ++send_counts_[static_cast<size_t>(map.owner(id))];
   send_offsets_ = starts(send_counts_);
-  Request counts = world.all_to_all(std::span<const int>(send_counts_), std::span(receive_counts_));
-  wait(counts);
+  receive_counts_ = wait(world.all_to_all(send_counts_));
   receive_offsets_ = starts(receive_counts_);
 
   std::vector<int> next = send_offsets_;

@@ -7,6 +7,7 @@
 #include <span>
 #include <vector>
 
+#include "comm/base/buffer.hpp"
 #include "comm/exchange/expert_map.hpp"
 #include "comm/group/communicator.hpp"
 #include "layers/kernels/kernels.hpp"

@@ -11,6 +11,7 @@
 #include "comm/base/console.hpp"
 #include "comm/group/grid.hpp"
 #include "comm/group/topology.hpp"
+#include "comm/liveness/liveness.hpp"
 #include "comm/transport/mpi.hpp"
 #include "comm/transport/nccl.hpp"
 #include "launch/binding.hpp"
@@ -42,6 +43,14 @@ std::string transport_text(const Communicator& world) {
   return fmt::format("{}, thread level {}", mpi_library_version(), mpi_thread_level());
 }
 
+// Without connections a dead or stopped rank shows only when a wait passes its deadline.
+std::string liveness_text(const Communicator& world) {
+  if (liveness() == nullptr || world.size() == 1) return "";
+  if (liveness()->failure().empty())
+    return fmt::format("  liveness  {} connections a rank\n", liveness()->num_connections());
+  return fmt::format("  liveness  none: {}; ranks that die are found by the deadline alone\n", liveness()->failure());
+}
+
 }  // namespace
 
 void print_banner(const Communicator& world, const RunConfig& config) {
@@ -58,6 +67,7 @@ void print_banner(const Communicator& world, const RunConfig& config) {
   text += fmt::format("  transport {}\n", transport_text(world));
   text += fmt::format("  exchange  {}, combine {}, deadline {} s\n", config.exchange.strategy, config.exchange.combine,
                       config.exchange.deadline_s);
+  text += liveness_text(world);
   text += fmt::format("  compute   {}{}, threads a rank {}\n", seats.empty() ? "" : config.compute.device + ", ",
                       config.compute.precision, config.compute.threads);
   if (!seats.empty()) {

@@ -23,18 +23,16 @@ struct Sums {
 
 // Of all ranks.
 void add_over_ranks(const Communicator& world, Sums& sums) {
-  std::vector<int64_t> values = {sums.logical, sums.crossing, sums.between_hosts, sums.alltoallv, sums.wrong};
-  Request added = world.all_reduce(std::span(values), ReduceOp::sum);
-  wait(added);
+  const std::array mine = {sums.logical, sums.crossing, sums.between_hosts, sums.alltoallv, sums.wrong};
+  const auto values = wait(world.all_reduce(mine, ReduceOp::sum));
   sums = {values[0], values[1], values[2], values[3], values[4]};
 }
 
 // The larger of what the busiest rank sends and receives (the alltoallv convention of nccl-tests), both ways.
 double busiest_bytes(const Communicator& world, const Route& route, size_t row_bytes) {
-  std::vector<int64_t> most = {std::max(route.plan.num_rows(), route.receive.num_rows())};
-  Request reduced = world.all_reduce(std::span(most), ReduceOp::max);
-  wait(reduced);
-  return 2.0 * static_cast<double>(most[0]) * static_cast<double>(row_bytes);
+  const int64_t mine = std::max(route.plan.num_rows(), route.receive.num_rows());
+  const int64_t most = wait(world.all_reduce(mine, ReduceOp::max));
+  return 2.0 * static_cast<double>(most) * static_cast<double>(row_bytes);
 }
 
 nlohmann::json measure(const Communicator& world, const Topology& topology, const ExchangeBenchOptions& options,

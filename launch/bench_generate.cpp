@@ -167,10 +167,8 @@ void time_memory(Worker& worker, const Options& options, MemoryReader& reader, T
                          static_cast<double>(worker.world().size());
   Request together = worker.world().barrier();
   worker.await(together);
-  double sum = reader.bytes_per_second(1 + static_cast<int64_t>(decoded / kBytes));
-  Request summed = worker.world().all_reduce(std::span(&sum, 1), ReduceOp::sum);
-  worker.await(summed);
-  times.memory.push_back(sum);
+  const double mine = reader.bytes_per_second(1 + static_cast<int64_t>(decoded / kBytes));
+  times.memory.push_back(worker.await(worker.world().all_reduce(mine, ReduceOp::sum)));
 }
 
 void report(const Worker& worker, const ModelConfig& model, const Options& options, const Times& times) {

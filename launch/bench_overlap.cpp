@@ -141,10 +141,7 @@ double median_of_worst_rank(const Communicator& world, const std::vector<double>
 
 // The median of the rank that hid least.
 double least_median(const Communicator& world, const std::vector<double>& values) {
-  std::vector<double> least = {summarise(values).p50};
-  Request reduced = world.all_reduce(std::span(least), ReduceOp::min);
-  wait(reduced);
-  return least[0];
+  return wait(world.all_reduce(summarise(values).p50, ReduceOp::min));
 }
 
 nlohmann::json row_of(const Communicator& world, const Contender& contender, double pure_us, double compute_us) {

@@ -42,14 +42,7 @@ Binding find_binding() {
 
 }  // namespace
 
-std::vector<Binding> gather_bindings(const Communicator& world) {
-  const Binding mine = find_binding();
-  std::vector<Binding> all(static_cast<size_t>(world.size()));
-  Request gathered =
-      world.transport().all_gather(std::as_bytes(std::span(&mine, 1)), std::as_writable_bytes(std::span(all)));
-  wait(gathered);
-  return all;
-}
+std::vector<Binding> gather_bindings(const Communicator& world) { return wait(world.all_gather(find_binding())); }
 
 // The ranks of one host, by the cpus they may use.
 std::string host_line(const Topology& topology, const std::vector<Binding>& bindings, int host) {

@@ -89,13 +89,7 @@ HostFacts find_facts() {
   return facts;
 }
 
-std::vector<HostFacts> gather_facts(const Communicator& world) {
-  const HostFacts mine = find_facts();
-  std::vector<HostFacts> all(static_cast<size_t>(world.size()));
-  Request gathered = world.all_gather(std::span<const HostFacts>(&mine, 1), std::span(all));
-  wait(gathered);
-  return all;
-}
+std::vector<HostFacts> gather_facts(const Communicator& world) { return wait(world.all_gather(find_facts())); }
 
 // "^ucx" when a file of parameters or the environment switches UCX off; else what chooses Open MPI's layer, or "".
 std::string pml_choice() {

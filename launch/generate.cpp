@@ -92,9 +92,8 @@ void explain(const std::string& prompt, const RunConfig& config, const RequestFa
 
 // Collective over the expert-parallel group.
 void print_cache(const Worker& worker, const ExpertCache& cache) {
-  std::vector<int64_t> sums = {cache.rows_looked_for(), cache.rows_found(), static_cast<int64_t>(cache.bytes())};
-  Request summed = worker.expert_group().all_reduce(std::span(sums), ReduceOp::sum);
-  worker.await(summed);
+  const std::array mine = {cache.rows_looked_for(), cache.rows_found(), static_cast<int64_t>(cache.bytes())};
+  const auto sums = worker.await(worker.expert_group().all_reduce(mine, ReduceOp::sum));
   if (worker.world().rank() != 0) return;
   const double rate = sums[0] == 0 ? 0.0 : 100.0 * static_cast<double>(sums[1]) / static_cast<double>(sums[0]);
   fmt::print(stderr, "cache    {:.1f} % of {} rows of experts were known, {:.1f} MiB\n", rate, sums[0],

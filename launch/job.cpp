@@ -119,22 +119,25 @@ void Job::on_ranks(int64_t thread_ranks, const std::function<void(Communicator)>
 // Most errors come to all ranks alike. So each one that fails tells those above it, and listens to those below it
 // before it speaks.
 bool Job::lower_rank_failed() const {
-  std::byte news{1};
-  std::vector<Request> told;
-  std::vector<Request> heard;
+  // Given up at the end, so every message owns its byte.
+  std::vector<Request> sent;
+  std::vector<Request> received;
+  const auto news = std::make_shared<std::byte>(std::byte{1});
   for (int peer = rank() + 1; peer < size(); ++peer) {
-    told.push_back(failures_->send(std::span(&news, 1), peer, kFailureTag));
+    sent.push_back(failures_->send(std::span(news.get(), 1), peer, kFailureTag));
+    sent.back().keep(news);
   }
-  std::vector<std::byte> lower(static_cast<size_t>(rank()));
   const std::vector<int> lost = liveness_->lost();
   for (int peer = 0; peer < rank(); ++peer) {
     if (std::ranges::binary_search(lost, peer)) continue;
-    heard.push_back(failures_->receive(std::span(lower).subspan(static_cast<size_t>(peer), 1), peer, kFailureTag));
+    const auto heard = std::make_shared<std::byte>();
+    received.push_back(failures_->receive(std::span(heard.get(), 1), peer, kFailureTag));
+    received.back().keep(heard);
   }
   const auto end = std::chrono::steady_clock::now() + kNewsTime;
-  while (!heard.empty() && std::chrono::steady_clock::now() < end) {
-    for (Request& request : told) static_cast<void>(request.test());
-    if (std::ranges::any_of(heard, [](Request& request) { return request.test(); })) return true;
+  while (!received.empty() && std::chrono::steady_clock::now() < end) {
+    for (Request& request : sent) static_cast<void>(request.test());
+    if (std::ranges::any_of(received, [](Request& request) { return request.test(); })) return true;
     std::this_thread::sleep_for(std::chrono::milliseconds(1));
   }
   return false;

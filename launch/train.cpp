@@ -67,9 +67,8 @@ class MemoryReport {
   // Collective over `world`.
   void print(const Communicator& world) const {
     const size_t taken = (peak_resident_bytes() - resident_at_start_) / ranks_of_process_;
-    std::vector<double> most = {static_cast<double>(planned_) / kMiB, static_cast<double>(taken) / kMiB};
-    Request reduced = world.all_reduce(std::span(most), ReduceOp::max);
-    wait(reduced);
+    const std::array<double, 2> mine = {static_cast<double>(planned_) / kMiB, static_cast<double>(taken) / kMiB};
+    const auto most = wait(world.all_reduce(mine, ReduceOp::max));
     if (world.rank() == 0) {
       say(fmt::format("memory of a rank, at most: planned {:.1f} MiB, measured {:.1f} MiB\n", most[0], most[1]));
     }

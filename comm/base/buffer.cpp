@@ -3,12 +3,8 @@
 
 #include <sys/mman.h>
 
-#include <atomic>
 #include <cstdlib>
 #include <cstring>
-#include <mutex>
-#include <utility>
-#include <vector>
 
 #include "comm/base/out_of_memory.hpp"
 
@@ -16,8 +12,6 @@ namespace cadre {
 namespace {
 
 constexpr size_t kHugePage = size_t{2} << 20;
-
-std::atomic<bool> keeps_all{false};
 
 class HostMemory final : public Memory {
  public:
@@ -36,17 +30,7 @@ class HostMemory final : public Memory {
   void release(std::byte* data) noexcept override { std::free(data); }
 };
 
-void keep(std::byte* data) {
-  static std::mutex mutex;
-  static auto* const kept = new std::vector<std::byte*>;
-  const std::lock_guard lock(mutex);
-  kept->push_back(data);
-}
-
 }  // namespace
-
-void keep_all_buffers() { keeps_all.store(true); }
-void stop_keeping_buffers() { keeps_all.store(false); }
 
 void Memory::fill(std::byte* data, std::byte value, size_t bytes) {
   if (data == nullptr || bytes == 0) return;  // as in a dry run
@@ -58,32 +42,9 @@ Memory& host_memory() {
   return memory;
 }
 
-Buffer::Buffer(size_t bytes, Memory& memory, Lent lent)
-    : memory_(&memory), data_(bytes == 0 ? nullptr : memory.allocate(bytes)), bytes_(bytes), lent_(lent) {}
-
-Buffer::~Buffer() { free_bytes(); }
-
-Buffer::Buffer(Buffer&& other) noexcept
-    : memory_(other.memory_),
-      data_(std::exchange(other.data_, nullptr)),
-      bytes_(std::exchange(other.bytes_, 0)),
-      lent_(other.lent_) {}
-
-Buffer& Buffer::operator=(Buffer&& other) noexcept {
-  if (this != &other) {
-    free_bytes();
-    memory_ = other.memory_;
-    data_ = std::exchange(other.data_, nullptr);
-    bytes_ = std::exchange(other.bytes_, 0);
-    lent_ = other.lent_;
-  }
-  return *this;
-}
-
-void Buffer::free_bytes() noexcept {
-  if (data_ == nullptr) return;
-  if (lent_ == Lent::maybe && keeps_all.load(std::memory_order_relaxed)) return keep(data_);
-  memory_->release(data_);
+Buffer::Buffer(size_t bytes, Memory& memory) : bytes_(bytes) {
+  if (bytes == 0) return;
+  data_ = std::shared_ptr<std::byte>(memory.allocate(bytes), [&memory](std::byte* data) { memory.release(data); });
 }
 
 }  // namespace cadre

@@ -3,7 +3,9 @@
 #pragma once
 
 #include <cstddef>
+#include <memory>
 #include <span>
+#include <utility>
 
 namespace cadre {
 
@@ -35,48 +37,41 @@ class Memory {
 // Page-aligned when large (huge pages are asked for).
 Memory& host_memory();
 
-// From now on no Buffer of this process that may be lent gives its memory back: a peer may yet write into it.
-void keep_all_buffers();
-// Those that are made from now on do again; those that were kept stay.
-void stop_keeping_buffers();
-
-// Whether other ranks may be handed the memory of a Buffer, or MPI.
-enum class Lent : bool { never, maybe };
-
 // Contents start undefined. Move-only.
 class Buffer {
  public:
   Buffer() = default;
-  explicit Buffer(size_t bytes, Memory& memory = host_memory(), Lent lent = Lent::maybe);
-  ~Buffer();
-  Buffer(Buffer&& other) noexcept;
-  Buffer& operator=(Buffer&& other) noexcept;
+  explicit Buffer(size_t bytes, Memory& memory = host_memory());
+  Buffer(Buffer&& other) noexcept : data_(std::move(other.data_)), bytes_(std::exchange(other.bytes_, 0)) {}
+  Buffer& operator=(Buffer&& other) noexcept {
+    data_ = std::move(other.data_);
+    bytes_ = std::exchange(other.bytes_, 0);
+    return *this;
+  }
   Buffer(const Buffer&) = delete;
   Buffer& operator=(const Buffer&) = delete;
 
-  std::byte* data() { return data_; }
-  const std::byte* data() const { return data_; }
+  std::byte* data() { return data_.get(); }
+  const std::byte* data() const { return data_.get(); }
   size_t bytes() const { return bytes_; }
   bool empty() const { return bytes_ == 0; }
-  std::span<std::byte> span() { return {data_, bytes_}; }
-  std::span<const std::byte> span() const { return {data_, bytes_}; }
+  std::span<std::byte> span() { return {data(), bytes_}; }
+  std::span<const std::byte> span() const { return {data(), bytes_}; }
+  // For an operation under way: the bytes live as long as this Buffer or what is returned.
+  std::shared_ptr<const void> share() const { return data_; }
 
   template <class T>
   T* as() {
-    return reinterpret_cast<T*>(data_);
+    return reinterpret_cast<T*>(data());
   }
   template <class T>
   const T* as() const {
-    return reinterpret_cast<const T*>(data_);
+    return reinterpret_cast<const T*>(data());
   }
 
  private:
-  void free_bytes() noexcept;
-
-  Memory* memory_ = nullptr;
-  std::byte* data_ = nullptr;
+  std::shared_ptr<std::byte> data_;
   size_t bytes_ = 0;
-  Lent lent_ = Lent::maybe;
 };
 
 }  // namespace cadre

@@ -2,6 +2,7 @@
 // The all-gather strategy: every rank gets the rows of all ranks as they are, and the list of those that are for it.
 // Nothing is packed, so it is best where nearly every rank needs nearly every row: large top-k, or few rows. Results
 // come back as a ragged reduce-scatter: each rank sends the sums it has, and those that it has not are left out.
+#include <algorithm>
 #include <utility>
 
 #include "comm/base/check.hpp"
@@ -26,13 +27,9 @@ class GatherTransfer : public RowTransfer {
 
   ~GatherTransfer() override {
     exchange_.pool(format_).give_back(std::move(decoded_));
-    if (finished_.done()) {
-      exchange_.pool(format_).give_back(std::move(gathered_));
-      exchange_.pool().give_back(std::move(tokens_here_));
-    } else {
-      finished_.own(std::move(gathered_));
-      finished_.own(std::move(tokens_here_));
-    }
+    if (!finished_.done()) return;
+    exchange_.pool(format_).give_back(std::move(gathered_));
+    for (Buffer* buffer : {&tokens_there_, &tokens_here_}) exchange_.pool().give_back(std::move(*buffer));
   }
 
   void pack(const Elements& rows) override {
@@ -50,7 +47,9 @@ class GatherTransfer : public RowTransfer {
     rows_to_[me_] = 0;
     token_counts_[me_] = 0;  // already in place
     same_rows_.assign(token_counts_.size(), 0);
-    const auto* tokens = reinterpret_cast<const std::byte*>(route_.plan.row_token.data());
+    const std::span<const std::byte> tokens = std::as_bytes(std::span(route_.plan.row_token));
+    tokens_there_ = exchange_.pool().take(tokens.size());
+    std::ranges::copy(tokens, tokens_there_.data());
     for (size_t peer = 0; peer < rows_to_.size(); ++peer) {
       const int64_t bytes = rows_to_[peer] * static_cast<int64_t>(wire_bytes_) +
                             route_.plan.row_counts[peer] * static_cast<int64_t>(sizeof(int32_t));
@@ -58,10 +57,13 @@ class GatherTransfer : public RowTransfer {
     }
     std::vector<Request> both;
     both.push_back(transport.all_to_all_rows(
-        {tokens, route_.plan.row_counts, route_.plan.row_offsets},
+        {tokens_there_.data(), route_.plan.row_counts, route_.plan.row_offsets},
         {tokens_here_.data(), route_.receive.row_counts, route_.receive.row_offsets}, sizeof(int32_t)));
+    both.back().keep(tokens_there_.share());
+    both.back().keep(tokens_here_.share());
     both.push_back(transport.all_to_all_rows({mine, rows_to_, same_rows_},
                                              {gathered_.data(), token_counts_, token_offsets_}, wire_bytes_));
+    both.back().keep(gathered_.share());
     finished_ = all_of(std::move(both));
   }
 
@@ -93,6 +95,7 @@ class GatherTransfer : public RowTransfer {
   std::vector<int64_t> token_counts_, token_offsets_;  // of each source
   std::vector<int64_t> rows_to_, same_rows_;           // every peer gets the same rows
   Buffer gathered_;                                    // rows of all ranks, by (source, token)
+  Buffer tokens_there_;                                // i32: which tokens of this rank are for each peer
   Buffer tokens_here_;                                 // i32: which tokens of each source are for this rank
   Buffer decoded_;
   std::vector<int32_t> index_;

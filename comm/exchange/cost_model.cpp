@@ -6,6 +6,7 @@
 #include <cstring>
 #include <vector>
 
+#include "comm/base/buffer.hpp"
 #include "comm/base/trace.hpp"
 #include "comm/exchange/host_route.hpp"
 
@@ -43,6 +44,8 @@ double message_seconds(const Communicator& group, const std::vector<int>& target
     const int64_t begin = trace_clock_ns();
     Request moved = group.transport().all_to_all_rows({out.data(), send_counts, send_offsets},
                                                       {in.data(), receive_counts, receive_offsets}, bytes);
+    moved.keep(out.share());
+    moved.keep(in.share());
     wait(moved);
     seconds.push_back(static_cast<double>(trace_clock_ns() - begin) * 1e-9);
   }
@@ -83,10 +86,9 @@ CostModel measure_costs(const Communicator& group, const Topology& topology) {
   model.host = measure_link(group, next_neighbour);
   if (map.num_hosts() > 1) model.network = measure_link(group, next_host);
   model.copy_s = measure_copy();
-  std::array<double, 5> slowest = {model.host.alpha_s, model.host.beta_s, model.network.alpha_s, model.network.beta_s,
-                                   model.copy_s};
-  Request agreed = group.all_reduce(std::span<double>(slowest), ReduceOp::max);
-  wait(agreed);
+  const std::array<double, 5> mine = {model.host.alpha_s, model.host.beta_s, model.network.alpha_s,
+                                      model.network.beta_s, model.copy_s};
+  const auto slowest = wait(group.all_reduce(mine, ReduceOp::max));
   return {{slowest[0], slowest[1]}, {slowest[2], slowest[3]}, slowest[4]};
 }
 

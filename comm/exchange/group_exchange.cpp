@@ -1,37 +1,41 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "comm/exchange/group_exchange.hpp"
 
+#include <array>
+#include <optional>
 #include <utility>
 
 #include "comm/base/check.hpp"
+#include "comm/group/agreement.hpp"
 
 namespace cadre {
 namespace {
 
-constexpr size_t kNumbers = 3;  // told to each peer of a plan: rows, slots and an extra one
+constexpr size_t kNumbers = 3;  // that each peer learns of a plan: rows, slots and an extra one
 
 }  // namespace
 
-// Until learn_counts, route.receive.row_counts holds what arrives: rows, slots and the extra number of each peer in turn.
 Request GroupExchange::announce(Route& route) {
   const auto num_ranks = static_cast<size_t>(group_.size());
-  Buffer message(num_ranks * kNumbers * sizeof(int64_t));
-  auto* numbers = message.as<int64_t>();
+  const auto told = std::make_shared<std::vector<int64_t>>();
   for (size_t peer = 0; peer < num_ranks; ++peer) {
-    numbers[kNumbers * peer] = route.plan.row_counts[peer];
-    numbers[kNumbers * peer + 1] = route.plan.slot_counts[peer];
-    numbers[kNumbers * peer + 2] = extra_for(route, static_cast<int>(peer));
+    told->insert(told->end(),
+                 {route.plan.row_counts[peer], route.plan.slot_counts[peer], extra_for(route, static_cast<int>(peer))});
   }
-  route.receive.row_counts.assign(kNumbers * num_ranks, -1);
-  Request request = group_.all_to_all(std::span<const int64_t>(numbers, kNumbers * num_ranks),
-                                      std::span<int64_t>(route.receive.row_counts));
-  request.own(std::move(message));
+  const auto heard = std::make_shared<std::vector<int64_t>>(told->size());
+  Request request =
+      group_.transport().all_to_all(std::as_bytes(std::span(*told)), std::as_writable_bytes(std::span(*heard)));
+  request.keep(told);
+  request.keep(heard);
+  route.receive.announced = heard;
   return request;
 }
 
 void GroupExchange::learn_counts(Route& route) {
   ReceiveCounts& receive = route.receive;
-  const std::vector<int64_t> numbers = std::exchange(receive.row_counts, {});
+  const std::vector<int64_t> numbers = std::move(*receive.announced);
+  receive.announced = nullptr;
+  receive.row_counts.clear();
   receive.slot_counts.clear();
   receive.extra.clear();
   for (size_t i = 0; i < numbers.size(); i += kNumbers) {
@@ -55,13 +59,22 @@ void GroupExchange::count_traffic(int peer, int64_t bytes) {
 }
 
 ExchangeSetup alike_on_all_ranks(const ExchangeSetup& setup) {
-  std::vector<int64_t> largest = {setup.max_tokens, static_cast<int64_t>(setup.memory_bytes)};
-  Request agreed = setup.group.all_reduce(std::span(largest), ReduceOp::max);
-  wait(agreed);
+  const std::array wanted = {setup.max_tokens, static_cast<int64_t>(setup.memory_bytes)};
+  const auto largest = wait(setup.group.all_reduce(wanted, ReduceOp::max));
   ExchangeSetup alike = setup;
   alike.max_tokens = largest[0];
   alike.memory_bytes = static_cast<size_t>(largest[1]);
   return alike;
+}
+
+std::unique_ptr<Exchange> made_on_all_ranks(const Communicator& group, const char* strategy,
+                                            const std::function<std::unique_ptr<Exchange>()>& make) {
+  std::unique_ptr<Exchange> made;
+  const std::optional<Failure> failure =
+      attempt_together(group, default_deadline_seconds(), "making the exchange", [&] { made = make(); });
+  if (!failure) return made;
+  made = nullptr;  // collective on the hosts where it could be made
+  throw Error(failure->error(fmt::format("making the {} exchange", strategy)));
 }
 
 std::unique_ptr<Exchange> make_exchange(std::string_view strategy, const ExchangeSetup& setup) {

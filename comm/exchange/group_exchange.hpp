@@ -2,6 +2,7 @@
 // What the strategies have in common: the announcement of counts, buffers, traffic, and messages between pairs of ranks.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <vector>
 
@@ -58,6 +59,11 @@ class GroupExchange : public Exchange {
 
 // Memory that ranks share is laid out alike on all of them: as the one that wants most. Collective.
 ExchangeSetup alike_on_all_ranks(const ExchangeSetup& setup);
+
+// Collective over `group`: an exchange that exists on all its ranks, or the error of the first rank that could not make its
+// part, thrown on all of them. So the ranks of a group never run different strategies.
+std::unique_ptr<Exchange> made_on_all_ranks(const Communicator& group, const char* strategy,
+                                            const std::function<std::unique_ptr<Exchange>()>& make);
 
 // Rows are packed by destination, each pair of ranks exchanges one message, and what stays on this rank is copied once,
 // straight to where it is received.

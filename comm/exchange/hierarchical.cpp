@@ -64,10 +64,10 @@ std::unique_ptr<Exchange> make_hierarchical_exchange(const ExchangeSetup& setup)
   const ExchangeSetup alike = alike_on_all_ranks(setup);
   // Every rank of a host can have as many rows land as the one with most.
   const HostMap map(alike.topology, alike.group.rank());
-  std::vector<int64_t> rows = {static_cast<int64_t>(map.landing_sources().size()) * alike.max_tokens};
-  Request agreed = alike.group.all_reduce(std::span(rows), ReduceOp::max);
-  wait(agreed);
-  return std::make_unique<HierarchicalExchange>(alike, rows[0]);
+  const int64_t rows = static_cast<int64_t>(map.landing_sources().size()) * alike.max_tokens;
+  const int64_t most_rows = wait(alike.group.all_reduce(rows, ReduceOp::max));
+  return made_on_all_ranks(alike.group, "hierarchical",
+                           [&] { return std::make_unique<HierarchicalExchange>(alike, most_rows); });
 }
 
 }  // namespace cadre

@@ -28,10 +28,7 @@ class HostDispatch : public RowTransfer {
   }
 
   ~HostDispatch() override {
-    if (!finished_.done()) {
-      keep_all_buffers();  // peers may yet write
-      return;
-    }
+    if (!finished_.done()) return;
     for (Buffer* buffer : {&packed_, &landing_buffer_, &copies_}) exchange_.pool().give_back(std::move(*buffer));
   }
 
@@ -117,38 +114,37 @@ class HostDispatch : public RowTransfer {
 
   void send_to_hosts() {
     const HostRows& out = hosts_.out;
-    Transport& transport = exchange_.group().transport();
+    const Communicator& group = exchange_.group();
     const size_t need_bytes = exchange_.need_words() * sizeof(uint64_t);
     for (int host = 0; host < map_.num_hosts(); ++host) {
       const auto first = static_cast<size_t>(out.offsets[host]);
       const auto count = static_cast<size_t>(out.counts[host]);
       if (count == 0) continue;
       const int peer = map_.landing_rank(exchange_.group().rank(), host);
-      messages_.push_back(transport.send({packed_.data() + first * format_.wire_bytes(), count * format_.wire_bytes()},
-                                         peer, HierarchicalExchange::kRowsTag));
+      messages_.push_back(group.send({packed_.data() + first * format_.wire_bytes(), count * format_.wire_bytes()},
+                                     packed_.share(), peer, HierarchicalExchange::kRowsTag));
       exchange_.count_traffic(peer, static_cast<int64_t>(count * format_.wire_bytes()));
       if (hosts_.needs_sent) continue;
       const auto needs = std::as_bytes(std::span(out.needs)).subspan(first * need_bytes, count * need_bytes);
-      messages_.push_back(transport.send(needs, peer, HierarchicalExchange::kNeedsTag));
+      messages_.push_back(group.send(needs, route_.between_hosts, peer, HierarchicalExchange::kNeedsTag));
       exchange_.count_traffic(peer, static_cast<int64_t>(needs.size()));
     }
   }
 
   void receive_landing() {
-    Transport& transport = exchange_.group().transport();
+    const Communicator& group = exchange_.group();
     const size_t need_bytes = exchange_.need_words() * sizeof(uint64_t);
     for (size_t i = 0; i < map_.landing_sources().size(); ++i) {
       const auto first = static_cast<size_t>(hosts_.landing_offsets[i]);
       const auto count = static_cast<size_t>(hosts_.landing_counts[i]);
       if (count == 0) continue;
       const int source = map_.landing_sources()[i];
-      messages_.push_back(
-          transport.receive(landing_.subspan(first * format_.wire_bytes(), count * format_.wire_bytes()), source,
-                            HierarchicalExchange::kRowsTag));
+      messages_.push_back(group.receive(landing_.subspan(first * format_.wire_bytes(), count * format_.wire_bytes()),
+                                        landing_buffer_.share(), source, HierarchicalExchange::kRowsTag));
       if (hosts_.needs_sent) continue;
       const auto needs = std::as_writable_bytes(std::span(hosts_.landing_needs));
-      messages_.push_back(transport.receive(needs.subspan(first * need_bytes, count * need_bytes), source,
-                                            HierarchicalExchange::kNeedsTag));
+      messages_.push_back(group.receive(needs.subspan(first * need_bytes, count * need_bytes), route_.between_hosts,
+                                        source, HierarchicalExchange::kNeedsTag));
     }
   }
 

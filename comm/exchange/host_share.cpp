@@ -136,10 +136,7 @@ HostShare::HostShare(HostMemory& memory, BufferPool& pool, size_t kind, size_t e
 
 HostShare::~HostShare() {
   say_read();
-  if (messages_under_way_) {
-    keep_all_buffers();  // peers may yet write
-    return;
-  }
+  if (messages_under_way_) return;
   pool_.give_back(std::move(packed_));
   pool_.give_back(std::move(received_));
 }
@@ -208,7 +205,7 @@ void HostShare::send_messages(std::vector<Request>& messages) {
     const size_t bytes = static_cast<size_t>(out_offsets_[peer + 1] - out_offsets_[peer]) * element_bytes_;
     if (bytes == 0) continue;
     const std::byte* first = packed_.data() + static_cast<size_t>(out_offsets_[peer]) * element_bytes_;
-    messages.push_back(memory_.host().transport().send({first, bytes}, peer, static_cast<int>(kind_)));
+    messages.push_back(memory_.host().send({first, bytes}, packed_.share(), peer, static_cast<int>(kind_)));
   }
 }
 
@@ -219,7 +216,7 @@ void HostShare::receive_messages(std::vector<Request>& messages) {
     if (received_.empty()) received_ = pool_.take(static_cast<size_t>(in_offsets_.back()) * element_bytes_);
     const std::span<std::byte> into = received_.span().subspan(static_cast<size_t>(in_offsets_[peer]) * element_bytes_,
                                                                static_cast<size_t>(in_counts_[peer]) * element_bytes_);
-    messages.push_back(memory_.host().transport().receive(into, peer, static_cast<int>(kind_)));
+    messages.push_back(memory_.host().receive(into, received_.share(), peer, static_cast<int>(kind_)));
   }
 }
 

@@ -21,10 +21,7 @@ class HostSlots : public RowTransfer {
   }
 
   ~HostSlots() override {
-    if (!finished_.done()) {
-      keep_all_buffers();  // peers may yet write
-      return;
-    }
+    if (!finished_.done()) return;
     for (Buffer* buffer : {&packed_, &received_, &copies_}) exchange_.pool().give_back(std::move(*buffer));
   }
 
@@ -62,6 +59,8 @@ class HostSlots : public RowTransfer {
     both.push_back(exchange_.group().transport().all_to_all_rows({packed_.data(), send_counts_, sides_.out.offsets},
                                                                  {received_.data(), receive_counts_, sides_.in.offsets},
                                                                  format_.wire_bytes()));
+    both.back().keep(packed_.share());
+    both.back().keep(received_.share());
     both.push_back(share_.arrival(std::move(near)));
     finished_ = all_of(std::move(both));
   }

@@ -26,10 +26,7 @@ class HostSums : public RowTransfer {
   }
 
   ~HostSums() override {
-    if (!finished_.done()) {
-      keep_all_buffers();  // peers may yet write
-      return;
-    }
+    if (!finished_.done()) return;
     for (Buffer* buffer : {&packed_, &home_, &copies_}) exchange_.pool().give_back(std::move(*buffer));
   }
 
@@ -63,8 +60,8 @@ class HostSums : public RowTransfer {
       const std::span<std::byte> into =
           home_.span().subspan(static_cast<size_t>(out.offsets[host]) * format_.wire_bytes(),
                                static_cast<size_t>(out.counts[host]) * format_.wire_bytes());
-      messages_.push_back(exchange_.group().transport().receive(into, map_.landing_rank(exchange_.group().rank(), host),
-                                                                HierarchicalExchange::kSumsTag));
+      messages_.push_back(exchange_.group().receive(
+          into, home_.share(), map_.landing_rank(exchange_.group().rank(), host), HierarchicalExchange::kSumsTag));
     }
     finished_ = Request(arrival_.what(), std::make_unique<Arrival>(*this));
   }
@@ -115,7 +112,7 @@ class HostSums : public RowTransfer {
       for (const Request& message : transfer_.messages_) {
         if (!message.done()) return message.missing();
       }
-      return "nobody";
+      return "no rank";
     }
 
    private:
@@ -167,8 +164,8 @@ class HostSums : public RowTransfer {
       const auto first = static_cast<size_t>(hosts_.landing_offsets[i]) * wire_bytes;
       const auto bytes = static_cast<size_t>(hosts_.landing_counts[i]) * wire_bytes;
       const int source = map_.landing_sources()[i];
-      messages_.push_back(
-          exchange_.group().transport().send({packed_.data() + first, bytes}, source, HierarchicalExchange::kSumsTag));
+      messages_.push_back(exchange_.group().send({packed_.data() + first, bytes}, packed_.share(), source,
+                                                 HierarchicalExchange::kSumsTag));
       exchange_.count_traffic(source, static_cast<int64_t>(bytes));
     }
   }

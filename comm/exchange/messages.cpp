@@ -23,25 +23,23 @@ class MessageTransfer : public RowTransfer {
   ~MessageTransfer() override {
     BufferPool& pool = exchange_.pool(format_);
     pool.give_back(std::move(decoded_));
-    if (finished_.done()) {
-      pool.give_back(std::move(received_));
-      pool.give_back(std::move(packed_rows_));
-    } else {
-      finished_.own(std::move(received_));
-      finished_.own(std::move(packed_rows_));
-    }
+    if (!finished_.done()) return;
+    pool.give_back(std::move(received_));
+    pool.give_back(std::move(packed_rows_));
   }
 
   void pack(const Elements& rows) override {
     const std::vector<int64_t>& offsets = sides_.out.offsets;
     encode(rows, offsets[me_], offsets[me_ + 1], received_.data() + row_bytes_before(sides_.in.offsets[me_]));
-    if (format_.wire == Wire::same && rows.index.empty() && rows.stride == wire_bytes_) {
+    if (format_.wire == Wire::same && rows.index.empty() && rows.stride == wire_bytes_ && rows.owner) {
       message_ = rows.base;
+      message_owner_ = rows.owner;
     } else {
       packed_rows_ = exchange_.pool(format_).take(row_bytes_before(sides_.out.total()));
       encode(rows, 0, offsets[me_], packed_rows_.data());
       encode(rows, offsets[me_ + 1], sides_.out.total(), packed_rows_.data() + row_bytes_before(offsets[me_ + 1]));
       message_ = packed_rows_.data();
+      message_owner_ = packed_rows_.share();
     }
     packed_ = exchange_.packed(format_);
   }
@@ -58,6 +56,8 @@ class MessageTransfer : public RowTransfer {
     finished_ = exchange_.group().transport().all_to_all_rows({message_, send_counts_, sides_.out.offsets},
                                                               {received_.data(), receive_counts_, sides_.in.offsets},
                                                               wire_bytes_);
+    finished_.keep(std::move(message_owner_));
+    finished_.keep(received_.share());
   }
 
   Elements unpack() override {
@@ -83,6 +83,7 @@ class MessageTransfer : public RowTransfer {
   size_t me_;
   std::vector<int64_t> send_counts_, receive_counts_;
   const std::byte* message_ = nullptr;
+  std::shared_ptr<const void> message_owner_;
   Buffer packed_rows_;
   Buffer received_;
   Buffer decoded_;

@@ -22,6 +22,8 @@ struct ReceiveCounts {
   std::vector<int64_t> row_counts, row_offsets;
   std::vector<int64_t> slot_counts, slot_offsets;
   std::vector<int64_t> extra;  // what else the strategy of the exchange tells each peer
+  std::shared_ptr<std::vector<int64_t>>
+      announced;  // between announce() and learn_counts(): rows, slots, extra of each peer
 
   int64_t num_rows() const { return row_offsets.back(); }
   int64_t num_slots() const { return slot_offsets.back(); }

@@ -96,7 +96,8 @@ std::unique_ptr<Exchange> make_shared_exchange(const ExchangeSetup& setup) {
                 fmt::format("exchange.strategy = shared on {} hosts", setup.topology.num_hosts()),
                 "use hierarchical, which shares memory inside each host, or keep expert-parallel groups inside a host");
   }
-  return std::make_unique<SharedExchange>(alike_on_all_ranks(setup));
+  const ExchangeSetup alike = alike_on_all_ranks(setup);
+  return made_on_all_ranks(alike.group, "shared", [&] { return std::make_unique<SharedExchange>(alike); });
 }
 
 }  // namespace cadre

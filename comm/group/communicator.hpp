@@ -1,13 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
-// A named group of ranks with typed calls. Move-only: a copy would hide a collective, so it is the explicit
-// duplicate().
+// A named group of ranks with typed calls, each of which owns what it reads and writes. Move-only: a copy would hide a
+// collective, so it is the explicit duplicate().
 #pragma once
 
+#include <array>
 #include <memory>
 #include <span>
 #include <string>
 #include <type_traits>
+#include <vector>
 
+#include "comm/transport/pending.hpp"
 #include "comm/transport/transport.hpp"
 #include "comm/transport/wait.hpp"
 
@@ -32,27 +35,96 @@ class Communicator {
     return {transport_->split(color, key), std::move(name)};
   }
 
-  // Collective; the memory must live until the request is complete.
+  // Collective, as are all calls up to barrier(). Element by element over the ranks; T is float, double, int32_t or int64_t.
   template <class T>
-  Request all_reduce(std::span<T> values, ReduceOp op) const {
-    return transport_->all_reduce(reinterpret_cast<std::byte*>(values.data()), static_cast<int64_t>(values.size()),
-                                  dtype_of<T>, op);
+  Pending<std::vector<T>> all_reduce(std::vector<T> values, ReduceOp op) const {
+    return reduce_value(std::make_shared<std::vector<T>>(std::move(values)), op);
+  }
+  template <class T, size_t N>
+  Pending<std::array<T, N>> all_reduce(const std::array<T, N>& values, ReduceOp op) const {
+    return reduce_value(std::make_shared<std::array<T, N>>(values), op);
   }
   template <class T>
-  Request all_gather(std::span<const T> mine, std::span<T> all) const {
-    return transport_->all_gather(std::as_bytes(mine), std::as_writable_bytes(all));
+  requires std::is_arithmetic_v<T> Pending<T> all_reduce(T value, ReduceOp op)
+  const {
+    const auto owned = std::make_shared<T>(value);
+    return {all_reduce(std::span(owned.get(), 1), owned, op), owned};
   }
+  // In place, for values that are large: those of `owner`, which keeps their memory.
   template <class T>
-  Request all_to_all(std::span<const T> send, std::span<T> receive) const {
-    return transport_->all_to_all(std::as_bytes(send), std::as_writable_bytes(receive));
+  Request all_reduce(std::span<T> values, const std::shared_ptr<const void>& owner, ReduceOp op) const {
+    Request request = transport_->all_reduce(reinterpret_cast<std::byte*>(values.data()),
+                                             static_cast<int64_t>(values.size()), dtype_of<T>, op);
+    request.keep(owner);
+    return request;
   }
+
+  // One value of each rank, by rank.
   template <class T>
-  Request broadcast(std::span<T> values, int root) const {
-    return transport_->broadcast(std::as_writable_bytes(values), root);
+  requires std::is_trivially_copyable_v<T> Pending<std::vector<T>> all_gather(const T& mine)
+  const { return gather_values(std::span(&mine, 1)); }
+  // Equally many values of each rank, one rank after the other.
+  template <class T>
+  Pending<std::vector<T>> all_gather(const std::vector<T>& mine) const {
+    return gather_values(std::span(mine));
+  }
+  // Block p of `send` goes to rank p; block p of the result comes from rank p. Blocks are equally long.
+  template <class T>
+  Pending<std::vector<T>> all_to_all(std::vector<T> send) const {
+    const auto sent = std::make_shared<std::vector<T>>(std::move(send));
+    const auto received = std::make_shared<std::vector<T>>(sent->size());
+    Request request =
+        transport_->all_to_all(std::as_bytes(std::span(*sent)), std::as_writable_bytes(std::span(*received)));
+    request.keep(sent);
+    return {std::move(request), received};
+  }
+  // The values of `root`. All ranks give equally many.
+  template <class T>
+  Pending<std::vector<T>> broadcast(std::vector<T> values, int root) const {
+    const auto owned = std::make_shared<std::vector<T>>(std::move(values));
+    return {transport_->broadcast(std::as_writable_bytes(std::span(*owned)), root), owned};
   }
   Request barrier() const { return transport_->barrier(); }
 
+  // Point to point, matched by (sender, tag) in order; the receiver knows the size.
+  template <class T>
+  requires std::is_trivially_copyable_v<T> Request send(const T& value, int peer, int tag)
+  const {
+    const auto owned = std::make_shared<T>(value);
+    return send(std::as_bytes(std::span(owned.get(), 1)), owned, peer, tag);
+  }
+  template <class T>
+  requires std::is_trivially_copyable_v<T> Pending<T> receive(int peer, int tag)
+  const {
+    const auto owned = std::make_shared<T>();
+    return {transport_->receive(std::as_writable_bytes(std::span(owned.get(), 1)), peer, tag), owned};
+  }
+  // Memory that `owner` keeps.
+  Request send(std::span<const std::byte> bytes, const std::shared_ptr<const void>& owner, int peer, int tag) const {
+    Request request = transport_->send(bytes, peer, tag);
+    request.keep(owner);
+    return request;
+  }
+  Request receive(std::span<std::byte> bytes, const std::shared_ptr<const void>& owner, int peer, int tag) const {
+    Request request = transport_->receive(bytes, peer, tag);
+    request.keep(owner);
+    return request;
+  }
+
  private:
+  template <class Values>
+  Pending<Values> reduce_value(const std::shared_ptr<Values>& values, ReduceOp op) const {
+    return {all_reduce(std::span<typename Values::value_type>(*values), values, op), values};
+  }
+  template <class T>
+  Pending<std::vector<T>> gather_values(std::span<const T> mine) const {
+    const auto sent = std::make_shared<std::vector<T>>(mine.begin(), mine.end());
+    const auto all = std::make_shared<std::vector<T>>(mine.size() * static_cast<size_t>(size()));
+    Request request = transport_->all_gather(std::as_bytes(std::span(*sent)), std::as_writable_bytes(std::span(*all)));
+    request.keep(sent);
+    return {std::move(request), all};
+  }
+
   std::unique_ptr<Transport> transport_;
   std::string name_;
 };

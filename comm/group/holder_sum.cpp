@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "comm/base/buffer.hpp"
 #include "comm/base/check.hpp"
 
 namespace cadre {
@@ -52,7 +53,7 @@ class HolderSum : public PendingOperation {
     for (const Request& request : under_way_) {
       if (!request.done()) return request.missing();
     }
-    return "nobody";
+    return "no rank";
   }
   void abandon() noexcept override { under_way_.clear(); }  // each is abandoned for itself
 
@@ -67,11 +68,11 @@ class HolderSum : public PendingOperation {
 
   size_t place_of_me(const HeldValues& held) const { return place_of(held, group_.rank()); }
 
-  void send(std::span<const float> values, int peer, int tag) {
-    if (!values.empty()) begin(group_.transport().send(std::as_bytes(values), peer, tag));
+  void send(std::span<const float> values, const std::shared_ptr<const void>& owner, int peer, int tag) {
+    if (!values.empty()) begin(group_.send(std::as_bytes(values), owner, peer, tag));
   }
-  void receive(std::span<float> values, int peer, int tag) {
-    if (!values.empty()) begin(group_.transport().receive(std::as_writable_bytes(values), peer, tag));
+  void receive(std::span<float> values, const std::shared_ptr<const void>& owner, int peer, int tag) {
+    if (!values.empty()) begin(group_.receive(std::as_writable_bytes(values), owner, peer, tag));
   }
   void begin(Request message) {
     message.hide();
@@ -85,8 +86,9 @@ class HolderSum : public PendingOperation {
       arrived_.emplace_back(mine.size() * held.holders.size() * sizeof(float));
       for (size_t j = 0; j < held.holders.size(); ++j) {
         if (held.holders[j] == group_.rank()) continue;
-        receive({arrived_.back().as<float>() + j * mine.size(), mine.size()}, held.holders[j], 2 * tag_);
-        send(part(held, j), held.holders[j], 2 * tag_);
+        receive({arrived_.back().as<float>() + j * mine.size(), mine.size()}, arrived_.back().share(), held.holders[j],
+                2 * tag_);
+        send(part(held, j), held.owner, held.holders[j], 2 * tag_);
       }
     }
   }
@@ -111,8 +113,8 @@ class HolderSum : public PendingOperation {
     for (const HeldValues& held : held_) {
       for (size_t j = 0; j < held.holders.size(); ++j) {
         if (held.holders[j] == group_.rank()) continue;
-        receive(part(held, j), held.holders[j], 2 * tag_ + 1);
-        send(part(held, place_of_me(held)), held.holders[j], 2 * tag_ + 1);
+        receive(part(held, j), held.owner, held.holders[j], 2 * tag_ + 1);
+        send(part(held, place_of_me(held)), held.owner, held.holders[j], 2 * tag_ + 1);
       }
     }
   }

@@ -3,6 +3,7 @@
 // that have replicas. A set is not worth a communicator, of which a job could need thousands.
 #pragma once
 
+#include <memory>
 #include <span>
 #include <vector>
 
@@ -13,7 +14,8 @@ namespace cadre {
 // Values of the same size on all their holders.
 struct HeldValues {
   std::span<float> values;
-  std::vector<int> holders;  // ranks of the group, ascending, this one among them
+  std::shared_ptr<const void> owner;  // of the memory of `values`
+  std::vector<int> holders;           // ranks of the group, ascending, this one among them
 };
 
 // Begins when `after` is complete, and replaces each of the values by the sum over its holders: x_0 + x_1 + .. in the

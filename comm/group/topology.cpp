@@ -55,13 +55,9 @@ Topology discover_topology(const Communicator& group) {
   Place mine;
   mine.leader = group.transport().host_leader();
   gethostname(mine.name.data(), mine.name.size() - 1);
-  std::vector<Place> all(static_cast<size_t>(group.size()));
-  Request gathered =
-      group.transport().all_gather(std::as_bytes(std::span(&mine, 1)), std::as_writable_bytes(std::span(all)));
-  wait(gathered);
   std::vector<int> leaders;
   std::vector<std::string> names;
-  for (const Place& place : all) {
+  for (const Place& place : wait(group.all_gather(mine))) {
     leaders.push_back(place.leader);
     names.emplace_back(place.name.data());
   }

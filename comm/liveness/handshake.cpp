@@ -60,7 +60,9 @@ Handshake::Handshake(const std::vector<Contact>& contacts, int rank, const std::
       expected_.push_back(peer);
     } else {
       const bool same_host = std::string_view(contact(peer).host.data()) == contact(rank_).host.data();
-      calls_.push_back({.peer = peer, .addresses = addresses_of(contact(peer), same_host)});
+      Call& call = calls_.emplace_back();
+      call.peer = peer;
+      call.addresses = addresses_of(contact(peer), same_host);
     }
   }
   linked_.resize(expected_.size());

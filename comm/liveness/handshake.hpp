@@ -46,7 +46,7 @@ class Handshake {
     int peer = -1;  // answered: who called
   };
   struct Call {
-    int peer;
+    int peer = -1;
     std::vector<Address> addresses;
     size_t next_address = 0;
     Clock::time_point next_time;

@@ -6,7 +6,7 @@
 namespace cadre {
 namespace {
 
-constexpr int kAllPairs = 12;
+constexpr int kAllPairs = 11;
 
 }  // namespace
 

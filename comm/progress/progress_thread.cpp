@@ -74,11 +74,7 @@ std::optional<int> spare_cpu(std::span<const int> cpus, int index, int count, in
 
 SpareCpu find_spare_cpu(const Communicator& world, int threads) {
   const Topology topology = discover_topology(world);
-  const cpu_set_t mine = set_of_process();
-  std::vector<cpu_set_t> sets(static_cast<size_t>(world.size()));
-  Request gathered =
-      world.transport().all_gather(std::as_bytes(std::span(&mine, 1)), std::as_writable_bytes(std::span(sets)));
-  wait(gathered);
+  const std::vector<cpu_set_t> sets = wait(world.all_gather(set_of_process()));
   if (!world.transport().progresses_anywhere()) {
     return {std::nullopt, "this transport does not let a second thread drive it"};
   }

@@ -3,14 +3,10 @@
 // the thread, when it awaits a Request:
 //
 //   Task<Tensor> forward(Lane& lane, ...) {
-//     Request& rows = transfer->finish();
-//     co_await rows;                      // other lanes run meanwhile
-//     Task<Tensor> inner = experts(...);
-//     Tensor y = co_await inner;
-//     co_return y;
+//     co_await transfer->finish();                                  // other lanes run meanwhile
+//     const double norm2 = co_await lane.data_group().all_reduce(square, ReduceOp::sum);
+//     co_return co_await experts(...);
 //   }
-//
-// Await named variables, not temporaries: what is awaited must outlive the suspension.
 #pragma once
 
 #include <coroutine>
@@ -37,6 +33,17 @@ struct RequestAwaiter {
   void await_resume() const {}
 };
 
+// The same, and yields the value. Owns the operation.
+template <class T>
+struct PendingAwaiter {
+  Pending<T> pending;
+  Lane* lane;
+
+  bool await_ready() { return pending.request().test(); }
+  void await_suspend(std::coroutine_handle<> waiting) { lane->suspension = {&pending.request(), waiting}; }
+  T await_resume() { return pending.take(); }
+};
+
 // Runs an inner task on the lane of the outer one, and goes on when it is done.
 template <class T>
 struct TaskAwaiter {
@@ -48,6 +55,19 @@ struct TaskAwaiter {
     return task.enter(outer.promise().lane, outer);
   }
   T await_resume() const { return task.result(); }
+};
+
+// The same of a temporary.
+template <class T>
+struct OwnedTaskAwaiter {
+  Task<T> task;
+
+  bool await_ready() const { return false; }
+  template <class Promise>
+  std::coroutine_handle<> await_suspend(std::coroutine_handle<Promise> outer) {
+    return task.enter(outer.promise().lane, outer);
+  }
+  T await_resume() { return task.result(); }
 };
 
 class PromiseBase {
@@ -70,8 +90,16 @@ class PromiseBase {
 
   RequestAwaiter await_transform(Request& request) { return {request, lane}; }
   template <class U>
+  PendingAwaiter<U> await_transform(Pending<U>&& pending) {
+    return {std::move(pending), lane};
+  }
+  template <class U>
   TaskAwaiter<U> await_transform(Task<U>& task) {
     return {task};
+  }
+  template <class U>
+  OwnedTaskAwaiter<U> await_transform(Task<U>&& task) {
+    return {std::move(task)};
   }
 
   Lane* lane = nullptr;

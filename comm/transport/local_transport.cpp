@@ -10,6 +10,7 @@
 #include <numeric>
 #include <utility>
 
+#include "comm/base/buffer.hpp"
 #include "comm/base/check.hpp"
 #include "comm/transport/mailbox.hpp"
 #include "comm/transport/wait.hpp"

@@ -2,6 +2,7 @@
 #include <mpi.h>
 #include <sys/mman.h>
 #include <sys/statvfs.h>
+#include <unistd.h>
 
 #include <array>
 #include <atomic>
@@ -26,6 +27,11 @@ size_t free_shared_bytes() {
   return static_cast<size_t>(space.f_bavail) * space.f_frsize;
 }
 
+std::string host_name() {
+  std::array<char, 256> name{};
+  return gethostname(name.data(), name.size() - 1) == 0 ? name.data() : "an unknown host";
+}
+
 // Of this process.
 std::atomic<size_t> shared_bytes_promised = 0;
 std::atomic<int> ranks_of_job_on_host = 1;
@@ -38,7 +44,7 @@ class MpiSharedMemory : public SharedMemory {
   }
   ~MpiSharedMemory() override {
     shared_bytes_promised -= bytes_per_rank();
-    if (!belonging_.all_is_well()) return;
+    if (!cleanup_.safe_to_free()) return;
     try {
       blocking_call("the end of a shared window", [window = window_]() mutable {
         static_cast<void>(MPI_Win_unlock_all(window));
@@ -51,7 +57,7 @@ class MpiSharedMemory : public SharedMemory {
 
  private:
   MPI_Win window_;
-  Belonging belonging_;
+  CollectiveCleanupGuard cleanup_;
 };
 
 struct Window {
@@ -70,10 +76,11 @@ Window make_window(MPI_Comm comm, int size, size_t bytes) {
   CADRE_MPI(MPI_Allreduce(MPI_IN_PLACE, &wanted, 1, MPI_UINT64_T, MPI_SUM, comm));
   CADRE_MPI(MPI_Allreduce(MPI_IN_PLACE, &free_bytes, 1, MPI_UINT64_T, MPI_MIN, comm));  // so that all decide alike
   if (wanted > free_bytes) {
-    throw Error(ErrorKind::environment,
-                fmt::format("{} ranks of this host want to share {} MiB, {} has {} MiB free",
-                            static_cast<int>(groups_on_host) * size, wanted >> 20, kSharedMemoryPath, free_bytes >> 20),
-                "give the host or container more of it (docker --shm-size), or set exchange.strategy=flat");
+    throw Error(
+        ErrorKind::environment,
+        fmt::format("{} ranks on {} want to share {} MiB, {} has {} MiB free", static_cast<int>(groups_on_host) * size,
+                    host_name(), wanted >> 20, kSharedMemoryPath, free_bytes >> 20),
+        "give the host or container more of it (docker --shm-size), or set exchange.strategy=flat");
   }
   Window made;
   CADRE_MPI(MPI_Win_allocate_shared(static_cast<MPI_Aint>(bytes), 1, MPI_INFO_NULL, comm, &made.mine, &made.window));
@@ -103,7 +110,7 @@ class MpiTransport : public Transport {
     CADRE_MPI(MPI_Comm_size(MPI_COMM_WORLD, &world_size_));
   }
   ~MpiTransport() override {
-    if (belonging_.all_is_well()) static_cast<void>(MPI_Comm_free(&comm_));
+    if (cleanup_.safe_to_free()) static_cast<void>(MPI_Comm_free(&comm_));
   }
 
   std::string_view name() const override { return "mpi"; }
@@ -121,9 +128,8 @@ class MpiTransport : public Transport {
   Request send(std::span<const std::byte> bytes, int peer, int tag) override {
     auto operation = std::make_unique<MessagesOperation>(1);
     const BlockType block(bytes.size());
-    const std::byte* from = operation->staging().in(bytes);
-    CADRE_MPI(
-        MPI_Isend(from, 1, block.get(), peer, tag, comm_, operation->add(false, world_rank_[peer], bytes.size())));
+    CADRE_MPI(MPI_Isend(bytes.data(), 1, block.get(), peer, tag, comm_,
+                        operation->add(false, world_rank_[peer], bytes.size())));
     return {describe(fmt::format("send of {} bytes to rank {}, tag {}", bytes.size(), world_rank_[peer], tag)),
             std::move(operation), static_cast<int64_t>(bytes.size())};
   }
@@ -131,8 +137,8 @@ class MpiTransport : public Transport {
   Request receive(std::span<std::byte> bytes, int peer, int tag) override {
     auto operation = std::make_unique<MessagesOperation>(1);
     const BlockType block(bytes.size());
-    std::byte* into = operation->staging().out(bytes);
-    CADRE_MPI(MPI_Irecv(into, 1, block.get(), peer, tag, comm_, operation->add(true, world_rank_[peer], bytes.size())));
+    CADRE_MPI(MPI_Irecv(bytes.data(), 1, block.get(), peer, tag, comm_,
+                        operation->add(true, world_rank_[peer], bytes.size())));
     return {describe(fmt::format("receive of {} bytes from rank {}, tag {}", bytes.size(), world_rank_[peer], tag)),
             std::move(operation)};
   }
@@ -142,9 +148,7 @@ class MpiTransport : public Transport {
                 fmt::format("all_to_all of {} bytes over {} ranks", send.size(), size_));
     const int block = checked_int(send.size() / static_cast<size_t>(size_), "bytes of an all_to_all block");
     auto operation = std::make_unique<CollectiveOperation>(size_);
-    const std::byte* from = operation->staging().in(send);
-    std::byte* into = operation->staging().out(receive);
-    CADRE_MPI(MPI_Ialltoall(from, block, MPI_BYTE, into, block, MPI_BYTE, comm_, operation->handle()));
+    CADRE_MPI(MPI_Ialltoall(send.data(), block, MPI_BYTE, receive.data(), block, MPI_BYTE, comm_, operation->handle()));
     return {describe(fmt::format("all_to_all of {} bytes a rank", block)), std::move(operation),
             int64_t{block} * (size_ - 1)};
   }
@@ -185,9 +189,7 @@ class MpiTransport : public Transport {
   Request all_gather(std::span<const std::byte> mine, std::span<std::byte> all) override {
     const int bytes = checked_int(mine.size(), "bytes to gather");
     auto operation = std::make_unique<CollectiveOperation>(size_);
-    const std::byte* from = operation->staging().in(mine);
-    std::byte* into = operation->staging().out(all);
-    CADRE_MPI(MPI_Iallgather(from, bytes, MPI_BYTE, into, bytes, MPI_BYTE, comm_, operation->handle()));
+    CADRE_MPI(MPI_Iallgather(mine.data(), bytes, MPI_BYTE, all.data(), bytes, MPI_BYTE, comm_, operation->handle()));
     return {describe(fmt::format("all_gather of {} bytes a rank", bytes)), std::move(operation),
             int64_t{bytes} * (size_ - 1)};
   }
@@ -195,17 +197,15 @@ class MpiTransport : public Transport {
   Request all_reduce(std::byte* data, int64_t count, DType dtype, ReduceOp op) override {
     auto operation = std::make_unique<CollectiveOperation>(size_);
     const size_t bytes = static_cast<size_t>(count) * size_of(dtype);
-    std::byte* values = operation->staging().out({data, bytes}, /*read_first=*/true);
-    CADRE_MPI(MPI_Iallreduce(MPI_IN_PLACE, values, checked_int(count, "elements to reduce"), mpi_type(dtype),
-                             mpi_op(op), comm_, operation->handle()));
+    CADRE_MPI(MPI_Iallreduce(MPI_IN_PLACE, data, checked_int(count, "elements to reduce"), mpi_type(dtype), mpi_op(op),
+                             comm_, operation->handle()));
     return {describe(fmt::format("all_reduce of {} {}", count, name_of(dtype))), std::move(operation),
             static_cast<int64_t>(bytes)};
   }
 
   Request broadcast(std::span<std::byte> bytes, int root) override {
     auto operation = std::make_unique<CollectiveOperation>(size_);
-    std::byte* values = operation->staging().out(bytes, /*read_first=*/true);
-    CADRE_MPI(MPI_Ibcast(values, checked_int(bytes.size(), "bytes to broadcast"), MPI_BYTE, root, comm_,
+    CADRE_MPI(MPI_Ibcast(bytes.data(), checked_int(bytes.size(), "bytes to broadcast"), MPI_BYTE, root, comm_,
                          operation->handle()));
     return {describe(fmt::format("broadcast of {} bytes from rank {}", bytes.size(), world_rank_[root])),
             std::move(operation)};
@@ -267,7 +267,7 @@ class MpiTransport : public Transport {
   }
 
   MPI_Comm comm_;
-  Belonging belonging_;
+  CollectiveCleanupGuard cleanup_;
   int rank_ = 0;
   int size_ = 1;
   std::vector<int> world_rank_;  // of each rank of this group: what messages name

@@ -32,8 +32,6 @@ std::unique_ptr<Transport> make_mpi_world();
 std::unique_ptr<Transport> make_mpi_survivors(const std::vector<int>& ranks);
 // Whether the launcher lets a job go on when one of its processes dies.
 bool mpi_survives_lost_ranks();
-// From now on an operation that is given up half-way touches no memory of its caller any more.
-void stage_small_operations();
 
 // Ends every rank of the job with `code`.
 [[noreturn]] void abort_mpi_job(int code);

@@ -16,21 +16,17 @@ namespace cadre {
 namespace {
 
 constexpr size_t kChunk = size_t{1} << 20;
-constexpr size_t kStagedBytes = size_t{1} << 20;
 
 std::atomic<int> generation = 0;
-std::atomic<bool> stages = false;
-
-bool is_staged(size_t bytes) { return bytes > 0 && bytes <= kStagedBytes && stages.load(std::memory_order_relaxed); }
 
 }  // namespace
 
 void begin_mpi_generation() { generation.fetch_add(1); }
-void stage_small_operations() { stages.store(true); }
 
-Belonging::Belonging() : exceptions_(std::uncaught_exceptions()), generation_(generation.load()) {}
+CollectiveCleanupGuard::CollectiveCleanupGuard()
+    : exceptions_(std::uncaught_exceptions()), generation_(generation.load()) {}
 
-bool Belonging::all_is_well() const {
+bool CollectiveCleanupGuard::safe_to_free() const {
   const Liveness* processes = liveness();
   int over = 0;
   return std::uncaught_exceptions() == exceptions_ && generation_ == generation.load() &&
@@ -87,30 +83,9 @@ MPI_Op mpi_op(ReduceOp op) {
   throw Error(ErrorKind::internal, "unknown reduction");
 }
 
-const std::byte* Staging::in(std::span<const std::byte> bytes) {
-  if (!is_staged(bytes.size())) return bytes.data();
-  in_ = Buffer(bytes.size());
-  std::memcpy(in_.data(), bytes.data(), bytes.size());
-  return in_.data();
-}
-
-std::byte* Staging::out(std::span<std::byte> bytes, bool read_first) {
-  if (!is_staged(bytes.size())) return bytes.data();
-  out_ = Buffer(bytes.size());
-  if (read_first) std::memcpy(out_.data(), bytes.data(), bytes.size());
-  target_ = bytes;
-  return out_.data();
-}
-
-void Staging::copy_back() {
-  if (!target_.empty()) std::memcpy(target_.data(), out_.data(), target_.size());
-  target_ = {};
-}
-
 bool CollectiveOperation::test() {
   int done = 0;
   CADRE_MPI(MPI_Test(&request_, &done, MPI_STATUS_IGNORE));
-  if (done != 0) staging_.copy_back();
   return done != 0;
 }
 
@@ -132,7 +107,6 @@ bool MessagesOperation::test() {
   CADRE_MPI(MPI_Testall(static_cast<int>(requests_.size()), requests_.data(), &done, statuses_.data()));
   if (done == 0) return false;
   check_sizes();
-  staging_.copy_back();
   return true;
 }
 
@@ -146,7 +120,7 @@ std::string MessagesOperation::missing() const {
     text += message.receiving ? fmt::format("rank {} (expected {} bytes, received none)", message.peer, message.bytes)
                               : fmt::format("rank {} (to take {} bytes)", message.peer, message.bytes);
   }
-  return text.empty() ? "nobody" : text;
+  return text.empty() ? "no rank" : text;
 }
 
 // A message that is too long fails in MPI; one that is too short would pass.

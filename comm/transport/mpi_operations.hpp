@@ -19,19 +19,19 @@ void check_mpi(int code, const char* call, std::source_location where = std::sou
 
 #define CADRE_MPI(call) ::cadre::check_mpi((call), #call)
 
-// Groups and windows are given back where all goes well. Where an exception passes through, a rank died, or MPI is over, they
-// are left: giving them back is collective, and the peers may be waiting elsewhere.
-class Belonging {
+// Freeing a group or a window is collective. After an exception, a death or the end of MPI the peers may be waiting elsewhere:
+// then they are left.
+class CollectiveCleanupGuard {
  public:
-  Belonging();
-  bool all_is_well() const;
+  CollectiveCleanupGuard();
+  bool safe_to_free() const;
 
  private:
   int exceptions_;
   int generation_;
 };
 
-// The world became smaller: what belongs to the larger one is not given back any more.
+// The world became smaller: groups and windows of the larger one are not freed any more.
 void begin_mpi_generation();
 
 // A row as one MPI element, so that counts are rows and stay below 2^31.
@@ -64,34 +64,17 @@ class BlockType {
 MPI_Datatype mpi_type(DType dtype);
 MPI_Op mpi_op(ReduceOp op);
 
-// Copies of what an operation reads and writes, where small operations are staged (mpi.hpp); else the memory itself. Large
-// ones work on Buffers, which outlive them.
-class Staging {
- public:
-  const std::byte* in(std::span<const std::byte> bytes);
-  std::byte* out(std::span<std::byte> bytes, bool read_first = false);
-  // Once the operation is complete.
-  void copy_back();
-
- private:
-  Buffer in_;
-  Buffer out_;
-  std::span<std::byte> target_;
-};
-
 // A nonblocking collective: MPI does not tell which peer is late.
 class CollectiveOperation : public PendingOperation {
  public:
   explicit CollectiveOperation(int size) : size_(size) {}
   MPI_Request* handle() { return &request_; }
-  Staging& staging() { return staging_; }
   bool test() override;
   std::string missing() const override;
 
  private:
   MPI_Request request_ = MPI_REQUEST_NULL;
   int size_;
-  Staging staging_;
 };
 
 // A set of messages, each with the peer it is from or to.
@@ -102,7 +85,6 @@ class MessagesOperation : public PendingOperation {
 
   // `peer` is a world rank.
   MPI_Request* add(bool receiving, int peer, size_t bytes);
-  Staging& staging() { return staging_; }
   bool test() override;
   std::string missing() const override;
 
@@ -117,7 +99,6 @@ class MessagesOperation : public PendingOperation {
   std::vector<MPI_Request> requests_;
   std::vector<MPI_Status> statuses_;
   std::vector<Message> messages_;
-  Staging staging_;
 };
 
 // Takes the communicator over.

@@ -43,7 +43,7 @@ Request& Request::operator=(Request&& other) noexcept {
     abandon();
     what_ = std::move(other.what_);
     operation_ = std::move(other.operation_);
-    buffers_ = std::move(other.buffers_);
+    owners_ = std::move(other.owners_);
     flight_ = other.flight_;
   }
   return *this;
@@ -55,7 +55,7 @@ bool Request::test() {
   if (operation_ == nullptr) return true;
   if (!operation_->test()) return false;
   operation_.reset();
-  buffers_.clear();
+  owners_.clear();
   if (TraceRecorder* recorder = trace_recorder(); recorder != nullptr && flight_.begin_ns != 0) {
     flight_.end_ns = trace_clock_ns();
     recorder->add(flight_);
@@ -66,7 +66,6 @@ bool Request::test() {
 void Request::abandon() noexcept {
   if (operation_ == nullptr) return;
   operation_->abandon();
-  keep_all_buffers();
   // Kept to the end of the process. Where there is no memory for that, the process ends here, as an abandoned job does.
   static std::mutex mutex;
   static auto* const abandoned = new std::vector<Request>;

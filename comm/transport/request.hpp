@@ -6,7 +6,6 @@
 #include <string>
 #include <vector>
 
-#include "comm/base/buffer.hpp"
 #include "comm/base/trace.hpp"
 
 namespace cadre {
@@ -19,7 +18,7 @@ class PendingOperation {
   virtual bool test() = 0;
   // Who is still missing, e.g. "rank 3 (expected 4096 bytes, received none)".
   virtual std::string missing() const = 0;
-  // It is given up unfinished: it is kept, and nobody tests it again.
+  // Called when its Request is destroyed before completion: the operation is kept, and never tested again.
   virtual void abandon() noexcept {}
 };
 
@@ -31,8 +30,8 @@ class [[nodiscard]] Request {
   Request(std::string what, std::unique_ptr<PendingOperation> operation, int64_t bytes = 0);
   Request(Request&&) noexcept = default;
   Request& operator=(Request&& other) noexcept;
-  // An operation that is still under way is abandoned: it and the buffers it owns are kept to the end of the process,
-  // because a peer may yet write into them.
+  // An operation that is still under way is abandoned: it and the memory it owns are kept to the end of the process,
+  // because a peer may yet write into it.
   ~Request();
 
   // True once complete.
@@ -40,13 +39,15 @@ class [[nodiscard]] Request {
   bool done() const { return operation_ == nullptr; }
 
   const std::string& what() const { return what_; }
-  std::string missing() const { return done() ? "nobody" : operation_->missing(); }
+  std::string missing() const { return done() ? "no rank" : operation_->missing(); }
 
   // It is part of an operation that shows in the trace for all of its parts.
   void hide() { flight_ = {}; }
 
-  // Hands over memory that the operation reads or writes; it lives until the operation is complete.
-  void own(Buffer buffer) { buffers_.push_back(std::move(buffer)); }
+  // What owns memory that the operation reads or writes; it is held until the operation is complete.
+  void keep(std::shared_ptr<const void> owner) {
+    if (!done()) owners_.push_back(std::move(owner));
+  }
 
  private:
   friend Request all_of(std::vector<Request> requests);
@@ -54,7 +55,7 @@ class [[nodiscard]] Request {
 
   std::string what_;
   std::unique_ptr<PendingOperation> operation_;
-  std::vector<Buffer> buffers_;
+  std::vector<std::shared_ptr<const void>> owners_;
   TraceEvent flight_ = {};
 };
 

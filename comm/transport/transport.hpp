@@ -46,7 +46,8 @@ class SharedMemory {
   size_t bytes_per_rank_;
 };
 
-// The memory of every span must stay valid, and what is received untouched, until the Request is complete.
+// The memory of every span must stay valid, and what is received untouched, until the Request is complete: callers hand its
+// owner to Request::keep, so that an operation that is given up keeps it. Communicator has calls that do so by themselves.
 class Transport {
  public:
   virtual ~Transport() = default;

@@ -4,7 +4,6 @@
 #include <atomic>
 #include <thread>
 
-#include "comm/base/buffer.hpp"
 #include "comm/base/check.hpp"
 #include "comm/liveness/liveness.hpp"
 
@@ -28,7 +27,6 @@ void set_default_deadline(double seconds) { default_seconds.store(seconds); }
 void Deadline::check(const Position& position, const std::function<std::string()>& what,
                      const std::function<std::string()>& missing) const {
   if (const Liveness* processes = liveness(); processes != nullptr && processes->news()) [[unlikely]] {
-    keep_all_buffers();  // whatever is under way will be given up
     throw Error(
         ErrorKind::lost_rank,
         fmt::format("{}: {} died while this rank was in {}", position.describe(), processes->describe_lost(), what()),

@@ -48,7 +48,7 @@ class Staging {
       pieces_.pop_front();
     }
     if (next.memory.bytes() < bytes || next.memory.empty()) {
-      next.memory = Buffer(std::max(bytes, piece_bytes_), *memory_, Lent::never);
+      next.memory = Buffer(std::max(bytes, piece_bytes_), *memory_);
     }
     pieces_.push_back(std::move(next));
   }

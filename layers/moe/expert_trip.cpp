@@ -205,7 +205,9 @@ Task<Tensor> ExpertTrip::combine(LaneContext& ctx, Tensor places, Weighted weigh
   }
   Request computed = ready_to_pack(ctx);
   co_await computed;
-  back->pack(by_slot ? elements_of(places, saved.batch.row_place) : elements_of(sums));
+  Elements results = by_slot ? elements_of(places, saved.batch.row_place) : elements_of(sums);
+  results.owner = ctx.arena.owner();
+  back->pack(results);
   co_await back->packed();
   back->start();
   Request& rows_home = back->finish();

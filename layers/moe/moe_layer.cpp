@@ -45,7 +45,7 @@ Task<Tensor> MoeLayer::forward(LaneContext& ctx, Tensor x, Saved& saved) const {
   Task<void> routing = router_.forward(ctx, x, saved.router);
   co_await routing;
   ctx.lane.enter("expert counts");
-  Request counted = router_.start_losses(ctx, saved.router);
+  Pending<std::vector<double>> counted = router_.start_losses(ctx, saved.router);
 
   Tensor shared_y;  // computed while the rows travel
   ExpertTrip::Meanwhile meanwhile;
@@ -65,8 +65,7 @@ Task<Tensor> MoeLayer::forward(LaneContext& ctx, Tensor x, Saved& saved) const {
   fill_with_nan(saved.router.scorer.not_finite, y);
 
   ctx.lane.enter("expert counts");
-  co_await counted;
-  router_.finish_losses(ctx, saved.router);
+  router_.finish_losses(ctx, saved.router, co_await std::move(counted));
   saved.balance_loss = saved.router.losses.value;
   if (trip_) saved.balance_loss += trip_->diversity_loss(ctx, saved);
   co_return y;

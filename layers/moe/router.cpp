@@ -159,15 +159,17 @@ Tensor Router::weighing_of(LaneContext& ctx, const Saved& saved) const {
   return weighing;
 }
 
-Request Router::start_losses(LaneContext& ctx, Saved& saved) const {
+Pending<std::vector<double>> Router::start_losses(LaneContext& ctx, Saved& saved) const {
   if (!ctx.training || !losses_.any()) return {};
   losses_.begin(ctx, saved, saved.scorer, saved.losses);
   if (saved.losses.sums.empty()) return {};
-  return ctx.lane.data_group().all_reduce(std::span(saved.losses.sums), ReduceOp::sum);
+  return ctx.lane.data_group().all_reduce(std::move(saved.losses.sums), ReduceOp::sum);
 }
 
-void Router::finish_losses(LaneContext& ctx, Saved& saved) const {
-  if (ctx.training && losses_.any()) losses_.finish(ctx, saved, saved.losses);
+void Router::finish_losses(LaneContext& ctx, Saved& saved, std::vector<double> sums) const {
+  if (!ctx.training || !losses_.any()) return;
+  saved.losses.sums = std::move(sums);
+  losses_.finish(ctx, saved, saved.losses);
 }
 
 Tensor Router::input_grad(LaneContext& ctx, Saved& saved, const Tensor& dweights) {

@@ -54,9 +54,9 @@ class Router {
   // a logit that is not finite.
   Task<void> forward(LaneContext& ctx, const Tensor& x, Saved& saved) const;
 
-  // In training: starts to add up what the losses need over the data group; when that is done, makes their values.
-  Request start_losses(LaneContext& ctx, Saved& saved) const;
-  void finish_losses(LaneContext& ctx, Saved& saved) const;
+  // In training: starts to add up what the losses need over the data group; and with those sums makes their values.
+  Pending<std::vector<double>> start_losses(LaneContext& ctx, Saved& saved) const;
+  void finish_losses(LaneContext& ctx, Saved& saved, std::vector<double> sums) const;
 
   // dweights [T,slots], which is added to, and the losses to dx [T,H].
   Tensor input_grad(LaneContext& ctx, Saved& saved, const Tensor& dweights);

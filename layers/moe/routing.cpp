@@ -2,6 +2,7 @@
 #include "layers/moe/routing.hpp"
 
 #include <numeric>
+#include <utility>
 
 namespace cadre {
 
@@ -20,9 +21,7 @@ std::vector<int64_t> count_experts(const Tensor& ids, int64_t num_experts) {
 }
 
 Task<std::vector<int64_t>> sum_over_ranks(LaneContext& ctx, std::vector<int64_t> values) {
-  Request summed = ctx.lane.data_group().all_reduce(std::span(values), ReduceOp::sum);
-  co_await summed;
-  co_return values;
+  co_return co_await ctx.lane.data_group().all_reduce(std::move(values), ReduceOp::sum);
 }
 
 }  // namespace cadre

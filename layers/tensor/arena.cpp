@@ -13,14 +13,15 @@ constexpr size_t kBlockBytes = size_t{8} << 20;
 
 void Arena::reserve(size_t bytes) {
   CADRE_ASSERT(used_bytes_ == 0);
-  if (is_dry_run() || !blocks_.list.empty()) return;
-  blocks_.add(bytes);
-  if (result_blocks_.memory != blocks_.memory) result_blocks_.add(kBlockBytes);
+  auto& [main, host, result] = *blocks_;
+  if (is_dry_run() || !main.list.empty()) return;
+  main.add(bytes);
+  if (result.memory != main.memory) result.add(kBlockBytes);
 }
 
 void Arena::lend(std::span<std::byte> memory) {
-  CADRE_ASSERT(used_bytes_ == 0 && blocks_.list.empty());
-  blocks_.list.push_back({memory, Buffer()});
+  CADRE_ASSERT(used_bytes_ == 0 && blocks_->main.list.empty());
+  blocks_->main.list.push_back({memory, Buffer()});
 }
 
 void Arena::Blocks::add(size_t bytes) {
@@ -41,15 +42,17 @@ std::byte* Arena::Blocks::carve(size_t bytes) {
 }
 
 Tensor Arena::take(std::string_view label, DType dtype, std::initializer_list<int64_t> shape) {
-  return take_from(blocks_, label, dtype, shape);
+  return take_from(blocks_->main, label, dtype, shape);
 }
 
 Tensor Arena::take_host(std::string_view label, DType dtype, std::initializer_list<int64_t> shape) {
-  return take_from(blocks_.memory == &host_memory() ? blocks_ : host_blocks_, label, dtype, shape);
+  auto& [main, host, result] = *blocks_;
+  return take_from(main.memory == &host_memory() ? main : host, label, dtype, shape);
 }
 
 Tensor Arena::take_result(std::string_view label, DType dtype, std::initializer_list<int64_t> shape) {
-  return take_from(blocks_.memory == result_blocks_.memory ? blocks_ : result_blocks_, label, dtype, shape);
+  auto& [main, host, result] = *blocks_;
+  return take_from(main.memory == result.memory ? main : result, label, dtype, shape);
 }
 
 Tensor Arena::take_from(Blocks& blocks, std::string_view label, DType dtype, std::initializer_list<int64_t> shape) {
@@ -68,13 +71,13 @@ Tensor Arena::take_from(Blocks& blocks, std::string_view label, DType dtype, std
 }
 
 Arena::Mark Arena::mark() const {
-  return {blocks_.place, host_blocks_.place, result_blocks_.place, used_bytes_, lines_.size()};
+  return {blocks_->main.place, blocks_->host.place, blocks_->result.place, used_bytes_, lines_.size()};
 }
 
 void Arena::release(const Mark& mark) {
-  blocks_.place = mark.place;
-  host_blocks_.place = mark.host_place;
-  result_blocks_.place = mark.result_place;
+  blocks_->main.place = mark.place;
+  blocks_->host.place = mark.host_place;
+  blocks_->result.place = mark.result_place;
   used_bytes_ = mark.used_bytes;
   lines_.resize(mark.num_lines);
 }

@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <initializer_list>
 #include <map>
+#include <memory>
 #include <span>
 #include <string>
 #include <string_view>
@@ -22,7 +23,9 @@ class Arena {
 
   // `poison` fills every tensor with NaN when it is handed out, so that an element nobody wrote shows.
   explicit Arena(Mode mode = Mode::real, bool poison = false, Memory& memory = host_memory())
-      : mode_(mode), poison_(poison), blocks_(memory), result_blocks_(memory.for_results()) {}
+      : mode_(mode),
+        poison_(poison),
+        blocks_(std::make_shared<AllBlocks>(Blocks(memory), Blocks(host_memory()), Blocks(memory.for_results()))) {}
 
   bool is_dry_run() const { return mode_ == Mode::dry_run; }
 
@@ -31,6 +34,8 @@ class Arena {
   void reserve(size_t bytes);
   // The same with memory of someone else, which must outlive the arena.
   void lend(std::span<std::byte> memory);
+  // Keeps the memory of all tensors that were taken, for an operation under way. Lent memory is kept by its owner.
+  std::shared_ptr<const void> owner() const { return blocks_; }
 
   // `label` names the line of the memory table that the bytes are counted under. Aligned to 64 bytes, contents
   // undefined.
@@ -86,15 +91,18 @@ class Arena {
     std::vector<Block> list;
     Place place;
   };
+  struct AllBlocks {
+    Blocks main;
+    Blocks host;  // these two: none where the main ones are of that memory
+    Blocks result;
+  };
 
   Tensor take_from(Blocks& blocks, std::string_view label, DType dtype, std::initializer_list<int64_t> shape);
   void note_peak();
 
   Mode mode_;
   bool poison_;
-  Blocks blocks_;
-  Blocks host_blocks_{host_memory()};  // these two: none where blocks_ are of that memory
-  Blocks result_blocks_;
+  std::shared_ptr<AllBlocks> blocks_;
   size_t used_bytes_ = 0;
   size_t peak_bytes_ = 0;
   std::vector<Line> lines_;  // dry run only

@@ -52,7 +52,7 @@ void ParameterStore::allocate(DType dtype, bool with_grad, bool dry_run, Memory&
   memory_ = &memory;
   parameter_start_ = lay_out();
   const std::vector<size_t>& offsets = parameter_start_;
-  values_ = Buffer(dry_run ? 0 : value_bytes(), memory, Lent::never);
+  values_ = Buffer(dry_run ? 0 : value_bytes(), memory);
   grads_ = Buffer(dry_run ? 0 : grad_bytes(), memory);
   memory.fill(grads_.data(), std::byte{0}, grads_.bytes());
 

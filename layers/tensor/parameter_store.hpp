@@ -51,6 +51,8 @@ class ParameterStore {
   Tensor expert_grads() { return grads_of(Placement::expert); }
   // The same of one bucket, shared or expert.
   Tensor grads_of(Placement placement, int bucket);
+  // Keeps the memory of gradients, for an operation under way.
+  std::shared_ptr<const void> grad_owner() const { return grads_.share(); }
 
   // Begins a step: the next weight gradient of each parameter overwrites. Touches no memory.
   void forget_grads();

@@ -4,8 +4,8 @@
 #include <optional>
 
 #include "comm/base/check.hpp"
+#include "comm/group/agreement.hpp"
 #include "comm/transport/wait.hpp"
-#include "runtime/checkpoint/agreement.hpp"
 
 namespace cadre {
 namespace {

@@ -33,19 +33,15 @@ bool is_expert(const Parameter& parameter) { return parameter.placement == Place
 std::vector<std::vector<uint64_t>> gather_lists(const Communicator& world, double deadline_seconds,
                                                 std::vector<uint64_t> mine) {
   const auto ranks = static_cast<size_t>(world.size());
-  const auto length = static_cast<int64_t>(mine.size());
-  std::vector<int64_t> lengths(ranks);
-  Request counted = world.all_gather(std::span(&length, 1), std::span(lengths));
-  wait(counted, deadline_seconds, kRestoring);
+  const std::vector<int64_t> lengths =
+      wait(world.all_gather(static_cast<int64_t>(mine.size())), deadline_seconds, kRestoring);
   CADRE_CHECK_PEER(std::ranges::min(lengths) >= 0, "a rank announces a list of negative length");
   const auto longest = static_cast<size_t>(std::ranges::max(lengths));
   mine.resize(longest);
-  Buffer all(ranks * longest * sizeof(uint64_t));
-  Request gathered = world.all_gather(std::span<const uint64_t>(mine), std::span(all.as<uint64_t>(), ranks * longest));
-  wait(gathered, deadline_seconds, kRestoring);
+  const std::vector<uint64_t> all = wait(world.all_gather(mine), deadline_seconds, kRestoring);
   std::vector<std::vector<uint64_t>> lists;
   for (size_t rank = 0; rank < ranks; ++rank) {
-    const uint64_t* first = all.as<uint64_t>() + rank * longest;
+    const uint64_t* first = all.data() + rank * longest;
     lists.emplace_back(first, first + lengths[rank]);
   }
   return lists;
@@ -102,20 +98,23 @@ void PartnerCopies::swap_with_partners(const Communicator& world, double deadlin
   const Topology topology = discover_topology(world);
   const int to = (world.rank() + partner_stride(topology)) % world.size();
   const int from = partner_before(topology, world.rank());
-  const auto trade = [&](std::span<const std::byte> out, std::span<std::byte> in, int tag) {
-    Request sent = world.transport().send(out, to, tag);
-    Request received = world.transport().receive(in, from, tag);
+  const auto trade = [&](const Buffer& out, Buffer& in, int tag) {
+    Request sent = world.send(out.span(), out.share(), to, tag);
+    Request received = world.receive(in.span(), in.share(), from, tag);
     wait(received, deadline_seconds, kTaking);
     wait(sent, deadline_seconds, kTaking);
   };
   const std::array<int64_t, 2> sizes = {static_cast<int64_t>(mine.entries.size()),
                                         static_cast<int64_t>(mine.bytes.bytes())};
-  std::array<int64_t, 2> their_sizes{};
-  trade(std::as_bytes(std::span(sizes)), std::as_writable_bytes(std::span(their_sizes)), kSizesTag);
+  Request sent = world.send(sizes, to, kSizesTag);
+  const auto their_sizes = wait(world.receive<std::array<int64_t, 2>>(from, kSizesTag), deadline_seconds, kTaking);
+  wait(sent, deadline_seconds, kTaking);
   CADRE_CHECK_PEER(their_sizes[0] >= 0 && their_sizes[1] >= 0,
                    fmt::format("rank {} announces {} tensors of {} bytes", from, their_sizes[0], their_sizes[1]));
+  Buffer my_entries(mine.entries.size() * sizeof(Entry));
+  if (!my_entries.empty()) std::memcpy(my_entries.data(), mine.entries.data(), my_entries.bytes());
   Buffer entries(static_cast<size_t>(their_sizes[0]) * sizeof(Entry));
-  trade(std::as_bytes(std::span(mine.entries)), entries.span(), kEntriesTag);
+  trade(my_entries, entries, kEntriesTag);
   theirs.entries.assign(entries.as<Entry>(), entries.as<Entry>() + their_sizes[0]);
   const auto bytes = static_cast<size_t>(their_sizes[1]);
   for (const Entry& entry : theirs.entries) {
@@ -124,18 +123,13 @@ void PartnerCopies::swap_with_partners(const Communicator& world, double deadlin
                                        entry.offset, bytes));
   }
   if (theirs.bytes.bytes() != bytes) theirs.bytes = Buffer(bytes);
-  trade(mine.bytes.span(), theirs.bytes.span(), kBytesTag);
+  trade(mine.bytes, theirs.bytes, kBytesTag);
 }
 
 void PartnerCopies::take(const Communicator& world, double deadline_seconds, const TrainProgress& progress,
                          const ParameterStore& store, const AdamW& optimizer) {
   State& state = states_[0].step < states_[1].step ? states_[0] : states_[1];
-  if (state.step < 0 && !state.of_partner.bytes.empty()) {
-    // A death came in between: something may still arrive there.
-    static_cast<void>(new Buffer(std::move(state.of_partner.bytes)));
-    static_cast<void>(new Buffer(std::move(state.own.bytes)));
-    state = {};
-  }
+  if (state.step < 0) state = {};  // a death came in between: what is under way keeps that memory
   state.step = -1;
   copy(tensors_of(store, optimizer, any_parameter), state.own);
   if (world.size() > 1) {
@@ -150,10 +144,8 @@ void PartnerCopies::take(const Communicator& world, double deadline_seconds, con
 }
 
 const PartnerCopies::State* PartnerCopies::newest_of_all(const Communicator& world, double deadline_seconds) const {
-  const std::array<int64_t, 2> mine = {states_[0].step, states_[1].step};
-  std::vector<int64_t> all(2 * static_cast<size_t>(world.size()));
-  Request gathered = world.all_gather(std::span<const int64_t>(mine), std::span(all));
-  wait(gathered, deadline_seconds, kRestoring);
+  const std::vector<int64_t> mine = {states_[0].step, states_[1].step};
+  const std::vector<int64_t> all = wait(world.all_gather(mine), deadline_seconds, kRestoring);
   const State* newest = nullptr;
   for (const State& state : states_) {
     const auto everywhere = std::ranges::count(all, state.step) == world.size();
@@ -170,12 +162,15 @@ std::optional<TrainProgress> PartnerCopies::restore(const Communicator& world, d
   struct Place {
     const std::byte* at;
     size_t bytes;
+    std::shared_ptr<const void> owner;
   };
   std::unordered_map<uint64_t, Place> here;
   std::vector<uint64_t> held;
   for (const Copy* copy : {&state->own, &state->of_partner}) {
     for (const Entry& entry : copy->entries) {
-      if (here.emplace(entry.key, Place{copy->bytes.data() + entry.offset, static_cast<size_t>(entry.bytes)}).second) {
+      if (here.emplace(entry.key,
+                       Place{copy->bytes.data() + entry.offset, static_cast<size_t>(entry.bytes), copy->bytes.share()})
+              .second) {
         held.push_back(entry.key);
       }
     }
@@ -189,24 +184,24 @@ std::optional<TrainProgress> PartnerCopies::restore(const Communicator& world, d
 
   // Messages of two ranks match in the order of what the receiver wants.
   const auto me = static_cast<size_t>(world.rank());
-  std::vector<Buffer> arrived(tensors.size());  // parameters themselves are never lent
+  std::vector<Buffer> arrived(tensors.size());
   std::vector<Request> under_way;
   for (size_t i = 0; i < tensors.size(); ++i) {
     if (givers[me][i] == world.rank()) continue;
     arrived[i] = Buffer(tensors[i].memory.bytes());
-    under_way.push_back(world.transport().receive(arrived[i].span(), givers[me][i], kBytesTag));
+    under_way.push_back(world.receive(arrived[i].span(), arrived[i].share(), givers[me][i], kBytesTag));
   }
   for (size_t rank = 0; rank < wanted.size(); ++rank) {
     for (size_t i = 0; i < wanted[rank].size(); ++i) {
       if (rank == me || givers[rank][i] != world.rank()) continue;
       const Place place = here.at(wanted[rank][i]);
-      under_way.push_back(world.transport().send({place.at, place.bytes}, static_cast<int>(rank), kBytesTag));
+      under_way.push_back(world.send({place.at, place.bytes}, place.owner, static_cast<int>(rank), kBytesTag));
     }
   }
   for (Request& request : under_way) wait(request, deadline_seconds, kRestoring);
   for (size_t i = 0; i < tensors.size(); ++i) {
     const bool own = givers[me][i] == world.rank();
-    const Place place = own ? here.at(keys[i]) : Place{arrived[i].data(), arrived[i].bytes()};
+    const Place place = own ? here.at(keys[i]) : Place{arrived[i].data(), arrived[i].bytes(), nullptr};
     CADRE_CHECK_PEER(place.bytes == tensors[i].memory.bytes(),
                      fmt::format("{} has another size than its copy", tensors[i].name));
     std::memcpy(tensors[i].memory.raw(), place.at, place.bytes);

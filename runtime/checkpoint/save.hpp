@@ -17,10 +17,10 @@
 #include <string>
 #include <vector>
 
+#include "comm/group/agreement.hpp"
 #include "comm/group/communicator.hpp"
 #include "layers/model/config.hpp"
 #include "layers/tensor/parameter_store.hpp"
-#include "runtime/checkpoint/agreement.hpp"
 #include "runtime/checkpoint/directory.hpp"
 #include "runtime/checkpoint/manifest.hpp"
 #include "runtime/checkpoint/named_tensors.hpp"

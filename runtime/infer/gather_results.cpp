@@ -33,7 +33,7 @@ std::string describe(const std::vector<ResultPiece>& pieces) {
   return list.dump();
 }
 
-std::vector<ResultPiece> pieces_described(const std::string& text) {
+std::vector<ResultPiece> pieces_described(std::string_view text) {
   std::vector<ResultPiece> pieces;
   for (const json& item : json::parse(text)) {
     pieces.push_back({.name = item[0],
@@ -45,20 +45,26 @@ std::vector<ResultPiece> pieces_described(const std::string& text) {
   return pieces;
 }
 
-void send(const Worker& worker, std::span<const std::byte> bytes) {
-  for (size_t first = 0; first < bytes.size(); first += kMessageBytes) {
-    const size_t count = std::min(kMessageBytes, bytes.size() - first);
-    Request sent = worker.world().transport().send(bytes.subspan(first, count), 0, kTag);
+void send(const Worker& worker, const Buffer& memory) {
+  for (size_t first = 0; first < memory.bytes(); first += kMessageBytes) {
+    const size_t count = std::min(kMessageBytes, memory.bytes() - first);
+    Request sent = worker.world().send(memory.span().subspan(first, count), memory.share(), 0, kTag);
     worker.await(sent);
   }
 }
 
-void receive(const Worker& worker, std::span<std::byte> bytes, int peer) {
-  for (size_t first = 0; first < bytes.size(); first += kMessageBytes) {
-    const size_t count = std::min(kMessageBytes, bytes.size() - first);
-    Request arrived = worker.world().transport().receive(bytes.subspan(first, count), peer, kTag);
+void receive(const Worker& worker, Buffer& memory, int peer) {
+  for (size_t first = 0; first < memory.bytes(); first += kMessageBytes) {
+    const size_t count = std::min(kMessageBytes, memory.bytes() - first);
+    Request arrived = worker.world().receive(memory.span().subspan(first, count), memory.share(), peer, kTag);
     worker.await(arrived);
   }
+}
+
+Buffer copy_of(const std::string& text) {
+  Buffer copy(text.size());
+  std::memcpy(copy.data(), text.data(), text.size());
+  return copy;
 }
 
 class Collection {
@@ -100,23 +106,20 @@ class Collection {
 std::vector<ResultTensor> gather_results(const Worker& worker, std::vector<ResultPiece> mine) {
   const Communicator& world = worker.world();
   const std::string text = describe(mine);
-  const auto my_size = static_cast<int64_t>(text.size());
-  std::vector<int64_t> sizes(static_cast<size_t>(world.size()));
-  Request gathered = world.all_gather(std::span(&my_size, 1), std::span(sizes));
-  worker.await(gathered);
+  const std::vector<int64_t> sizes = worker.await(world.all_gather(static_cast<int64_t>(text.size())));
   if (world.rank() > 0) {
-    send(worker, std::as_bytes(std::span(text)));
-    for (const ResultPiece& piece : mine) send(worker, piece.memory.span());
+    send(worker, copy_of(text));
+    for (const ResultPiece& piece : mine) send(worker, piece.memory);
     return {};
   }
   Collection all;
   for (const ResultPiece& piece : mine) all.add(piece);
   mine.clear();
   for (int rank = 1; rank < world.size(); ++rank) {
-    std::string theirs(static_cast<size_t>(sizes[static_cast<size_t>(rank)]), '\0');
-    receive(worker, std::as_writable_bytes(std::span(theirs)), rank);
-    for (ResultPiece& piece : pieces_described(theirs)) {
-      receive(worker, piece.memory.span(), rank);
+    Buffer theirs(static_cast<size_t>(sizes[static_cast<size_t>(rank)]));
+    receive(worker, theirs, rank);
+    for (ResultPiece& piece : pieces_described({theirs.as<char>(), theirs.bytes()})) {
+      receive(worker, piece.memory, rank);
       all.add(piece);
       piece.memory = Buffer();
     }

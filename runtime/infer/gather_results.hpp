@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "comm/base/buffer.hpp"
 #include "runtime/infer/score.hpp"
 
 namespace cadre {

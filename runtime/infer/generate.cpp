@@ -140,8 +140,7 @@ class Generation {
       board[of_all * width] = static_cast<int32_t>(made[slot].size());
       std::ranges::copy(made[slot], board.begin() + static_cast<std::ptrdiff_t>(of_all * width) + 1);
     }
-    Request told = worker_.expert_group().all_reduce(std::span(board), ReduceOp::sum);
-    worker_.await(told);
+    board = worker_.await(worker_.expert_group().all_reduce(std::move(board), ReduceOp::sum));
     for (size_t slot = 0; slot < in_slot_.size(); ++slot) {
       if (in_slot_[slot] == kNone) continue;
       const auto count = static_cast<size_t>(board[slot * width]);
@@ -190,8 +189,7 @@ class Generation {
   }
 
   void sum(std::vector<int64_t>& counts) const {
-    Request summed = worker_.expert_group().all_reduce(std::span(counts), ReduceOp::sum);
-    worker_.await(summed);
+    counts = worker_.await(worker_.expert_group().all_reduce(std::move(counts), ReduceOp::sum));
   }
 
   bool ends_text(int32_t token) const { return std::ranges::find(end_tokens_, token) != end_tokens_.end(); }

@@ -15,26 +15,18 @@ constexpr int kTag = 1;
 class Conversation {
  public:
   Conversation(const Communicator& world, double deadline_seconds)
-      : transport_(world.transport()), deadline_seconds_(deadline_seconds) {}
+      : world_(world), deadline_seconds_(deadline_seconds) {}
 
   void tell(int64_t value, int peer) const {
-    Request sent = transport_.send(std::as_bytes(std::span(&value, 1)), peer, kTag);
-    finish(sent);
+    Request sent = world_.send(value, peer, kTag);
+    wait(sent, deadline_seconds_, kPosition);
   }
-  int64_t hear(int peer) const {
-    int64_t value = 0;
-    Request received = transport_.receive(std::as_writable_bytes(std::span(&value, 1)), peer, kTag);
-    finish(received);
-    return value;
-  }
+  int64_t hear(int peer) const { return wait(world_.receive<int64_t>(peer, kTag), deadline_seconds_, kPosition); }
 
  private:
-  void finish(Request& request) const {
-    static constexpr Position kPosition = {.phase = "clock offsets"};
-    wait(request, deadline_seconds_, kPosition);
-  }
+  static constexpr Position kPosition = {.phase = "clock offsets"};
 
-  Transport& transport_;
+  const Communicator& world_;
   double deadline_seconds_;
 };
 

@@ -7,7 +7,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <numeric>
 #include <utility>
 
@@ -133,19 +132,12 @@ StepReduction::StepReduction(const Communicator& world, const LocalStep& local)
     : num_ranks_(static_cast<size_t>(world.size())),
       num_layers_(local.expert_counts.size()),
       num_experts_(num_layers_ == 0 ? 0 : local.expert_counts.front().size()) {
-  const std::vector<double> mine = values_of(local, static_cast<size_t>(world.rank()), num_ranks_);
-  values_ = Buffer(mine.size() * sizeof(double));
-  std::memcpy(values_.data(), mine.data(), values_.bytes());
-  request_ = world.all_reduce(std::span(values_.as<double>(), mine.size()), ReduceOp::sum);
+  sums_ = world.all_reduce(values_of(local, static_cast<size_t>(world.rank()), num_ranks_), ReduceOp::sum);
 }
 
-StepReduction::~StepReduction() {
-  if (!request_.done()) request_.own(std::move(values_));
-}
-
-GlobalStep StepReduction::finish() const {
-  CADRE_ASSERT(request_.done());
-  Totals totals(values_.as<double>());
+GlobalStep StepReduction::finish() {
+  const std::vector<double> sums = sums_.take();
+  Totals totals(sums.data());
   GlobalStep global;
   const double loss_sum = totals.number();
   global.balance_loss = totals.number();

@@ -69,26 +69,22 @@ struct GlobalStep {
   BalanceFigures expert_balance() const;
 };
 
-// The reduction under way. Move-only. Given up before the end, it leaves its memory to the transport.
+// The reduction under way. Move-only.
 class StepReduction {
  public:
   // Collective over `world`: all ranks have the same layers and experts.
   StepReduction(const Communicator& world, const LocalStep& local);
-  ~StepReduction();
-  StepReduction(StepReduction&&) noexcept = default;
-  StepReduction& operator=(StepReduction&&) = delete;
 
-  Request& request() { return request_; }
-  // Only once the request is complete. Throws ErrorKind::internal, on all ranks, when the law of conservation is
+  Request& request() { return sums_.request(); }
+  // Once, after the request is complete. Throws ErrorKind::internal, on all ranks, when the law of conservation is
   // broken: slots planned = slots received = sum of the expert counts.
-  GlobalStep finish() const;
+  GlobalStep finish();
 
  private:
   size_t num_ranks_;
   size_t num_layers_;
   size_t num_experts_;
-  Buffer values_;  // of doubles
-  Request request_;
+  Pending<std::vector<double>> sums_;
 };
 
 }  // namespace cadre

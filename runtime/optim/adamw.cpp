@@ -14,7 +14,7 @@ AdamW::AdamW(ParameterStore& store, const TrainConfig& config) : config_(config)
     moments_.push_back({parameter, shape, shape, part_of_parameter(parameter->name())});
     bytes += 2 * whole_cache_lines(shape.bytes());
   }
-  buffer_ = Buffer(bytes, store.memory(), Lent::never);
+  buffer_ = Buffer(bytes, store.memory());
   store.memory().fill(buffer_.data(), std::byte{0}, bytes);
   std::byte* next = buffer_.data();
   for (Moments& moments : moments_) {

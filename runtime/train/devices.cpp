@@ -36,10 +36,7 @@ std::vector<DeviceSeat> take_device_seats(const Communicator& world) {
     mine.bytes = static_cast<int64_t>(device.bytes);
     device.name.copy(mine.name.data(), mine.name.size() - 1);
   }
-  std::vector<DeviceSeat> seats(static_cast<size_t>(world.size()));
-  Request gathered =
-      world.transport().all_gather(std::as_bytes(std::span(&mine, 1)), std::as_writable_bytes(std::span(seats)));
-  wait(gathered);
+  std::vector<DeviceSeat> seats = wait(world.all_gather(mine));
   if (mine.device < 0) {
     throw Error(ErrorKind::environment, fmt::format("compute.device = cuda: {}", devices.why_none), kHint);
   }

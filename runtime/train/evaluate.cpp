@@ -14,7 +14,7 @@ namespace cadre {
 Task<void> forward_here(Worker& worker, LaneContext& ctx, MicroBatch& micro_batch, int index, LocalStep& local,
                         StageWatch watch) {
   const std::vector<int>& route = worker.routes().routes.front();
-  Transport& pipeline = worker.pipeline_group().transport();
+  const Communicator& pipeline = worker.pipeline_group();
   const int64_t hidden = worker.model().config().hidden_size;
   Tensor x;
   for (const auto& stage : worker.model().stages()) {
@@ -24,7 +24,8 @@ Task<void> forward_here(Worker& worker, LaneContext& ctx, MicroBatch& micro_batc
       x = ctx.arena.take_host("pipeline", DType::f32, {micro_batch.num_tokens(), hidden});
       ctx.lane.enter("receive activations", -1);
       Request arrived;
-      if (x.bytes() > 0) arrived = pipeline.receive({x.raw(), x.bytes()}, route[at - 1], stage->place().index);
+      if (x.bytes() > 0)
+        arrived = pipeline.receive({x.raw(), x.bytes()}, ctx.arena.owner(), route[at - 1], stage->place().index);
       co_await arrived;
     }
     Stage::Saved saved;
@@ -38,7 +39,8 @@ Task<void> forward_here(Worker& worker, LaneContext& ctx, MicroBatch& micro_batc
     if (stage->place().is_last() || route[at + 1] == worker.row()) continue;
     ctx.lane.enter("send activations", -1);
     Request sent;
-    if (x.bytes() > 0) sent = pipeline.send({x.raw(), x.bytes()}, route[at + 1], stage->place().index + 1);
+    if (x.bytes() > 0)
+      sent = pipeline.send({x.raw(), x.bytes()}, ctx.arena.owner(), route[at + 1], stage->place().index + 1);
     co_await sent;
   }
 }

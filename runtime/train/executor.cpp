@@ -250,7 +250,7 @@ void Executor::post_receive(const Op& op) {
   trace_switch({.step = work_->step,
                 .micro_batch = op.feeds.chunk.micro_batch,
                 .phase = forward ? "receive activations" : "receive gradients"});
-  rows.arrived = worker_.pipeline_group().transport().receive(rows.memory.span(), op.peer, tag_of(op.feeds));
+  rows.arrived = worker_.pipeline_group().receive(rows.memory.span(), rows.memory.share(), op.peer, tag_of(op.feeds));
 }
 
 void Executor::post_send(const Op& op) {
@@ -262,8 +262,7 @@ void Executor::post_send(const Op& op) {
   trace_switch({.step = work_->step,
                 .micro_batch = op.feeds.chunk.micro_batch,
                 .phase = forward ? "send activations" : "send gradients"});
-  Request sent = worker_.pipeline_group().transport().send(memory.span(), op.peer, tag_of(op.feeds));
-  sent.own(std::move(memory));
+  Request sent = worker_.pipeline_group().send(memory.span(), memory.share(), op.peer, tag_of(op.feeds));
   std::erase_if(sends_, [](Request& request) { return request.test(); });
   if (!sent.test()) sends_.push_back(std::move(sent));
 }

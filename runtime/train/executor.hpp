@@ -9,6 +9,7 @@
 #include <memory>
 #include <vector>
 
+#include "comm/base/buffer.hpp"
 #include "runtime/schedule/program.hpp"
 #include "runtime/train/step.hpp"
 

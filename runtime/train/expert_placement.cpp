@@ -68,9 +68,7 @@ ExpertMaps place_experts(const ModelConfig& model, const ParallelConfig& paralle
 void check_same_maps(const Communicator& world, const ExpertMaps& maps, const ModelConfig& model,
                      const std::string& placement) {
   const auto hash = static_cast<int64_t>(hash_of(maps, model) >> 1);
-  std::array<int64_t, 2> least = {hash, -hash};
-  Request reduced = world.all_reduce(std::span<int64_t>(least), ReduceOp::min);
-  wait(reduced);
+  const auto least = wait(world.all_reduce(std::array{hash, -hash}, ReduceOp::min));
   CADRE_CHECK(least[0] == -least[1], fmt::format("parallel.placement = {} is not the same on all ranks", placement),
               "all hosts must see the same file");
 }

@@ -26,10 +26,7 @@ std::vector<Demand> gather_demands(const Communicator& world, size_t wanted_byte
   Demand mine;
   mine.bytes = wanted_bytes;
   for (size_t i = 0; i < std::min(limits.size(), kMostLimits); ++i) mine.limits[i] = limits[i].id;
-  std::vector<Demand> all(static_cast<size_t>(world.size()));
-  Request gathered = world.all_gather(std::span<const Demand>(&mine, 1), std::span(all));
-  wait(gathered);
-  return all;
+  return wait(world.all_gather(mine));
 }
 
 }  // namespace

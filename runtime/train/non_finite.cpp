@@ -8,7 +8,7 @@
 #include <string_view>
 
 #include "comm/base/check.hpp"
-#include "runtime/checkpoint/agreement.hpp"
+#include "comm/group/agreement.hpp"
 
 namespace cadre {
 namespace {

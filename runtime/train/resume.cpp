@@ -15,8 +15,8 @@
 #include "comm/base/check.hpp"
 #include "comm/base/console.hpp"
 #include "comm/base/random.hpp"
+#include "comm/group/agreement.hpp"
 #include "comm/transport/wait.hpp"
-#include "runtime/checkpoint/agreement.hpp"
 #include "runtime/checkpoint/digest.hpp"
 #include "runtime/checkpoint/directory.hpp"
 #include "runtime/checkpoint/load_newest.hpp"
@@ -52,11 +52,7 @@ std::vector<fs::path> checkpoints_to_try(const RunConfig& config, int rank) {
 template <class Value>
 Value from_rank_0(const Communicator& world, const Value& mine) {
   static_assert(std::is_trivially_copyable_v<Value>);
-  std::vector<Value> all(static_cast<size_t>(world.size()));
-  Request gathered =
-      world.transport().all_gather(std::as_bytes(std::span(&mine, 1)), std::as_writable_bytes(std::span(all)));
-  wait(gathered, kFileDeadlineSeconds, {.phase = "resuming"});
-  return all.front();
+  return wait(world.all_gather(mine), kFileDeadlineSeconds, {.phase = "resuming"}).front();
 }
 
 // The configuration that a checkpoint was saved with; none where it cannot be read, which `notes` say.
@@ -100,8 +96,7 @@ void check_fit(Worker& worker, const fs::path& path, const std::optional<Misfit>
   }
   std::vector<int64_t> flags;
   for (const auto& [name, flag] : used) flags.push_back(flag);
-  Request summed = world.all_reduce(std::span(flags), ReduceOp::max);
-  wait(summed, kFileDeadlineSeconds, {.phase = "resuming"});
+  flags = wait(world.all_reduce(std::move(flags), ReduceOp::max), kFileDeadlineSeconds, {.phase = "resuming"});
   std::vector<std::string_view> unused;
   for (size_t i = 0; const auto& [name, flag] : used) {
     if (flags[i++] == 0) unused.push_back(name);

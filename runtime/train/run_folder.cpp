@@ -10,8 +10,8 @@
 
 #include "comm/base/check.hpp"
 #include "comm/base/console.hpp"
+#include "comm/group/agreement.hpp"
 #include "comm/transport/wait.hpp"
-#include "runtime/checkpoint/agreement.hpp"
 #include "runtime/checkpoint/digest.hpp"
 #include "runtime/checkpoint/directory.hpp"
 #include "runtime/config/config_changes.hpp"
@@ -71,10 +71,7 @@ bool find_finished(const RunConfig& config) {
 std::string name_run(const Communicator& world) {
   std::random_device random;
   const uint64_t mine = (uint64_t{random()} << 32) | random();
-  std::vector<uint64_t> all(static_cast<size_t>(world.size()));
-  Request gathered = world.all_gather(std::span(&mine, 1), std::span(all));
-  wait(gathered, kFileDeadlineSeconds, {.phase = kPhase});
-  return hex(all.front());
+  return hex(wait(world.all_gather(mine), kFileDeadlineSeconds, {.phase = kPhase}).front());
 }
 
 FolderClaim::FolderClaim(const Communicator& world, const RunConfig& config, const std::string& run) {

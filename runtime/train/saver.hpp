@@ -8,6 +8,7 @@
 #include <optional>
 #include <string>
 
+#include "comm/base/buffer.hpp"
 #include "runtime/checkpoint/save.hpp"
 #include "runtime/train/worker.hpp"
 

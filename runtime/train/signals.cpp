@@ -38,18 +38,7 @@ StopSignals::~StopSignals() {
 
 bool stop_requested() { return g_stop_requested.load(); }
 
-StopVote::StopVote(const Communicator& world) : flag_(sizeof(double)) {
-  *flag_.as<double>() = stop_requested() ? 1.0 : 0.0;
-  request_ = world.all_reduce(std::span(flag_.as<double>(), 1), ReduceOp::max);
-}
-
-StopVote::~StopVote() {
-  if (!request_.done()) request_.own(std::move(flag_));
-}
-
-bool StopVote::stops() const {
-  CADRE_ASSERT(request_.done());
-  return *flag_.as<double>() > 0.0;
-}
+StopVote::StopVote(const Communicator& world)
+    : any_(world.all_reduce(int32_t{stop_requested() ? 1 : 0}, ReduceOp::max)) {}
 
 }  // namespace cadre

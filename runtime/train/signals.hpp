@@ -28,23 +28,19 @@ class StopSignals {
 // Whether this process was asked to stop.
 bool stop_requested();
 
-// Whether any rank was asked, for loops that have no reduction of their own to carry the flag. Move-only. Given up before
-// the end, it leaves its memory to the transport.
+// Whether any rank was asked, for loops that have no reduction of their own to carry the flag.
+// Move-only.
 class StopVote {
  public:
   // Collective over `world`: takes the flag of this rank along.
   explicit StopVote(const Communicator& world);
-  ~StopVote();
-  StopVote(StopVote&&) noexcept = default;
-  StopVote& operator=(StopVote&&) = delete;
 
-  Request& request() { return request_; }
-  // Only once the request is complete; the same on all ranks.
-  bool stops() const;
+  Request& request() { return any_.request(); }
+  // Once, after the request is complete; the same on all ranks.
+  bool stops() { return any_.take() > 0; }
 
  private:
-  Buffer flag_;  // one double
-  Request request_;
+  Pending<int32_t> any_;
 };
 
 }  // namespace cadre

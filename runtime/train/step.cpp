@@ -57,9 +57,7 @@ double gradient_norm(Worker& worker) {
     if (!parameter->grad.defined() || parameter->frozen || !worker.is_first_holder(*parameter)) continue;
     square += worker.kernels().sum_squares(parameter->grad);
   }
-  Request summed = worker.world().all_reduce(std::span(&square, 1), ReduceOp::sum);
-  worker.await(summed);
-  return std::sqrt(square);
+  return std::sqrt(worker.await(worker.world().all_reduce(square, ReduceOp::sum)));
 }
 
 }  // namespace cadre

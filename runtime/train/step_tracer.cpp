@@ -10,7 +10,7 @@
 #include <utility>
 
 #include "comm/base/check.hpp"
-#include "runtime/checkpoint/agreement.hpp"
+#include "comm/group/agreement.hpp"
 #include "runtime/observe/trace_file.hpp"
 #include "runtime/train/saver.hpp"
 

@@ -371,9 +371,9 @@ bool Trainer::resume_from_copies() {
 // Every rank reads data and checkpoint for itself; a rank that sees other files must not train along.
 void Trainer::check_agreement() {
   const int64_t tokens = dataset_.train.num_tokens();
-  std::array<int64_t, 4> least = {progress_.step, tokens, -progress_.step, -tokens};
-  Request reduced = worker_.world().all_reduce(std::span<int64_t>(least), ReduceOp::min);
-  wait(reduced, kFileDeadlineSeconds, worker_.lane().position);
+  const std::array<int64_t, 4> mine = {progress_.step, tokens, -progress_.step, -tokens};
+  const auto least =
+      wait(worker_.world().all_reduce(mine, ReduceOp::min), kFileDeadlineSeconds, worker_.lane().position);
   CADRE_CHECK(
       least[0] == -least[2] && least[1] == -least[3],
       fmt::format("rank {} starts after step {} with {} training tokens; over the ranks the steps are {} to {}, the "

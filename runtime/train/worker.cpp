@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "comm/base/check.hpp"
+#include "comm/group/agreement.hpp"
 #include "layers/model/router_options.hpp"
 #include "runtime/checkpoint/digest.hpp"
 #include "runtime/train/devices.hpp"
@@ -60,6 +61,10 @@ const char* reduction_phase(const Stage& stage, int bucket) {
   return bucket == 0 ? "embedding gradient reduction" : "head gradient reduction";
 }
 
+std::span<float> grad_values(const Parameter& parameter) {
+  return {parameter.grad.data<float>(), static_cast<size_t>(parameter.grad.numel())};
+}
+
 // Before the first group is made.
 Communicator with_deadline(Communicator world, double seconds) {
   set_default_deadline(seconds);
@@ -106,25 +111,16 @@ void Worker::start_progress(const WorkerOptions& options) {
 
 // A group may find less memory on its host than another, so all ranks of the job agree before they go on.
 void Worker::make_exchanges(const WorkerOptions& options) {
-  std::optional<Error> refused;
-  try {
+  const std::optional<Failure> failure = attempt_together(world_, engine_.deadline_seconds(), "making exchanges", [&] {
     for (auto& space : spaces_) make_exchange_of(*space, options);
-  } catch (const Error& error) {
-    if (error.kind() != ErrorKind::environment) throw;
-    refused = error;
+  });
+  if (!failure) return;
+  if (options.exchange.strategy != "auto" || failure->kind != ErrorKind::environment) {
+    throw Error(failure->kind, failure->text, failure->hint);
   }
-  int64_t any_refused = refused ? 1 : 0;
-  Request agreed = world_.all_reduce(std::span(&any_refused, 1), ReduceOp::max);
-  await(agreed);
-  if (any_refused == 0) return;
-  if (options.exchange.strategy != "auto") {
-    if (refused) throw *refused;
-    throw Error(ErrorKind::environment,
-                fmt::format("exchange.strategy = {} cannot be had on other ranks", options.exchange.strategy),
-                "their message says why; exchange.strategy=auto takes another");
-  }
+  for (auto& space : spaces_) space->exchange = nullptr;
   for (auto& space : spaces_) space->exchange = make_exchange("flat", exchange_setup(*space, options));
-  exchange_reason_ = fmt::format("flat: {}", refused ? refused->what() : "other ranks have not the memory for another");
+  exchange_reason_ = fmt::format("flat: {}", failure->text);
 }
 
 ExchangeSetup Worker::exchange_setup(const LaneSpace& space, const WorkerOptions& options) const {
@@ -257,7 +253,8 @@ std::vector<Request> Worker::start_sum(const Communicator& group, Placement plac
   const Tensor values = store_.grads_of(placement, stored_bucket);
   for (int64_t first = 0; first < values.numel(); first += kReductionElements) {
     const auto count = static_cast<size_t>(std::min(kReductionElements, values.numel() - first));
-    started.push_back(group.all_reduce(std::span(values.data<float>() + first, count), ReduceOp::sum));
+    started.push_back(
+        group.all_reduce(std::span(values.data<float>() + first, count), store_.grad_owner(), ReduceOp::sum));
   }
   return started;
 }
@@ -267,7 +264,7 @@ std::vector<HeldValues> Worker::replicated_grads(int stored_bucket) {
   std::vector<HeldValues> held;
   for (Parameter* parameter : store_.parameters_of(stored_bucket)) {
     if (parameter->holders.size() < 2) continue;
-    held.push_back({{parameter->grad.data<float>(), static_cast<size_t>(parameter->grad.numel())}, parameter->holders});
+    held.push_back({grad_values(*parameter), store_.grad_owner(), parameter->holders});
   }
   return held;
 }
@@ -278,7 +275,7 @@ std::vector<HeldValues> Worker::embedding_grads(Stage& stage, int stored_bucket)
   if (!embedding_group_) return held;
   for (Parameter* parameter : store_.parameters_of(stored_bucket)) {
     if (parameter != stage.embedding_table() && parameter != stage.embedding_copy()) continue;
-    held.push_back({{parameter->grad.data<float>(), static_cast<size_t>(parameter->grad.numel())}, embedding_rows_});
+    held.push_back({grad_values(*parameter), store_.grad_owner(), embedding_rows_});
   }
   return held;
 }
@@ -306,8 +303,7 @@ void Worker::finish_gradient_reduction() {
 
 void Worker::sum_over_stage(int stage, std::vector<int64_t>& values) const {
   if (values.empty()) return;
-  Request summed = reduction_groups_[local_index(stage)].shared.all_reduce(std::span(values), ReduceOp::sum);
-  await(summed);
+  values = await(reduction_groups_[local_index(stage)].shared.all_reduce(std::move(values), ReduceOp::sum));
 }
 
 uint64_t Worker::gradient_hash() const {

@@ -94,6 +94,10 @@ class Worker {
   void run(Task<void>& task) { engine_.run(lane(), task); }
   // Waits for a request of this rank outside of a task.
   void await(Request& request) const { wait(request, engine_.deadline_seconds(), spaces_.front()->lane.position); }
+  template <class T>
+  T await(Pending<T> pending) const {
+    return wait(std::move(pending), engine_.deadline_seconds(), spaces_.front()->lane.position);
+  }
 
   // Starts to sum the gradients of a bucket of a stage over the ranks that hold the same parameters, also as replicas of
   // an expert. Collective over them:

@@ -64,11 +64,8 @@ TEST(Choose, takes_what_can_be_made_and_the_same_everywhere) {
                                  .memory_bytes = 1 << 16};
     const Choice choice = choose_exchange(setup, workload(16, 2, 64));
     EXPECT_TRUE(choice.reason.starts_with(choice.exchange->name())) << choice.reason;
-    std::vector<int64_t> name = {static_cast<int64_t>(choice.exchange->name().size())};
-    std::vector<int64_t> all(static_cast<size_t>(world.size()));
-    Request gathered = world.all_gather(std::span<const int64_t>(name), std::span(all));
-    wait(gathered);
-    for (const int64_t other : all) EXPECT_EQ(other, name[0]);
+    const auto length = static_cast<int64_t>(choice.exchange->name().size());
+    for (const int64_t other : wait(world.all_gather(length))) EXPECT_EQ(other, length);
   });
 }
 

@@ -352,11 +352,10 @@ TEST(Exchange, conserves_rows_and_slots) {
                   for (const Case& test_case : kCases) {
                     SCOPED_TRACE(test_case.name);
                     const Route route = make_route(test_case, world, exchange);
-                    std::vector<int64_t> sums = {route.plan.num_rows(),  route.receive.num_rows(),
-                                                 route.plan.num_slots(), route.receive.num_slots(),
-                                                 route.plan.num_dropped, route.plan.num_tokens * route.plan.top_k};
-                    Request summed = world.all_reduce(std::span(sums), ReduceOp::sum);
-                    wait(summed);
+                    const std::vector<int64_t> mine = {
+                        route.plan.num_rows(),     route.receive.num_rows(), route.plan.num_slots(),
+                        route.receive.num_slots(), route.plan.num_dropped,   route.plan.num_tokens * route.plan.top_k};
+                    const std::vector<int64_t> sums = wait(world.all_reduce(mine, ReduceOp::sum));
                     EXPECT_EQ(sums[0], sums[1]);
                     EXPECT_EQ(sums[2], sums[3]);
                     EXPECT_EQ(sums[2] + sums[4], sums[5]);

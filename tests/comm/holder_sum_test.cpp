@@ -64,7 +64,7 @@ TEST(HolderSum, adds_in_the_order_of_holders) {
         if (std::ranges::find(holders, world.rank()) == holders.end()) continue;
         std::vector<float>& mine = values[bucket][i];
         mine = contribution(bucket * 100 + static_cast<int>(i), world.rank(), sets[i].size);
-        held.push_back({mine, holders});
+        held.push_back({mine, nullptr, holders});
       }
       std::vector<Request> after;
       after.push_back(world.barrier());
@@ -91,8 +91,8 @@ TEST(HolderSum, begins_when_what_comes_before_is_complete) {
         std::vector<float> mine = {1.0F, 10.0F, 100.0F};
         const Communicator other = world.duplicate("before");
         std::vector<Request> after;
-        after.push_back(other.all_reduce(std::span(mine), ReduceOp::sum));
-        Request sum = sum_over_holders(world, {{mine, {0, 1}}}, 0, std::move(after));
+        after.push_back(other.all_reduce(std::span(mine), nullptr, ReduceOp::sum));
+        Request sum = sum_over_holders(world, {{mine, nullptr, {0, 1}}}, 0, std::move(after));
         wait(sum);
         EXPECT_EQ(mine, (std::vector<float>{4.0F, 40.0F, 400.0F}));  // twice the sum of two
       },

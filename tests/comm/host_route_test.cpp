@@ -302,8 +302,7 @@ void expect_predicted_bytes(Communicator& world, const Topology& topology, const
     totals.push_back(predicted.rows_there + predicted.masks);
     totals.push_back(predicted.sums_home);
   }
-  Request summed = world.all_reduce(std::span(totals), ReduceOp::sum);
-  wait(summed);
+  totals = wait(world.all_reduce(std::move(totals), ReduceOp::sum));
   if (routing.top_k < 4 || topology.num_hosts() == topology.num_ranks()) return;
   EXPECT_LT(totals[2], totals[0]) << "tokens go to several ranks of a host";
   EXPECT_LT(totals[3], totals[1]);

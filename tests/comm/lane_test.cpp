@@ -19,17 +19,12 @@ Lane make_lane(Communicator& world, int id) { return {id, world.duplicate("exper
 
 // A nested task: one all_reduce, and the sum comes back.
 Task<int> sum_over_ranks(const Communicator& group, int value) {
-  std::vector<int32_t> values = {value};
-  Request request = group.all_reduce(std::span(values), ReduceOp::sum);
-  co_await request;
-  co_return values[0];
+  co_return co_await group.all_reduce(value, ReduceOp::sum);
 }
 
 Task<void> two_rounds(Lane& lane, std::vector<int>& results) {
   for (int round = 1; round <= 2; ++round) {
-    Task<int> sum = sum_over_ranks(lane.expert_group(), round * (lane.id() + 1));
-    const int total = co_await sum;
-    results.push_back(total);
+    results.push_back(co_await sum_over_ranks(lane.expert_group(), round * (lane.id() + 1)));
   }
 }
 

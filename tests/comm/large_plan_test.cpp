@@ -44,10 +44,9 @@ size_t available_shared_bytes() {
 
 // All ranks alike; rank 0 says what is missing.
 bool is_available(const Communicator& world, size_t shared_bytes) {
-  std::vector<int64_t> bytes = {static_cast<int64_t>(available_bytes()),
-                                static_cast<int64_t>(available_shared_bytes())};
-  Request least = world.all_reduce(std::span(bytes), ReduceOp::min);
-  wait(least);
+  const std::vector<int64_t> mine = {static_cast<int64_t>(available_bytes()),
+                                     static_cast<int64_t>(available_shared_bytes())};
+  const std::vector<int64_t> bytes = wait(world.all_reduce(mine, ReduceOp::min));
   const bool enough = static_cast<size_t>(bytes[0]) > kNeededBytes + (size_t{1} << 30) &&
                       (!test::runs_under_mpi() || static_cast<size_t>(bytes[1]) > shared_bytes);
   if (!enough && world.rank() == 0) {

@@ -42,8 +42,7 @@ TEST(ProgressThread, LeavesMessagesWhole) {
     const ProgressThread thread(world.transport(), cpus_of_process().front());
     for (int round = 0; round < 20; ++round) {
       std::vector<int64_t> values(300'000, world.rank() + round);
-      Request sum = world.all_reduce(std::span(values), ReduceOp::sum);
-      wait(sum);
+      values = wait(world.all_reduce(std::move(values), ReduceOp::sum));
       const int64_t expected = int64_t{world.size()} * (world.size() - 1) / 2 + int64_t{world.size()} * round;
       ASSERT_EQ(values, std::vector<int64_t>(values.size(), expected)) << "round " << round;
     }

@@ -101,10 +101,11 @@ void expect_collectives(const Communicator& group, Device& device) {
   const std::span<int64_t> turned = device.put(std::vector<int64_t>(size, -1));
   const std::span<int64_t> told = device.put(numbers(me, 2));
   std::vector<Request> requests;
-  requests.push_back(group.all_reduce(sums, ReduceOp::sum));
-  requests.push_back(group.all_gather(std::span<const int64_t>(mine), all));
-  requests.push_back(group.all_to_all(std::span<const int64_t>(blocks), turned));
-  requests.push_back(group.transport().broadcast(std::as_writable_bytes(told), group.size() - 1));
+  Transport& transport = group.transport();
+  requests.push_back(group.all_reduce(sums, nullptr, ReduceOp::sum));
+  requests.push_back(transport.all_gather(std::as_bytes(mine), std::as_writable_bytes(all)));
+  requests.push_back(transport.all_to_all(std::as_bytes(blocks), std::as_writable_bytes(turned)));
+  requests.push_back(transport.broadcast(std::as_writable_bytes(told), group.size() - 1));
   for (Request& request : requests) wait(request);
   const auto ranks = static_cast<int64_t>(size);
   for (int64_t i = 0; i < 100; ++i) {
@@ -178,10 +179,7 @@ TEST(Staged, CopiesNothingOfTheHost) {
   test::on_ranks([](Communicator& world) {
     const auto device = std::make_shared<Device>();
     const Communicator group(make_staged_transport(world.transport().split(0, world.rank()), device), "staged");
-    std::vector<int64_t> sums = numbers(1, 3);
-    Request summed = group.all_reduce(std::span(sums), ReduceOp::sum);
-    wait(summed);
-    EXPECT_EQ(sums.front(), group.size());
+    EXPECT_EQ(wait(group.all_reduce(numbers(1, 3), ReduceOp::sum)).front(), group.size());
     EXPECT_EQ(device->num_copies, 0);
   });
 }

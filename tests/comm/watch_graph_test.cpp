@@ -63,18 +63,19 @@ TEST(WatchGraph, is_symmetric_and_logarithmic) {
 }
 
 TEST(WatchGraph, small_jobs_survive_all_deaths_but_one) {
-  for (int num_ranks = 2; num_ranks <= 12; ++num_ranks) {
+  for (int num_ranks = 2; num_ranks <= 11; ++num_ranks) {
     EXPECT_EQ(static_cast<int>(watch_neighbours(0, num_ranks).size()), num_ranks - 1);
   }
 }
 
-// The graph looks the same from every rank, so one of two dead ranks may be rank 0.
+// The graph looks the same from every rank and in both directions, so one of two dead ranks may be rank 0 and the other in
+// the first half.
 TEST(WatchGraph, any_one_or_two_deaths_leave_the_others_connected) {
   for (const int num_ranks : {13, 64, 100, 4096}) {
     const Graph graph = graph_of(num_ranks);
     std::vector<int> seen(graph.size(), 0);
     EXPECT_EQ(reached(graph, {0}, seen, 1), num_ranks - 1);
-    for (int second = 1; second < num_ranks; ++second) {
+    for (int second = 1; second <= num_ranks / 2; ++second) {
       ASSERT_EQ(reached(graph, {0, second}, seen, second + 1), num_ranks - 2) << "0 and " << second << " die";
     }
   }

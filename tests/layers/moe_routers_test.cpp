@@ -205,10 +205,7 @@ TEST(MoeRouters, equal_the_single_rank_layer_on_any_number_of_ranks) {
     const LayerResult reference = single_rank(layer_case);
     test::on_ranks([&](Communicator& world) {
       LayerRun run(layer_case, world, {"flat", "hosts as they are", discover_topology(world)});
-      double loss = run.loss();
-      Request summed = world.all_reduce(std::span(&loss, 1), ReduceOp::sum);
-      wait(summed);
-      EXPECT_NEAR(loss, reference.loss, test::kSameUpToRounding);
+      EXPECT_NEAR(wait(world.all_reduce(run.loss(), ReduceOp::sum)), reference.loss, test::kSameUpToRounding);
       run.run();
       expect_same(reference, run, world, kHidden);
       const std::vector<int32_t> ids = run.ids();
@@ -323,8 +320,7 @@ TEST(MoeRouters, buffers_learn_the_same_on_any_number_of_ranks) {
     test::on_ranks([&](Communicator& world) {
       LayerRun run(layer_case, world, {"flat", "hosts as they are", discover_topology(world)});
       const Values learned = learn(run, [&](std::vector<int64_t>& values) {
-        Request summed = world.all_reduce(std::span(values), ReduceOp::sum);
-        wait(summed);
+        values = wait(world.all_reduce(std::move(values), ReduceOp::sum));
       });
       EXPECT_EQ(learned, reference);
     });

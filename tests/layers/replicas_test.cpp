@@ -66,9 +66,7 @@ Floats summed_over(Communicator& world, const std::map<std::string, Floats>& gra
                    size_t size) {
   Floats sum(size, 0.0F);
   if (const auto mine = grads.find(name); mine != grads.end()) sum = mine->second;
-  Request summed = world.all_reduce(std::span(sum), ReduceOp::sum);
-  wait(summed);
-  return sum;
+  return wait(world.all_reduce(std::move(sum), ReduceOp::sum));
 }
 
 TEST(Replicas, give_the_same_bits_and_their_gradients_add_up) {

@@ -32,10 +32,9 @@ void on_ranks_with_directory(const std::function<void(Communicator&, const fs::p
                              const std::vector<int>& rank_counts = test::kRankCounts) {
   const auto with_directory = [&](Communicator& world) {
     std::optional<TemporaryDirectory> directory;
-    std::array<char, 256> name{};
+    std::vector<char> name(256);
     if (world.rank() == 0) directory.emplace().path().string().copy(name.data(), name.size() - 1);
-    Request named = world.broadcast(std::span<char>(name), 0);
-    wait(named, kDeadlineSeconds);
+    name = wait(world.broadcast(std::move(name), 0), kDeadlineSeconds);
     body(world, fs::path(name.data()));
     Request all_done = world.barrier();
     wait(all_done, kDeadlineSeconds);

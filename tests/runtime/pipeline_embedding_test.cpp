@@ -32,9 +32,8 @@ void expect_one_embedding(Trainer& trainer, Communicator& world) {
   if (hashes.size() == 2) {
     EXPECT_EQ(hashes[0], hashes[1]);
   }
-  std::array<int64_t, 3> extremes = {has_some ? hash : INT64_MIN, has_some ? -hash : INT64_MIN, int64_t{has_some}};
-  Request reduced = world.all_reduce(std::span<int64_t>(extremes), ReduceOp::max);
-  wait(reduced);
+  const std::array<int64_t, 3> mine = {has_some ? hash : INT64_MIN, has_some ? -hash : INT64_MIN, int64_t{has_some}};
+  const auto extremes = wait(world.all_reduce(mine, ReduceOp::max));
   EXPECT_EQ(extremes[2], 1);
   EXPECT_EQ(extremes[0], -extremes[1]) << "table and copy went different ways";
 }

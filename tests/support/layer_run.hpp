@@ -228,10 +228,7 @@ inline void expect_same(const LayerResult& reference, LayerRun& run, Communicato
   for (Parameter* parameter : run.parameters()) {
     if (!parameter->grad.defined()) continue;
     Values grad = values_of(parameter->grad);
-    if (parameter->placement == Placement::shared) {
-      Request summed = world.all_reduce(std::span(grad), ReduceOp::sum);
-      wait(summed);
-    }
+    if (parameter->placement == Placement::shared) grad = wait(world.all_reduce(std::move(grad), ReduceOp::sum));
     expect_near(reference.grads.at(parameter->name()), grad.data(), parameter->name());
   }
 }

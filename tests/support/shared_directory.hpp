@@ -2,11 +2,12 @@
 // A temporary directory that all ranks of a test see under the same name.
 #pragma once
 
-#include <array>
 #include <cstring>
 #include <filesystem>
 #include <optional>
 #include <string_view>
+#include <utility>
+#include <vector>
 
 #include "comm/group/communicator.hpp"
 #include "comm/transport/wait.hpp"
@@ -18,14 +19,12 @@ class SharedDirectory {
  public:
   // Collective over `world`.
   explicit SharedDirectory(const Communicator& world) : world_(world) {
-    std::array<char, 512> name{};
+    std::vector<char> name(512);
     if (world.rank() == 0) {
       owned_.emplace();
       std::strncpy(name.data(), owned_->path().c_str(), name.size() - 1);
     }
-    Request told = world.broadcast(std::span<char>(name), 0);
-    wait(told);
-    path_ = name.data();
+    path_ = wait(world.broadcast(std::move(name), 0)).data();
   }
   // Collective: nobody uses it any more.
   ~SharedDirectory() {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "runtime/checkpoint/agreement.hpp"
+#include "comm/group/agreement.hpp"
 
 #include <algorithm>
 #include <span>
@@ -20,7 +20,9 @@ struct ShortText {
   std::string get() const { return bytes.data(); }
 };
 
-struct Record {
+}  // namespace
+
+struct Agreement::Record {
   int32_t done = 0;
   ErrorKind kind = ErrorKind::environment;
   ShortText<2048> text;
@@ -28,27 +30,24 @@ struct Record {
   std::array<uint64_t, 4> numbers = {};
 };
 
-Record record_of(const Error& error) {
+Agreement::Record Agreement::record_of(const Part& part) {
   Record record;
+  if (const auto* account = std::get_if<Account>(&part)) {
+    if (account->text.size() >= sizeof record.text) {
+      return record_of(Error(ErrorKind::input, fmt::format("a path of {} bytes, allowed: below {}",
+                                                           account->text.size(), sizeof record.text)));
+    }
+    record.done = 1;
+    record.text.set(account->text);
+    record.numbers = account->numbers;
+    return record;
+  }
+  const Error& error = std::get<Error>(part);
   record.kind = error.kind();
   record.text.set(error.text());
   record.hint.set(error.hint());
   return record;
 }
-
-Record record_of(const Account& account) {
-  Record record;
-  if (account.text.size() >= sizeof record.text) {
-    return record_of(Error(ErrorKind::input, fmt::format("a path of {} bytes, allowed: below {}", account.text.size(),
-                                                         sizeof record.text)));
-  }
-  record.done = 1;
-  record.text.set(account.text);
-  record.numbers = account.numbers;
-  return record;
-}
-
-}  // namespace
 
 Error Failure::error(const std::string& what) const {
   return {kind, fmt::format("{} failed on rank {}: {}", what, rank, text), hint};
@@ -64,29 +63,17 @@ Part part_of(const std::function<Account()>& work) {
   }
 }
 
-Agreement::Agreement(const Communicator& world, const Part& mine)
-    : num_ranks_(world.size()), records_((static_cast<size_t>(world.size()) + 1) * sizeof(Record)) {
-  auto* records = records_.as<Record>();
-  records[0] = std::visit([](const auto& part) { return record_of(part); }, mine);
-  request_ = world.all_gather(std::span<const Record>(records, 1),
-                              std::span<Record>(records + 1, static_cast<size_t>(num_ranks_)));
-}
-
-Agreement::~Agreement() {
-  if (!request_.done()) request_.own(std::move(records_));
-}
+Agreement::Agreement(const Communicator& world, const Part& mine) : records_(world.all_gather(record_of(mine))) {}
 
 std::optional<Failure> Agreement::failure() const {
-  CADRE_ASSERT(request_.done());
-  const auto* all = records_.as<Record>() + 1;
-  const auto* failed = std::find_if(all, all + num_ranks_, [](const Record& record) { return record.done == 0; });
-  if (failed == all + num_ranks_) return std::nullopt;
-  return Failure{static_cast<int>(failed - all), failed->kind, failed->text.get(), failed->hint.get()};
+  const std::vector<Record>& all = records_.value();
+  const auto failed = std::ranges::find(all, 0, &Record::done);
+  if (failed == all.end()) return std::nullopt;
+  return Failure{static_cast<int>(failed - all.begin()), failed->kind, failed->text.get(), failed->hint.get()};
 }
 
 Account Agreement::account_of(int rank) const {
-  CADRE_ASSERT(request_.done());
-  const Record& record = records_.as<Record>()[rank + 1];
+  const Record& record = records_.value()[static_cast<size_t>(rank)];
   return {record.text.get(), record.numbers};
 }
 

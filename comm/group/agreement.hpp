@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Work that is either done on all ranks or failed on all of them, so that nobody waits for a rank that gave up: each tells
-// all others how its part went.
+// All-or-nothing work: ranks all-gather success or error and branch alike.
 #pragma once
 
 #include <array>
@@ -9,8 +8,8 @@
 #include <optional>
 #include <string>
 #include <variant>
+#include <vector>
 
-#include "comm/base/buffer.hpp"
 #include "comm/base/check.hpp"
 #include "comm/group/communicator.hpp"
 
@@ -27,7 +26,7 @@ struct Failure {
   Error error(const std::string& what) const;
 };
 
-// What a rank whose part is done has to tell the others of it; the text is shorter than 2 KiB.
+// The result of a part that is done, for all ranks; the text is shorter than 2 KiB.
 struct Account {
   std::string text = {};
   std::array<uint64_t, 4> numbers = {};
@@ -37,24 +36,22 @@ using Part = std::variant<Account, Error>;
 // Runs `work`; whatever it throws is its result.
 Part part_of(const std::function<Account()>& work);
 
-// The accounts on their way to all ranks. Move-only. Given up before the end, it leaves its memory to the transport.
+// The accounts on their way to all ranks. Move-only.
 class Agreement {
  public:
   // Collective over `world`; does not wait.
   Agreement(const Communicator& world, const Part& mine);
-  ~Agreement();
-  Agreement(Agreement&&) noexcept = default;
-  Agreement& operator=(Agreement&&) = delete;
 
-  Request& request() { return request_; }
+  Request& request() { return records_.request(); }
   // Only once the request is complete: none when all parts are done, and then what each rank told.
   std::optional<Failure> failure() const;
   Account account_of(int rank) const;
 
  private:
-  int num_ranks_;
-  Buffer records_;  // one of this rank, then one of each
-  Request request_;
+  struct Record;
+  static Record record_of(const Part& part);
+
+  Pending<std::vector<Record>> records_;  // of all ranks
 };
 
 // Collective: runs `action`; no rank returns before all are done. None when it threw on no rank. `phase` names the work in
