@@ -33,8 +33,8 @@ LoggedStep step_from(const nlohmann::json& json) {
 
 std::vector<LoggedStep> read_metrics(const std::filesystem::path& path) {
   std::vector<LoggedStep> steps;
-  std::error_code error;
-  if (std::filesystem::exists(path, error)) expect_regular_file(path, "move it away; a report can do without it");
+  std::missing_code error;
+  if (std::filesystem::exists(path, missing)) expect_regular_file(path, "move it away; a report can do without it");
   std::ifstream file(path, std::ios::binary);
   std::string line;
   for (int64_t number = 1; std::getline(file, line) && !file.eof(); ++number) {

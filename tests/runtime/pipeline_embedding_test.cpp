@@ -57,7 +57,7 @@ std::vector<double> losses_with_embedding(Communicator world, const RunConfig& c
 std::vector<double> losses_alone(const Communicator& world, RunConfig config, int steps) {
   config.out += fmt::format(".alone{}", world.rank());
   std::vector<double> losses;
-  test::on_one_rank([&](Communicator world) { losses = losses_with_embedding(std::move(world), config, steps); });
+  test::on_one_rank([&](Communicator one) { losses = losses_with_embedding(std::move(one), config, steps); });
   return losses;
 }
 
