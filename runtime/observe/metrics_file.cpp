@@ -33,7 +33,7 @@ LoggedStep step_from(const nlohmann::json& json) {
 
 std::vector<LoggedStep> read_metrics(const std::filesystem::path& path) {
   std::vector<LoggedStep> steps;
-  std::missing_code error;
+  std::error_code missing;
   if (std::filesystem::exists(path, missing)) expect_regular_file(path, "move it away; a report can do without it");
   std::ifstream file(path, std::ios::binary);
   std::string line;
