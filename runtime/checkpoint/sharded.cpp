@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "comm/base/check.hpp"
+#include "comm/base/regular_file.hpp"
 
 namespace cadre {
 namespace {
@@ -48,9 +49,10 @@ void ShardedReader::read_index(const std::filesystem::path& path) {
     CADRE_CHECK(is_plain_file_name(file),
                 fmt::format("{}: {} is not the plain name of a file beside it", path.string(), quote_name(file)),
                 "paths are refused; do not use an index from a source you do not trust");
-    CADRE_CHECK(std::filesystem::is_regular_file(directory_ / file),
+    CADRE_CHECK(std::filesystem::exists(directory_ / file),
                 fmt::format("{}: the file {} is missing", path.string(), quote_name(file)),
                 "fetch or copy every file of the model");
+    expect_regular_file(directory_ / file, "fetch or copy every file of the model");
   }
 }
 

@@ -327,9 +327,9 @@ TEST_F(DamageTest, ALengthIsFoundWithoutReading) {
 
 TEST_F(DamageTest, AMissingFileIsNamed) {
   fs::remove(path_ / "optimizer/state");
-  EXPECT_THAT(damage(Verify::lengths), AllOf(HasSubstr("optimizer/state"), HasSubstr("missing")));
+  EXPECT_THAT(damage(Verify::lengths), AllOf(HasSubstr("optimizer/state"), HasSubstr("there is no such file")));
   fs::remove(path_ / "cadre.json");
-  EXPECT_THAT(damage(Verify::lengths), AllOf(HasSubstr("cadre.json"), HasSubstr("No such file")));
+  EXPECT_THAT(damage(Verify::lengths), AllOf(HasSubstr("cadre.json"), HasSubstr("there is no such file")));
 }
 
 TEST_F(DamageTest, AddedFilesDoNoHarm) {

@@ -122,7 +122,7 @@ TEST_F(LoadTest, AnotherShape) {
 TEST_F(LoadTest, AnotherElementType) {
   make_foreign([](std::vector<TensorSource>& sources) { find(sources, kSomeExpert).dtype = DType::i32; });
   EXPECT_THAT(refusal_of_values(), AllOf(HasSubstr("model.safetensors"), HasSubstr(kSomeExpert), HasSubstr("I32"),
-                                         HasSubstr("expected F32, BF16 or F8_E4M3")));
+                                         HasSubstr("expected F32, F16, BF16 or F8_E4M3")));
 }
 
 TEST_F(LoadTest, AForeignCheckpointServesInferenceOnly) {

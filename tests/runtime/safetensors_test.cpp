@@ -216,7 +216,7 @@ TEST_F(SafetensorsTest, CutsAHostileNameInTheMessage) {
 }
 
 TEST_F(SafetensorsTest, RefusesWhatIsNotAFile) {
-  EXPECT_THAT(error_of([&] { SafetensorsReader reader(directory_ / "absent"); }), HasSubstr("No such file"));
+  EXPECT_THAT(error_of([&] { SafetensorsReader reader(directory_ / "absent"); }), HasSubstr("there is no such file"));
   EXPECT_THAT(error_of([&] { SafetensorsReader reader(directory_.path()); }), HasSubstr("not a regular file"));
 }
 

@@ -90,6 +90,7 @@ inline MoeOptions moe_options(const MoeCase& test_case) {
           .expert_width = kExpertWidth,
           .shared_width = 8,
           .activation = test_case.activation,
+          .gated = test_case.activation == Activation::silu,
           .init_std = 0.3,
           .router = {.hidden = test_case.hidden,
                      .num_experts = test_case.num_experts,
