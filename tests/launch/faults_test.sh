@@ -20,6 +20,7 @@ ends() {
 # comes first.
 starts() {
   local handled
+  [[ "/proc/$1/exe" -ef "$program" ]] || return 1  # still the shell, which handles signals of its own
   handled=$(sed -n 's/^SigCgt:[[:space:]]*//p' "/proc/$1/status" 2>/dev/null)
   ((0x${handled:-0} & 1 << 14)) || pgrep -P "$1" >/dev/null
 }
