@@ -98,18 +98,22 @@ void ByteLevelBpe::read_merges(const json& model) {
 void ByteLevelBpe::read_added_tokens(const json& file) {
   const auto num_tokens = static_cast<int64_t>(ids_.size());
   int64_t next_added = 0;
-  for (const AddedToken& added : added_tokens_of_tokenizer_json(file)) {
+  for (const AddedToken& listed : added_tokens_of_tokenizer_json(file)) {
+    AddedToken added = listed;
     // The `tokenizers` package numbers added tokens by itself, and only warns where the file says something else.
     const auto known = find(added.content);
-    const auto expected = known.value_or(static_cast<int32_t>(std::max(num_tokens, next_added)));
-    CADRE_CHECK(added.id == expected,
-                fmt::format("added_tokens: the id of {} is {}, allowed: {}", quoted(added.content), added.id, expected),
-                known ? "model.vocab has it with this id" : "ids of added tokens go on behind those of model.vocab");
-    if (!known) next_added = int64_t{added.id} + 1;
-    ids_[added.content] = added.id;
-    pieces_[added.id] = added.is_special ? "" : added.content;
+    const auto id = known.value_or(static_cast<int32_t>(std::max(num_tokens, next_added)));
+    if (listed.id != id) renumbered_.push_back(fmt::format("{} is {}, not {}", quoted(listed.content), id, listed.id));
+    added.id = id;
+    CADRE_CHECK(known || !pieces_.contains(id),
+                fmt::format("added_tokens: {} gets the id {} behind {} tokens, which model.vocab has too",
+                            quoted(listed.content), id, num_tokens),
+                "ids of model.vocab leave some out");
+    if (!known) next_added = int64_t{id} + 1;
+    ids_[added.content] = id;
+    pieces_[id] = added.is_special ? "" : added.content;
     (added.is_normalized ? normalized_tokens_ : raw_tokens_).add(added);
-    vocab_size_ = std::max<int64_t>(vocab_size_, int64_t{added.id} + 1);
+    vocab_size_ = std::max<int64_t>(vocab_size_, int64_t{id} + 1);
   }
 }
 
@@ -149,7 +153,13 @@ std::string ByteLevelBpe::piece(int32_t token) const {
   return found == pieces_.end() ? "" : found->second;
 }
 
-std::string ByteLevelBpe::note_on(std::string_view text) const { return note_on_unassigned(text); }
+std::string ByteLevelBpe::note_on(std::string_view text) const {
+  std::string note = note_on_unassigned(text);
+  if (renumbered_.empty()) return note;
+  const std::string all = fmt::format("added tokens have other ids than their file says, as in other programs: {}",
+                                      fmt::join(renumbered_, ", "));
+  return note.empty() ? all : all + "; " + note;
+}
 
 std::vector<int32_t> ByteLevelBpe::tokens_of_word(std::string_view word) const {
   if (whole_words_first_) {

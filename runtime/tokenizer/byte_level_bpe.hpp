@@ -9,6 +9,7 @@
 #include <optional>
 #include <string>
 #include <unordered_map>
+#include <vector>
 
 #include "runtime/tokenizer/added_tokens.hpp"
 #include "runtime/tokenizer/pair_merges.hpp"
@@ -45,8 +46,9 @@ class ByteLevelBpe final : public Tokenizer {
   bool whole_words_first_ = false;                   // a word that is a token is not merged
   PreTokenizer pre_tokenizer_;
   PairMerges merges_;
-  AddedTokens raw_tokens_;         // looked for first
-  AddedTokens normalized_tokens_;  // then these
+  AddedTokens raw_tokens_;               // looked for first
+  AddedTokens normalized_tokens_;        // then these
+  std::vector<std::string> renumbered_;  // added tokens whose file says another id, with both
   int64_t vocab_size_ = 0;
 };
 
