@@ -345,7 +345,7 @@ void Trainer::save() {
   CheckpointState state;
   state.model = config_.model;
   state.run_toml = to_toml(whole_);
-  state.more_files = tokenizer_files_;
+  state.more_files = companion_files(config_.model, tokenizer_files_, tokens_are_bytes_);
   state.manifest.cadre_version = CADRE_VERSION;
   state.manifest.step = progress_.step;
   state.manifest.seed = static_cast<uint64_t>(config_.seed);

@@ -99,3 +99,15 @@ succeeded export
 keeps_all "$folder/exported" "$folder/moved"
 alone generate "$folder/exported" --prompt "line" --max-new 3
 succeeded "generate from an export"
+
+# Where tokens are bytes, other programs find a tokenizer too, and it is the tokenizer of bytes here.
+on_two_ranks train "$run" "out=$folder/bytes" steps=2
+succeeded "training on bytes"
+bytes=$folder/bytes/checkpoints/latest
+grep -qF '"a": 97' "$bytes/tokenizer.json" || fail "a checkpoint of bytes has no tokenizer.json"
+for file in tokenizer_config.json generation_config.json; do
+  [[ -f "$bytes/$file" ]] || fail "a checkpoint of bytes has no $file"
+done
+on_two_ranks train "$run" "out=$folder/bytes" "data.tokenizer=$bytes" steps=3
+succeeded "going on with the tokenizer of bytes in the checkpoint"
+says "resumed after step 2"
