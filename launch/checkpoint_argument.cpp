@@ -53,6 +53,20 @@ void leave_out(const std::string& experts, ModelConfig& model) {
   check(model);
 }
 
+Field task_option(std::string& task) {
+  return {"task", &task, any(), "the task of all tokens, as CODING; without it what task.recognise of the run finds"};
+}
+
+int32_t task_of(const std::string& task) {
+  return task.empty() ? kNoTask : static_cast<int32_t>(task_type_named(task, "--task"));
+}
+
+void take_data(const std::string& path, DataConfig& data) {
+  if (path.empty()) return;
+  data.path = path;
+  data.mixture.clear();
+}
+
 Field placement_option(std::string& file) {
   return {"placement", &file, any(), "where experts and copies lie: JSON of cadre plan placement for these ranks"};
 }
@@ -98,12 +112,14 @@ WorkerOptions inference_options(const RunConfig& config) {
           .with_grad = false};
 }
 
-OpenedTokens held_out(const RunConfig& config) {
+HeldOut held_out(const RunConfig& config) {
   const DataConfig& data = config.data;
-  CADRE_CHECK(!data.path.empty(), "--data is missing, and the checkpoint does not say what it was trained on",
+  CADRE_CHECK(!data.path.empty() || !data.mixture.empty(),
+              "--data is missing, and the checkpoint does not say what it was trained on",
               "a text file, a folder of them, or an llm.c token file");
   Dataset dataset = open_dataset(data, config.model);
-  return {data.validation_fraction == 0.0 ? dataset.train : dataset.validation, dataset.summary};
+  if (data.validation_fraction > 0.0) return {std::move(dataset.validation), std::move(dataset.summaries)};
+  return {each_window_once(std::move(dataset.train), data.sequence_length), std::move(dataset.summaries)};
 }
 
 }  // namespace cadre

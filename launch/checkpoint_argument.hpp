@@ -41,7 +41,19 @@ std::string checkpoint_notes(const std::filesystem::path& checkpoint);
 // A worker without gradients, and without the MTP modules.
 WorkerOptions inference_options(const RunConfig& config);
 
-// The part of the data that the run did not train on. Throws when the configuration names no data.
-OpenedTokens held_out(const RunConfig& config);
+// --task of a command: the task of all tokens, in place of what task.recognise would find. As a number, kNoTask for "".
+Field task_option(std::string& task);
+int32_t task_of(const std::string& task);
+
+// --data of a command, in place of what the run was trained on.
+void take_data(const std::string& path, DataConfig& data);
+
+struct HeldOut {
+  std::vector<DataPart> parts;  // each window once a round
+  std::vector<DataSummary> summaries;
+};
+
+// The part of the data that the run did not train on, or all where it held out none. Throws when the configuration names no data.
+HeldOut held_out(const RunConfig& config);
 
 }  // namespace cadre

@@ -9,6 +9,7 @@
 
 #include "comm/base/check.hpp"
 #include "comm/base/console.hpp"
+#include "runtime/checkpoint/safetensors_header.hpp"
 
 namespace cadre {
 namespace {
@@ -111,6 +112,24 @@ void take_placed(const Command& command, const std::vector<std::string>& words) 
   command.overrides->assign(words.begin() + static_cast<std::ptrdiff_t>(num_arguments), words.end());
 }
 
+void check_utf8(const std::string& name, const std::string& value) {
+  CADRE_CHECK(is_utf8(value), fmt::format("{} is not UTF-8: {}", name, quote_name(value)),
+              "run files, checkpoints and reports are UTF-8, and so must be the names in them; rename the file");
+}
+
+// All that may be written into a file; prompts may be any bytes.
+void check_names(const Command& command) {
+  const auto check_fields = [](const std::vector<Field>& fields, const char* before) {
+    for (const Field& field : fields) {
+      if (const auto* text = std::get_if<std::string*>(&field.member)) check_utf8(before + field.name, **text);
+    }
+  };
+  check_fields(command.arguments, "");
+  check_fields(command.options, "--");
+  if (command.overrides == nullptr) return;
+  for (const std::string& word : *command.overrides) check_utf8("key=value", word);
+}
+
 void print(const Job& job, const std::string& text) {
   if (job.rank() != 0) return;
   fmt::print("{}", text);
@@ -124,6 +143,7 @@ void run_command(const Command& command, const std::vector<std::string>& words, 
   po::notify(values);
   take_placed(command,
               values.count(kPlaced) > 0 ? values[kPlaced].as<std::vector<std::string>>() : std::vector<std::string>());
+  check_names(command);
   command.run(job);
   if (command.output_is_result && job.rank() == 0) require_stdout();
 }

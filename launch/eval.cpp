@@ -4,6 +4,7 @@
 
 #include <cmath>
 #include <memory>
+#include <optional>
 
 #include "launch/banner.hpp"
 #include "launch/checkpoint_argument.hpp"
@@ -44,20 +45,22 @@ void run_eval(const Options& options, const Job& job) {
   RunConfig config = run_config_of(checkpoint);
   const std::string notes = checkpoint_notes(checkpoint);
   if (job.rank() == 0) fmt::print("{}", notes);
-  if (!options.data.empty()) config.data.path = options.data;
+  take_data(options.data, config.data);
   leave_out(options.dead_experts, config.model);
   config.parallel.placement = options.placement;
-  const auto [tokens, summary] = held_out(config);
-  if (job.rank() == 0)
-    fmt::print("data {}: {}; {} tokens held out\n", config.data.path, describe(summary), tokens.num_tokens());
-  const BatchReader reader(tokens, config.data.sequence_length, config.train.batch, static_cast<uint64_t>(config.seed));
+  const auto [parts, summaries] = held_out(config);
+  for (size_t i = 0; job.rank() == 0 && i < parts.size(); ++i) {
+    fmt::print("data {}; {} held out\n", describe(summaries[i]), parts[i].tokens.num_tokens());
+  }
+  const BatchReader reader(parts, config.data.sequence_length, config.train.batch, static_cast<uint64_t>(config.seed));
+  const std::optional<TaskLabeller> labeller = make_task_labeller(config);
   const WorkerOptions worker_options = inference_options(config);
   set_kernel_threads(static_cast<int>(config.compute.threads));
   job.on_ranks(options.ranks, [&](Communicator world) {
     print_banner(world, config);
     Worker worker(std::move(world), worker_options);
     load_checkpoint(checkpoint, worker.store(), nullptr);
-    const Evaluation evaluation = evaluate(worker, reader, config, options.batches);
+    const Evaluation evaluation = evaluate(worker, reader, config, options.batches, labeller ? &*labeller : nullptr);
     if (worker.world().rank() == 0) print_evaluation(evaluation, worker.model().config());
     if (std::isfinite(evaluation.loss)) return;
     throw Error(

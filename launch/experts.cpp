@@ -43,7 +43,7 @@ RunConfig config_of(const Options& options, const fs::path& checkpoint) {
   config.model.num_nextn_predict_layers = stored_mtp_modules(checkpoint, config.model);
   const fs::path run_file = checkpoint / "run.toml";
   if (fs::exists(run_file)) config.parallel = load_run_config(run_file.string(), {}).parallel;
-  if (!options.data.empty()) config.data.path = options.data;
+  take_data(options.data, config.data);
   CADRE_CHECK(!moe_layers_of(config.model).empty(), fmt::format("{} has no experts", checkpoint.string()),
               "only a model with n_routed_experts of 1 or more has");
   return config;
@@ -73,7 +73,7 @@ void with_other_model(const RunConfig& config, Body&& body) {
 }
 
 BatchReader reader_of(const RunConfig& config, int64_t num_sequences) {
-  return {held_out(config).tokens, config.data.sequence_length, num_sequences, static_cast<uint64_t>(config.seed)};
+  return {held_out(config).parts, config.data.sequence_length, num_sequences, static_cast<uint64_t>(config.seed)};
 }
 
 std::vector<LayerSurvey> survey(const Options& options, StoredModel& model) {
@@ -171,9 +171,11 @@ void run_merge(const Options& options, const Job& job) {
     with_other_model(merged_config(model.config(), merge), [&](StoredModel& merged) {
       for (const LayerLoss& loss : merge_experts(model, merged, survey(options, model))) print_loss(loss);
       const BatchReader reader = reader_of(model.config(), model.config().train.batch);
+      const auto labeller = make_task_labeller(model.config());
+      const TaskLabeller* tasks = labeller ? &*labeller : nullptr;
       fmt::print("loss of a held-out batch {:.4f} -> {:.4f} nats a token\n",
-                 evaluate(model.worker(), reader, model.config(), 1).loss,
-                 evaluate(merged.worker(), reader, merged.config(), 1).loss);
+                 evaluate(model.worker(), reader, model.config(), 1, tasks).loss,
+                 evaluate(merged.worker(), reader, merged.config(), 1, tasks).loss);
       print_saved(merged, merged.save(out, model.manifest()), model.manifest().step);
     });
   });

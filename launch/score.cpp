@@ -23,6 +23,7 @@ struct Options {
   std::string tokens;
   std::string out;
   ScoringOptions score;
+  std::string task;
   int64_t ranks = 0;
 };
 
@@ -55,7 +56,10 @@ RunConfig config_of(const Options& options, const std::filesystem::path& checkpo
   RunConfig config = run_config_of(checkpoint);
   config.exchange.combine = "slot_order";
   config.train = {};
-  config.data = {.path = options.tokens};
+  const std::string tokenizer = config.data.tokenizer;
+  config.data = {};
+  config.data.path = options.tokens;
+  config.data.tokenizer = tokenizer;
   config.data.sequence_length = 1;
   const ModelConfig model = config.model;
   config = parse_run_config(to_toml(config), (checkpoint / "config.json").string(), options.overrides);
@@ -87,7 +91,9 @@ void run_score(const Options& options, const Job& job) {
     const WorkerOptions worker_options = score_options(config, world, options.score);
     Worker worker(std::move(world), worker_options);
     load_checkpoint(checkpoint, worker.store(), nullptr);
-    const std::vector<ResultTensor> results = score(worker, config, tokens, options.score);
+    ScoringOptions scoring = options.score;
+    scoring.task = task_of(options.task);
+    const std::vector<ResultTensor> results = score(worker, config, tokens, scoring);
     if (worker.world().rank() != 0) return;
     write_results(options.out, results);
     fmt::print("loss {:.6f} nats a token, over {} tokens; {} tensors in {}\n", loss_of(results),
@@ -109,6 +115,7 @@ Command score_command() {
                       {"routing", &options->score.routing, any(),
                        "and layers.N.topk_indices I64 [B S,K], layers.N.topk_weights F32 [B S,K]"},
                       {"hidden", &options->score.hidden, any(), "and layers.N.hidden F32 [B,S,H], what layer N gives"},
+                      task_option(options->task),
                       ranks_option(options->ranks)},
           .run = [options](const Job& job) { run_score(*options, job); }};
 }

@@ -124,14 +124,16 @@ std::optional<Found> find_latest(const RunConfig& config) {
   return Found{latest->path, std::filesystem::last_write_time(latest->path / "cadre.json", gone)};
 }
 
-void print_data(const RunConfig& config, const Dataset& data) {
-  say(fmt::format("data {}: {}; {} to train on, {} held out\n", config.data.path, describe(data.summary),
-                  data.train.num_tokens(), data.validation.num_tokens()));
+void print_data(const Dataset& data) {
+  for (size_t i = 0; i < data.summaries.size(); ++i) {
+    say(fmt::format("data {}; {} to train on, {} held out\n", describe(data.summaries[i]),
+                    data.train[i].tokens.num_tokens(), data.validation[i].tokens.num_tokens()));
+  }
 }
 
 // What is told of a trainer before it runs. Rank 0.
-void tell_trainer(const RunConfig& config, const Trainer& trainer) {
-  print_data(config, trainer.dataset());
+void tell_trainer(const Trainer& trainer) {
+  print_data(trainer.dataset());
   say(fmt::format("exchange {}\n", trainer.exchange_reason()));
   for (const std::string& note : {trainer.schedule_note(), trainer.progress_note()}) {
     if (!note.empty()) say(fmt::format("note: {}\n", note));
@@ -153,7 +155,7 @@ void train_all_steps(Communicator world, const RunConfig& config, const MemoryRe
       const double seconds = recovery->stands();
       if (speaks && recovery->num_lost() > 0) say(fmt::format("recovered in {:.2f} s\n", seconds));
     }
-    if (is_first && speaks) tell_trainer(config, trainer);
+    if (is_first && speaks) tell_trainer(trainer);
     is_first = false;
     const RunEnd end = trainer.run();
     next_step = trainer.steps_done() + 1;

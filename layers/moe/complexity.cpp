@@ -4,6 +4,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <set>
 
 #include "comm/base/check.hpp"
 
@@ -14,11 +15,24 @@ constexpr std::array<std::string_view, 4> kNames = {"simple", "medium", "complex
 
 }  // namespace
 
+bool is_complexity(std::string_view name) { return std::ranges::find(kNames, name) != kNames.end(); }
+
 Complexity complexity_named(std::string_view name) {
   const auto found = std::ranges::find(kNames, name);
   CADRE_CHECK(found != kNames.end(), fmt::format("complexity = {}, allowed: {}", name, fmt::join(kNames, " | ")),
               "the experts that a token of the request visits");
   return static_cast<Complexity>(found - kNames.begin());
+}
+
+Complexity recognise_complexity(std::string_view text, const TaskOptions& options) {
+  constexpr std::ptrdiff_t kLongText = 200;
+  std::set<TaskType> tasks;
+  for (const TaskMatch& match : recognise_task(text, options).matches) tasks.insert(match.type);
+  tasks.erase(TaskType::general);
+  // Each character of UTF-8 has one byte that is not 10xxxxxx.
+  const auto characters = std::ranges::count_if(text, [](char c) { return (c & 0xC0) != 0x80; });
+  const size_t steps = std::min<size_t>(tasks.size(), 2) + (characters >= kLongText ? 1 : 0);
+  return static_cast<Complexity>(steps);
 }
 
 int64_t experts_for(Complexity complexity, const ComplexityTable& table, int64_t num_experts) {

@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-// How many experts a token visits, by how hard its request is. Nobody can tell that from a text, so whoever asks says it.
+// How many experts a token visits, by how hard its request is: as the request says, or guessed from its words.
 #pragma once
 
 #include <array>
 #include <cstdint>
 #include <string>
 #include <string_view>
+
+#include "layers/moe/task.hpp"
 
 namespace cadre {
 
@@ -18,7 +20,12 @@ struct ComplexityTable {
 };
 
 // "simple", "medium", "complex" or "critical". Throws on anything else.
+bool is_complexity(std::string_view name);
 Complexity complexity_named(std::string_view name);
+
+// One step above simple for each of these: the text has a match of a task other than GENERAL; it has matches of two such
+// tasks; it has 200 characters or more.
+Complexity recognise_complexity(std::string_view text, const TaskOptions& options);
 
 // The top-k of a request: that of the table, at most `table.most` and `num_experts`.
 int64_t experts_for(Complexity complexity, const ComplexityTable& table, int64_t num_experts);

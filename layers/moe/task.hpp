@@ -5,6 +5,7 @@
 
 #include <array>
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -58,5 +59,23 @@ struct RecognisedTask {
 // that two types never tie. Keywords of letters are found as whole words, in either case (ASCII); others, such as Chinese
 // words and signs, anywhere. Text is UTF-8: bytes that are not match nothing and do no harm.
 RecognisedTask recognise_task(std::string_view text, const TaskOptions& options);
+
+// The task of a text that grows: what recognise_task says of all that was read so far, in time that does not grow with it.
+class TaskReader {
+ public:
+  explicit TaskReader(TaskOptions options);
+
+  // None while nothing in the text tells a task.
+  std::optional<TaskType> read(std::string_view piece);
+  void restart();  // with an empty text
+
+ private:
+  bool matches(TaskType type, size_t known);
+
+  TaskOptions options_;
+  size_t margin_;                                 // a match that begins further back was settled before
+  std::string text_;                              // lowered
+  std::array<bool, kNumTaskTypes> settled_ = {};  // a match that no further byte takes back
+};
 
 }  // namespace cadre

@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "comm/base/check.hpp"
+#include "runtime/config/data_mixture.hpp"
 #include "runtime/config/step_changes.hpp"
 #include "runtime/config/task_config.hpp"
 #include "runtime/config/train_stages.hpp"
@@ -52,6 +53,8 @@ std::vector<Section> sections_of(RunConfig& c) {
       {"data",
        {
            {"path", &c.data.path, any(), "a text file, a folder of them, or an llm.c token file"},
+           {"mixture", &c.data.mixture, any(),
+            "in place of path: data sets by task, TASK:WEIGHT:PATH with commas; their tokens have that task"},
            {"tokenizer", &c.data.tokenizer, any(),
             "bytes, or a tokenizer.json (byte-level BPE), a tokenizer.model (SentencePiece) or a folder with one"},
            {"sequence_length", &c.data.sequence_length, at_least(1), "tokens of one training sequence"},
@@ -145,7 +148,7 @@ std::vector<Section> sections_of(RunConfig& c) {
       {"task",
        {
            {"recognise", &c.task.recognise, any(),
-            "tell the router the task of each sequence; see model.expert_tasks, model.task_bias"},
+            "tell the router the task of each token: what its text up to that token says; see model.expert_tasks"},
            {"priority", &c.task.priority, any(), "of the tasks whose keywords a text holds, the first one here"},
            {"reasoning", &c.task.reasoning, any(), "keywords, separated by commas; UTF-8"},
            {"coding", &c.task.coding, any(), "the same"},
@@ -187,15 +190,13 @@ bool asks_for_tasks(const ModelConfig& model) {
 
 void check_tasks(const RunConfig& config) {
   task_options(config.task);
-  if (!config.task.recognise) return;
-  CADRE_CHECK(asks_for_tasks(config.model), "task.recognise = true, and nothing in the model asks for tasks",
-              fmt::format("set model.expert_tasks={} and model.task_bias={}", kExpertTasks, kTaskBias));
-  CADRE_CHECK(
-      config.model.vocab_size == 256 && config.data.tokenizer == "bytes",
-      fmt::format("task.recognise = true with model.vocab_size = {} and data.tokenizer = \"{}\", allowed: 256 and "
-                  "\"bytes\"",
-                  config.model.vocab_size, config.data.tokenizer),
-      "keywords are found in text, whose tokens are bytes");
+  const bool has_tasks = std::ranges::any_of(mixture_entries(config.data),
+                                             [](const MixtureEntry& entry) { return entry.task != kNoTask; });
+  CADRE_CHECK((!config.task.recognise && !has_tasks) || asks_for_tasks(config.model),
+              fmt::format("{}, and nothing in the model asks for tasks",
+                          has_tasks ? "data.mixture names tasks" : "task.recognise = true"),
+              fmt::format("set model.expert_tasks={} and model.task_bias={}{}", kExpertTasks, kTaskBias,
+                          has_tasks ? ", or write NONE for each task" : ""));
 }
 
 void check(const RunConfig& config, int num_ranks) {
@@ -214,7 +215,7 @@ void check(const RunConfig& config, int num_ranks) {
   train_stages(config.train);
   check_tasks(config);
   CADRE_CHECK(!config.out.empty(), "out = \"\", allowed: a path", "folder for checkpoints and logs");
-  CADRE_CHECK(!config.data.path.empty(), "data.path = \"\", allowed: a path",
+  CADRE_CHECK(!config.data.path.empty() || !config.data.mixture.empty(), "data.path = \"\", allowed: a path",
               "a text file, a folder of them, or an llm.c token file");
   CADRE_CHECK(!config.data.tokenizer.empty(), "data.tokenizer = \"\", allowed: bytes | a path",
               "a tokenizer.json, a tokenizer.model or a folder with one");

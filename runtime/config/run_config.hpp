@@ -16,6 +16,7 @@ namespace cadre {
 
 struct DataConfig {
   std::string path;
+  std::string mixture;              // of data sets by task, in place of path: data_mixture.hpp
   std::string tokenizer = "bytes";  // or the path of one
   int64_t sequence_length = 128;
   double validation_fraction = 0.05;

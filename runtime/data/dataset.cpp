@@ -20,13 +20,13 @@ namespace {
 
 constexpr size_t kNamed = 8;  // of files that are left out for one reason
 
-void check_part(const char* part, int64_t num_tokens, const DataConfig& config, const DataSummary& summary) {
-  CADRE_CHECK(
-      num_tokens > config.sequence_length,
-      fmt::format("data.path = {} has {} tokens for {}, allowed: at least data.sequence_length + 1 = {} (read: {})",
-                  config.path, num_tokens, part, config.sequence_length + 1, describe(summary)),
-      fmt::format("give more data, shorter sequences, or another data.validation_fraction (now {})",
-                  config.validation_fraction));
+void check_part(const char* part, const TokenSource& tokens, const DataConfig& config, const DataSummary& summary) {
+  CADRE_CHECK(tokens.num_tokens() > config.sequence_length,
+              fmt::format("{} = {} has {} tokens for {}, allowed: at least data.sequence_length + 1 = {} (read {})",
+                          config.mixture.empty() ? "data.path" : "data.mixture", tokens.name(), tokens.num_tokens(),
+                          part, config.sequence_length + 1, describe(summary)),
+              fmt::format("give more data, shorter sequences, or another data.validation_fraction (now {})",
+                          config.validation_fraction));
 }
 
 // A byte is its own id.
@@ -74,16 +74,18 @@ std::string separator_of(int64_t end_of_text, bool are_bytes) {
 
 OpenedTokens open_ids(const std::string& path, int64_t vocab_size) {
   TokenSource tokens = open_token_file(path, vocab_size);
-  const DataSummary summary = {
-      .files = 1, .bytes = static_cast<int64_t>(std::filesystem::file_size(path)), .tokens = tokens.num_tokens()};
+  const DataSummary summary = {.path = path,
+                               .files = 1,
+                               .bytes = static_cast<int64_t>(std::filesystem::file_size(path)),
+                               .tokens = tokens.num_tokens()};
   return {std::move(tokens), summary};
 }
 
 }  // namespace
 
 std::string describe(const DataSummary& summary) {
-  std::string text = fmt::format("{} file{}, {} bytes, {} tokens", summary.files, summary.files == 1 ? "" : "s",
-                                 summary.bytes, summary.tokens);
+  std::string text = fmt::format("{}: {} file{}, {} bytes, {} tokens", summary.path, summary.files,
+                                 summary.files == 1 ? "" : "s", summary.bytes, summary.tokens);
   if (!summary.between_documents.empty()) text += fmt::format(", {} between documents", summary.between_documents);
   std::map<std::string, std::vector<std::string>> by_reason;
   for (const LeftOut& file : summary.left_out) by_reason[file.why].push_back(file.path);
@@ -98,38 +100,46 @@ std::string describe(const DataSummary& summary) {
   return text;
 }
 
-OpenedTokens open_tokens(const DataConfig& config, int64_t vocab_size, int64_t end_of_text) {
-  check_file_or_folder(config.path, "data.path");
-  const bool are_bytes = config.tokenizer == kByteTokenizer;
-  const bool is_ready = is_token_file(config.path);
-  if (is_ready && are_bytes) return open_ids(config.path, vocab_size);
-  const auto tokenizer = open_tokenizer(config.tokenizer);
+OpenedTokens open_tokens(const std::string& path, const std::string& tokenizer_path, int64_t vocab_size,
+                         int64_t end_of_text) {
+  check_file_or_folder(path, "data.path");
+  const bool are_bytes = tokenizer_path == kByteTokenizer;
+  const bool is_ready = is_token_file(path);
+  if (is_ready && are_bytes) return open_ids(path, vocab_size);
+  const auto tokenizer = open_tokenizer(tokenizer_path);
   CADRE_CHECK(vocab_size >= tokenizer->vocab_size(),
               fmt::format("model.vocab_size = {}, allowed: integer >= {} with data.tokenizer = \"{}\"", vocab_size,
-                          tokenizer->vocab_size(), config.tokenizer),
+                          tokenizer->vocab_size(), tokenizer_path),
               are_bytes ? "every byte is a token" : "each of its tokens needs a row of the embedding");
-  if (is_ready) return open_ids(config.path, vocab_size);
-  Documents documents = read_documents(config.path, separator_of(end_of_text, are_bytes));
-  DataSummary summary = {.files = static_cast<int64_t>(documents.size()),
+  if (is_ready) return open_ids(path, vocab_size);
+  Documents documents = read_documents(path, separator_of(end_of_text, are_bytes));
+  DataSummary summary = {.path = path,
+                         .files = static_cast<int64_t>(documents.size()),
                          .bytes = static_cast<int64_t>(documents.num_bytes()),
                          .left_out = std::move(documents.left_out)};
   if (documents.size() > 1) {
     summary.between_documents = end_of_text < 0 ? "a newline" : fmt::format("end-of-text token {}", end_of_text);
   }
   summary.note = tokenizer->note_on(documents.text);
-  TokenSource tokens =
-      tokens_of_documents(config.path, std::move(documents), *tokenizer, are_bytes, vocab_size, end_of_text);
+  TokenSource tokens = tokens_of_documents(path, std::move(documents), *tokenizer, are_bytes, vocab_size, end_of_text);
   summary.tokens = tokens.num_tokens();
   return {std::move(tokens), std::move(summary)};
 }
 
 Dataset open_dataset(const DataConfig& config, const ModelConfig& model) {
-  const auto [all, summary] = open_tokens(config, model.vocab_size, model.eos_token_id);
-  const auto num_validation = static_cast<int64_t>(config.validation_fraction * static_cast<double>(all.num_tokens()));
-  const int64_t num_train = all.num_tokens() - num_validation;
-  check_part("training", num_train, config, summary);
-  if (config.validation_fraction > 0) check_part("validation", num_validation, config, summary);
-  return {all.slice(0, num_train), all.slice(num_train, num_validation), summary};
+  Dataset data;
+  for (const MixtureEntry& entry : mixture_entries(config)) {
+    auto [all, summary] = open_tokens(entry.path, config.tokenizer, model.vocab_size, model.eos_token_id);
+    const auto num_held_out = static_cast<int64_t>(config.validation_fraction * static_cast<double>(all.num_tokens()));
+    const int64_t num_train = all.num_tokens() - num_held_out;
+    data.train.push_back({all.slice(0, num_train), entry.task, entry.weight});
+    check_part("training", data.train.back().tokens, config, summary);
+    data.validation.push_back({all.slice(num_train, num_held_out), entry.task, entry.weight});
+    if (config.validation_fraction > 0) check_part("validation", data.validation.back().tokens, config, summary);
+    data.summaries.push_back(std::move(summary));
+  }
+  data.validation = each_window_once(std::move(data.validation), config.sequence_length);
+  return data;
 }
 
 RunConfig with_end_of_text(RunConfig config) {

@@ -7,12 +7,13 @@
 
 #include "runtime/config/run_config.hpp"
 #include "runtime/data/file_list.hpp"
-#include "runtime/data/token_source.hpp"
+#include "runtime/data/order.hpp"
 
 namespace cadre {
 
 // What was read, and what was not.
 struct DataSummary {
+  std::string path;
   int64_t files = 0;
   int64_t bytes = 0;                   // of the files
   int64_t tokens = 0;                  // with those between documents
@@ -21,7 +22,7 @@ struct DataSummary {
   std::string note = {};  // on the tokens, usually empty
 };
 
-// "4 files, 1200 bytes, 1203 tokens, a newline between documents; left out: a.bin (holds a zero byte, ...)".
+// "data/books: 4 files, 1200 bytes, 1203 tokens, a newline between documents; left out: a.bin (holds a zero byte, ...)".
 std::string describe(const DataSummary& summary);
 
 struct OpenedTokens {
@@ -30,17 +31,18 @@ struct OpenedTokens {
 };
 
 struct Dataset {
-  TokenSource train;
-  TokenSource validation;  // the last floor(validation_fraction * tokens)
-  DataSummary summary;
+  std::vector<DataPart> train;       // as data.mixture weighs them
+  std::vector<DataPart> validation;  // the last floor(validation_fraction * tokens) of each, each window once a round
+  std::vector<DataSummary> summaries;
 };
 
-// All tokens of data.path: a token file when it begins like one, else text through data.tokenizer. Between two documents of
+// All tokens of a path: a token file when it begins like one, else text through the tokenizer. Between two documents of
 // a folder stands the token `end_of_text`; where that is -1 a newline. A tokenizer with more tokens than the model's
 // vocabulary throws.
-OpenedTokens open_tokens(const DataConfig& config, int64_t vocab_size, int64_t end_of_text = -1);
+OpenedTokens open_tokens(const std::string& path, const std::string& tokenizer, int64_t vocab_size,
+                         int64_t end_of_text = -1);
 
-// A part that is not even one window of sequence_length + 1 tokens is an error; a validation_fraction of 0 asks for no
+// All of data.path, or of data.mixture. A part that is not even one window of sequence_length + 1 tokens is an error; a validation_fraction of 0 asks for no
 // validation part.
 Dataset open_dataset(const DataConfig& config, const ModelConfig& model);
 

@@ -17,6 +17,9 @@ namespace {
 // Four rounds give a strong pseudo-random permutation (Luby and Rackoff 1988) for large halves; small ones need more.
 constexpr uint64_t kRounds = 8;
 
+// Keeps the order of parts in a round apart from the order of windows in an epoch.
+constexpr uint64_t kRoundSeed = 0x9e3779b97f4a7c15;
+
 }  // namespace
 
 Permutation::Permutation(int64_t size, uint64_t seed, int64_t epoch)
@@ -46,20 +49,53 @@ int64_t Permutation::operator()(int64_t index) const {
   return static_cast<int64_t>(value);
 }
 
+int64_t num_windows(const DataPart& part, int64_t sequence_length) {
+  return (part.tokens.num_tokens() - 1) / sequence_length;
+}
+
+int64_t num_tokens(const std::vector<DataPart>& parts) {
+  int64_t sum = 0;
+  for (const DataPart& part : parts) sum += part.tokens.num_tokens();
+  return sum;
+}
+
+uint64_t fingerprint(const std::vector<DataPart>& parts) {
+  if (parts.size() == 1 && parts.front().task == kNoTask) return parts.front().tokens.fingerprint();
+  uint64_t hash = 0;
+  for (const DataPart& part : parts) {
+    hash = hash_name(fmt::format("{:x} {:x} {} {}", hash, part.tokens.fingerprint(), part.task, part.weight));
+  }
+  return hash;
+}
+
+// One part alone keeps its weight of 1, with which rounds change nothing.
+std::vector<DataPart> each_window_once(std::vector<DataPart> parts, int64_t sequence_length) {
+  if (parts.size() == 1) return parts;
+  for (DataPart& part : parts) part.weight = num_windows(part, sequence_length);
+  return parts;
+}
+
+BatchReader::BatchReader(std::vector<DataPart> parts, int64_t sequence_length, int64_t batch, uint64_t seed)
+    : parts_(std::move(parts)), sequence_length_(sequence_length), batch_(batch), seed_(seed) {
+  for (const DataPart& part : parts_) {
+    total_weight_ += part.weight;
+    num_windows_ += cadre::num_windows(part, sequence_length);
+    CADRE_CHECK(cadre::num_windows(part, sequence_length) >= 1,
+                fmt::format("{}: {} tokens, allowed: at least data.sequence_length + 1 = {}", part.tokens.name(),
+                            part.tokens.num_tokens(), sequence_length + 1),
+                "give more data or shorter sequences");
+  }
+}
+
 BatchReader::BatchReader(TokenSource tokens, int64_t sequence_length, int64_t batch, uint64_t seed)
-    : tokens_(std::move(tokens)),
-      sequence_length_(sequence_length),
-      batch_(batch),
-      seed_(seed),
-      num_windows_((tokens_.num_tokens() - 1) / sequence_length) {
-  CADRE_CHECK(num_windows_ >= 1,
-              fmt::format("{}: {} tokens, allowed: at least data.sequence_length + 1 = {}", tokens_.name(),
-                          tokens_.num_tokens(), sequence_length + 1),
-              "give more data or shorter sequences");
+    : BatchReader(std::vector<DataPart>{{std::move(tokens)}}, sequence_length, batch, seed) {}
+
+bool BatchReader::has_tasks() const {
+  return std::ranges::any_of(parts_, [](const DataPart& part) { return part.task != kNoTask; });
 }
 
 DataPosition BatchReader::begin() const {
-  return {.seed = seed_, .sequence_length = sequence_length_, .num_tokens = tokens_.num_tokens()};
+  return {.seed = seed_, .sequence_length = sequence_length_, .num_tokens = num_tokens(parts_)};
 }
 
 DataPosition BatchReader::advance(const DataPosition& from, int64_t num_windows) const {
@@ -72,18 +108,21 @@ DataPosition BatchReader::advance(const DataPosition& from, int64_t num_windows)
   return to;
 }
 
-int64_t BatchReader::window(const DataPosition& from, int64_t index) const {
+BatchReader::Place BatchReader::place(const DataPosition& from, int64_t index) const {
   const DataPosition at = advance(from, index);
-  return Permutation(num_windows_, at.seed, at.pass)(at.window);
-}
-
-int64_t BatchReader::window(int64_t step, int64_t index) const {
-  return window(advance(begin(), step * batch_), index);
+  const int64_t sequence = at.pass * num_windows_ + at.window;
+  const int64_t round = sequence / total_weight_;
+  int64_t turn = Permutation(total_weight_, at.seed ^ kRoundSeed, round)(sequence % total_weight_);
+  size_t part = 0;
+  for (; turn >= parts_[part].weight; ++part) turn -= parts_[part].weight;
+  const int64_t drawn = round * parts_[part].weight + turn;  // from this part before
+  const int64_t windows = cadre::num_windows(parts_[part], sequence_length_);
+  return {part, Permutation(windows, at.seed, drawn / windows)(drawn % windows)};
 }
 
 void BatchReader::fill_batch(int64_t step, int64_t first_sequence, int64_t count, std::span<int32_t> tokens,
                              std::span<int32_t> targets) const {
-  fill_batch(advance(begin(), step * batch_), first_sequence, count, tokens, targets);
+  fill_batch(at_step(step), first_sequence, count, tokens, targets);
 }
 
 void BatchReader::fill_batch(const DataPosition& from, int64_t first_sequence, int64_t count, std::span<int32_t> tokens,
@@ -93,7 +132,8 @@ void BatchReader::fill_batch(const DataPosition& from, int64_t first_sequence, i
   CADRE_ASSERT(tokens.size() == static_cast<size_t>(count) * length && targets.size() == tokens.size());
   std::vector<int32_t> ids(length + 1);
   for (int64_t i = 0; i < count; ++i) {
-    tokens_.read(window(from, first_sequence + i) * sequence_length_, ids);
+    const Place at = place(from, first_sequence + i);
+    parts_[at.part].tokens.read(at.window * sequence_length_, ids);
     const size_t row = static_cast<size_t>(i) * length;
     std::copy_n(ids.begin(), length, tokens.begin() + static_cast<ptrdiff_t>(row));
     std::copy_n(ids.begin() + 1, length, targets.begin() + static_cast<ptrdiff_t>(row));

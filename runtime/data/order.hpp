@@ -7,7 +7,9 @@
 #include <cstdint>
 #include <span>
 #include <string>
+#include <vector>
 
+#include "runtime/config/data_mixture.hpp"
 #include "runtime/data/token_source.hpp"
 
 namespace cadre {
@@ -42,38 +44,66 @@ struct DataPosition {
   bool operator==(const DataPosition&) const = default;
 };
 
-// Batches of sequences. Window w covers tokens [w S, w S + S], so neighbours share one token and every token but the
-// first is a target once an epoch. A batch that the end of an epoch cuts goes on with the next one.
+// A set of data that sequences are drawn from.
+struct DataPart {
+  TokenSource tokens;
+  int32_t task = kNoTask;  // of all its tokens
+  int64_t weight = 1;      // sequences of each round of the sum of all weights
+};
+
+int64_t num_windows(const DataPart& part, int64_t sequence_length);
+int64_t num_tokens(const std::vector<DataPart>& parts);
+// Of the tokens, tasks and weights of all parts; of one without a task, that of its tokens.
+uint64_t fingerprint(const std::vector<DataPart>& parts);
+
+// The same parts, weighed so that one round reads each window of each of them once.
+std::vector<DataPart> each_window_once(std::vector<DataPart> parts, int64_t sequence_length);
+
+// Batches of sequences. Sequence n of a run belongs to round n / W, W the sum of the weights of the parts; in each round
+// every part is drawn from as often as its weight says, in an order of its own. Window w covers tokens [w S, w S + S], so neighbours share one token and every token but the
+// first is a target once an epoch of its part. A batch that the end of an epoch cuts goes on with the next one.
 class BatchReader {
  public:
-  // `tokens` holds at least one window of sequence_length + 1.
+  // Each part holds at least one window of sequence_length + 1.
+  BatchReader(std::vector<DataPart> parts, int64_t sequence_length, int64_t batch, uint64_t seed);
   BatchReader(TokenSource tokens, int64_t sequence_length, int64_t batch, uint64_t seed);
 
-  int64_t num_windows() const { return num_windows_; }
+  int64_t num_windows() const { return num_windows_; }  // of all parts
+  bool has_tasks() const;
 
-  // The beginning of the first pass, without a fingerprint.
+  // What sequence `index` of the batch reads that begins at `from`: the part, and the window of it.
+  struct Place {
+    size_t part = 0;
+    int64_t window = 0;
+  };
+  Place place(const DataPosition& from, int64_t index) const;
+  int64_t window(const DataPosition& from, int64_t index) const { return place(from, index).window; }
+  int32_t task(const DataPosition& from, int64_t index) const { return parts_[place(from, index).part].task; }
+
+  // The beginning of the first pass, without a fingerprint. A pass is as many windows as all parts have together.
   DataPosition begin() const;
   // `from` and so many windows more.
   DataPosition advance(const DataPosition& from, int64_t num_windows) const;
-  // The window that sequence `index` of a batch reads that begins at `from`.
-  int64_t window(const DataPosition& from, int64_t index) const;
+  // Where the batch of `step` (from 0) begins, if all batches are of one size.
+  DataPosition at_step(int64_t step) const { return advance(begin(), step * batch_); }
   // As below, of the batch that begins at `from`.
   void fill_batch(const DataPosition& from, int64_t first_sequence, int64_t count, std::span<int32_t> tokens,
                   std::span<int32_t> targets) const;
 
   // The window that sequence `index` of the global batch reads at `step` (from 0).
-  int64_t window(int64_t step, int64_t index) const;
+  int64_t window(int64_t step, int64_t index) const { return window(at_step(step), index); }
 
   // Sequences [first_sequence, first_sequence + count) of the global batch of `step`. tokens, targets: [count, S].
   void fill_batch(int64_t step, int64_t first_sequence, int64_t count, std::span<int32_t> tokens,
                   std::span<int32_t> targets) const;
 
  private:
-  TokenSource tokens_;
+  std::vector<DataPart> parts_;
   int64_t sequence_length_;
   int64_t batch_;
   uint64_t seed_;
-  int64_t num_windows_;
+  int64_t total_weight_ = 0;
+  int64_t num_windows_ = 0;
 };
 
 // Where a run goes on that has come to `saved`, with the data and sequence length of `reader`, whose fingerprint is given.

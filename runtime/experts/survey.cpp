@@ -66,10 +66,13 @@ std::vector<float> run_expert(StoredModel& model, int layer, int expert, const s
 std::vector<LayerSurvey> survey_experts(StoredModel& model, const BatchReader& reader, int64_t num_sequences) {
   Worker& worker = model.worker();
   MicroBatch probe(reader, 0, {0, num_sequences}, model.config().data.sequence_length);
+  const auto labeller = make_task_labeller(model.config());
+  probe.recognise_tasks(labeller ? &*labeller : nullptr);
   std::vector<LayerSurvey> surveys;
   {
     const ArenaScope scope(worker.arena());
     LaneContext ctx = worker.inference_context();
+    ctx.tokens = probe.facts(static_cast<uint64_t>(model.config().seed));
     Model::Saved saved;
     Task<void> pass = forward_into(saved, worker.model(), ctx, probe.tokens());
     worker.run(pass);

@@ -2,9 +2,11 @@
 #include "runtime/infer/decoder.hpp"
 
 #include <algorithm>
+#include <iterator>
 #include <utility>
 
 #include "comm/base/check.hpp"
+#include "runtime/config/data_mixture.hpp"
 
 namespace cadre {
 namespace {
@@ -42,13 +44,14 @@ LaneContext Decoder::context(const NextTokens& tokens) {
   const int64_t num_rows = tokens.positions.dim(0);
   const Tensor task = ctx.arena.take_host("decode", DType::i32, {num_rows});
   const Tensor num_experts = ctx.arena.take_host("decode", DType::i32, {num_rows});
-  const auto is_limited = [](const Slot& slot) { return slot.facts.num_experts > 0; };
+  const auto is_limited = [](const Slot& slot) { return slot.num_experts > 0; };
   int64_t row = 0;
   for (size_t slot = 0; slot < slots_.size(); ++slot) {
-    const RequestFacts& facts = slots_[slot].facts;
-    const int64_t most = is_limited(slots_[slot]) ? facts.num_experts : worker_.model().config().n_routed_experts;
-    for (int64_t end = row + tokens.spans[slot].count; row < end; ++row) {
-      task.data<int32_t>()[row] = facts.task;
+    const Slot& of = slots_[slot];
+    const int64_t most = is_limited(of) ? of.num_experts : worker_.model().config().n_routed_experts;
+    const auto [first, count] = tokens.spans[slot];
+    for (int64_t i = 0; i < count; ++i, ++row) {
+      task.data<int32_t>()[row] = of.tasks.empty() ? kNoTask : of.tasks[static_cast<size_t>(first + i)];
       num_experts.data<int32_t>()[row] = static_cast<int32_t>(most);
     }
   }
@@ -66,7 +69,9 @@ Tensor Decoder::read(const std::vector<Reading>& readings) {
     const Reading& reading = readings[slot];
     spans.push_back({reading.first, static_cast<int64_t>(reading.tokens.size())});
     slots_[slot].first = reading.first;
-    slots_[slot].facts = reading.facts;
+    slots_[slot].num_experts = reading.num_experts;
+    slots_[slot].tasks.resize(reading.tasks.empty() ? 0 : static_cast<size_t>(reading.first));
+    std::ranges::copy(reading.tasks, std::back_inserter(slots_[slot].tasks));
     if (reading.first == 0) slots_[slot].tail.clear();
   }
   const NextTokens tokens = next_tokens(worker_.arena(), std::move(spans));

@@ -13,18 +13,13 @@
 
 namespace cadre {
 
-// What the router is told of a text.
-struct RequestFacts {
-  int32_t task = -1;        // the number of its task; -1: none
-  int64_t num_experts = 0;  // that each token visits at most; 0: as many as the model says
-};
-
 // Tokens of one slot, from position `first` on; what the slot knew of that position and later ones is forgotten.
 struct Reading {
   int64_t first = 0;
   std::vector<int32_t> tokens;  // none: the slot rests
   int64_t num_logits = 0;       // of how many of them, the last ones, logits are wanted
-  RequestFacts facts;
+  std::vector<int32_t> tasks;   // of each of them; none: no token has a task
+  int64_t num_experts = 0;      // that each token visits at most; 0: as many as the model says
 };
 
 class Decoder {
@@ -48,9 +43,10 @@ class Decoder {
 
  private:
   struct Slot {
-    int64_t first = 0;  // of the last reading
-    Tensor hidden;      // [count,H]: its rows behind the final norm, valid until the next
-    RequestFacts facts;
+    int64_t first = 0;           // of the last reading
+    Tensor hidden;               // [count,H]: its rows behind the final norm, valid until the next
+    std::vector<int32_t> tasks;  // of all its tokens so far, or none
+    int64_t num_experts = 0;
     std::vector<float> tail;  // rows before `first`: later modules stand on some of them once more
   };
 

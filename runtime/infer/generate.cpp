@@ -36,6 +36,8 @@ struct Text {
   std::vector<int32_t> drafts;  // of what comes next
   int64_t num_read = 0;
   int64_t num_made = 0;
+  std::vector<int32_t> tasks = {};  // of the first tokens, as far as they have been asked for
+  std::optional<TaskLabeller::Sequence> labels = {};
 };
 
 class Generation {
@@ -96,7 +98,8 @@ class Generation {
       reading.tokens.assign(text.tokens.begin() + text.num_read, text.tokens.end());
       reading.tokens.insert(reading.tokens.end(), text.drafts.begin(), text.drafts.end());
       reading.num_logits = static_cast<int64_t>(text.drafts.size()) + 1;
-      reading.facts = requests_[text_in(slot)].facts;
+      reading.tasks = tasks_to_read(text_in(slot));
+      reading.num_experts = requests_[text_in(slot)].facts.num_experts;
     }
     const Tensor logits = decoder_.read(readings);
     std::vector<std::vector<int32_t>> made(readings.size());
@@ -107,6 +110,25 @@ class Generation {
       row += readings[slot].num_logits;
     }
     return made;
+  }
+
+  // Of the tokens that a text has not read, and of its drafts.
+  std::vector<int32_t> tasks_to_read(size_t index) {
+    Text& text = texts_[index];
+    const size_t num_known = text.tokens.size() + text.drafts.size();
+    const auto first = static_cast<std::ptrdiff_t>(text.num_read);
+    if (const int32_t task = requests_[index].facts.task; task != kNoTask) {
+      return std::vector<int32_t>(num_known - static_cast<size_t>(first), task);
+    }
+    if (options_.labeller == nullptr) return {};
+    if (!text.labels) text.labels.emplace(*options_.labeller);
+    while (text.tasks.size() < text.tokens.size())
+      text.tasks.push_back(text.labels->add(text.tokens[text.tasks.size()]));
+    std::vector<int32_t> tasks(text.tasks.begin() + first, text.tasks.end());
+    if (text.drafts.empty()) return tasks;
+    TaskLabeller::Sequence ahead = *text.labels;  // drafts may be wrong
+    for (const int32_t draft : text.drafts) tasks.push_back(ahead.add(draft));
+    return tasks;
   }
 
   // The next tokens of a text: as many as its drafts are right, and the one behind them.

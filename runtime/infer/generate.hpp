@@ -11,11 +11,18 @@
 #include <vector>
 
 #include "layers/moe/expert_cache.hpp"
+#include "runtime/data/task_labels.hpp"
 #include "runtime/infer/decoder.hpp"
 #include "runtime/infer/sample.hpp"
 #include "runtime/train/worker.hpp"
 
 namespace cadre {
+
+// What the router is told of a text.
+struct RequestFacts {
+  int32_t task = kNoTask;   // of all its tokens; kNoTask: what GenerateOptions::labeller says
+  int64_t num_experts = 0;  // that each token visits at most; 0: as many as the model says
+};
 
 struct TextRequest {
   std::vector<int32_t> prompt;  // at least one token
@@ -29,6 +36,7 @@ struct GenerateOptions {
   bool speculate = true;                                // where the model has MTP modules
   std::optional<std::vector<int32_t>> end_tokens = {};  // in the place of the model's eos_token_id
   ExpertCache* cache = nullptr;                         // of this rank; nullptr: every output of an expert is computed
+  const TaskLabeller* labeller = nullptr;               // of tokens as they are read, drafts too; nullptr: no tasks
 };
 
 // Over all texts, the same on all ranks. The first drafted token after a known one is draft 0.

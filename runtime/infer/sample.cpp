@@ -23,8 +23,12 @@ void likeliest_first(std::span<const float> logits, std::vector<int32_t>& ids) {
 
 // The ids to choose among, likeliest first when some are left out.
 std::vector<int32_t> kept_tokens(std::span<const float> logits, const Sampling& sampling) {
-  std::vector<int32_t> ids(logits.size());
+  const size_t all = sampling.num_ids > 0 ? static_cast<size_t>(sampling.num_ids) : logits.size();
+  std::vector<int32_t> ids(std::min(all, logits.size()));
   std::iota(ids.begin(), ids.end(), 0);
+  for (const int32_t id : sampling.more) {
+    if (static_cast<size_t>(id) >= all && static_cast<size_t>(id) < logits.size()) ids.push_back(id);
+  }
   const size_t wanted = sampling.temperature == 0.0 ? 1 : static_cast<size_t>(sampling.top_k);
   if (wanted == 0 || wanted >= ids.size()) return ids;
   std::partial_sort(ids.begin(), ids.begin() + static_cast<std::ptrdiff_t>(wanted), ids.end(), Likelier{logits});
@@ -43,7 +47,7 @@ int32_t sample_token(std::span<const float> logits, const Sampling& sampling, in
   if (ids.size() == 1) return ids.front();
   if (sampling.top_p < 1.0) likeliest_first(logits, ids);
 
-  const float largest = *std::ranges::max_element(logits);
+  const float largest = logits[*std::ranges::min_element(ids, Likelier{logits})];
   std::vector<double> cumulative(ids.size());
   double sum = 0.0;
   for (size_t i = 0; i < ids.size(); ++i) {

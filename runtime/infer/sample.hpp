@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <span>
+#include <vector>
 
 namespace cadre {
 
@@ -13,6 +14,8 @@ struct Sampling {
   double top_p =
       1.0;  // then among the fewest likeliest that have this probability together; 1: all (Holtzman et al. 2020)
   uint64_t seed = 0;
+  int64_t num_ids = 0;  // ids below it are tokens; those from it on, which pad a vocabulary, are not chosen. 0: all are
+  std::vector<int32_t> more = {};  // but these are tokens too, each once
 };
 
 // Draws from softmax(logits / temperature) over the kept tokens, with the random number of (seed, position): the same

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <optional>
 #include <utility>
 
 #include "comm/base/check.hpp"
@@ -25,7 +26,7 @@ Buffer copy_of(const Tensor& tensor) {
 class TokenScorer {
  public:
   TokenScorer(Worker& worker, const RunConfig& config, const ScoreTokens& tokens, const ScoringOptions& options)
-      : worker_(worker), config_(config), tokens_(tokens), options_(options) {}
+      : worker_(worker), config_(config), tokens_(tokens), options_(options), labeller_(make_task_labeller(config)) {}
 
   std::vector<ResultPiece> run() {
     options_.gradients ? run_program() : run_forward();
@@ -46,7 +47,10 @@ class TokenScorer {
     for (size_t t = 0; t + 1 < ids.size(); ++t) {
       if ((static_cast<int64_t>(t) + 1) % tokens_.length != 0) targets[t] = ids[t + 1];
     }
-    return {std::move(ids), std::move(targets), count, tokens_.length};
+    MicroBatch batch(std::move(ids), std::move(targets), count, tokens_.length, first);
+    if (options_.task != kNoTask) batch.set_task(options_.task);
+    batch.recognise_tasks(labeller_ ? &*labeller_ : nullptr);
+    return batch;
   }
 
   StageWatch watch() {
@@ -59,6 +63,7 @@ class TokenScorer {
   void run_program() {
     StepWork work;
     work.step = 1;
+    work.seed = static_cast<uint64_t>(config_.seed);
     work.token_scale = 1.0 / static_cast<double>(tokens_.num_sequences * (tokens_.length - 1));
     work.read = [this](int i) { return read(i); };
     work.num_tokens = [this](int i) { return range_of(i).count * tokens_.length; };
@@ -85,6 +90,7 @@ class TokenScorer {
       MicroBatch micro_batch = read(i);
       ArenaScope scope(worker_.arena());
       LaneContext ctx = worker_.inference_context();
+      ctx.tokens = micro_batch.facts(static_cast<uint64_t>(config_.seed));
       Task<void> pass = forward_here(worker_, ctx, micro_batch, i, local, watch());
       worker_.run(pass);
     }
@@ -131,6 +137,7 @@ class TokenScorer {
   const RunConfig& config_;
   const ScoreTokens& tokens_;
   ScoringOptions options_;
+  std::optional<TaskLabeller> labeller_;
   std::vector<ResultPiece> pieces_;
 };
 

@@ -9,6 +9,7 @@
 
 #include "comm/base/buffer.hpp"
 #include "comm/base/dtype.hpp"
+#include "runtime/config/data_mixture.hpp"
 #include "runtime/train/worker.hpp"
 
 namespace cadre {
@@ -24,6 +25,7 @@ struct ScoringOptions {
   bool gradients = false;
   bool routing = false;
   bool hidden = false;
+  int32_t task = kNoTask;  // of all tokens; kNoTask: what the run recognises, if it does
 };
 
 struct ResultTensor {

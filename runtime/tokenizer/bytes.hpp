@@ -23,7 +23,7 @@ class ByteTokenizer final : public Tokenizer {
  public:
   int64_t vocab_size() const override { return kByteVocabSize; }
   std::vector<int32_t> encode(std::string_view text) const override { return encode_bytes(text); }
-  std::string piece(int32_t token) const override { return decode_bytes(std::span(&token, 1)); }
+  std::string piece(int32_t token) const override { return token < kByteVocabSize ? decode_bytes({&token, 1}) : ""; }
   std::optional<int32_t> find(std::string_view content) const override;
 };
 

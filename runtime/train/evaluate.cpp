@@ -5,7 +5,6 @@
 #include <cmath>
 #include <optional>
 
-#include "runtime/config/task_config.hpp"
 #include "runtime/observe/step_metrics.hpp"
 #include "runtime/train/signals.hpp"
 
@@ -56,14 +55,14 @@ Evaluation given_up() {
 
 // The micro-batches of `count` sequences from the first one of batch `index` on. All ranks leave out those that hold none.
 void evaluate_batch(Worker& worker, const BatchReader& reader, const RunConfig& config, int64_t index, int64_t count,
-                    LocalStep& local) {
+                    const TaskLabeller* labeller, LocalStep& local) {
   const int64_t num_parts = config.train.micro_batches;
   for (int64_t part = 0; part < num_parts; ++part) {
     const SequenceRange global = part_of({0, count}, part, num_parts);
     if (global.count == 0) continue;
     MicroBatch micro_batch(reader, index, part_of(global, worker.data_rank(), worker.grid().data),
                            config.data.sequence_length);
-    if (config.task.recognise) micro_batch.recognise_tasks(task_options(config.task));
+    micro_batch.recognise_tasks(labeller);
     ArenaScope scope(worker.arena());
     LaneContext ctx = worker.inference_context();
     ctx.tokens = micro_batch.facts(static_cast<uint64_t>(config.seed));
@@ -74,7 +73,8 @@ void evaluate_batch(Worker& worker, const BatchReader& reader, const RunConfig& 
 
 }  // namespace
 
-Evaluation evaluate(Worker& worker, const BatchReader& reader, const RunConfig& config, int64_t num_batches) {
+Evaluation evaluate(Worker& worker, const BatchReader& reader, const RunConfig& config, int64_t num_batches,
+                    const TaskLabeller* labeller) {
   LocalStep local = empty_local_step(worker.model().config());
   const int64_t batch = config.train.batch;
   const int64_t num_windows = reader.num_windows();
@@ -83,7 +83,7 @@ Evaluation evaluate(Worker& worker, const BatchReader& reader, const RunConfig& 
     if (vote) worker.await(vote->request());
     if (vote && vote->stops()) return given_up();
     vote.emplace(worker.world());
-    evaluate_batch(worker, reader, config, i, std::min(batch, num_windows - i * batch), local);
+    evaluate_batch(worker, reader, config, i, std::min(batch, num_windows - i * batch), labeller, local);
   }
   if (vote) worker.await(vote->request());
   local.stop_requested = stop_requested();

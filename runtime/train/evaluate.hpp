@@ -19,9 +19,10 @@ struct Evaluation {
 };
 
 // Over the first num_batches * train.batch windows of the reader's first epoch, or all of them where they are fewer: each
-// window counts once. Batches are cut in micro-batches as in training. Collective over the world; the same on all ranks and
+// window counts once. `labeller` gives tokens their tasks, as in training. Batches are cut in micro-batches as in training. Collective over the world; the same on all ranks and
 // for any number of them. Given up once a rank is asked to stop: the loss is NaN then, if batches are left.
-Evaluation evaluate(Worker& worker, const BatchReader& reader, const RunConfig& config, int64_t num_batches);
+Evaluation evaluate(Worker& worker, const BatchReader& reader, const RunConfig& config, int64_t num_batches,
+                    const TaskLabeller* labeller = nullptr);
 
 // A micro-batch through those stages of the first route that are on this rank, from rows of the row before to rows of the
 // row after; `watch`, if given, sees each stage. Collective over the rows; all arguments must outlive the task.

@@ -18,16 +18,7 @@ SequenceRange part_of(const SequenceRange& range, int64_t index, int64_t parts) 
 }
 
 MicroBatch::MicroBatch(const BatchReader& reader, int64_t step, const SequenceRange& range, int64_t sequence_length)
-    : step_(step),
-      first_sequence_(range.first),
-      num_sequences_(range.count),
-      sequence_length_(sequence_length),
-      ids_(static_cast<size_t>(range.count * sequence_length)),
-      targets_(ids_.size()),
-      positions_(ids_.size()) {
-  reader.fill_batch(step, range.first, range.count, ids_, targets_);
-  fill_positions(tokens().sequences, 0);
-}
+    : MicroBatch(reader, reader.at_step(step), step, range, sequence_length) {}
 
 MicroBatch::MicroBatch(const BatchReader& reader, const DataPosition& from, int64_t step, const SequenceRange& range,
                        int64_t sequence_length)
@@ -39,17 +30,25 @@ MicroBatch::MicroBatch(const BatchReader& reader, const DataPosition& from, int6
       targets_(ids_.size()),
       positions_(ids_.size()) {
   reader.fill_batch(from, range.first, range.count, ids_, targets_);
+  for (int64_t i = 0; reader.has_tasks() && i < range.count; ++i) {
+    tasks_.insert(tasks_.end(), static_cast<size_t>(sequence_length), reader.task(from, range.first + i));
+  }
   fill_positions(tokens().sequences, 0);
 }
 
 MicroBatch::MicroBatch(std::vector<int32_t> ids, std::vector<int32_t> targets, int64_t num_sequences,
-                       int64_t sequence_length)
-    : num_sequences_(num_sequences),
+                       int64_t sequence_length, int64_t first_sequence)
+    : first_sequence_(first_sequence),
+      num_sequences_(num_sequences),
       sequence_length_(sequence_length),
       ids_(std::move(ids)),
       targets_(std::move(targets)),
       positions_(ids_.size()) {
   fill_positions(tokens().sequences, 0);
+}
+
+void MicroBatch::recognise_tasks(const TaskLabeller* labeller) {
+  if (labeller != nullptr && tasks_.empty()) tasks_ = labeller->label(ids_, sequence_length_);
 }
 
 TokenBatch MicroBatch::tokens() {

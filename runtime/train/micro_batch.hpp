@@ -30,11 +30,15 @@ class MicroBatch {
   MicroBatch(const BatchReader& reader, const DataPosition& from, int64_t step, const SequenceRange& range,
              int64_t sequence_length);
 
-  // Tokens that are at hand: num_sequences * sequence_length ids, and targets of which -1 has no loss.
-  MicroBatch(std::vector<int32_t> ids, std::vector<int32_t> targets, int64_t num_sequences, int64_t sequence_length);
+  // Tokens that are at hand: num_sequences * sequence_length ids, and targets of which -1 has no loss. They are sequences of
+  // a global batch from `first_sequence` on.
+  MicroBatch(std::vector<int32_t> ids, std::vector<int32_t> targets, int64_t num_sequences, int64_t sequence_length,
+             int64_t first_sequence = 0);
 
-  // Recognises the task of each sequence; without it no token has one.
-  void recognise_tasks(const TaskOptions& options) { tasks_ = task_labels(ids_, sequence_length_, options); }
+  // Gives each token a task, unless the data came with tasks. nullptr changes nothing: no token has a task.
+  void recognise_tasks(const TaskLabeller* labeller);
+  // One task for all tokens.
+  void set_task(int32_t task) { tasks_.assign(ids_.size(), task); }
 
   // Views into this object.
   TokenBatch tokens();
@@ -48,7 +52,7 @@ class MicroBatch {
   int64_t num_sequences_;
   int64_t sequence_length_;
   std::vector<int32_t> ids_, targets_, positions_;
-  std::vector<int32_t> tasks_;  // empty: not recognised
+  std::vector<int32_t> tasks_;  // empty: none has one
 };
 
 }  // namespace cadre

@@ -13,7 +13,6 @@
 #include "runtime/checkpoint/file.hpp"
 #include "runtime/config/run_file.hpp"
 #include "runtime/config/step_changes.hpp"
-#include "runtime/config/task_config.hpp"
 #include "runtime/data/token_file.hpp"
 #include "runtime/optim/freeze.hpp"
 #include "runtime/optim/lr_schedule.hpp"
@@ -41,6 +40,11 @@ void prepare_folder(const RunConfig& config) {
   fs::remove(fs::path(config.out) / "FINISHED");
 }
 
+bool reads_token_files(const DataConfig& data) {
+  return std::ranges::any_of(mixture_entries(data),
+                             [](const MixtureEntry& entry) { return is_token_file(entry.path); });
+}
+
 Worker make_worker(Communicator world, const RunConfig& config, const KernelMaker& make_kernels) {
   WorkerOptions options = training_options(config, world);
   options.make_kernels = make_kernels;
@@ -55,8 +59,9 @@ Trainer::Trainer(Communicator world, const RunConfig& config, PartnerCopies* cop
       config_(config_at(config, first_step)),
       last_step_(last_step_like(config, first_step)),
       tokenizer_files_(read_tokenizer_files(config_.data.tokenizer)),
-      tokens_are_bytes_(config_.data.tokenizer == kByteTokenizer && !is_token_file(config_.data.path)),
+      tokens_are_bytes_(config_.data.tokenizer == kByteTokenizer && !reads_token_files(config_.data)),
       dataset_(open_dataset(config_.data, config_.model)),
+      labeller_(make_task_labeller(config_)),
       worker_(make_worker(std::move(world), config_, make_kernels)),
       train_reader_(dataset_.train, config_.data.sequence_length, config_.train.batch,
                     static_cast<uint64_t>(config_.seed)),
@@ -71,7 +76,7 @@ Trainer::Trainer(Communicator world, const RunConfig& config, PartnerCopies* cop
   const bool from_copies = resume_from_copies();
   std::vector<std::string> notes;
   if (!from_copies) {
-    const uint64_t fingerprint = worker_.world().rank() == 0 ? dataset_.train.fingerprint() : 0;
+    const uint64_t fingerprint = worker_.world().rank() == 0 ? cadre::fingerprint(dataset_.train) : 0;
     Resumed resumed = resume_from_checkpoint(worker_, optimizer_, whole_, train_reader_, fingerprint, tokenizer_files_);
     progress_ = resumed.progress;
     saved_step_ = progress_.step;
@@ -171,7 +176,7 @@ StepWork Trainer::work_of_step() const {
   work.token_scale = 1.0 / static_cast<double>(train.batch * length);
   work.read = [this, range_of, length](int i) {
     MicroBatch micro_batch(train_reader_, progress_.data, progress_.step, range_of(i), length);
-    if (config_.task.recognise) micro_batch.recognise_tasks(task_options(config_.task));
+    micro_batch.recognise_tasks(labeller());
     return micro_batch;
   };
   work.num_tokens = [range_of, length](int i) { return range_of(i).count * length; };
@@ -331,11 +336,10 @@ void Trainer::skip(const StepWork& work, const StepRecord& record) {
 double Trainer::evaluate() { return held_out_loss().value_or(std::nan("")); }
 
 std::optional<double> Trainer::held_out_loss() {
-  const int64_t sequence_length = config_.data.sequence_length;
-  if (dataset_.validation.num_tokens() <= sequence_length) return std::nullopt;
-  const BatchReader reader(dataset_.validation, sequence_length, config_.train.batch,
+  if (config_.data.validation_fraction == 0.0) return std::nullopt;
+  const BatchReader reader(dataset_.validation, config_.data.sequence_length, config_.train.batch,
                            static_cast<uint64_t>(config_.seed));
-  const Evaluation evaluation = cadre::evaluate(worker_, reader, config_, config_.train.eval_batches);
+  const Evaluation evaluation = cadre::evaluate(worker_, reader, config_, config_.train.eval_batches, labeller());
   stop_requested_ |= evaluation.stop_requested;
   if (evaluation.num_tokens == 0) return std::nullopt;  // given up for a signal
   return evaluation.loss;
@@ -370,7 +374,7 @@ bool Trainer::resume_from_copies() {
 
 // Every rank reads data and checkpoint for itself; a rank that sees other files must not train along.
 void Trainer::check_agreement() {
-  const int64_t tokens = dataset_.train.num_tokens();
+  const int64_t tokens = num_tokens(dataset_.train);
   const std::array<int64_t, 4> mine = {progress_.step, tokens, -progress_.step, -tokens};
   const auto least =
       wait(worker_.world().all_reduce(mine, ReduceOp::min), kFileDeadlineSeconds, worker_.lane().position);

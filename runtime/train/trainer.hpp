@@ -76,6 +76,7 @@ class Trainer {
   void stop();
   void note(const std::string& line);  // said by rank 0, unless it is empty
   void check_agreement();
+  const TaskLabeller* labeller() const { return labeller_ ? &*labeller_ : nullptr; }
   void begin_stage();
   StepRecord step(StepWork work);
   StepWork work_of_step() const;
@@ -100,9 +101,10 @@ class Trainer {
   RunConfig config_;   // of those that it runs
   int64_t last_step_;  // of them
   std::vector<int> moe_layers_ = moe_layers_of(config_.model);
-  TokenizerFiles tokenizer_files_;  // which every checkpoint keeps
-  bool tokens_are_bytes_;           // of text
-  Dataset dataset_;                 // first: missing data is found before anything large is built
+  TokenizerFiles tokenizer_files_;        // which every checkpoint keeps
+  bool tokens_are_bytes_;                 // of text
+  Dataset dataset_;                       // first: missing data is found before anything large is built
+  std::optional<TaskLabeller> labeller_;  // where the run recognises tasks
   Worker worker_;
   BatchReader train_reader_;
   Executor executor_;

@@ -99,6 +99,12 @@ succeeded export
 keeps_all "$folder/exported" "$folder/moved"
 alone generate "$folder/exported" --prompt "line" --max-new 3
 succeeded "generate from an export"
+# An empty prompt, where the tokenizer begins each text with a token.
+alone generate "$folder/exported" --prompt "" --max-new 3
+refused 2 "the prompt is empty"
+echo '{"add_bos_token": true, "bos_token": "<|end|>"}' >"$folder/exported/tokenizer_config.json"
+alone generate "$folder/exported" --prompt "" --max-new 3
+succeeded "generate from nothing but the token that begins a text"
 
 # Where tokens are bytes, other programs find a tokenizer too, and it is the tokenizer of bytes here.
 on_two_ranks train "$run" "out=$folder/bytes" steps=2

@@ -209,7 +209,7 @@ TEST(Corruption, of_data_is_read_or_refused) {
       config.path = (folder / name).string();
       config.sequence_length = 24;
       all &= is_read(folder.path(), [&] {
-        const TokenSource train = open_dataset(config, ModelConfig()).train;
+        const TokenSource train = open_dataset(config, ModelConfig()).train.front().tokens;
         std::vector<int32_t> ids(static_cast<size_t>(train.num_tokens()));
         train.read(0, ids);
         EXPECT_LT(std::ranges::max(ids), 256);

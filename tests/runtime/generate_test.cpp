@@ -9,6 +9,7 @@
 #include <memory>
 #include <vector>
 
+#include "runtime/tokenizer/bytes.hpp"
 #include "tests/support/messages.hpp"
 #include "tests/support/ranks.hpp"
 
@@ -213,6 +214,63 @@ TEST(Generate, RefusesWhatTheModelCannotHold) {
         test::message_of([&] { generate_on(std::move(world), tiny_options(), {.max_new = 35, .sampling = {}}); });
     test::expect_message(message, {"35 new tokens after a prompt of 6", "40"});
   });
+}
+
+// Task 1 from the first byte 9 on: prefers other experts so much that the text is another one. What was made counts as what
+// was read: a token has the task of the text up to it, whether it stood in the prompt or was made.
+TEST(Generate, TokensHaveTheTaskOfTheTextUpToThem) {
+  WorkerOptions options = tiny_options();
+  options.model.routing.expert_tasks = "1,1,0,0,0";
+  options.model.routing.task_bias = 10.0;
+  options.model.routed_scaling_factor = 10.0;  // so that experts decide
+  TaskOptions tasks;
+  tasks.keywords[1] = {"\x09"};
+  tasks.priority = {TaskType::coding};
+  const TaskLabeller labeller(tasks, std::make_shared<ByteTokenizer>(), -1);
+  const auto greedy = [&](const Tokens& prompt, int64_t max_new, const TaskLabeller* with, int32_t task = kNoTask) {
+    Tokens tokens;
+    test::on_one_rank([&](Communicator world) {
+      Worker worker(std::move(world), options);
+      worker.store().initialise(5);
+      tokens = generate_texts(worker, {.max_new = max_new, .labeller = with},
+                              {{prompt, {.temperature = 0.0}, {.task = task}}})
+                   .front();
+    });
+    return tokens;
+  };
+  const Tokens made = greedy(kPrompt, 10, &labeller);
+  EXPECT_NE(made, greedy(kPrompt, 10, nullptr));
+  EXPECT_NE(made, greedy(kPrompt, 10, nullptr, 1)) << "the tokens before byte 9 have no task";
+  Tokens text = kPrompt;
+  for (const int32_t token : made) {
+    EXPECT_EQ(greedy(text, 1, &labeller), Tokens{token});
+    text.push_back(token);
+  }
+}
+
+// A model of top-k 2 that has room for 4: a text that visits 2 is what it was, beside one that visits 4.
+TEST(Generate, EachTextVisitsAsManyExpertsAsItAsksFor) {
+  const auto texts_of = [](int64_t top_k, const std::vector<int64_t>& experts) {
+    WorkerOptions options = tiny_options();
+    options.model.num_experts_per_tok = top_k;
+    options.model.norm_topk_prob = true;
+    options.model.routed_scaling_factor = 10.0;
+    std::vector<TextRequest> requests;
+    for (const int64_t num : experts) requests.push_back({kPrompt, {.temperature = 0.0}, {.num_experts = num}});
+    std::vector<Tokens> texts;
+    test::on_one_rank([&](Communicator world) {
+      Worker worker(std::move(world), options);
+      worker.store().initialise(5);
+      texts = generate_texts(worker, {.max_new = 12}, requests);
+    });
+    return texts;
+  };
+  const std::vector<Tokens> together = texts_of(4, {2, 4, 1});
+  EXPECT_EQ(together[0], texts_of(2, {0}).front());
+  EXPECT_EQ(together[1], texts_of(4, {0}).front());
+  EXPECT_EQ(together[2], texts_of(2, {1}).front());
+  EXPECT_NE(together[0], together[1]);
+  EXPECT_NE(together[0], together[2]);
 }
 
 }  // namespace

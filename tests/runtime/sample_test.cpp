@@ -99,5 +99,21 @@ TEST(Sample, RefusesLogitsThatAreNoNumbers) {
   }
 }
 
+// A vocabulary that is padded: the ids behind the tokens never come out, whatever their logits, but for those that are named.
+TEST(Sample, LeavesOutWhatIsNoToken) {
+  const std::vector<float> logits = {1.0F, 2.0F, 0.5F, 90.0F, 80.0F, 70.0F};
+  for (const double temperature : {0.0, 1.0}) {
+    for (const double top_p : {1.0, 0.9}) {
+      std::set<int32_t> seen;
+      for (int64_t position = 0; position < 200; ++position) {
+        seen.insert(sample_token(logits, {.temperature = temperature, .top_p = top_p, .num_ids = 3}, position));
+      }
+      EXPECT_LT(*seen.rbegin(), 3);
+      EXPECT_EQ(seen.size() > 1, temperature > 0.0);
+      EXPECT_EQ(sample_token(logits, {.temperature = temperature, .top_p = top_p, .num_ids = 3, .more = {4}}, 0), 4);
+    }
+  }
+}
+
 }  // namespace
 }  // namespace cadre

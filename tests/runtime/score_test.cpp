@@ -6,6 +6,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstring>
 #include <memory>
 
@@ -167,6 +168,42 @@ TEST(Score, ReadsTheBitsOfTheTrainer) {
     for (size_t i = 0; i < read.size(); ++i) {
       ASSERT_NEAR(read[i], trained[i], 1e-5) << num_ranks << " ranks";  // some hundred roundings of numbers below 1
     }
+  }
+}
+
+// CODING from the x on, whose experts are 0, 1 and 2; the other sequence has no task.
+TEST(Score, TellsTheRouterTheTaskOfEachToken) {
+  RunConfig config = small_run("unused");
+  config.model.n_group = config.model.topk_group = 1;
+  config.model.routing.expert_tasks = "1,1,1,0,0,0,0,0,0,0";
+  config.model.routing.task_bias = 10.0;
+  config.task.coding = "x";
+  const ScoreTokens tokens{2, 4, {'a', ' ', 'x', ' ', 'a', ' ', 'b', ' '}};
+  const auto coding_tokens = [&](bool recognise, const ScoringOptions& options) {
+    config.task.recognise = recognise;
+    const RunConfig of_score = score_config(config, tokens);
+    std::vector<bool> are_coding;
+    test::on_one_rank([&](Communicator world) {
+      const WorkerOptions worker_options = score_options(of_score, world, options);
+      Worker worker(std::move(world), worker_options);
+      worker.store().initialise(5);
+      const std::vector<ResultTensor> results = score(worker, of_score, tokens, options);
+      const auto ids = std::ranges::find(results, "layers.1.topk_indices", &ResultTensor::name);
+      ASSERT_NE(ids, results.end());
+      const auto* id = ids->memory.as<int64_t>();
+      for (int token = 0; token < 8; ++token) {
+        are_coding.push_back(
+            std::all_of(id + 3 * token, id + 3 * token + 3, [](int64_t expert) { return expert < 3; }));
+      }
+    });
+    return are_coding;
+  };
+  const std::vector<bool> none(8, false);
+  for (const bool gradients : {false, true}) {
+    EXPECT_EQ(coding_tokens(false, {.gradients = gradients, .routing = true}), none);
+    EXPECT_EQ(coding_tokens(true, {.gradients = gradients, .routing = true}),
+              (std::vector<bool>{false, false, true, true, false, false, false, false}));
+    EXPECT_EQ(coding_tokens(false, {.gradients = gradients, .routing = true, .task = 1}), std::vector<bool>(8, true));
   }
 }
 

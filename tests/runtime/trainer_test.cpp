@@ -291,6 +291,34 @@ TEST(Trainer, any_number_of_ranks_resumes) {
   }
 }
 
+// Data sets by task, whose tokens prefer the experts of that task: the same on any number of ranks and after a resume, and
+// not what the same sequences give without their tasks.
+TEST(Trainer, a_mixture_by_task_is_a_function_of_the_step) {
+  if (test::runs_under_mpi()) GTEST_SKIP() << "thread ranks only";
+  const test::TemporaryDirectory folder;
+  test::write_file(folder / "code", some_text().substr(0, 2000));
+  test::write_file(folder / "math", std::string(700, '1') + some_text().substr(3000, 900));
+  RunConfig config = small_run(folder.path());
+  config.data.path.clear();
+  config.log.every = 100;
+  const auto mixture = [&](const char* first, const char* second) {
+    return fmt::format("{}:2:{},{}:1:{}", first, (folder / "code").string(), second, (folder / "math").string());
+  };
+  config.data.mixture = mixture("CODING", "MATH");
+  config.model.routing.expert_tasks = "1,1,1,1,1,2,2,2,2,2";
+  config.model.routing.task_bias = 0.2;
+  check(config, 1);
+  const std::vector<double> whole = train_on_threads(2, config, 8);
+  train_on_threads(2, config, 5, /*save=*/true);
+  expect_same({whole.begin() + 5, whole.end()}, train_on_threads(2, resumed(config), 3));
+  for (const int num_ranks : {1, 3, 4}) expect_close(whole, train_on_threads(num_ranks, config, 8));
+  config.data.mixture = mixture("NONE", "NONE");
+  EXPECT_NE(train_on_threads(1, config, 1).front(), whole.front());
+  config.data.mixture = mixture("CODING", "MATH");
+  config.model.routing.expert_tasks = "";
+  EXPECT_NE(test::error_of([&] { check(config, 1); }).find("data.mixture names tasks"), std::string::npos);
+}
+
 TEST(Trainer, another_model_does_not_resume) {
   if (test::runs_under_mpi()) GTEST_SKIP() << "thread ranks only";
   const test::TemporaryDirectory folder;
