@@ -143,9 +143,9 @@ if tearing_program "$folder/tears"; then
     export LAUNCHER OUT=$folder/torn-$LAUNCHER CADRE=$folder/tears TORN=$folder/torn-by-$LAUNCHER
     if [[ $LAUNCHER == mpirun ]]; then MPIRUN_OPTIONS+=" -x TORN"; fi
     submit "${run[@]}"
+    until_true "a message is torn" test -e "$TORN"  # it waits in the queue before it starts, too
     until_true "the job is back in the queue" in_state PENDING
     says "expected"
-    [[ -e $TORN ]] || fail "no message was torn"
     sleep 2
     scontrol update jobid="$job" StartTime=now
     ends_as COMPLETED

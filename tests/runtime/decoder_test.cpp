@@ -76,7 +76,7 @@ class Reader {
     std::vector<Reading> readings;
     for (size_t slot = 0; slot < static_cast<size_t>(num_slots_); ++slot) {
       const auto& [first, count] = pieces[slot];
-      Reading reading{.first = first, .tokens = {}, .num_logits = count, .facts = {}};
+      Reading reading{.first = first, .tokens = {}, .num_logits = count, .tasks = {}};
       for (int64_t i = first; i < first + count; ++i) {
         const int32_t token = texts[slot][static_cast<size_t>(i)];
         reading.tokens.push_back(garbage ? (token + 1) % kVocabulary : token);

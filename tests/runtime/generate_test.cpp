@@ -28,19 +28,19 @@ struct TextOptions {
 // Large weights, so that the logits lie far apart and a greedy choice does not hang on the rounding of a sum.
 WorkerOptions tiny_options() {
   WorkerOptions options;
-  options.model = {.vocab_size = 32,
-                   .hidden_size = 16,
-                   .num_hidden_layers = 3,
-                   .max_position_embeddings = 40,
-                   .initializer_range = 0.3,
-                   .num_attention_heads = 2,
-                   .num_key_value_heads = 2,
-                   .intermediate_size = 24,
-                   .n_routed_experts = 5,
-                   .num_experts_per_tok = 2,
-                   .n_shared_experts = 1,
-                   .moe_intermediate_size = 8,
-                   .first_k_dense_replace = 1};
+  options.model.model = {.vocab_size = 32;
+  options.model.hidden_size = 16;
+  options.model.num_hidden_layers = 3;
+  options.model.max_position_embeddings = 40;
+  options.model.initializer_range = 0.3;
+  options.model.num_attention_heads = 2;
+  options.model.num_key_value_heads = 2;
+  options.model.intermediate_size = 24;
+  options.model.n_routed_experts = 5;
+  options.model.num_experts_per_tok = 2;
+  options.model.n_shared_experts = 1;
+  options.model.moe_intermediate_size = 8;
+  options.model.first_k_dense_replace = 1;
   options.exchange.combine = "slot_order";
   options.with_grad = false;
   return options;

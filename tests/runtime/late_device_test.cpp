@@ -223,7 +223,7 @@ std::vector<double> decode(Communicator world, const KernelMaker& kernels) {
     std::vector<std::span<const int32_t>> known;
     for (const auto& text : texts) {
       readings.push_back(
-          {.first = first, .tokens = {text.begin() + first, text.begin() + first + 3}, .num_logits = 2, .facts = {}});
+          {.first = first, .tokens = {text.begin() + first, text.begin() + first + 3}, .num_logits = 2, .tasks = {}});
       known.emplace_back(text.begin(), text.begin() + first + 4);
     }
     const Tensor logits = decoder.read(readings);
