@@ -28,7 +28,7 @@ struct TextOptions {
 // Large weights, so that the logits lie far apart and a greedy choice does not hang on the rounding of a sum.
 WorkerOptions tiny_options() {
   WorkerOptions options;
-  options.model.model = {.vocab_size = 32;
+  options.model.vocab_size = 32;
   options.model.hidden_size = 16;
   options.model.num_hidden_layers = 3;
   options.model.max_position_embeddings = 40;
