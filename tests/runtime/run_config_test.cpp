@@ -10,6 +10,7 @@
 #include <filesystem>
 #include <fstream>
 
+#include "layers/model/architecture.hpp"
 #include "runtime/config/config_changes.hpp"
 #include "runtime/config/run_file.hpp"
 #include "runtime/config/step_changes.hpp"
@@ -262,6 +263,17 @@ TEST(RunConfig, ShippedRunFilesAreValid) {
     EXPECT_NO_THROW(check(load_run_config(entry.path().string(), {"data=text"}), 4)) << entry.path();
   }
   EXPECT_GE(num_files, 1);
+}
+
+// So that other programs open what a newcomer trains first.
+TEST(RunConfig, ShippedModelsHaveDeepSeeksName) {
+  const auto folder = std::filesystem::path(CADRE_TEST_FOLDER) / "../launch/configs";
+  for (const char* file : {"quickstart.toml", "v3-mini.toml"}) {
+    RunConfig config = load_run_config((folder / file).string(), {"data=text"});
+    EXPECT_EQ(architecture_name(config.model), "DeepseekV3ForCausalLM") << file;
+    config.model.routing.shared_expert_mean = true;
+    EXPECT_EQ(architecture_name(config.model), "CadreForCausalLM") << file;
+  }
 }
 
 }  // namespace
