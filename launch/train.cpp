@@ -131,7 +131,7 @@ void print_data(const Dataset& data) {
   }
 }
 
-// What is told of a trainer before it runs. Rank 0.
+// What rank 0 prints of a trainer before it runs.
 void tell_trainer(const Trainer& trainer) {
   print_data(trainer.dataset());
   say(fmt::format("exchange {}\n", trainer.exchange_reason()));

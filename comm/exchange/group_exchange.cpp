@@ -17,17 +17,17 @@ constexpr size_t kNumbers = 3;  // that each peer learns of a plan: rows, slots 
 
 Request GroupExchange::announce(Route& route) {
   const auto num_ranks = static_cast<size_t>(group_.size());
-  const auto told = std::make_shared<std::vector<int64_t>>();
+  const auto sent = std::make_shared<std::vector<int64_t>>();
   for (size_t peer = 0; peer < num_ranks; ++peer) {
-    told->insert(told->end(),
+    sent->insert(sent->end(),
                  {route.plan.row_counts[peer], route.plan.slot_counts[peer], extra_for(route, static_cast<int>(peer))});
   }
-  const auto heard = std::make_shared<std::vector<int64_t>>(told->size());
+  const auto received = std::make_shared<std::vector<int64_t>>(sent->size());
   Request request =
-      group_.transport().all_to_all(std::as_bytes(std::span(*told)), std::as_writable_bytes(std::span(*heard)));
-  request.keep(told);
-  request.keep(heard);
-  route.receive.announced = heard;
+      group_.transport().all_to_all(std::as_bytes(std::span(*sent)), std::as_writable_bytes(std::span(*received)));
+  request.keep(sent);
+  request.keep(received);
+  route.receive.announced = received;
   return request;
 }
 

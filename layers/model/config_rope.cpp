@@ -69,7 +69,7 @@ class RopeObject {
     for (const auto& [key, value] : object_.items()) {
       if (key != kTheta && key != kPartial && !value.is_null()) {
         reader_.refuse(name_, object_, "an object with type or rope_type: yarn | default",
-                       fmt::format("it has no type, so that nobody uses its {}", key));
+                       fmt::format("it has no type, so its {} has no effect", key));
       }
     }
     return "default";

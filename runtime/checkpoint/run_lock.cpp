@@ -162,7 +162,7 @@ struct OpenLock {
   Flock state = Flock::unknown;
 };
 
-// The file under its name, locked if nobody else has it.
+// Opens the file and locks it unless another process holds the lock.
 OpenLock open_lock(const fs::path& path) {
   for (;;) {
     OpenLock lock;

@@ -18,7 +18,7 @@
 
 namespace cadre {
 
-// What the router is told of a text.
+// Facts of a text that the router uses.
 struct RequestFacts {
   int32_t task = kNoTask;   // of all its tokens; kNoTask: what GenerateOptions::labeller says
   int64_t num_experts = 0;  // that each token visits at most; 0: as many as the model says

@@ -117,7 +117,7 @@ void ByteLevelBpe::read_added_tokens(const json& file) {
   }
 }
 
-// What TemplateProcessing puts before a single text. ByteLevel tells of offsets.
+// The tokens that TemplateProcessing puts before a single text. A ByteLevel post-processor changes offsets only.
 void ByteLevelBpe::read_prompt_prefix(const json& post_processor) {
   const std::string type = type_of(post_processor, "post_processor");
   CADRE_CHECK(

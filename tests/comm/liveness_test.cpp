@@ -87,7 +87,7 @@ TEST(Liveness, agreement_is_of_all_and_has_a_deadline) {
     const auto processes = start_liveness(world.transport());
     meet(world);
     if (world.rank() == 0) {
-      EXPECT_THROW(processes->agree_on_survivors(0.2), Error);  // nobody else asks
+      EXPECT_THROW(processes->agree_on_survivors(0.2), Error);  // the other ranks do not call it
     }
     meet(world);
     EXPECT_EQ(static_cast<int>(processes->agree_on_survivors(10.0).size()), world.size());
