@@ -9,11 +9,11 @@
 #include <vector>
 
 #include "comm/base/console.hpp"
+#include "comm/device/nccl.hpp"
 #include "comm/group/grid.hpp"
 #include "comm/group/topology.hpp"
 #include "comm/liveness/liveness.hpp"
 #include "comm/transport/mpi.hpp"
-#include "comm/transport/nccl.hpp"
 #include "launch/binding.hpp"
 #include "runtime/train/devices.hpp"
 

@@ -22,10 +22,10 @@
 #include "comm/transport/wait.hpp"
 #include "launch/binding.hpp"
 #include "launch/command.hpp"
-#include "layers/kernels/cpu_features.hpp"
-#include "layers/kernels/cpu_gemm.hpp"
-#include "layers/kernels/cpu_products.hpp"
-#include "layers/kernels/cuda.hpp"
+#include "layers/kernels/cpu/features.hpp"
+#include "layers/kernels/cpu/gemm.hpp"
+#include "layers/kernels/cpu/products.hpp"
+#include "layers/kernels/gpu/cuda.hpp"
 #include "runtime/tokenizer/sentencepiece.hpp"
 
 namespace cadre {

@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "comm/base/check.hpp"
-#include "layers/kernels/cpu_fp8.hpp"
+#include "layers/kernels/cpu/fp8.hpp"
 #include "runtime/checkpoint/generation_config.hpp"
 #include "runtime/checkpoint/manifest.hpp"
 #include "runtime/checkpoint/model_checkpoint.hpp"

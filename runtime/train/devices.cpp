@@ -5,11 +5,11 @@
 #include <span>
 #include <utility>
 
+#include "comm/device/nccl.hpp"
+#include "comm/device/staged.hpp"
 #include "comm/transport/mpi.hpp"
-#include "comm/transport/nccl.hpp"
-#include "comm/transport/staged.hpp"
 #include "comm/transport/wait.hpp"
-#include "layers/kernels/cuda.hpp"
+#include "layers/kernels/gpu/cuda.hpp"
 #include "runtime/train/worker.hpp"
 
 namespace cadre {

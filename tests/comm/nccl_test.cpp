@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Rows, sums and gathers over NCCL, from memory of the host: what MPI makes of the same values. Needs a CUDA device for each
 // of two ranks that are processes.
-#include "comm/transport/nccl.hpp"
+#include "comm/device/nccl.hpp"
 
 #include <gtest/gtest.h>
 
@@ -10,7 +10,7 @@
 #include <vector>
 
 #include "comm/group/communicator.hpp"
-#include "layers/kernels/cuda.hpp"
+#include "layers/kernels/gpu/cuda.hpp"
 #include "tests/support/ranks.hpp"
 
 namespace cadre {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Messages, rows, sums and gathers from and to a device whose memory the transport beneath must not touch: here pages that
 // end the process when it does.
-#include "comm/transport/staged.hpp"
+#include "comm/device/staged.hpp"
 
 #include <gtest/gtest.h>
 #include <sys/mman.h>

@@ -1,7 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
 // What the back end takes from the CPU, as it is or under the limits that tests/support/cpu.sh sets.
-#include "layers/kernels/cpu_features.hpp"
-
 #include <gtest/gtest.h>
 
 #include <cstdlib>
@@ -9,8 +7,9 @@
 #include <iterator>
 #include <string>
 
-#include "layers/kernels/cpu_gemm.hpp"
-#include "layers/kernels/cpu_products.hpp"
+#include "layers/kernels/cpu/features.hpp"
+#include "layers/kernels/cpu/gemm.hpp"
+#include "layers/kernels/cpu/products.hpp"
 #include "tests/support/messages.hpp"
 
 namespace cadre {

@@ -1,7 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
 // Products with a weight in every precision and library of the CPU back end, against fp64 sums of the same operands.
-#include "layers/kernels/cpu_products.hpp"
-
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -12,7 +10,8 @@
 #include <thread>
 #include <vector>
 
-#include "layers/kernels/cpu_bf16.hpp"
+#include "layers/kernels/cpu/bf16.hpp"
+#include "layers/kernels/cpu/products.hpp"
 #include "layers/kernels/kernels.hpp"
 #include "tests/support/tensors.hpp"
 

@@ -9,8 +9,8 @@
 #include <string>
 #include <vector>
 
-#include "layers/kernels/cpu_fp8.hpp"
-#include "layers/kernels/cpu_products.hpp"
+#include "layers/kernels/cpu/fp8.hpp"
+#include "layers/kernels/cpu/products.hpp"
 #include "layers/nn/head.hpp"
 #include "layers/nn/linear.hpp"
 #include "layers/tensor/parameter_store.hpp"

@@ -7,11 +7,11 @@
 #include <cstring>
 #include <vector>
 
-#include "layers/kernels/cpu_fp8.hpp"
-#include "layers/kernels/gpu_fp8.hpp"
-#include "layers/kernels/gpu_ranges.hpp"
-#include "layers/kernels/gpu_router.hpp"
-#include "layers/kernels/gpu_staging.hpp"
+#include "layers/kernels/cpu/fp8.hpp"
+#include "layers/kernels/gpu/fp8.hpp"
+#include "layers/kernels/gpu/ranges.hpp"
+#include "layers/kernels/gpu/router.hpp"
+#include "layers/kernels/gpu/staging.hpp"
 #include "layers/moe/eligibility.hpp"
 #include "layers/moe/weights.hpp"
 #include "tests/support/gpu_twin_machine.hpp"

@@ -12,7 +12,7 @@
 #include <memory>
 #include <vector>
 
-#include "layers/kernels/gpu_kernels_inl.hpp"
+#include "layers/kernels/gpu/kernels_inl.hpp"
 #include "layers/nn/rope.hpp"
 #include "tests/support/cuda_on_threads.hpp"
 #include "tests/support/tensors.hpp"

@@ -8,8 +8,8 @@
 #include <string_view>
 #include <vector>
 
-#include "comm/transport/nccl.hpp"
-#include "layers/kernels/cuda.hpp"
+#include "comm/device/nccl.hpp"
+#include "layers/kernels/gpu/cuda.hpp"
 #include "tests/support/messages.hpp"
 #include "tests/support/ranks.hpp"
 

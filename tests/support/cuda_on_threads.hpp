@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What layers/kernels/cuda_block.cuh needs of CUDA, on threads of the host: each thread of a block is one, __syncthreads a
+// What layers/kernels/gpu/cuda_block.cuh needs of CUDA, on threads of the host: each thread of a block is one, __syncthreads a
 // barrier, a shuffle words between two barriers. So the code that divides work, waits and reduces is what runs on a device,
 // and the thread sanitizer sees a barrier that is missing. Slow: for small shapes.
 #pragma once
@@ -69,7 +69,7 @@ inline unsigned __reduce_max_sync(unsigned, unsigned word) {
   return word;
 }
 
-#include "layers/kernels/cuda_block.cuh"
+#include "layers/kernels/gpu/cuda_block.cuh"
 
 float4 cadre::gpu::dynamic_shared[kSharedFloats / 4];
 

@@ -8,7 +8,7 @@
 #include <ostream>
 #include <string>
 
-#include "layers/kernels/cuda.hpp"
+#include "layers/kernels/gpu/cuda.hpp"
 #include "layers/kernels/kernels.hpp"
 #include "tests/support/gpu_twin.hpp"
 

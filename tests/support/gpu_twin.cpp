@@ -3,7 +3,7 @@
 
 #include <memory>
 
-#include "layers/kernels/gpu_kernels_inl.hpp"
+#include "layers/kernels/gpu/kernels_inl.hpp"
 #include "tests/support/gpu_twin_machine.hpp"
 
 namespace cadre::test {

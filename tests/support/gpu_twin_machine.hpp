@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// A Machine (layers/kernels/gpu_call.hpp) that is the host, and late: what it is told to do it does when someone waits for
+// A Machine (layers/kernels/gpu/call.hpp) that is the host, and late: what it is told to do it does when someone waits for
 // it, and now and then before, so that whoever reads too early finds what was there before.
 #pragma once
 
@@ -19,10 +19,10 @@
 
 #include "comm/base/buffer.hpp"
 #include "comm/transport/request.hpp"
-#include "layers/kernels/gpu_fp8.hpp"
-#include "layers/kernels/gpu_multiply.hpp"
-#include "layers/kernels/gpu_ranges.hpp"
-#include "layers/kernels/gpu_staging.hpp"
+#include "layers/kernels/gpu/fp8.hpp"
+#include "layers/kernels/gpu/multiply.hpp"
+#include "layers/kernels/gpu/ranges.hpp"
+#include "layers/kernels/gpu/staging.hpp"
 #include "tests/support/gpu_twin.hpp"
 
 namespace cadre::test {

@@ -5,7 +5,7 @@
 #include <optional>
 
 #include "comm/transport/mpi.hpp"
-#include "layers/kernels/cpu_features.hpp"
+#include "layers/kernels/cpu/features.hpp"
 #include "tests/support/ranks.hpp"
 
 int main(int argc, char** argv) {

@@ -14,9 +14,9 @@
 
 #include "comm/base/random.hpp"
 #include "comm/progress/engine.hpp"
-#include "layers/kernels/cpu.hpp"
-#include "layers/kernels/cpu_gemm.hpp"
-#include "layers/kernels/cpu_row_products.hpp"
+#include "layers/kernels/cpu/cpu.hpp"
+#include "layers/kernels/cpu/gemm.hpp"
+#include "layers/kernels/cpu/row_products.hpp"
 #include "layers/moe/moe_layer.hpp"
 #include "layers/tensor/parameter_store.hpp"
 #include "tests/support/exchanges.hpp"

@@ -1,0 +1,227 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "launch/bench/exchange_run.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "launch/bench/alltoallv.hpp"
+#include "layers/moe/elements.hpp"
+#include "layers/moe/slot_record.hpp"
+#include "runtime/train/devices.hpp"
+
+namespace cadre {
+namespace {
+
+constexpr double kMicrosecondsPerMillisecond = 1e3;
+
+Tensor vector_tensor(std::vector<float>& values) {
+  return {values.data(), DType::f32, {static_cast<int64_t>(values.size())}};
+}
+
+// A row says whose it is in its first two channels; the others look random.
+float channel(int rank, int64_t token, int64_t h) {
+  if (h == 0) return static_cast<float>(rank);
+  if (h == 1) return static_cast<float>(token);
+  const auto mixed = static_cast<uint32_t>((token * 7919 + h * 104729 + rank * 15485863) % 65521);
+  return static_cast<float>(mixed) / 65521.0F - 0.5F;
+}
+
+// How far a result may be from its token, whose channels are below 1/2 beyond the first two.
+double tolerance(Wire wire, int top_k) {
+  switch (wire) {
+    case Wire::same: return 1e-6;  // K additions of x / K
+    case Wire::bf16:
+      return 2.0 * 0x1p-10;  // half a unit in the last place at 1/2, there and back
+    // Half a unit of 3 mantissa bits at the largest value of a tile that is not the first, and the way back.
+    case Wire::fp8: return 0x1p-5 + 0x1p-10 * top_k;
+  }
+  return 0.0;
+}
+
+ExchangeSetup setup_of(const Communicator& world, const Topology& topology, const ExchangeBenchOptions& options,
+                       const Kernels& kernels) {
+  const size_t row_bytes = static_cast<size_t>(options.hidden) * sizeof(float);
+  const auto slots = static_cast<size_t>(options.tokens * options.top_k);
+  return {.group = world,
+          .topology = topology,
+          .max_tokens = options.tokens,
+          .top_k = static_cast<int>(options.top_k),
+          .max_row_bytes = row_bytes,
+          .memory_bytes = row_bytes * slots * static_cast<size_t>(2 * world.size() + 3),  // even if all come here
+          .device_codec = kernels.device_codec(),
+          .transport_follows = world.transport().follow(kernels.queue())};
+}
+
+}  // namespace
+
+ExchangeRun::ExchangeRun(const Communicator& world, const Topology& topology, const ExchangeBenchOptions& options,
+                         const std::string& strategy)
+    : world_(world),
+      options_(options),
+      map_(ExpertMap::contiguous(static_cast<int>(options.experts), world.size())),
+      kernels_(make_kernels(world, {.device = options.device}, RowBits::independent)),
+      clock_(kernels_->make_clock()),
+      exchange_(make_exchange(strategy, setup_of(world, topology, options, *kernels_))) {
+  if (options.device == "cpu" && !exchange_->memory().empty()) arena_.lend(exchange_->memory());
+  const Wire wire = wire_named(options.wire);
+  dispatch_format_ = {DType::f32, options.hidden, wire};
+  combine_format_ = {DType::f32, options.hidden, wire == Wire::same ? Wire::same : Wire::bf16};
+  by_slot_ = options.combine == "slot_order" || exchange_->prefers_slots();
+}
+
+void ExchangeRun::prepare(Workload workload, int64_t iteration) {
+  arena_.release({});
+  const auto top_k = static_cast<int>(options_.top_k);
+  ids_ = draw_routing(workload, {options_.tokens, top_k, world_.rank(), iteration}, map_);
+  route_ = {};
+  route_.plan = make_dispatch_plan(ids_, top_k, map_);
+  Request announced = exchange_->announce(route_);
+  wait(announced);
+  exchange_->learn_counts(route_);
+  learn_batch();
+
+  const DispatchPlan& plan = route_.plan;
+  x_ = arena_.take("x", DType::f32, {plan.num_tokens, options_.hidden});
+  for (int64_t token = 0; token < plan.num_tokens; ++token) {
+    for (int64_t h = 0; h < options_.hidden; ++h) {
+      x_.data<float>()[token * options_.hidden + h] = channel(world_.rank(), token, h);
+    }
+  }
+  placed_ = arena_.take("placed", DType::f32, {route_.receive.num_slots(), options_.hidden});
+  y_ = arena_.take("y", DType::f32, {plan.num_tokens, options_.hidden});
+  for (const Tensor& output : {placed_, y_}) std::memset(output.raw(), 0xff, output.bytes());
+  const float weight = 1.0F / static_cast<float>(top_k);
+  token_weights_.assign(static_cast<size_t>(plan.num_slots()), weight);
+  slot_weights_.assign(static_cast<size_t>(route_.receive.num_slots()), weight);
+}
+
+double ExchangeRun::exchange_us() {
+  return timed_us([this] {
+    finish_dispatch(*start_dispatch());
+    combine();
+  });
+}
+
+std::unique_ptr<RowTransfer> ExchangeRun::start_dispatch() {
+  auto rows = exchange_->transfer(route_, Direction::to_experts, Unit::row, dispatch_format_);
+  rows->pack({x_.raw(), x_.row_bytes(), route_.plan.row_token});
+  wait(rows->packed());
+  rows->start();
+  return rows;
+}
+
+void ExchangeRun::finish_dispatch(RowTransfer& rows) {
+  wait(rows.finish());
+  const Elements received = rows.unpack();
+  kernels_->gather_rows(rows_of(received, DType::f32, options_.hidden),
+                        index_tensor(through(received, batch_.place_row)), Tensor(), placed_);
+}
+
+void ExchangeRun::combine() {
+  ArenaScope scope(arena_);
+  const auto back =
+      exchange_->transfer(route_, Direction::to_tokens, by_slot_ ? Unit::slot : Unit::row, combine_format_);
+  if (by_slot_) {
+    if (!exchange_->packs_later()) kernels_->synchronize();
+    back->pack({placed_.raw(), placed_.row_bytes(), batch_.row_place});
+  } else {
+    const Tensor sums = arena_.take("sums", DType::f32, {route_.receive.num_rows(), options_.hidden});
+    kernels_->sum_rows(placed_, index_tensor(batch_.row_places), index_tensor(batch_.row_place),
+                       vector_tensor(slot_weights_), sums);
+    if (!exchange_->packs_later()) kernels_->synchronize();
+    back->pack({sums.raw(), sums.row_bytes()});
+  }
+  wait(back->packed());
+  back->start();
+  wait(back->finish());
+  const Elements home = back->unpack();
+  kernels_->sum_rows(rows_of(home, DType::f32, options_.hidden), index_tensor(home.offsets), index_tensor(home.index),
+                     by_slot_ ? vector_tensor(token_weights_) : Tensor(), y_);
+  wait(back->release());
+}
+
+double ExchangeRun::alltoallv_us() {
+  AlltoallvExchange by_hand(world_, *kernels_, ids_, static_cast<int>(options_.top_k), map_, options_.hidden);
+  alltoallv_bytes_ = by_hand.crossing_bytes();
+  const Tensor weights = vector_tensor(token_weights_);
+  by_hand.run(x_, weights, y_);  // touches its pages
+  kernels_->synchronize();
+  std::memset(y_.raw(), 0xff, y_.bytes());
+  return timed_us([&] { by_hand.run(x_, weights, y_); });
+}
+
+double ExchangeRun::memcpy_us() {
+  const size_t bytes = static_cast<size_t>(route_.receive.num_rows()) * dispatch_format_.row_bytes();
+  if (from_.bytes() < bytes) {
+    from_ = Buffer(bytes, kernels_->memory());
+    into_ = Buffer(bytes, kernels_->memory());
+    std::memset(from_.data(), 1, bytes);
+    std::memset(into_.data(), 2, bytes);
+  }
+  const Tensor from(from_.data(), DType::u8, {static_cast<int64_t>(bytes)});
+  const Tensor into(into_.data(), DType::u8, {static_cast<int64_t>(bytes)});
+  return timed_us([&] {
+    kernels_->copy(from, into);
+    kernels_->copy(into, from);
+  });
+}
+
+// Token identity: every place holds a whole row of one (rank, token), ordered by rank and token inside an expert.
+int64_t ExchangeRun::wrong_placed() const {
+  int64_t count = 0;
+  for (size_t expert = 0; expert + 1 < batch_.expert_offsets.size(); ++expert) {
+    int64_t last = -1;
+    for (int32_t place = batch_.expert_offsets[expert]; place < batch_.expert_offsets[expert + 1]; ++place) {
+      const float* row = placed_.data<float>() + place * options_.hidden;
+      const auto rank = static_cast<int>(row[0]);
+      const auto token = static_cast<int64_t>(row[1]);
+      bool good = rank >= 0 && rank < world_.size() && rank * options_.tokens + token > last;
+      for (int64_t h = 2; good && h < options_.hidden; ++h) good = row[h] == channel(rank, token, h);
+      last = rank * options_.tokens + token;
+      count += good ? 0 : 1;
+    }
+  }
+  return count;
+}
+
+int64_t ExchangeRun::wrong_results() const {
+  int64_t count = 0;
+  // Channels that name the row are large: rounded they say nothing, and with fp8 they set the scale of their tile.
+  const Wire wire = dispatch_format_.wire;
+  const int64_t first = wire == Wire::same ? 0 : wire == Wire::bf16 ? 2 : kFp8TileChannels;
+  const double allowed = tolerance(dispatch_format_.wire, static_cast<int>(options_.top_k));
+  for (int64_t token = 0; token < y_.dim(0); ++token) {
+    bool good = true;
+    const float* row = y_.data<float>() + token * options_.hidden;
+    for (int64_t h = first; h < options_.hidden; ++h) {
+      const double expected = channel(world_.rank(), token, h);
+      good &= std::fabs(row[h] - expected) <= allowed * std::max(1.0, std::fabs(expected));
+    }
+    count += good ? 0 : 1;
+  }
+  return count;
+}
+
+double ExchangeRun::timed_us(const std::function<void()>& work) const {
+  kernels_->synchronize();
+  Request together = world_.barrier();
+  wait(together);
+  clock_->start();
+  work();
+  return clock_->stop_ms() * kMicrosecondsPerMillisecond;
+}
+
+// As the layer does.
+void ExchangeRun::learn_batch() {
+  std::vector<float> weights(ids_.size(), 1.0F / static_cast<float>(options_.top_k));
+  const std::vector<SlotRecord> records = make_slot_records(route_.plan, vector_tensor(weights));
+  const auto slots = exchange_->transfer(route_, Direction::to_experts, Unit::slot, kSlotRecordFormat);
+  slots->pack({reinterpret_cast<const std::byte*>(records.data()), sizeof(SlotRecord)});
+  slots->start();
+  wait(slots->finish());
+  const auto* received = reinterpret_cast<const SlotRecord*>(slots->unpack().base);
+  batch_ = make_expert_batch(route_.receive, received, static_cast<int>(map_.experts_of(world_.rank()).size()));
+}
+
+}  // namespace cadre

@@ -1,0 +1,204 @@
+// SPDX-License-Identifier: Apache-2.0
+// `cadre bench gemm`: GFLOP/s of y = x W^T, dx = dy W and dW = dy^T x by precision and shape, and of the products of several
+// experts in one call beside one product of as many FLOPs. Medians on rows that are drawn anew.
+#include <fmt/core.h>
+#include <nlohmann/json.hpp>
+
+#include <deque>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "launch/bench/bench.hpp"
+#include "launch/bench/rig.hpp"
+#include "layers/kernels/gpu/cuda.hpp"
+#include "layers/kernels/kernels.hpp"
+#include "layers/tensor/arena.hpp"
+#include "layers/tensor/parameter_store.hpp"
+
+namespace cadre {
+namespace {
+
+struct Options {
+  std::string part = "all";
+  int64_t experts = 0;  // of a grouped product; 0, here and below: by the device
+  int64_t tokens = 0;   // of each
+  int64_t out = 0;
+  int64_t in = 0;
+  std::string precision = "bf16";
+  int64_t iterations = 10;
+  int64_t threads = 1;
+  std::string device = "cpu";
+  std::string json;
+};
+
+struct Shape {
+  int64_t rows, out, in;
+};
+constexpr Shape kShapes[] = {{16, 2048, 512},  {64, 2048, 512},    {256, 2048, 512},   {512, 1024, 512},
+                             {512, 512, 1024}, {1024, 1024, 1024}, {2048, 2048, 2048}, {512, 2048, 7168}};
+
+// GFLOP/s of y = x W^T, dx = dy W, dW = dy^T x.
+struct Rates {
+  double forward, input_grad, weight_grad;
+};
+
+// Weights of one shape, a range of rows each, and operands for their products.
+class Products {
+ public:
+  Products(const Kernels& kernels, int64_t num_weights, const Shape& shape)
+      : kernels_(kernels), clock_(kernels.make_clock()), shape_(shape) {
+    for (int64_t i = 0; i < num_weights; ++i) {
+      store_.add(weights_.emplace_back(make_weight({{fmt::format("weight.{}", i), shape.out}}, shape.in, 0.02)));
+    }
+    store_.allocate(DType::f32, /*with_grad=*/true, /*dry_run=*/false, kernels.memory());
+    store_.initialise(1);
+    for (int64_t i = 0; i < num_weights; ++i) {
+      groups_.push_back({i * shape.rows, shape.rows, &weights_[static_cast<size_t>(i)]});
+    }
+    const int64_t rows = num_weights * shape.rows;
+    x_ = arena_.take("x", DType::f32, {rows, shape.in});
+    dy_ = arena_.take("dy", DType::f32, {rows, shape.out});
+    y_ = arena_.take("y", DType::f32, {rows, shape.out});
+    dx_ = arena_.take("dx", DType::f32, {rows, shape.in});
+  }
+
+  // Medians of products in one call.
+  Rates grouped(int64_t iterations) {
+    return rates(
+        iterations, [this] { kernels_.grouped_linear(x_, groups_, y_); },
+        [this] { kernels_.grouped_linear_input_grad(dy_, groups_, dx_); },
+        [this] { kernels_.grouped_linear_weight_grad(x_, dy_, groups_, Accumulate::no); });
+  }
+  // The same of one weight.
+  Rates single(int64_t iterations) {
+    const Parameter& weight = weights_.front();
+    return rates(
+        iterations, [&] { kernels_.linear(x_, weight, y_); },
+        [&] { kernels_.linear_input_grad(dy_, weight, dx_, Accumulate::no); },
+        [&] { kernels_.linear_weight_grad(x_, dy_, weight.grad, Accumulate::no); });
+  }
+
+ private:
+  template <class Forward, class InputGrad, class WeightGrad>
+  Rates rates(int64_t iterations, const Forward& forward, const InputGrad& input_grad, const WeightGrad& weight_grad) {
+    std::vector<double> ms[3];
+    for (int64_t i = -1; i < iterations; ++i) {  // one to warm up
+      draw_rows(kernels_, x_, num_drawn_++);
+      draw_rows(kernels_, dy_, num_drawn_++);
+      const double times[] = {timed_ms(forward), timed_ms(input_grad), timed_ms(weight_grad)};
+      for (size_t product = 0; i >= 0 && product < 3; ++product) ms[product].push_back(times[product]);
+    }
+    const double gflop = 2e-9 * static_cast<double>(x_.numel() * shape_.out);
+    const auto rate = [&](const std::vector<double>& times) { return gflop / summarise(times).p50 * 1e3; };
+    return {rate(ms[0]), rate(ms[1]), rate(ms[2])};
+  }
+
+  template <class Work>
+  double timed_ms(const Work& work) {
+    clock_->start();
+    work();
+    return clock_->stop_ms();
+  }
+
+  const Kernels& kernels_;
+  std::unique_ptr<DeviceClock> clock_;
+  Shape shape_;
+  std::deque<Parameter> weights_;
+  ParameterStore store_;
+  std::vector<RowGroup> groups_;
+  Arena arena_{Arena::Mode::real, /*poison=*/false, kernels_.memory()};
+  Tensor x_, dy_, y_, dx_;
+  uint64_t num_drawn_ = 0;
+};
+
+void print_row(std::string_view what, const Shape& shape, const Rates& rates) {
+  fmt::print("{:>7} {:>6} {:>6} {:>6} {:>10.0f} {:>10.0f} {:>11.0f}\n", what, shape.rows, shape.out, shape.in,
+             rates.forward, rates.input_grad, rates.weight_grad);
+}
+
+nlohmann::json to_json(const Rates& rates) {
+  return {{"forward_gflops", rates.forward},
+          {"input_grad_gflops", rates.input_grad},
+          {"weight_grad_gflops", rates.weight_grad}};
+}
+
+std::unique_ptr<Kernels> kernels_of(const Options& options, Precision precision) {
+  return options.device == "cpu" ? make_cpu_kernels(precision) : make_cuda_kernels(0, precision);
+}
+
+nlohmann::json bench_single(const Options& options) {
+  nlohmann::json rows = nlohmann::json::array();
+  for (const Precision precision : {Precision::fp32, Precision::bf16}) {
+    const auto kernels = kernels_of(options, precision);
+    const char* name = precision == Precision::bf16 ? "bf16" : "fp32";
+    for (const Shape& shape : kShapes) {
+      const Rates rates = Products(*kernels, 1, shape).single(options.iterations);
+      print_row(name, shape, rates);
+      nlohmann::json& row = rows.emplace_back(to_json(rates));
+      row.update({{"precision", name}, {"rows", shape.rows}, {"out", shape.out}, {"in", shape.in}});
+    }
+  }
+  return rows;
+}
+
+// By default an expert of DeepSeek-V3 on a device, and what a CPU multiplies in a second.
+nlohmann::json bench_grouped(const Options& options) {
+  const bool on_cpu = options.device == "cpu";
+  const auto chosen = [&](int64_t given, int64_t cuda, int64_t cpu) { return given > 0 ? given : on_cpu ? cpu : cuda; };
+  const int64_t experts = chosen(options.experts, 8, 4);
+  const Shape each = {chosen(options.tokens, 256, 64), chosen(options.out, 2048, 512), chosen(options.in, 7168, 1024)};
+  const Shape all = {experts * each.rows, each.out, each.in};
+  const auto kernels = kernels_of(options, options.precision == "bf16" ? Precision::bf16 : Precision::fp32);
+  const Rates grouped = Products(*kernels, experts, each).grouped(options.iterations);
+  const Rates single = Products(*kernels, 1, all).single(options.iterations);
+  fmt::print("{} experts of {} tokens in one call, and one product of as many FLOPs, {}\n", experts, each.rows,
+             options.precision);
+  print_row("grouped", each, grouped);
+  print_row("one", all, single);
+  fmt::print("{:>28} {:>8.1f} % {:>8.1f} % {:>9.1f} %\n", "grouped / one", 100.0 * grouped.forward / single.forward,
+             100.0 * grouped.input_grad / single.input_grad, 100.0 * grouped.weight_grad / single.weight_grad);
+  return {{"precision", options.precision},
+          {"experts", experts},
+          {"tokens", each.rows},
+          {"out", each.out},
+          {"in", each.in},
+          {"together", to_json(grouped)},
+          {"one", to_json(single)}};
+}
+
+void bench_gemm(const Options& options) {
+  fmt::print("{:>7} {:>6} {:>6} {:>6} {:>10} {:>10} {:>11}   GFLOP/s, median of {}\n", "", "rows", "out", "in",
+             "forward", "input grad", "weight grad", options.iterations);
+  nlohmann::json report = {{"bench", "gemm"}, {"device", options.device}};
+  if (options.part != "grouped") report["rows"] = bench_single(options);
+  if (options.part != "single") report["grouped"] = bench_grouped(options);
+  if (!options.json.empty()) write_json_report(options.json, report);
+}
+
+}  // namespace
+
+Command bench_gemm_command() {
+  const auto options = std::make_shared<Options>();
+  return {.name = "gemm",
+          .summary =
+              "the three products with a weight at the sizes experts see, alone and for several experts at once, in "
+              "one process",
+          .options = {{"part", &options->part, one_of({"all", "single", "grouped"}), "what is measured"},
+                      {"experts", &options->experts, at_least(0), "of a grouped product; 0, also below: by the device"},
+                      {"tokens", &options->tokens, at_least(0), "of each expert there"},
+                      {"out", &options->out, at_least(0), "rows of a weight there"},
+                      {"in", &options->in, at_least(0), "columns of a weight there"},
+                      {"precision", &options->precision, one_of({"fp32", "bf16"}), "of the products there"},
+                      {"iterations", &options->iterations, at_least(1), "measured"},
+                      {"threads", &options->threads, at_least(1), "BLAS threads"},
+                      device_option(options->device),
+                      {"json", &options->json, any(), "file for the report"}},
+          .run = [options](const Job& job) {
+            set_kernel_threads(static_cast<int>(options->threads));
+            if (job.rank() == 0) bench_gemm(*options);
+          }};
+}
+
+}  // namespace cadre

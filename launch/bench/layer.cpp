@@ -1,0 +1,220 @@
+// SPDX-License-Identifier: Apache-2.0
+// `cadre bench layer`: one mixture-of-experts layer, forward, backward and optimiser step, beside the time of exactly
+// the same products alone, measured in turn in the same process on fresh random tokens.
+#include <fmt/core.h>
+#include <nlohmann/json.hpp>
+
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "comm/progress/engine.hpp"
+#include "launch/bench/bench.hpp"
+#include "launch/bench/rig.hpp"
+#include "layers/moe/moe_layer.hpp"
+#include "layers/nn/ffn.hpp"
+#include "layers/tensor/parameter_store.hpp"
+#include "runtime/optim/adamw.hpp"
+
+namespace cadre {
+namespace {
+
+struct Options {
+  int64_t tokens = 2048;  // a rank
+  int64_t hidden = 512;
+  int64_t ffn = 1024;
+  int64_t experts = 16;
+  int64_t top_k = 4;
+  std::string activation = "silu";
+  std::string precision = "fp32";
+  std::string strategy = "shared";
+  BenchOptions bench;
+};
+
+MoeOptions layer_options(const Options& options) {
+  return {.hidden = options.hidden,
+          .expert_width = options.ffn,
+          .activation = activation_named(options.activation),
+          .gated = options.activation == "silu",
+          .router = {.hidden = options.hidden,
+                     .num_experts = static_cast<int>(options.experts),
+                     .top_k = static_cast<int>(options.top_k),
+                     .weights = {},
+                     .groups = {}}};
+}
+
+// Three times the rows of a balanced step, several of them at once.
+ExchangeSetup exchange_setup(const Communicator& group, const Options& options, const Kernels& kernels) {
+  const auto slots = static_cast<size_t>(options.tokens) * static_cast<size_t>(options.top_k);
+  const size_t row_bytes = static_cast<size_t>(options.hidden) * sizeof(float);
+  const size_t inner_bytes = static_cast<size_t>(options.ffn) * sizeof(float);
+  return {.group = group,
+          .topology = discover_topology(group),
+          .max_tokens = options.tokens,
+          .top_k = static_cast<int>(options.top_k),
+          .max_row_bytes = row_bytes,
+          .memory_bytes = 3 * slots * (8 * row_bytes + 6 * inner_bytes),
+          .device_codec = kernels.device_codec(),
+          .transport_follows = group.transport().follow(kernels.queue())};
+}
+
+class LayerBench {
+ public:
+  LayerBench(const Communicator& world, const Options& options)
+      : options_(options),
+        rig_(world, options.bench, options.precision),
+        exchange_(make_exchange(options.strategy, exchange_setup(rig_.lane().expert_group(), options, rig_.kernels()))),
+        layer_("mlp", layer_options(options), ExpertMap::contiguous(static_cast<int>(options.experts), world.size()),
+               world.rank()),
+        ctx_{{rig_.kernels(), rig_.arena(), DType::f32},
+             rig_.lane(),
+             *exchange_,
+             CombineMode::partial,
+             {},
+             1.0 / static_cast<double>(options.tokens * world.size())} {
+    store_.add_all(layer_);
+    store_.allocate(DType::f32, /*with_grad=*/true, /*dry_run=*/false, rig_.kernels().memory());
+    store_.initialise(1);
+    optimizer_.emplace(store_, TrainConfig{});
+    if (options.bench.device == "cpu" && !exchange_->memory().empty()) rig_.arena().lend(exchange_->memory());
+    x_ = rig_.inputs().take("x", DType::f32, {options.tokens, options.hidden});
+    dy_ = rig_.inputs().take("dy", DType::f32, {options.tokens, options.hidden});
+  }
+
+  // step, floor
+  std::vector<TimesOverRanks> measure() {
+    // Other tokens for every iteration, so that nothing is learned or cached.
+    const auto draw = [this](int64_t) {
+      rig_.draw(x_);
+      rig_.draw(dy_);
+    };
+    return rig_.measure(draw, {[this] { step(); }, [this] { floor(); }});
+  }
+
+  double gflop() const {
+    double flops = 0.0;
+    for (Parameter* weight : store_.parameters()) {
+      flops += 6.0 * static_cast<double>(rows_of(*weight)) * static_cast<double>(weight->value.numel());
+    }
+    return flops * 1e-9;
+  }
+
+ private:
+  void step() {
+    store_.forget_grads();
+    Task<void> task = forward_and_backward();
+    Engine().run(rig_.lane(), task);
+    store_.complete_grads();
+    optimizer_->update(rig_.kernels(), 1e-3, 1.0, ++num_steps_);
+  }
+
+  // The products of the last step: per weight with its number of rows, forward, input gradient, weight gradient.
+  void floor() {
+    const Kernels& kernels = rig_.kernels();
+    for (Parameter* weight : store_.parameters()) {
+      const int64_t rows = rows_of(*weight);
+      ArenaScope scope(rig_.arena());
+      const Tensor x = rig_.arena().take("floor", DType::f32, {rows, weight->value.dim(1)});
+      const Tensor y = rig_.arena().take("floor", DType::f32, {rows, weight->value.dim(0)});
+      kernels.linear(x, *weight, y);
+      kernels.linear_input_grad(y, *weight, x, Accumulate::no);
+      kernels.linear_weight_grad(x, y, weight->grad, Accumulate::no);
+    }
+  }
+
+  Task<void> forward_and_backward() {
+    saved_ = {};
+    Task<Tensor> forward = layer_.forward(ctx_, x_, saved_);
+    co_await forward;
+    Task<Tensor> backward = layer_.backward(ctx_, saved_, dy_);
+    co_await backward;
+  }
+
+  // Rows of the last step: those of the expert, or all tokens for the router.
+  int64_t rows_of(const Parameter& weight) const {
+    if (weight.placement != Placement::expert) return options_.tokens;
+    const auto experts = layer_.expert_map().experts_of(ctx_.lane.expert_group().rank());
+    for (size_t e = 0; e < experts.size(); ++e) {
+      if (weight.name().starts_with(fmt::format("mlp.experts.{}.", experts[e]))) {
+        return saved_.experts.offsets[e + 1] - saved_.experts.offsets[e];
+      }
+    }
+    throw Error(ErrorKind::internal, fmt::format("{} belongs to no expert of this rank", weight.name()));
+  }
+
+  Options options_;
+  BenchRig rig_;
+  std::unique_ptr<Exchange> exchange_;
+  MoeLayer layer_;
+  ParameterStore store_;
+  std::optional<AdamW> optimizer_;
+  LaneContext ctx_;
+  MoeLayer::Saved saved_;
+  Tensor x_, dy_;
+  int64_t num_steps_ = 0;
+};
+
+nlohmann::json to_json(const Summary& summary) {
+  return {{"min", summary.min}, {"p50", summary.p50}, {"p95", summary.p95}};
+}
+
+void bench_layer(const Communicator& world, const Options& options) {
+  LayerBench bench(world, options);
+  const std::vector<TimesOverRanks> times = bench.measure();
+  const TimesOverRanks& step = times[0];
+  const TimesOverRanks& floor = times[1];
+  if (world.rank() != 0) return;
+
+  const double ratio = step.slowest.p50 / floor.slowest.p50;
+  fmt::print("layer {} ranks, {} tokens a rank, hidden {}, ffn {}, {} experts, top-{}, {}\n", world.size(),
+             options.tokens, options.hidden, options.ffn, options.experts, options.top_k, options.precision);
+  fmt::print("  step        min {:8.2f}  p50 {:8.2f}  p95 {:8.2f} ms   worst rank {}\n", step.slowest.min,
+             step.slowest.p50, step.slowest.p95, step.worst_rank);
+  fmt::print("  gemm floor  min {:8.2f}  p50 {:8.2f}  p95 {:8.2f} ms   {:.1f} GFLOP, {:.0f} GFLOP/s a rank\n",
+             floor.slowest.min, floor.slowest.p50, floor.slowest.p95, bench.gflop(),
+             bench.gflop() / (floor.slowest.p50 * 1e-3));
+  fmt::print("  ratio to floor {:.3f}\n", ratio);
+  if (options.bench.json.empty()) return;
+
+  nlohmann::json json = {{"bench", "layer"},
+                         {"device", options.bench.device},
+                         {"ranks", world.size()},
+                         {"tokens", options.tokens},
+                         {"hidden", options.hidden},
+                         {"ffn", options.ffn},
+                         {"experts", options.experts},
+                         {"top_k", options.top_k},
+                         {"precision", options.precision},
+                         {"step_ms", to_json(step.slowest)},
+                         {"gemm_floor_ms", floor.slowest.p50},
+                         {"gflop", bench.gflop()},
+                         {"ratio_to_floor", ratio}};
+  json["step_ms"]["worst_rank"] = step.worst_rank;
+  json["step_ms"]["worst_rank_p50"] = step.worst_rank_p50;
+  write_json_report(options.bench.json, json);
+}
+
+}  // namespace
+
+Command bench_layer_command() {
+  const auto options = std::make_shared<Options>();
+  return {
+      .name = "layer",
+      .summary = "a mixture-of-experts layer, forward, backward and update, beside its products alone",
+      .options = bench_fields({{"tokens", &options->tokens, at_least(1), "tokens of each rank"},
+                               {"hidden", &options->hidden, at_least(1), "width of a row"},
+                               {"ffn", &options->ffn, at_least(1), "inner width of an expert"},
+                               {"activation", &options->activation, one_of({"silu", "gelu", "relu"}), "of the experts"},
+                               {"experts", &options->experts, at_least(1), "routed experts, over all ranks"},
+                               {"top-k", &options->top_k, at_least(1), "experts of a token"},
+                               {"precision", &options->precision, one_of({"fp32", "bf16"}), "of the products"},
+                               {"strategy", &options->strategy,
+                                one_of({"flat", "shared", "hierarchical", "all_gather"}), "of the exchange"}},
+                              options->bench),
+      .run = [options](const Job& job) {
+        check_top_k(options->top_k, options->experts);
+        on_bench_ranks(job, options->bench, [&](const Communicator& world) { bench_layer(world, *options); });
+      }};
+}
+
+}  // namespace cadre

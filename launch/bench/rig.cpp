@@ -1,0 +1,78 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "launch/bench/rig.hpp"
+
+#include <utility>
+
+#include "comm/base/random.hpp"
+#include "launch/bench/bench.hpp"
+#include "runtime/train/devices.hpp"
+
+namespace cadre {
+
+std::vector<Field> bench_fields(std::vector<Field> own, BenchOptions& options) {
+  own.push_back(device_option(options.device));
+  own.push_back({"iterations", &options.iterations, at_least(1), "measured, after the warm-up"});
+  own.push_back({"warmup", &options.warmup, at_least(0), "iterations before them"});
+  own.push_back({"threads", &options.threads, at_least(1), "BLAS threads a rank"});
+  own.push_back(ranks_option(options.ranks));
+  own.push_back({"json", &options.json, any(), "file for the report"});
+  return own;
+}
+
+void on_bench_ranks(const Job& job, const BenchOptions& options, const std::function<void(const Communicator&)>& body) {
+  set_kernel_threads(static_cast<int>(options.threads));
+  job.on_ranks(options.ranks, [&](Communicator world) {
+    const Communicator ranks = over_devices(std::move(world), {.device = options.device}, {});
+    body(ranks);
+  });
+}
+
+void draw_rows(const Kernels& kernels, const Tensor& rows, uint64_t id) {
+  const bool on_host = &kernels.memory() == &host_memory();
+  Buffer staging(on_host ? 0 : rows.bytes());
+  const Tensor drawn = on_host ? rows : rows.with_memory(staging.data(), DType::f32);
+  const Random random(7, "bench", id);
+  for (int64_t i = 0; i < drawn.numel(); ++i) {
+    drawn.data<float>()[i] = static_cast<float>(random.uniform(static_cast<uint64_t>(i)) * 2.0 - 1.0);
+  }
+  if (!on_host) kernels.copy(drawn, rows);
+}
+
+BenchRig::BenchRig(const Communicator& world, const BenchOptions& options, const std::string& precision)
+    : options_(options),
+      lane_(0, world.duplicate("expert"), world.duplicate("data")),
+      kernels_(make_kernels(world, {.device = options.device, .precision = precision}, RowBits::independent)),
+      clock_(kernels_->make_clock()) {}
+
+void BenchRig::draw(const Tensor& rows) {
+  constexpr uint64_t kMaxRanks = 1U << 20;
+  draw_rows(*kernels_, rows, num_drawn_++ * kMaxRanks + static_cast<uint64_t>(lane_.data_group().rank()));
+}
+
+std::vector<TimesOverRanks> BenchRig::measure(const std::function<void(int64_t)>& before,
+                                              const std::vector<std::function<void()>>& works) {
+  std::vector<std::vector<double>> times(works.size());
+  for (int64_t i = -options_.warmup; i < options_.iterations; ++i) {
+    before(i + options_.warmup);
+    for (size_t work = 0; work < works.size(); ++work) {
+      const double ms = timed_ms(works[work]);
+      if (i >= 0) times[work].push_back(ms);
+    }
+  }
+  // A piece of work is over when its slowest rank is done.
+  std::vector<TimesOverRanks> over_ranks;
+  for (const std::vector<double>& one : times) over_ranks.push_back(gather_times(lane_.data_group(), one));
+  return over_ranks;
+}
+
+double BenchRig::timed_ms(const std::function<void()>& work) {
+  arena_.release({});
+  kernels_->synchronize();
+  Request together = lane_.data_group().barrier();
+  wait(together);
+  clock_->start();
+  work();
+  return clock_->stop_ms();
+}
+
+}  // namespace cadre

@@ -1,0 +1,185 @@
+// SPDX-License-Identifier: Apache-2.0
+// cadre plan placement: which experts get copies, and which rank holds what, from how busy each expert was.
+#include <fmt/format.h>
+#include <nlohmann/json.hpp>
+
+#include <algorithm>
+#include <filesystem>
+#include <map>
+#include <memory>
+#include <optional>
+
+#include "comm/base/check.hpp"
+#include "comm/base/trace.hpp"
+#include "launch/plan/plan.hpp"
+#include "runtime/checkpoint/file.hpp"
+#include "runtime/observe/metrics_file.hpp"
+#include "runtime/placement/eplb.hpp"
+#include "runtime/placement/plan.hpp"
+
+namespace cadre {
+namespace {
+
+namespace fs = std::filesystem;
+
+struct Options {
+  std::string loads;
+  int64_t replicas = 0;
+  int64_t groups = 1;
+  int64_t nodes = 1;
+  int64_t ranks = 0;
+  std::string policy = "cadre";
+  std::string previous;
+  std::string json;
+};
+
+// The counts of a run, layer by layer, summed over its steps.
+ExpertLoads loads_of_run(const fs::path& metrics) {
+  std::map<int, std::vector<double>> sums;
+  for (const LoggedStep& step : read_metrics(metrics)) {
+    for (const LayerLoad& layer : step.layers) {
+      std::vector<double>& sum = sums[layer.layer];
+      sum.resize(std::max(sum.size(), layer.counts.size()), 0.0);
+      for (size_t expert = 0; expert < layer.counts.size(); ++expert) {
+        sum[expert] += static_cast<double>(layer.counts[expert]);
+      }
+    }
+  }
+  CADRE_CHECK(!sums.empty(), fmt::format("{}: no step with experts", metrics.string()),
+              "--loads is a JSON file, the folder of a run, or its metrics.jsonl");
+  ExpertLoads loads;
+  for (auto& [layer, sum] : sums) {
+    CADRE_CHECK(loads.weight.empty() || sum.size() == loads.weight.front().size(),
+                fmt::format("{}: layer {} has {} experts, others have {}", metrics.string(), layer, sum.size(),
+                            loads.weight.front().size()),
+                "all layers have the same number");
+    loads.layers.push_back(layer);
+    loads.weight.push_back(std::move(sum));
+  }
+  return loads;
+}
+
+ExpertLoads read_loads(const std::string& argument) {
+  CADRE_CHECK(!argument.empty(), "--loads is missing", "a JSON file, the folder of a run, or its metrics.jsonl");
+  if (fs::is_directory(argument)) return loads_of_run(fs::path(argument) / "metrics.jsonl");
+  if (fs::path(argument).extension() == ".jsonl") return loads_of_run(argument);
+  return loads_from_json(read_json_file(argument), argument);
+}
+
+PlacementSizes sizes_of(const Options& options, int num_experts) {
+  CADRE_CHECK(options.ranks > 0, "--ranks is missing", "the ranks of one expert-parallel group");
+  CADRE_CHECK(options.nodes <= options.ranks, fmt::format("--nodes {} with --ranks {}", options.nodes, options.ranks),
+              "a node has at least one rank");
+  CADRE_CHECK(options.groups <= num_experts,
+              fmt::format("--groups {}, the loads are of {} experts", options.groups, num_experts),
+              "a group has at least one expert");
+  CADRE_CHECK(options.replicas == 0 || options.replicas >= num_experts,
+              fmt::format("--replicas {}, allowed: 0 or at least the {} experts", options.replicas, num_experts),
+              "they are counted with the first copy of each expert");
+  return {.slots = options.replicas == 0 ? num_experts : static_cast<int>(options.replicas),
+          .groups = static_cast<int>(options.groups),
+          .nodes = static_cast<int>(options.nodes),
+          .ranks = static_cast<int>(options.ranks)};
+}
+
+// How even a layer is, with other placements beside.
+struct LayerFigures {
+  std::vector<double> loads;  // by rank
+  double contiguous = 0.0;    // max / mean
+  double planned = 0.0;
+  std::optional<double> eplb;
+  int copied = 0;  // experts with more than one copy
+  int most_copies = 0;
+  int empty = 0;  // slots
+  std::optional<int> moved;
+};
+
+LayerFigures figures_of(const PlacementPlan& plan, size_t row, const std::vector<double>& weight,
+                        const PlacementPlan* before) {
+  const ExpertSlots& slots = plan.slots[row];
+  const std::vector<int> copies = count_copies(slots, plan.num_experts);
+  LayerFigures figures;
+  figures.loads = rank_loads(slots, weight);
+  figures.contiguous = max_over_mean(rank_loads(contiguous_slots(plan.num_experts, plan.sizes.ranks), weight));
+  figures.planned = max_over_mean(figures.loads);
+  if (eplb_can_run(plan.num_experts, plan.sizes)) {
+    figures.eplb = max_over_mean(rank_loads(eplb(weight, plan.sizes), weight));
+  }
+  figures.copied = static_cast<int>(std::ranges::count_if(copies, [](int count) { return count > 1; }));
+  figures.most_copies = std::ranges::max(copies);
+  figures.empty = static_cast<int>(std::ranges::count(slots.expert, ExpertSlots::kEmpty));
+  if (before != nullptr) figures.moved = copies_moved(before->slots[row], slots);
+  return figures;
+}
+
+std::string text_of(const std::optional<double>& number) { return number ? fmt::format("{:.3f}", *number) : "-"; }
+
+void print_table(const PlacementPlan& plan, const std::vector<LayerFigures>& figures) {
+  fmt::print("max/mean load of the ranks\n{:>5} {:>11} {:>7} {:>8} {:>8} {:>12} {:>6} {:>6}\n", "layer", "contiguous",
+             "eplb", "planned", "copied", "most copies", "empty", "moved");
+  for (size_t row = 0; row < figures.size(); ++row) {
+    const LayerFigures& layer = figures[row];
+    fmt::print("{:>5} {:>11.3f} {:>7} {:>8.3f} {:>8} {:>12} {:>6} {:>6}\n",
+               plan.layers.empty() ? static_cast<int>(row) : plan.layers[row], layer.contiguous, text_of(layer.eplb),
+               layer.planned, layer.copied, layer.most_copies, layer.empty,
+               layer.moved ? fmt::format("{}", *layer.moved) : "-");
+  }
+}
+
+nlohmann::json report_of(const PlacementPlan& plan, const std::vector<LayerFigures>& figures, double made_in_ms) {
+  nlohmann::json json = to_json(plan);
+  json["made_in_ms"] = made_in_ms;
+  for (const LayerFigures& layer : figures) {
+    json["loads"].push_back(layer.loads);
+    json["max_over_mean"].push_back(layer.planned);
+    json["contiguous_max_over_mean"].push_back(layer.contiguous);
+    json["eplb_max_over_mean"].push_back(layer.eplb ? nlohmann::json(*layer.eplb) : nlohmann::json());
+    json["moved"].push_back(layer.moved ? nlohmann::json(*layer.moved) : nlohmann::json());
+  }
+  return json;
+}
+
+void run_plan_placement(const Options& options, const Job& job) {
+  if (job.rank() != 0) return;
+  const ExpertLoads loads = read_loads(options.loads);
+  const PlacementSizes sizes = sizes_of(options, loads.num_experts());
+  const PlacementPolicy policy = options.policy == "eplb" ? PlacementPolicy::eplb : PlacementPolicy::cadre;
+  std::optional<PlacementPlan> before;
+  if (!options.previous.empty()) before = plan_from_json(read_json_file(options.previous), options.previous);
+  const PlacementPlan* previous = before ? &*before : nullptr;
+
+  const int64_t begin_ns = trace_clock_ns();
+  const PlacementPlan plan = plan_placement(loads, sizes, policy, previous);
+  const double made_in_ms = static_cast<double>(trace_clock_ns() - begin_ns) * 1e-6;
+
+  std::vector<LayerFigures> figures;
+  for (size_t row = 0; row < loads.weight.size(); ++row) {
+    figures.push_back(figures_of(plan, row, loads.weight[row], previous));
+  }
+  fmt::print("policy {}: {} experts in {} slots on {} ranks of {} nodes, {} groups\n", options.policy, plan.num_experts,
+             sizes.slots, sizes.ranks, sizes.nodes, sizes.groups);
+  print_table(plan, figures);
+  fmt::print("{} layers planned in {:.1f} ms\n", figures.size(), made_in_ms);
+  if (!options.json.empty()) write_text_file(options.json, report_of(plan, figures, made_in_ms).dump() + "\n");
+}
+
+}  // namespace
+
+Command plan_placement_command() {
+  const auto options = std::make_shared<Options>();
+  return {.name = "placement",
+          .summary = "which experts get copies, and which rank holds what, so that all ranks are equally busy",
+          .options = {{"loads", &options->loads, any(),
+                       R"(how busy experts were: {"weight": [[..], ..]}, the folder of a run, or its metrics.jsonl)"},
+                      {"replicas", &options->replicas, between(0, 1 << 20), "slots of all ranks; 0: one each expert"},
+                      {"groups", &options->groups, between(1, 1 << 20), "of experts, to be kept on one node each"},
+                      {"nodes", &options->nodes, between(1, 1 << 16), "that the ranks are spread over"},
+                      {"ranks", &options->ranks, between(0, 1 << 16), "of one expert-parallel group"},
+                      {"policy", &options->policy, one_of({"cadre", "eplb"}),
+                       "eplb: the balancer that DeepSeek published, where sizes divide"},
+                      {"previous", &options->previous, any(), "move little from what this wrote before (JSON)"},
+                      {"json", &options->json, any(), "write it to this file too, for parallel.placement"}},
+          .run = [options](const Job& job) { run_plan_placement(*options, job); }};
+}
+
+}  // namespace cadre

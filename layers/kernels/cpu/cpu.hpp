@@ -1,0 +1,120 @@
+// SPDX-License-Identifier: Apache-2.0
+// The CPU back end, private to its own .cpp files: f32 tensors, one thread for everything but the products. Vector
+// loops are Highway's, compiled for several instruction sets and chosen at run time. The same call gives the same bits;
+// outside of products and attention the result of a row does not depend on the rows around it.
+#pragma once
+
+#include <cstddef>
+#include <memory>
+#include <string_view>
+#include <utility>
+
+#include "layers/kernels/cpu/products.hpp"
+#include "layers/kernels/kernels.hpp"
+
+namespace cadre {
+
+class CpuKernels final : public Kernels {
+ public:
+  // `fp32`: the same with products in fp32; null where these are.
+  explicit CpuKernels(std::unique_ptr<WeightProducts> products, std::unique_ptr<CpuKernels> fp32 = nullptr,
+                      bool in_fp8 = false)
+      : products_(std::move(products)), fp32_(std::move(fp32)), in_fp8_(in_fp8) {}
+
+  std::string_view name() const override { return "cpu"; }
+  const Kernels& fp32() const override { return fp32_ ? *fp32_ : *this; }
+  const Kernels& without_fp8() const override { return in_fp8_ ? fp32() : *this; }
+
+  // cpu.cpp
+  void linear(const Tensor& x, const Parameter& weight, const Tensor& y) const override;
+  void linear_input_grad(const Tensor& dy, const Parameter& weight, const Tensor& dx,
+                         Accumulate accumulate) const override;
+  void linear_weight_grad(const Tensor& x, const Tensor& dy, const Tensor& dw, Accumulate accumulate) const override;
+
+  // norm.cpp
+  void rms_norm(const Tensor& x, const Tensor& weight, double epsilon, const Tensor& y,
+                const Tensor& rstd) const override;
+  void rms_norm_input_grad(const Tensor& dy, const Tensor& x, const Tensor& weight, const Tensor& rstd,
+                           const Tensor& dx) const override;
+  void rms_norm_weight_grad(const Tensor& dy, const Tensor& x, const Tensor& rstd,
+                            const Tensor& dweight) const override;
+  void layer_norm(const Tensor& x, const Tensor& weight, const Tensor& bias, double epsilon, const Tensor& y,
+                  const Tensor& mean, const Tensor& rstd) const override;
+  void layer_norm_input_grad(const Tensor& dy, const Tensor& x, const Tensor& weight, const Tensor& mean,
+                             const Tensor& rstd, const Tensor& dx) const override;
+  void layer_norm_weight_grad(const Tensor& dy, const Tensor& x, const Tensor& mean, const Tensor& rstd,
+                              const Tensor& dweight, const Tensor& dbias) const override;
+
+  // elementwise.cpp
+  void activation(Activation kind, const Tensor& x, const Tensor& y) const override;
+  void activation_grad(Activation kind, const Tensor& x, const Tensor& dy, const Tensor& dx) const override;
+  void swiglu(const Tensor& gate_up, const Tensor& y) const override;
+  void swiglu_grad(const Tensor& gate_up, const Tensor& dy, const Tensor& d_gate_up) const override;
+  void add(const Tensor& a, const Tensor& b, const Tensor& out) const override;
+  void blend(const Tensor& g, const Tensor& a, const Tensor& b, const Tensor& out) const override;
+  void blend_grad(const Tensor& g, const Tensor& a, const Tensor& b, const Tensor& dout, const Tensor& dg,
+                  const Tensor& da, const Tensor& db) const override;
+  void sigmoid(const Tensor& x, const Tensor& y) const override;
+  void sigmoid_grad(const Tensor& y, const Tensor& dy, const Tensor& dx) const override;
+
+  // rope.cpp, attention.cpp
+  void rope(const Tensor& x, const Tensor& positions, const Rope& rope, RopeDirection direction) const override;
+  void attention(const AttentionShape& shape, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& out,
+                 const Tensor& lse) const override;
+  void attention_grad(const AttentionShape& shape, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& out,
+                      const Tensor& lse, const Tensor& dout, const Tensor& dq, const Tensor& dk,
+                      const Tensor& dv) const override;
+
+  // columns.cpp
+  void copy_columns(const Columns& src, const Columns& dst) const override;
+  void sum_columns(const Columns& src, const Columns& dst) const override;
+  void head_linear(const Tensor& x, const HeadRows& weight, const Tensor& y) const override;
+  void head_linear_transposed(const Tensor& x, const HeadRows& weight, const Tensor& y) const override;
+
+  // softmax.cpp
+  void softmax(const Tensor& x, const Tensor& y) const override;
+  void softmax_grad(const Tensor& y, const Tensor& dy, const Tensor& dx) const override;
+  void cross_entropy(const Tensor& logits, const Tensor& targets, const Tensor& losses) const override;
+  void cross_entropy_grad(const Tensor& logits, const Tensor& targets, double scale,
+                          const Tensor& dlogits) const override;
+
+  // top_k.cpp
+  void top_k(const Tensor& scores, const Tensor& bias, const Tensor& ids) const override;
+
+  // rows.cpp
+  void embedding(const Tensor& ids, const Tensor& table, const Tensor& y) const override;
+  void embedding_grad(const Tensor& ids, const Tensor& dy, const Tensor& dtable) const override;
+  void gather_rows(const Rows& src, const Tensor& index, const Tensor& scale, const Tensor& dst) const override;
+  void sum_rows(const Rows& src, const Tensor& offsets, const Tensor& index, const Tensor& weight,
+                const Tensor& dst) const override;
+  void dot_rows(const Rows& a, const Tensor& a_index, const Rows& b, const Tensor& b_index,
+                const Tensor& out) const override;
+
+  // optimizer.cpp
+  double sum_squares(const Tensor& x) const override;
+  void adamw(const AdamWStep& step, const Tensor& value, const Tensor& grad, const Tensor& m,
+             const Tensor& v) const override;
+
+ private:
+  std::unique_ptr<WeightProducts> products_;
+  std::unique_ptr<CpuKernels> fp32_;
+  bool in_fp8_;
+};
+
+namespace cpu {
+
+// A tensor seen as rows along its last axis.
+inline size_t width_of(const Tensor& tensor) { return static_cast<size_t>(tensor.dim(tensor.num_dims() - 1)); }
+inline size_t num_rows_of(const Tensor& tensor) {
+  return tensor.numel() == 0 ? 0 : static_cast<size_t>(tensor.numel()) / width_of(tensor);
+}
+inline size_t count_of(const Tensor& tensor) { return static_cast<size_t>(tensor.numel()); }
+
+// The data of an optional tensor.
+inline const float* data_or_null(const Tensor& tensor) { return tensor.defined() ? tensor.data<float>() : nullptr; }
+
+// Room for `count` floats that belongs to this thread until its next call. Contents undefined, aligned to 64 bytes.
+float* scratch_floats(size_t count);
+
+}  // namespace cpu
+}  // namespace cadre

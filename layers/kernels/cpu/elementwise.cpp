@@ -1,0 +1,188 @@
+// SPDX-License-Identifier: Apache-2.0
+// Element-wise functions: one pass, no temporary.
+#include "layers/kernels/cpu/cpu.hpp"
+
+// clang-format off: foreach_target.h compiles this file once for each instruction set, and must come first.
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "layers/kernels/cpu/elementwise.cpp"
+#include <hwy/foreach_target.h>
+
+#include "layers/kernels/cpu/vector_inl.hpp"
+// clang-format on
+
+HWY_BEFORE_NAMESPACE();
+namespace cadre {
+namespace HWY_NAMESPACE {
+
+HWY_INLINE Float silu(Float x) { return hn::Mul(x, logistic(x).value); }
+
+HWY_INLINE Float silu_slope(Float x) {
+  const Logistic s = logistic(x);
+  return hn::Mul(s.value, hn::MulAdd(x, s.complement, splat(1.0F)));
+}
+
+// y[i] = function(x[i])
+template <class Function>
+HWY_INLINE void map(const float* x, float* y, size_t count, Function&& function) {
+  for_each_vector(count, [&](size_t i, auto lanes) HWY_ATTR { lanes.store(function(lanes.load(x + i)), y + i); });
+}
+
+// y[i] = function(a[i], b[i])
+template <class Function>
+HWY_INLINE void map(const float* a, const float* b, float* y, size_t count, Function&& function) {
+  for_each_vector(count, [&](size_t i, auto lanes)
+                             HWY_ATTR { lanes.store(function(lanes.load(a + i), lanes.load(b + i)), y + i); });
+}
+
+void map_relu(const float* x, float* y, size_t count) {
+  // Not Max: a NaN must stay a NaN.
+  map(x, y, count, [](Float v) HWY_ATTR { return hn::IfThenElse(hn::Lt(v, splat(0.0F)), splat(0.0F), v); });
+}
+void map_gelu(const float* x, float* y, size_t count) {
+  map(x, y, count, [](Float v) HWY_ATTR { return hn::Mul(v, normal(v).distribution); });
+}
+void map_silu(const float* x, float* y, size_t count) {
+  map(x, y, count, [](Float v) HWY_ATTR { return silu(v); });
+}
+void map_sigmoid(const float* x, float* y, size_t count) {
+  map(x, y, count, [](Float v) HWY_ATTR { return logistic(v).value; });
+}
+
+void map_relu_grad(const float* x, const float* dy, float* dx, size_t count) {
+  map(x, dy, dx, count, [](Float v, Float g) HWY_ATTR { return hn::IfThenElseZero(hn::Gt(v, splat(0.0F)), g); });
+}
+void map_gelu_grad(const float* x, const float* dy, float* dx, size_t count) {
+  map(x, dy, dx, count, [](Float v, Float g) HWY_ATTR {
+    const Normal n = normal(v);
+    return hn::Mul(g, hn::MulAdd(v, n.density, n.distribution));
+  });
+}
+void map_silu_grad(const float* x, const float* dy, float* dx, size_t count) {
+  map(x, dy, dx, count, [](Float v, Float g) HWY_ATTR { return hn::Mul(g, silu_slope(v)); });
+}
+void map_sigmoid_grad(const float* y, const float* dy, float* dx, size_t count) {
+  map(y, dy, dx, count, [](Float s, Float g) HWY_ATTR { return hn::Mul(hn::Mul(g, s), hn::Sub(splat(1.0F), s)); });
+}
+
+void map_add(const float* a, const float* b, float* out, size_t count) {
+  map(a, b, out, count, [](Float u, Float v) HWY_ATTR { return hn::Add(u, v); });
+}
+
+void map_blend(const float* g, const float* a, const float* b, float* out, size_t count) {
+  for_each_vector(count, [&](size_t i, auto lanes) HWY_ATTR {
+    const Float below = lanes.load(b + i);
+    lanes.store(hn::MulAdd(lanes.load(g + i), hn::Sub(lanes.load(a + i), below), below), out + i);
+  });
+}
+
+void map_blend_grad(const float* g, const float* a, const float* b, const float* dout, float* dg, float* da, float* db,
+                    size_t count) {
+  for_each_vector(count, [&](size_t i, auto lanes) HWY_ATTR {
+    const Float grad = lanes.load(dout + i);
+    const Float to_a = hn::Mul(grad, lanes.load(g + i));
+    lanes.store(hn::Mul(grad, hn::Sub(lanes.load(a + i), lanes.load(b + i))), dg + i);
+    lanes.store(to_a, da + i);
+    lanes.store(hn::Sub(grad, to_a), db + i);
+  });
+}
+
+void map_swiglu(const float* gate_up, float* y, size_t num_rows, size_t width) {
+  for (size_t t = 0; t < num_rows; ++t, gate_up += 2 * width, y += width) {
+    map(gate_up, gate_up + width, y, width, [](Float gate, Float up) HWY_ATTR { return hn::Mul(silu(gate), up); });
+  }
+}
+
+void map_swiglu_grad(const float* gate_up, const float* dy, float* d_gate_up, size_t num_rows, size_t width) {
+  for (size_t t = 0; t < num_rows; ++t, gate_up += 2 * width, dy += width, d_gate_up += 2 * width) {
+    for_each_vector(width, [&](size_t i, auto lanes) HWY_ATTR {
+      const Float gate = lanes.load(gate_up + i);
+      const Float up = lanes.load(gate_up + width + i);
+      const Float grad = lanes.load(dy + i);
+      const Logistic s = logistic(gate);
+      const Float gated = hn::Mul(gate, s.value);
+      const Float slope = hn::MulAdd(gated, s.complement, s.value);
+      lanes.store(hn::Mul(hn::Mul(grad, up), slope), d_gate_up + i);
+      lanes.store(hn::Mul(grad, gated), d_gate_up + width + i);
+    });
+  }
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace cadre
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace cadre {
+
+HWY_EXPORT(map_relu);
+HWY_EXPORT(map_gelu);
+HWY_EXPORT(map_silu);
+HWY_EXPORT(map_sigmoid);
+HWY_EXPORT(map_relu_grad);
+HWY_EXPORT(map_gelu_grad);
+HWY_EXPORT(map_silu_grad);
+HWY_EXPORT(map_sigmoid_grad);
+HWY_EXPORT(map_add);
+HWY_EXPORT(map_blend);
+HWY_EXPORT(map_blend_grad);
+HWY_EXPORT(map_swiglu);
+HWY_EXPORT(map_swiglu_grad);
+
+using cpu::count_of;
+
+void CpuKernels::activation(Activation kind, const Tensor& x, const Tensor& y) const {
+  const float* in = x.data<float>();
+  float* out = y.data<float>();
+  switch (kind) {
+    case Activation::relu: return HWY_DYNAMIC_DISPATCH(map_relu)(in, out, count_of(x));
+    case Activation::gelu: return HWY_DYNAMIC_DISPATCH(map_gelu)(in, out, count_of(x));
+    case Activation::silu: return HWY_DYNAMIC_DISPATCH(map_silu)(in, out, count_of(x));
+  }
+}
+
+void CpuKernels::activation_grad(Activation kind, const Tensor& x, const Tensor& dy, const Tensor& dx) const {
+  const float* in = x.data<float>();
+  const float* grad = dy.data<float>();
+  float* out = dx.data<float>();
+  switch (kind) {
+    case Activation::relu: return HWY_DYNAMIC_DISPATCH(map_relu_grad)(in, grad, out, count_of(x));
+    case Activation::gelu: return HWY_DYNAMIC_DISPATCH(map_gelu_grad)(in, grad, out, count_of(x));
+    case Activation::silu: return HWY_DYNAMIC_DISPATCH(map_silu_grad)(in, grad, out, count_of(x));
+  }
+}
+
+void CpuKernels::swiglu(const Tensor& gate_up, const Tensor& y) const {
+  HWY_DYNAMIC_DISPATCH(map_swiglu)(gate_up.data<float>(), y.data<float>(), cpu::num_rows_of(y), cpu::width_of(y));
+}
+
+void CpuKernels::swiglu_grad(const Tensor& gate_up, const Tensor& dy, const Tensor& d_gate_up) const {
+  HWY_DYNAMIC_DISPATCH(map_swiglu_grad)
+  (gate_up.data<float>(), dy.data<float>(), d_gate_up.data<float>(), cpu::num_rows_of(dy), cpu::width_of(dy));
+}
+
+void CpuKernels::add(const Tensor& a, const Tensor& b, const Tensor& out) const {
+  HWY_DYNAMIC_DISPATCH(map_add)(a.data<float>(), b.data<float>(), out.data<float>(), count_of(out));
+}
+
+void CpuKernels::sigmoid(const Tensor& x, const Tensor& y) const {
+  HWY_DYNAMIC_DISPATCH(map_sigmoid)(x.data<float>(), y.data<float>(), count_of(x));
+}
+
+void CpuKernels::blend(const Tensor& g, const Tensor& a, const Tensor& b, const Tensor& out) const {
+  HWY_DYNAMIC_DISPATCH(map_blend)
+  (g.data<float>(), a.data<float>(), b.data<float>(), out.data<float>(), count_of(out));
+}
+
+void CpuKernels::blend_grad(const Tensor& g, const Tensor& a, const Tensor& b, const Tensor& dout, const Tensor& dg,
+                            const Tensor& da, const Tensor& db) const {
+  HWY_DYNAMIC_DISPATCH(map_blend_grad)
+  (g.data<float>(), a.data<float>(), b.data<float>(), dout.data<float>(), dg.data<float>(), da.data<float>(),
+   db.data<float>(), count_of(dout));
+}
+
+void CpuKernels::sigmoid_grad(const Tensor& y, const Tensor& dy, const Tensor& dx) const {
+  HWY_DYNAMIC_DISPATCH(map_sigmoid_grad)(y.data<float>(), dy.data<float>(), dx.data<float>(), count_of(y));
+}
+
+}  // namespace cadre
+#endif  // HWY_ONCE

@@ -1,0 +1,96 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <cblas.h>
+
+#include <algorithm>
+#include <atomic>
+#include <limits>
+
+#include "comm/base/check.hpp"
+#include "comm/progress/poll.hpp"
+#include "layers/kernels/cpu/gemm.hpp"
+#include "layers/kernels/kernels.hpp"
+
+namespace cadre {
+namespace {
+
+std::atomic<int> num_threads{1};
+
+blasint blas_int(int64_t extent) {
+  CADRE_ASSERT(extent >= 0 && extent <= std::numeric_limits<blasint>::max());
+  return static_cast<blasint>(extent);
+}
+
+// BLAS asks for strides of at least one element, also of matrices without columns.
+blasint blas_stride(int64_t stride) { return std::max<blasint>(1, blas_int(stride)); }
+
+void scale_matrix(const GemmShape& shape, float* c, int64_t c_stride, float beta) {
+  for (int64_t row = 0; row < shape.m; ++row) {
+    float* begin = c + row * c_stride;
+    for (int64_t i = 0; i < shape.n; ++i) begin[i] = beta == 0.0F ? 0.0F : beta * begin[i];
+  }
+}
+
+// One row: a matrix-vector product, several times faster than sgemm with m = 1.
+void gemv(const GemmShape& shape, const GemmOperand& a, const GemmOperand& b, float* c, float alpha, float beta) {
+  const blasint a_increment = a.transposed ? blas_stride(a.stride) : 1;
+  const int64_t stored_rows = b.transposed ? shape.n : shape.k;
+  const int64_t stored_columns = b.transposed ? shape.k : shape.n;
+  cblas_sgemv(CblasRowMajor, b.transposed ? CblasNoTrans : CblasTrans, blas_int(stored_rows), blas_int(stored_columns),
+              alpha, b.data, blas_stride(b.stride), a.data, a_increment, beta, c, 1);
+}
+
+void multiply(const GemmShape& shape, const GemmOperand& a, const GemmOperand& b, float* c, int64_t c_stride,
+              float alpha, float beta) {
+  cblas_sgemm(CblasRowMajor, a.transposed ? CblasTrans : CblasNoTrans, b.transposed ? CblasTrans : CblasNoTrans,
+              blas_int(shape.m), blas_int(shape.n), blas_int(shape.k), alpha, a.data, blas_stride(a.stride), b.data,
+              blas_stride(b.stride), beta, c, blas_stride(c_stride));
+}
+
+// Between tiles there is a poll point. A tile of this size takes 0.5 to 1 ms on one core and is, with both sides of 256
+// or so, within a few percent of the speed of the whole product. The cut depends on the shape alone, so that polling
+// changes no bit.
+constexpr int64_t kTileRows = 256;
+constexpr double kTileFlops = 1e8;
+
+int64_t tile_columns(int64_t rows, const GemmShape& shape) {
+  const double columns = kTileFlops / (2.0 * static_cast<double>(rows) * static_cast<double>(shape.k));
+  return std::max<int64_t>(128, static_cast<int64_t>(columns) / 64 * 64);
+}
+
+const float* at_row(const GemmOperand& a, int64_t row) { return a.data + (a.transposed ? row : row * a.stride); }
+const float* at_column(const GemmOperand& b, int64_t column) {
+  return b.data + (b.transposed ? column * b.stride : column);
+}
+
+}  // namespace
+
+void gemm(const GemmShape& shape, const GemmOperand& a, const GemmOperand& b, float* c, int64_t c_stride, float alpha,
+          float beta) {
+  if (shape.m == 0 || shape.n == 0) return;
+  if (shape.k == 0) return scale_matrix(shape, c, c_stride, beta);
+  if (shape.m == 1) return gemv(shape, a, b, c, alpha, beta);
+  const int64_t tile_rows = std::min(shape.m, kTileRows);
+  const int64_t tile_width = std::min(shape.n, tile_columns(tile_rows, shape));
+  for (int64_t row = 0; row < shape.m; row += tile_rows) {
+    for (int64_t column = 0; column < shape.n; column += tile_width) {
+      const GemmShape tile = {std::min(tile_rows, shape.m - row), std::min(tile_width, shape.n - column), shape.k};
+      multiply(tile, {at_row(a, row), a.stride, a.transposed}, {at_column(b, column), b.stride, b.transposed},
+               c + row * c_stride + column, c_stride, alpha, beta);
+      poll_point();
+    }
+  }
+}
+
+std::string blas_core_name() { return openblas_get_corename(); }
+
+int kernel_threads() { return num_threads.load(); }
+
+void apply_blas_threads() { openblas_set_num_threads(kernel_threads()); }
+
+void set_kernel_threads(int threads) {
+  CADRE_CHECK(threads >= 1, fmt::format("kernel threads = {}, needs at least 1", threads));
+  num_threads = threads;
+  apply_blas_threads();
+}
+
+}  // namespace cadre

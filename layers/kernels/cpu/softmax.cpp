@@ -1,0 +1,117 @@
+// SPDX-License-Identifier: Apache-2.0
+// Softmax and cross-entropy: the exponentials of a row are computed once and scaled.
+#include <algorithm>
+#include <cmath>
+
+#include "layers/kernels/cpu/cpu.hpp"
+
+// clang-format off: foreach_target.h compiles this file once for each instruction set, and must come first.
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "layers/kernels/cpu/softmax.cpp"
+#include <hwy/foreach_target.h>
+
+#include "layers/kernels/cpu/vector_inl.hpp"
+// clang-format on
+
+HWY_BEFORE_NAMESPACE();
+namespace cadre {
+namespace HWY_NAMESPACE {
+
+// out[i] = exp(x[i] - largest), and the sum of them. out may be x.
+double exp_row(const float* x, float* out, float largest, size_t width) {
+  const Float shift = splat(largest);
+  return sum_vectors(width, [=](size_t i, auto lanes) HWY_ATTR {
+    const Float e = exponential(hn::Sub(lanes.load(x + i), shift));
+    lanes.store(e, out + i);
+    return e;
+  });
+}
+
+void scale_row(float* row, float factor, size_t width) {
+  const Float scale = splat(factor);
+  for_each_vector(width,
+                  [=](size_t i, auto lanes) HWY_ATTR { lanes.store(hn::Mul(scale, lanes.load(row + i)), row + i); });
+}
+
+void softmax_rows(const float* x, float* y, size_t num_rows, size_t width) {
+  for (size_t t = 0; t < num_rows; ++t, x += width, y += width) {
+    const double sum = exp_row(x, y, max_of_row(x, width), width);
+    scale_row(y, static_cast<float>(1.0 / sum), width);
+  }
+}
+
+void softmax_grad_rows(const float* y, const float* dy, float* dx, size_t num_rows, size_t width) {
+  for (size_t t = 0; t < num_rows; ++t, y += width, dy += width, dx += width) {
+    const double dot = sum_vectors(
+        width, [=](size_t i, auto lanes) HWY_ATTR { return hn::Mul(lanes.load(y + i), lanes.load(dy + i)); });
+    const Float mean = splat(static_cast<float>(dot));
+    for_each_vector(width, [=](size_t i, auto lanes) HWY_ATTR {
+      lanes.store(hn::Mul(lanes.load(y + i), hn::Sub(lanes.load(dy + i), mean)), dx + i);
+    });
+  }
+}
+
+void cross_entropy_rows(const float* logits, const int32_t* targets, float* losses, size_t num_rows, size_t width) {
+  for (size_t t = 0; t < num_rows; ++t, logits += width) {
+    losses[t] = 0.0F;
+    if (targets[t] < 0) continue;
+    const float largest = max_of_row(logits, width);
+    const Float shift = splat(largest);
+    const double sum = sum_vectors(
+        width, [=](size_t i, auto lanes) HWY_ATTR { return exponential(hn::Sub(lanes.load(logits + i), shift)); });
+    losses[t] =
+        static_cast<float>(static_cast<double>(largest) - static_cast<double>(logits[targets[t]]) + std::log(sum));
+  }
+}
+
+void cross_entropy_grad_rows(const float* logits, const int32_t* targets, double scale, float* dlogits, size_t num_rows,
+                             size_t width) {
+  for (size_t t = 0; t < num_rows; ++t, logits += width, dlogits += width) {
+    if (targets[t] < 0) {
+      std::fill_n(dlogits, width, 0.0F);
+      continue;
+    }
+    const double sum = exp_row(logits, dlogits, max_of_row(logits, width), width);
+    const auto target_exp = static_cast<double>(dlogits[targets[t]]);
+    scale_row(dlogits, static_cast<float>(scale / sum), width);
+    dlogits[targets[t]] = static_cast<float>(scale * (target_exp / sum - 1.0));
+  }
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace cadre
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace cadre {
+
+HWY_EXPORT(softmax_rows);
+HWY_EXPORT(softmax_grad_rows);
+HWY_EXPORT(cross_entropy_rows);
+HWY_EXPORT(cross_entropy_grad_rows);
+
+using cpu::num_rows_of;
+using cpu::width_of;
+
+void CpuKernels::softmax(const Tensor& x, const Tensor& y) const {
+  HWY_DYNAMIC_DISPATCH(softmax_rows)(x.data<float>(), y.data<float>(), num_rows_of(x), width_of(x));
+}
+
+void CpuKernels::softmax_grad(const Tensor& y, const Tensor& dy, const Tensor& dx) const {
+  HWY_DYNAMIC_DISPATCH(softmax_grad_rows)
+  (y.data<float>(), dy.data<float>(), dx.data<float>(), num_rows_of(y), width_of(y));
+}
+
+void CpuKernels::cross_entropy(const Tensor& logits, const Tensor& targets, const Tensor& losses) const {
+  HWY_DYNAMIC_DISPATCH(cross_entropy_rows)
+  (logits.data<float>(), targets.data<int32_t>(), losses.data<float>(), num_rows_of(logits), width_of(logits));
+}
+
+void CpuKernels::cross_entropy_grad(const Tensor& logits, const Tensor& targets, double scale,
+                                    const Tensor& dlogits) const {
+  HWY_DYNAMIC_DISPATCH(cross_entropy_grad_rows)
+  (logits.data<float>(), targets.data<int32_t>(), scale, dlogits.data<float>(), num_rows_of(logits), width_of(logits));
+}
+
+}  // namespace cadre
+#endif  // HWY_ONCE

@@ -1,0 +1,181 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "layers/kernels/gpu/cuda_products.cuh"
+
+#include <algorithm>
+#include <cstdint>
+#include <memory>
+#include <tuple>
+
+#include "layers/kernels/gpu/cublas_check.cuh"
+
+namespace cadre::gpu {
+namespace {
+
+constexpr size_t kWorkspaceBytes = size_t{32} << 20;
+
+// Opaque objects of cuBLASLt are plain memory; destroying one fails only for a bad handle.
+struct Destroy {
+  void operator()(cublasLtMatmulDescOpaque_t* desc) const { std::ignore = cublasLtMatmulDescDestroy(desc); }
+  void operator()(cublasLtMatrixLayoutOpaque_t* layout) const { std::ignore = cublasLtMatrixLayoutDestroy(layout); }
+  void operator()(cublasLtMatmulPreferenceOpaque_t* preference) const {
+    std::ignore = cublasLtMatmulPreferenceDestroy(preference);
+  }
+};
+template <class T>
+using Owned = std::unique_ptr<T, Destroy>;
+
+#if CUBLAS_VERSION >= 120900
+constexpr bool kHasFp8 = true;
+
+void set_scales(cublasLtMatmulDesc_t desc, const LtOperand& operand, cublasLtMatmulDescAttributes_t mode_attribute,
+                cublasLtMatmulDescAttributes_t pointer_attribute) {
+  if (operand.scales == nullptr) return;
+  const cublasLtMatmulMatrixScale_t mode = operand.scaling == Fp8Scaling::tiles
+                                               ? CUBLASLT_MATMUL_MATRIX_SCALE_VEC128_32F
+                                               : CUBLASLT_MATMUL_MATRIX_SCALE_BLK128x128_32F;
+  CADRE_CUDA(cublasLtMatmulDescSetAttribute(desc, mode_attribute, &mode, sizeof mode));
+  CADRE_CUDA(cublasLtMatmulDescSetAttribute(desc, pointer_attribute, &operand.scales, sizeof operand.scales));
+}
+
+void set_scales(cublasLtMatmulDesc_t desc, const LtOperand& first, const LtOperand& second) {
+  set_scales(desc, first, CUBLASLT_MATMUL_DESC_A_SCALE_MODE, CUBLASLT_MATMUL_DESC_A_SCALE_POINTER);
+  set_scales(desc, second, CUBLASLT_MATMUL_DESC_B_SCALE_MODE, CUBLASLT_MATMUL_DESC_B_SCALE_POINTER);
+}
+#else
+constexpr bool kHasFp8 = false;
+
+void set_scales(cublasLtMatmulDesc_t, const LtOperand&, const LtOperand&) {}
+#endif
+
+Owned<cublasLtMatmulDescOpaque_t> make_desc(const ColumnMajorProduct& product, const LtOperand& first,
+                                            const LtOperand& second) {
+  cublasLtMatmulDesc_t desc = nullptr;
+  CADRE_CUDA(cublasLtMatmulDescCreate(&desc, CUBLAS_COMPUTE_32F, CUDA_R_32F));
+  Owned<cublasLtMatmulDescOpaque_t> owned(desc);
+  const auto set = [&](cublasLtMatmulDescAttributes_t which, bool transposed) {
+    const cublasOperation_t operation = transposed ? CUBLAS_OP_T : CUBLAS_OP_N;
+    CADRE_CUDA(cublasLtMatmulDescSetAttribute(desc, which, &operation, sizeof operation));
+  };
+  set(CUBLASLT_MATMUL_DESC_TRANSA, product.first.transposed);
+  set(CUBLASLT_MATMUL_DESC_TRANSB, product.second.transposed);
+  set_scales(desc, first, second);
+  return owned;
+}
+
+Owned<cublasLtMatrixLayoutOpaque_t> make_layout(cudaDataType_t type, const ColumnMajorProduct::Stored& stored) {
+  cublasLtMatrixLayout_t layout = nullptr;
+  CADRE_CUDA(cublasLtMatrixLayoutCreate(&layout, type, static_cast<uint64_t>(stored.rows),
+                                        static_cast<uint64_t>(stored.columns), stored.rows));
+  return Owned<cublasLtMatrixLayoutOpaque_t>(layout);
+}
+
+// The largest power of two up to 256 that divides the address: rows of an expert may start anywhere.
+uint32_t alignment_of(const void* pointer) {
+  const auto address = reinterpret_cast<uintptr_t>(pointer) | 256U;
+  return static_cast<uint32_t>(address & ~(address - 1));
+}
+
+Owned<cublasLtMatmulPreferenceOpaque_t> make_preference(uint32_t a, uint32_t b, uint32_t d) {
+  cublasLtMatmulPreference_t preference = nullptr;
+  CADRE_CUDA(cublasLtMatmulPreferenceCreate(&preference));
+  Owned<cublasLtMatmulPreferenceOpaque_t> owned(preference);
+  const auto set = [&](cublasLtMatmulPreferenceAttributes_t which, auto value) {
+    CADRE_CUDA(cublasLtMatmulPreferenceSetAttribute(preference, which, &value, sizeof value));
+  };
+  set(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, uint64_t{kWorkspaceBytes});
+  set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, a);
+  set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, b);
+  set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, d);
+  set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, d);
+  return owned;
+}
+
+}  // namespace
+
+LtProducts::LtProducts() {
+  CADRE_CUDA(cublasLtCreate(&handle_));
+  CADRE_CUDA(cudaMalloc(&workspace_, kWorkspaceBytes));
+  CADRE_CUDA(cudaEventCreateWithFlags(&forked_, cudaEventDisableTiming));
+  for (Side& side : sides_) {
+    CADRE_CUDA(cudaStreamCreateWithFlags(&side.stream, cudaStreamNonBlocking));
+    CADRE_CUDA(cudaEventCreateWithFlags(&side.done, cudaEventDisableTiming));
+    CADRE_CUDA(cudaMalloc(&side.workspace, kWorkspaceBytes));
+  }
+}
+
+LtProducts::~LtProducts() {
+  for (const Side& side : sides_) {  // a destructor cannot report
+    std::ignore = cudaFree(side.workspace);
+    std::ignore = cudaEventDestroy(side.done);
+    std::ignore = cudaStreamDestroy(side.stream);
+  }
+  std::ignore = cudaEventDestroy(forked_);
+  std::ignore = cudaFree(workspace_);
+  std::ignore = cublasLtDestroy(handle_);
+}
+
+void LtProducts::fork(cudaStream_t stream) {
+  CADRE_CUDA(cudaEventRecord(forked_, stream));
+  for (const Side& side : sides_) CADRE_CUDA(cudaStreamWaitEvent(side.stream, forked_));
+}
+
+void LtProducts::join(cudaStream_t stream) {
+  for (const Side& side : sides_) {
+    CADRE_CUDA(cudaEventRecord(side.done, side.stream));
+    CADRE_CUDA(cudaStreamWaitEvent(stream, side.done));
+  }
+}
+
+// Compute capability 9.0 alone has these scales.
+bool LtProducts::multiply_fp8(int device) {
+  int major = 0;
+  int minor = 0;
+  CADRE_CUDA(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
+  CADRE_CUDA(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device));
+  return kHasFp8 && major == 9 && minor == 0 && cublasLtGetVersion() >= 120900;
+}
+
+void LtProducts::multiply(const ProductShape& shape, const LtOperand& a, const LtOperand& b, float* d,
+                          cudaStream_t stream, void* workspace) {
+  const ColumnMajorProduct product = in_column_major(shape);
+  const auto desc = make_desc(product, b, a);
+  const auto b_layout = make_layout(b.type, product.first);
+  const auto a_layout = make_layout(a.type, product.second);
+  const auto d_layout = make_layout(CUDA_R_32F, product.result);
+
+  const uint32_t aligned[] = {alignment_of(b.values), alignment_of(a.values), alignment_of(d)};
+  const bool adds = shape.accumulate == Accumulate::yes;
+  const Key key = {shape.rows,
+                   shape.columns,
+                   shape.inner,
+                   shape.a_transposed * 4 + shape.b_transposed * 2 + adds,
+                   a.type,
+                   static_cast<int64_t>(a.scaling),
+                   static_cast<int64_t>(b.scaling),
+                   aligned[0],
+                   aligned[1],
+                   aligned[2]};
+  auto found = chosen_.find(key);
+  if (found == chosen_.end()) {
+    const auto preference = make_preference(aligned[0], aligned[1], aligned[2]);
+    cublasLtMatmulHeuristicResult_t result = {};
+    int num_results = 0;
+    const cublasStatus_t status =
+        cublasLtMatmulAlgoGetHeuristic(handle_, desc.get(), b_layout.get(), a_layout.get(), d_layout.get(),
+                                       d_layout.get(), preference.get(), 1, &result, &num_results);
+    if (status == CUBLAS_STATUS_NOT_SUPPORTED || (status == CUBLAS_STATUS_SUCCESS && num_results == 0)) {
+      throw Error(ErrorKind::environment,
+                  fmt::format("cuBLASLt has no product of {} x {} x {} values{}", shape.rows, shape.columns,
+                              shape.inner, a.scales == nullptr ? "" : " in fp8"),
+                  a.scales == nullptr ? "" : "use compute.precision=bf16");
+    }
+    CADRE_CUDA(status);
+    found = chosen_.emplace(key, result.algo).first;
+  }
+  const float alpha = 1.0F;
+  const float beta = adds ? 1.0F : 0.0F;
+  CADRE_CUDA(cublasLtMatmul(handle_, desc.get(), &alpha, b.values, b_layout.get(), a.values, a_layout.get(), &beta, d,
+                            d_layout.get(), d, d_layout.get(), &found->second, workspace, kWorkspaceBytes, stream));
+}
+
+}  // namespace cadre::gpu

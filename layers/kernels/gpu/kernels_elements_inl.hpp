@@ -1,0 +1,151 @@
+// SPDX-License-Identifier: Apache-2.0
+// GpuKernels: products, element-wise functions, the optimiser step.
+#pragma once
+
+#include <cmath>
+
+#include "layers/kernels/gpu/elements.hpp"
+#include "layers/kernels/gpu/kernels.hpp"
+
+namespace cadre {
+
+template <class Machine>
+void GpuKernels<Machine>::copy(const Tensor& src, const Tensor& dst) const {
+  if (src.bytes() > 0) {
+    run([&](auto& call) {
+      call.copy(call.template in<std::byte>(src), call.template out<std::byte>(dst), src.bytes());
+    });
+  }
+}
+
+template <class Machine>
+void GpuKernels<Machine>::linear(const Tensor& x, const Parameter& weight, const Tensor& y) const {
+  if (x.dim(0) > 0) products_->linear(x, weight, y);
+}
+
+template <class Machine>
+void GpuKernels<Machine>::linear_input_grad(const Tensor& dy, const Parameter& weight, const Tensor& dx,
+                                            Accumulate accumulate) const {
+  if (dy.dim(0) > 0) products_->linear_input_grad(dy, weight, dx, accumulate);
+}
+
+template <class Machine>
+void GpuKernels<Machine>::linear_weight_grad(const Tensor& x, const Tensor& dy, const Tensor& dw,
+                                             Accumulate accumulate) const {
+  if (x.dim(0) > 0) {
+    products_->linear_weight_grad(x, dy, dw, accumulate);
+  } else if (accumulate == Accumulate::no) {
+    run([&](auto& call) { call.elements(dw.numel(), gpu::Zero{call.out(dw)}); });
+  }
+}
+
+template <class Machine>
+void GpuKernels<Machine>::grouped_linear(const Tensor& x, RowGroups groups, const Tensor& y) const {
+  if (x.dim(0) > 0) products_->grouped_linear(x, groups, y);
+}
+
+template <class Machine>
+void GpuKernels<Machine>::grouped_linear_input_grad(const Tensor& dy, RowGroups groups, const Tensor& dx) const {
+  if (dy.dim(0) > 0) products_->grouped_linear_input_grad(dy, groups, dx);
+}
+
+template <class Machine>
+void GpuKernels<Machine>::grouped_linear_weight_grad(const Tensor& x, const Tensor& dy, RowGroups groups,
+                                                     Accumulate accumulate) const {
+  products_->grouped_linear_weight_grad(x, dy, groups, accumulate);
+}
+
+template <class Machine>
+void GpuKernels<Machine>::activation(Activation kind, const Tensor& x, const Tensor& y) const {
+  run([&](auto& call) { call.elements(x.numel(), gpu::Activate{kind, call.in(x), call.out(y)}); });
+}
+
+template <class Machine>
+void GpuKernels<Machine>::activation_grad(Activation kind, const Tensor& x, const Tensor& dy, const Tensor& dx) const {
+  run([&](auto& call) { call.elements(x.numel(), gpu::ActivateGrad{kind, call.in(x), call.in(dy), call.out(dx)}); });
+}
+
+template <class Machine>
+void GpuKernels<Machine>::swiglu(const Tensor& gate_up, const Tensor& y) const {
+  run([&](auto& call) { call.blocks(y.dim(0), gpu::SwiGlu{call.in(gate_up), call.out(y), y.dim(1)}); });
+}
+
+template <class Machine>
+void GpuKernels<Machine>::swiglu_grad(const Tensor& gate_up, const Tensor& dy, const Tensor& d_gate_up) const {
+  run([&](auto& call) {
+    call.blocks(dy.dim(0), gpu::SwiGluGrad{call.in(gate_up), call.in(dy), call.out(d_gate_up), dy.dim(1)});
+  });
+}
+
+template <class Machine>
+void GpuKernels<Machine>::add(const Tensor& a, const Tensor& b, const Tensor& out) const {
+  run([&](auto& call) { call.elements(out.numel(), gpu::Add{call.in(a), call.in(b), call.out(out)}); });
+}
+
+template <class Machine>
+void GpuKernels<Machine>::blend(const Tensor& g, const Tensor& a, const Tensor& b, const Tensor& out) const {
+  run([&](auto& call) { call.elements(out.numel(), gpu::Blend{call.in(g), call.in(a), call.in(b), call.out(out)}); });
+}
+
+template <class Machine>
+void GpuKernels<Machine>::blend_grad(const Tensor& g, const Tensor& a, const Tensor& b, const Tensor& dout,
+                                     const Tensor& dg, const Tensor& da, const Tensor& db) const {
+  run([&](auto& call) {
+    call.elements(dout.numel(), gpu::BlendGrad{call.in(g), call.in(a), call.in(b), call.in(dout), call.out(dg),
+                                               call.out(da), call.out(db)});
+  });
+}
+
+template <class Machine>
+void GpuKernels<Machine>::sigmoid(const Tensor& x, const Tensor& y) const {
+  run([&](auto& call) { call.elements(x.numel(), gpu::Sigmoid{call.in(x), call.out(y)}); });
+}
+
+template <class Machine>
+void GpuKernels<Machine>::sigmoid_grad(const Tensor& y, const Tensor& dy, const Tensor& dx) const {
+  run([&](auto& call) { call.elements(y.numel(), gpu::SigmoidGrad{call.in(y), call.in(dy), call.out(dx)}); });
+}
+
+template <class Machine>
+double GpuKernels<Machine>::sum_squares(const Tensor& x) const {
+  const int64_t num_blocks = gpu::tiles_of(x.numel(), gpu::kSquaresPiece);
+  double total = 0.0;
+  run([&](auto& call) {
+    double* sums = call.template scratch<double>(num_blocks);
+    call.blocks(num_blocks, gpu::SumSquares{call.in(x), sums, x.numel()});
+    for (const double sum : call.read(sums, num_blocks)) total += sum;
+  });
+  return total;
+}
+
+template <class Machine>
+void GpuKernels<Machine>::adamw(const AdamWStep& step, const Tensor& value, const Tensor& grad, const Tensor& m,
+                                const Tensor& v) const {
+  const auto power = static_cast<double>(step.step);
+  const auto update = [&]<class Moment>(auto& call, Moment* first, Moment* second) {
+    call.elements(value.numel(),
+                  gpu::AdamW<Moment>{.learning_rate = static_cast<float>(step.learning_rate),
+                                     .beta1 = static_cast<float>(step.beta1),
+                                     .beta2 = static_cast<float>(step.beta2),
+                                     .rest1 = static_cast<float>(1.0 - step.beta1),
+                                     .rest2 = static_cast<float>(1.0 - step.beta2),
+                                     .over_first = static_cast<float>(1.0 / (1.0 - std::pow(step.beta1, power))),
+                                     .over_second = static_cast<float>(1.0 / (1.0 - std::pow(step.beta2, power))),
+                                     .epsilon = static_cast<float>(step.epsilon),
+                                     .weight_decay = static_cast<float>(step.weight_decay),
+                                     .grad_scale = static_cast<float>(step.grad_scale),
+                                     .value = call.both(value),
+                                     .grad = call.in(grad),
+                                     .m = first,
+                                     .v = second});
+  };
+  run([&](auto& call) {
+    if (m.dtype() == DType::bf16) {
+      update(call, call.template both<bf16>(m), call.template both<bf16>(v));
+    } else {
+      update(call, call.both(m), call.both(v));
+    }
+  });
+}
+
+}  // namespace cadre
