@@ -33,12 +33,12 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr int64_t kMiB = int64_t{1} << 20;
+constexpr int64_t kMebibyte = int64_t{1} << 20;
 // Open MPI keeps some 4 MiB a rank in /dev/shm; windows for rows of tens of thousands of tokens need more.
-constexpr int64_t kShmBytesPerRank = 64 * kMiB;
-constexpr int64_t kLockedBytes = 64 * kMiB;  // for an RDMA adapter to register buffers
+constexpr int64_t kShmBytesPerRank = 64 * kMebibyte;
+constexpr int64_t kLockedBytes = 64 * kMebibyte;  // for an RDMA adapter to register buffers
 
-struct Options {
+struct DoctorArguments {
   int64_t threads = 1;
   int64_t ranks = 0;
 };
@@ -169,8 +169,8 @@ void print_host(const Findings& findings, int host) {
   const HostFacts& facts = findings.facts[first];
   fmt::print("{}", host_line(topology, findings.bindings, host));
   fmt::print("            cores {}, local ranks {}, /dev/shm {} MiB with {} free, RDMA adapters {}, GPUs {}\n",
-             findings.bindings[first].num_cores, topology.ranks_on_host(host), facts.shm_bytes / kMiB,
-             facts.shm_free_bytes / kMiB, facts.num_adapters, facts.num_gpus);
+             findings.bindings[first].num_cores, topology.ranks_on_host(host), facts.shm_bytes / kMebibyte,
+             facts.shm_free_bytes / kMebibyte, facts.num_adapters, facts.num_gpus);
 }
 
 // Ranks that are bound, and share what they are bound to, on a host with cores to spare.
@@ -207,10 +207,11 @@ void look_at_host(const Findings& findings, int host, Troubles& troubles) {
         fmt::format("export OMP_NUM_THREADS={0} OPENBLAS_NUM_THREADS={0} (mpirun: -x each)", findings.threads));
   }
   if (findings.is_mpi && num_ranks > 1 && facts.shm_free_bytes < num_ranks * kShmBytesPerRank) {
-    troubles.add(fmt::format("{}: /dev/shm has {} MiB free for {} ranks", name, facts.shm_free_bytes / kMiB, num_ranks),
-                 fmt::format("mount -o remount,size={}M /dev/shm; containers: --shm-size; old segments: rm "
-                             "/dev/shm/vader_segment.*",
-                             (facts.shm_bytes - facts.shm_free_bytes + num_ranks * kShmBytesPerRank) / kMiB));
+    troubles.add(
+        fmt::format("{}: /dev/shm has {} MiB free for {} ranks", name, facts.shm_free_bytes / kMebibyte, num_ranks),
+        fmt::format("mount -o remount,size={}M /dev/shm; containers: --shm-size; old segments: rm "
+                    "/dev/shm/vader_segment.*",
+                    (facts.shm_bytes - facts.shm_free_bytes + num_ranks * kShmBytesPerRank) / kMebibyte));
   }
   if (facts.num_adapters == 0 || findings.topology.num_hosts() == 1) return;
   if (ucx_is_off(pml_choice())) {
@@ -218,7 +219,7 @@ void look_at_host(const Findings& findings, int host, Troubles& troubles) {
                  "export OMPI_MCA_pml=ucx, as launch/mpirun/ucx.sh does");
   }
   if (facts.lockable_bytes < kLockedBytes) {
-    troubles.add(fmt::format("{}: only {} MiB may be locked for RDMA", name, facts.lockable_bytes / kMiB),
+    troubles.add(fmt::format("{}: only {} MiB may be locked for RDMA", name, facts.lockable_bytes / kMebibyte),
                  "ulimit -l unlimited (limits.conf, or LimitMEMLOCK of slurmd)");
   }
 }
@@ -252,7 +253,7 @@ void print_findings(const Findings& findings) {
   troubles.print();
 }
 
-void run_doctor(const Options& options, const Job& job) {
+void run_doctor(const DoctorArguments& options, const Job& job) {
   apply_cpu_limit();
   job.on_ranks(options.ranks, [&](const Communicator& world) {
     Findings findings;
@@ -269,7 +270,7 @@ void run_doctor(const Options& options, const Job& job) {
 }  // namespace
 
 Command doctor_command() {
-  const auto options = std::make_shared<Options>();
+  const auto options = std::make_shared<DoctorArguments>();
   return {.name = "doctor",
           .summary = "tells what was built in, what each host of the job has, and how to mend what is wrong",
           .options = {{"threads", &options->threads, at_least(1), "compute.threads of the runs to come"},

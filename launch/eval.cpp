@@ -17,7 +17,7 @@
 namespace cadre {
 namespace {
 
-struct Options {
+struct EvalArguments {
   std::string checkpoint;
   std::string data;
   int64_t batches = TrainConfig().eval_batches;
@@ -40,7 +40,7 @@ void print_evaluation(const Evaluation& evaluation, const ModelConfig& model) {
                                      evaluation.num_tokens * static_cast<int64_t>(moe_layers.size())));
 }
 
-void run_eval(const Options& options, const Job& job) {
+void run_eval(const EvalArguments& options, const Job& job) {
   const std::filesystem::path checkpoint = find_checkpoint(options.checkpoint);
   RunConfig config = run_config_of(checkpoint);
   const std::string notes = checkpoint_notes(checkpoint);
@@ -72,7 +72,7 @@ void run_eval(const Options& options, const Job& job) {
 }  // namespace
 
 Command eval_command() {
-  const auto options = std::make_shared<Options>();
+  const auto options = std::make_shared<EvalArguments>();
   return {.name = "eval",
           .summary = "measures the held-out loss of a checkpoint and the balance of its experts",
           .arguments = {checkpoint_argument(options->checkpoint)},

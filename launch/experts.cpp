@@ -25,7 +25,7 @@ namespace {
 
 namespace fs = std::filesystem;
 
-struct Options {
+struct ExpertsArguments {
   std::string checkpoint;
   std::string out;
   std::string data;
@@ -37,7 +37,7 @@ struct Options {
 };
 
 // The run that wrote the checkpoint, with its own grid of ranks.
-RunConfig config_of(const Options& options, const fs::path& checkpoint) {
+RunConfig config_of(const ExpertsArguments& options, const fs::path& checkpoint) {
   RunConfig config = run_config_of(checkpoint);
   fmt::print("{}", checkpoint_notes(checkpoint));
   config.model.num_nextn_predict_layers = stored_mtp_modules(checkpoint, config.model);
@@ -51,7 +51,7 @@ RunConfig config_of(const Options& options, const fs::path& checkpoint) {
 
 // Calls body(checkpoint, configuration, model) on the one rank of a job of its own.
 template <class Body>
-void with_model(const Options& options, const Job& job, Body&& body) {
+void with_model(const ExpertsArguments& options, const Job& job, Body&& body) {
   if (job.rank() != 0) return;
   const fs::path checkpoint = find_checkpoint(options.checkpoint);
   const RunConfig config = config_of(options, checkpoint);
@@ -76,7 +76,7 @@ BatchReader reader_of(const RunConfig& config, int64_t num_sequences) {
   return {held_out(config).parts, config.data.sequence_length, num_sequences, static_cast<uint64_t>(config.seed)};
 }
 
-std::vector<LayerSurvey> survey(const Options& options, StoredModel& model) {
+std::vector<LayerSurvey> survey(const ExpertsArguments& options, StoredModel& model) {
   const int64_t num_sequences = std::max<int64_t>(1, options.tokens / model.config().data.sequence_length);
   return survey_experts(model, reader_of(model.config(), num_sequences), num_sequences);
 }
@@ -116,7 +116,7 @@ void print_history(const std::vector<std::vector<ExpertHistory>>& history) {
   }
 }
 
-void run_show(const Options& options, const Job& job) {
+void run_show(const ExpertsArguments& options, const Job& job) {
   with_model(options, job, [&](StoredModel& model) {
     for (const LayerSurvey& layer : survey(options, model)) {
       print_survey(layer);
@@ -125,7 +125,7 @@ void run_show(const Options& options, const Job& job) {
   });
 }
 
-fs::path out_folder(const Options& options) {
+fs::path out_folder(const ExpertsArguments& options) {
   CADRE_CHECK(!options.out.empty(), "--out is missing", "name a new folder for the run that goes on from the result");
   return options.out;
 }
@@ -135,7 +135,7 @@ void print_saved(const StoredModel& model, const fs::path& path, int64_t step) {
              (fs::path(model.config().out) / "run.toml").string(), step);
 }
 
-void run_grow(const Options& options, const Job& job) {
+void run_grow(const ExpertsArguments& options, const Job& job) {
   const fs::path out = out_folder(options);
   const GrowOptions grow = {
       .top_k = options.top_k, .noise = options.noise, .seed = static_cast<uint64_t>(options.seed)};
@@ -164,7 +164,7 @@ void print_loss(const LayerLoss& loss) {
   }
 }
 
-void run_merge(const Options& options, const Job& job) {
+void run_merge(const ExpertsArguments& options, const Job& job) {
   const fs::path out = out_folder(options);
   const MergeOptions merge = {.experts = options.experts, .top_k = options.top_k};
   with_model(options, job, [&](StoredModel& model) {
@@ -181,10 +181,10 @@ void run_merge(const Options& options, const Job& job) {
   });
 }
 
-using Run = void (*)(const Options&, const Job&);
+using Run = void (*)(const ExpertsArguments&, const Job&);
 
-Command part(const char* name, const char* summary, const std::shared_ptr<Options>& options, std::vector<Field> fields,
-             Run run) {
+Command part(const char* name, const char* summary, const std::shared_ptr<ExpertsArguments>& options,
+             std::vector<Field> fields, Run run) {
   return {.name = name,
           .summary = summary,
           .arguments = {checkpoint_argument(options->checkpoint)},
@@ -195,7 +195,7 @@ Command part(const char* name, const char* summary, const std::shared_ptr<Option
 }  // namespace
 
 Command experts_command() {
-  const auto options = std::make_shared<Options>();
+  const auto options = std::make_shared<ExpertsArguments>();
   const Field out = {"out", &options->out, any(), "a new folder for the run that goes on from the result"};
   const Field data = {"data", &options->data, any(),
                       "text or tokens to probe the experts with; without it: what the model was trained on"};

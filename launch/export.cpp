@@ -12,7 +12,7 @@
 namespace cadre {
 namespace {
 
-struct Options {
+struct ExportArguments {
   std::string checkpoint;
   std::string out;
   std::string format = "bf16";
@@ -25,7 +25,7 @@ ExportFormat format_named(const std::string& name) {
   return name == "bf16" ? ExportFormat::bf16 : ExportFormat::fp32;
 }
 
-void run_export(const Options& options, const Job& job) {
+void run_export(const ExportArguments& options, const Job& job) {
   if (job.rank() != 0) return;
   CADRE_CHECK(!options.out.empty(), "--out is missing", "the directory that is to be made");
   const Fp8Scale scale = options.fp8_scale == "ue8m0" ? Fp8Scale::ue8m0 : Fp8Scale::fp32;
@@ -39,7 +39,7 @@ void run_export(const Options& options, const Job& job) {
 }  // namespace
 
 Command export_command() {
-  const auto options = std::make_shared<Options>();
+  const auto options = std::make_shared<ExportArguments>();
   return {.name = "export",
           .summary = "writes the weights of a checkpoint as fp32, bf16 or fp8, without the optimiser",
           .arguments = {checkpoint_argument(options->checkpoint)},

@@ -28,7 +28,7 @@
 namespace cadre {
 namespace {
 
-struct Options {
+struct GenerateArguments {
   std::string checkpoint;
   RequestOptions requests;
   int64_t max_new = GenerateOptions().max_new;
@@ -117,7 +117,7 @@ void print_texts(Worker& worker, const Requests& requests, const Tokenizer& toke
   fmt::print(stderr, "{}", dead_experts_note(model, statistics.routed.rerouted, statistics.routed.tokens));
 }
 
-void run_generate(const Options& options, const Job& job) {
+void run_generate(const GenerateArguments& options, const Job& job) {
   const std::filesystem::path checkpoint = find_checkpoint(options.checkpoint);
   RunConfig config = run_config_of(checkpoint);
   const std::string notes = checkpoint_notes(checkpoint);
@@ -169,7 +169,7 @@ void run_generate(const Options& options, const Job& job) {
 }  // namespace
 
 Command generate_command() {
-  const auto options = std::make_shared<Options>();
+  const auto options = std::make_shared<GenerateArguments>();
   return {
       .name = "generate",
       .summary = "lets a checkpoint go on with texts",

@@ -21,7 +21,7 @@
 namespace cadre {
 namespace {
 
-struct Options {
+struct InspectArguments {
   std::string model;
   std::string json_file;
   int64_t ranks = 1;
@@ -134,7 +134,7 @@ nlohmann::json experts_json(const ModelConfig& config, int64_t length) {
   return json;
 }
 
-void run_inspect(const Options& options, const Job& job) {
+void run_inspect(const InspectArguments& options, const Job& job) {
   if (job.rank() != 0) return;
   const std::filesystem::path path = find_config(options.model);
   std::vector<std::string> unused;
@@ -181,7 +181,7 @@ void run_inspect(const Options& options, const Job& job) {
 }  // namespace
 
 Command inspect_command() {
-  const auto options = std::make_shared<Options>();
+  const auto options = std::make_shared<InspectArguments>();
   return {
       .name = "inspect",
       .summary = "says how large a model is: parameters, FLOPs, memory of a rank",

@@ -24,7 +24,7 @@ namespace {
 
 namespace fs = std::filesystem;
 
-struct Options {
+struct ReportArguments {
   std::string run;
   std::string steps;
   std::string json;
@@ -94,7 +94,7 @@ void show(const fs::path& run, const std::vector<RankTrace>& traces, const StepR
   fmt::print("the page with the timeline: {}\n", page.string());
 }
 
-void run_report(const Options& options, const Job& job) {
+void run_report(const ReportArguments& options, const Job& job) {
   if (job.rank() != 0) return;
   const fs::path run = options.run;
   const std::vector<RankTrace> traces = read_traces(run);
@@ -140,7 +140,7 @@ void show_report(const std::string& run_dir) {
 }
 
 Command report_command() {
-  const auto options = std::make_shared<Options>();
+  const auto options = std::make_shared<ReportArguments>();
   return {
       .name = "report",
       .summary = "what the trace of a run says: communication hidden and exposed, and who waited for whom",

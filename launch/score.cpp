@@ -17,7 +17,7 @@
 namespace cadre {
 namespace {
 
-struct Options {
+struct ScoreArguments {
   std::string checkpoint;
   std::vector<std::string> overrides;
   std::string tokens;
@@ -52,7 +52,7 @@ ScoreTokens read_tokens(const std::string& path) {
 
 // How the checkpoint was trained, but one row of ranks, one micro-batch and sums in an order that does not depend on the
 // ranks; then what the command line says.
-RunConfig config_of(const Options& options, const std::filesystem::path& checkpoint) {
+RunConfig config_of(const ScoreArguments& options, const std::filesystem::path& checkpoint) {
   RunConfig config = run_config_of(checkpoint);
   config.exchange.combine = "slot_order";
   config.train = {};
@@ -77,7 +77,7 @@ void write_results(const std::string& path, const std::vector<ResultTensor>& res
 
 double loss_of(const std::vector<ResultTensor>& results) { return *results.back().memory.as<double>(); }
 
-void run_score(const Options& options, const Job& job) {
+void run_score(const ScoreArguments& options, const Job& job) {
   CADRE_CHECK(!options.out.empty(), "--out is missing", "the safetensors file to write");
   CADRE_CHECK(options.out != "-", "--out = -, allowed: a path", "the file appears whole, which a stream cannot");
   const std::filesystem::path checkpoint = find_checkpoint(options.checkpoint);
@@ -104,7 +104,7 @@ void run_score(const Options& options, const Job& job) {
 }  // namespace
 
 Command score_command() {
-  const auto options = std::make_shared<Options>();
+  const auto options = std::make_shared<ScoreArguments>();
   return {.name = "score",
           .summary = "writes logits and loss of given tokens, on request gradients, routing and hidden states",
           .arguments = {checkpoint_argument(options->checkpoint)},

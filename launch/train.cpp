@@ -21,6 +21,7 @@
 #include "runtime/checkpoint/sharded.hpp"
 #include "runtime/config/run_file.hpp"
 #include "runtime/config/step_changes.hpp"
+#include "runtime/observe/memory_limits.hpp"
 #include "runtime/observe/process_memory.hpp"
 #include "runtime/train/devices.hpp"
 #include "runtime/train/host_memory.hpp"
@@ -34,7 +35,7 @@
 namespace cadre {
 namespace {
 
-struct Options {
+struct TrainArguments {
   std::string run_file;
   std::vector<std::string> overrides;
   int64_t ranks = 0;
@@ -42,8 +43,6 @@ struct Options {
   bool print_config = false;
   bool print_out = false;
 };
-
-constexpr double kMiB = 1024.0 * 1024.0;
 
 // What each rank was foreseen to take, and what its process then took beyond where it started.
 class MemoryReport {
@@ -216,7 +215,7 @@ std::string model_config_notes(const std::filesystem::path& path) {
   return notes;
 }
 
-void run_train(const Options& options, const Job& job) {
+void run_train(const TrainArguments& options, const Job& job) {
   std::vector<std::string> overrides = options.overrides;
   if (!options.metrics.empty()) overrides.push_back("log.metrics=" + options.metrics);
   RunConfig config = load_run_config(options.run_file, overrides);
@@ -254,7 +253,7 @@ void run_train(const Options& options, const Job& job) {
 }  // namespace
 
 Command train_command() {
-  const auto options = std::make_shared<Options>();
+  const auto options = std::make_shared<TrainArguments>();
   return {.name = "train",
           .summary = "trains a model as a run file says; goes on from the checkpoints that are there",
           .arguments = {{"RUN.toml", &options->run_file, any(), "the run file; launch/configs has some to start from"}},

@@ -20,7 +20,7 @@
 namespace cadre {
 namespace {
 
-struct Options {
+struct BenchGemmArguments {
   std::string part = "all";
   int64_t experts = 0;  // of a grouped product; 0, here and below: by the device
   int64_t tokens = 0;   // of each
@@ -124,11 +124,11 @@ nlohmann::json to_json(const Rates& rates) {
           {"weight_grad_gflops", rates.weight_grad}};
 }
 
-std::unique_ptr<Kernels> kernels_of(const Options& options, Precision precision) {
+std::unique_ptr<Kernels> kernels_of(const BenchGemmArguments& options, Precision precision) {
   return options.device == "cpu" ? make_cpu_kernels(precision) : make_cuda_kernels(0, precision);
 }
 
-nlohmann::json bench_single(const Options& options) {
+nlohmann::json bench_single(const BenchGemmArguments& options) {
   nlohmann::json rows = nlohmann::json::array();
   for (const Precision precision : {Precision::fp32, Precision::bf16}) {
     const auto kernels = kernels_of(options, precision);
@@ -144,7 +144,7 @@ nlohmann::json bench_single(const Options& options) {
 }
 
 // By default an expert of DeepSeek-V3 on a device, and what a CPU multiplies in a second.
-nlohmann::json bench_grouped(const Options& options) {
+nlohmann::json bench_grouped(const BenchGemmArguments& options) {
   const bool on_cpu = options.device == "cpu";
   const auto chosen = [&](int64_t given, int64_t cuda, int64_t cpu) { return given > 0 ? given : on_cpu ? cpu : cuda; };
   const int64_t experts = chosen(options.experts, 8, 4);
@@ -168,7 +168,7 @@ nlohmann::json bench_grouped(const Options& options) {
           {"one", to_json(single)}};
 }
 
-void bench_gemm(const Options& options) {
+void bench_gemm(const BenchGemmArguments& options) {
   fmt::print("{:>7} {:>6} {:>6} {:>6} {:>10} {:>10} {:>11}   GFLOP/s, median of {}\n", "", "rows", "out", "in",
              "forward", "input grad", "weight grad", options.iterations);
   nlohmann::json report = {{"bench", "gemm"}, {"device", options.device}};
@@ -180,7 +180,7 @@ void bench_gemm(const Options& options) {
 }  // namespace
 
 Command bench_gemm_command() {
-  const auto options = std::make_shared<Options>();
+  const auto options = std::make_shared<BenchGemmArguments>();
   return {.name = "gemm",
           .summary =
               "the three products with a weight at the sizes experts see, alone and for several experts at once, in "

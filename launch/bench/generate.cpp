@@ -25,7 +25,7 @@
 namespace cadre {
 namespace {
 
-struct Options {
+struct BenchGenerateArguments {
   std::string model;
   int64_t prompt = 256;
   int64_t max_new = 32;
@@ -64,7 +64,7 @@ ModelConfig default_model() {
   return model;
 }
 
-WorkerOptions worker_options(const Options& options) {
+WorkerOptions worker_options(const BenchGenerateArguments& options) {
   WorkerOptions worker;
   worker.model = options.model.empty() ? default_model() : read_model_config(options.model);
   worker.model.num_nextn_predict_layers = 0;
@@ -77,7 +77,7 @@ WorkerOptions worker_options(const Options& options) {
 }
 
 // Weights that a pass with one token of each text reads: experts as often as they are expected to be visited.
-double weight_bytes(const ModelConfig& model, const Options& options) {
+double weight_bytes(const ModelConfig& model, const BenchGenerateArguments& options) {
   const ParameterCount count = count_parameters(model);
   const double bytes = options.precision == "bf16" ? 2.0 : 4.0;
   const double met = static_cast<double>(count.active - (model.tie_word_embeddings ? 0 : count.embedding));
@@ -133,7 +133,7 @@ struct Times {
   std::vector<double> prefill, decode, memory;  // by iteration, of rank 0: seconds, seconds of a pass, bytes a second
 };
 
-std::vector<TextRequest> draw_texts(const Options& options, int64_t vocabulary, int64_t iteration) {
+std::vector<TextRequest> draw_texts(const BenchGenerateArguments& options, int64_t vocabulary, int64_t iteration) {
   std::vector<TextRequest> texts(static_cast<size_t>(options.batch));
   for (size_t text = 0; text < texts.size(); ++text) {
     const auto id = static_cast<uint64_t>(iteration) * 4096 + text;
@@ -148,7 +148,7 @@ std::vector<TextRequest> draw_texts(const Options& options, int64_t vocabulary, 
 }
 
 // The first token of a text ends its prefill, each further one is a pass.
-void time_texts(Worker& worker, const Options& options, int64_t iteration, Times& times) {
+void time_texts(Worker& worker, const BenchGenerateArguments& options, int64_t iteration, Times& times) {
   const std::vector<TextRequest> texts = draw_texts(options, worker.model().config().vocab_size, iteration);
   Request together = worker.world().barrier();
   worker.await(together);
@@ -163,7 +163,7 @@ void time_texts(Worker& worker, const Options& options, int64_t iteration, Times
   times.prefill.push_back(static_cast<double>(first_token - begin) * 1e-9);
 }
 
-void time_memory(Worker& worker, const Options& options, MemoryReader& reader, Times& times) {
+void time_memory(Worker& worker, const BenchGenerateArguments& options, MemoryReader& reader, Times& times) {
   const double decoded = static_cast<double>(options.max_new - 1) * weight_bytes(worker.model().config(), options) /
                          static_cast<double>(worker.world().size());
   Request together = worker.world().barrier();
@@ -172,7 +172,7 @@ void time_memory(Worker& worker, const Options& options, MemoryReader& reader, T
   times.memory.push_back(worker.await(worker.world().all_reduce(mine, ReduceOp::sum)));
 }
 
-void report(const Worker& worker, const ModelConfig& model, const Options& options, const Times& times) {
+void report(const Worker& worker, const ModelConfig& model, const BenchGenerateArguments& options, const Times& times) {
   const double bytes = weight_bytes(model, options);
   const Summary prefill = summarise(times.prefill);
   const Summary decode = summarise(times.decode);
@@ -208,7 +208,7 @@ void report(const Worker& worker, const ModelConfig& model, const Options& optio
                      {"share_of_limit", decode_rate / limit}});
 }
 
-void bench_generate(Communicator world, const Options& options) {
+void bench_generate(Communicator world, const BenchGenerateArguments& options) {
   const WorkerOptions worker_opts = worker_options(options);
   Worker worker(std::move(world), worker_opts);
   worker.store().initialise(1);
@@ -226,7 +226,7 @@ void bench_generate(Communicator world, const Options& options) {
 }  // namespace
 
 Command bench_generate_command() {
-  const auto options = std::make_shared<Options>();
+  const auto options = std::make_shared<BenchGenerateArguments>();
   return {.name = "generate",
           .summary = "tokens a second of prefill and decoding, beside what reading the weights allows",
           .options = {{"model", &options->model, any(),

@@ -19,7 +19,7 @@
 namespace cadre {
 namespace {
 
-struct Options {
+struct BenchLayerArguments {
   int64_t tokens = 2048;  // a rank
   int64_t hidden = 512;
   int64_t ffn = 1024;
@@ -31,7 +31,7 @@ struct Options {
   BenchOptions bench;
 };
 
-MoeOptions layer_options(const Options& options) {
+MoeOptions layer_options(const BenchLayerArguments& options) {
   return {.hidden = options.hidden,
           .expert_width = options.ffn,
           .activation = activation_named(options.activation),
@@ -44,7 +44,7 @@ MoeOptions layer_options(const Options& options) {
 }
 
 // Three times the rows of a balanced step, several of them at once.
-ExchangeSetup exchange_setup(const Communicator& group, const Options& options, const Kernels& kernels) {
+ExchangeSetup exchange_setup(const Communicator& group, const BenchLayerArguments& options, const Kernels& kernels) {
   const auto slots = static_cast<size_t>(options.tokens) * static_cast<size_t>(options.top_k);
   const size_t row_bytes = static_cast<size_t>(options.hidden) * sizeof(float);
   const size_t inner_bytes = static_cast<size_t>(options.ffn) * sizeof(float);
@@ -60,7 +60,7 @@ ExchangeSetup exchange_setup(const Communicator& group, const Options& options, 
 
 class LayerBench {
  public:
-  LayerBench(const Communicator& world, const Options& options)
+  LayerBench(const Communicator& world, const BenchLayerArguments& options)
       : options_(options),
         rig_(world, options.bench, options.precision),
         exchange_(make_exchange(options.strategy, exchange_setup(rig_.lane().expert_group(), options, rig_.kernels()))),
@@ -142,7 +142,7 @@ class LayerBench {
     throw Error(ErrorKind::internal, fmt::format("{} belongs to no expert of this rank", weight.name()));
   }
 
-  Options options_;
+  BenchLayerArguments options_;
   BenchRig rig_;
   std::unique_ptr<Exchange> exchange_;
   MoeLayer layer_;
@@ -158,7 +158,7 @@ nlohmann::json to_json(const Summary& summary) {
   return {{"min", summary.min}, {"p50", summary.p50}, {"p95", summary.p95}};
 }
 
-void bench_layer(const Communicator& world, const Options& options) {
+void bench_layer(const Communicator& world, const BenchLayerArguments& options) {
   LayerBench bench(world, options);
   const std::vector<TimesOverRanks> times = bench.measure();
   const TimesOverRanks& step = times[0];
@@ -197,7 +197,7 @@ void bench_layer(const Communicator& world, const Options& options) {
 }  // namespace
 
 Command bench_layer_command() {
-  const auto options = std::make_shared<Options>();
+  const auto options = std::make_shared<BenchLayerArguments>();
   return {
       .name = "layer",
       .summary = "a mixture-of-experts layer, forward, backward and update, beside its products alone",

@@ -21,7 +21,7 @@
 namespace cadre {
 namespace {
 
-struct Options {
+struct BenchOverlapArguments {
   ExchangeBenchOptions exchange;
   double ratio = 1.0;  // products : dispatch
 };
@@ -175,7 +175,7 @@ void print(const nlohmann::json& report) {
   if (!why_not.is_null()) fmt::print("thread: left out, {}\n", why_not.get<std::string>());
 }
 
-void bench_overlap(const Communicator& world, const Options& options) {
+void bench_overlap(const Communicator& world, const BenchOverlapArguments& options) {
   const ExchangeBenchOptions& exchange = options.exchange;
   ExchangeRun run(world, discover_topology(world), exchange, exchange.strategy);
   Products products(exchange.hidden);
@@ -233,7 +233,7 @@ void bench_overlap(const Communicator& world, const Options& options) {
 }  // namespace
 
 Command bench_overlap_command() {
-  const auto options = std::make_shared<Options>();
+  const auto options = std::make_shared<BenchOverlapArguments>();
   ExchangeBenchOptions& exchange = options->exchange;
   exchange.tokens = 512;
   exchange.hidden = 1024;

@@ -18,7 +18,7 @@
 namespace cadre {
 namespace {
 
-struct Options {
+struct BenchPermuteArguments {
   int64_t tokens = 4096;  // a rank
   int64_t hidden = 2048;
   int64_t experts = 64;
@@ -28,7 +28,7 @@ struct Options {
 
 class PermuteBench {
  public:
-  PermuteBench(const Communicator& world, const Options& options)
+  PermuteBench(const Communicator& world, const BenchPermuteArguments& options)
       : options_(options), rank_(world.rank()), rig_(world, options.bench) {
     const int64_t slots = options.tokens * options.top_k;
     x_ = rig_.inputs().take("x", DType::f32, {options.tokens, options.hidden});
@@ -69,7 +69,7 @@ class PermuteBench {
     rig_.kernels().sum_rows(placed_, index_tensor(batch_.row_places), index_tensor(batch_.row_place), weights_, y_);
   }
 
-  Options options_;
+  BenchPermuteArguments options_;
   int rank_;
   BenchRig rig_;
   Tensor x_, placed_, y_, weights_;  // [T,H], [S,H], [T,H], [S]
@@ -77,7 +77,7 @@ class PermuteBench {
   ExpertBatch batch_;
 };
 
-void bench_permute(const Communicator& world, const Options& options) {
+void bench_permute(const Communicator& world, const BenchPermuteArguments& options) {
   PermuteBench bench(world, options);
   const std::vector<TimesOverRanks> times = bench.measure();
   if (world.rank() != 0) return;
@@ -112,7 +112,7 @@ void bench_permute(const Communicator& world, const Options& options) {
 }  // namespace
 
 Command bench_permute_command() {
-  const auto options = std::make_shared<Options>();
+  const auto options = std::make_shared<BenchPermuteArguments>();
   return {.name = "permute",
           .summary = "rows into expert order and weighted sums back, beside a copy of the bytes they move",
           .options = bench_fields({{"tokens", &options->tokens, at_least(1), "tokens of each rank"},

@@ -17,7 +17,7 @@
 namespace cadre {
 namespace {
 
-struct Options {
+struct BenchRouterArguments {
   int64_t tokens = 4096;  // a rank
   int64_t hidden = 512;
   int64_t experts = 256;
@@ -28,7 +28,7 @@ struct Options {
 };
 
 // DeepSeek-V3's router.
-RouterOptions router_options(const Options& options) {
+RouterOptions router_options(const BenchRouterArguments& options) {
   return {.hidden = options.hidden,
           .num_experts = static_cast<int>(options.experts),
           .top_k = static_cast<int>(options.top_k),
@@ -40,7 +40,7 @@ RouterOptions router_options(const Options& options) {
 
 class RouterBench {
  public:
-  RouterBench(const Communicator& world, const Options& options)
+  RouterBench(const Communicator& world, const BenchRouterArguments& options)
       : options_(options),
         rig_(world, options.bench),
         exchange_(make_flat_exchange({rig_.lane().expert_group(), discover_topology(world)})),
@@ -74,7 +74,7 @@ class RouterBench {
     rig_.kernels().fp32().linear(x_, *store_.parameters().front(), logits);
   }
 
-  Options options_;
+  BenchRouterArguments options_;
   BenchRig rig_;
   std::unique_ptr<Exchange> exchange_;
   Router router_;
@@ -83,7 +83,7 @@ class RouterBench {
   Tensor x_, from_, into_;
 };
 
-void bench_router(const Communicator& world, const Options& options) {
+void bench_router(const Communicator& world, const BenchRouterArguments& options) {
   RouterBench bench(world, options);
   const std::vector<TimesOverRanks> times = bench.measure();
   if (world.rank() != 0) return;
@@ -119,7 +119,7 @@ void bench_router(const Communicator& world, const Options& options) {
 }  // namespace
 
 Command bench_router_command() {
-  const auto options = std::make_shared<Options>();
+  const auto options = std::make_shared<BenchRouterArguments>();
   return {.name = "router",
           .summary = "from rows to experts and weights, beside its product and a copy of the bytes it moves",
           .options = bench_fields({{"tokens", &options->tokens, at_least(1), "tokens of each rank"},

@@ -17,7 +17,7 @@
 namespace cadre {
 namespace {
 
-struct Options {
+struct PlanDispatchArguments {
   int64_t tokens = 4096;
   int64_t top_k = 8;
   int64_t experts = 256;
@@ -60,7 +60,7 @@ int64_t rows_one_per_expert(const DispatchPlan& plan, int me) { return plan.num_
 
 Workload workload_named(const std::string& name) { return static_cast<Workload>(name.back() - '0'); }
 
-void run_plan_dispatch(const Options& options, const Job& job) {
+void run_plan_dispatch(const PlanDispatchArguments& options, const Job& job) {
   if (job.rank() != 0) return;
   CADRE_CHECK(options.top_k <= options.experts,
               fmt::format("--top-k {} with --experts {}", options.top_k, options.experts), "lower --top-k");
@@ -113,7 +113,7 @@ void run_plan_dispatch(const Options& options, const Job& job) {
 }  // namespace
 
 Command plan_dispatch_command() {
-  const auto options = std::make_shared<Options>();
+  const auto options = std::make_shared<PlanDispatchArguments>();
   return {.name = "dispatch",
           .summary = "what a rank sends to whom, in rows, and what making the plan costs",
           .options = {{"tokens", &options->tokens, at_least(1), "of the rank"},

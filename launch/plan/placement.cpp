@@ -22,7 +22,7 @@ namespace {
 
 namespace fs = std::filesystem;
 
-struct Options {
+struct PlanPlacementArguments {
   std::string loads;
   int64_t replicas = 0;
   int64_t groups = 1;
@@ -66,7 +66,7 @@ ExpertLoads read_loads(const std::string& argument) {
   return loads_from_json(read_json_file(argument), argument);
 }
 
-PlacementSizes sizes_of(const Options& options, int num_experts) {
+PlacementSizes sizes_of(const PlanPlacementArguments& options, int num_experts) {
   CADRE_CHECK(options.ranks > 0, "--ranks is missing", "the ranks of one expert-parallel group");
   CADRE_CHECK(options.nodes <= options.ranks, fmt::format("--nodes {} with --ranks {}", options.nodes, options.ranks),
               "a node has at least one rank");
@@ -139,7 +139,7 @@ nlohmann::json report_of(const PlacementPlan& plan, const std::vector<LayerFigur
   return json;
 }
 
-void run_plan_placement(const Options& options, const Job& job) {
+void run_plan_placement(const PlanPlacementArguments& options, const Job& job) {
   if (job.rank() != 0) return;
   const ExpertLoads loads = read_loads(options.loads);
   const PlacementSizes sizes = sizes_of(options, loads.num_experts());
@@ -166,7 +166,7 @@ void run_plan_placement(const Options& options, const Job& job) {
 }  // namespace
 
 Command plan_placement_command() {
-  const auto options = std::make_shared<Options>();
+  const auto options = std::make_shared<PlanPlacementArguments>();
   return {.name = "placement",
           .summary = "which experts get copies, and which rank holds what, so that all ranks are equally busy",
           .options = {{"loads", &options->loads, any(),

@@ -15,7 +15,7 @@
 namespace cadre {
 namespace {
 
-struct Options {
+struct PlanScheduleArguments {
   std::string schedule = "dualpipe";
   int64_t ranks = 8;
   int64_t micro_batches = 20;
@@ -51,7 +51,7 @@ Cost cost_from(const std::string& text) {
   return cost;
 }
 
-void run_plan_schedule(const Options& options, const Job& job) {
+void run_plan_schedule(const PlanScheduleArguments& options, const Job& job) {
   if (job.rank() != 0) return;
   const Cost cost = cost_from(options.cost);
   Program program =
@@ -65,7 +65,7 @@ void run_plan_schedule(const Options& options, const Job& job) {
 }  // namespace
 
 Command plan_schedule_command() {
-  const auto options = std::make_shared<Options>();
+  const auto options = std::make_shared<PlanScheduleArguments>();
   return {.name = "schedule",
           .summary = "the op lists of a pipeline schedule: verified, with makespan, idle time and memory",
           .options = {{"schedule", &options->schedule, one_of(schedule_names()), "which"},

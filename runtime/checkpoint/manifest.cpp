@@ -17,7 +17,7 @@ namespace fs = std::filesystem;
 using nlohmann::json;
 
 constexpr const char* kOwnChecksum = "xxh64";
-constexpr const char* kHint = "use an older checkpoint, or fetch this one again";
+constexpr const char* kManifestHint = "use an older checkpoint, or fetch this one again";
 
 std::string checksum_of(const json& content) {
   const std::string text = content.dump();
@@ -111,11 +111,12 @@ Manifest read_manifest(const fs::path& directory) {
     const auto checksum = content.at(kOwnChecksum).get<std::string>();
     content.erase(kOwnChecksum);
     CADRE_CHECK(checksum_of(content) == checksum,
-                fmt::format("{} is damaged: its content does not match its own checksum", path.string()), kHint);
+                fmt::format("{} is damaged: its content does not match its own checksum", path.string()),
+                kManifestHint);
     return content.get<Manifest>();
   } catch (const json::exception& error) {
     throw Error(ErrorKind::input, fmt::format("{} is not a manifest of a checkpoint: {}", path.string(), error.what()),
-                kHint);
+                kManifestHint);
   }
 }
 
@@ -130,17 +131,17 @@ std::map<std::string, FileDigest> digest_files(const fs::path& directory) {
 
 void verify_file(const fs::path& directory, const std::string& name, const FileDigest& wanted, Verify how) {
   const fs::path path = directory / name;
-  expect_regular_file(path, kHint);
+  expect_regular_file(path, kManifestHint);
   const uint64_t bytes = fs::file_size(path);
   CADRE_CHECK(bytes == wanted.bytes,
               fmt::format("{} is damaged: it has {} bytes, the manifest says {}", path.string(), bytes, wanted.bytes),
-              kHint);
+              kManifestHint);
   if (how == Verify::lengths) return;
   const FileDigest found = digest_file(path);
   CADRE_CHECK(found == wanted,
               fmt::format("{} is damaged: its checksum is {}, the manifest says {}", path.string(), hex(found.xxh64),
                           hex(wanted.xxh64)),
-              kHint);
+              kManifestHint);
 }
 
 Manifest verify_checkpoint(const fs::path& directory, Verify how) {

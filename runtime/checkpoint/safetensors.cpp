@@ -13,12 +13,12 @@ namespace {
 
 static_assert(std::endian::native == std::endian::little, "safetensors data is little-endian and is used in place");
 
-constexpr const char* kHint = "the file is damaged or incomplete: fetch or save it again";
+constexpr const char* kSafetensorsHint = "the file is damaged or incomplete: fetch or save it again";
 
 uint64_t read_header_bytes(std::span<const std::byte> file, std::string_view name) {
   uint64_t header_bytes = 0;
   CADRE_CHECK(file.size() >= sizeof header_bytes,
-              fmt::format("{} has {} bytes; a safetensors file has at least 8", name, file.size()), kHint);
+              fmt::format("{} has {} bytes; a safetensors file has at least 8", name, file.size()), kSafetensorsHint);
   std::memcpy(&header_bytes, file.data(), sizeof header_bytes);
   CADRE_CHECK(header_bytes <= kMaxHeaderBytes,
               fmt::format("{} claims a header of {} bytes; the limit is {}", name, header_bytes, kMaxHeaderBytes),
@@ -26,7 +26,7 @@ uint64_t read_header_bytes(std::span<const std::byte> file, std::string_view nam
   CADRE_CHECK(
       header_bytes <= file.size() - sizeof header_bytes,
       fmt::format("{} claims a header of {} bytes but has only {} bytes in all", name, header_bytes, file.size()),
-      kHint);
+      kSafetensorsHint);
   return header_bytes;
 }
 

@@ -13,13 +13,13 @@ namespace cadre {
 namespace {
 
 constexpr int64_t kMostWeight = 1'000'000;
-constexpr const char* kHint = "as CODING:2:data/code,MATH:1:data/math, or NONE for texts without a task";
+constexpr const char* kDataMixtureHint = "as CODING:2:data/code,MATH:1:data/math, or NONE for texts without a task";
 
 MixtureEntry entry_of(const std::string& word) {
   const size_t first = word.find(':');
   const size_t second = first == std::string::npos ? first : word.find(':', first + 1);
   CADRE_CHECK(second != std::string::npos && second + 1 < word.size(),
-              fmt::format("data.mixture: \"{}\", allowed: TASK:WEIGHT:PATH", word), kHint);
+              fmt::format("data.mixture: \"{}\", allowed: TASK:WEIGHT:PATH", word), kDataMixtureHint);
   MixtureEntry entry;
   const std::string task = word.substr(0, first);
   if (task != "NONE" && task != "none") entry.task = static_cast<int32_t>(task_type_named(task, "data.mixture"));
@@ -28,7 +28,7 @@ MixtureEntry entry_of(const std::string& word) {
   CADRE_CHECK(error == std::errc() && rest == end && entry.weight >= 1 && entry.weight <= kMostWeight,
               fmt::format("data.mixture: weight \"{}\", allowed: integer in [1, {}]",
                           word.substr(first + 1, second - first - 1), kMostWeight),
-              kHint);
+              kDataMixtureHint);
   entry.path = word.substr(second + 1);
   return entry;
 }
@@ -42,7 +42,8 @@ std::vector<MixtureEntry> mixture_entries(const DataConfig& config) {
               "data.path=\"\" or data.mixture=\"\" on the command line takes one back");
   std::vector<MixtureEntry> entries;
   for (const std::string& word : words_of(config.mixture)) entries.push_back(entry_of(word));
-  CADRE_CHECK(!entries.empty(), fmt::format("data.mixture = \"{}\", allowed: TASK:WEIGHT:PATH", config.mixture), kHint);
+  CADRE_CHECK(!entries.empty(), fmt::format("data.mixture = \"{}\", allowed: TASK:WEIGHT:PATH", config.mixture),
+              kDataMixtureHint);
   return entries;
 }
 

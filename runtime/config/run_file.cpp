@@ -134,7 +134,8 @@ class StepChanges {
     for (const auto& [name, node] : table) {
       const auto* section = node.as_table();
       CADRE_CHECK(section != nullptr,
-                  fmt::format("{}: from_step.{} is no section", position(where, node.source()), name.str()), kHint);
+                  fmt::format("{}: from_step.{} is no section", position(where, node.source()), name.str()),
+                  kRunFileHint);
       read(step_of(std::string(name.str()), position(where, node.source())), "", *section, where);
     }
   }
@@ -143,7 +144,7 @@ class StepChanges {
   void read(const Override& change) {
     const std::string rest = change.key.substr(kFromStep.size() + 1);
     const size_t dot = rest.find('.');
-    CADRE_CHECK(dot != std::string::npos, fmt::format("command line: {} names no key", change.key), kHint);
+    CADRE_CHECK(dot != std::string::npos, fmt::format("command line: {} names no key", change.key), kRunFileHint);
     std::string key = rest.substr(dot + 1);
     if (const auto alias = std::ranges::find(kAliases, key, &Alias::name); alias != kAliases.end()) key = alias->key;
     const Field& field = find(key, "command line");
@@ -152,14 +153,14 @@ class StepChanges {
   }
 
  private:
-  static constexpr const char* kHint = "[from_step.401] and below it key = value, as train.batch = 16";
+  static constexpr const char* kRunFileHint = "[from_step.401] and below it key = value, as train.batch = 16";
 
   static int64_t step_of(const std::string& text, const std::string& where) {
     int64_t step = 0;
     const char* end = text.data() + text.size();
     const auto [stop, error] = std::from_chars(text.data(), end, step);
     CADRE_CHECK(error == std::errc() && stop == end && step >= 1,
-                fmt::format("{}: from_step.{}, allowed: integer >= 1", where, text), kHint);
+                fmt::format("{}: from_step.{}, allowed: integer >= 1", where, text), kRunFileHint);
     return step;
   }
 

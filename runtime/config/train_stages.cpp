@@ -13,11 +13,11 @@ namespace cadre {
 namespace {
 
 constexpr std::array<std::string_view, 3> kNames = {"gate", "experts", "all"};
-constexpr const char* kHint =
+constexpr const char* kTrainStagesHint =
     "stages are gate, experts and all, each but the last with its steps: gate:100,experts:200,all";
 
 void require(bool condition, const std::string& stages, const std::string& why) {
-  CADRE_CHECK(condition, fmt::format("train.stages = \"{}\": {}", stages, why), kHint);
+  CADRE_CHECK(condition, fmt::format("train.stages = \"{}\": {}", stages, why), kTrainStagesHint);
 }
 
 TrainStage parse_stage(const std::string& text, const std::string& stages) {

@@ -16,7 +16,7 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr const char* kHint = "data.path is a text file, a folder of text files, or an llm.c token file";
+constexpr const char* kDocumentsHint = "data.path is a text file, a folder of text files, or an llm.c token file";
 
 // Appends; the file may be changing, so its size is not asked for.
 void read_bytes(const fs::path& path, std::string& bytes) {
@@ -57,7 +57,7 @@ Documents read_single(const fs::path& path) {
   Documents documents;
   read_bytes(path, documents.text);
   CADRE_CHECK(!is_binary(documents.text), fmt::format("{}: holds a zero byte, so it is not text", path.string()),
-              kHint);
+              kDocumentsHint);
   if (!documents.text.empty()) documents.begin.push_back(0);
   return documents;
 }
@@ -75,7 +75,7 @@ Documents read_documents(const std::string& path, std::string_view separator) {
   documents.separator_bytes = separator.size();
   std::string named;
   for (const LeftOut& file : documents.left_out) named += fmt::format("; {}: {}", file.path, file.why);
-  CADRE_CHECK(documents.size() > 0, fmt::format("data.path = {} holds no text{}", path, named), kHint);
+  CADRE_CHECK(documents.size() > 0, fmt::format("data.path = {} holds no text{}", path, named), kDocumentsHint);
   return documents;
 }
 

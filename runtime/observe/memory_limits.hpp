@@ -11,6 +11,8 @@
 
 namespace cadre {
 
+inline constexpr double kMiB = 1024.0 * 1024.0;  // bytes
+
 struct MemoryLimit {
   size_t bytes = 0;
   std::string what;  // "this host has", "memory.max of /sys/fs/cgroup/job allows"

@@ -20,7 +20,7 @@ namespace {
 namespace fs = std::filesystem;
 using Json = nlohmann::json;
 
-constexpr const char* kHint = "trace the run again, or copy the file again";
+constexpr const char* kTraceFileHint = "trace the run again, or copy the file again";
 
 // Complains about one file.
 class Reader {
@@ -41,11 +41,12 @@ class Reader {
     try {
       return read_json_file(path_);
     } catch (const Error& error) {
-      throw Error(error.kind(), error.text(), kHint);
+      throw Error(error.kind(), error.text(), kTraceFileHint);
     }
   }
   [[noreturn]] void fail(const std::string& what) const {
-    throw Error(ErrorKind::input, fmt::format("{} is no whole trace of a rank: {}", path_.string(), what), kHint);
+    throw Error(ErrorKind::input, fmt::format("{} is no whole trace of a rank: {}", path_.string(), what),
+                kTraceFileHint);
   }
   void require(bool condition, const std::string& what) const {
     if (!condition) fail(what);

@@ -16,7 +16,8 @@ namespace {
 
 using nlohmann::json;
 
-constexpr const char* kHint = "only byte-level tokenizers are read, in the style of GPT-2, Llama 3 and DeepSeek";
+constexpr const char* kByteLevelBpeHint =
+    "only byte-level tokenizers are read, in the style of GPT-2, Llama 3 and DeepSeek";
 constexpr size_t kMaxRemembered = size_t{1} << 16;  // words of one text
 constexpr size_t kMaxRememberedWord = 64;           // bytes
 
@@ -26,17 +27,19 @@ void check_no_normalizer(const json& file) {
   const std::string type = type_of(normalizer, "normalizer");
   const bool is_empty =
       type == "Sequence" && field(normalizer, "normalizer", "normalizers", json::value_t::array).empty();
-  CADRE_CHECK(normalizer.is_null() || is_empty, fmt::format("normalizer = {}, allowed: none", quoted(type)), kHint);
+  CADRE_CHECK(normalizer.is_null() || is_empty, fmt::format("normalizer = {}, allowed: none", quoted(type)),
+              kByteLevelBpeHint);
 }
 
 void check_model(const json& model) {
   const std::string type = text(model, "model", "type", "BPE");
-  CADRE_CHECK(type == "BPE", fmt::format("model.type = {}, allowed: BPE", quoted(type)), kHint);
+  CADRE_CHECK(type == "BPE", fmt::format("model.type = {}, allowed: BPE", quoted(type)), kByteLevelBpeHint);
   for (const char* name : {"continuing_subword_prefix", "end_of_word_suffix"}) {
     CADRE_CHECK(text(model, "model", name, "").empty(), fmt::format("model.{} is not empty, allowed: none", name),
-                kHint);
+                kByteLevelBpeHint);
   }
-  CADRE_CHECK(!flag(model, "model", "byte_fallback", false), "model.byte_fallback = true, allowed: false", kHint);
+  CADRE_CHECK(!flag(model, "model", "byte_fallback", false), "model.byte_fallback = true, allowed: false",
+              kByteLevelBpeHint);
   const json dropout = model.value("dropout", json());
   CADRE_CHECK(dropout.is_null() || dropout == 0, "model.dropout is not 0, allowed: none",
               "tokens of a text would not be the same each time");
@@ -123,11 +126,11 @@ void ByteLevelBpe::read_prompt_prefix(const json& post_processor) {
   CADRE_CHECK(
       type.empty() || type == "Sequence" || type == "ByteLevel" || type == "TemplateProcessing",
       fmt::format("post_processor = {}, allowed: ByteLevel | TemplateProcessing | Sequence of these", quoted(type)),
-      kHint);
+      kByteLevelBpeHint);
   if (type == "Sequence") {
     for (const json& part : field(post_processor, "post_processor", "processors", json::value_t::array)) {
       CADRE_CHECK(type_of(part, "post_processor") != "Sequence",
-                  "post_processor: a Sequence in a Sequence, allowed: one", kHint);
+                  "post_processor: a Sequence in a Sequence, allowed: one", kByteLevelBpeHint);
       read_prompt_prefix(part);
     }
   }

@@ -31,24 +31,25 @@ constexpr const char* kCompanions[] = {
 
 constexpr uintmax_t kMaxFileBytes = uintmax_t{64} << 20;
 constexpr int kMaxDepth = 32;
-constexpr const char* kHint = "data.tokenizer is bytes, a tokenizer.json, a tokenizer.model or a directory with one";
+constexpr const char* kOpenHint =
+    "data.tokenizer is bytes, a tokenizer.json, a tokenizer.model or a directory with one";
 
 std::string read_bytes(const fs::path& path) {
-  expect_regular_file(path, kHint);
+  expect_regular_file(path, kOpenHint);
   std::error_code error;
   const uintmax_t size = fs::file_size(path, error);
   CADRE_CHECK(size <= kMaxFileBytes,
-              fmt::format("{} has {} bytes, allowed: at most {}", path.string(), size, kMaxFileBytes), kHint);
+              fmt::format("{} has {} bytes, allowed: at most {}", path.string(), size, kMaxFileBytes), kOpenHint);
   std::ifstream file(path, std::ios::binary);
   std::string bytes(size, '\0');
   file.read(bytes.data(), static_cast<std::streamsize>(size));
-  CADRE_CHECK(file, fmt::format("{}: not a file that can be read", path.string()), kHint);
+  CADRE_CHECK(file, fmt::format("{}: not a file that can be read", path.string()), kOpenHint);
   return bytes;
 }
 
 std::string read_main_file(const fs::path& path) {
   std::string bytes = read_bytes(path);
-  CADRE_CHECK(!bytes.empty(), fmt::format("{}: an empty file", path.string()), kHint);
+  CADRE_CHECK(!bytes.empty(), fmt::format("{}: an empty file", path.string()), kOpenHint);
   return bytes;
 }
 
@@ -183,7 +184,7 @@ TokenizerFiles read_tokenizer_files(const std::string& where) {
   TokenizerFiles files;
   if (where == kByteTokenizer) return files;
   const fs::path path = where;
-  CADRE_CHECK(fs::exists(path), fmt::format("{}: there is no such tokenizer", where), kHint);
+  CADRE_CHECK(fs::exists(path), fmt::format("{}: there is no such tokenizer", where), kOpenHint);
   if (fs::is_directory(path)) {
     for (const char* name : {kTokenizerModelFile, kTokenizerJsonFile}) {
       if (fs::exists(path / name)) files.emplace(name, read_main_file(path / name));
@@ -204,7 +205,8 @@ std::unique_ptr<Tokenizer> make_tokenizer(const TokenizerFiles& files, const std
   try {
     return make(files);
   } catch (const Error& error) {
-    throw Error(error.kind(), fmt::format("{}: {}", where, error.text()), error.hint().empty() ? kHint : error.hint());
+    throw Error(error.kind(), fmt::format("{}: {}", where, error.text()),
+                error.hint().empty() ? kOpenHint : error.hint());
   }
 }
 

@@ -16,7 +16,8 @@ using nlohmann::json;
 using Behavior = SplitBehavior;
 
 constexpr const char* kName = "pre_tokenizer";
-constexpr const char* kHint = "only byte-level tokenizers are read, in the style of GPT-2, Llama 3 and DeepSeek";
+constexpr const char* kPreTokenizerHint =
+    "only byte-level tokenizers are read, in the style of GPT-2, Llama 3 and DeepSeek";
 constexpr size_t kMaxSteps = 64;  // each is a level of calls
 
 // What ByteLevel cuts at when it is not told otherwise: the words of GPT-2.
@@ -45,7 +46,7 @@ Behavior behavior_of(const json& step, const char* otherwise) {
               fmt::format("pre_tokenizer.behavior = {}, allowed: Removed | Isolated | Contiguous | "
                           "MergedWithPrevious | MergedWithNext",
                           quoted(name)),
-              kHint);
+              kPreTokenizerHint);
 }
 
 }  // namespace
@@ -55,7 +56,8 @@ PreTokenizer::PreTokenizer(const json& description) { add(description, /*is_last
 void PreTokenizer::add_sequence(const json& sequence, bool is_last, size_t depth) {
   const json& list = field(sequence, kName, "pretokenizers", json::value_t::array);
   CADRE_CHECK(!list.empty() && list.size() <= kMaxSteps && depth < kMaxSteps,
-              fmt::format("pre_tokenizer.pretokenizers has {} steps, allowed: 1 to {}", list.size(), kMaxSteps), kHint);
+              fmt::format("pre_tokenizer.pretokenizers has {} steps, allowed: 1 to {}", list.size(), kMaxSteps),
+              kPreTokenizerHint);
   for (size_t i = 0; i < list.size(); ++i) add(list[i], is_last && i + 1 == list.size(), depth + 1);
 }
 
@@ -65,8 +67,9 @@ void PreTokenizer::add(const json& step, bool is_last, size_t depth) {
   CADRE_CHECK((type == "ByteLevel") == is_last,
               fmt::format("pre_tokenizer: {} stands {}, allowed: ByteLevel at the end and nowhere else", quoted(type),
                           is_last ? "at the end" : "before the end"),
-              kHint);
-  CADRE_CHECK(steps_.size() < kMaxSteps, fmt::format("pre_tokenizer has more than {} steps", kMaxSteps), kHint);
+              kPreTokenizerHint);
+  CADRE_CHECK(steps_.size() < kMaxSteps, fmt::format("pre_tokenizer has more than {} steps", kMaxSteps),
+              kPreTokenizerHint);
   if (type == "ByteLevel") return add_byte_level(step);
   if (type == "Split") return add_split(step);
   if (type == "Digits") {
@@ -86,7 +89,7 @@ void PreTokenizer::add(const json& step, bool is_last, size_t depth) {
                 fmt::format("pre_tokenizer: {}, allowed: Split | Digits | Punctuation | WhitespaceSplit | "
                             "CharDelimiterSplit | BertPreTokenizer | Sequence | ByteLevel",
                             quoted(type)),
-                kHint);
+                kPreTokenizerHint);
   }
 }
 

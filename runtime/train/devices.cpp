@@ -10,12 +10,13 @@
 #include "comm/transport/mpi.hpp"
 #include "comm/transport/wait.hpp"
 #include "layers/kernels/gpu/cuda.hpp"
+#include "runtime/observe/memory_limits.hpp"
 #include "runtime/train/worker.hpp"
 
 namespace cadre {
 namespace {
 
-constexpr char kHint[] = "compute.device=cpu needs none; cadre doctor says what there is";
+constexpr char kDevicesHint[] = "compute.device=cpu needs none; cadre doctor says what there is";
 
 // Over MPI, through memory of the host where MPI takes no other.
 Communicator over_mpi(Communicator world, int device) {
@@ -38,11 +39,12 @@ std::vector<DeviceSeat> take_device_seats(const Communicator& world) {
   }
   std::vector<DeviceSeat> seats = wait(world.all_gather(mine));
   if (mine.device < 0) {
-    throw Error(ErrorKind::environment, fmt::format("compute.device = cuda: {}", devices.why_none), kHint);
+    throw Error(ErrorKind::environment, fmt::format("compute.device = cuda: {}", devices.why_none), kDevicesHint);
   }
   for (int rank = 0; rank < world.size(); ++rank) {
     if (seats[static_cast<size_t>(rank)].device >= 0) continue;
-    throw Error(ErrorKind::environment, fmt::format("compute.device = cuda: rank {} has no CUDA device", rank), kHint);
+    throw Error(ErrorKind::environment, fmt::format("compute.device = cuda: rank {} has no CUDA device", rank),
+                kDevicesHint);
   }
   return seats;
 }
@@ -90,7 +92,6 @@ std::unique_ptr<Kernels> make_kernels(const Communicator& world, const ComputeCo
 
 void check_device_memory(const Topology& topology, const std::vector<DeviceSeat>& seats, int rank,
                          size_t planned_bytes) {
-  constexpr double kMiB = 1024.0 * 1024.0;
   const DeviceSeat& mine = seats[static_cast<size_t>(rank)];
   const int host = topology.host_of_rank[static_cast<size_t>(rank)];
   size_t num_sharing = 0;

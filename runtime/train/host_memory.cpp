@@ -13,7 +13,6 @@
 namespace cadre {
 namespace {
 
-constexpr double kMiB = 1024.0 * 1024.0;
 constexpr size_t kMostLimits = 16;  // the innermost ones: nested deeper than that are no control groups
 
 struct Demand {

@@ -10,6 +10,7 @@
 #include "layers/model/model.hpp"
 #include "layers/tensor/parameter_store.hpp"
 #include "runtime/checkpoint/partner_copies.hpp"
+#include "runtime/observe/memory_limits.hpp"
 #include "runtime/train/executor.hpp"
 #include "runtime/train/expert_placement.hpp"
 #include "runtime/train/micro_batch.hpp"
@@ -17,7 +18,6 @@
 namespace cadre {
 namespace {
 
-constexpr double kMiB = 1024.0 * 1024.0;
 // What the libraries were seen to take for themselves once they are used.
 constexpr size_t kLibraryBytes = size_t{14} << 20;
 constexpr char kActivations[] = "activations: ";
