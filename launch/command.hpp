@@ -4,6 +4,7 @@
 #pragma once
 
 #include <functional>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -26,6 +27,7 @@ struct Command {
   std::vector<std::string>* overrides = nullptr;  // takes key=value arguments too
   std::vector<Field> options = {};                // --name VALUE; a bool is a switch
   std::vector<ListOption> lists = {};
+  std::set<std::string>* given = nullptr;       // receives the names of the options on the command line
   std::function<std::string()> more_help = {};  // what --help says at the end
   std::function<void(const Job&)> run = {};
   bool output_is_result = true;  // it fails when stdout cannot be written

@@ -141,6 +141,9 @@ void run_command(const Command& command, const std::vector<std::string>& words, 
   po::variables_map values = parse(command, options, words);
   if (values["help"].as<bool>()) return print(job, help_of(command));
   po::notify(values);
+  for (const auto& [name, value] : values) {
+    if (command.given != nullptr && !value.defaulted()) command.given->insert(name);
+  }
   take_placed(command,
               values.count(kPlaced) > 0 ? values[kPlaced].as<std::vector<std::string>>() : std::vector<std::string>());
   check_names(command);

@@ -9,6 +9,7 @@
 #include <cstdio>
 #include <memory>
 #include <optional>
+#include <set>
 
 #include "comm/base/console.hpp"
 #include "launch/checkpoint_argument.hpp"
@@ -40,6 +41,7 @@ struct GenerateArguments {
   std::string placement;
   bool explain = false;
   int64_t ranks = 0;
+  std::set<std::string> given;  // options on the command line
 };
 
 // Collective over the expert-parallel group.
@@ -117,6 +119,22 @@ void print_texts(Worker& worker, const Requests& requests, const Tokenizer& toke
   fmt::print(stderr, "{}", dead_experts_note(model, statistics.routed.rerouted, statistics.routed.tokens));
 }
 
+// Sets what the checkpoint's generation_config.json asks for and the command line does not. Returns a note on it, or "".
+std::string apply_sampling_defaults(const std::filesystem::path& checkpoint, const std::set<std::string>& given,
+                                    Sampling& sampling) {
+  const SamplingDefaults defaults = sampling_defaults_of(checkpoint);
+  std::string applied;
+  const auto apply = [&](const char* option, const auto& value, auto& member) {
+    if (!value || given.contains(option)) return;
+    member = *value;
+    applied += fmt::format(" --{} {}", option, *value);
+  };
+  apply("temperature", defaults.temperature, sampling.temperature);
+  apply("top-k", defaults.top_k, sampling.top_k);
+  apply("top-p", defaults.top_p, sampling.top_p);
+  return applied.empty() ? "" : fmt::format("note: generation_config.json of the checkpoint sets{}\n", applied);
+}
+
 void run_generate(const GenerateArguments& options, const Job& job) {
   const std::filesystem::path checkpoint = find_checkpoint(options.checkpoint);
   RunConfig config = run_config_of(checkpoint);
@@ -127,6 +145,8 @@ void run_generate(const GenerateArguments& options, const Job& job) {
   const auto tokenizer = tokenizer_of(checkpoint, config);
   const std::vector<int32_t> end_tokens = end_tokens_of(checkpoint, config.model.vocab_size);
   RequestOptions wanted = options.requests;
+  const std::string sampling_note = apply_sampling_defaults(checkpoint, options.given, wanted.sampling);
+  if (job.rank() == 0) fmt::print(stderr, "{}", sampling_note);
   wanted.sampling.seed = static_cast<uint64_t>(options.seed);
   wanted.sampling.num_ids = tokenizer->vocab_size();
   wanted.sampling.more = end_tokens;
@@ -170,38 +190,40 @@ void run_generate(const GenerateArguments& options, const Job& job) {
 
 Command generate_command() {
   const auto options = std::make_shared<GenerateArguments>();
-  return {
-      .name = "generate",
-      .summary = "lets a checkpoint go on with texts",
-      .arguments = {checkpoint_argument(options->checkpoint)},
-      .options = {{"prompts", &options->requests.prompts_file, any(),
-                   "UTF-8 file with such a text in each line; empty lines are passed over"},
-                  {"max-new", &options->max_new, at_least(1), "most tokens to make of each text"},
-                  {"temperature", &options->requests.sampling.temperature, at_least(0), "0 takes the likeliest token"},
-                  {"top-k", &options->requests.sampling.top_k, at_least(0),
-                   "choose among that many likeliest; 0 for all"},
-                  {"top-p", &options->requests.sampling.top_p, between(0, 1),
-                   "then among the fewest with this probability together"},
-                  {"seed", &options->seed, at_least(0), "another seed, another text"},
-                  {"samples", &options->requests.samples, at_least(1),
-                   "texts to make of each prompt, with seeds from --seed on"},
-                  {"batch", &options->batch, at_least(0),
-                   "most texts that are made at once, over all ranks; 0 for 16, or 1 with --cache-mib"},
-                  {"speculate", &options->speculate, one_of({"auto", "on", "off"}),
-                   "draft tokens with the MTP modules and verify them, which changes no text; auto where "
-                   "the checkpoint has such modules"},
-                  {"cache-mib", &options->cache_mib, between(0, 1 << 20),
-                   "memory of a rank for outputs of experts that may be needed again; 0 for none"},
-                  {"complexity", &options->requests.complexity, any(),
-                   "how hard a request is: simple | medium | complex | critical, or auto: by its words. Its tokens "
-                   "visit as many experts as task.k_... of the run says. One for all prompts, or with commas one each"},
-                  task_option(options->requests.task),
-                  dead_experts_option(options->dead_experts),
-                  placement_option(options->placement),
-                  {"explain", &options->explain, any(), "say which task the prompt is recognised as, and by what"},
-                  ranks_option(options->ranks)},
-      .lists = {{"prompt", &options->requests.prompts, "a text to go on with"}},
-      .run = [options](const Job& job) { run_generate(*options, job); }};
+  return {.name = "generate",
+          .summary = "lets a checkpoint go on with texts",
+          .arguments = {checkpoint_argument(options->checkpoint)},
+          .options =
+              {{"prompts", &options->requests.prompts_file, any(),
+                "UTF-8 file with such a text in each line; empty lines are passed over"},
+               {"max-new", &options->max_new, at_least(1), "most tokens to make of each text"},
+               {"temperature", &options->requests.sampling.temperature, at_least(0),
+                "divides the logits; 0 takes the likeliest token. The checkpoint's generation_config.json sets other "
+                "defaults of this, --top-k and --top-p where it has do_sample = true"},
+               {"top-k", &options->requests.sampling.top_k, at_least(0), "choose among that many likeliest; 0 for all"},
+               {"top-p", &options->requests.sampling.top_p, between(0, 1),
+                "then among the fewest with this probability together"},
+               {"seed", &options->seed, at_least(0), "another seed, another text"},
+               {"samples", &options->requests.samples, at_least(1),
+                "texts to make of each prompt, with seeds from --seed on"},
+               {"batch", &options->batch, at_least(0),
+                "most texts that are made at once, over all ranks; 0 for 16, or 1 with --cache-mib"},
+               {"speculate", &options->speculate, one_of({"auto", "on", "off"}),
+                "draft tokens with the MTP modules and verify them, which changes no text; auto where "
+                "the checkpoint has such modules"},
+               {"cache-mib", &options->cache_mib, between(0, 1 << 20),
+                "memory of a rank for outputs of experts that may be needed again; 0 for none"},
+               {"complexity", &options->requests.complexity, any(),
+                "how hard a request is: simple | medium | complex | critical, or auto: by its words. Its tokens "
+                "visit as many experts as task.k_... of the run says. One for all prompts, or with commas one each"},
+               task_option(options->requests.task),
+               dead_experts_option(options->dead_experts),
+               placement_option(options->placement),
+               {"explain", &options->explain, any(), "say which task the prompt is recognised as, and by what"},
+               ranks_option(options->ranks)},
+          .lists = {{"prompt", &options->requests.prompts, "a text to go on with"}},
+          .given = &options->given,
+          .run = [options](const Job& job) { run_generate(*options, job); }};
 }
 
 }  // namespace cadre

@@ -7,6 +7,7 @@
 #include <algorithm>
 
 #include "comm/base/check.hpp"
+#include "comm/base/fields.hpp"
 #include "runtime/checkpoint/file.hpp"
 #include "runtime/checkpoint/model_checkpoint.hpp"
 #include "runtime/tokenizer/json_fields.hpp"
@@ -33,6 +34,18 @@ std::vector<int32_t> tokens_in(const json& value, const std::string& where) {
   return tokens;
 }
 
+template <class Number>
+std::optional<Number> number_in(const json& content, const char* key, const Allowed& allowed, const fs::path& file) {
+  const auto found = content.find(key);
+  if (found == content.end() || found->is_null()) return std::nullopt;
+  Number number{};
+  FieldValue value = found->dump();
+  if (found->is_number_float()) value = found->get<double>();
+  if (found->is_number_integer()) value = found->get<int64_t>();
+  assign({key, &number, allowed, "mend or remove the key"}, value, file.string() + ": ");
+  return number;
+}
+
 }  // namespace
 
 std::vector<int32_t> end_tokens_of(const fs::path& checkpoint, int64_t vocab_size) {
@@ -52,6 +65,17 @@ std::vector<int32_t> end_tokens_of(const fs::path& checkpoint, int64_t vocab_siz
     return tokens;
   }
   return {};
+}
+
+SamplingDefaults sampling_defaults_of(const fs::path& checkpoint) {
+  const fs::path file = checkpoint / kGenerationConfigFile;
+  if (!fs::exists(file)) return {};
+  const json content = read_json_file(file);
+  CADRE_CHECK(content.is_object(), fmt::format("{}: not a JSON object", file.string()));
+  const SamplingDefaults defaults = {number_in<double>(content, "temperature", at_least(0), file),
+                                     number_in<int64_t>(content, "top_k", at_least(0), file),
+                                     number_in<double>(content, "top_p", between(0, 1), file)};
+  return content.value("do_sample", json()) == true ? defaults : SamplingDefaults();
 }
 
 std::string generation_config_of(const json& config) {

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-// generation_config.json, in which transformers keeps the tokens that end a text.
+// generation_config.json, in which transformers keeps how text is generated: the tokens that end it, how tokens are drawn.
 #pragma once
 
 #include <nlohmann/json_fwd.hpp>
 
 #include <cstdint>
 #include <filesystem>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -19,6 +20,16 @@ inline constexpr const char* kGenerationConfigFile = "generation_config.json";
 // or, where that is missing or says nothing of it, of config.json, as transformers chooses. Throws on ids outside of
 // [0, vocab_size) and on what is no id.
 std::vector<int32_t> end_tokens_of(const std::filesystem::path& checkpoint, int64_t vocab_size);
+
+// How a checkpoint asks to sample. What is missing or null in the file is empty, and all is where do_sample is not true.
+struct SamplingDefaults {
+  std::optional<double> temperature;
+  std::optional<int64_t> top_k;
+  std::optional<double> top_p;
+};
+
+// Of generation_config.json; empty without the file. Throws on values out of range, whatever do_sample says.
+SamplingDefaults sampling_defaults_of(const std::filesystem::path& checkpoint);
 
 // The generation_config.json that says what a config.json does of the tokens that begin and end a text.
 std::string generation_config_of(const nlohmann::json& config);

@@ -218,7 +218,8 @@ class Taking {
     if (holder && holder->run == me_.run) return true;
     if (state == Flock::held) return wait_for_end(holder);
     if (!holder) return true;
-    if (state == Flock::taken && holder->boot == me_.boot) return true;
+    // A launcher starts the next job of a series when the one before has ended: a free lock suffices on any host.
+    if (state == Flock::taken && (holder->boot == me_.boot || follows(*holder))) return true;
     if (holder->boot == me_.boot && holder->pid_space == me_.pid_space) {
       return !is_alive(*holder) || wait_for_end(holder);
     }
@@ -226,17 +227,20 @@ class Taking {
   }
 
   bool wait_for_end(const std::optional<LockHolder>& holder) {
-    const bool follows = holder && !me_.series.empty() && holder->series == me_.series;
     const bool ends = !holder || is_ending(*holder, me_);
     const Clock::time_point now = Clock::now();
     if (!since_) since_ = now;
-    const auto patience = follows ? times_.predecessor : ends ? times_.ending : std::chrono::milliseconds(0);
+    const auto patience = holder && follows(*holder) ? times_.predecessor
+                          : ends                     ? times_.ending
+                                                     : std::chrono::milliseconds(0);
     if (now - *since_ >= patience) throw in_use(path_.parent_path(), holder);
     if (holder) tell(fmt::format("note: waiting for {} to end, which has trained in this folder", holder->describe()));
     return false;
   }
 
-  // No heartbeat for a while. Of a run that follows it as part of one series nothing else can be known either.
+  bool follows(const LockHolder& holder) const { return !me_.series.empty() && holder.series == me_.series; }
+
+  // No heartbeat for a while.
   bool is_silent(const LockHolder& holder) {
     tell(fmt::format("note: {} was left by {}; watching its heartbeat for {:.0f} s", path_.string(), holder.describe(),
                      std::chrono::duration<double>(times_.watch).count()));

@@ -2,7 +2,8 @@
 // One run at a time in a folder. The file RUNNING in it says who: process, host, job. Its holder keeps an advisory lock on
 // the file (flock, which also NFS carries between hosts and every kernel drops when the process ends) and writes a
 // heartbeat into it, for file systems without such locks. A file that a killed run left does not stop the next one:
-//   the lock is free on the same machine (boot id)   its process is gone
+//   the lock is free on the same machine (boot id)   its process has ended
+//   the lock is free, and both jobs are of a series  the launcher of the series saw the job end
 //   another machine, or a file system without locks  the heartbeat does not move while it is watched; where the process id
 //                                                    can be looked up, whether a process with that start time exists
 #pragma once

@@ -49,6 +49,33 @@ refused 2 "names 3 for 2 prompts"
 texts lf --task cooking
 refused 2 "--task" "cooking"
 
+# How a checkpoint asks to sample: defaults of the options.
+cp -rL "$folder/run/checkpoints/latest" "$folder/asks"
+rm "$folder/asks/cadre.json"  # has the checksum of the file that is replaced
+draws() { on_two_ranks generate "$folder/$1" --prompts "$folder/lf" --max-new 20 --seed 3 "${@:2}"; }
+texts_of() { grep -av "^note: " "$output"; }
+draws run --temperature 0
+texts_of >"$folder/greedy"
+draws run --temperature 0.4 --top-k 3
+texts_of >"$folder/drawn"
+draws run
+texts_of >"$folder/plain"
+cmp -s "$folder/drawn" "$folder/plain" && fail "--temperature and --top-k change nothing"
+echo '{"do_sample": true, "temperature": 0.4, "top_k": 3, "top_p": null}' >"$folder/asks/generation_config.json"
+draws asks
+says "note: generation_config.json of the checkpoint sets --temperature 0.4 --top-k 3"
+texts_of | cmp - "$folder/drawn" >&2 || fail "the defaults of the checkpoint are not used"
+draws asks --temperature 0
+says "note: generation_config.json of the checkpoint sets --top-k 3"
+texts_of | cmp - "$folder/greedy" >&2 || fail "an option does not win over the checkpoint"
+echo '{"do_sample": false, "temperature": 0.4, "top_k": 3}' >"$folder/asks/generation_config.json"
+draws asks
+texts_of | cmp - "$folder/plain" >&2 || fail "the defaults of the checkpoint are used without do_sample"
+grep -q "generation_config" "$output" && fail "a note on a file that sets nothing"
+echo '{"do_sample": true, "top_p": 1.5}' >"$folder/asks/generation_config.json"
+draws asks
+refused 2 "generation_config.json: top_p = 1.5, allowed: number in [0, 1]"
+
 # Names of files.
 name=$(printf 'odd\xff')
 on_two_ranks train "$run" "out=$folder/$name"

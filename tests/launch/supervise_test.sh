@@ -50,9 +50,20 @@ supervised "$folder/whole" --ranks 2
 ends_with 0
 (($(losses "$out" | wc -l) == 600)) || fail "not 600 losses"
 
+# The lock of the folder names the series, which is the same before and after the restart.
+series_of() { sed -n 's/.*"series":"\([^"]*\)".*/\1/p' "$1/RUNNING"; }
 supervised "$folder/killed" --ranks 2
 until_saved
+series=$(series_of "$out")
+[[ $series == "supervise $supervisor on "* ]] || fail "the job is of the series '$series'"
+grep -qz CADRE_SERIES "/proc/$(pgrep -P "$supervisor" -x mpirun)/cmdline" || fail "mpirun does not export the series"
+pid=$(sed -n 's/.*"pid":\([0-9]*\).*/\1/p' "$out/RUNNING")
 kill_a_rank
+for _ in {1..600}; do
+  if [[ -e $out/RUNNING ]] && ! grep -q "\"pid\":$pid," "$out/RUNNING"; then break; fi
+  sleep 0.05
+done
+[[ $(series_of "$out") == "$series" ]] || fail "the restart is of the series '$(series_of "$out")', not '$series'"
 ends_with 0
 says "restart 1 of 3" "resumed after step"
 [[ -e $out/FINISHED ]] || fail "no FINISHED"

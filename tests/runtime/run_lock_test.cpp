@@ -127,6 +127,16 @@ TEST_F(RunLockTest, AHolderWithoutHeartbeatIsGone) {
   }
 }
 
+// A restart of `supervise` on another host, where the lock of the job before is free.
+TEST_F(RunLockTest, ARunOfTheSameSeriesNeedsNoHeartbeatWhereTheLockIsFree) {
+  fs::create_directories(out_);
+  leave([](nlohmann::json& json) { json["series"] = "a supervisor"; });
+  ::setenv("CADRE_SERIES", "a supervisor", 1);
+  take();
+  ::unsetenv("CADRE_SERIES");
+  EXPECT_EQ(said_, "");
+}
+
 TEST_F(RunLockTest, AHeartbeatFromAnotherHostIsARun) {
   fs::create_directories(out_);
   leave([](nlohmann::json&) {});
