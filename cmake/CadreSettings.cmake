@@ -44,6 +44,10 @@ endif()
 # cadre_compile_together(TARGET): sources of a target in batches. Small enough that an edited one is compiled in seconds.
 function(cadre_compile_together target)
   set_target_properties(${target} PROPERTIES UNITY_BUILD ${CADRE_UNITY} UNITY_BUILD_BATCH_SIZE 6)
+  if(CADRE_UNITY)
+    # A type of an anonymous namespace in a source that another one includes: GCC takes that for a header.
+    target_compile_options(${target} PRIVATE $<$<COMPILE_LANG_AND_ID:CXX,GNU>:-Wno-subobject-linkage>)
+  endif()
 endfunction()
 
 # cadre_add_library(NAME SOURCES...): the library cadre_NAME, known as cadre::NAME, from the sources given and all headers

@@ -45,10 +45,11 @@ std::string transport_text(const Communicator& world) {
 
 // Without connections a dead or stopped rank shows only when a wait passes its deadline.
 std::string liveness_text(const Communicator& world) {
-  if (liveness() == nullptr || world.size() == 1) return "";
-  if (liveness()->failure().empty())
-    return fmt::format("  liveness  {} connections a rank\n", liveness()->num_connections());
-  return fmt::format("  liveness  none: {}; ranks that die are found by the deadline alone\n", liveness()->failure());
+  const Liveness* const liveness = world.job().liveness();
+  if (liveness == nullptr || world.size() == 1) return "";
+  if (liveness->failure().empty())
+    return fmt::format("  liveness  {} connections a rank\n", liveness->num_connections());
+  return fmt::format("  liveness  none: {}; ranks that die are found by the deadline alone\n", liveness->failure());
 }
 
 }  // namespace

@@ -8,7 +8,7 @@
 #include <memory>
 #include <span>
 
-#include "comm/transport/wait.hpp"
+#include "comm/job/wait.hpp"
 
 namespace cadre {
 namespace {

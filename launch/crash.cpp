@@ -33,7 +33,7 @@ extern "C" void report_crash(int signal) {
   std::signal(SIGALRM, SIG_DFL);
   alarm(kReportSeconds);
   say(fmt::format("cadre: error: {}signal {} ({}): {}\n", rank_at_start, signal, strsignal(signal),
-                  whereabouts().at.describe()));
+                  position_of_process().describe()));
   say(stack_trace());
   static_cast<void>(raise(signal));
 }

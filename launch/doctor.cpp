@@ -17,9 +17,9 @@
 #include <vector>
 
 #include "comm/group/topology.hpp"
+#include "comm/job/wait.hpp"
 #include "comm/progress/progress_thread.hpp"
 #include "comm/transport/mpi.hpp"
-#include "comm/transport/wait.hpp"
 #include "launch/binding.hpp"
 #include "launch/command.hpp"
 #include "layers/kernels/cpu/features.hpp"
@@ -254,7 +254,6 @@ void print_findings(const Findings& findings) {
 }
 
 void run_doctor(const DoctorArguments& options, const Job& job) {
-  apply_cpu_limit();
   job.on_ranks(options.ranks, [&](const Communicator& world) {
     Findings findings;
     findings.topology = discover_topology(world);

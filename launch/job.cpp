@@ -17,7 +17,6 @@
 #include <vector>
 
 #include "comm/base/stack_trace.hpp"
-#include "comm/transport/blocking_call.hpp"
 #include "comm/transport/local.hpp"
 #include "comm/transport/start_liveness.hpp"
 
@@ -66,6 +65,9 @@ void print_error(const std::string& rank, const Error& error) {
   static_cast<void>(std::fputs((line + '\n' + noted_stack(error.text())).c_str(), stderr));
 }
 
+// Handlers of signals and of std::terminate have no argument to find it by.
+JobContext* job_of_process = nullptr;
+
 // For scripts, where the launcher has a code of its own whenever it ends a job: srun --kill-on-bad-exit gives 143.
 void leave_code(int code) {
   if (const char* const file = std::getenv("CADRE_EXIT_FILE")) std::ofstream(file) << code << '\n';
@@ -74,7 +76,8 @@ void leave_code(int code) {
 // Every process of it, also where the launcher lets the others go on.
 [[noreturn]] void end_job(int code) {
   leave_code(code);
-  if (Liveness* const processes = liveness()) {
+  Liveness* const processes = job_of_process == nullptr ? nullptr : job_of_process->liveness();
+  if (processes != nullptr) {
     if (mpi_survives_lost_ranks()) processes->end_job(code);
     processes->leave(/*job_ends=*/true);
   }
@@ -92,7 +95,17 @@ Field ranks_option(int64_t& thread_ranks) {
 }
 
 Job::Job(int* argc, char*** argv)
-    : session_(argc, argv), failures_(make_mpi_world()), liveness_(start_liveness(*failures_)) {}
+    : context_(std::make_unique<JobContext>()),
+      mpi_(std::make_unique<MpiSession>(argc, argv)),
+      failures_(mpi_->make_world(*context_)) {
+  start_liveness(*failures_);
+  job_of_process = context_.get();
+}
+
+Job::~Job() {
+  context_->set_liveness(nullptr);
+  job_of_process = nullptr;
+}
 
 void Job::check_launcher() const {
   const Launched launched = launched_as();
@@ -111,8 +124,8 @@ int Job::num_ranks(int64_t thread_ranks) const {
 }
 
 void Job::on_ranks(int64_t thread_ranks, const std::function<void(Communicator)>& body) const {
-  if (thread_ranks == 0) return body(Communicator(make_mpi_world(), "world"));
-  run_local_ranks(num_ranks(thread_ranks),
+  if (thread_ranks == 0) return body(Communicator(mpi_->make_world(*context_), "world"));
+  run_local_ranks(*context_, num_ranks(thread_ranks),
                   [&](std::unique_ptr<Transport> transport) { body(Communicator(std::move(transport), "world")); });
 }
 
@@ -127,7 +140,7 @@ bool Job::lower_rank_failed() const {
     sent.push_back(failures_->send(std::span(news.get(), 1), peer, kFailureTag));
     sent.back().keep(news);
   }
-  const std::vector<int> lost = liveness_->lost();
+  const std::vector<int> lost = context_->liveness()->lost();
   for (int peer = 0; peer < rank(); ++peer) {
     if (std::ranges::binary_search(lost, peer)) continue;
     const auto heard = std::make_shared<std::byte>();
@@ -148,7 +161,7 @@ int Job::fail(const Error& error) const {
   if (size() == 1) {
     leave_code(code);
     if (launched_as().rank == 0) print_error("", error);
-    if (calls_were_left_behind()) std::_Exit(code);
+    if (context_->left_calls_behind()->load()) std::_Exit(code);
     return code;
   }
   try {
@@ -182,6 +195,10 @@ Error as_error(const std::exception_ptr& exception) {
   } catch (...) {
     return {ErrorKind::internal, "an exception of unknown type"};
   }
+}
+
+Position position_of_process() {
+  return job_of_process == nullptr ? Position{} : job_of_process->tracer().whereabouts().at;
 }
 
 void terminate_job() {

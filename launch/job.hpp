@@ -13,7 +13,7 @@
 #include "comm/base/check.hpp"
 #include "comm/base/fields.hpp"
 #include "comm/group/communicator.hpp"
-#include "comm/liveness/liveness.hpp"
+#include "comm/job/job_context.hpp"
 #include "comm/transport/mpi.hpp"
 
 namespace cadre {
@@ -25,9 +25,14 @@ class Job {
  public:
   // Starts MPI; the one Job of a process lives as long as `main`.
   Job(int* argc, char*** argv);
+  ~Job();
+  Job(const Job&) = delete;
+  Job& operator=(const Job&) = delete;
 
   int rank() const { return failures_->rank(); }
   int size() const { return failures_->size(); }
+  JobContext& context() const { return *context_; }
+  MpiSession& mpi() const { return *mpi_; }
 
   // Throws when a launcher started several processes that MPI does not know to be one job.
   void check_launcher() const;
@@ -44,9 +49,9 @@ class Job {
  private:
   bool lower_rank_failed() const;
 
-  MpiSession session_;
+  std::unique_ptr<JobContext> context_;
+  std::unique_ptr<MpiSession> mpi_;
   std::unique_ptr<Transport> failures_;  // carries nothing but news of failure
-  std::unique_ptr<Liveness> liveness_;
 };
 
 // "rank 2 on n0: " of a process that a launcher started; else empty. Needs no MPI.
@@ -54,6 +59,9 @@ std::string rank_of_process();
 
 // The Error that is, or stands for, this exception.
 Error as_error(const std::exception_ptr& exception);
+
+// What the process was last at; nothing before there is a Job. For handlers of signals.
+Position position_of_process();
 
 // For std::set_terminate: prints what was thrown, and the stack, and ends the job.
 [[noreturn]] void terminate_job();

@@ -6,7 +6,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "comm/transport/wait.hpp"
+#include "comm/job/wait.hpp"
 #include "runtime/checkpoint/file.hpp"
 
 namespace cadre {

@@ -9,7 +9,7 @@
 
 #include "comm/base/console.hpp"
 #include "comm/group/topology.hpp"
-#include "comm/transport/wait.hpp"
+#include "comm/job/wait.hpp"
 #include "launch/banner.hpp"
 #include "launch/checkpoint_argument.hpp"
 #include "launch/command.hpp"
@@ -180,12 +180,12 @@ void train_on(Communicator world, const RunConfig& config, int ranks_of_process,
   train_all_steps(std::move(world), config, memory, recovery, copies);
 }
 
-void train_with_survivors(const RunConfig& config) {
+void train_with_survivors(const RunConfig& config, const Job& job) {
   const std::optional<Found> at_start = find_latest(config);
   std::optional<PartnerCopies> copies;
   if (config.checkpoint.partner_copies > 0) copies.emplace();
   std::string run;
-  run_on_survivors([&](Communicator world, Recovery& recovery) {
+  run_on_survivors(job.mpi(), job.context(), [&](Communicator world, Recovery& recovery) {
     PartnerCopies* const kept = copies ? &*copies : nullptr;
     if (run.empty()) run = name_run(world);
     if (recovery.num_lost() == 0) return train_on(std::move(world), config, 1, run, &recovery, kept);
@@ -236,13 +236,13 @@ void run_train(const TrainArguments& options, const Job& job) {
     CADRE_CHECK(config.recover == "none", "recover = survivors, allowed: none with --ranks",
                 "threads of one process die together: start processes with mpirun");
   }
-  check_recovery(config, num_ranks);
+  check_recovery(config, num_ranks, job.context());
   config = with_end_of_text(std::move(config));
   check_out_folder(config);
   if (job.rank() == 0) say(model_config_notes(config.model_config_read));
   set_kernel_threads(static_cast<int>(config.compute.threads));
-  set_default_deadline(config.exchange.deadline_s);
-  if (config.recover == "survivors" && job.size() > 1) return train_with_survivors(config);
+  job.context().set_deadline(config.exchange.deadline_s);
+  if (config.recover == "survivors" && job.size() > 1) return train_with_survivors(config, job);
   job.on_ranks(options.ranks, [&](Communicator world) {
     const int ranks_of_process = job.size() == 1 ? world.size() : 1;
     const std::string run = name_run(world);

@@ -4,30 +4,21 @@
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
-#include <mutex>
 #include <string>
 
 #include "comm/base/check.hpp"
 
 namespace cadre {
-namespace {
-
-void warn_once(int error) {
-  static std::once_flag warned;
-  std::call_once(warned, [&] {
-    const std::string line =
-        fmt::format("cadre: warning: standard output cannot be written: {}; the run goes on, lines are dropped\n",
-                    std::strerror(error));
-    static_cast<void>(std::fputs(line.c_str(), stderr));
-  });
-}
-
-}  // namespace
-
+// After the first failure the stream keeps its error flag, so there is one warning.
 void say(std::string_view text) {
+  if (std::ferror(stdout) != 0) return;
   errno = 0;
   const bool written = std::fwrite(text.data(), 1, text.size(), stdout) == text.size();
-  if (std::fflush(stdout) != 0 || !written) warn_once(errno);
+  if (std::fflush(stdout) == 0 && written) return;
+  const std::string line =
+      fmt::format("cadre: warning: standard output cannot be written: {}; the run goes on, lines are dropped\n",
+                  std::strerror(errno));
+  static_cast<void>(std::fputs(line.c_str(), stderr));
 }
 
 void require_stdout() {

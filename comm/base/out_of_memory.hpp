@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Memory that could not be had, and what the thread was at when it asked for it.
+// Memory that a host or a device does not have.
 #pragma once
 
 #include <string>
@@ -13,14 +13,15 @@ namespace cadre {
 class OutOfMemory final : public Error {
  public:
   explicit OutOfMemory(const std::string& text, const std::string& hint,
-                       std::source_location where = std::source_location::current());
+                       std::source_location where = std::source_location::current())
+      : Error(ErrorKind::environment, text, hint, where), where_(where) {}
 
-  const Position& position() const { return position_; }
-  // The same for people: with step, layer and phase, and how many tokens the micro-batch there has.
-  Error with_tokens(int64_t num_tokens) const;
+  // The same, with what the rank was at and how many tokens the micro-batch there has.
+  Error at(const Position& position, int64_t num_tokens) const {
+    return {kind(), fmt::format("{}, {} tokens: {}", position.describe(), num_tokens, text()), hint(), where_};
+  }
 
  private:
-  Position position_;
   std::source_location where_;
 };
 

@@ -4,43 +4,24 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <atomic>
 #include <chrono>
 #include <utility>
 
 #include "comm/base/nvtx.hpp"
 
 namespace cadre {
-namespace {
 
-thread_local TraceRecorder* current_recorder = nullptr;
-
-struct SharedWhereabouts {
-  std::atomic<bool> waits = false;
-  std::atomic<int64_t> step = -1;
-  std::atomic<int> micro_batch = -1;
-  std::atomic<int> layer = -1;
-  std::atomic<const char*> phase = "";
-  std::atomic<int64_t> since_ns = 0;
-};
-SharedWhereabouts shared_whereabouts;
-
-}  // namespace
-
-void note_whereabouts(TraceKind kind, const Position& at) {
+void Tracer::note(TraceKind kind, const Position& at) {
   constexpr auto relaxed = std::memory_order_relaxed;
-  shared_whereabouts.waits.store(kind == TraceKind::wait, relaxed);
-  shared_whereabouts.step.store(at.step, relaxed);
-  shared_whereabouts.micro_batch.store(at.micro_batch, relaxed);
-  shared_whereabouts.layer.store(at.layer, relaxed);
-  shared_whereabouts.phase.store(at.phase, relaxed);
-  shared_whereabouts.since_ns.store(trace_clock_ns(), relaxed);
+  waits_.store(kind == TraceKind::wait, relaxed);
+  step_.store(at.step, relaxed);
+  micro_batch_.store(at.micro_batch, relaxed);
+  layer_.store(at.layer, relaxed);
+  phase_.store(at.phase, relaxed);
+  since_ns_.store(trace_clock_ns(), relaxed);
 }
 
-Whereabouts whereabouts() {
-  const SharedWhereabouts& shared = shared_whereabouts;
-  return {shared.waits, {shared.step, shared.micro_batch, shared.layer, shared.phase}, shared.since_ns};
-}
+Whereabouts Tracer::whereabouts() const { return {waits_, {step_, micro_batch_, layer_, phase_}, since_ns_}; }
 
 std::string Position::describe() const {
   std::string text;
@@ -97,22 +78,28 @@ uint64_t TraceRecorder::num_lost() const { return num_added_ - std::min<uint64_t
 
 std::array<int64_t, kNumTraceKinds> TraceRecorder::take_totals() { return std::exchange(totals_, {}); }
 
-TraceRecorder* trace_recorder() { return current_recorder; }
+TraceScope::TraceScope(Tracer& tracer, TraceRecorder& recorder)
+    : tracer_(tracer),
+      previous_(std::exchange(tracer.recorder_, &recorder)),
+      previous_owner_(tracer.owner_.exchange(std::this_thread::get_id())) {}
 
-TraceScope::TraceScope(TraceRecorder& recorder) : previous_(std::exchange(current_recorder, &recorder)) {}
+TraceScope::~TraceScope() {
+  tracer_.owner_.store(previous_owner_);
+  tracer_.recorder_ = previous_;
+}
 
-TraceScope::~TraceScope() { current_recorder = previous_; }
-
-TraceActivity::TraceActivity(TraceKind kind, const Position& at)
-    : recorder_(current_recorder), whereabouts_before_(whereabouts()) {
-  note_whereabouts(kind, at);
+TraceActivity::TraceActivity(Tracer& tracer, TraceKind kind, const Position& at)
+    : tracer_(tracer), recorder_(tracer.recorder()), whereabouts_before_(tracer.whereabouts()) {
+  tracer_.note(kind, at);
   if (recorder_ == nullptr) return;
   before_ = recorder_->activity();
   recorder_->begin(kind, at);
 }
 
 TraceActivity::~TraceActivity() {
-  note_whereabouts(whereabouts_before_.waits ? TraceKind::wait : TraceKind::compute, whereabouts_before_.at);
+  if (std::uncaught_exceptions() == exceptions_) {
+    tracer_.note(whereabouts_before_.waits ? TraceKind::wait : TraceKind::compute, whereabouts_before_.at);
+  }
   if (recorder_ == nullptr) return;
   if (before_.begin_ns == 0) {
     recorder_->end();
@@ -122,11 +109,11 @@ TraceActivity::~TraceActivity() {
 }
 
 void TraceActivity::relabel(const Position& at) {
-  note_whereabouts(TraceKind::wait, at);
+  tracer_.note(TraceKind::wait, at);
   if (recorder_ != nullptr) recorder_->relabel(at);
 }
 
-TraceSpan::TraceSpan(TraceKind kind, const Position& at) : recorder_(current_recorder) {
+TraceSpan::TraceSpan(const Tracer& tracer, TraceKind kind, const Position& at) : recorder_(tracer.recorder()) {
   if (recorder_ != nullptr) event_ = {kind, at, trace_clock_ns(), 0};
 }
 

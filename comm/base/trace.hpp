@@ -1,14 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 // Records what a rank did and when. A thread does one thing at a time, so its trace is a sequence of activities without
-// gaps: trace_switch ends one and begins the next. Beside them lie the spans that enclose activities (steps, ops of the
-// schedule) and the requests in flight. Recording only; runtime/observe turns it into files and reports. A thread without
+// gaps: Tracer::switch_to ends one and begins the next. Beside them lie the spans that enclose activities (steps, ops of the
+// schedule) and the requests in flight. Recording only; runtime/observe turns it into files and reports. A rank without
 // a recorder pays one branch a call. Where the CUDA Toolkit was found, activities are NVTX ranges, too.
 #pragma once
 
 #include <array>
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <exception>
 #include <string>
+#include <thread>
 #include <vector>
 
 namespace cadre {
@@ -72,41 +75,66 @@ class TraceRecorder {
   std::array<int64_t, kNumTraceKinds> totals_{};
 };
 
-// The recorder of the calling thread, or nullptr.
-TraceRecorder* trace_recorder();
-
-// What the process was last said to be at, for a thread that answers others. Where several threads are ranks, of any of
-// them. A reading while it changes may mix two; it is for messages.
+// What a rank does, as of its last report.
 struct Whereabouts {
   bool waits = false;  // else it computes
   Position at;
-  int64_t since_ns = 0;  // trace_clock_ns(); 0: nothing was said yet
+  int64_t since_ns = 0;  // trace_clock_ns(); 0: no report yet
 };
-Whereabouts whereabouts();
-void note_whereabouts(TraceKind kind, const Position& at);
 
-// From here on the calling thread works on `at`.
-inline void trace_switch(const Position& at) {
-  note_whereabouts(TraceKind::compute, at);
-  if (TraceRecorder* recorder = trace_recorder()) recorder->begin(TraceKind::compute, at);
-}
+// The trace of one rank: its recorder, if it has one, and its whereabouts, which other threads may read.
+class Tracer {
+ public:
+  Tracer() = default;
+  Tracer(const Tracer&) = delete;
+  Tracer& operator=(const Tracer&) = delete;
 
-// Makes `recorder` the one of the calling thread for a C++ scope.
+  // From here on the rank works on `at`.
+  void switch_to(const Position& at) {
+    note(TraceKind::compute, at);
+    if (TraceRecorder* active = recorder()) active->begin(TraceKind::compute, at);
+  }
+  void note(TraceKind kind, const Position& at);
+  // Any thread. A reading while it changes may mix two reports; it is for messages.
+  Whereabouts whereabouts() const;
+
+  // That of the thread that attached it; nullptr on other threads.
+  TraceRecorder* recorder() const {
+    return owner_.load(std::memory_order_relaxed) == std::this_thread::get_id() ? recorder_ : nullptr;
+  }
+
+ private:
+  friend class TraceScope;
+
+  TraceRecorder* recorder_ = nullptr;
+  std::atomic<std::thread::id> owner_ = std::thread::id();
+  std::atomic<bool> waits_ = false;
+  std::atomic<int64_t> step_ = -1;
+  std::atomic<int> micro_batch_ = -1;
+  std::atomic<int> layer_ = -1;
+  std::atomic<const char*> phase_ = "";
+  std::atomic<int64_t> since_ns_ = 0;
+};
+
+// Attaches a recorder to the tracer, for a C++ scope of the rank's own thread.
 class TraceScope {
  public:
-  explicit TraceScope(TraceRecorder& recorder);
+  TraceScope(Tracer& tracer, TraceRecorder& recorder);
   ~TraceScope();
   TraceScope(const TraceScope&) = delete;
   TraceScope& operator=(const TraceScope&) = delete;
 
  private:
+  Tracer& tracer_;
   TraceRecorder* previous_;
+  std::thread::id previous_owner_;
 };
 
-// An activity for a C++ scope; the one before goes on at its end.
+// An activity for a C++ scope; the one before goes on at its end. After an exception the tracer's whereabouts stay those of
+// the innermost activity.
 class TraceActivity {
  public:
-  TraceActivity(TraceKind kind, const Position& at);
+  TraceActivity(Tracer& tracer, TraceKind kind, const Position& at);
   ~TraceActivity();
   TraceActivity(const TraceActivity&) = delete;
   TraceActivity& operator=(const TraceActivity&) = delete;
@@ -115,15 +143,17 @@ class TraceActivity {
   void relabel(const Position& at);
 
  private:
+  Tracer& tracer_;
   TraceRecorder* recorder_;
   TraceEvent before_ = {};
   Whereabouts whereabouts_before_;
+  int exceptions_ = std::uncaught_exceptions();
 };
 
 // A span around activities, from construction to destruction.
 class TraceSpan {
  public:
-  TraceSpan(TraceKind kind, const Position& at);
+  TraceSpan(const Tracer& tracer, TraceKind kind, const Position& at);
   ~TraceSpan();
   TraceSpan(const TraceSpan&) = delete;
   TraceSpan& operator=(const TraceSpan&) = delete;

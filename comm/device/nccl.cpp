@@ -12,8 +12,8 @@
 #include "comm/base/check.hpp"
 #include "comm/device/cuda_check.cuh"
 #include "comm/device/staged.hpp"
+#include "comm/job/wait.hpp"
 #include "comm/transport/forwarding.hpp"
-#include "comm/transport/wait.hpp"
 
 namespace cadre {
 namespace {
@@ -280,7 +280,7 @@ class NcclTransport final : public ForwardingTransport {
 
   Request launched(std::unique_ptr<NcclOperation> operation, const std::string& what, int64_t bytes) {
     operation->launched();
-    return {fmt::format("{} over NCCL (rank {} of {})", what, rank(), size()), std::move(operation), bytes};
+    return {job(), fmt::format("{} over NCCL (rank {} of {})", what, rank(), size()), std::move(operation), bytes};
   }
 
   std::shared_ptr<Rail> rail_;

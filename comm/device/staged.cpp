@@ -149,10 +149,10 @@ class StagedTransport final : public ForwardingTransport {
   std::unique_ptr<StagedOperation> begin() { return std::make_unique<StagedOperation>(stage_); }
 
   // The operation itself where nothing was copied.
-  static Request staged(std::unique_ptr<StagedOperation> operation) {
+  Request staged(std::unique_ptr<StagedOperation> operation) {
     if (!operation->is_staged()) return std::move(operation->inner());
     std::string what = operation->inner().what();
-    Request request(std::move(what), std::move(operation));
+    Request request(job(), std::move(what), std::move(operation));
     request.hide();  // the operation beneath shows
     return request;
   }

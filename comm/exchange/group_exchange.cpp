@@ -71,7 +71,7 @@ std::unique_ptr<Exchange> made_on_all_ranks(const Communicator& group, const cha
                                             const std::function<std::unique_ptr<Exchange>()>& make) {
   std::unique_ptr<Exchange> made;
   const std::optional<Failure> failure =
-      attempt_together(group, default_deadline_seconds(), "making the exchange", [&] { made = make(); });
+      attempt_together(group, group.job().deadline_seconds(), "making the exchange", [&] { made = make(); });
   if (!failure) return made;
   made = nullptr;  // collective on the hosts where it could be made
   throw Error(failure->error(fmt::format("making the {} exchange", strategy)));

@@ -51,7 +51,7 @@ class HostDispatch : public RowTransfer {
     send_to_hosts();
     receive_landing();
     hosts_.needs_sent = true;
-    finished_ = Request(own_arrival_.what(), std::make_unique<Arrival>(*this));
+    finished_ = Request(exchange_.group().job(), own_arrival_.what(), std::make_unique<Arrival>(*this));
   }
 
   Elements unpack() override {

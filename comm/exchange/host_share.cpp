@@ -167,7 +167,8 @@ Request HostShare::arrival(std::vector<int64_t> counts) {
   in_offsets_ = offsets_of(in_counts_);
   std::vector<Request> messages;
   send_messages(messages);
-  return {describe("elements in shared memory"), std::make_unique<Arrival>(*this, std::move(messages))};
+  return {memory_.host().job(), describe("elements in shared memory"),
+          std::make_unique<Arrival>(*this, std::move(messages))};
 }
 
 const std::byte* HostShare::at(int peer, int64_t i) const {

@@ -63,7 +63,7 @@ class HostSums : public RowTransfer {
       messages_.push_back(exchange_.group().receive(
           into, home_.share(), map_.landing_rank(exchange_.group().rank(), host), HierarchicalExchange::kSumsTag));
     }
-    finished_ = Request(arrival_.what(), std::make_unique<Arrival>(*this));
+    finished_ = Request(exchange_.group().job(), arrival_.what(), std::make_unique<Arrival>(*this));
   }
 
   Elements unpack() override {

@@ -6,7 +6,7 @@
 #include <string_view>
 #include <utility>
 
-#include "comm/transport/wait.hpp"
+#include "comm/job/wait.hpp"
 
 namespace cadre {
 namespace {

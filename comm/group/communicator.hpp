@@ -10,9 +10,9 @@
 #include <type_traits>
 #include <vector>
 
-#include "comm/transport/pending.hpp"
+#include "comm/job/pending.hpp"
+#include "comm/job/wait.hpp"
 #include "comm/transport/transport.hpp"
-#include "comm/transport/wait.hpp"
 
 namespace cadre {
 
@@ -25,6 +25,7 @@ class Communicator {
   int size() const { return transport_->size(); }
   const std::string& name() const { return name_; }
   Transport& transport() const { return *transport_; }
+  JobContext& job() const { return transport_->job(); }
 
   // Collective: all ranks of this group. Messages of the new group never meet those of this one.
   Communicator duplicate(std::string name) const { return split(0, rank(), std::move(name)); }

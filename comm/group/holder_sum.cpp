@@ -133,7 +133,8 @@ class HolderSum : public PendingOperation {
 Request sum_over_holders(const Communicator& group, std::vector<HeldValues> held, int tag, std::vector<Request> after) {
   CADRE_ASSERT(tag >= 0 && tag <= kMaxHolderTag);
   const int64_t sent = bytes_sent(held, group.rank());
-  return {fmt::format("sum of {} values over their holders on '{}' (rank {} of {})", held.size(), group.name(),
+  return {group.job(),
+          fmt::format("sum of {} values over their holders on '{}' (rank {} of {})", held.size(), group.name(),
                       group.rank(), group.size()),
           std::make_unique<HolderSum>(group, std::move(held), tag, std::move(after)), sent};
 }

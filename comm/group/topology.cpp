@@ -7,7 +7,7 @@
 #include <array>
 
 #include "comm/base/check.hpp"
-#include "comm/transport/wait.hpp"
+#include "comm/job/wait.hpp"
 
 namespace cadre {
 

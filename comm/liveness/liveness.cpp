@@ -25,11 +25,9 @@ constexpr double kConnectSeconds = 20.0;
 constexpr int64_t kGraceNs = 200'000'000;
 constexpr int64_t kFlushNs = 100'000'000;
 constexpr std::chrono::milliseconds kIdle{500};
-constexpr std::chrono::seconds kAnswerTime{1};
+constexpr std::chrono::seconds kRollCallTime{1};
 constexpr size_t kMostNamed = 4;
 constexpr size_t kNoLink = SIZE_MAX;
-
-std::atomic<Liveness*> liveness_of_process = nullptr;
 
 // Prints what is buffered, unless another thread is printing.
 void flush_if_free(FILE* file) {
@@ -40,10 +38,8 @@ void flush_if_free(FILE* file) {
 
 }  // namespace
 
-Liveness* liveness() { return liveness_of_process.load(std::memory_order_acquire); }
-
-Liveness::Liveness(int rank, int num_ranks, const GatherBytes& gather)
-    : rank_(static_cast<size_t>(rank)), states_(static_cast<size_t>(num_ranks)) {
+Liveness::Liveness(int rank, int num_ranks, const Tracer& tracer, const GatherBytes& gather)
+    : rank_(static_cast<size_t>(rank)), tracer_(tracer), states_(static_cast<size_t>(num_ranks)) {
   if (num_ranks > 1) {
     Neighbourhood made = connect_neighbours(rank, num_ranks, gather, kConnectSeconds);
     members_ = std::move(made.members);
@@ -52,11 +48,9 @@ Liveness::Liveness(int rank, int num_ranks, const GatherBytes& gather)
   }
   wake_ = Socket(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
   if (!links_.empty()) thread_ = std::jthread([this](const std::stop_token& stop) { listen(stop); });
-  liveness_of_process.store(this);
 }
 
 Liveness::~Liveness() {
-  liveness_of_process.store(nullptr);
   leave(/*job_ends=*/false);
   thread_.request_stop();
   static_cast<void>(eventfd_write(wake_.get(), 1));
@@ -163,7 +157,7 @@ void Liveness::apply(size_t link, const Frame& frame) {
 }
 
 Frame Liveness::make_answer(const Frame& question) const {
-  const Whereabouts here = whereabouts();
+  const Whereabouts here = tracer_.whereabouts();
   Frame answer{.kind = Frame::Kind::answer,
                .origin = static_cast<int32_t>(rank_),
                .subject = question.origin,
@@ -242,7 +236,7 @@ std::string Liveness::describe_late() {
   flood({.kind = Frame::Kind::question});
   question_ = num_floods_;
   const auto silent = [this](size_t rank) { return is_there(rank) && states_[rank].answered != question_; };
-  changed_.wait_for(lock, kAnswerTime, [&] {
+  changed_.wait_for(lock, kRollCallTime, [&] {
     for (size_t rank = 0; rank < states_.size(); ++rank) {
       if (silent(rank)) return false;
     }

@@ -18,8 +18,8 @@ namespace cadre {
 
 class Liveness {
  public:
-  // Collective over all processes of the job. One a process; from here on it is liveness().
-  Liveness(int rank, int num_ranks, const GatherBytes& gather);
+  // Collective over all processes of the job. Answers the neighbours' questions with `tracer`'s whereabouts; it outlives this.
+  Liveness(int rank, int num_ranks, const Tracer& tracer, const GatherBytes& gather);
   // Sends a farewell.
   ~Liveness();
   Liveness(const Liveness&) = delete;
@@ -79,6 +79,7 @@ class Liveness {
   std::string name(size_t rank) const;
 
   size_t rank_;
+  const Tracer& tracer_;
   std::vector<Member> members_;
   std::string failure_;
   mutable std::mutex mutex_;  // of what follows
@@ -94,8 +95,5 @@ class Liveness {
   Socket wake_;  // an eventfd that ends the thread's pause
   std::jthread thread_;
 };
-
-// That of the process, or nullptr.
-Liveness* liveness();
 
 }  // namespace cadre

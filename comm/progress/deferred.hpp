@@ -20,20 +20,20 @@ class DeferredQueue {
     ++num_pushed_;
   }
 
-  // Runs the oldest; false when there is none.
-  bool run_one() {
+  // Runs the oldest, as an activity in the trace; false when there is none.
+  bool run_one(Tracer& tracer) {
     if (items_.empty()) return false;
     const Item item = std::move(items_.front());
     items_.pop_front();
-    const TraceActivity activity(TraceKind::compute, item.at);
+    const TraceActivity activity(tracer, TraceKind::compute, item.at);
     item.run();
     return true;
   }
 
   // How many have been pushed so far, and runs all but those pushed after that count was taken.
   uint64_t num_pushed() const { return num_pushed_; }
-  void run_first(uint64_t count) {
-    while (num_pushed_ - items_.size() < count) run_one();
+  void run_first(uint64_t count, Tracer& tracer) {
+    while (num_pushed_ - items_.size() < count) run_one(tracer);
   }
 
  private:

@@ -16,19 +16,36 @@ bool is_ready(const Engine::Run& run) { return run.task->done() || run.lane->sus
 // Goes on with the lane from where it waits until it waits again.
 void resume(Lane& lane) {
   const std::coroutine_handle<> handle = lane.suspension.resume;
-  if (Poller* poller = current_poller()) poller->unwatch(*lane.suspension.awaited);
+  lane.job().poller().unwatch(*lane.suspension.awaited);
   lane.suspension = {};
-  trace_switch(lane.position);
+  lane.tracer().switch_to(lane.position);
   handle.resume();
 }
+
+// Whatever ends the engine's run, the pollers forget the requests of its lanes.
+class Watched {
+ public:
+  explicit Watched(const std::vector<Engine::Run>& runs) : runs_(runs) {}
+  ~Watched() {
+    for (const Engine::Run& run : runs_) {
+      if (run.lane->suspension.awaited != nullptr) run.lane->job().poller().unwatch(*run.lane->suspension.awaited);
+    }
+  }
+  Watched(const Watched&) = delete;
+  Watched& operator=(const Watched&) = delete;
+
+ private:
+  const std::vector<Engine::Run>& runs_;
+};
 
 }  // namespace
 
 void Engine::wait_for_any(const std::vector<Run>& waiting, DeferredQueue* filler) const {
   while (std::ranges::none_of(waiting, is_ready)) {
-    if (filler != nullptr && filler->run_one()) continue;
-    TraceActivity activity(TraceKind::wait, {});
-    const Deadline deadline(deadline_seconds_);
+    JobContext& job = waiting.front().lane->job();
+    if (filler != nullptr && filler->run_one(job.tracer())) continue;
+    TraceActivity activity(job.tracer(), TraceKind::wait, {});
+    const Deadline deadline(&job, deadline_seconds_);
     for (;;) {
       const auto ready = std::ranges::find_if(waiting, is_ready);
       if (ready != waiting.end()) return activity.relabel(ready->lane->position);
@@ -39,12 +56,12 @@ void Engine::wait_for_any(const std::vector<Run>& waiting, DeferredQueue* filler
 }
 
 void Engine::run(std::vector<Run> runs, DeferredQueue* filler) const {
+  const Watched watched(runs);
   const auto watch = [](const Run& run) {
-    Poller* poller = current_poller();
-    if (poller != nullptr && !run.task->done()) poller->watch(*run.lane->suspension.awaited);
+    if (!run.task->done()) run.lane->job().poller().watch(*run.lane->suspension.awaited);
   };
   for (const Run& run : runs | std::views::reverse) {
-    trace_switch(run.lane->position);
+    run.lane->tracer().switch_to(run.lane->position);
     run.task->start(*run.lane);
     watch(run);
   }

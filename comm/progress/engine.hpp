@@ -5,8 +5,8 @@
 
 #include <vector>
 
+#include "comm/job/poll.hpp"
 #include "comm/progress/deferred.hpp"
-#include "comm/progress/poll.hpp"
 #include "comm/progress/task.hpp"
 
 namespace cadre {

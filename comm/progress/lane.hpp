@@ -8,7 +8,7 @@
 #include <utility>
 
 #include "comm/group/communicator.hpp"
-#include "comm/transport/wait.hpp"
+#include "comm/job/wait.hpp"
 
 namespace cadre {
 
@@ -21,12 +21,14 @@ class Lane {
   int id() const { return id_; }
   const Communicator& expert_group() const { return expert_group_; }
   const Communicator& data_group() const { return data_group_; }
+  JobContext& job() const { return expert_group_.job(); }
+  Tracer& tracer() const { return job().tracer(); }
 
   Position position;  // where this micro-batch is
   // What this micro-batch does from here on: for messages and the trace. `phase` is a string literal.
   void enter(const char* phase) {
     position.phase = phase;
-    trace_switch(position);
+    tracer().switch_to(position);
   }
   void enter(const char* phase, int layer) {
     position.layer = layer;

@@ -8,7 +8,7 @@
 #include <algorithm>
 
 #include "comm/group/topology.hpp"
-#include "comm/transport/wait.hpp"
+#include "comm/job/wait.hpp"
 
 namespace cadre {
 namespace {

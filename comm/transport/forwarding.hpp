@@ -11,7 +11,7 @@ namespace cadre {
 
 class ForwardingTransport : public Transport {
  public:
-  explicit ForwardingTransport(std::unique_ptr<Transport> base) : base_(std::move(base)) {}
+  explicit ForwardingTransport(std::unique_ptr<Transport> base) : Transport(base->job()), base_(std::move(base)) {}
 
   std::string library() const override { return base_->library(); }
   int rank() const override { return base_->rank(); }

@@ -10,9 +10,8 @@
 #include <vector>
 
 #include "comm/base/check.hpp"
-#include "comm/transport/blocking_call.hpp"
+#include "comm/job/job_context.hpp"
 #include "comm/transport/local_transport.hpp"
-#include "comm/transport/wait.hpp"
 
 namespace cadre {
 namespace {
@@ -20,6 +19,7 @@ namespace {
 // What the threads of run_local_ranks share, and outlives those that are left behind.
 struct RunningRanks {
   std::function<void(std::unique_ptr<Transport>)> body;
+  std::vector<std::unique_ptr<JobContext>> jobs;
   RankFailed failed = std::make_shared<std::atomic<bool>>(false);
   std::vector<std::unique_ptr<Transport>> transports;
   std::mutex mutex;
@@ -47,11 +47,17 @@ struct RunningRanks {
     return std::ranges::all_of(done, [](bool each) { return each; });
   }
 
+  double longest_deadline() const {
+    double longest = 0.0;
+    for (const auto& job : jobs) longest = std::max(longest, job->deadline_seconds());
+    return longest;
+  }
+
   // Where a rank failed, those that do not come to a wait within the deadline are left behind.
   bool come_to_an_end() {
     std::unique_lock lock(mutex);
     changed.wait(lock, [this] { return all_done() || first != nullptr; });
-    const auto time = std::chrono::duration<double>(default_deadline_seconds());
+    const auto time = std::chrono::duration<double>(longest_deadline());
     return changed.wait_for(lock, time, [this] { return all_done(); });
   }
 
@@ -66,32 +72,40 @@ struct RunningRanks {
       std::rethrow_exception(first);
     } catch (const Error& error) {
       return {error.kind(),
-              fmt::format("{}; still busy {:.0f} s later: rank{}", error.text(), default_deadline_seconds(), late),
+              fmt::format("{}; still busy {:.0f} s later: rank{}", error.text(), longest_deadline(), late),
               error.hint()};
     } catch (const std::exception& error) {
       return {ErrorKind::internal,
-              fmt::format("{}; still busy {:.0f} s later: rank{}", error.what(), default_deadline_seconds(), late)};
+              fmt::format("{}; still busy {:.0f} s later: rank{}", error.what(), longest_deadline(), late)};
     }
   }
 };
 
 }  // namespace
 
-void run_local_ranks(int num_ranks, const std::function<void(std::unique_ptr<Transport>)>& body) {
+void run_local_ranks(const JobContext& job, int num_ranks,
+                     const std::function<void(std::unique_ptr<Transport>)>& body) {
   CADRE_CHECK(num_ranks >= 1, fmt::format("{} ranks", num_ranks), "use at least one");
   const auto running = std::make_shared<RunningRanks>();
   running->body = body;
   running->done.resize(static_cast<size_t>(num_ranks));
-  running->transports = make_local_world(num_ranks, running->failed);
+  for (int rank = 0; rank < num_ranks; ++rank) {
+    running->jobs.push_back(std::make_unique<JobContext>(job.deadline_seconds()));
+  }
+  running->transports = make_local_world(running->jobs, running->failed);
   std::vector<std::thread> threads;
   for (int rank = 0; rank < num_ranks; ++rank) threads.emplace_back([running, rank] { running->run(rank); });
   if (!running->come_to_an_end()) {
     for (std::thread& thread : threads) thread.detach();
-    note_call_left_behind();
+    job.left_calls_behind()->store(true);
     throw Error(running->error_and_late());
   }
   for (std::thread& thread : threads) thread.join();
   if (running->first != nullptr) std::rethrow_exception(running->first);
+}
+
+void run_local_ranks(int num_ranks, const std::function<void(std::unique_ptr<Transport>)>& body) {
+  run_local_ranks(JobContext(), num_ranks, body);
 }
 
 }  // namespace cadre

@@ -12,8 +12,8 @@
 
 #include "comm/base/buffer.hpp"
 #include "comm/base/check.hpp"
+#include "comm/job/wait.hpp"
 #include "comm/transport/mailbox.hpp"
-#include "comm/transport/wait.hpp"
 
 namespace cadre {
 namespace {
@@ -70,6 +70,7 @@ class ReceivesOperation : public PendingOperation {
   void then(std::function<void()> last) { last_ = std::move(last); }
   void own(Buffer buffer) { buffers_.push_back(std::move(buffer)); }
 
+  bool outlives_job() const override { return false; }  // senders hold a copy of nothing that it owns
   bool test() override {
     CADRE_CHECK_PEER(!*group_->failed, "another rank of this process failed");
     std::erase_if(waiting_, [this](const Waiting& wait) { return arrived(wait); });
@@ -139,8 +140,8 @@ void reduce_bytes(std::byte* into, const std::byte* from, int64_t count, DType d
 
 class LocalTransport : public Transport {
  public:
-  LocalTransport(std::shared_ptr<Group> group, int rank, int size)
-      : group_(std::move(group)), rank_(rank), size_(size) {}
+  LocalTransport(JobContext& job, std::shared_ptr<Group> group, int rank, int size)
+      : Transport(job), group_(std::move(group)), rank_(rank), size_(size) {}
 
   std::string_view name() const override { return "local"; }
   std::string library() const override { return "threads of one process"; }
@@ -263,7 +264,7 @@ class LocalTransport : public Transport {
   std::unique_ptr<Transport> split(int color, int key) override {
     std::unique_lock lock(group_->split_mutex);
     Group::Split& split = group_->split;
-    const Deadline deadline;
+    const Deadline deadline(&job(), job().deadline_seconds());
     const auto wait_for = [&](auto&& condition) {
       while (!condition()) {
         CADRE_CHECK_PEER(!*group_->failed, "another rank of this process failed");
@@ -293,7 +294,7 @@ class LocalTransport : public Transport {
       for (const auto& [member_key, member] : members) world_ranks.push_back(group_->world_rank[member]);
       part = std::make_shared<Group>(std::move(world_ranks), group_->world_size, group_->failed);
     }
-    auto transport = std::make_unique<LocalTransport>(part, static_cast<int>(me - members.begin()), part_size);
+    auto transport = std::make_unique<LocalTransport>(job(), part, static_cast<int>(me - members.begin()), part_size);
 
     if (++split.num_taken == size_) {
       split = {};
@@ -317,7 +318,7 @@ class LocalTransport : public Transport {
   }
 
   Request make_request(const std::string& what, std::unique_ptr<ReceivesOperation> operation) {
-    return {fmt::format("{} (rank {} of {})", what, group_->world_rank[rank_], group_->world_size),
+    return {job(), fmt::format("{} (rank {} of {})", what, group_->world_rank[rank_], group_->world_size),
             std::move(operation), std::exchange(bytes_posted_, 0)};
   }
 
@@ -331,13 +332,15 @@ class LocalTransport : public Transport {
 
 }  // namespace
 
-std::vector<std::unique_ptr<Transport>> make_local_world(int num_ranks, RankFailed failed) {
+std::vector<std::unique_ptr<Transport>> make_local_world(std::span<const std::unique_ptr<JobContext>> jobs,
+                                                         RankFailed failed) {
+  const auto num_ranks = static_cast<int>(jobs.size());
   std::vector<int> world_ranks(static_cast<size_t>(num_ranks));
   std::iota(world_ranks.begin(), world_ranks.end(), 0);
   const auto world = std::make_shared<Group>(std::move(world_ranks), num_ranks, std::move(failed));
   std::vector<std::unique_ptr<Transport>> transports;
   for (int rank = 0; rank < num_ranks; ++rank) {
-    transports.push_back(std::make_unique<LocalTransport>(world, rank, num_ranks));
+    transports.push_back(std::make_unique<LocalTransport>(*jobs[static_cast<size_t>(rank)], world, rank, num_ranks));
   }
   return transports;
 }

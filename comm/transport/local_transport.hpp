@@ -4,6 +4,7 @@
 
 #include <atomic>
 #include <memory>
+#include <span>
 #include <vector>
 
 #include "comm/transport/transport.hpp"
@@ -13,7 +14,8 @@ namespace cadre {
 // Set once a rank of the process failed: then the others throw where they wait.
 using RankFailed = std::shared_ptr<std::atomic<bool>>;
 
-// The transport of each rank of a new world.
-std::vector<std::unique_ptr<Transport>> make_local_world(int num_ranks, RankFailed failed);
+// The transport of each rank of a new world. One job a rank.
+std::vector<std::unique_ptr<Transport>> make_local_world(std::span<const std::unique_ptr<JobContext>> jobs,
+                                                         RankFailed failed);
 
 }  // namespace cadre

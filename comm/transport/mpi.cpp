@@ -5,14 +5,13 @@
 #include <unistd.h>
 
 #include <array>
-#include <atomic>
 #include <cstring>
 #include <exception>
 #include <numeric>
 #include <vector>
 
 #include "comm/base/check.hpp"
-#include "comm/transport/blocking_call.hpp"
+#include "comm/job/blocking_call.hpp"
 #include "comm/transport/mpi_operations.hpp"
 
 namespace cadre {
@@ -32,21 +31,22 @@ std::string host_name() {
   return gethostname(name.data(), name.size() - 1) == 0 ? name.data() : "an unknown host";
 }
 
-// Of this process.
-std::atomic<size_t> shared_bytes_promised = 0;
-std::atomic<int> ranks_of_job_on_host = 1;
-
 class MpiSharedMemory : public SharedMemory {
  public:
-  MpiSharedMemory(MPI_Win window, std::byte* base, size_t bytes_per_rank)
-      : SharedMemory(base, bytes_per_rank), window_(window) {
-    shared_bytes_promised += bytes_per_rank;
+  MpiSharedMemory(JobContext& job, std::shared_ptr<MpiProcess> process, MPI_Win window, std::byte* base,
+                  size_t bytes_per_rank)
+      : SharedMemory(base, bytes_per_rank),
+        job_(job),
+        process_(std::move(process)),
+        window_(window),
+        cleanup_(job, process_) {
+    process_->shared_bytes_promised += bytes_per_rank;
   }
   ~MpiSharedMemory() override {
-    shared_bytes_promised -= bytes_per_rank();
+    process_->shared_bytes_promised -= bytes_per_rank();
     if (!cleanup_.safe_to_free()) return;
     try {
-      blocking_call("the end of a shared window", [window = window_]() mutable {
+      blocking_call(job_, "the end of a shared window", [window = window_]() mutable {
         static_cast<void>(MPI_Win_unlock_all(window));
         static_cast<void>(MPI_Win_free(&window));
       });
@@ -56,6 +56,8 @@ class MpiSharedMemory : public SharedMemory {
   }
 
  private:
+  JobContext& job_;
+  std::shared_ptr<MpiProcess> process_;
   MPI_Win window_;
   CollectiveCleanupGuard cleanup_;
 };
@@ -67,11 +69,11 @@ struct Window {
 };
 
 // Collective over `comm`, blocking.
-Window make_window(MPI_Comm comm, int size, size_t bytes) {
+Window make_window(const MpiProcess& process, MPI_Comm comm, int size, size_t bytes) {
   // What was promised before, to other lanes, may not have been touched yet and then still counts as free. Other groups
   // of this host may want as much at the same time.
-  const auto groups_on_host = static_cast<uint64_t>((ranks_of_job_on_host + size - 1) / size);
-  uint64_t wanted = groups_on_host * (bytes + shared_bytes_promised);
+  const auto groups_on_host = static_cast<uint64_t>((process.ranks_on_host + size - 1) / size);
+  uint64_t wanted = groups_on_host * (bytes + process.shared_bytes_promised);
   auto free_bytes = static_cast<uint64_t>(free_shared_bytes());
   CADRE_MPI(MPI_Allreduce(MPI_IN_PLACE, &wanted, 1, MPI_UINT64_T, MPI_SUM, comm));
   CADRE_MPI(MPI_Allreduce(MPI_IN_PLACE, &free_bytes, 1, MPI_UINT64_T, MPI_MIN, comm));  // so that all decide alike
@@ -93,7 +95,8 @@ Window make_window(MPI_Comm comm, int size, size_t bytes) {
 
 class MpiTransport : public Transport {
  public:
-  explicit MpiTransport(MPI_Comm comm) : comm_(comm) {
+  MpiTransport(JobContext& job, std::shared_ptr<MpiProcess> process, MPI_Comm comm)
+      : Transport(job), process_(std::move(process)), comm_(comm), cleanup_(job, process_) {
     CADRE_MPI(MPI_Comm_set_errhandler(comm_, MPI_ERRORS_RETURN));
     CADRE_MPI(MPI_Comm_rank(comm_, &rank_));
     CADRE_MPI(MPI_Comm_size(comm_, &size_));
@@ -130,7 +133,7 @@ class MpiTransport : public Transport {
     const BlockType block(bytes.size());
     CADRE_MPI(MPI_Isend(bytes.data(), 1, block.get(), peer, tag, comm_,
                         operation->add(false, world_rank_[peer], bytes.size())));
-    return {describe(fmt::format("send of {} bytes to rank {}, tag {}", bytes.size(), world_rank_[peer], tag)),
+    return {job(), describe(fmt::format("send of {} bytes to rank {}, tag {}", bytes.size(), world_rank_[peer], tag)),
             std::move(operation), static_cast<int64_t>(bytes.size())};
   }
 
@@ -139,7 +142,8 @@ class MpiTransport : public Transport {
     const BlockType block(bytes.size());
     CADRE_MPI(MPI_Irecv(bytes.data(), 1, block.get(), peer, tag, comm_,
                         operation->add(true, world_rank_[peer], bytes.size())));
-    return {describe(fmt::format("receive of {} bytes from rank {}, tag {}", bytes.size(), world_rank_[peer], tag)),
+    return {job(),
+            describe(fmt::format("receive of {} bytes from rank {}, tag {}", bytes.size(), world_rank_[peer], tag)),
             std::move(operation)};
   }
 
@@ -149,7 +153,7 @@ class MpiTransport : public Transport {
     const int block = checked_int(send.size() / static_cast<size_t>(size_), "bytes of an all_to_all block");
     auto operation = std::make_unique<CollectiveOperation>(size_);
     CADRE_MPI(MPI_Ialltoall(send.data(), block, MPI_BYTE, receive.data(), block, MPI_BYTE, comm_, operation->handle()));
-    return {describe(fmt::format("all_to_all of {} bytes a rank", block)), std::move(operation),
+    return {job(), describe(fmt::format("all_to_all of {} bytes a rank", block)), std::move(operation),
             int64_t{block} * (size_ - 1)};
   }
 
@@ -182,7 +186,7 @@ class MpiTransport : public Transport {
       std::memcpy(receive.base + receive.offsets[rank_] * row_bytes, send.base + send.offsets[rank_] * row_bytes,
                   static_cast<size_t>(send.counts[rank_]) * row_bytes);
     }
-    return {describe(fmt::format("all_to_all of rows of {} bytes", row_bytes)), std::move(operation),
+    return {job(), describe(fmt::format("all_to_all of rows of {} bytes", row_bytes)), std::move(operation),
             rows_sent * static_cast<int64_t>(row_bytes)};
   }
 
@@ -190,7 +194,7 @@ class MpiTransport : public Transport {
     const int bytes = checked_int(mine.size(), "bytes to gather");
     auto operation = std::make_unique<CollectiveOperation>(size_);
     CADRE_MPI(MPI_Iallgather(mine.data(), bytes, MPI_BYTE, all.data(), bytes, MPI_BYTE, comm_, operation->handle()));
-    return {describe(fmt::format("all_gather of {} bytes a rank", bytes)), std::move(operation),
+    return {job(), describe(fmt::format("all_gather of {} bytes a rank", bytes)), std::move(operation),
             int64_t{bytes} * (size_ - 1)};
   }
 
@@ -199,7 +203,7 @@ class MpiTransport : public Transport {
     const size_t bytes = static_cast<size_t>(count) * size_of(dtype);
     CADRE_MPI(MPI_Iallreduce(MPI_IN_PLACE, data, checked_int(count, "elements to reduce"), mpi_type(dtype), mpi_op(op),
                              comm_, operation->handle()));
-    return {describe(fmt::format("all_reduce of {} {}", count, name_of(dtype))), std::move(operation),
+    return {job(), describe(fmt::format("all_reduce of {} {}", count, name_of(dtype))), std::move(operation),
             static_cast<int64_t>(bytes)};
   }
 
@@ -207,14 +211,14 @@ class MpiTransport : public Transport {
     auto operation = std::make_unique<CollectiveOperation>(size_);
     CADRE_MPI(MPI_Ibcast(bytes.data(), checked_int(bytes.size(), "bytes to broadcast"), MPI_BYTE, root, comm_,
                          operation->handle()));
-    return {describe(fmt::format("broadcast of {} bytes from rank {}", bytes.size(), world_rank_[root])),
+    return {job(), describe(fmt::format("broadcast of {} bytes from rank {}", bytes.size(), world_rank_[root])),
             std::move(operation)};
   }
 
   Request barrier() override {
     auto operation = std::make_unique<CollectiveOperation>(size_);
     CADRE_MPI(MPI_Ibarrier(comm_, operation->handle()));
-    return {describe("barrier"), std::move(operation)};
+    return {job(), describe("barrier"), std::move(operation)};
   }
 
   void progress() override {
@@ -229,7 +233,7 @@ class MpiTransport : public Transport {
   }
 
   int host_leader() override {
-    return blocking_call<int>(describe("finding who shares a host"), [comm = comm_, rank = rank_](int& leader) {
+    return blocking_call<int>(job(), describe("finding who shares a host"), [comm = comm_, rank = rank_](int& leader) {
       MPI_Comm host = MPI_COMM_NULL;
       CADRE_MPI(MPI_Comm_split_type(comm, MPI_COMM_TYPE_SHARED, rank, MPI_INFO_NULL, &host));
       leader = rank;
@@ -239,12 +243,14 @@ class MpiTransport : public Transport {
   }
 
   std::unique_ptr<SharedMemory> share(size_t bytes) override {
-    const auto made = blocking_call<Window>(
-        describe("making shared memory"),
-        [comm = comm_, size = size_, bytes](Window& window) { window = make_window(comm, size, bytes); });
+    const auto made = blocking_call<Window>(job(), describe("making shared memory"),
+                                            [process = process_, comm = comm_, size = size_, bytes](Window& window) {
+                                              window = make_window(*process, comm, size, bytes);
+                                            });
     // Advice only, followed where /sys/kernel/mm/transparent_hugepage/shmem_enabled says advise.
     static_cast<void>(madvise(made.base, bytes * static_cast<size_t>(size_), MADV_HUGEPAGE));
-    auto memory = std::make_unique<MpiSharedMemory>(made.window, static_cast<std::byte*>(made.base), bytes);
+    auto memory =
+        std::make_unique<MpiSharedMemory>(job(), process_, made.window, static_cast<std::byte*>(made.base), bytes);
     if (memory->of(rank_).data() != made.mine) {
       throw Error(ErrorKind::environment, "this MPI library does not lay shared windows out contiguously",
                   "set exchange.strategy=flat");
@@ -253,9 +259,11 @@ class MpiTransport : public Transport {
   }
 
   std::unique_ptr<Transport> split(int color, int key) override {
-    return make_mpi_transport(blocking_call<MPI_Comm>(
-        describe("splitting a group"),
-        [comm = comm_, color, key](MPI_Comm& part) { CADRE_MPI(MPI_Comm_split(comm, color, key, &part)); }));
+    return make_mpi_transport(
+        job(), process_,
+        blocking_call<MPI_Comm>(job(), describe("splitting a group"), [comm = comm_, color, key](MPI_Comm& part) {
+          CADRE_MPI(MPI_Comm_split(comm, color, key, &part));
+        }));
   }
 
  private:
@@ -266,6 +274,7 @@ class MpiTransport : public Transport {
     return fmt::format("{} (rank {} of {})", what, world_rank_[rank_], world_size_);
   }
 
+  std::shared_ptr<MpiProcess> process_;
   MPI_Comm comm_;
   CollectiveCleanupGuard cleanup_;
   int rank_ = 0;
@@ -276,8 +285,8 @@ class MpiTransport : public Transport {
 
 }  // namespace
 
-std::unique_ptr<Transport> make_mpi_transport(MPI_Comm comm) { return std::make_unique<MpiTransport>(comm); }
-
-void set_ranks_of_job_on_host(int ranks) { ranks_of_job_on_host = ranks; }
+std::unique_ptr<Transport> make_mpi_transport(JobContext& job, std::shared_ptr<MpiProcess> process, MPI_Comm comm) {
+  return std::make_unique<MpiTransport>(job, std::move(process), comm);
+}
 
 }  // namespace cadre

@@ -2,6 +2,7 @@
 // The transport over MPI: nonblocking calls of MPI 3.1, polled.
 #pragma once
 
+#include <atomic>
 #include <memory>
 #include <string>
 #include <vector>
@@ -10,26 +11,33 @@
 
 namespace cadre {
 
-// MPI from first use to finalisation. One a process, made in `main`, outlives every MPI transport.
+struct MpiProcess;
+
+// MPI from first use to finalisation. One a process, made in `main`; outlives every MPI transport, and the contexts of its
+// jobs outlive it.
 class MpiSession {
  public:
   MpiSession(int* argc, char*** argv);
-  // Finalises. If an exception is passing through, the job is aborted instead: the peers may wait for us. Where ranks were
-  // lost the process ends here, with code 0.
+  // Finalises. If an exception is passing through, the job is aborted instead: the peers may wait for this rank. Where ranks
+  // were lost, or threads are left in calls of MPI, the process ends here, with code 0.
   ~MpiSession();
   MpiSession(const MpiSession&) = delete;
   MpiSession& operator=(const MpiSession&) = delete;
 
+  // All ranks that the launcher started, as a world of `job`. Collective.
+  std::unique_ptr<Transport> make_world(JobContext& job);
+  // The ranks that are left, ascending. Collective over them alone; all give the same. What belongs to the worlds before is
+  // left as it is from here on, pending operations included.
+  std::unique_ptr<Transport> make_survivors(JobContext& job, const std::vector<int>& ranks);
+
  private:
+  void add_job(JobContext& job);
+
   int exceptions_;
+  std::shared_ptr<MpiProcess> process_;
+  std::vector<std::shared_ptr<std::atomic<bool>>> left_calls_behind_;  // of each job
 };
 
-// All ranks of the job. Collective.
-std::unique_ptr<Transport> make_mpi_world();
-
-// The ranks of the job that are left, ascending. Collective over them alone; all give the same. What belongs to the worlds
-// before is left as it is from here on, pending operations included.
-std::unique_ptr<Transport> make_mpi_survivors(const std::vector<int>& ranks);
 // Whether the launcher lets a job go on when one of its processes dies.
 bool mpi_survives_lost_ranks();
 

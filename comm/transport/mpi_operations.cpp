@@ -2,14 +2,13 @@
 #include "comm/transport/mpi_operations.hpp"
 
 #include <array>
-#include <atomic>
 #include <cstring>
 #include <exception>
 #include <tuple>
+#include <utility>
 
 #include "comm/base/check.hpp"
 #include "comm/base/stack_trace.hpp"
-#include "comm/liveness/liveness.hpp"
 #include "comm/transport/mpi.hpp"
 
 namespace cadre {
@@ -17,19 +16,18 @@ namespace {
 
 constexpr size_t kChunk = size_t{1} << 20;
 
-std::atomic<int> generation = 0;
-
 }  // namespace
 
-void begin_mpi_generation() { generation.fetch_add(1); }
-
-CollectiveCleanupGuard::CollectiveCleanupGuard()
-    : exceptions_(std::uncaught_exceptions()), generation_(generation.load()) {}
+CollectiveCleanupGuard::CollectiveCleanupGuard(const JobContext& job, std::shared_ptr<const MpiProcess> process)
+    : job_(job),
+      process_(std::move(process)),
+      exceptions_(std::uncaught_exceptions()),
+      generation_(process_->generation.load()) {}
 
 bool CollectiveCleanupGuard::safe_to_free() const {
-  const Liveness* processes = liveness();
+  const Liveness* processes = job_.liveness();
   int over = 0;
-  return std::uncaught_exceptions() == exceptions_ && generation_ == generation.load() &&
+  return std::uncaught_exceptions() == exceptions_ && generation_ == process_->generation.load() &&
          (processes == nullptr || !processes->news()) && MPI_Finalized(&over) == MPI_SUCCESS && over == 0;
 }
 

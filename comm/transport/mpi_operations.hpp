@@ -4,6 +4,7 @@
 
 #include <mpi.h>
 
+#include <atomic>
 #include <memory>
 #include <source_location>
 #include <span>
@@ -19,20 +20,26 @@ void check_mpi(int code, const char* call, std::source_location where = std::sou
 
 #define CADRE_MPI(call) ::cadre::check_mpi((call), #call)
 
+// What transports and windows of one process share.
+struct MpiProcess {
+  std::atomic<int> ranks_on_host = 1;             // of the job, on this host
+  std::atomic<size_t> shared_bytes_promised = 0;  // of windows; pages that were not touched yet count as free
+  std::atomic<int> generation = 0;  // grows when the world becomes smaller: what is older is not freed any more
+};
+
 // Freeing a group or a window is collective. After an exception, a death or the end of MPI the peers may be waiting elsewhere:
 // then they are left.
 class CollectiveCleanupGuard {
  public:
-  CollectiveCleanupGuard();
+  CollectiveCleanupGuard(const JobContext& job, std::shared_ptr<const MpiProcess> process);
   bool safe_to_free() const;
 
  private:
+  const JobContext& job_;
+  std::shared_ptr<const MpiProcess> process_;
   int exceptions_;
   int generation_;
 };
-
-// The world became smaller: groups and windows of the larger one are not freed any more.
-void begin_mpi_generation();
 
 // A row as one MPI element, so that counts are rows and stay below 2^31.
 class RowType {
@@ -102,8 +109,6 @@ class MessagesOperation : public PendingOperation {
 };
 
 // Takes the communicator over.
-std::unique_ptr<Transport> make_mpi_transport(MPI_Comm comm);
-// How many ranks of the job run on this host.
-void set_ranks_of_job_on_host(int ranks);
+std::unique_ptr<Transport> make_mpi_transport(JobContext& job, std::shared_ptr<MpiProcess> process, MPI_Comm comm);
 
 }  // namespace cadre

@@ -4,8 +4,8 @@
 #include <mpi-ext.h>
 #endif
 
+#include <algorithm>
 #include <array>
-#include <atomic>
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
@@ -15,66 +15,75 @@
 #include <vector>
 
 #include "comm/base/check.hpp"
-#include "comm/transport/blocking_call.hpp"
+#include "comm/job/blocking_call.hpp"
 #include "comm/transport/mpi.hpp"
 #include "comm/transport/mpi_operations.hpp"
 
 namespace cadre {
 namespace {
 
-std::atomic<bool> lost_ranks = false;  // and the world was made anew
-
-void count_ranks_on_host(MPI_Comm world) {
+int count_ranks_on_host(MPI_Comm world) {
   MPI_Comm host = MPI_COMM_NULL;
   CADRE_MPI(MPI_Comm_split_type(world, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &host));
   int ranks = 1;
   CADRE_MPI(MPI_Comm_size(host, &ranks));
   CADRE_MPI(MPI_Comm_free(&host));
-  set_ranks_of_job_on_host(ranks);
+  return ranks;
 }
 
 }  // namespace
 
-MpiSession::MpiSession(int* argc, char*** argv) : exceptions_(std::uncaught_exceptions()) {
+MpiSession::MpiSession(int* argc, char*** argv)
+    : exceptions_(std::uncaught_exceptions()), process_(std::make_shared<MpiProcess>()) {
   int provided = MPI_THREAD_SINGLE;
   CADRE_MPI(MPI_Init_thread(argc, argv, MPI_THREAD_MULTIPLE, &provided));
   CADRE_CHECK(provided >= MPI_THREAD_FUNNELED, "this MPI gives less than MPI_THREAD_FUNNELED",
               "use an MPI library built with thread support");
-  allow_threads_for_blocking_calls(provided == MPI_THREAD_MULTIPLE);
 }
 
 MpiSession::~MpiSession() {
   if (std::uncaught_exceptions() > exceptions_) abort_mpi_job(exit_code(ErrorKind::internal));
-  if (lost_ranks || calls_were_left_behind()) {
-    // MPI_Finalize would wait for those that are no more.
+  const bool lost_ranks = process_->generation > 0;
+  if (lost_ranks || std::ranges::any_of(left_calls_behind_, [](const auto& left) { return left->load(); })) {
+    // MPI_Finalize would wait for processes that are dead, or for threads that block.
     std::fflush(nullptr);
     std::_Exit(0);
   }
   static_cast<void>(MPI_Finalize());
 }
 
-std::unique_ptr<Transport> make_mpi_world() {
-  return make_mpi_transport(blocking_call<MPI_Comm>("making the world", [](MPI_Comm& world) {
-    CADRE_MPI(MPI_Comm_dup(MPI_COMM_WORLD, &world));
-    count_ranks_on_host(world);
-  }));
+void MpiSession::add_job(JobContext& job) {
+  int level = MPI_THREAD_SINGLE;
+  CADRE_MPI(MPI_Query_thread(&level));
+  job.set_threads_for_calls(level == MPI_THREAD_MULTIPLE);
+  left_calls_behind_.push_back(job.left_calls_behind());
 }
 
-std::unique_ptr<Transport> make_mpi_survivors(const std::vector<int>& ranks) {
-  lost_ranks.store(true);
-  begin_mpi_generation();
-  return make_mpi_transport(
-      blocking_call<MPI_Comm>("making a world of the ranks that are left", [ranks](MPI_Comm& survivors) {
-        MPI_Group world = MPI_GROUP_NULL;
-        MPI_Group group = MPI_GROUP_NULL;
-        CADRE_MPI(MPI_Comm_group(MPI_COMM_WORLD, &world));
-        CADRE_MPI(MPI_Group_incl(world, static_cast<int>(ranks.size()), ranks.data(), &group));
-        // The same set of ranks is never tried twice, so its size tells this attempt from those before.
-        CADRE_MPI(MPI_Comm_create_group(MPI_COMM_WORLD, group, static_cast<int>(ranks.size()), &survivors));
-        CADRE_MPI(MPI_Group_free(&group));
-        CADRE_MPI(MPI_Group_free(&world));
-        count_ranks_on_host(survivors);
-      }));
+std::unique_ptr<Transport> MpiSession::make_world(JobContext& job) {
+  add_job(job);
+  return make_mpi_transport(job, process_,
+                            blocking_call<MPI_Comm>(job, "making the world", [process = process_](MPI_Comm& world) {
+                              CADRE_MPI(MPI_Comm_dup(MPI_COMM_WORLD, &world));
+                              process->ranks_on_host = count_ranks_on_host(world);
+                            }));
+}
+
+std::unique_ptr<Transport> MpiSession::make_survivors(JobContext& job, const std::vector<int>& ranks) {
+  add_job(job);
+  process_->generation.fetch_add(1);
+  const auto make = [process = process_, ranks](MPI_Comm& survivors) {
+    MPI_Group world = MPI_GROUP_NULL;
+    MPI_Group group = MPI_GROUP_NULL;
+    CADRE_MPI(MPI_Comm_group(MPI_COMM_WORLD, &world));
+    CADRE_MPI(MPI_Group_incl(world, static_cast<int>(ranks.size()), ranks.data(), &group));
+    // The same set of ranks is never tried twice, so its size tells this attempt from those before.
+    CADRE_MPI(MPI_Comm_create_group(MPI_COMM_WORLD, group, static_cast<int>(ranks.size()), &survivors));
+    CADRE_MPI(MPI_Group_free(&group));
+    CADRE_MPI(MPI_Group_free(&world));
+    process->ranks_on_host = count_ranks_on_host(survivors);
+  };
+  return make_mpi_transport(job, process_,
+                            blocking_call<MPI_Comm>(job, "making a world of the ranks that are left", make));
 }
 
 bool mpi_survives_lost_ranks() {

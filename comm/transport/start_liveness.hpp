@@ -8,7 +8,8 @@
 
 namespace cadre {
 
-// Collective over `world`, all processes of the job; its messages carry the job's secret.
-std::unique_ptr<Liveness> start_liveness(Transport& world);
+// Collective over `world`, all processes of the job; its messages carry the job's secret. From here on the context of the
+// job has it.
+void start_liveness(Transport& world);
 
 }  // namespace cadre

@@ -10,7 +10,8 @@
 #include <string_view>
 
 #include "comm/base/dtype.hpp"
-#include "comm/transport/request.hpp"
+#include "comm/job/job_context.hpp"
+#include "comm/job/request.hpp"
 
 namespace cadre {
 
@@ -50,7 +51,11 @@ class SharedMemory {
 // owner to Request::keep, so that an operation that is given up keeps it. Communicator has calls that do so by themselves.
 class Transport {
  public:
+  // `job` is that of this rank, and outlives its transports and requests.
+  explicit Transport(JobContext& job) : job_(job) {}
   virtual ~Transport() = default;
+
+  JobContext& job() const { return job_; }
 
   virtual std::string_view name() const = 0;  // "mpi", "local"
   virtual std::string library() const = 0;    // with its version, in one line
@@ -94,6 +99,9 @@ class Transport {
   // Blocking and collective over ranks that can share memory; `bytes` is the same on all of them. Throws
   // ErrorKind::environment, on all ranks alike, when the host has not that much.
   virtual std::unique_ptr<SharedMemory> share(size_t bytes) = 0;
+
+ private:
+  JobContext& job_;
 };
 
 }  // namespace cadre

@@ -7,7 +7,7 @@
 #include <cstdint>
 
 #include "comm/base/buffer.hpp"
-#include "comm/transport/request.hpp"
+#include "comm/job/request.hpp"
 #include "comm/wire/elements.hpp"
 #include "comm/wire/format.hpp"
 

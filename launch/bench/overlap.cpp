@@ -10,7 +10,7 @@
 
 #include "comm/base/random.hpp"
 #include "comm/base/trace.hpp"
-#include "comm/progress/poll.hpp"
+#include "comm/job/poll.hpp"
 #include "comm/progress/progress_thread.hpp"
 #include "launch/bench/bench.hpp"
 #include "launch/bench/exchange_run.hpp"
@@ -33,7 +33,8 @@ constexpr size_t kTraceCapacity = size_t{1} << 14;
 // Products that take about `wanted_us` on this rank: what a rank computes while rows travel.
 class Products {
  public:
-  explicit Products(int64_t hidden) : kernels_(make_cpu_kernels(Precision::fp32)) {
+  Products(int64_t hidden, Poller& poller)
+      : kernels_(make_cpu_kernels(Precision::fp32, RowBits::independent, &poller)) {
     weight_ = make_weight({{"weight", hidden}}, hidden, 0.02);
     store_.add(weight_);
     store_.allocate(DType::f32, /*with_grad=*/true, /*dry_run=*/false);
@@ -76,7 +77,7 @@ struct Contender {
   std::string name;
   double polls = 0;
   bool with_thread = false;
-  Poller poller{PollPolicy{}};
+  Poller poller;  // what it has learnt of the length of exchanges
   std::vector<double> us, hidden_percent, polls_done, poll_us;
 };
 
@@ -99,11 +100,13 @@ void run_overlapped(const Communicator& world, std::optional<int> spare_cpu, Exc
   std::optional<ProgressThread> thread;
   if (contender.with_thread) thread.emplace(world.transport(), *spare_cpu);
   TraceRecorder recorder(kTraceCapacity);
-  const TraceScope tracing(recorder);
-  const PollScope polling(contender.poller);
-  contender.poller.take_count();
+  Tracer& tracer = world.job().tracer();
+  const TraceScope tracing(tracer, recorder);
+  Poller& poller = world.job().poller();
+  poller = std::exchange(contender.poller, {});
+  poller.take_count();
   contender.us.push_back(run.timed_us([&] {
-    trace_switch({.phase = kDispatch.data()});
+    tracer.switch_to({.phase = kDispatch.data()});
     const auto rows = run.start_dispatch();
     {
       const Watch watch(rows->finish());
@@ -112,7 +115,8 @@ void run_overlapped(const Communicator& world, std::optional<int> spare_cpu, Exc
     run.finish_dispatch(*rows);
     recorder.end();
   }));
-  const PollCount count = contender.poller.take_count();
+  const PollCount count = poller.take_count();
+  contender.poller = poller;
   contender.polls_done.push_back(static_cast<double>(count.polls));
   contender.poll_us.push_back(static_cast<double>(count.nanoseconds) * 1e-3);
   contender.hidden_percent.push_back(hidden_percent(recorder.events()));
@@ -124,13 +128,13 @@ std::vector<Contender> contenders(const SpareCpu& spare) {
     Contender& one = all.emplace_back();
     one.name = fmt::format("{:.0f} polls", polls);
     one.polls = polls;
-    one.poller = Poller({.polls_per_exchange = polls});
+    one.poller.set_policy({.polls_per_exchange = polls});
   }
   if (spare.cpu) {
     Contender& one = all.emplace_back();
     one.name = "thread";
     one.with_thread = true;
-    one.poller = Poller({.polls_per_exchange = 0});
+    one.poller.set_policy({.polls_per_exchange = 0});
   }
   return all;
 }
@@ -178,7 +182,7 @@ void print(const nlohmann::json& report) {
 void bench_overlap(const Communicator& world, const BenchOverlapArguments& options) {
   const ExchangeBenchOptions& exchange = options.exchange;
   ExchangeRun run(world, discover_topology(world), exchange, exchange.strategy);
-  Products products(exchange.hidden);
+  Products products(exchange.hidden, world.job().poller());
   const SpareCpu spare = find_spare_cpu(world, /*threads=*/1);
   std::vector<Contender> all = contenders(spare);
   const auto dispatch = [&] { run.finish_dispatch(*run.start_dispatch()); };

@@ -3,8 +3,8 @@
 #pragma once
 
 #include "comm/exchange/exchange.hpp"
+#include "comm/job/poll.hpp"
 #include "comm/progress/deferred.hpp"
-#include "comm/progress/poll.hpp"
 #include "comm/progress/task.hpp"
 #include "layers/moe/token_facts.hpp"
 #include "layers/nn/module.hpp"
@@ -50,13 +50,13 @@ inline void defer(LaneContext& ctx, const char* phase, std::function<void()> run
   Position at = ctx.lane.position;
   at.phase = phase;
   if (ctx.deferred != nullptr) return ctx.deferred->push(at, std::move(run));
-  const TraceActivity activity(TraceKind::compute, at);
+  const TraceActivity activity(ctx.lane.tracer(), TraceKind::compute, at);
   run();
 }
 
 // All that has been deferred so far, also by others.
 inline void run_deferred(LaneContext& ctx) {
-  if (ctx.deferred != nullptr) ctx.deferred->run_first(ctx.deferred->num_pushed());
+  if (ctx.deferred != nullptr) ctx.deferred->run_first(ctx.deferred->num_pushed(), ctx.lane.tracer());
 }
 
 }  // namespace cadre

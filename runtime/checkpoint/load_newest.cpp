@@ -5,7 +5,7 @@
 
 #include "comm/base/check.hpp"
 #include "comm/group/agreement.hpp"
-#include "comm/transport/wait.hpp"
+#include "comm/job/wait.hpp"
 
 namespace cadre {
 namespace {

@@ -9,7 +9,7 @@
 
 #include "comm/base/check.hpp"
 #include "comm/base/random.hpp"
-#include "comm/transport/wait.hpp"
+#include "comm/job/wait.hpp"
 
 namespace cadre {
 namespace {

@@ -79,15 +79,15 @@ nlohmann::json to_json(const LockHolder& holder) {
 
 // None for a file that is empty, or that its writer did not finish.
 std::optional<LockHolder> holder_in(const std::string& text) {
-  const auto json = nlohmann::json::parse(text, nullptr, /*allow_exceptions=*/false);
-  if (!json.is_object()) return std::nullopt;
+  const auto stored = nlohmann::json::parse(text, nullptr, /*allow_exceptions=*/false);
+  if (!stored.is_object()) return std::nullopt;
   LockHolder holder;
   try {
-    holder = {json.at("pid").get<int64_t>(),           json.at("parent").get<int64_t>(),
-              json.at("start_time").get<int64_t>(),    json.at("boot").get<std::string>(),
-              json.at("pid_space").get<std::string>(), json.at("host").get<std::string>(),
-              json.at("job").get<std::string>(),       json.at("series").get<std::string>(),
-              json.at("run").get<std::string>(),       json.at("beat").get<int64_t>()};
+    holder = {stored.at("pid").get<int64_t>(),           stored.at("parent").get<int64_t>(),
+              stored.at("start_time").get<int64_t>(),    stored.at("boot").get<std::string>(),
+              stored.at("pid_space").get<std::string>(), stored.at("host").get<std::string>(),
+              stored.at("job").get<std::string>(),       stored.at("series").get<std::string>(),
+              stored.at("run").get<std::string>(),       stored.at("beat").get<int64_t>()};
   } catch (const nlohmann::json::exception&) {
     return std::nullopt;
   }

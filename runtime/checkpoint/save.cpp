@@ -11,7 +11,7 @@
 #include <utility>
 #include <vector>
 
-#include "comm/transport/wait.hpp"
+#include "comm/job/wait.hpp"
 #include "runtime/checkpoint/directory.hpp"
 #include "runtime/checkpoint/file.hpp"
 #include "runtime/checkpoint/model_checkpoint.hpp"

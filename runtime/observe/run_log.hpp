@@ -11,7 +11,7 @@
 #include <string>
 #include <vector>
 
-#include "comm/progress/poll.hpp"
+#include "comm/job/poll.hpp"
 #include "runtime/observe/balance_alarm.hpp"
 #include "runtime/observe/metrics_csv.hpp"
 #include "runtime/observe/progress_bar.hpp"

@@ -7,8 +7,8 @@
 
 #include "comm/device/nccl.hpp"
 #include "comm/device/staged.hpp"
+#include "comm/job/wait.hpp"
 #include "comm/transport/mpi.hpp"
-#include "comm/transport/wait.hpp"
 #include "layers/kernels/gpu/cuda.hpp"
 #include "runtime/observe/memory_limits.hpp"
 #include "runtime/train/worker.hpp"
@@ -85,7 +85,9 @@ Communicator over_devices(Communicator world, const ComputeConfig& compute, cons
 }
 
 std::unique_ptr<Kernels> make_kernels(const Communicator& world, const ComputeConfig& config, RowBits bits) {
-  if (config.device == "cpu") return make_cpu_kernels(precision_of(config), bits);
+  if (config.device == "cpu") {
+    return make_cpu_kernels(precision_of(config), bits, &world.job().poller());
+  }
   const std::vector<DeviceSeat> seats = take_device_seats(world);
   return make_cuda_kernels(seats[static_cast<size_t>(world.rank())].device, precision_of(config));
 }

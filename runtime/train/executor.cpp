@@ -96,9 +96,9 @@ void Executor::run(const StepWork& work, LocalStep& local, Overlap overlap) {
     for (const Op& op : ops) run(op);
     finish_carried_weights();
   } catch (const OutOfMemory& error) {
-    const int micro_batch = error.position().micro_batch;
-    if (micro_batch < 0) throw;
-    throw error.with_tokens(work.num_tokens(micro_batch));
+    const Position at = worker_.job().tracer().whereabouts().at;
+    if (at.micro_batch < 0) throw;
+    throw error.at(at, work.num_tokens(at.micro_batch));
   }
   worker_.lane().position = {.step = work.step, .phase = "send"};
   for (Request& sent : sends_) worker_.await(sent);
@@ -107,7 +107,7 @@ void Executor::run(const StepWork& work, LocalStep& local, Overlap overlap) {
 }
 
 void Executor::run(const Op& op) {
-  const TraceSpan span(TraceKind::op,
+  const TraceSpan span(worker_.job().tracer(), TraceKind::op,
                        {.step = work_->step, .micro_batch = op.chunk.micro_batch, .phase = span_of(op.kind)});
   switch (op.kind) {
     case OpKind::receive: return post_receive(op);
@@ -142,7 +142,9 @@ void Executor::run(const Op& op) {
       one.deferred_until = deferred_.num_pushed();
       return;
     }
-    case OpKind::backward_weight: deferred_.run_first(live(op.chunk).deferred_until); return end(op.chunk);
+    case OpKind::backward_weight:
+      deferred_.run_first(live(op.chunk).deferred_until, worker_.job().tracer());
+      return end(op.chunk);
   }
 }
 
@@ -160,7 +162,7 @@ void Executor::carry_weights_of(Live& one) {
 
 void Executor::finish_carried_weights() {
   if (carried_ == nullptr) return;
-  deferred_.run_first(carried_->deferred_until);
+  deferred_.run_first(carried_->deferred_until, worker_.job().tracer());
   end(carried_->chunk);
   carried_ = nullptr;
 }
@@ -215,7 +217,7 @@ void Executor::bucket_done(int stage, int bucket) {
 Executor::Live& Executor::begin(Chunk chunk) {
   const auto free = std::find(live_.begin(), live_.end(), nullptr);
   CADRE_ASSERT(free != live_.end());
-  trace_switch({.step = work_->step, .micro_batch = chunk.micro_batch, .phase = "data"});
+  worker_.job().tracer().switch_to({.step = work_->step, .micro_batch = chunk.micro_batch, .phase = "data"});
   *free = std::make_unique<Live>(worker_, *work_, deferred_, static_cast<int>(free - live_.begin()), chunk);
   return **free;
 }
@@ -247,9 +249,9 @@ void Executor::post_receive(const Op& op) {
   rows.memory = Buffer(bytes_of(op.feeds.chunk.micro_batch));
   if (rows.memory.empty()) return;
   const bool forward = op.feeds.pass == Pass::forward;
-  trace_switch({.step = work_->step,
-                .micro_batch = op.feeds.chunk.micro_batch,
-                .phase = forward ? "receive activations" : "receive gradients"});
+  worker_.job().tracer().switch_to({.step = work_->step,
+                                    .micro_batch = op.feeds.chunk.micro_batch,
+                                    .phase = forward ? "receive activations" : "receive gradients"});
   rows.arrived = worker_.pipeline_group().receive(rows.memory.span(), rows.memory.share(), op.peer, tag_of(op.feeds));
 }
 
@@ -259,9 +261,9 @@ void Executor::post_send(const Op& op) {
   Buffer& memory = rows.mapped().memory;
   if (memory.empty()) return;
   const bool forward = op.feeds.pass == Pass::forward;
-  trace_switch({.step = work_->step,
-                .micro_batch = op.feeds.chunk.micro_batch,
-                .phase = forward ? "send activations" : "send gradients"});
+  worker_.job().tracer().switch_to({.step = work_->step,
+                                    .micro_batch = op.feeds.chunk.micro_batch,
+                                    .phase = forward ? "send activations" : "send gradients"});
   Request sent = worker_.pipeline_group().send(memory.span(), memory.share(), op.peer, tag_of(op.feeds));
   std::erase_if(sends_, [](Request& request) { return request.test(); });
   if (!sent.test()) sends_.push_back(std::move(sent));

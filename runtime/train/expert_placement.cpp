@@ -11,7 +11,7 @@
 
 #include "comm/base/check.hpp"
 #include "comm/base/random.hpp"
-#include "comm/transport/wait.hpp"
+#include "comm/job/wait.hpp"
 #include "layers/model/model.hpp"
 #include "runtime/checkpoint/file.hpp"
 #include "runtime/placement/plan.hpp"

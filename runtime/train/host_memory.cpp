@@ -8,7 +8,7 @@
 #include <span>
 
 #include "comm/base/check.hpp"
-#include "comm/transport/wait.hpp"
+#include "comm/job/wait.hpp"
 
 namespace cadre {
 namespace {

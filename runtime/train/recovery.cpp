@@ -15,7 +15,6 @@
 
 #include "comm/base/check.hpp"
 #include "comm/liveness/liveness.hpp"
-#include "comm/transport/mpi.hpp"
 
 namespace cadre {
 namespace {
@@ -81,9 +80,9 @@ double Recovery::stands() {
   return std::chrono::duration<double>(Clock::now() - noticed_).count();
 }
 
-void check_recovery(const RunConfig& config, int num_ranks) {
+void check_recovery(const RunConfig& config, int num_ranks, const JobContext& job) {
   if (config.recover != "survivors" || num_ranks == 1) return;
-  const Liveness* const processes = liveness();
+  const Liveness* const processes = job.liveness();
   if (!mpi_survives_lost_ranks()) {
     throw Error(ErrorKind::environment,
                 "recover = survivors, but the launcher ends the job when one of its processes dies",
@@ -95,15 +94,15 @@ void check_recovery(const RunConfig& config, int num_ranks) {
   }
 }
 
-void run_on_survivors(const std::function<void(Communicator, Recovery&)>& body) {
-  Liveness& processes = *liveness();
-  std::unique_ptr<Transport> world = make_mpi_world();
-  Watchdog watchdog(processes, 2.0 * default_deadline_seconds());
+void run_on_survivors(MpiSession& mpi, JobContext& job, const std::function<void(Communicator, Recovery&)>& body) {
+  Liveness& processes = *job.liveness();
+  std::unique_ptr<Transport> world = mpi.make_world(job);
+  Watchdog watchdog(processes, 2.0 * job.deadline_seconds());
   Recovery recovery(watchdog);
   for (;;) {
     recovery.noticed_ = Clock::now();
     try {
-      if (world == nullptr) world = make_mpi_survivors(processes.agree_on_survivors(default_deadline_seconds()));
+      if (world == nullptr) world = mpi.make_survivors(job, processes.agree_on_survivors(job.deadline_seconds()));
       return body(Communicator(std::move(world), "world"), recovery);
     } catch (const Error& error) {
       if (!comes_from_death(processes, error)) {

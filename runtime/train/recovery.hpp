@@ -9,6 +9,7 @@
 #include <string>
 
 #include "comm/group/communicator.hpp"
+#include "comm/transport/mpi.hpp"
 #include "runtime/config/run_config.hpp"
 
 namespace cadre {
@@ -28,7 +29,8 @@ class Recovery {
   double stands();
 
  private:
-  friend void run_on_survivors(const std::function<void(Communicator, Recovery&)>& body);
+  friend void run_on_survivors(MpiSession& mpi, JobContext& job,
+                               const std::function<void(Communicator, Recovery&)>& body);
   Watchdog& watchdog_;
   int num_lost_ = 0;
   std::string story_;
@@ -36,12 +38,12 @@ class Recovery {
 };
 
 // Throws where this job cannot survive a death: the launcher would end it, or ranks cannot reach each other beside MPI.
-void check_recovery(const RunConfig& config, int num_ranks);
+void check_recovery(const RunConfig& config, int num_ranks, const JobContext& job);
 
 // Runs `body` with the world of the job; when ranks die, once more with that of those that are left, and so on.
 // Collective. Where these cannot go on, throws ErrorKind::restart; where one of them hangs, ends the whole job with that
 // code.
-void run_on_survivors(const std::function<void(Communicator, Recovery&)>& body);
+void run_on_survivors(MpiSession& mpi, JobContext& job, const std::function<void(Communicator, Recovery&)>& body);
 
 // The configuration of a run that goes on with fewer ranks: expert-parallel groups that do not fit any more, and a placement
 // for another number of ranks, give way to the default. `saved`: this job has saved, so that it goes on from what is

@@ -16,7 +16,7 @@
 #include "comm/base/console.hpp"
 #include "comm/base/random.hpp"
 #include "comm/group/agreement.hpp"
-#include "comm/transport/wait.hpp"
+#include "comm/job/wait.hpp"
 #include "runtime/checkpoint/digest.hpp"
 #include "runtime/checkpoint/directory.hpp"
 #include "runtime/checkpoint/load_newest.hpp"

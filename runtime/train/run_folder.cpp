@@ -11,7 +11,7 @@
 #include "comm/base/check.hpp"
 #include "comm/base/console.hpp"
 #include "comm/group/agreement.hpp"
-#include "comm/transport/wait.hpp"
+#include "comm/job/wait.hpp"
 #include "runtime/checkpoint/digest.hpp"
 #include "runtime/checkpoint/directory.hpp"
 #include "runtime/config/config_changes.hpp"

@@ -69,7 +69,7 @@ Trainer::Trainer(Communicator world, const RunConfig& config, PartnerCopies* cop
       optimizer_(worker_.store(), config_.train),
       stages_(train_stages(config_.train)),
       tracer_(config_, executor_.program(), worker_, config_hash(config_)),
-      trace_scope_(tracer_.recorder()),
+      trace_scope_(worker_.job().tracer(), tracer_.recorder()),
       saver_(worker_, config_, optimizer_, [this](const std::string& line) { log_->note(line); }),
       copies_(copies) {
   worker_.store().initialise(static_cast<uint64_t>(config_.seed));
@@ -184,7 +184,7 @@ StepWork Trainer::work_of_step() const {
 }
 
 void Trainer::pass(const StepWork& work, LocalStep& local, Overlap overlap) {
-  const TraceSpan span(TraceKind::op, {.step = work.step, .phase = "passes"});
+  const TraceSpan span(worker_.job().tracer(), TraceKind::op, {.step = work.step, .phase = "passes"});
   worker_.store().forget_grads();
   executor_.run(work, local, overlap);
   worker_.finish_gradient_reduction();
@@ -195,7 +195,7 @@ Trainer::Outcome Trainer::pass_without_overlap(StepWork work) {
   LocalStep local = empty_local_step(config_.model);
   begin_together();
   {
-    const TraceSpan span(TraceKind::step, {.step = work.step, .phase = "step without overlap"});
+    const TraceSpan span(worker_.job().tracer(), TraceKind::step, {.step = work.step, .phase = "step without overlap"});
     pass(work, local, Overlap::off);
   }
   for (const auto& [layer, router] : routers_here()) router->take_statistics();  // counted again by the step itself
@@ -252,11 +252,11 @@ void Trainer::begin_stage() {
 
 StepRecord Trainer::step(StepWork work) {
   const int64_t begin_ns = trace_clock_ns();
-  const TraceSpan span(TraceKind::step, {.step = work.step, .phase = "step"});
+  const TraceSpan span(worker_.job().tracer(), TraceKind::step, {.step = work.step, .phase = "step"});
   TraceRecorder& recorder = tracer_.recorder();
   recorder.take_totals();  // what evaluation and saving waited is not this step's
   worker_.poller().take_count();
-  trace_switch({.step = work.step});
+  worker_.job().tracer().switch_to({.step = work.step});
   const Communicator& world = worker_.world();
   const TrainConfig& train = config_.train;
 
@@ -272,7 +272,7 @@ StepRecord Trainer::step(StepWork work) {
   // The metrics are known then; they travel while the last backward pass runs.
   work.forwards_done = [&] {
     const int64_t reduction_begin_ns = trace_clock_ns();
-    trace_switch({.step = work.step, .phase = "metrics"});
+    worker_.job().tracer().switch_to({.step = work.step, .phase = "metrics"});
     local.stop_requested = stop_requested();
     reduction.emplace(world, local);
     record.balance_ms += milliseconds(reduction_begin_ns);

@@ -67,7 +67,7 @@ std::span<float> grad_values(const Parameter& parameter) {
 
 // Before the first group is made.
 Communicator with_deadline(Communicator world, double seconds) {
-  set_default_deadline(seconds);
+  world.job().set_deadline(seconds);
   return world;
 }
 
@@ -81,12 +81,12 @@ Worker::Worker(Communicator world, const WorkerOptions& options)
                        static_cast<int>(options.parallel.expert))),
       pipeline_group_(world_.split(grid_.pipeline_group(world_.rank()), world_.rank(), "pipeline")),
       engine_(options.exchange.deadline_s),
-      poller_({.polls_per_exchange = options.exchange.polls}),
       kernels_(options.make_kernels ? options.make_kernels() : make_kernels(world_, options.compute, options.row_bits)),
       combine_(combine_mode(options.exchange)),
       wire_(wire_formats(options.exchange)),
       maps_(place_experts(options.model, options.parallel, grid_.expert)),
       model_(options.model, routes_.stages_of(row()), maps_, grid_.expert_rank(world_.rank())) {
+  poller().set_policy({.polls_per_exchange = options.exchange.polls});
   check_same_maps(world_, maps_, options.model, options.parallel.placement);
   transport_follows_ = world_.transport().follow(kernels_->queue());
   for (int lane = 0; lane < options.num_lanes; ++lane) {
@@ -227,14 +227,15 @@ void Worker::start_gradient_reduction(int stage, int bucket) {
   Stage& reduced = *model_.stages()[index];
   Position at = {.step = lane().position.step, .phase = reduction_phase(reduced, bucket)};
   if (reduced.is_block(bucket)) at.layer = reduced.layers().first + bucket - 1;
-  const TraceActivity activity(TraceKind::compute, at);
+  Tracer& tracer = world_.job().tracer();
+  const TraceActivity activity(tracer, TraceKind::compute, at);
   std::vector<Request> started = start_sum(reduction_groups_[index].shared, Placement::shared, stored);
   if (std::vector<HeldValues> embedding = embedding_grads(reduced, stored); !embedding.empty()) {
     std::vector<Request> summed = std::exchange(started, {});
     started.push_back(sum_over_holders(*embedding_group_, std::move(embedding), /*tag=*/0, std::move(summed)));
   }
   at.phase = "expert gradient reduction";
-  trace_switch(at);
+  tracer.switch_to(at);
   std::vector<Request> experts = start_sum(reduction_groups_[index].expert, Placement::expert, stored);
   if (std::vector<HeldValues> replicated = replicated_grads(stored); !replicated.empty()) {
     started.push_back(sum_over_holders(*replica_group_, std::move(replicated), stored, std::move(experts)));
@@ -243,7 +244,7 @@ void Worker::start_gradient_reduction(int stage, int bucket) {
   }
   for (Request& request : started) {
     reductions_.push_back(std::move(request));
-    if (Poller* poller = current_poller()) poller->watch(reductions_.back(), Poller::Kind::other);
+    poller().watch(reductions_.back(), Poller::Kind::other);
   }
 }
 
@@ -295,7 +296,7 @@ void Worker::finish_gradient_reduction() {
   lane().enter("gradient reduction");
   for (Request& request : reductions_) {
     await(request);
-    if (Poller* poller = current_poller()) poller->unwatch(request);
+    poller().unwatch(request);
   }
   reductions_.clear();
   add_embedding_copy();

@@ -78,7 +78,8 @@ class Worker {
   Arena& arena(int lane = 0) { return space(lane).arena; }
   Lane& lane(int lane = 0) { return space(lane).lane; }
   double deadline_seconds() const { return engine_.deadline_seconds(); }
-  Poller& poller() { return poller_; }
+  JobContext& job() const { return world_.job(); }
+  Poller& poller() const { return job().poller(); }
 
   // The context of a micro-batch that is trained on, its losses scaled by `token_scale`, and of one that is not.
   LaneContext training_context(double token_scale, DeferredQueue& deferred, int lane);
@@ -135,7 +136,6 @@ class Worker {
   Grid grid_;
   Communicator pipeline_group_;
   Engine engine_;
-  Poller poller_;
   std::unique_ptr<Kernels> kernels_;
   bool transport_follows_ = false;  // what the kernels launch
   std::vector<std::unique_ptr<LaneSpace>> spaces_;

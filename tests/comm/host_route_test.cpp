@@ -10,7 +10,7 @@
 #include <set>
 
 #include "comm/base/random.hpp"
-#include "comm/transport/wait.hpp"
+#include "comm/job/wait.hpp"
 #include "tests/support/exchanges.hpp"
 #include "tests/support/ranks.hpp"
 

@@ -114,12 +114,13 @@ TEST(Trace, keeps_the_newest_events_and_all_the_time) {
 
 TEST(Trace, activities_follow_each_other_without_gaps) {
   TraceRecorder recorder(16);
+  Tracer tracer;
   {
-    const TraceScope scope(recorder);
-    const TraceSpan step(TraceKind::step, {.step = 1});
-    trace_switch({.phase = "router"});
+    const TraceScope scope(tracer, recorder);
+    const TraceSpan step(tracer, TraceKind::step, {.step = 1});
+    tracer.switch_to({.phase = "router"});
     {
-      TraceActivity wait(TraceKind::wait, {});
+      TraceActivity wait(tracer, TraceKind::wait, {});
       wait.relabel({.phase = "dispatch"});
       while (trace_clock_ns() == recorder.activity().begin_ns) {
       }

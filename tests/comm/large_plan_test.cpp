@@ -10,7 +10,7 @@
 #include <string>
 
 #include "comm/exchange/exchange.hpp"
-#include "comm/transport/wait.hpp"
+#include "comm/job/wait.hpp"
 #include "tests/support/exchanges.hpp"
 #include "tests/support/messages.hpp"
 #include "tests/support/ranks.hpp"

@@ -6,8 +6,8 @@
 #include <thread>
 
 #include "comm/base/check.hpp"
+#include "comm/job/wait.hpp"
 #include "comm/transport/start_liveness.hpp"
-#include "comm/transport/wait.hpp"
 #include "tests/support/ranks.hpp"
 
 namespace cadre {
@@ -21,10 +21,10 @@ void meet(const Communicator& world) {
 TEST(Liveness, says_where_the_others_are) {
   if (!test::runs_under_mpi()) return;  // one a process
   test::on_ranks([](Communicator& world) {
-    const auto processes = start_liveness(world.transport());
+    start_liveness(world.transport());
+    Liveness* const processes = world.job().liveness();
     ASSERT_EQ(processes->failure(), "");
-    EXPECT_EQ(liveness(), processes.get());
-    trace_switch({.step = 5, .layer = 2, .phase = "experts"});
+    world.job().tracer().switch_to({.step = 5, .layer = 2, .phase = "experts"});
     meet(world);
     if (world.rank() == 0) {
       const std::string late = processes->describe_late();
@@ -63,14 +63,12 @@ TEST(Liveness, says_where_the_others_are) {
 TEST(Liveness, a_farewell_is_no_death) {
   if (!test::runs_under_mpi()) return;
   test::on_ranks([](Communicator& world) {
-    std::unique_ptr<Liveness> processes = start_liveness(world.transport());
+    start_liveness(world.transport());
     meet(world);
-    if (world.rank() == world.size() - 1) {
-      processes.reset();
-      EXPECT_EQ(liveness(), nullptr);
-    }
+    if (world.rank() == world.size() - 1) world.job().set_liveness(nullptr);
+    Liveness* const processes = world.job().liveness();
     std::this_thread::sleep_for(std::chrono::milliseconds(400));  // longer than a death takes to be known
-    if (processes) {
+    if (processes != nullptr) {
       EXPECT_FALSE(processes->news());
       EXPECT_TRUE(processes->lost().empty());
       const std::vector<int> left = processes->agree_on_survivors(10.0);
@@ -84,7 +82,8 @@ TEST(Liveness, agreement_is_of_all_and_has_a_deadline) {
   if (!test::runs_under_mpi()) return;
   test::on_ranks([](Communicator& world) {
     if (world.size() == 1) return;
-    const auto processes = start_liveness(world.transport());
+    start_liveness(world.transport());
+    Liveness* const processes = world.job().liveness();
     meet(world);
     if (world.rank() == 0) {
       EXPECT_THROW(processes->agree_on_survivors(0.2), Error);  // the other ranks do not call it

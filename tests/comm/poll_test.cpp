@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Polling inside computation, and the work that fills waits.
-#include "comm/progress/poll.hpp"
+#include "comm/job/poll.hpp"
 
 #include <gtest/gtest.h>
 
@@ -98,19 +98,20 @@ TEST(Poller, LearnsNothingFromOtherRequests) {
 
 TEST(DeferredQueue, RunsTheOldestFirstAndUpToACount) {
   DeferredQueue queue;
+  Tracer tracer;
   std::vector<int> ran;
   const auto push = [&](int i) { queue.push({}, [&ran, i] { ran.push_back(i); }); };
-  EXPECT_FALSE(queue.run_one());
+  EXPECT_FALSE(queue.run_one(tracer));
   push(0);
   push(1);
   const uint64_t two = queue.num_pushed();
   push(2);
-  EXPECT_TRUE(queue.run_one());
-  queue.run_first(two);
+  EXPECT_TRUE(queue.run_one(tracer));
+  queue.run_first(two, tracer);
   EXPECT_EQ(ran, (std::vector<int>{0, 1}));
-  queue.run_first(two);
+  queue.run_first(two, tracer);
   EXPECT_EQ(ran.size(), 2U) << "they have run";
-  queue.run_first(queue.num_pushed());
+  queue.run_first(queue.num_pushed(), tracer);
   EXPECT_EQ(ran, (std::vector<int>{0, 1, 2}));
 }
 

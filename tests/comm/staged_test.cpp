@@ -13,7 +13,7 @@
 #include <span>
 #include <vector>
 
-#include "comm/transport/wait.hpp"
+#include "comm/job/wait.hpp"
 #include "tests/support/ranks.hpp"
 
 namespace cadre {

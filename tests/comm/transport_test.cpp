@@ -13,9 +13,9 @@
 #include "comm/exchange/plan.hpp"
 #include "comm/group/grid.hpp"
 #include "comm/group/topology.hpp"
-#include "comm/transport/blocking_call.hpp"
+#include "comm/job/blocking_call.hpp"
+#include "comm/job/wait.hpp"
 #include "comm/transport/local.hpp"
-#include "comm/transport/wait.hpp"
 #include "tests/support/ranks.hpp"
 
 namespace cadre {
@@ -190,12 +190,12 @@ TEST(LocalRanks, a_failing_rank_releases_the_others) {
 TEST(LocalRanks, one_that_never_waits_is_named_and_left) {
   if (test::runs_under_mpi()) return;
   const auto released = std::make_shared<std::atomic<bool>>(false);
-  set_default_deadline(0.1);
+  const JobContext job(0.1);
   try {
-    run_local_ranks(3, [released](std::unique_ptr<Transport> transport) {
+    run_local_ranks(job, 3, [released](std::unique_ptr<Transport> transport) {
       if (transport->rank() == 1) released->wait(false);
       Request barrier = transport->barrier();
-      wait(barrier, default_deadline_seconds(), {.step = 4, .layer = 2, .phase = "combine"});
+      wait(barrier, {}, {.step = 4, .layer = 2, .phase = "combine"});
     });
     ADD_FAILURE() << "the ranks ended";
   } catch (const Error& error) {
@@ -205,29 +205,29 @@ TEST(LocalRanks, one_that_never_waits_is_named_and_left) {
       EXPECT_NE(error.text().find(part), std::string::npos) << error.text();
     }
   }
-  EXPECT_TRUE(calls_were_left_behind());
+  EXPECT_TRUE(job.left_calls_behind()->load());
   released->store(true);
   released->notify_all();
-  set_default_deadline(kDefaultDeadlineSeconds);
 }
 
 // A call that blocks for ever ends with the deadline too.
 TEST(BlockingCall, gives_results_and_errors_and_has_a_deadline) {
   if (test::runs_under_mpi()) return;  // what is left behind would keep MPI from its end
-  EXPECT_EQ(blocking_call<int>("an answer", [](int& result) { result = 42; }), 42);
-  EXPECT_THROW(blocking_call("a failure", [] { throw std::runtime_error("no"); }), std::runtime_error);
+  JobContext job(0.1);
+  EXPECT_EQ(blocking_call<int>(job, "an answer", [](int& result) { result = 42; }), 42);
+  EXPECT_THROW(blocking_call(job, "a failure", [] { throw std::runtime_error("no"); }), std::runtime_error);
   const auto released = std::make_shared<std::atomic<bool>>(false);
-  set_default_deadline(0.1);
+  EXPECT_FALSE(job.left_calls_behind()->load());
   try {
-    blocking_call("a call that blocks", [released] { released->wait(false); });
+    blocking_call(job, "a call that blocks", [released] { released->wait(false); });
     ADD_FAILURE() << "the call ended";
   } catch (const Error& error) {
     EXPECT_EQ(error.kind(), ErrorKind::timeout);
     EXPECT_NE(error.text().find("in a call that blocks"), std::string::npos) << error.text();
   }
+  EXPECT_TRUE(job.left_calls_behind()->load());
   released->store(true);
   released->notify_all();
-  set_default_deadline(kDefaultDeadlineSeconds);
 }
 
 TEST(Topology, counts_local_ranks_by_host) {

@@ -28,7 +28,7 @@ namespace {
 }
 
 void run(std::string_view cause, const Communicator& world) {
-  trace_switch({.step = 7, .phase = "experts"});
+  world.job().tracer().switch_to({.step = 7, .phase = "experts"});
   if (world.rank() == 1) die_of(cause, world);
   Request together = world.barrier();
   wait(together);

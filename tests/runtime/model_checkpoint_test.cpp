@@ -10,8 +10,8 @@
 #include <functional>
 #include <optional>
 
+#include "comm/job/wait.hpp"
 #include "comm/transport/local.hpp"
-#include "comm/transport/wait.hpp"
 #include "runtime/checkpoint/directory.hpp"
 #include "runtime/checkpoint/sharded.hpp"
 #include "tests/support/checkpoints.hpp"

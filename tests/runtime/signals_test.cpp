@@ -12,7 +12,7 @@
 #include <set>
 #include <utility>
 
-#include "comm/transport/wait.hpp"
+#include "comm/job/wait.hpp"
 #include "runtime/observe/trace_file.hpp"
 #include "runtime/train/trainer.hpp"
 #include "tests/support/files.hpp"

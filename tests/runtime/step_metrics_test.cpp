@@ -11,7 +11,7 @@
 #include <vector>
 
 #include "comm/base/check.hpp"
-#include "comm/transport/wait.hpp"
+#include "comm/job/wait.hpp"
 #include "tests/support/ranks.hpp"
 
 namespace cadre {

@@ -18,7 +18,7 @@
 #include <vector>
 
 #include "comm/base/buffer.hpp"
-#include "comm/transport/request.hpp"
+#include "comm/job/request.hpp"
 #include "layers/kernels/gpu/fp8.hpp"
 #include "layers/kernels/gpu/multiply.hpp"
 #include "layers/kernels/gpu/ranges.hpp"

@@ -6,15 +6,19 @@
 
 #include "comm/transport/mpi.hpp"
 #include "layers/kernels/cpu/features.hpp"
+#include "layers/kernels/kernels.hpp"
 #include "tests/support/ranks.hpp"
 
 int main(int argc, char** argv) {
   cadre::apply_cpu_limit();
+  cadre::set_kernel_threads(1);
+  cadre::JobContext job;  // outlives MPI
   std::optional<cadre::MpiSession> session;
   testing::InitGoogleTest(&argc, argv);
   if (cadre::test::runs_under_mpi()) {
     session.emplace(&argc, &argv);
-    if (cadre::make_mpi_world()->rank() != 0) {
+    cadre::test::use(*session, job);
+    if (session->make_world(job)->rank() != 0) {
       testing::TestEventListeners& listeners = testing::UnitTest::GetInstance()->listeners();
       delete listeners.Release(listeners.default_result_printer());
     }

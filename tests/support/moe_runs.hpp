@@ -78,7 +78,7 @@ class RowIndependentProducts final : public WeightProducts {
 inline std::unique_ptr<Kernels> make_kernels(BackEnd back_end) {
   switch (back_end) {
     case BackEnd::cpu: return make_cpu_kernels(Precision::fp32);
-    case BackEnd::cpu_rows: return std::make_unique<CpuKernels>(std::make_unique<RowIndependentProducts>());
+    case BackEnd::cpu_rows: return std::make_unique<CpuKernels>(nullptr, std::make_unique<RowIndependentProducts>());
     case BackEnd::gpu_twin: return make_gpu_twin(TwinOrder::ascending, TwinMemory::own);
     case BackEnd::reference: break;
   }

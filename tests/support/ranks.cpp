@@ -11,9 +11,19 @@
 #include <utility>
 
 #include "comm/transport/local.hpp"
-#include "comm/transport/mpi.hpp"
 
 namespace cadre::test {
+namespace {
+
+MpiSession* session_of_test = nullptr;
+JobContext* job_of_test = nullptr;
+
+}  // namespace
+
+void use(MpiSession& session, JobContext& job) {
+  session_of_test = &session;
+  job_of_test = &job;
+}
 
 bool runs_under_mpi() {
   const char* flag = std::getenv("CADRE_TEST_MPI");
@@ -27,7 +37,7 @@ int num_hosts() {
 
 void on_ranks(const std::function<void(Communicator&)>& body, const std::vector<int>& rank_counts) {
   if (runs_under_mpi()) {
-    Communicator world(make_mpi_world(), "world");
+    Communicator world(session_of_test->make_world(*job_of_test), "world");
     const bool wanted = std::find(rank_counts.begin(), rank_counts.end(), world.size()) != rank_counts.end();
     if (wanted) body(world);
     return;

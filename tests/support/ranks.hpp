@@ -8,12 +8,16 @@
 #include <vector>
 
 #include "comm/group/communicator.hpp"
+#include "comm/transport/mpi.hpp"
 
 namespace cadre::test {
 
 inline const std::vector<int> kRankCounts = {1, 2, 3, 4};
 
 bool runs_under_mpi();
+
+// For main: what on_ranks makes worlds of under mpirun.
+void use(MpiSession& session, JobContext& job);
 
 // Hosts that the ranks are spread over, as many on each: CADRE_TEST_HOSTS, which hosts.sh tests set; else 1.
 int num_hosts();

@@ -10,7 +10,7 @@
 #include <vector>
 
 #include "comm/group/communicator.hpp"
-#include "comm/transport/wait.hpp"
+#include "comm/job/wait.hpp"
 #include "tests/support/files.hpp"
 
 namespace cadre::test {

@@ -131,11 +131,11 @@ GemmOperand operand(const float* data, const HeadRange& range, bool transposed =
 }
 
 void attend(const Tile& tile, const AttentionShape& shape, const float* q, const float* k, const float* v, float* out,
-            float* lse, float* scores) {
+            float* lse, float* scores, Poller* poller) {
   const int64_t width = tile.width();
   Gemm* product = shape.q_len == 1 ? row_gemm : blas_gemm;
-  product({tile.rows, width, shape.head_dim}, operand(q, tile.q), operand(k, tile.k, /*transposed=*/true), scores,
-          width, static_cast<float>(shape.scale));
+  product({tile.rows, width, shape.head_dim, poller}, operand(q, tile.q), operand(k, tile.k, /*transposed=*/true),
+          scores, width, static_cast<float>(shape.scale));
   float sums[kTileRows];
   for (int64_t row = 0; row < tile.rows; ++row) {
     float largest = 0.0F;
@@ -144,7 +144,8 @@ void attend(const Tile& tile, const AttentionShape& shape, const float* q, const
     lse[tile.lse_offset + row] = largest + std::log(sums[row]);
   }
   float* tile_out = out + tile.out.offset;
-  product({tile.rows, shape.value_dim, width}, {scores, width}, operand(v, tile.v), tile_out, tile.out.stride, 1.0F);
+  product({tile.rows, shape.value_dim, width, poller}, {scores, width}, operand(v, tile.v), tile_out, tile.out.stride,
+          1.0F);
   for (int64_t row = 0; row < tile.rows; ++row) {
     HWY_DYNAMIC_DISPATCH(scale_values)
     (tile_out + row * tile.out.stride, 1.0F / sums[row], static_cast<size_t>(shape.value_dim));
@@ -164,23 +165,25 @@ struct GradTensors {
 };
 
 // With p the probabilities: dv += p^T dout, ds = scale p (dout v^T - <dout, out>), dq = ds k, dk += ds^T q.
-void attend_grad(const Tile& tile, const AttentionShape& shape, const GradTensors& at, float* scores, float* grads) {
+void attend_grad(const Tile& tile, const AttentionShape& shape, const GradTensors& at, float* scores, float* grads,
+                 Poller* poller) {
   const int64_t width = tile.width();
   const auto scale = static_cast<float>(shape.scale);
-  gemm({tile.rows, width, shape.head_dim}, operand(at.q, tile.q), operand(at.k, tile.k, /*transposed=*/true), scores,
-       width, scale);
-  gemm({tile.rows, width, shape.value_dim}, operand(at.dout, tile.out), operand(at.v, tile.v, /*transposed=*/true),
-       grads, width);
+  gemm({tile.rows, width, shape.head_dim, poller}, operand(at.q, tile.q), operand(at.k, tile.k, /*transposed=*/true),
+       scores, width, scale);
+  gemm({tile.rows, width, shape.value_dim, poller}, operand(at.dout, tile.out),
+       operand(at.v, tile.v, /*transposed=*/true), grads, width);
   for (int64_t row = 0; row < tile.rows; ++row) {
     const int64_t out_row = tile.out.offset + row * tile.out.stride;
     HWY_DYNAMIC_DISPATCH(score_grads)
     (scores + row * width, grads + row * width, at.lse[tile.lse_offset + row], at.out + out_row, at.dout + out_row,
      scale, static_cast<size_t>(tile.keys_of(row)), static_cast<size_t>(width), static_cast<size_t>(shape.value_dim));
   }
-  gemm({tile.rows, shape.head_dim, width}, {grads, width}, operand(at.k, tile.k), at.dq + tile.q.offset, tile.q.stride);
-  gemm({width, shape.head_dim, tile.rows}, {grads, width, /*transposed=*/true}, operand(at.q, tile.q),
+  gemm({tile.rows, shape.head_dim, width, poller}, {grads, width}, operand(at.k, tile.k), at.dq + tile.q.offset,
+       tile.q.stride);
+  gemm({width, shape.head_dim, tile.rows, poller}, {grads, width, /*transposed=*/true}, operand(at.q, tile.q),
        at.dk + tile.k.offset, tile.k.stride, 1.0F, 1.0F);
-  gemm({width, shape.value_dim, tile.rows}, {scores, width, /*transposed=*/true}, operand(at.dout, tile.out),
+  gemm({width, shape.value_dim, tile.rows, poller}, {scores, width, /*transposed=*/true}, operand(at.dout, tile.out),
        at.dv + tile.v.offset, tile.v.stride, 1.0F, 1.0F);
 }
 
@@ -219,8 +222,8 @@ void CpuKernels::attention(const AttentionShape& shape, const Tensor& q, const T
   }
   float* scores = cpu::scratch_floats(static_cast<size_t>(kTileRows * shape.kv_len));
   for_each_tile(shape, v.dim(2), [&](const Tile& tile) {
-    attend(tile, shape, q.data<float>(), k.data<float>(), v.data<float>(), out.data<float>(), lse.data<float>(),
-           scores);
+    attend(tile, shape, q.data<float>(), k.data<float>(), v.data<float>(), out.data<float>(), lse.data<float>(), scores,
+           poller_);
   });
 }
 
@@ -235,7 +238,7 @@ void CpuKernels::attention_grad(const AttentionShape& shape, const Tensor& q, co
   const int64_t tile_floats = kTileRows * shape.kv_len;
   float* scores = cpu::scratch_floats(static_cast<size_t>(2 * tile_floats));
   for_each_tile(shape, shape.value_dim,
-                [&](const Tile& tile) { attend_grad(tile, shape, tensors, scores, scores + tile_floats); });
+                [&](const Tile& tile) { attend_grad(tile, shape, tensors, scores, scores + tile_floats, poller_); });
 }
 
 }  // namespace cadre

@@ -49,7 +49,7 @@ void CpuKernels::sum_columns(const Columns& src, const Columns& dst) const {
 void CpuKernels::head_linear(const Tensor& x, const HeadRows& weight, const Tensor& y) const {
   const int64_t width = weight.weight.dim(1);
   for (int64_t head = 0; head < weight.num_heads; ++head) {
-    row_gemm({x.dim(0), weight.count, width}, head_of(x, head),
+    row_gemm({x.dim(0), weight.count, width, poller_}, head_of(x, head),
              {rows_of_head(weight, head), width, /*transposed=*/true}, y.data<float>() + head * y.dim(2),
              y.dim(1) * y.dim(2));
   }
@@ -58,7 +58,7 @@ void CpuKernels::head_linear(const Tensor& x, const HeadRows& weight, const Tens
 void CpuKernels::head_linear_transposed(const Tensor& x, const HeadRows& weight, const Tensor& y) const {
   const int64_t width = weight.weight.dim(1);
   for (int64_t head = 0; head < weight.num_heads; ++head) {
-    row_gemm({x.dim(0), width, weight.count}, head_of(x, head), {rows_of_head(weight, head), width},
+    row_gemm({x.dim(0), width, weight.count, poller_}, head_of(x, head), {rows_of_head(weight, head), width},
              y.data<float>() + head * y.dim(2), y.dim(1) * y.dim(2));
   }
 }

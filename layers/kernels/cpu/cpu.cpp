@@ -2,7 +2,6 @@
 #include "layers/kernels/cpu/cpu.hpp"
 
 #include "comm/base/buffer.hpp"
-#include "layers/kernels/cpu/features.hpp"
 #include "layers/kernels/cpu/gemm.hpp"
 
 namespace cadre {
@@ -33,14 +32,14 @@ float* cpu::scratch_floats(size_t count) {
   return buffer.as<float>();
 }
 
-std::unique_ptr<Kernels> make_cpu_kernels(Precision precision, RowBits bits) {
-  apply_cpu_limit();
-  apply_blas_threads();
-  auto fp32 = std::make_unique<CpuKernels>(make_fp32_products(bits));
+std::unique_ptr<Kernels> make_cpu_kernels(Precision precision, RowBits bits, Poller* poller) {
+  auto fp32 = std::make_unique<CpuKernels>(poller, make_fp32_products(bits, poller));
   if (precision == Precision::fp32) return fp32;
-  if (precision == Precision::bf16) return std::make_unique<CpuKernels>(make_bf16_products(bits), std::move(fp32));
+  if (precision == Precision::bf16) {
+    return std::make_unique<CpuKernels>(poller, make_bf16_products(bits, poller), std::move(fp32));
+  }
   const Fp8Scale scale = precision == Precision::fp8 ? Fp8Scale::fp32 : Fp8Scale::ue8m0;
-  return std::make_unique<CpuKernels>(make_fp8_products(scale, bits), std::move(fp32), /*in_fp8=*/true);
+  return std::make_unique<CpuKernels>(poller, make_fp8_products(scale, bits, poller), std::move(fp32), /*in_fp8=*/true);
 }
 
 }  // namespace cadre

@@ -17,9 +17,9 @@ namespace cadre {
 class CpuKernels final : public Kernels {
  public:
   // `fp32`: the same with products in fp32; null where these are.
-  explicit CpuKernels(std::unique_ptr<WeightProducts> products, std::unique_ptr<CpuKernels> fp32 = nullptr,
-                      bool in_fp8 = false)
-      : products_(std::move(products)), fp32_(std::move(fp32)), in_fp8_(in_fp8) {}
+  explicit CpuKernels(Poller* poller, std::unique_ptr<WeightProducts> products,
+                      std::unique_ptr<CpuKernels> fp32 = nullptr, bool in_fp8 = false)
+      : poller_(poller), products_(std::move(products)), fp32_(std::move(fp32)), in_fp8_(in_fp8) {}
 
   std::string_view name() const override { return "cpu"; }
   const Kernels& fp32() const override { return fp32_ ? *fp32_ : *this; }
@@ -96,6 +96,7 @@ class CpuKernels final : public Kernels {
              const Tensor& v) const override;
 
  private:
+  Poller* poller_;
   std::unique_ptr<WeightProducts> products_;
   std::unique_ptr<CpuKernels> fp32_;
   bool in_fp8_;

@@ -6,7 +6,6 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstdlib>
-#include <mutex>
 
 #include "comm/base/check.hpp"
 
@@ -42,10 +41,7 @@ const Limit* limit() {
 }  // namespace
 
 void apply_cpu_limit() {
-  static std::once_flag applied;
-  std::call_once(applied, [] {
-    if (const Limit* found = limit()) hwy::DisableTargets(found->newest_target - 1);
-  });
+  if (const Limit* found = limit()) hwy::DisableTargets(found->newest_target - 1);
 }
 
 bool cpu_multiplies_bf16() {

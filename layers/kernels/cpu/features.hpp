@@ -9,7 +9,7 @@
 namespace cadre {
 
 // Obeys CADRE_MAX_CPU_ISA from the next vector loop on. Throws Error where its value is none of the four, or where the CPU
-// is not an x86. make_cpu_kernels calls it.
+// is not an x86. Programs call it before they make kernels.
 void apply_cpu_limit();
 
 // Whether the CPU has instructions that multiply bf16 (x86: AVX512_BF16), and the limit allows them.

@@ -2,18 +2,15 @@
 #include <cblas.h>
 
 #include <algorithm>
-#include <atomic>
 #include <limits>
 
 #include "comm/base/check.hpp"
-#include "comm/progress/poll.hpp"
+#include "comm/job/poll.hpp"
 #include "layers/kernels/cpu/gemm.hpp"
 #include "layers/kernels/kernels.hpp"
 
 namespace cadre {
 namespace {
-
-std::atomic<int> num_threads{1};
 
 blasint blas_int(int64_t extent) {
   CADRE_ASSERT(extent >= 0 && extent <= std::numeric_limits<blasint>::max());
@@ -64,6 +61,10 @@ const float* at_column(const GemmOperand& b, int64_t column) {
 
 }  // namespace
 
+void poll_point(const GemmShape& shape) {
+  if (shape.poller != nullptr) shape.poller->point();
+}
+
 void gemm(const GemmShape& shape, const GemmOperand& a, const GemmOperand& b, float* c, int64_t c_stride, float alpha,
           float beta) {
   if (shape.m == 0 || shape.n == 0) return;
@@ -76,21 +77,18 @@ void gemm(const GemmShape& shape, const GemmOperand& a, const GemmOperand& b, fl
       const GemmShape tile = {std::min(tile_rows, shape.m - row), std::min(tile_width, shape.n - column), shape.k};
       multiply(tile, {at_row(a, row), a.stride, a.transposed}, {at_column(b, column), b.stride, b.transposed},
                c + row * c_stride + column, c_stride, alpha, beta);
-      poll_point();
+      poll_point(shape);
     }
   }
 }
 
 std::string blas_core_name() { return openblas_get_corename(); }
 
-int kernel_threads() { return num_threads.load(); }
-
-void apply_blas_threads() { openblas_set_num_threads(kernel_threads()); }
+int kernel_threads() { return openblas_get_num_threads(); }
 
 void set_kernel_threads(int threads) {
   CADRE_CHECK(threads >= 1, fmt::format("kernel threads = {}, needs at least 1", threads));
-  num_threads = threads;
-  apply_blas_threads();
+  openblas_set_num_threads(threads);
 }
 
 }  // namespace cadre

@@ -8,12 +8,12 @@ namespace {
 
 class Fp32Products final : public WeightProducts {
  public:
-  explicit Fp32Products(RowBits bits) : bits_(bits) {}
+  Fp32Products(RowBits bits, Poller* poller) : bits_(bits), poller_(poller) {}
 
   void linear(const Tensor& x, const Parameter& weight, const Tensor& y) const override {
     const int64_t width_in = weight.value.dim(1);
     const int64_t width_out = weight.value.dim(0);
-    forward_gemm(weight, bits_)({x.dim(0), width_out, width_in}, {x.data<float>(), width_in},
+    forward_gemm(weight, bits_)({x.dim(0), width_out, width_in, poller_}, {x.data<float>(), width_in},
                                 {weight.value.data<float>(), width_in, /*transposed=*/true}, y.data<float>(), width_out,
                                 1.0F);
   }
@@ -23,24 +23,27 @@ class Fp32Products final : public WeightProducts {
     const int64_t width_in = weight.value.dim(1);
     const int64_t width_out = weight.value.dim(0);
     const float beta = accumulate == Accumulate::yes ? 1.0F : 0.0F;
-    gemm({dy.dim(0), width_in, width_out}, {dy.data<float>(), width_out}, {weight.value.data<float>(), width_in},
-         dx.data<float>(), width_in, 1.0F, beta);
+    gemm({dy.dim(0), width_in, width_out, poller_}, {dy.data<float>(), width_out},
+         {weight.value.data<float>(), width_in}, dx.data<float>(), width_in, 1.0F, beta);
   }
 
   void linear_weight_grad(const Tensor& x, const Tensor& dy, const Tensor& dw, Accumulate accumulate) const override {
     const int64_t width_in = dw.dim(1);
     const int64_t width_out = dw.dim(0);
     const float beta = accumulate == Accumulate::yes ? 1.0F : 0.0F;
-    gemm({width_out, width_in, x.dim(0)}, {dy.data<float>(), width_out, /*transposed=*/true},
+    gemm({width_out, width_in, x.dim(0), poller_}, {dy.data<float>(), width_out, /*transposed=*/true},
          {x.data<float>(), width_in}, dw.data<float>(), width_in, 1.0F, beta);
   }
 
  private:
   RowBits bits_;
+  Poller* poller_;
 };
 
 }  // namespace
 
-std::unique_ptr<WeightProducts> make_fp32_products(RowBits bits) { return std::make_unique<Fp32Products>(bits); }
+std::unique_ptr<WeightProducts> make_fp32_products(RowBits bits, Poller* poller) {
+  return std::make_unique<Fp32Products>(bits, poller);
+}
 
 }  // namespace cadre

@@ -48,8 +48,8 @@ void multiply(const GemmShape& shape, const Operand& a, const Operand& b, float*
     for (int64_t block = 0; block < num_fp8_tiles(shape.k); ++block) {
       const int64_t first = block * kFp8TileChannels;
       const int64_t terms = std::min(kFp8TileChannels, shape.k - first);
-      block_product({rows, shape.n, terms}, shifted(a.codes, row, first), shifted(b.codes, first, 0), room, shape.n,
-                    1.0F);
+      block_product({rows, shape.n, terms, shape.poller}, shifted(a.codes, row, first), shifted(b.codes, first, 0),
+                    room, shape.n, 1.0F);
       const float* b_scales = b.scales.data + block * b.scales.block_stride;
       for (int64_t r = 0; r < rows; ++r) {
         const int64_t scale = (row + r) / a.scales.elements_per_scale * a.scales.stride;
@@ -77,14 +77,14 @@ struct Fp8Weight final : PackedWeight {
 
 class Fp8Products final : public WeightProducts {
  public:
-  Fp8Products(Fp8Scale kind, RowBits bits) : kind_(kind), bits_(bits) {}
+  Fp8Products(Fp8Scale kind, RowBits bits, Poller* poller) : kind_(kind), bits_(bits), poller_(poller) {}
 
   void linear(const Tensor& x, const Parameter& weight, const Tensor& y) const override {
     const int64_t width_in = weight.value.dim(1);
     const int64_t width_out = weight.value.dim(0);
     const Fp8Weight& kept = rounded(weight);
     const Rounded rows = round_rows(x, width_out);
-    multiply({x.dim(0), width_out, width_in}, rows.operand,
+    multiply({x.dim(0), width_out, width_in, poller_}, rows.operand,
              {{kept.codes.as<float>(), width_in, /*transposed=*/true},
               {kept.scales_by_column.as<float>(), kFp8TileChannels, 1, num_fp8_tiles(width_out)}},
              y.data<float>(), Accumulate::no, rows.room, forward_gemm(weight, bits_));
@@ -97,7 +97,7 @@ class Fp8Products final : public WeightProducts {
     const Fp8Weight& kept = rounded(weight);
     const Rounded rows = round_rows(dy, width_in);
     multiply(
-        {dy.dim(0), width_in, width_out}, rows.operand,
+        {dy.dim(0), width_in, width_out, poller_}, rows.operand,
         {{kept.codes.as<float>(), width_in}, {kept.scales.as<float>(), kFp8TileChannels, 1, num_fp8_tiles(width_in)}},
         dx.data<float>(), accumulate, rows.room, blas_gemm);
   }
@@ -114,7 +114,8 @@ class Fp8Products final : public WeightProducts {
     float* room = dy_scales + num_fp8_tiles(tokens) * width_out;
     round_column_tiles_to_fp8(x.data<float>(), tokens, width_in, kind_, x_codes, x_scales);
     round_column_tiles_to_fp8(dy.data<float>(), tokens, width_out, kind_, dy_codes, dy_scales);
-    multiply({width_out, width_in, tokens}, {{dy_codes, width_out, /*transposed=*/true}, {dy_scales, 1, 1, width_out}},
+    multiply({width_out, width_in, tokens, poller_},
+             {{dy_codes, width_out, /*transposed=*/true}, {dy_scales, 1, 1, width_out}},
              {{x_codes, width_in}, {x_scales, 1, 1, width_in}}, dw.data<float>(), accumulate, room, blas_gemm);
   }
 
@@ -157,12 +158,13 @@ class Fp8Products final : public WeightProducts {
 
   Fp8Scale kind_;
   RowBits bits_;
+  Poller* poller_;
 };
 
 }  // namespace
 
-std::unique_ptr<WeightProducts> make_fp8_products(Fp8Scale kind, RowBits bits) {
-  return std::make_unique<Fp8Products>(kind, bits);
+std::unique_ptr<WeightProducts> make_fp8_products(Fp8Scale kind, RowBits bits, Poller* poller) {
+  return std::make_unique<Fp8Products>(kind, bits, poller);
 }
 
 }  // namespace cadre

@@ -4,6 +4,6 @@
 
 namespace cadre {
 
-std::unique_ptr<WeightProducts> make_onednn_products() { return nullptr; }
+std::unique_ptr<WeightProducts> make_onednn_products(Poller*) { return nullptr; }
 
 }  // namespace cadre

@@ -10,7 +10,7 @@
 #include <map>
 #include <utility>
 
-#include "comm/progress/poll.hpp"
+#include "comm/job/poll.hpp"
 #include "layers/kernels/cpu/bf16.hpp"
 #include "layers/kernels/cpu/cpu.hpp"
 #include "layers/kernels/cpu/features.hpp"
@@ -163,6 +163,8 @@ const bf16* to_operand(const Tensor& rows, int64_t padded_rows, float* room) {
 
 class OneDnnProducts final : public WeightProducts {
  public:
+  explicit OneDnnProducts(Poller* poller) : poller_(poller) {}
+
   void linear(const Tensor& x, const Parameter& weight, const Tensor& y) const override {
     const memory::desc stored = row_major(weight.value.dim(0), weight.value.dim(1), ElementType::f32);
     multiply(x, pack(weight, stored, kept_copies(weight).forward), y, Accumulate::no);
@@ -185,7 +187,7 @@ class OneDnnProducts final : public WeightProducts {
     for (int64_t first = 0; first < dw.dim(0); first += tile) {
       const Tensor part = dw.rows(first, std::min(tile, dw.dim(0) - first));
       weight_grad_rows(grads + first, {padded_rows, part.dim(0), dw.dim(1), accumulate, dw.dim(0)}, inputs, part);
-      poll_point();
+      if (poller_ != nullptr) poller_->point();
     }
   }
 
@@ -198,7 +200,7 @@ class OneDnnProducts final : public WeightProducts {
     for (int64_t first = 0; first < in.dim(0);) {
       const int64_t end = first < even_rows ? std::min(first + tile, even_rows) : in.dim(0);
       multiply_rows(operand + first * in.row_numel(), weight, out.rows(first, end - first), accumulate);
-      poll_point();
+      if (poller_ != nullptr) poller_->point();
       first = end;
     }
   }
@@ -224,6 +226,8 @@ class OneDnnProducts final : public WeightProducts {
     product.execute(state.stream, {{DNNL_ARG_SRC, source}, {DNNL_ARG_WEIGHTS, inputs}, {DNNL_ARG_DST, output}});
     state.stream.wait();
   }
+
+  Poller* poller_;
 };
 
 // Whether the CPU multiplies bf16 and oneDNN uses that. oneDNN alone does not tell: it offers such products on any AVX-512,
@@ -235,8 +239,8 @@ bool is_supported() {
 
 }  // namespace
 
-std::unique_ptr<WeightProducts> make_onednn_products() {
-  return is_supported() ? std::make_unique<OneDnnProducts>() : nullptr;
+std::unique_ptr<WeightProducts> make_onednn_products(Poller* poller) {
+  return is_supported() ? std::make_unique<OneDnnProducts>(poller) : nullptr;
 }
 
 }  // namespace cadre

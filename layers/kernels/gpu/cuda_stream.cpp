@@ -8,7 +8,7 @@
 #include <utility>
 #include <vector>
 
-#include "comm/transport/wait.hpp"
+#include "comm/job/wait.hpp"
 #include "layers/kernels/gpu/cublas_check.cuh"
 
 namespace cadre::gpu {

@@ -6,7 +6,7 @@
 
 #include <memory>
 
-#include "comm/transport/request.hpp"
+#include "comm/job/request.hpp"
 
 namespace cadre::gpu {
 

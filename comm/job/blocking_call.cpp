@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "comm/transport/blocking_call.hpp"
+#include "comm/job/blocking_call.hpp"
 
-#include <atomic>
 #include <chrono>
 #include <condition_variable>
 #include <exception>
@@ -9,15 +8,12 @@
 #include <thread>
 #include <utility>
 
-#include "comm/transport/wait.hpp"
+#include "comm/job/wait.hpp"
 
 namespace cadre {
 namespace {
 
 constexpr std::chrono::milliseconds kLookAround{10};
-
-std::atomic<bool> left_behind = false;
-std::atomic<bool> threads_allowed = true;
 
 struct Progress {
   std::mutex mutex;
@@ -28,15 +24,10 @@ struct Progress {
 
 }  // namespace
 
-void allow_threads_for_blocking_calls(bool allowed) { threads_allowed.store(allowed); }
-
-bool calls_were_left_behind() { return left_behind.load(); }
-void note_call_left_behind() { left_behind.store(true); }
-
-void blocking_call(const std::string& what, std::function<void()> call) {
-  if (!threads_allowed.load()) return call();
-  const Whereabouts here = whereabouts();
-  const TraceActivity activity(TraceKind::wait, here.at);
+void blocking_call(JobContext& job, const std::string& what, std::function<void()> call) {
+  if (!job.has_threads_for_calls()) return call();
+  const Whereabouts here = job.tracer().whereabouts();
+  const TraceActivity activity(job.tracer(), TraceKind::wait, here.at);
   const auto progress = std::make_shared<Progress>();
   std::thread([progress, call = std::move(call)]() mutable {
     std::exception_ptr error;
@@ -52,7 +43,7 @@ void blocking_call(const std::string& what, std::function<void()> call) {
     progress->changed.notify_all();
   }).detach();
 
-  const Deadline deadline;
+  const Deadline deadline(&job, job.deadline_seconds());
   std::unique_lock lock(progress->mutex);
   while (!progress->changed.wait_for(lock, kLookAround, [&] { return progress->done; })) {
     lock.unlock();
@@ -60,7 +51,7 @@ void blocking_call(const std::string& what, std::function<void()> call) {
       deadline.check(
           here.at, [&] { return what; }, [] { return std::string("its ranks"); });
     } catch (...) {
-      note_call_left_behind();
+      job.left_calls_behind()->store(true);
       throw;
     }
     lock.lock();

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "comm/transport/request.hpp"
+#include "comm/job/request.hpp"
 
-#include <mutex>
 #include <utility>
+
+#include "comm/job/job_context.hpp"
 
 namespace cadre {
 namespace {
@@ -24,6 +25,7 @@ class AllOf : public PendingOperation {
     return text;
   }
   void abandon() noexcept override { requests_.clear(); }  // each is abandoned for itself
+  bool outlives_job() const override { return false; }
 
  private:
   std::vector<Request> requests_;
@@ -31,9 +33,12 @@ class AllOf : public PendingOperation {
 
 }  // namespace
 
-Request::Request(std::string what, std::unique_ptr<PendingOperation> operation, int64_t bytes)
-    : what_(std::move(what)), operation_(std::move(operation)) {
-  if (const TraceRecorder* recorder = trace_recorder()) {
+Request::Request(std::string what, std::unique_ptr<PendingOperation> operation)
+    : what_(std::move(what)), operation_(std::move(operation)) {}
+
+Request::Request(JobContext& job, std::string what, std::unique_ptr<PendingOperation> operation, int64_t bytes)
+    : job_(&job), what_(std::move(what)), operation_(std::move(operation)) {
+  if (const TraceRecorder* recorder = job.tracer().recorder()) {
     flight_ = {TraceKind::flight, recorder->activity().at, trace_clock_ns(), 0, bytes};
   }
 }
@@ -41,6 +46,7 @@ Request::Request(std::string what, std::unique_ptr<PendingOperation> operation, 
 Request& Request::operator=(Request&& other) noexcept {
   if (this != &other) {
     abandon();
+    job_ = other.job_;
     what_ = std::move(other.what_);
     operation_ = std::move(other.operation_);
     owners_ = std::move(other.owners_);
@@ -56,7 +62,8 @@ bool Request::test() {
   if (!operation_->test()) return false;
   operation_.reset();
   owners_.clear();
-  if (TraceRecorder* recorder = trace_recorder(); recorder != nullptr && flight_.begin_ns != 0) {
+  if (flight_.begin_ns == 0) return true;
+  if (TraceRecorder* recorder = job_->tracer().recorder()) {
     flight_.end_ns = trace_clock_ns();
     recorder->add(flight_);
   }
@@ -66,18 +73,17 @@ bool Request::test() {
 void Request::abandon() noexcept {
   if (operation_ == nullptr) return;
   operation_->abandon();
-  // Kept to the end of the process. Where there is no memory for that, the process ends here, as an abandoned job does.
-  static std::mutex mutex;
-  static auto* const abandoned = new std::vector<Request>;
-  const std::lock_guard lock(mutex);
-  abandoned->emplace_back(std::move(*this));
+  if (job_ == nullptr) return operation_.reset();
+  job_->keep_abandoned({std::move(operation_), std::move(owners_)});
 }
 
 Request all_of(std::vector<Request> requests) {
-  std::string what;
-  for (const Request& request : requests) what += (what.empty() ? "" : " and ") + request.what();
-  Request all(std::move(what), std::make_unique<AllOf>(std::move(requests)));
-  all.flight_ = {};  // each of them shows for itself
+  Request all;  // without a flight of its own: each of them shows for itself
+  for (const Request& request : requests) {
+    all.what_ += (all.what_.empty() ? "" : " and ") + request.what();
+    if (all.job_ == nullptr) all.job_ = request.job();
+  }
+  all.operation_ = std::make_unique<AllOf>(std::move(requests));
   return all;
 }
 

@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "comm/progress/poll.hpp"
+#include "comm/job/poll.hpp"
 
 #include <algorithm>
 #include <utility>
+
+#include "comm/job/job_context.hpp"
 
 namespace cadre {
 namespace {
@@ -10,8 +12,6 @@ namespace {
 constexpr int64_t kShortestIntervalNs = 10'000;  // a test of a few requests costs about 1 us
 constexpr int64_t kLongestIntervalNs = 2'000'000;
 constexpr double kWeightOfNewest = 0.1;
-
-thread_local Poller* poller_of_thread = nullptr;
 
 }  // namespace
 
@@ -54,13 +54,13 @@ void Poller::learn(const Watched& completed, int64_t now_ns) {
 
 PollCount Poller::take_count() { return std::exchange(count_, {}); }
 
-Poller* current_poller() { return poller_of_thread; }
+Watch::Watch(Request& request, Poller::Kind kind)
+    : request_(request), poller_(request.job() == nullptr ? nullptr : &request.job()->poller()) {
+  if (poller_ != nullptr) poller_->watch(request, kind);
+}
 
-PollScope::PollScope(Poller& poller) : previous_(std::exchange(poller_of_thread, &poller)) {}
-
-PollScope::~PollScope() {
-  poller_of_thread->unwatch_all();
-  poller_of_thread = previous_;
+Watch::~Watch() {
+  if (poller_ != nullptr) poller_->unwatch(request_);
 }
 
 }  // namespace cadre

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 // Progress inside computation. Most MPI libraries move data only inside calls, so long kernels call poll_point() between
-// their tiles, every 50 us or so, and the poller of the thread then tests the requests under way, not more often than
+// their tiles, every 50 us or so, and the poller of the rank then tests the requests under way, not more often than
 // pays: about as often as its policy says while an exchange is in flight.
 #pragma once
 
 #include <cstdint>
 #include <vector>
 
-#include "comm/transport/request.hpp"
+#include "comm/job/request.hpp"
 
 namespace cadre {
 
@@ -28,7 +28,10 @@ struct PollCount {
 
 class Poller {
  public:
+  Poller() = default;
   explicit Poller(const PollPolicy& policy) : policy_(policy) {}
+
+  void set_policy(const PollPolicy& policy) { policy_ = policy; }
 
   // The request is tested at poll points until it is complete or unwatched. It must live that long. How long it takes
   // until then tells how long exchanges take, unless it is something else.
@@ -60,39 +63,30 @@ class Poller {
   PollCount count_;
 };
 
-// The poller of the calling thread, or nullptr.
-Poller* current_poller();
-
-inline void poll_point() {
-  if (Poller* poller = current_poller()) poller->point();
-}
-
-// Makes `poller` the one of the calling thread for a C++ scope, at the end of which it watches nothing.
+// At the end of a C++ scope the poller watches nothing, however the scope ends.
 class PollScope {
  public:
-  explicit PollScope(Poller& poller);
-  ~PollScope();
+  explicit PollScope(Poller& poller) : poller_(poller) {}
+  ~PollScope() { poller_.unwatch_all(); }
   PollScope(const PollScope&) = delete;
   PollScope& operator=(const PollScope&) = delete;
 
  private:
-  Poller* previous_;
+  Poller& poller_;
 };
 
-// Watches a request that nobody awaits yet, for a C++ scope: for exchanges with computation in their shadow.
+// The poller of the job watches a request that no coroutine awaits yet, for a C++ scope: for exchanges that overlap with
+// computation.
 class Watch {
  public:
-  explicit Watch(Request& request) : request_(request) {
-    if (Poller* poller = current_poller()) poller->watch(request);
-  }
-  ~Watch() {
-    if (Poller* poller = current_poller()) poller->unwatch(request_);
-  }
+  explicit Watch(Request& request, Poller::Kind kind = Poller::Kind::exchange);
+  ~Watch();
   Watch(const Watch&) = delete;
   Watch& operator=(const Watch&) = delete;
 
  private:
   Request& request_;
+  Poller* poller_;
 };
 
 }  // namespace cadre

@@ -2,10 +2,11 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <utility>
 
 #include "comm/base/check.hpp"
-#include "comm/transport/wait.hpp"
+#include "comm/job/wait.hpp"
 
 namespace cadre {
 
@@ -46,7 +47,7 @@ class [[nodiscard]] Pending {
 
 // Waits as for a Request, and returns the value.
 template <class T>
-T wait(Pending<T> pending, double deadline_seconds = default_deadline_seconds(), const Position& position = {}) {
+T wait(Pending<T> pending, std::optional<double> deadline_seconds = {}, const Position& position = {}) {
   wait(pending.request(), deadline_seconds, position);
   return pending.take();
 }

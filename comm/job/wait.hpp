@@ -1,29 +1,28 @@
 // SPDX-License-Identifier: Apache-2.0
-// A wait in Cadre is: poll, deadline, and a message that says who waits for whom. Where the process has a
-// liveness, a wait also ends when a rank has died, and the message says who is late.
+// A wait in Cadre is: poll, deadline, and a message that says who waits for whom. Where the job has a liveness, a wait also
+// ends when a rank has died, and the message says who is late.
 #pragma once
 
 #include <chrono>
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <string>
 
 #include "comm/base/trace.hpp"
-#include "comm/transport/request.hpp"
+#include "comm/job/job_context.hpp"
+#include "comm/job/request.hpp"
 
 namespace cadre {
-
-inline constexpr double kDefaultDeadlineSeconds = 120.0;
-
-// Of waits of this process that are given no other; kDefaultDeadlineSeconds until it is set.
-double default_deadline_seconds();
-void set_default_deadline(double seconds);
 
 // How long one wait may take.
 class Deadline {
  public:
-  explicit Deadline(double seconds = default_deadline_seconds())
-      : seconds_(seconds), end_(Clock::now() + std::chrono::duration_cast<Clock::duration>(Seconds(seconds))) {}
+  // `job`: whose liveness ends the wait; nullptr: only time does.
+  Deadline(const JobContext* job, double seconds)
+      : job_(job),
+        seconds_(seconds),
+        end_(Clock::now() + std::chrono::duration_cast<Clock::duration>(Seconds(seconds))) {}
 
   // Throws ErrorKind::lost_rank once a rank died, and ErrorKind::timeout once the time is over. Both name the request and
   // `position`; the first says who died, the second who is missing and where those are that hold this rank up.
@@ -38,11 +37,12 @@ class Deadline {
  private:
   using Clock = std::chrono::steady_clock;
   using Seconds = std::chrono::duration<double>;
+  const JobContext* job_;
   double seconds_;
   Clock::time_point end_;
 };
 
-// Polls until the request is complete; yields the core between polls.
-void wait(Request& request, double deadline_seconds = default_deadline_seconds(), const Position& position = {});
+// Polls until the request is complete; yields the core between polls. The deadline is the job's where none is given.
+void wait(Request& request, std::optional<double> deadline_seconds = {}, const Position& position = {});
 
 }  // namespace cadre
