@@ -2,7 +2,7 @@
 # Tests of the tree itself: one script each in cmake/guards, run as guard/<name>. Exit code 77 means skipped, with the
 # reason printed. guard/self-test plants an offence for each of them and demands that it be found.
 
-foreach(guard layering files names return-codes format shellcheck)
+foreach(guard layering files names state return-codes format shellcheck)
   add_test(NAME guard/${guard} COMMAND "${PROJECT_SOURCE_DIR}/cmake/guards/${guard}" "${PROJECT_SOURCE_DIR}")
 endforeach()
 add_test(NAME guard/self-test COMMAND "${PROJECT_SOURCE_DIR}/cmake/guards/self-test")
@@ -14,7 +14,7 @@ target_sources(cadre_launch_headers INTERFACE FILE_SET HEADERS BASE_DIRS "${PROJ
 target_link_libraries(cadre_launch_headers INTERFACE cadre::runtime Boost::program_options)
 add_test(NAME guard/headers COMMAND "${CMAKE_COMMAND}" --build "${PROJECT_BINARY_DIR}" --target
          all_verify_interface_header_sets)
-set_tests_properties(guard/layering guard/files guard/names guard/return-codes guard/format guard/shellcheck guard/self-test
+set_tests_properties(guard/layering guard/files guard/names guard/state guard/return-codes guard/format guard/shellcheck guard/self-test
   PROPERTIES TIMEOUT 60 LABELS guard SKIP_RETURN_CODE 77)
 set_tests_properties(guard/headers PROPERTIES TIMEOUT 900 LABELS guard RUN_SERIAL ON)
 

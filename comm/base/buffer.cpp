@@ -38,7 +38,7 @@ void Memory::fill(std::byte* data, std::byte value, size_t bytes) {
 }
 
 Memory& host_memory() {
-  static HostMemory memory;
+  static auto& memory = *new HostMemory;  // has no state; it outlives every buffer
   return memory;
 }
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // bf16 products by oneDNN. A weight is kept in the layout oneDNN asks for (`any`), once for each version and direction;
 // activations are copied to bf16. Primitives are compiled for a shape, so row counts, which are ragged in a mixture of
-// experts, are cut to multiples of kRowStep plus a rest: few shapes, each compiled once a thread.
+// experts, are cut to multiples of kRowStep plus a rest: few shapes, each compiled once.
 #include <dnnl.hpp>
 #include <omp.h>
 
@@ -25,10 +25,10 @@ using ElementType = memory::data_type;
 
 constexpr ElementType kOperand = ElementType::bf16;
 constexpr int64_t kRowStep = 16;
-constexpr size_t kMaxPrimitives = 1024;  // of each kind and thread
+constexpr size_t kMaxPrimitives = 1024;  // of each kind
 
-dnnl::engine& engine() {
-  static dnnl::engine cpu_engine(dnnl::engine::kind::cpu, 0);
+const dnnl::engine& engine() {
+  static const dnnl::engine cpu_engine(dnnl::engine::kind::cpu, 0);
   return cpu_engine;
 }
 
@@ -91,21 +91,11 @@ dnnl::matmul::primitive_desc describe_weight_grad(const Shape& shape) {
   return {desc, add_to_output(shape.accumulate), engine()};
 }
 
-// What a thread keeps: its stream and the primitives it has compiled.
-struct ThreadState {
+// A stream and the primitives that were compiled for it.
+struct Compiled {
   dnnl::stream stream{engine()};
   std::map<Shape, dnnl::inner_product_forward> products;
   std::map<Shape, dnnl::matmul> weight_grads;
-  int num_threads = 0;
-
-  static ThreadState& mine() {
-    thread_local ThreadState state;
-    if (state.num_threads != kernel_threads()) {
-      state.num_threads = kernel_threads();
-      omp_set_num_threads(state.num_threads);
-    }
-    return state;
-  }
 };
 
 template <class Primitive, class Create>
@@ -142,11 +132,10 @@ memory::desc wanted_layout(const memory::dims& extents) {
 }
 
 // The weight in oneDNN's layout, brought up to its version. `stored` says how the f32 weight lies in memory.
-memory pack(const Parameter& weight, const memory::desc& stored, Packed& packed) {
+memory pack(dnnl::stream& stream, const Parameter& weight, const memory::desc& stored, Packed& packed) {
   if (packed.data && packed.version == weight.version) return packed.data;
   memory source = view(stored, weight.value.raw());
   if (!packed.data) packed.data = memory(wanted_layout(stored.dims()), engine());
-  dnnl::stream& stream = ThreadState::mine().stream;
   dnnl::reorder(source, packed.data).execute(stream, source, packed.data);
   stream.wait();
   packed.version = weight.version;
@@ -167,13 +156,13 @@ class OneDnnProducts final : public WeightProducts {
 
   void linear(const Tensor& x, const Parameter& weight, const Tensor& y) const override {
     const memory::desc stored = row_major(weight.value.dim(0), weight.value.dim(1), ElementType::f32);
-    multiply(x, pack(weight, stored, kept_copies(weight).forward), y, Accumulate::no);
+    multiply(x, pack(compiled_.stream, weight, stored, kept_copies(weight).forward), y, Accumulate::no);
   }
 
   void linear_input_grad(const Tensor& dy, const Parameter& weight, const Tensor& dx,
                          Accumulate accumulate) const override {
     const memory::desc stored = column_major(weight.value.dim(1), weight.value.dim(0), ElementType::f32);
-    multiply(dy, pack(weight, stored, kept_copies(weight).input_grad), dx, accumulate);
+    multiply(dy, pack(compiled_.stream, weight, stored, kept_copies(weight).input_grad), dx, accumulate);
   }
 
   void linear_weight_grad(const Tensor& x, const Tensor& dy, const Tensor& dw, Accumulate accumulate) const override {
@@ -208,26 +197,27 @@ class OneDnnProducts final : public WeightProducts {
   void multiply_rows(const bf16* in, const memory& weight, const Tensor& out, Accumulate accumulate) const {
     const memory::dims extents = weight.get_desc().dims();
     const Shape shape{out.dim(0), extents[0], extents[1], accumulate};
-    ThreadState& state = ThreadState::mine();
+    omp_set_num_threads(kernel_threads());  // OpenMP keeps a number for each thread
     dnnl::inner_product_forward& product =
-        find_or_create(state.products, shape, [&] { return describe_product(shape, weight.get_desc()); });
+        find_or_create(compiled_.products, shape, [&] { return describe_product(shape, weight.get_desc()); });
     const memory source = view(row_major(shape.num_rows, shape.width_in, kOperand), in);
     const memory output = view(row_major(shape.num_rows, shape.width_out, ElementType::f32), out.raw());
-    product.execute(state.stream, {{DNNL_ARG_SRC, source}, {DNNL_ARG_WEIGHTS, weight}, {DNNL_ARG_DST, output}});
-    state.stream.wait();
+    product.execute(compiled_.stream, {{DNNL_ARG_SRC, source}, {DNNL_ARG_WEIGHTS, weight}, {DNNL_ARG_DST, output}});
+    compiled_.stream.wait();
   }
 
   // dw rows = the columns of dy from `grads` on, transposed, times x
   void weight_grad_rows(const bf16* grads, const Shape& shape, const memory& inputs, const Tensor& dw) const {
     const memory source = view(column_major(shape.width_out, shape.num_rows, kOperand, shape.grad_stride), grads);
     const memory output = view(row_major(shape.width_out, shape.width_in, ElementType::f32), dw.raw());
-    ThreadState& state = ThreadState::mine();
-    dnnl::matmul& product = find_or_create(state.weight_grads, shape, [&] { return describe_weight_grad(shape); });
-    product.execute(state.stream, {{DNNL_ARG_SRC, source}, {DNNL_ARG_WEIGHTS, inputs}, {DNNL_ARG_DST, output}});
-    state.stream.wait();
+    omp_set_num_threads(kernel_threads());  // OpenMP keeps a number for each thread
+    dnnl::matmul& product = find_or_create(compiled_.weight_grads, shape, [&] { return describe_weight_grad(shape); });
+    product.execute(compiled_.stream, {{DNNL_ARG_SRC, source}, {DNNL_ARG_WEIGHTS, inputs}, {DNNL_ARG_DST, output}});
+    compiled_.stream.wait();
   }
 
   Poller* poller_;
+  mutable Compiled compiled_;
 };
 
 // Whether the CPU multiplies bf16 and oneDNN uses that. oneDNN alone does not tell: it offers such products on any AVX-512,
