@@ -27,7 +27,6 @@ written bench.overlap "$folder/overlap" bench overlap "${small[@]}" --json "$fol
 written bench.layer "$folder/layer" bench layer "${small[@]}" --ffn 32 --experts 4 --top-k 2 --json "$folder/layer"
 written bench.router "$folder/router" bench router "${small[@]}" --experts 16 --top-k 2 --json "$folder/router"
 written bench.permute "$folder/permute" bench permute "${small[@]}" --experts 8 --top-k 2 --json "$folder/permute"
-written bench.generate "$folder/generate" bench generate --ranks 2 --prompt 9 --max-new 3 --batch 2 --iterations 2 --json "$folder/generate"
 written bench.gemm "$folder/gemm" bench gemm --part all --tokens 5 --out 16 --in 24 --experts 3 --iterations 1 --json "$folder/gemm"
 written plan.dispatch "$folder/dispatch" plan dispatch --tokens 100 --experts 16 --top-k 2 --ranks 4 --hosts 2 --json "$folder/dispatch"
 for schedule in dualpipe 1f1b zb1p; do
@@ -46,6 +45,8 @@ for rank_grid in "1 1f1b" "2 dualpipev"; do
   to_validate manifest "$run/checkpoints/latest/cadre.json"
   for trace in "$run"/trace/rank00000.json "$run"/trace/rank00001.json "$run/all.json"; do to_validate trace "$trace"; done
 done
+written bench.generate "$folder/generate" bench generate --model "$folder/run1/checkpoints/latest" --ranks 2 --prompt 9 \
+  --max-new 3 --batch 2 --iterations 1 --json "$folder/generate"
 written report.diff "$folder/diff" report diff "$folder/run1" "$folder/run2" --json "$folder/diff"
 written inspect "$folder/inspect" inspect "$folder/run1" --ranks 2 --json "$folder/inspect"
 echo '{"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32, "vocab_size": 64}' >"$folder/dense.json"
@@ -99,7 +100,8 @@ def documents_in(path):
 
 def errors_of(name, document):
     schema = schemas[name + suffix]
-    resolver = jsonschema.RefResolver("", schema, store=schemas)
+    base = "file:///"  # that references between schemas are relative to
+    resolver = jsonschema.RefResolver(base + name + suffix, schema, store={base + file: text for file, text in schemas.items()})
     return list(jsonschema.Draft202012Validator(schema, resolver=resolver).iter_errors(document))
 
 
