@@ -18,7 +18,7 @@
 
 #include "comm/base/stack_trace.hpp"
 #include "comm/transport/local.hpp"
-#include "comm/transport/start_liveness.hpp"
+#include "comm/transport/transport.hpp"
 
 namespace cadre {
 namespace {

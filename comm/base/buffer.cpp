@@ -3,8 +3,10 @@
 
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
+#include <utility>
 
 #include "comm/base/out_of_memory.hpp"
 
@@ -45,6 +47,28 @@ Memory& host_memory() {
 Buffer::Buffer(size_t bytes, Memory& memory) : bytes_(bytes) {
   if (bytes == 0) return;
   data_ = std::shared_ptr<std::byte>(memory.allocate(bytes), [&memory](std::byte* data) { memory.release(data); });
+}
+
+Buffer BufferPool::take(size_t bytes) {
+  // The smallest that is large enough; if none is, a larger one, in place of the largest where that may be freed.
+  auto best = free_.end();
+  for (auto it = free_.begin(); it != free_.end(); ++it) {
+    if (it->bytes() >= bytes && (best == free_.end() || it->bytes() < best->bytes())) best = it;
+  }
+  if (best == free_.end()) {
+    if (outgrown_ == Outgrown::kept) return Buffer(bytes + bytes / 2, *memory_);  // so that few are outgrown
+    if (!free_.empty())
+      free_.erase(std::max_element(free_.begin(), free_.end(),
+                                   [](const Buffer& a, const Buffer& b) { return a.bytes() < b.bytes(); }));
+    return Buffer(bytes + bytes / 8, *memory_);  // room for the next steps' raggedness
+  }
+  Buffer buffer = std::move(*best);
+  free_.erase(best);
+  return buffer;
+}
+
+void BufferPool::give_back(Buffer buffer) {
+  if (!buffer.empty()) free_.push_back(std::move(buffer));
 }
 
 }  // namespace cadre

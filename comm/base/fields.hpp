@@ -7,6 +7,7 @@
 //   }
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <limits>
 #include <span>
@@ -56,5 +57,8 @@ void check_ranges(std::span<const Field> fields, const std::string& prefix);
 
 // A hint for an unknown name: the nearest of `known` by edit distance, or of its part after the last dot.
 std::string nearest_name_hint(std::string_view name, std::span<const std::string> known);
+
+// How many letters must be replaced, added or taken away to make one text of the other (Levenshtein 1966).
+size_t edit_distance(std::string_view a, std::string_view b);
 
 }  // namespace cadre

@@ -8,7 +8,7 @@
 #include <utility>
 #include <vector>
 
-#include "comm/base/buffer_pool.hpp"
+#include "comm/base/buffer.hpp"
 #include "comm/base/check.hpp"
 #include "comm/device/cuda_check.cuh"
 #include "comm/device/staged.hpp"

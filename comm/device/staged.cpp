@@ -5,7 +5,7 @@
 #include <utility>
 #include <vector>
 
-#include "comm/base/buffer_pool.hpp"
+#include "comm/base/buffer.hpp"
 #include "comm/transport/forwarding.hpp"
 
 namespace cadre {

@@ -6,7 +6,7 @@
 #include <memory>
 #include <vector>
 
-#include "comm/base/buffer_pool.hpp"
+#include "comm/base/buffer.hpp"
 #include "comm/exchange/exchange.hpp"
 
 namespace cadre {

@@ -10,7 +10,6 @@
 #include <type_traits>
 #include <vector>
 
-#include "comm/job/pending.hpp"
 #include "comm/job/wait.hpp"
 #include "comm/transport/transport.hpp"
 

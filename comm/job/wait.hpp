@@ -6,9 +6,12 @@
 #include <chrono>
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <optional>
 #include <string>
+#include <utility>
 
+#include "comm/base/check.hpp"
 #include "comm/base/trace.hpp"
 #include "comm/job/job_context.hpp"
 #include "comm/job/request.hpp"
@@ -44,5 +47,60 @@ class Deadline {
 
 // Polls until the request is complete; yields the core between polls. The deadline is the job's where none is given.
 void wait(Request& request, std::optional<double> deadline_seconds = {}, const Position& position = {});
+
+// An operation under way and the value that it yields. The operation owns the memory of the value, so one that is given up
+// writes into nothing that is gone. Move-only.
+template <class T>
+class [[nodiscard]] Pending {
+ public:
+  Pending() : value_(std::make_shared<T>()) {}  // complete from the start
+  // `request` reads and writes the memory of `value` only.
+  Pending(Request request, std::shared_ptr<T> value) : request_(std::move(request)), value_(std::move(value)) {
+    request_.keep(value_);
+  }
+  Pending(Pending&&) noexcept = default;
+  Pending& operator=(Pending&&) noexcept = default;
+
+  Request& request() { return request_; }
+  bool done() const { return request_.done(); }
+  // After the request is complete.
+  const T& value() const {
+    check_done();
+    return *value_;
+  }
+  // The same, once.
+  T take() {
+    check_done();
+    return std::move(*value_);
+  }
+
+ private:
+  void check_done() const {
+    if (!request_.done()) throw Error(ErrorKind::internal, "the value of an operation under way was read");
+  }
+
+  Request request_;
+  std::shared_ptr<T> value_;
+};
+
+// Waits as for a Request, and returns the value.
+template <class T>
+T wait(Pending<T> pending, std::optional<double> deadline_seconds = {}, const Position& position = {}) {
+  wait(pending.request(), deadline_seconds, position);
+  return pending.take();
+}
+
+// Runs `call` and throws what it throws. `what` names it. Throws as a wait does when it takes longer than the deadline of
+// the job or a rank dies; then `call` is left behind, maybe forever, so it must own all it touches. In a job without threads
+// for calls (JobContext) the caller makes the call itself, and it has no deadline.
+void blocking_call(JobContext& job, const std::string& what, std::function<void()> call);
+
+// With a result that the call fills in.
+template <class Result>
+Result blocking_call(JobContext& job, const std::string& what, std::function<void(Result&)> call) {
+  const auto result = std::make_shared<Result>();
+  blocking_call(job, what, [result, call = std::move(call)] { call(*result); });
+  return std::move(*result);
+}
 
 }  // namespace cadre

@@ -11,7 +11,7 @@
 #include <type_traits>
 #include <vector>
 
-#include "comm/liveness/socket.hpp"
+#include "comm/liveness/link.hpp"
 
 namespace cadre {
 

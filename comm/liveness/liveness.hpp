@@ -12,7 +12,7 @@
 #include <vector>
 
 #include "comm/base/trace.hpp"
-#include "comm/liveness/connect.hpp"
+#include "comm/liveness/handshake.hpp"
 
 namespace cadre {
 

@@ -11,7 +11,6 @@
 
 #include "comm/base/check.hpp"
 #include "comm/job/job_context.hpp"
-#include "comm/transport/local_transport.hpp"
 
 namespace cadre {
 namespace {

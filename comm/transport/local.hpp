@@ -2,8 +2,11 @@
 // Ranks that are threads of this process: no launcher, quick tests, ThreadSanitizer sees every exchange.
 #pragma once
 
+#include <atomic>
 #include <functional>
 #include <memory>
+#include <span>
+#include <vector>
 
 #include "comm/transport/transport.hpp"
 
@@ -16,5 +19,12 @@ namespace cadre {
 void run_local_ranks(const JobContext& job, int num_ranks, const std::function<void(std::unique_ptr<Transport>)>& body);
 // In a job of its own.
 void run_local_ranks(int num_ranks, const std::function<void(std::unique_ptr<Transport>)>& body);
+
+// Set once a rank of the process failed: then the others throw where they wait.
+using RankFailed = std::shared_ptr<std::atomic<bool>>;
+
+// The transport of each rank of a new world. One job a rank.
+std::vector<std::unique_ptr<Transport>> make_local_world(std::span<const std::unique_ptr<JobContext>> jobs,
+                                                         RankFailed failed);
 
 }  // namespace cadre

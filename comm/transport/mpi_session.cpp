@@ -15,7 +15,7 @@
 #include <vector>
 
 #include "comm/base/check.hpp"
-#include "comm/job/blocking_call.hpp"
+#include "comm/job/wait.hpp"
 #include "comm/transport/mpi.hpp"
 #include "comm/transport/mpi_operations.hpp"
 

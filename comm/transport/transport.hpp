@@ -104,4 +104,8 @@ class Transport {
   JobContext& job_;
 };
 
+// Collective over `world`, all processes of the job; its messages carry the job's secret. From here on the context of the
+// job has it.
+void start_liveness(Transport& world);
+
 }  // namespace cadre

@@ -7,7 +7,7 @@
 #include <utility>
 
 #include "comm/base/check.hpp"
-#include "comm/base/edit_distance.hpp"
+#include "comm/base/fields.hpp"
 
 namespace cadre {
 namespace {

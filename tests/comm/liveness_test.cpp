@@ -7,7 +7,7 @@
 
 #include "comm/base/check.hpp"
 #include "comm/job/wait.hpp"
-#include "comm/transport/start_liveness.hpp"
+#include "comm/transport/transport.hpp"
 #include "tests/support/ranks.hpp"
 
 namespace cadre {

@@ -13,7 +13,6 @@
 #include "comm/exchange/plan.hpp"
 #include "comm/group/grid.hpp"
 #include "comm/group/topology.hpp"
-#include "comm/job/blocking_call.hpp"
 #include "comm/job/wait.hpp"
 #include "comm/transport/local.hpp"
 #include "tests/support/ranks.hpp"

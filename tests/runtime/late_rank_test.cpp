@@ -11,7 +11,7 @@
 
 #include "comm/transport/forwarding.hpp"
 #include "comm/transport/local.hpp"
-#include "comm/transport/start_liveness.hpp"
+#include "comm/transport/transport.hpp"
 #include "runtime/train/trainer.hpp"
 #include "tests/support/ranks.hpp"
 #include "tests/support/small_runs.hpp"

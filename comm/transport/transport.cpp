@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "comm/transport/start_liveness.hpp"
+#include "comm/transport/transport.hpp"
 
 #include <vector>
 
