@@ -7,7 +7,7 @@ check_hostfile() {
   local host='^[A-Za-z0-9_][A-Za-z0-9._:-]*(@[A-Za-z0-9_][A-Za-z0-9._:-]*)?$'
   local settings='^([a-z_-]+ *= *[A-Za-z0-9_][A-Za-z0-9._-]*[[:blank:]]*)*(#.*)?$'
   if [[ ! -f "$1" || ! -r "$1" ]]; then
-    echo "${0##*/}: error: hostfile $1 is not a file that can be read (hint: one line a host, NAME slots=N)" >&2
+    echo "${0##*/}: error: hostfile $1 is not a readable file (hint: one line per host, NAME slots=N)" >&2
     return 2
   fi
   while read -r name rest || [[ -n "$name" ]]; do

@@ -74,7 +74,7 @@ if tearing_program "$folder/tears"; then
   CADRE=$folder/tears TORN=$folder/torn supervised "$folder/torn-run" --ranks 2 train.steps=200 checkpoint.every=20
   ends_with 0
   [[ -e $folder/torn ]] || fail "no message was torn"
-  says "exit code 7: going on from the last checkpoint, restart 1 of 3"
+  says "exit code 7: continuing from the last checkpoint, restart 1 of 3"
   [[ -e $out/FINISHED ]] || fail "no FINISHED"
 fi
 
@@ -94,21 +94,21 @@ until_saved
 touch "$folder/gone"
 kill_a_rank
 ends_with 0
-says "starting on 2 ranks" "$(hostname) does not answer: left out" "starting on 1 ranks" "resumed after step"
+says "starting on 2 ranks" "$(hostname) does not answer: not used" "starting on 1 ranks" "resumed after step"
 # Sums over ranks in another order: what is promised of the number of ranks, as long as differences have not grown.
 from=$(sed -n 's/.*resumed after step \([0-9]*\).*/\1/p' "$output")
 paste <(losses "$folder/whole") <(losses "$out") |
   awk -v last=$((from + 80)) 'NF != 2 || NR <= last && ($1 - $2)^2 > (1e-5 * $1)^2 { bad = 1 } END { exit bad || NR < last }' || fail "the losses depend on the number of ranks"
 supervised "$folder/none" --hostfile "$folder/hosts" --multiple-of 2 --restarts 0
 ends_with 3
-says "have not 2 slots"
+says "have fewer than 2 slots"
 
 # A rank less, in the same job; then all of them, and the job is started again.
 supervised "$folder/survived" --ranks 3 --recover
 until_saved
 kill_a_rank
 ends_with 0
-says "RECOVERY " "2 ranks go on"
+says "RECOVERY " "2 ranks continue"
 if grep -q "restart" "$output"; then fail "started again although two ranks could go on"; fi
 [[ -e $out/FINISHED ]] || fail "no FINISHED"
 supervised "$folder/all" --ranks 2 --recover
