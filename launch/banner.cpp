@@ -26,7 +26,7 @@ std::string crowding_note(const Topology& topology, const std::vector<Binding>& 
   const int num_cores = bindings[static_cast<size_t>(first)].num_cores;
   const int num_ranks = topology.ranks_on_host(host);
   if (num_cores <= 0 || num_ranks * threads <= num_cores) return "";
-  return fmt::format("  note      {}: cores {}, fewer than ranks {} x threads {}: they take turns\n",
+  return fmt::format("  note      {}: cores {} < ranks {} x threads {}: ranks share cores\n",
                      topology.host_names[static_cast<size_t>(host)], num_cores, num_ranks, threads);
 }
 
@@ -49,7 +49,7 @@ std::string liveness_text(const Communicator& world) {
   if (liveness == nullptr || world.size() == 1) return "";
   if (liveness->failure().empty())
     return fmt::format("  liveness  {} connections a rank\n", liveness->num_connections());
-  return fmt::format("  liveness  none: {}; ranks that die are found by the deadline alone\n", liveness->failure());
+  return fmt::format("  liveness  none: {}; only the deadline detects ranks that die\n", liveness->failure());
 }
 
 }  // namespace
@@ -74,7 +74,7 @@ void print_banner(const Communicator& world, const RunConfig& config) {
   if (!seats.empty()) {
     for (const std::string& line : device_lines(topology, seats)) text += fmt::format("  device    {}\n", line);
     const std::string why_not =
-        config.exchange.transport == "mpi" ? "as the configuration says" : why_no_nccl(topology, seats);
+        config.exchange.transport == "mpi" ? "set by the configuration" : why_no_nccl(topology, seats);
     text += fmt::format("  rows      over {}\n", why_not.empty() ? nccl_version() : "MPI and the host: " + why_not);
   }
   for (int host = 0; host < topology.num_hosts(); ++host) text += host_line(topology, bindings, host);

@@ -18,7 +18,7 @@ namespace cadre {
 namespace fs = std::filesystem;
 
 Field checkpoint_argument(std::string& path) {
-  return {"CHECKPOINT", &path, any(), "a checkpoint directory, or the folder of a run for its latest one"};
+  return {"CHECKPOINT", &path, any(), "a checkpoint directory, or the folder of a run (its latest checkpoint)"};
 }
 
 fs::path find_checkpoint(const std::string& argument) {
@@ -43,8 +43,8 @@ RunConfig run_config_of(const fs::path& checkpoint, std::vector<std::string>* un
 Field dead_experts_option(std::string& experts) {
   return {
       "dead-experts", &experts, any(),
-      "experts to do without, as 3,7, in every layer; the others share their weights. With all dead, those that are "
-      "shared remain"};
+      "experts to switch off in every layer, such as 3,7; the others share their weights. If all are off, the shared "
+      "experts remain"};
 }
 
 void leave_out(const std::string& experts, ModelConfig& model) {
@@ -54,7 +54,7 @@ void leave_out(const std::string& experts, ModelConfig& model) {
 }
 
 Field task_option(std::string& task) {
-  return {"task", &task, any(), "the task of all tokens, as CODING; without it what task.recognise of the run finds"};
+  return {"task", &task, any(), "task of all tokens, such as CODING; default: what task.recognise of the run finds"};
 }
 
 int32_t task_of(const std::string& task) {
@@ -68,7 +68,8 @@ void take_data(const std::string& path, DataConfig& data) {
 }
 
 Field placement_option(std::string& file) {
-  return {"placement", &file, any(), "where experts and copies lie: JSON of cadre plan placement for these ranks"};
+  return {"placement", &file, any(),
+          "file that assigns experts and copies to these ranks, from cadre plan placement --json"};
 }
 
 std::string dead_experts_note(const ModelConfig& model, int64_t rerouted, int64_t tokens) {
@@ -78,7 +79,7 @@ std::string dead_experts_note(const ModelConfig& model, int64_t rerouted, int64_
 
 std::string unused_keys_note(const fs::path& path, const std::vector<std::string>& unused) {
   if (unused.empty()) return "";
-  return fmt::format("note: {}: keys that change nothing here: {}\n", path.string(), fmt::join(unused, ", "));
+  return fmt::format("note: {}: keys without effect: {}\n", path.string(), fmt::join(unused, ", "));
 }
 
 std::string checkpoint_notes(const fs::path& checkpoint) {
@@ -115,7 +116,7 @@ WorkerOptions inference_options(const RunConfig& config) {
 HeldOut held_out(const RunConfig& config) {
   const DataConfig& data = config.data;
   CADRE_CHECK(!data.path.empty() || !data.mixture.empty(),
-              "--data is missing, and the checkpoint does not say what it was trained on",
+              "--data is missing, and the checkpoint does not name its training data",
               "a text file, a folder of them, or an llm.c token file");
   Dataset dataset = open_dataset(data, config.model);
   if (data.validation_fraction > 0.0) return {std::move(dataset.validation), std::move(dataset.summaries)};

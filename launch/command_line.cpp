@@ -47,10 +47,10 @@ po::options_description options_of(const Command& command) {
   po::options_description options("Options", kHelpWidth, kHelpWidth / 2);
   for (const ListOption& list : command.lists) {
     auto* value = po::value<std::vector<std::string>>(list.values)->composing()->value_name("TEXT");
-    options.add_options()(list.name.c_str(), value, (list.help + "; may be given several times").c_str());
+    options.add_options()(list.name.c_str(), value, (list.help + "; repeatable").c_str());
   }
   for (const Field& field : command.options) add_option(options, field);
-  options.add_options()("help", po::bool_switch(), "print this and stop");
+  options.add_options()("help", po::bool_switch(), "print this help and exit");
   return options;
 }
 
@@ -107,14 +107,13 @@ void take_placed(const Command& command, const std::vector<std::string>& words) 
   }
   if (words.size() <= num_arguments) return;
   CADRE_CHECK(command.overrides != nullptr,
-              fmt::format("cadre {}: one argument too many: {}", command.name, words[num_arguments]),
-              see_help(command));
+              fmt::format("cadre {}: unexpected argument: {}", command.name, words[num_arguments]), see_help(command));
   command.overrides->assign(words.begin() + static_cast<std::ptrdiff_t>(num_arguments), words.end());
 }
 
 void check_utf8(const std::string& name, const std::string& value) {
   CADRE_CHECK(is_utf8(value), fmt::format("{} is not UTF-8: {}", name, quote_name(value)),
-              "run files, checkpoints and reports are UTF-8, and so must be the names in them; rename the file");
+              "names in run files, checkpoints and reports must be UTF-8: rename the file");
 }
 
 // All that may be written into a file; prompts may be any bytes.
@@ -178,7 +177,7 @@ void run_one_of(const std::string& path, const std::string& summary, const std::
 
 void run_command_line(const std::vector<Command>& commands, const std::vector<std::string>& words, const Job& job) {
   if (!words.empty() && words.front() == "--version") return print(job, fmt::format("cadre {}\n", CADRE_VERSION));
-  run_one_of("", "Trains and runs mixture-of-experts models over MPI. Works alone and under mpirun or srun.", commands,
+  run_one_of("", "Trains and runs mixture-of-experts models over MPI. Runs alone or under mpirun or srun.", commands,
              words, job);
 }
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // cadre doctor: what this program was built with, what it finds on every host of the job, and for each trouble the line
-// that mends it. Finds no trouble where there is none to mend: what a machine does not have is told, not held against it.
+// that repairs it. What a machine lacks by design is printed and is no trouble.
 #include <fmt/format.h>
 #include <sys/resource.h>
 #include <sys/statvfs.h>
@@ -126,8 +126,8 @@ struct Findings {
 
 class Troubles {
  public:
-  void add(const std::string& what, const std::string& mend) {
-    text_ += fmt::format("TROUBLE {}\n   mend {}\n", what, mend);
+  void add(const std::string& what, const std::string& repair) {
+    text_ += fmt::format("TROUBLE {}\n   repair {}\n", what, repair);
     ++count_;
   }
   void print() const {
@@ -141,12 +141,11 @@ class Troubles {
 
 void print_build(const Findings& findings) {
   fmt::print("cadre {}\n", CADRE_VERSION);
-  fmt::print(
-      "  products  fp32 by OpenBLAS ({}); bf16 {}\n", blas_core_name(),
-      make_onednn_products() ? "by oneDNN" : "rounded, as slow as fp32: no oneDNN, or no such instructions here");
+  fmt::print("  products  fp32 by OpenBLAS ({}); bf16 {}\n", blas_core_name(),
+             make_onednn_products() ? "by oneDNN" : "rounded, as slow as fp32: oneDNN or the instructions are missing");
   fmt::print("  vectors   {}\n", cpu_vector_target());
   fmt::print("  tokens    bytes, tokenizer.json; tokenizer.model {}\n",
-             has_sentencepiece() ? "by SentencePiece" : "not: no SentencePiece");
+             has_sentencepiece() ? "by SentencePiece" : "not supported: SentencePiece is missing");
   fmt::print("  mpi       {}, thread level {}\n", mpi_library_version(), mpi_thread_level());
   fmt::print("  ucx       {}{}\n", has_ucx() ? "installed" : "not installed",
              has_ucx() && ucx_is_off(pml_choice()) ? ", switched off (pml = " + pml_choice() + ")" : "");
@@ -194,16 +193,15 @@ void look_at_host(const Findings& findings, int host, Troubles& troubles) {
   const HostFacts& facts = findings.facts[first];
   const int num_cores = findings.bindings[first].num_cores;
   if (num_cores > 0 && num_ranks * findings.threads > num_cores) {
-    troubles.add(
-        fmt::format("{}: cores {}, fewer than ranks {} x threads {}", name, num_cores, num_ranks, findings.threads),
-        "fewer ranks or compute.threads; where it must be: mpirun --mca mpi_yield_when_idle 1");
+    troubles.add(fmt::format("{}: cores {} < ranks {} x threads {}", name, num_cores, num_ranks, findings.threads),
+                 "use fewer ranks or a smaller compute.threads; if you cannot, mpirun --mca mpi_yield_when_idle 1");
   } else if (findings.is_mpi && is_bound_together(findings, host)) {
     troubles.add(fmt::format("{}: several ranks are bound to the same cpu", name),
                  "mpirun --map-by slot:PE=THREADS --bind-to core, or srun --cpus-per-task=THREADS");
   }
   if (facts.openmp_threads == 0 && num_ranks > 1) {
     troubles.add(
-        fmt::format("{}: OMP_NUM_THREADS is not set, libraries may start a thread for every core", name),
+        fmt::format("{}: OMP_NUM_THREADS is not set: libraries may start one thread per core", name),
         fmt::format("export OMP_NUM_THREADS={0} OPENBLAS_NUM_THREADS={0} (mpirun: -x each)", findings.threads));
   }
   if (findings.is_mpi && num_ranks > 1 && facts.shm_free_bytes < num_ranks * kShmBytesPerRank) {
@@ -215,11 +213,12 @@ void look_at_host(const Findings& findings, int host, Troubles& troubles) {
   }
   if (facts.num_adapters == 0 || findings.topology.num_hosts() == 1) return;
   if (ucx_is_off(pml_choice())) {
-    troubles.add(fmt::format("{} has an RDMA adapter, and UCX is switched off", name),
+    troubles.add(fmt::format("{} has an RDMA adapter, but UCX is disabled", name),
                  "export OMPI_MCA_pml=ucx, as launch/mpirun/ucx.sh does");
   }
   if (facts.lockable_bytes < kLockedBytes) {
-    troubles.add(fmt::format("{}: only {} MiB may be locked for RDMA", name, facts.lockable_bytes / kMebibyte),
+    troubles.add(fmt::format("{}: the limit of locked memory is {} MiB, too little for RDMA", name,
+                             facts.lockable_bytes / kMebibyte),
                  "ulimit -l unlimited (limits.conf, or LimitMEMLOCK of slurmd)");
   }
 }
@@ -227,15 +226,15 @@ void look_at_host(const Findings& findings, int host, Troubles& troubles) {
 void look_at_job(const Findings& findings, Troubles& troubles) {
   if (findings.is_mpi && mpi_thread_level() != "multiple") {
     troubles.add(fmt::format("thread level {}: no progress thread", mpi_thread_level()),
-                 "an MPI built with thread support, or exchange.progress=poll");
+                 "use an MPI with thread support, or exchange.progress=poll");
   }
   const char* allocated = std::getenv("SLURM_NTASKS");
   if (allocated != nullptr && std::atoi(allocated) > 1 && findings.topology.num_ranks() == 1) {
-    troubles.add(fmt::format("a Slurm job of {} tasks, and this is one process", allocated),
+    troubles.add(fmt::format("this is one process in a Slurm job of {} tasks", allocated),
                  "srun --mpi=pmix cadre ..., or mpirun cadre ...");
   }
   if (std::getenv("SLURM_CPUS_PER_TASK") != nullptr && std::getenv("SRUN_CPUS_PER_TASK") == nullptr) {
-    troubles.add("srun does not take --cpus-per-task from the job since Slurm 22.05",
+    troubles.add("since Slurm 22.05 srun does not inherit --cpus-per-task from the job",
                  "export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK, as launch/slurm/env.sh does");
   }
 }
@@ -248,7 +247,7 @@ void print_findings(const Findings& findings) {
     print_host(findings, host);
     look_at_host(findings, host, troubles);
   }
-  fmt::print("  progress  {}\n", findings.no_spare_cpu.empty() ? "a thread can drive MPI: every rank has a cpu to spare"
+  fmt::print("  progress  {}\n", findings.no_spare_cpu.empty() ? "a thread can drive MPI: every rank has a free cpu"
                                                                : fmt::format("by polls: {}", findings.no_spare_cpu));
   troubles.print();
 }
@@ -271,8 +270,8 @@ void run_doctor(const DoctorArguments& options, const Job& job) {
 Command doctor_command() {
   const auto options = std::make_shared<DoctorArguments>();
   return {.name = "doctor",
-          .summary = "tells what was built in, what each host of the job has, and how to mend what is wrong",
-          .options = {{"threads", &options->threads, at_least(1), "compute.threads of the runs to come"},
+          .summary = "prints what was built, what each host of the job has, and how to repair what is wrong",
+          .options = {{"threads", &options->threads, at_least(1), "compute.threads of later runs"},
                       ranks_option(options->ranks)},
           .run = [options](const Job& job) { run_doctor(*options, job); }};
 }

@@ -63,9 +63,8 @@ void run_eval(const EvalArguments& options, const Job& job) {
     const Evaluation evaluation = evaluate(worker, reader, config, options.batches, labeller ? &*labeller : nullptr);
     if (worker.world().rank() == 0) print_evaluation(evaluation, worker.model().config());
     if (std::isfinite(evaluation.loss)) return;
-    throw Error(
-        ErrorKind::numerics, fmt::format("{}: the held-out loss is {}", checkpoint.string(), evaluation.loss),
-        "a weight that this text uses is not finite, or an activation overflows: evaluate an earlier checkpoint");
+    throw Error(ErrorKind::numerics, fmt::format("{}: the held-out loss is {}", checkpoint.string(), evaluation.loss),
+                "a weight is not finite or an activation overflows: evaluate an earlier checkpoint");
   });
 }
 
@@ -73,18 +72,19 @@ void run_eval(const EvalArguments& options, const Job& job) {
 
 Command eval_command() {
   const auto options = std::make_shared<EvalArguments>();
-  return {.name = "eval",
-          .summary = "measures the held-out loss of a checkpoint and the balance of its experts",
-          .arguments = {checkpoint_argument(options->checkpoint)},
-          .options = {{"data", &options->data, any(),
-                       "a text file, a folder of them, or an llm.c token file; the last data.validation_fraction of it "
-                       "is read. Without it: what the model was trained on"},
-                      {"batches", &options->batches, at_least(1),
-                       "batches of train.batch sequences, at most; each held-out window counts once"},
-                      dead_experts_option(options->dead_experts),
-                      placement_option(options->placement),
-                      ranks_option(options->ranks)},
-          .run = [options](const Job& job) { run_eval(*options, job); }};
+  return {
+      .name = "eval",
+      .summary = "measures the loss of a checkpoint on held-out data and the balance of its experts",
+      .arguments = {checkpoint_argument(options->checkpoint)},
+      .options = {{"data", &options->data, any(),
+                   "a text file, a folder of them, or an llm.c token file; reads the last data.validation_fraction of "
+                   "it. Default: the training data"},
+                  {"batches", &options->batches, at_least(1),
+                   "largest number of batches of train.batch sequences; each held-out window counts once"},
+                  dead_experts_option(options->dead_experts),
+                  placement_option(options->placement),
+                  ranks_option(options->ranks)},
+      .run = [options](const Job& job) { run_eval(*options, job); }};
 }
 
 }  // namespace cadre

@@ -45,7 +45,7 @@ RunConfig config_of(const ExpertsArguments& options, const fs::path& checkpoint)
   if (fs::exists(run_file)) config.parallel = load_run_config(run_file.string(), {}).parallel;
   take_data(options.data, config.data);
   CADRE_CHECK(!moe_layers_of(config.model).empty(), fmt::format("{} has no experts", checkpoint.string()),
-              "only a model with n_routed_experts of 1 or more has");
+              "the model needs n_routed_experts >= 1");
   return config;
 }
 
@@ -126,12 +126,12 @@ void run_show(const ExpertsArguments& options, const Job& job) {
 }
 
 fs::path out_folder(const ExpertsArguments& options) {
-  CADRE_CHECK(!options.out.empty(), "--out is missing", "name a new folder for the run that goes on from the result");
+  CADRE_CHECK(!options.out.empty(), "--out is missing", "name a new folder for the run that continues from the result");
   return options.out;
 }
 
 void print_saved(const StoredModel& model, const fs::path& path, int64_t step) {
-  fmt::print("saved {}\ngo on with: cadre train {} steps=N, N above {}\n", path.string(),
+  fmt::print("saved {}\ncontinue with: cadre train {} steps=N, N above {}\n", path.string(),
              (fs::path(model.config().out) / "run.toml").string(), step);
 }
 
@@ -196,29 +196,29 @@ Command part(const char* name, const char* summary, const std::shared_ptr<Expert
 
 Command experts_command() {
   const auto options = std::make_shared<ExpertsArguments>();
-  const Field out = {"out", &options->out, any(), "a new folder for the run that goes on from the result"};
+  const Field out = {"out", &options->out, any(), "new folder for the run that continues from the result"};
   const Field data = {"data", &options->data, any(),
-                      "text or tokens to probe the experts with; without it: what the model was trained on"};
-  const Field tokens = {"tokens", &options->tokens, at_least(1), "of the probe; each expert is run on all of them"};
+                      "text or tokens that the experts are measured on; default: the training data"};
+  const Field tokens = {"tokens", &options->tokens, at_least(1), "number of tokens; every expert runs on all of them"};
   const Field top_k = {"top-k", &options->top_k, at_least(0), ""};
   Field grown_top_k = top_k;
-  grown_top_k.help = "experts of a token afterwards; 0 for twice as many, which changes no output";
+  grown_top_k.help = "experts per token of the result; 0: twice as many, which leaves outputs equal";
   Field merged_top_k = top_k;
-  merged_top_k.help = "experts of a token afterwards; 0 for as many as before";
+  merged_top_k.help = "experts per token of the result; 0: as before";
   return {.name = "experts",
-          .summary = "shows the experts of a checkpoint, makes twice as many or fewer of them",
+          .summary = "shows, doubles or merges the experts of a checkpoint",
           .parts = {part("show", "norm, load, nearest neighbour and history of each expert", options, {data, tokens},
                          run_show),
-                    part("grow", "makes two experts of each", options,
+                    part("grow", "replaces each expert by two", options,
                          {out,
                           grown_top_k,
                           {"noise", &options->noise, at_least(0),
-                           "added to each second one, as a share of the root mean square of its weights"},
-                          {"seed", &options->seed, at_least(0), "of the noise"}},
+                           "noise in every second expert / root mean square of its weights"},
+                          {"seed", &options->seed, at_least(0), "seed of the noise"}},
                          run_grow),
-                    part("merge", "makes one of experts whose outputs are alike", options,
+                    part("merge", "merges experts with similar outputs", options,
                          {out,
-                          {"experts", &options->experts, at_least(0), "that are left of each layer; 0 for half"},
+                          {"experts", &options->experts, at_least(0), "experts per layer of the result; 0: half"},
                           merged_top_k,
                           data,
                           tokens},

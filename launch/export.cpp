@@ -27,7 +27,7 @@ ExportFormat format_named(const std::string& name) {
 
 void run_export(const ExportArguments& options, const Job& job) {
   if (job.rank() != 0) return;
-  CADRE_CHECK(!options.out.empty(), "--out is missing", "the directory that is to be made");
+  CADRE_CHECK(!options.out.empty(), "--out is missing", "name the new directory");
   const Fp8Scale scale = options.fp8_scale == "ue8m0" ? Fp8Scale::ue8m0 : Fp8Scale::fp32;
   const ExportSummary summary =
       export_checkpoint(find_checkpoint(options.checkpoint), options.out, format_named(options.format), scale,
@@ -43,12 +43,13 @@ Command export_command() {
   return {.name = "export",
           .summary = "writes the weights of a checkpoint as fp32, bf16 or fp8, without the optimiser",
           .arguments = {checkpoint_argument(options->checkpoint)},
-          .options = {{"out", &options->out, any(), "directory that is to be made"},
+          .options = {{"out", &options->out, any(), "new directory"},
                       {"format", &options->format, one_of({"fp32", "bf16", "fp8"}),
-                       "of the weights; fp8: projections as DeepSeek-V3 stores them, the rest bf16"},
-                      {"fp8-scale", &options->fp8_scale, one_of({"fp32", "ue8m0"}), "ue8m0: powers of two"},
+                       "format of the weights; fp8: projections as in DeepSeek-V3, the rest bf16"},
+                      {"fp8-scale", &options->fp8_scale, one_of({"fp32", "ue8m0"}),
+                       "format of fp8 scales; ue8m0: powers of two"},
                       {"mtp", &options->mtp, one_of({"keep", "drop"}),
-                       "the MTP modules; drop: for programs that know no layers behind the last one"}},
+                       "MTP modules; drop: for programs that do not support them"}},
           .run = [options](const Job& job) { run_export(*options, job); }};
 }
 

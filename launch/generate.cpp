@@ -50,7 +50,7 @@ void print_cache(const Worker& worker, const ExpertCache& cache) {
   const auto sums = worker.await(worker.expert_group().all_reduce(mine, ReduceOp::sum));
   if (worker.world().rank() != 0) return;
   const double rate = sums[0] == 0 ? 0.0 : 100.0 * static_cast<double>(sums[1]) / static_cast<double>(sums[0]);
-  fmt::print(stderr, "cache    {:.1f} % of {} rows of experts were known, {:.1f} MiB\n", rate, sums[0],
+  fmt::print(stderr, "cache    {:.1f} % of {} expert rows found, {:.1f} MiB\n", rate, sums[0],
              static_cast<double>(sums[2]) / (1 << 20));
 }
 
@@ -60,7 +60,7 @@ int64_t num_drafts(const std::filesystem::path& checkpoint, const ModelConfig& m
   const int64_t modules = model.num_nextn_predict_layers;
   if (speculate == "off" || (speculate == "auto" && modules == 0)) return 0;
   CADRE_CHECK(modules > 0, fmt::format("--speculate on, but {} has num_nextn_predict_layers = 0", checkpoint.string()),
-              "train with model.num_nextn_predict_layers=1, or leave --speculate out");
+              "train with model.num_nextn_predict_layers=1, or omit --speculate");
   const std::string first = fmt::format("model.layers.{}.eh_proj.weight", model.num_hidden_layers);
   if (speculate == "auto" && !ShardedReader(checkpoint).weight_map().contains(first)) return 0;
   return modules;
@@ -95,8 +95,8 @@ std::shared_ptr<const Tokenizer> tokenizer_of(const std::filesystem::path& check
               fmt::format("{}: vocab_size = {}, allowed: {} {} with {}", checkpoint.string(), vocabulary,
                           has_other_tokens ? "exactly" : "at least", tokenizer->vocab_size(),
                           is_bytes ? "tokens of bytes" : "the tokenizer in it"),
-              is_bytes ? "tokens of text are bytes where the checkpoint has no tokenizer.json and no tokenizer.model"
-                       : "the tokenizer is of another model");
+              is_bytes ? "without tokenizer.json or tokenizer.model, tokens are bytes"
+                       : "the tokenizer belongs to another model");
   return tokenizer;
 }
 
@@ -190,40 +190,40 @@ void run_generate(const GenerateArguments& options, const Job& job) {
 
 Command generate_command() {
   const auto options = std::make_shared<GenerateArguments>();
-  return {.name = "generate",
-          .summary = "lets a checkpoint go on with texts",
-          .arguments = {checkpoint_argument(options->checkpoint)},
-          .options =
-              {{"prompts", &options->requests.prompts_file, any(),
-                "UTF-8 file with such a text in each line; empty lines are passed over"},
-               {"max-new", &options->max_new, at_least(1), "most tokens to make of each text"},
-               {"temperature", &options->requests.sampling.temperature, at_least(0),
-                "divides the logits; 0 takes the likeliest token. The checkpoint's generation_config.json sets other "
-                "defaults of this, --top-k and --top-p where it has do_sample = true"},
-               {"top-k", &options->requests.sampling.top_k, at_least(0), "choose among that many likeliest; 0 for all"},
-               {"top-p", &options->requests.sampling.top_p, between(0, 1),
-                "then among the fewest with this probability together"},
-               {"seed", &options->seed, at_least(0), "another seed, another text"},
-               {"samples", &options->requests.samples, at_least(1),
-                "texts to make of each prompt, with seeds from --seed on"},
-               {"batch", &options->batch, at_least(0),
-                "most texts that are made at once, over all ranks; 0 for 16, or 1 with --cache-mib"},
-               {"speculate", &options->speculate, one_of({"auto", "on", "off"}),
-                "draft tokens with the MTP modules and verify them, which changes no text; auto where "
-                "the checkpoint has such modules"},
-               {"cache-mib", &options->cache_mib, between(0, 1 << 20),
-                "memory of a rank for outputs of experts that may be needed again; 0 for none"},
-               {"complexity", &options->requests.complexity, any(),
-                "how hard a request is: simple | medium | complex | critical, or auto: by its words. Its tokens "
-                "visit as many experts as task.k_... of the run says. One for all prompts, or with commas one each"},
-               task_option(options->requests.task),
-               dead_experts_option(options->dead_experts),
-               placement_option(options->placement),
-               {"explain", &options->explain, any(), "say which task the prompt is recognised as, and by what"},
-               ranks_option(options->ranks)},
-          .lists = {{"prompt", &options->requests.prompts, "a text to go on with"}},
-          .given = &options->given,
-          .run = [options](const Job& job) { run_generate(*options, job); }};
+  return {
+      .name = "generate",
+      .summary = "continues texts with the model of a checkpoint",
+      .arguments = {checkpoint_argument(options->checkpoint)},
+      .options =
+          {{"prompts", &options->requests.prompts_file, any(),
+            "UTF-8 file with one text per line; empty lines are skipped"},
+           {"max-new", &options->max_new, at_least(1), "largest number of new tokens per text"},
+           {"temperature", &options->requests.sampling.temperature, at_least(0),
+            "divides the logits; 0 takes the likeliest token. The checkpoint's generation_config.json sets other "
+            "defaults of this, --top-k and --top-p where it has do_sample = true"},
+           {"top-k", &options->requests.sampling.top_k, at_least(0), "sample from this many likeliest tokens; 0: all"},
+           {"top-p", &options->requests.sampling.top_p, between(0, 1),
+            "then from the fewest tokens with this total probability"},
+           {"seed", &options->seed, at_least(0), "seed of sampling"},
+           {"samples", &options->requests.samples, at_least(1), "texts per prompt, with seeds --seed, --seed + 1, ..."},
+           {"batch", &options->batch, at_least(0),
+            "largest number of texts at once, over all ranks; 0: 16, or 1 with --cache-mib"},
+           {"speculate", &options->speculate, one_of({"auto", "on", "off"}),
+            "draft tokens with the MTP modules and verify them (same text); auto: on if "
+            "the checkpoint has them"},
+           {"cache-mib", &options->cache_mib, between(0, 1 << 20),
+            "memory per rank for a cache of expert outputs, in MiB; 0: none"},
+           {"complexity", &options->requests.complexity, any(),
+            "complexity of a request: simple | medium | complex | critical, or auto: by its words. It sets the "
+            "experts per token (task.k_... of the run). One for all prompts, or one each, separated by commas"},
+           task_option(options->requests.task),
+           dead_experts_option(options->dead_experts),
+           placement_option(options->placement),
+           {"explain", &options->explain, any(), "print the recognised task of each prompt and its keywords"},
+           ranks_option(options->ranks)},
+      .lists = {{"prompt", &options->requests.prompts, "text to continue"}},
+      .given = &options->given,
+      .run = [options](const Job& job) { run_generate(*options, job); }};
 }
 
 }  // namespace cadre

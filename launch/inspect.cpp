@@ -43,7 +43,7 @@ RankBytes bytes_of_a_rank(const ModelConfig& config, const Grid& grid) {
   CADRE_CHECK(grid.pipeline <= config.num_hidden_layers,
               fmt::format("--pipeline = {}, allowed: at most the {} layers of the model", grid.pipeline,
                           config.num_hidden_layers),
-              "each row of ranks holds at least one layer");
+              "each stage has at least one layer");
   RankBytes most;
   for (int row = 0; row < grid.pipeline; ++row) {
     Model model(config, {StagePlace{row, grid.pipeline}}, make_expert_map(config, grid.expert), 0);
@@ -74,9 +74,8 @@ void print_counts(const ModelConfig& config, const ParameterCount& count) {
   fmt::print("parameters   {} in all, {} active for a token, {} of them in the embedding\n", with_commas(count.total),
              with_commas(count.active), with_commas(count.embedding));
   if (count.mtp_modules == 0) return;
-  fmt::print("mtp          {} more, not counted above, in what predicts {} further token{}\n",
-             with_commas(count.mtp_modules), config.num_nextn_predict_layers,
-             config.num_nextn_predict_layers == 1 ? "" : "s");
+  fmt::print("mtp          {} more, not counted above, for {} further token{}\n", with_commas(count.mtp_modules),
+             config.num_nextn_predict_layers, config.num_nextn_predict_layers == 1 ? "" : "s");
 }
 
 constexpr std::array<int64_t, 4> kCoverageTokens = {1, 64, 200, 500};
@@ -182,18 +181,17 @@ void run_inspect(const InspectArguments& options, const Job& job) {
 
 Command inspect_command() {
   const auto options = std::make_shared<InspectArguments>();
-  return {
-      .name = "inspect",
-      .summary = "says how large a model is: parameters, FLOPs, memory of a rank",
-      .arguments = {{"MODEL", &options->model, any(), "a config.json, a checkpoint, or the folder of a run"}},
-      .options = {{"json", &options->json_file, any(), "write it to this file too, as JSON"},
-                  {"ranks", &options->ranks, between(1, 1 << 20), "ranks of the job"},
-                  {"pipeline", &options->pipeline, between(1, 1 << 20), "rows of ranks that the layers are cut over"},
-                  {"expert", &options->expert, between(0, 1 << 20),
-                   "ranks that share one set of experts; 0 for all of a row"},
-                  {"sequence-length", &options->sequence_length, at_least(0),
-                   "for the FLOPs of attention; 0 for the longest the model takes"}},
-      .run = [options](const Job& job) { run_inspect(*options, job); }};
+  return {.name = "inspect",
+          .summary = "prints the size of a model: parameters, FLOPs, memory of a rank",
+          .arguments = {{"MODEL", &options->model, any(), "a config.json, a checkpoint, or the folder of a run"}},
+          .options = {{"json", &options->json_file, any(), "also write the result to this file, as JSON"},
+                      {"ranks", &options->ranks, between(1, 1 << 20), "ranks of the job"},
+                      {"pipeline", &options->pipeline, between(1, 1 << 20), "number of pipeline stages"},
+                      {"expert", &options->expert, between(0, 1 << 20),
+                       "ranks that share one set of experts; 0: all ranks of a row"},
+                      {"sequence-length", &options->sequence_length, at_least(0),
+                       "sequence length for the FLOPs of attention; 0: the longest of the model"}},
+          .run = [options](const Job& job) { run_inspect(*options, job); }};
 }
 
 }  // namespace cadre

@@ -91,7 +91,7 @@ constexpr std::chrono::seconds kAbortTime{10};  // for it to end the job
 }  // namespace
 
 Field ranks_option(int64_t& thread_ranks) {
-  return {"ranks", &thread_ranks, between(0, 1024), "threads of this process as ranks, without MPI; 0 for MPI's ranks"};
+  return {"ranks", &thread_ranks, between(0, 1024), "number of ranks as threads of this process; 0: the ranks of MPI"};
 }
 
 Job::Job(int* argc, char*** argv)
@@ -110,16 +110,16 @@ Job::~Job() {
 void Job::check_launcher() const {
   const Launched launched = launched_as();
   if (size() > 1 || launched.size <= 1) return;
-  throw Error(
-      ErrorKind::environment,
-      fmt::format("{} processes were started ({}) but MPI runs each of them alone", launched.size, launched.variable),
-      "use srun --mpi=pmix, or the mpirun of the MPI library that cadre was built with");
+  throw Error(ErrorKind::environment,
+              fmt::format("the launcher started {} processes ({}), but MPI does not connect them", launched.size,
+                          launched.variable),
+              "use srun --mpi=pmix, or the mpirun of the MPI library that cadre was built with");
 }
 
 int Job::num_ranks(int64_t thread_ranks) const {
   CADRE_CHECK(thread_ranks == 0 || size() == 1,
               fmt::format("--ranks = {}, allowed: 0 in a job of {} processes", thread_ranks, size()),
-              "--ranks makes ranks of threads; leave it out under mpirun and srun");
+              "--ranks makes thread ranks; omit it under mpirun and srun");
   return thread_ranks == 0 ? size() : static_cast<int>(thread_ranks);
 }
 
@@ -187,9 +187,9 @@ Error as_error(const std::exception_ptr& exception) {
   } catch (const std::bad_alloc&) {
     return {ErrorKind::environment, "out of memory", "use more ranks, smaller batches or a smaller model"};
   } catch (const std::filesystem::filesystem_error& error) {
-    return {ErrorKind::environment, error.what(), "check that the path exists and that you may use it"};
+    return {ErrorKind::environment, error.what(), "check that the path exists and its permissions"};
   } catch (const std::system_error& error) {  // fmt::print throws it where stdout cannot be written
-    return {ErrorKind::environment, error.what(), "did the reader of a pipe end, or is the disk full?"};
+    return {ErrorKind::environment, error.what(), "the reader of the pipe ended, or the disk is full"};
   } catch (const std::exception& error) {
     return {ErrorKind::internal, error.what()};
   } catch (...) {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The `cadre` program: README.md lists its commands and exit codes.
+// The `cadre` program. README.md lists the exit codes.
 #include <malloc.h>
 
 #include <csignal>

@@ -53,7 +53,7 @@ StepRange steps_from(const std::string& text) {
   const size_t colon = all.find(':');
   assign(all.substr(0, colon), range.first);
   assign(colon == std::string_view::npos ? all : all.substr(colon + 1), range.last);
-  CADRE_CHECK(range.first <= range.last, fmt::format("--steps {}: the first step is behind the last", text),
+  CADRE_CHECK(range.first <= range.last, fmt::format("--steps {}: the first step is after the last", text),
               "--steps FIRST:LAST");
   return range;
 }
@@ -67,7 +67,7 @@ void write_hta(const fs::path& target, const std::vector<RankTrace>& traces) {
   const std::vector<std::string> texts = hta_traces(traces);
   if (target.extension() == ".json") {
     CADRE_CHECK(texts.size() == 1,
-                fmt::format("--hta {}: {} ranks do not go into one file", target.string(), texts.size()),
+                fmt::format("--hta {}: {} ranks need a folder, not a file", target.string(), texts.size()),
                 "name a folder");
     write_text_file(target, texts.front());
     return;
@@ -91,7 +91,7 @@ void show(const fs::path& run, const std::vector<RankTrace>& traces, const StepR
   write_text_file(json_file, json.dump(1) + "\n");
   write_text_file(page, report_page(json, traces));
   fmt::print("{}", report_text(report));
-  fmt::print("the page with the timeline: {}\n", page.string());
+  fmt::print("page with the timeline: {}\n", page.string());
 }
 
 void run_report(const ReportArguments& options, const Job& job) {
@@ -125,10 +125,10 @@ Command report_diff_command() {
   const auto options = std::make_shared<DiffOptions>();
   return {
       .name = "diff",
-      .summary = "what changed from one run to another beyond the noise between ranks",
+      .summary = "compares two traced runs: changes larger than the noise between ranks",
       .arguments = {{"RUN_A", &options->before, any(), "the folder of a traced run, or a report written with --json"},
-                    {"RUN_B", &options->after, any(), "the same of the other"}},
-      .options = {{"json", &options->json, any(), "write it to this file too, as JSON"}},
+                    {"RUN_B", &options->after, any(), "the same for the other run"}},
+      .options = {{"json", &options->json, any(), "also write the result to this file, as JSON"}},
       .run = [options](const Job& job) { run_report_diff(*options, job); }};
 }
 
@@ -143,14 +143,16 @@ Command report_command() {
   const auto options = std::make_shared<ReportArguments>();
   return {
       .name = "report",
-      .summary = "what the trace of a run says: communication hidden and exposed, and who waited for whom",
+      .summary = "analyses the trace of a run: hidden and exposed communication, and which rank waited for which",
       .arguments = {{"RUN_DIR", &options->run, any(), "the folder of a traced run"}},
-      .options = {{"steps", &options->steps, any(), "of these alone, FIRST:LAST; all that every rank has whole"},
-                  {"json", &options->json, any(), "where the report goes as JSON; RUN_DIR/report.json"},
-                  {"html", &options->html, any(), "where its page with the timeline goes; RUN_DIR/report.html"},
-                  {"trace", &options->trace, any(), "write the traces of all ranks to this file, for ui.perfetto.dev"},
-                  {"hta", &options->hta, any(), "write them as Holistic Trace Analysis reads them, to this folder"}},
-      .more_help = [] { return std::string("Two runs beside each other: cadre report diff --help\n"); },
+      .options = {{"steps", &options->steps, any(),
+                   "range of steps, FIRST:LAST; default: all that are complete on every rank"},
+                  {"json", &options->json, any(), "JSON file to write; default: RUN_DIR/report.json"},
+                  {"html", &options->html, any(), "HTML page to write; default: RUN_DIR/report.html"},
+                  {"trace", &options->trace, any(),
+                   "also merge the traces of all ranks into this file, for ui.perfetto.dev"},
+                  {"hta", &options->hta, any(), "also write the traces to this folder, for Holistic Trace Analysis"}},
+      .more_help = [] { return std::string("To compare two runs: cadre report diff --help\n"); },
       .run = [options](const Job& job) { run_report(*options, job); },
       .parts = {report_diff_command()}};
 }

@@ -27,10 +27,10 @@ std::string read_lines(const std::string& path) {
     text.append(part.data(), static_cast<size_t>(file.gcount()));
   }
   CADRE_CHECK(file.eof() && !file.bad(), fmt::format("--prompts {}: cannot be read", path),
-              "a text file with a prompt in each line");
+              "expected a text file with one prompt per line");
   CADRE_CHECK(text.find('\0') == std::string::npos,
-              fmt::format("--prompts {}: holds a zero byte, so it is not UTF-8 text", path),
-              "a text file with a prompt in each line; one in UTF-16 must be converted");
+              fmt::format("--prompts {}: contains a zero byte, so it is not UTF-8 text", path),
+              "expected a text file with one prompt per line; convert UTF-16 to UTF-8");
   return text;
 }
 
@@ -48,7 +48,7 @@ void add_lines(const std::string& path, Requests& requests) {
     if (!line.empty()) requests.prompts.emplace_back(line);
     rest.remove_prefix(std::min(end + 1, rest.size()));
   }
-  if (num_empty > 0) requests.notes.push_back(fmt::format("{}: {} empty lines are passed over", path, num_empty));
+  if (num_empty > 0) requests.notes.push_back(fmt::format("{}: {} empty lines are skipped", path, num_empty));
 }
 
 // Whether a token may visit more experts than the model was trained with: where selection by token is all that decides.
@@ -78,11 +78,11 @@ std::vector<int64_t> experts_by_prompt(const std::string& complexity, const std:
   std::vector<int64_t> experts(prompts.size(), 0);
   const std::vector<std::string> names = words_of(complexity);
   if (names.empty()) return experts;
-  constexpr const char* kAllowed = "simple | medium | complex | critical | auto, with commas between them";
+  constexpr const char* kAllowed = "simple | medium | complex | critical | auto, separated by commas";
   for (const std::string& name : names) {
     CADRE_CHECK(name == "auto" || is_complexity(name),
                 fmt::format("--complexity {}, allowed: {}", complexity, kAllowed),
-                "one for all prompts, or one for each");
+                "give one for all prompts, or one for each");
   }
   CADRE_CHECK(names.size() == 1 || names.size() == prompts.size(),
               fmt::format("--complexity {} names {} for {} prompts, allowed: one, or one for each", complexity,
@@ -109,8 +109,8 @@ Requests make_requests(const RequestOptions& options, const RunConfig& config, c
   Requests requests;
   requests.prompts = options.prompts;
   if (!options.prompts_file.empty()) add_lines(options.prompts_file, requests);
-  CADRE_CHECK(!requests.prompts.empty(), "no prompt is given, allowed: at least one",
-              "--prompt TEXT, several times for several texts, or --prompts FILE");
+  CADRE_CHECK(!requests.prompts.empty(), "no prompt, allowed: at least one",
+              "use --prompt TEXT (repeatable) or --prompts FILE");
   const std::vector<int64_t> experts = experts_by_prompt(options.complexity, requests.prompts, config);
   const int64_t usual = config.model.num_experts_per_tok;
   requests.top_k = std::max(usual, std::ranges::max(experts));
@@ -137,7 +137,7 @@ std::string explain(const std::string& prompt, const RunConfig& config, const Re
   for (const TaskMatch& match : task.matches) {
     text += fmt::format("keyword  {} of {}, at byte {}\n", match.what, name_of(match.type), match.at);
   }
-  if (!is_given && task.matches.empty()) text += fmt::format("keyword  none, so it is {}\n", name_of(task.type));
+  if (!is_given && task.matches.empty()) text += fmt::format("keyword  none: {}\n", name_of(task.type));
   std::vector<size_t> meant;
   const std::vector<int32_t> tasks = expert_tasks(config.model);
   for (size_t expert = 0; expert < tasks.size(); ++expert) {
@@ -145,9 +145,9 @@ std::string explain(const std::string& prompt, const RunConfig& config, const Re
   }
   const bool is_told = is_given || (config.task.recognise && !task.matches.empty());
   text +=
-      fmt::format("experts  {} of {} are meant for it{}\n",
+      fmt::format("experts  {} of {} belong to the task{}\n",
                   meant.empty() ? "none" : fmt::format("{}", fmt::join(meant, " ")), config.model.n_routed_experts,
-                  is_told ? fmt::format(", by {}", config.model.routing.task_bias) : ", and the router is not told");
+                  is_told ? fmt::format(", bias {}", config.model.routing.task_bias) : ", but the router gets no task");
   if (facts.num_experts > 0) text += fmt::format("top-k    at most {} experts a token\n", facts.num_experts);
   return text;
 }

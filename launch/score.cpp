@@ -30,10 +30,10 @@ struct ScoreArguments {
 constexpr const char* kTokensName = "tokens";
 
 ScoreTokens read_tokens(const std::string& path) {
-  CADRE_CHECK(!path.empty(), "--tokens is missing", "a safetensors file that holds tokens, I64 [B,S]");
+  CADRE_CHECK(!path.empty(), "--tokens is missing", "expected a safetensors file with tokens, I64 [B,S]");
   const SafetensorsReader reader(path);
   const TensorEntry* entry = reader.find(kTokensName);
-  CADRE_CHECK(entry != nullptr, fmt::format("{} holds no tensor {}", path, kTokensName),
+  CADRE_CHECK(entry != nullptr, fmt::format("{} has no tensor {}", path, kTokensName),
               "I64 [B,S], S tokens of B texts");
   CADRE_CHECK(entry->dtype == DType::i64 && entry->shape.size() == 2,
               fmt::format("{}: {} is {} [{}], allowed: I64 [B,S]", path, kTokensName, entry->dtype_name,
@@ -63,7 +63,7 @@ RunConfig config_of(const ScoreArguments& options, const std::filesystem::path& 
   config.data.sequence_length = 1;
   const ModelConfig model = config.model;
   config = parse_run_config(to_toml(config), (checkpoint / "config.json").string(), options.overrides);
-  CADRE_CHECK(config.model == model, "score: a key of [model] is given", "the model is that of the checkpoint");
+  CADRE_CHECK(config.model == model, "score: a key of [model] is given", "the checkpoint defines the model");
   return config;
 }
 
@@ -79,7 +79,7 @@ double loss_of(const std::vector<ResultTensor>& results) { return *results.back(
 
 void run_score(const ScoreArguments& options, const Job& job) {
   CADRE_CHECK(!options.out.empty(), "--out is missing", "the safetensors file to write");
-  CADRE_CHECK(options.out != "-", "--out = -, allowed: a path", "the file appears whole, which a stream cannot");
+  CADRE_CHECK(options.out != "-", "--out = -, allowed: a path", "a stream cannot replace the file atomically");
   const std::filesystem::path checkpoint = find_checkpoint(options.checkpoint);
   const ScoreTokens tokens = read_tokens(options.tokens);
   const std::string notes = checkpoint_notes(checkpoint);
@@ -105,19 +105,22 @@ void run_score(const ScoreArguments& options, const Job& job) {
 
 Command score_command() {
   const auto options = std::make_shared<ScoreArguments>();
-  return {.name = "score",
-          .summary = "writes logits and loss of given tokens, on request gradients, routing and hidden states",
-          .arguments = {checkpoint_argument(options->checkpoint)},
-          .overrides = &options->overrides,
-          .options = {{"tokens", &options->tokens, any(), "a safetensors file with tokens, I64 [B,S]"},
-                      {"out", &options->out, any(), "the safetensors file to write: logits F32 [B,S,V], loss F64 [1]"},
-                      {"grads", &options->score.gradients, any(), "and grad.NAME of every parameter"},
-                      {"routing", &options->score.routing, any(),
-                       "and layers.N.topk_indices I64 [B S,K], layers.N.topk_weights F32 [B S,K]"},
-                      {"hidden", &options->score.hidden, any(), "and layers.N.hidden F32 [B,S,H], what layer N gives"},
-                      task_option(options->task),
-                      ranks_option(options->ranks)},
-          .run = [options](const Job& job) { run_score(*options, job); }};
+  return {
+      .name = "score",
+      .summary = "writes logits and loss of given tokens, optionally gradients, routing and hidden states",
+      .arguments = {checkpoint_argument(options->checkpoint)},
+      .overrides = &options->overrides,
+      .options = {{"tokens", &options->tokens, any(), "a safetensors file with tokens, I64 [B,S]"},
+                  {"out", &options->out, any(), "the safetensors file to write: logits F32 [B,S,V], loss F64 [1]"},
+                  {"grads", &options->score.gradients, any(),
+                   "also write grad.NAME of every parameter (all of them in the memory of rank 0)"},
+                  {"routing", &options->score.routing, any(),
+                   "also write layers.N.topk_indices I64 [B S,K] and layers.N.topk_weights F32 [B S,K], best first"},
+                  {"hidden", &options->score.hidden, any(),
+                   "also write layers.N.hidden F32 [B,S,H], the output of layer N"},
+                  task_option(options->task),
+                  ranks_option(options->ranks)},
+      .run = [options](const Job& job) { run_score(*options, job); }};
 }
 
 }  // namespace cadre

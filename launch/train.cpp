@@ -174,7 +174,7 @@ void train_on(Communicator world, const RunConfig& config, int ranks_of_process,
     print_banner(world, config);
     clean_host(world);
   } else if (world.rank() == 0) {
-    say(fmt::format("RECOVERY {}; {} ranks go on\n", recovery->story(), world.size()));
+    say(fmt::format("RECOVERY {}; {} ranks continue\n", recovery->story(), world.size()));
   }
   const MemoryReport memory(world, config, ranks_of_process);
   train_all_steps(std::move(world), config, memory, recovery, copies);
@@ -198,7 +198,7 @@ void train_with_survivors(const RunConfig& config, const Job& job) {
 void check_out_folder(const RunConfig& config) {
   const std::string weights = weights_in(config.out);
   CADRE_CHECK(weights.empty(), fmt::format("out = {} holds the weights of a model ({})", config.out, weights),
-              "a run trains weights of its own and would leave these unused beside it: name another folder");
+              "a run begins with random weights and would not use these: name another folder");
 }
 
 // What a config.json that the model was made from has and the run does not use.
@@ -209,7 +209,7 @@ std::string model_config_notes(const std::filesystem::path& path) {
   std::string notes = unused_keys_note(path, unused);
   const std::string weights = weights_in(path.parent_path());
   if (!weights.empty()) {
-    notes += fmt::format("note: {}: the shape alone is read; the weights beside it ({}) are not used\n", path.string(),
+    notes += fmt::format("note: {}: only the shape is read; the weights beside it ({}) are not used\n", path.string(),
                          weights);
   }
   return notes;
@@ -234,7 +234,7 @@ void run_train(const TrainArguments& options, const Job& job) {
   }
   if (options.ranks > 0) {
     CADRE_CHECK(config.recover == "none", "recover = survivors, allowed: none with --ranks",
-                "threads of one process die together: start processes with mpirun");
+                "threads of a process die together: start processes with mpirun");
   }
   check_recovery(config, num_ranks, job.context());
   config = with_end_of_text(std::move(config));
@@ -255,13 +255,13 @@ void run_train(const TrainArguments& options, const Job& job) {
 Command train_command() {
   const auto options = std::make_shared<TrainArguments>();
   return {.name = "train",
-          .summary = "trains a model as a run file says; goes on from the checkpoints that are there",
-          .arguments = {{"RUN.toml", &options->run_file, any(), "the run file; launch/configs has some to start from"}},
+          .summary = "trains the model of a run file; continues from the newest checkpoint of the run",
+          .arguments = {{"RUN.toml", &options->run_file, any(), "run file; examples are in launch/configs"}},
           .overrides = &options->overrides,
           .options = {ranks_option(options->ranks),
-                      {"metrics", &options->metrics, any(), "csv: metrics.csv too; the same as log.metrics=csv"},
-                      {"print-config", &options->print_config, any(), "print the resolved configuration and stop"},
-                      {"print-out", &options->print_out, any(), "print the folder of the run and stop, for scripts"}},
+                      {"metrics", &options->metrics, any(), "csv: also write metrics.csv; same as log.metrics=csv"},
+                      {"print-config", &options->print_config, any(), "print the resolved configuration and exit"},
+                      {"print-out", &options->print_out, any(), "print the folder of the run and exit, for scripts"}},
           .more_help = [] { return "Keys of the run file, also as key=value:\n" + run_config_help(); },
           .run = [options](const Job& job) { run_train(*options, job); },
           .output_is_result = false};

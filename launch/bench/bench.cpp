@@ -11,11 +11,13 @@ void check_top_k(int64_t top_k, int64_t experts) {
               "lower --top-k or raise --experts");
 }
 
-Field device_option(std::string& device) { return {"device", &device, one_of({"cpu", "cuda"}), "what computes"}; }
+Field device_option(std::string& device) {
+  return {"device", &device, one_of({"cpu", "cuda"}), "device that computes"};
+}
 
 Command bench_command() {
   return {.name = "bench",
-          .summary = "measures parts of a step, each beside its floor",
+          .summary = "measures parts of a step and the limit of each",
           .parts = {bench_gemm_command(), bench_exchange_command(), bench_layer_command(), bench_overlap_command(),
                     bench_permute_command(), bench_router_command(), bench_generate_command()}};
 }

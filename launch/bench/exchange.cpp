@@ -116,13 +116,13 @@ std::vector<Workload> workloads_named(const std::string& name) {
 
 void bench_exchange(const Communicator& world, const ExchangeBenchOptions& options) {
   CADRE_CHECK(options.hosts == 0 || world.size() % options.hosts == 0,
-              fmt::format("--hosts {} with {} ranks", options.hosts, world.size()), "it must divide the ranks");
+              fmt::format("--hosts {} with {} ranks", options.hosts, world.size()), "the hosts must divide the ranks");
   const Topology topology = options.hosts == 0 ? discover_topology(world)
                                                : Topology::uniform(static_cast<int>(options.hosts),
                                                                    world.size() / static_cast<int>(options.hosts));
   CADRE_CHECK(options.wire != "fp8" || options.hidden > kFp8TileChannels,
               fmt::format("--wire fp8 with --hidden {}, allowed: more than {}", options.hidden, kFp8TileChannels),
-              "the first tile holds what names a row");
+              "the first tile holds the id of the row");
   nlohmann::json report = nlohmann::json::array();
   if (world.rank() == 0) {
     fmt::print(
@@ -156,32 +156,33 @@ void bench_exchange(const Communicator& world, const ExchangeBenchOptions& optio
 
 Command bench_exchange_command() {
   const auto options = std::make_shared<ExchangeBenchOptions>();
-  return {.name = "exchange",
-          .summary = "rows to experts and results back, beside MPI_Alltoallv by hand and a memcpy of the same bytes",
-          .options = {{"strategy", &options->strategy, one_of({"all", "flat", "shared", "hierarchical", "all_gather"}),
-                       "which, or all that can run"},
-                      {"workload", &options->workload, one_of({"all", "W0", "W1", "W2", "W3", "W4", "W5", "W6", "W7"}),
-                       "balanced, hot expert set, hot rank, spread hot, ragged source, zero-expert rank, rotating "
-                       "hotspot, burst"},
-                      {"wire", &options->wire, one_of({"fp32", "bf16", "fp8"}),
-                       "of dispatched rows; results come back as bf16 where that is not fp32"},
-                      {"combine", &options->combine, one_of({"partial", "slot_order"}), "how results come home"},
-                      device_option(options->device),
-                      {"tokens", &options->tokens, at_least(1), "tokens of each rank"},
-                      {"hidden", &options->hidden, at_least(2), "width of a row"},
-                      {"experts", &options->experts, at_least(1), "over all ranks"},
-                      {"top-k", &options->top_k, at_least(1), "experts of a token"},
-                      {"hosts", &options->hosts, at_least(0), "the ranks play that many hosts; 0: as they are"},
-                      {"iterations", &options->iterations, at_least(1), "measured, after the warm-up"},
-                      {"warmup", &options->warmup, at_least(0), "iterations before them"},
-                      ranks_option(options->ranks),
-                      {"json", &options->json, any(), "file for the report: a list of rows"}},
-          .run = [options](const Job& job) {
-            check_top_k(options->top_k, options->experts);
-            job.on_ranks(options->ranks, [&](Communicator world) {
-              bench_exchange(over_devices(std::move(world), {.device = options->device}, {}), *options);
-            });
-          }};
+  return {
+      .name = "exchange",
+      .summary = "measures dispatch and combine, MPI_Alltoallv with the same rows, and a memcpy of the same bytes",
+      .options = {{"strategy", &options->strategy, one_of({"all", "flat", "shared", "hierarchical", "all_gather"}),
+                   "strategy, or all that can run"},
+                  {"workload", &options->workload, one_of({"all", "W0", "W1", "W2", "W3", "W4", "W5", "W6", "W7"}),
+                   "routing: balanced, hot expert set, hot rank, spread hot, ragged source, zero-expert rank, rotating "
+                   "hotspot, burst"},
+                  {"wire", &options->wire, one_of({"fp32", "bf16", "fp8"}),
+                   "format of dispatched rows; results return as bf16 unless this is fp32"},
+                  {"combine", &options->combine, one_of({"partial", "slot_order"}), "how results return"},
+                  device_option(options->device),
+                  {"tokens", &options->tokens, at_least(1), "tokens of each rank"},
+                  {"hidden", &options->hidden, at_least(2), "width of a row"},
+                  {"experts", &options->experts, at_least(1), "experts over all ranks"},
+                  {"top-k", &options->top_k, at_least(1), "experts of a token"},
+                  {"hosts", &options->hosts, at_least(0), "treat the ranks as this many hosts; 0: the real hosts"},
+                  {"iterations", &options->iterations, at_least(1), "measured iterations"},
+                  {"warmup", &options->warmup, at_least(0), "iterations before the measurement"},
+                  ranks_option(options->ranks),
+                  {"json", &options->json, any(), "also write the result to this file, as JSON: a list of rows"}},
+      .run = [options](const Job& job) {
+        check_top_k(options->top_k, options->experts);
+        job.on_ranks(options->ranks, [&](Communicator world) {
+          bench_exchange(over_devices(std::move(world), {.device = options->device}, {}), *options);
+        });
+      }};
 }
 
 }  // namespace cadre

@@ -183,18 +183,19 @@ Command bench_gemm_command() {
   const auto options = std::make_shared<BenchGemmArguments>();
   return {.name = "gemm",
           .summary =
-              "the three products with a weight at the sizes experts see, alone and for several experts at once, in "
+              "measures the three products with a weight at the sizes of experts, alone and grouped, in "
               "one process",
-          .options = {{"part", &options->part, one_of({"all", "single", "grouped"}), "what is measured"},
-                      {"experts", &options->experts, at_least(0), "of a grouped product; 0, also below: by the device"},
-                      {"tokens", &options->tokens, at_least(0), "of each expert there"},
-                      {"out", &options->out, at_least(0), "rows of a weight there"},
-                      {"in", &options->in, at_least(0), "columns of a weight there"},
-                      {"precision", &options->precision, one_of({"fp32", "bf16"}), "of the products there"},
-                      {"iterations", &options->iterations, at_least(1), "measured"},
+          .options = {{"part", &options->part, one_of({"all", "single", "grouped"}), "what to measure"},
+                      {"experts", &options->experts, at_least(0),
+                       "experts of the grouped product; 0, also below: chosen by device"},
+                      {"tokens", &options->tokens, at_least(0), "grouped: tokens of each expert"},
+                      {"out", &options->out, at_least(0), "grouped: rows of a weight"},
+                      {"in", &options->in, at_least(0), "grouped: columns of a weight"},
+                      {"precision", &options->precision, one_of({"fp32", "bf16"}), "grouped: type of the products"},
+                      {"iterations", &options->iterations, at_least(1), "measured iterations"},
                       {"threads", &options->threads, at_least(1), "BLAS threads"},
                       device_option(options->device),
-                      {"json", &options->json, any(), "file for the report"}},
+                      {"json", &options->json, any(), "also write the result to this file, as JSON"}},
           .run = [options](const Job& job) {
             set_kernel_threads(static_cast<int>(options->threads));
             if (job.rank() == 0) bench_gemm(*options);

@@ -110,7 +110,7 @@ class MemoryReader {
     const double seconds = seconds_since(begin);
     const uint64_t expected = static_cast<uint64_t>(repeats) * (uint64_t{kWords} * (kWords - 1) / 2);
     CADRE_CHECK(std::accumulate(sums.begin(), sums.end(), uint64_t{0}) == expected,
-                "memory gave back other values than were written");
+                "memory returned other values than were written");
     return static_cast<double>(repeats) * static_cast<double>(kBytes) / seconds;
   }
 
@@ -228,19 +228,19 @@ void bench_generate(Communicator world, const BenchGenerateArguments& options) {
 Command bench_generate_command() {
   const auto options = std::make_shared<BenchGenerateArguments>();
   return {.name = "generate",
-          .summary = "tokens a second of prefill and decoding, beside what reading the weights allows",
+          .summary = "measures tokens per second of prefill and decoding, and the limit set by reading the weights",
           .options = {{"model", &options->model, any(),
-                       "checkpoint directory or config.json whose shape to take; else a small one"},
+                       "checkpoint directory or config.json with the shape; default: a built-in shape"},
                       {"prompt", &options->prompt, at_least(1), "tokens of a prompt"},
-                      {"max-new", &options->max_new, at_least(2), "tokens made of each"},
+                      {"max-new", &options->max_new, at_least(2), "new tokens per text"},
                       {"batch", &options->batch, at_least(1), "texts at once, over all ranks"},
-                      {"precision", &options->precision, one_of({"fp32", "bf16"}), "of the products"},
+                      {"precision", &options->precision, one_of({"fp32", "bf16"}), "type of the products"},
                       {"strategy", &options->strategy, one_of({"auto", "flat", "shared", "hierarchical", "all_gather"}),
-                       "of the exchange"},
-                      {"iterations", &options->iterations, at_least(1), "measured, after one that warms up"},
-                      {"threads", &options->threads, at_least(1), "threads of products in each rank"},
+                       "strategy of the exchange"},
+                      {"iterations", &options->iterations, at_least(1), "measured iterations"},
+                      {"threads", &options->threads, at_least(1), "BLAS threads per rank"},
                       ranks_option(options->ranks),
-                      {"json", &options->json, any(), "file for the report"}},
+                      {"json", &options->json, any(), "also write the result to this file, as JSON"}},
           .run = [options](const Job& job) {
             set_kernel_threads(static_cast<int>(options->threads));
             job.on_ranks(options->ranks, [&](Communicator world) { bench_generate(std::move(world), *options); });

@@ -198,23 +198,23 @@ void bench_layer(const Communicator& world, const BenchLayerArguments& options) 
 
 Command bench_layer_command() {
   const auto options = std::make_shared<BenchLayerArguments>();
-  return {
-      .name = "layer",
-      .summary = "a mixture-of-experts layer, forward, backward and update, beside its products alone",
-      .options = bench_fields({{"tokens", &options->tokens, at_least(1), "tokens of each rank"},
-                               {"hidden", &options->hidden, at_least(1), "width of a row"},
-                               {"ffn", &options->ffn, at_least(1), "inner width of an expert"},
-                               {"activation", &options->activation, one_of({"silu", "gelu", "relu"}), "of the experts"},
-                               {"experts", &options->experts, at_least(1), "routed experts, over all ranks"},
-                               {"top-k", &options->top_k, at_least(1), "experts of a token"},
-                               {"precision", &options->precision, one_of({"fp32", "bf16"}), "of the products"},
-                               {"strategy", &options->strategy,
-                                one_of({"flat", "shared", "hierarchical", "all_gather"}), "of the exchange"}},
-                              options->bench),
-      .run = [options](const Job& job) {
-        check_top_k(options->top_k, options->experts);
-        on_bench_ranks(job, options->bench, [&](const Communicator& world) { bench_layer(world, *options); });
-      }};
+  return {.name = "layer",
+          .summary = "measures forward, backward and update of a mixture-of-experts layer, and its products alone",
+          .options = bench_fields(
+              {{"tokens", &options->tokens, at_least(1), "tokens of each rank"},
+               {"hidden", &options->hidden, at_least(1), "width of a row"},
+               {"ffn", &options->ffn, at_least(1), "inner width of an expert"},
+               {"activation", &options->activation, one_of({"silu", "gelu", "relu"}), "activation of the experts"},
+               {"experts", &options->experts, at_least(1), "routed experts, over all ranks"},
+               {"top-k", &options->top_k, at_least(1), "experts of a token"},
+               {"precision", &options->precision, one_of({"fp32", "bf16"}), "type of the products"},
+               {"strategy", &options->strategy, one_of({"flat", "shared", "hierarchical", "all_gather"}),
+                "strategy of the exchange"}},
+              options->bench),
+          .run = [options](const Job& job) {
+            check_top_k(options->top_k, options->experts);
+            on_bench_ranks(job, options->bench, [&](const Communicator& world) { bench_layer(world, *options); });
+          }};
 }
 
 }  // namespace cadre

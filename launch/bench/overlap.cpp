@@ -176,7 +176,7 @@ void print(const nlohmann::json& report) {
                row["hidden_percent_interval"].get<double>(), row["polls"].get<double>(), row["poll_us"].get<double>());
   }
   const auto& why_not = report["no_thread_because"];
-  if (!why_not.is_null()) fmt::print("thread: left out, {}\n", why_not.get<std::string>());
+  if (!why_not.is_null()) fmt::print("thread: not measured, {}\n", why_not.get<std::string>());
 }
 
 void bench_overlap(const Communicator& world, const BenchOverlapArguments& options) {
@@ -243,23 +243,23 @@ Command bench_overlap_command() {
   exchange.hidden = 1024;
   exchange.top_k = 4;
   exchange.strategy = "flat";
-  return {
-      .name = "overlap",
-      .summary = "how much of a dispatch hides behind products, by the polls inside them",
-      .options = {{"strategy", &exchange.strategy, one_of({"flat", "shared", "hierarchical", "all_gather"}), "which"},
-                  {"tokens", &exchange.tokens, at_least(1), "tokens of each rank"},
-                  {"hidden", &exchange.hidden, at_least(2), "width of a row and of the products"},
-                  {"experts", &exchange.experts, at_least(1), "over all ranks"},
-                  {"top-k", &exchange.top_k, at_least(1), "experts of a token"},
-                  {"ratio", &options->ratio, between(0.01, 100), "time of the products : time of the dispatch"},
-                  {"iterations", &exchange.iterations, at_least(1), "measured, after the warm-up"},
-                  {"warmup", &exchange.warmup, at_least(1), "iterations before them"},
-                  ranks_option(exchange.ranks),
-                  {"json", &exchange.json, any(), "file for the report"}},
-      .run = [options](const Job& job) {
-        check_top_k(options->exchange.top_k, options->exchange.experts);
-        job.on_ranks(options->exchange.ranks, [&](Communicator world) { bench_overlap(world, *options); });
-      }};
+  return {.name = "overlap",
+          .summary = "measures how much of a dispatch products hide, by number of polls",
+          .options = {{"strategy", &exchange.strategy, one_of({"flat", "shared", "hierarchical", "all_gather"}),
+                       "strategy of the exchange"},
+                      {"tokens", &exchange.tokens, at_least(1), "tokens of each rank"},
+                      {"hidden", &exchange.hidden, at_least(2), "width of a row and of the products"},
+                      {"experts", &exchange.experts, at_least(1), "experts over all ranks"},
+                      {"top-k", &exchange.top_k, at_least(1), "experts of a token"},
+                      {"ratio", &options->ratio, between(0.01, 100), "time of the products / time of the dispatch"},
+                      {"iterations", &exchange.iterations, at_least(1), "measured iterations"},
+                      {"warmup", &exchange.warmup, at_least(1), "iterations before the measurement"},
+                      ranks_option(exchange.ranks),
+                      {"json", &exchange.json, any(), "also write the result to this file, as JSON"}},
+          .run = [options](const Job& job) {
+            check_top_k(options->exchange.top_k, options->exchange.experts);
+            job.on_ranks(options->exchange.ranks, [&](Communicator world) { bench_overlap(world, *options); });
+          }};
 }
 
 }  // namespace cadre

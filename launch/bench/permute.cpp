@@ -114,10 +114,10 @@ void bench_permute(const Communicator& world, const BenchPermuteArguments& optio
 Command bench_permute_command() {
   const auto options = std::make_shared<BenchPermuteArguments>();
   return {.name = "permute",
-          .summary = "rows into expert order and weighted sums back, beside a copy of the bytes they move",
+          .summary = "measures gathering rows into expert order, weighted sums back, and a copy of the same bytes",
           .options = bench_fields({{"tokens", &options->tokens, at_least(1), "tokens of each rank"},
                                    {"hidden", &options->hidden, at_least(1), "width of a row"},
-                                   {"experts", &options->experts, at_least(1), "of each rank"},
+                                   {"experts", &options->experts, at_least(1), "experts of each rank"},
                                    {"top-k", &options->top_k, at_least(1), "experts of a token"}},
                                   options->bench),
           .run = [options](const Job& job) {

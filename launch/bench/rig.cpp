@@ -11,11 +11,11 @@ namespace cadre {
 
 std::vector<Field> bench_fields(std::vector<Field> own, BenchOptions& options) {
   own.push_back(device_option(options.device));
-  own.push_back({"iterations", &options.iterations, at_least(1), "measured, after the warm-up"});
-  own.push_back({"warmup", &options.warmup, at_least(0), "iterations before them"});
-  own.push_back({"threads", &options.threads, at_least(1), "BLAS threads a rank"});
+  own.push_back({"iterations", &options.iterations, at_least(1), "measured iterations"});
+  own.push_back({"warmup", &options.warmup, at_least(0), "iterations before the measurement"});
+  own.push_back({"threads", &options.threads, at_least(1), "BLAS threads per rank"});
   own.push_back(ranks_option(options.ranks));
-  own.push_back({"json", &options.json, any(), "file for the report"});
+  own.push_back({"json", &options.json, any(), "also write the result to this file, as JSON"});
   return own;
 }
 

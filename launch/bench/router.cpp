@@ -96,9 +96,9 @@ void bench_router(const Communicator& world, const BenchRouterArguments& options
              options.tokens, options.hidden, options.experts, options.top_k, options.kept_groups, options.groups,
              options.bench.device);
   fmt::print("  forward  p50 {:8.3f}  p95 {:8.3f} ms\n", forward.slowest.p50, forward.slowest.p95);
-  fmt::print("  product  p50 {:8.3f} ms, all behind it {:.3f} ms\n", product.slowest.p50, rest_ms);
-  fmt::print("  copy of what that must move  p50 {:8.3f} ms, {:.1f} GB/s: {:.1f} % of its speed\n", copy.slowest.p50,
-             bench.copied_bytes() / copy.slowest.p50 * 1e-6, 100.0 * copy.slowest.p50 / rest_ms);
+  fmt::print("  product  p50 {:8.3f} ms, everything after it {:.3f} ms\n", product.slowest.p50, rest_ms);
+  fmt::print("  copy of the bytes that it moves  p50 {:8.3f} ms, {:.1f} GB/s: {:.1f} % of its speed\n",
+             copy.slowest.p50, bench.copied_bytes() / copy.slowest.p50 * 1e-6, 100.0 * copy.slowest.p50 / rest_ms);
   if (options.bench.json.empty()) return;
   write_json_report(options.bench.json, {{"bench", "router"},
                                          {"device", options.bench.device},
@@ -121,14 +121,15 @@ void bench_router(const Communicator& world, const BenchRouterArguments& options
 Command bench_router_command() {
   const auto options = std::make_shared<BenchRouterArguments>();
   return {.name = "router",
-          .summary = "from rows to experts and weights, beside its product and a copy of the bytes it moves",
-          .options = bench_fields({{"tokens", &options->tokens, at_least(1), "tokens of each rank"},
-                                   {"hidden", &options->hidden, at_least(1), "width of a row"},
-                                   {"experts", &options->experts, at_least(1), "over all ranks"},
-                                   {"top-k", &options->top_k, at_least(1), "experts of a token"},
-                                   {"groups", &options->groups, at_least(1), "of experts"},
-                                   {"kept-groups", &options->kept_groups, at_least(1), "that a token may choose from"}},
-                                  options->bench),
+          .summary = "measures the router, its product alone, and a copy of the bytes that it moves",
+          .options =
+              bench_fields({{"tokens", &options->tokens, at_least(1), "tokens of each rank"},
+                            {"hidden", &options->hidden, at_least(1), "width of a row"},
+                            {"experts", &options->experts, at_least(1), "experts over all ranks"},
+                            {"top-k", &options->top_k, at_least(1), "experts of a token"},
+                            {"groups", &options->groups, at_least(1), "groups of experts"},
+                            {"kept-groups", &options->kept_groups, at_least(1), "groups that a token may select from"}},
+                           options->bench),
           .run = [options](const Job& job) {
             check_top_k(options->top_k, options->experts);
             CADRE_CHECK(options->kept_groups <= options->groups && options->groups <= options->experts,

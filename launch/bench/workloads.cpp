@@ -51,10 +51,10 @@ std::vector<int32_t> draw_routing(Workload workload, const Draw& draw, const Exp
   }
   const auto num_possible =
       std::count_if(log_weight.begin(), log_weight.end(), [](double w) { return std::isfinite(w); });
-  CADRE_CHECK(draw.top_k <= num_possible,
-              fmt::format("--top-k {} with {}, which leaves {} experts to choose from", draw.top_k, name_of(workload),
-                          num_possible),
-              "lower --top-k, raise --experts, or leave the workload out");
+  CADRE_CHECK(
+      draw.top_k <= num_possible,
+      fmt::format("--top-k {} with {}, which allows only {} experts", draw.top_k, name_of(workload), num_possible),
+      "lower --top-k, raise --experts, or omit the workload");
   std::vector<int32_t> ids;
   std::vector<double> keys(num_experts);
   std::vector<int32_t> order(num_experts);

@@ -65,7 +65,8 @@ void run_plan_dispatch(const PlanDispatchArguments& options, const Job& job) {
   CADRE_CHECK(options.top_k <= options.experts,
               fmt::format("--top-k {} with --experts {}", options.top_k, options.experts), "lower --top-k");
   CADRE_CHECK(options.ranks % options.hosts == 0,
-              fmt::format("--hosts {} with --ranks {}", options.hosts, options.ranks), "it must divide the ranks");
+              fmt::format("--hosts {} with --ranks {}", options.hosts, options.ranks),
+              "the hosts must divide the ranks");
   CADRE_CHECK(options.rank < options.ranks, fmt::format("--rank {} with --ranks {}", options.rank, options.ranks),
               "ranks count from 0");
   const auto top_k = static_cast<int>(options.top_k);
@@ -115,18 +116,18 @@ void run_plan_dispatch(const PlanDispatchArguments& options, const Job& job) {
 Command plan_dispatch_command() {
   const auto options = std::make_shared<PlanDispatchArguments>();
   return {.name = "dispatch",
-          .summary = "what a rank sends to whom, in rows, and what making the plan costs",
-          .options = {{"tokens", &options->tokens, at_least(1), "of the rank"},
+          .summary = "plans the dispatch of one rank: rows to each rank and host, and the time to plan",
+          .options = {{"tokens", &options->tokens, at_least(1), "tokens of the rank"},
                       {"top-k", &options->top_k, at_least(1), "experts of a token"},
-                      {"experts", &options->experts, at_least(1), "over all ranks"},
-                      {"ranks", &options->ranks, between(1, 4096), "that share the experts"},
-                      {"hosts", &options->hosts, at_least(1), "that they are spread over"},
+                      {"experts", &options->experts, at_least(1), "experts over all ranks"},
+                      {"ranks", &options->ranks, between(1, 4096), "ranks that share the experts"},
+                      {"hosts", &options->hosts, at_least(1), "hosts of the ranks"},
                       {"hidden", &options->hidden, at_least(1), "width of a row"},
-                      {"rank", &options->rank, at_least(0), "whose plan"},
+                      {"rank", &options->rank, at_least(0), "rank to plan for"},
                       {"workload", &options->workload, one_of({"W0", "W1", "W2", "W3", "W4", "W5", "W6", "W7"}),
-                       "see cadre bench exchange"},
-                      {"repetitions", &options->repetitions, at_least(1), "of the timing"},
-                      {"json", &options->json, any(), "write it to this file too, as JSON"}},
+                       "routing; see cadre bench exchange"},
+                      {"repetitions", &options->repetitions, at_least(1), "repetitions of the timing"},
+                      {"json", &options->json, any(), "also write the result to this file, as JSON"}},
           .run = [options](const Job& job) { run_plan_dispatch(*options, job); }};
 }
 

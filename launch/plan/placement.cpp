@@ -69,13 +69,13 @@ ExpertLoads read_loads(const std::string& argument) {
 PlacementSizes sizes_of(const PlanPlacementArguments& options, int num_experts) {
   CADRE_CHECK(options.ranks > 0, "--ranks is missing", "the ranks of one expert-parallel group");
   CADRE_CHECK(options.nodes <= options.ranks, fmt::format("--nodes {} with --ranks {}", options.nodes, options.ranks),
-              "a node has at least one rank");
+              "each node needs at least one rank");
   CADRE_CHECK(options.groups <= num_experts,
               fmt::format("--groups {}, the loads are of {} experts", options.groups, num_experts),
-              "a group has at least one expert");
+              "each group needs at least one expert");
   CADRE_CHECK(options.replicas == 0 || options.replicas >= num_experts,
               fmt::format("--replicas {}, allowed: 0 or at least the {} experts", options.replicas, num_experts),
-              "they are counted with the first copy of each expert");
+              "the number includes the first copy of each expert");
   return {.slots = options.replicas == 0 ? num_experts : static_cast<int>(options.replicas),
           .groups = static_cast<int>(options.groups),
           .nodes = static_cast<int>(options.nodes),
@@ -168,17 +168,19 @@ void run_plan_placement(const PlanPlacementArguments& options, const Job& job) {
 Command plan_placement_command() {
   const auto options = std::make_shared<PlanPlacementArguments>();
   return {.name = "placement",
-          .summary = "which experts get copies, and which rank holds what, so that all ranks are equally busy",
+          .summary = "decides which experts get copies and which rank holds them, so that loads are even",
           .options = {{"loads", &options->loads, any(),
-                       R"(how busy experts were: {"weight": [[..], ..]}, the folder of a run, or its metrics.jsonl)"},
-                      {"replicas", &options->replicas, between(0, 1 << 20), "slots of all ranks; 0: one each expert"},
-                      {"groups", &options->groups, between(1, 1 << 20), "of experts, to be kept on one node each"},
-                      {"nodes", &options->nodes, between(1, 1 << 16), "that the ranks are spread over"},
-                      {"ranks", &options->ranks, between(0, 1 << 16), "of one expert-parallel group"},
+                       R"(loads of the experts: {"weight": [[..], ..]}, the folder of a run, or its metrics.jsonl)"},
+                      {"replicas", &options->replicas, between(0, 1 << 20),
+                       "slots of all ranks together; 0: one per expert"},
+                      {"groups", &options->groups, between(1, 1 << 20), "groups of experts; each stays on one node"},
+                      {"nodes", &options->nodes, between(1, 1 << 16), "nodes of the ranks"},
+                      {"ranks", &options->ranks, between(0, 1 << 16), "ranks of an expert-parallel group"},
                       {"policy", &options->policy, one_of({"cadre", "eplb"}),
-                       "eplb: the balancer that DeepSeek published, where sizes divide"},
-                      {"previous", &options->previous, any(), "move little from what this wrote before (JSON)"},
-                      {"json", &options->json, any(), "write it to this file too, for parallel.placement"}},
+                       "eplb: the balancer of DeepSeek, for sizes that divide"},
+                      {"previous", &options->previous, any(), "earlier result (JSON); few copies move away from it"},
+                      {"json", &options->json, any(),
+                       "also write the result to this file, as JSON, for parallel.placement"}},
           .run = [options](const Job& job) { run_plan_placement(*options, job); }};
 }
 

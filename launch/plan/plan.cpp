@@ -6,7 +6,7 @@ namespace cadre {
 
 Command plan_command() {
   return {.name = "plan",
-          .summary = "works out beforehand what a run would do",
+          .summary = "plans parts of a run without running it",
           .parts = {plan_dispatch_command(), plan_placement_command(), plan_schedule_command()}};
 }
 

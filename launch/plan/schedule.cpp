@@ -29,7 +29,7 @@ std::vector<Field> fields_of(Cost& cost) {
           {"B", &cost.backward, more_than(0), "a full backward"},
           {"Bi", &cost.backward_input, more_than(0), "the gradient of the inputs alone"},
           {"W", &cost.backward_weight, more_than(0), "the gradient of the weights alone"},
-          {"FB", &cost.overlapped, more_than(0), "a forward beside a full backward"}};
+          {"FB", &cost.overlapped, more_than(0), "a forward overlapped with a full backward"}};
 }
 
 // "F=1,FB=2.4"; what it leaves out keeps the unit cost.
@@ -67,13 +67,13 @@ void run_plan_schedule(const PlanScheduleArguments& options, const Job& job) {
 Command plan_schedule_command() {
   const auto options = std::make_shared<PlanScheduleArguments>();
   return {.name = "schedule",
-          .summary = "the op lists of a pipeline schedule: verified, with makespan, idle time and memory",
-          .options = {{"schedule", &options->schedule, one_of(schedule_names()), "which"},
-                      {"ranks", &options->ranks, between(1, 1024), "of the pipeline"},
-                      {"micro-batches", &options->micro_batches, between(1, 4096), "of a step"},
-                      {"cost", &options->cost, any(), "what ops take, in any unit of time"},
-                      {"json", &options->json, any(), "write it to this file too, as JSON"},
-                      {"svg", &options->svg, any(), "draw it to this file"}},
+          .summary = "prints the verified op lists of a pipeline schedule, with makespan, idle time and memory",
+          .options = {{"schedule", &options->schedule, one_of(schedule_names()), "schedule"},
+                      {"ranks", &options->ranks, between(1, 1024), "ranks of the pipeline"},
+                      {"micro-batches", &options->micro_batches, between(1, 4096), "micro-batches of a step"},
+                      {"cost", &options->cost, any(), "costs of ops, in any unit of time"},
+                      {"json", &options->json, any(), "also write the result to this file, as JSON"},
+                      {"svg", &options->svg, any(), "also draw the schedule to this file"}},
           .more_help = [] { return fmt::format("Schedules, R the ranks:\n{}", schedule_summaries()); },
           .run = [options](const Job& job) { run_plan_schedule(*options, job); }};
 }

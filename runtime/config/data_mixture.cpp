@@ -13,7 +13,7 @@ namespace cadre {
 namespace {
 
 constexpr int64_t kMostWeight = 1'000'000;
-constexpr const char* kDataMixtureHint = "as CODING:2:data/code,MATH:1:data/math, or NONE for texts without a task";
+constexpr const char* kDataMixtureHint = "example: CODING:2:data/code,MATH:1:data/math; NONE for texts without a task";
 
 MixtureEntry entry_of(const std::string& word) {
   const size_t first = word.find(':');
@@ -39,7 +39,7 @@ std::vector<MixtureEntry> mixture_entries(const DataConfig& config) {
   if (config.mixture.empty()) return {{.path = config.path}};
   CADRE_CHECK(config.path.empty(),
               fmt::format("data.path = {} with data.mixture = {}, allowed: one of them", config.path, config.mixture),
-              "data.path=\"\" or data.mixture=\"\" on the command line takes one back");
+              "data.path=\"\" or data.mixture=\"\" on the command line removes one");
   std::vector<MixtureEntry> entries;
   for (const std::string& word : words_of(config.mixture)) entries.push_back(entry_of(word));
   CADRE_CHECK(!entries.empty(), fmt::format("data.mixture = \"{}\", allowed: TASK:WEIGHT:PATH", config.mixture),

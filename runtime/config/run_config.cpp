@@ -29,11 +29,11 @@ void check_train(const TrainConfig& train) {
   CADRE_CHECK(
       !decays_late || (train.decay_steps >= 1 && train.decay_steps <= train.steps),
       fmt::format("train.decay_steps = {}, allowed: integer in [1, train.steps = {}]", train.decay_steps, train.steps),
-      "the last steps of schedule wsd, in which the learning rate falls");
+      "schedule wsd lowers the learning rate in the last decay_steps steps");
   const int64_t most_warmup = train.steps - (decays_late ? train.decay_steps : 0);
   CADRE_CHECK(train.warmup_steps <= most_warmup,
               fmt::format("train.warmup_steps = {}, allowed: integer in [0, {}]", train.warmup_steps, most_warmup),
-              "warm-up ends before the last step, and with wsd before the decay begins");
+              "warm-up must end before the last step, and with wsd before the decay");
 }
 
 }  // namespace
@@ -47,119 +47,126 @@ std::vector<Section> sections_of(RunConfig& c) {
            {"out", &c.out, any(), "folder for checkpoints and logs"},
            {"seed", &c.seed, at_least(0), "seed of weights, data order and sampling"},
            {"recover", &c.recover, one_of({"none", "survivors"}),
-            "when ranks die: none ends the job; survivors go on from the last checkpoint (mpirun --enable-recovery)"},
+            "when ranks die: none ends the job; survivors continues on the others from the last checkpoint (mpirun "
+            "--enable-recovery)"},
        }},
       {"model", std::move(model)},
       {"data",
        {
            {"path", &c.data.path, any(), "a text file, a folder of them, or an llm.c token file"},
            {"mixture", &c.data.mixture, any(),
-            "in place of path: data sets by task, TASK:WEIGHT:PATH with commas; their tokens have that task"},
+            "instead of path: data sets with a task for their tokens, TASK:WEIGHT:PATH separated by commas"},
            {"tokenizer", &c.data.tokenizer, any(),
             "bytes, or a tokenizer.json (byte-level BPE), a tokenizer.model (SentencePiece) or a folder with one"},
-           {"sequence_length", &c.data.sequence_length, at_least(1), "tokens of one training sequence"},
-           {"validation_fraction", &c.data.validation_fraction, from_below(0, 1), "held out at the end of the data"},
+           {"sequence_length", &c.data.sequence_length, at_least(1), "tokens in a training sequence"},
+           {"validation_fraction", &c.data.validation_fraction, from_below(0, 1),
+            "share of the data, at its end, that is held out for evaluation"},
        }},
       {"train",
        {
            {"steps", &c.train.steps, at_least(1), "optimiser steps"},
-           {"batch", &c.train.batch, at_least(1), "sequences of a step, over all ranks"},
-           {"micro_batches", &c.train.micro_batches, at_least(1), "the batch is cut in that many"},
+           {"batch", &c.train.batch, at_least(1), "sequences in a step, over all ranks"},
+           {"micro_batches", &c.train.micro_batches, at_least(1), "number of parts that the batch is split into"},
            {"learning_rate", &c.train.learning_rate, at_least(0), "peak learning rate"},
            {"min_learning_rate", &c.train.min_learning_rate, at_least(0), "learning rate of the last step"},
-           {"stages", &c.train.stages, any(), "of progressive training, as gate:100,experts:200,all; empty for all"},
+           {"stages", &c.train.stages, any(),
+            "what progressive training trains for how many steps, such as gate:100,experts:200,all; empty: everything"},
            {"schedule", &c.train.schedule, one_of({"cosine", "linear", "constant", "wsd"}),
-            "from peak to minimum; wsd: warm up, stay, decay"},
+            "course of the learning rate from peak to minimum; wsd: warm-up, constant, decay"},
            {"warmup_steps", &c.train.warmup_steps, at_least(0), "steps of linear warm-up"},
-           {"decay_steps", &c.train.decay_steps, at_least(0), "last steps that wsd decays in"},
+           {"decay_steps", &c.train.decay_steps, at_least(0), "number of last steps in which wsd decays"},
            {"weight_decay", &c.train.weight_decay, at_least(0), "decoupled weight decay of matrices"},
            {"beta1", &c.train.beta1, from_below(0, 1), "AdamW mean"},
            {"beta2", &c.train.beta2, from_below(0, 1), "AdamW variance"},
            {"epsilon", &c.train.epsilon, more_than(0), "AdamW epsilon"},
-           {"moments", &c.train.moments, one_of({"fp32", "bf16"}), "what AdamW keeps mean and variance in"},
+           {"moments", &c.train.moments, one_of({"fp32", "bf16"}), "type of AdamW's mean and variance"},
            {"grad_clip", &c.train.grad_clip, at_least(0), "largest gradient norm; 0 for no clipping"},
            {"max_skipped_steps", &c.train.max_skipped_steps, at_least(1),
-            "steps in a row without finite loss and gradient that end the run; each is skipped"},
-           {"eval_every", &c.train.eval_every, at_least(0), "steps between evaluations; 0 for only at the end"},
+            "end the run after this many consecutive steps were skipped because loss or gradient was not finite"},
+           {"eval_every", &c.train.eval_every, at_least(0), "steps between evaluations; 0: only at the end"},
            {"eval_batches", &c.train.eval_batches, at_least(1),
-            "batches of one evaluation, at most; each held-out window counts once"},
+            "largest number of batches in an evaluation; each held-out window counts once"},
        }},
       {"parallel",
        {
-           {"pipeline", &c.parallel.pipeline, at_least(1), "rows of ranks that the layers are cut over"},
-           {"expert", &c.parallel.expert, at_least(0), "ranks that share one set of experts; 0 for all of a row"},
+           {"pipeline", &c.parallel.pipeline, at_least(1), "number of pipeline stages (rows of ranks)"},
+           {"expert", &c.parallel.expert, at_least(0), "ranks that share one set of experts; 0: all ranks of a row"},
            {"redundant_experts", &c.parallel.redundant_experts, between(0, 1 << 20),
-            "copies of experts, over all ranks of such a group; they share the rows"},
-           {"placement", &c.parallel.placement, any(), "where experts and copies lie: JSON of cadre plan placement"},
+            "additional copies of experts in each such group; copies share the rows"},
+           {"placement", &c.parallel.placement, any(),
+            "file that assigns experts and copies to ranks, from cadre plan placement --json"},
            {"schedule", &c.parallel.schedule, one_of({"1f1b", "zb1p", "dualpipe", "dualpipev", "pair"}),
-            "order of micro-batches; pair, without pipeline: exchanges of one behind the products of the next"},
-           {"overlap", &c.parallel.overlap, any(), "false: the same program, one op after the other"},
+            "order of micro-batches; pair (no pipeline): overlaps exchanges of one with products of the next"},
+           {"overlap", &c.parallel.overlap, any(),
+            "overlap communication and computation; false: run one operation after the other"},
        }},
       {"exchange",
        {
            {"strategy", &c.exchange.strategy, one_of({"auto", "flat", "shared", "hierarchical", "all_gather"}),
-            "how rows travel to experts"},
+            "how rows travel to experts and back"},
            {"transport", &c.exchange.transport, one_of({"auto", "mpi", "nccl"}),
-            "with device = cuda; auto: nccl where each rank has a device of its own"},
+            "for device = cuda; auto: nccl if each rank has its own device"},
            {"combine", &c.exchange.combine, one_of({"partial", "slot_order"}),
-            "partial: one weighted sum a row and rank; slot_order: a row per expert, bit-equal however experts lie"},
+            "partial: ranks return one weighted sum per row; slot_order: one row per expert, equal bits for every "
+            "placement"},
            {"dispatch_format", &c.exchange.dispatch_format, one_of({"fp32", "bf16", "fp8"}),
-            "of rows on their way to experts; fp8: e4m3, one scale per 128 channels"},
-           {"combine_format", &c.exchange.combine_format, one_of({"fp32", "bf16"}), "of rows on their way back"},
+            "format of dispatched rows; fp8: e4m3, one scale per 128 channels"},
+           {"combine_format", &c.exchange.combine_format, one_of({"fp32", "bf16"}), "format of returned rows"},
            {"progress", &c.exchange.progress, one_of({"poll", "thread"}),
-            "thread: beside the polls a thread of its own drives MPI, where each rank has a cpu to spare"},
-           {"polls", &c.exchange.polls, between(0, 1e6), "while an exchange is in flight, inside products; 0 for none"},
-           {"deadline_s", &c.exchange.deadline_s, between(0.001, 1e6), "seconds a rank waits before it stops the job"},
+            "thread: an additional thread drives MPI if each rank has a free cpu"},
+           {"polls", &c.exchange.polls, between(0, 1e6),
+            "polls of MPI inside products while an exchange is in flight; 0: none"},
+           {"deadline_s", &c.exchange.deadline_s, between(0.001, 1e6),
+            "seconds that a rank waits before it ends the job"},
        }},
       {"compute",
        {
-           {"device", &c.compute.device, one_of({"cpu", "cuda"}),
-            "what computes; cuda: the GPUs of each host, in turn"},
-           {"precision", &c.compute.precision, one_of({"fp32", "bf16", "fp8"}), "of products with weights"},
+           {"device", &c.compute.device, one_of({"cpu", "cuda"}), "cuda: the ranks of a host use its GPUs in turn"},
+           {"precision", &c.compute.precision, one_of({"fp32", "bf16", "fp8"}), "type of products with weights"},
            {"fp8_scale", &c.compute.fp8_scale, one_of({"fp32", "ue8m0"}),
-            "of a tile or block in fp8; ue8m0: the next power of two"},
+            "type of the scale of an fp8 tile or block; ue8m0: power of two"},
            {"threads", &c.compute.threads, at_least(1), "BLAS threads of a rank"},
        }},
       {"checkpoint",
        {
-           {"every", &c.checkpoint.every, at_least(0), "steps between checkpoints; 0 for only at the end"},
-           {"keep", &c.checkpoint.keep, at_least(1), "newest checkpoints that stay"},
+           {"every", &c.checkpoint.every, at_least(0), "steps between checkpoints; 0: only at the end"},
+           {"keep", &c.checkpoint.keep, at_least(1), "number of newest checkpoints to keep"},
            {"keep_every", &c.checkpoint.keep_every, at_least(0),
-            "checkpoints of steps that are multiples of it stay too; 0 for none"},
-           {"async", &c.checkpoint.async, any(), "copy what is saved and write it behind the steps that follow"},
+            "also keep checkpoints whose step is a multiple of this; 0: none"},
+           {"async", &c.checkpoint.async, any(), "copy the state and write it while the next steps run"},
            {"partner_copies", &c.checkpoint.partner_copies, between(0, 1),
-            "1: the state in memory too, experts also on another rank; with recover = survivors the run goes on from "
-            "there"},
-           {"partner_every", &c.checkpoint.partner_every, at_least(1), "steps between such copies"},
-           {"resume", &c.checkpoint.resume, any(), "auto (the newest in out), never, or a checkpoint's path"},
+            "1: also keep the state in memory, with a copy of each rank's experts on another rank; recover = survivors "
+            "continues from it"},
+           {"partner_every", &c.checkpoint.partner_every, at_least(1), "steps between these copies"},
+           {"resume", &c.checkpoint.resume, any(), "auto (newest in out), never, or the path of a checkpoint"},
        }},
       {"trace",
        {
-           {"first_step", &c.trace.first_step, at_least(0), "first step that is traced; 0 for no trace"},
-           {"steps", &c.trace.steps, at_least(1), "steps that are traced"},
-           {"ranks", &c.trace.ranks, any(), "all, or the ranks that write their trace, as in 0,3"},
-           {"compare", &c.trace.compare, any(), "run each traced step once more before, without overlap"},
+           {"first_step", &c.trace.first_step, at_least(0), "first step to trace; 0: no trace"},
+           {"steps", &c.trace.steps, at_least(1), "number of steps to trace"},
+           {"ranks", &c.trace.ranks, any(), "all, or the ranks that write a trace, such as 0,3"},
+           {"compare", &c.trace.compare, any(), "also run each traced step without overlap, for comparison"},
        }},
       {"log",
        {
-           {"every", &c.log.every, at_least(1), "steps between lines"},
-           {"metrics", &c.log.metrics, one_of({"jsonl", "csv"}), "csv: metrics.csv too, with the same columns"},
+           {"every", &c.log.every, at_least(1), "steps between printed lines"},
+           {"metrics", &c.log.metrics, one_of({"jsonl", "csv"}), "csv: also write metrics.csv, with the same columns"},
        }},
       {"task",
        {
            {"recognise", &c.task.recognise, any(),
-            "tell the router the task of each token: what its text up to that token says; see model.expert_tasks"},
-           {"priority", &c.task.priority, any(), "of the tasks whose keywords a text holds, the first one here"},
-           {"reasoning", &c.task.reasoning, any(), "keywords, separated by commas; UTF-8"},
-           {"coding", &c.task.coding, any(), "the same"},
-           {"math", &c.task.math, any(), "the same"},
-           {"general", &c.task.general, any(), "the same; also what a text without keywords is"},
-           {"multimodal", &c.task.multimodal, any(), "the same"},
-           {"k_simple", &c.task.k_simple, at_least(1), "experts a token of a simple request"},
-           {"k_medium", &c.task.k_medium, at_least(1), "of a medium one"},
-           {"k_complex", &c.task.k_complex, at_least(1), "of a complex one"},
-           {"k_critical", &c.task.k_critical, at_least(1), "of a critical one"},
-           {"k_max", &c.task.k_max, at_least(1), "at most, whatever the request"},
+            "give the router the task of each token, recognised in the text up to it; see model.expert_tasks"},
+           {"priority", &c.task.priority, any(), "order of the tasks; a text with keywords of several gets the first"},
+           {"reasoning", &c.task.reasoning, any(), "keywords of the task, separated by commas; UTF-8"},
+           {"coding", &c.task.coding, any(), "keywords of the task"},
+           {"math", &c.task.math, any(), "keywords of the task"},
+           {"general", &c.task.general, any(), "keywords of the task; also the task of a text without keywords"},
+           {"multimodal", &c.task.multimodal, any(), "keywords of the task"},
+           {"k_simple", &c.task.k_simple, at_least(1), "experts per token of a simple request"},
+           {"k_medium", &c.task.k_medium, at_least(1), "experts per token of a medium request"},
+           {"k_complex", &c.task.k_complex, at_least(1), "experts per token of a complex request"},
+           {"k_critical", &c.task.k_critical, at_least(1), "experts per token of a critical request"},
+           {"k_max", &c.task.k_max, at_least(1), "largest number of experts per token of any request"},
        }},
   };
 }
@@ -192,11 +199,11 @@ void check_tasks(const RunConfig& config) {
   task_options(config.task);
   const bool has_tasks = std::ranges::any_of(mixture_entries(config.data),
                                              [](const MixtureEntry& entry) { return entry.task != kNoTask; });
-  CADRE_CHECK((!config.task.recognise && !has_tasks) || asks_for_tasks(config.model),
-              fmt::format("{}, and nothing in the model asks for tasks",
-                          has_tasks ? "data.mixture names tasks" : "task.recognise = true"),
-              fmt::format("set model.expert_tasks={} and model.task_bias={}{}", kExpertTasks, kTaskBias,
-                          has_tasks ? ", or write NONE for each task" : ""));
+  CADRE_CHECK(
+      (!config.task.recognise && !has_tasks) || asks_for_tasks(config.model),
+      fmt::format("{}, but the model uses no tasks", has_tasks ? "data.mixture names tasks" : "task.recognise = true"),
+      fmt::format("set model.expert_tasks={} and model.task_bias={}{}", kExpertTasks, kTaskBias,
+                  has_tasks ? ", or use NONE for each task" : ""));
 }
 
 void check(const RunConfig& config, int num_ranks) {
@@ -220,7 +227,7 @@ void check(const RunConfig& config, int num_ranks) {
   CADRE_CHECK(!config.data.tokenizer.empty(), "data.tokenizer = \"\", allowed: bytes | a path",
               "a tokenizer.json, a tokenizer.model or a folder with one");
   CADRE_CHECK(!config.checkpoint.resume.empty(), "checkpoint.resume = \"\", allowed: auto | never | a path",
-              "auto starts afresh when there is nothing to resume");
+              "auto starts a new run if there is no checkpoint");
   CADRE_CHECK(config.data.sequence_length <= config.model.max_position_embeddings,
               fmt::format("data.sequence_length = {}, allowed: integer in [1, model.max_position_embeddings = {}]",
                           config.data.sequence_length, config.model.max_position_embeddings),
@@ -232,12 +239,12 @@ void check(const RunConfig& config, int num_ranks) {
   const int64_t pipeline = config.parallel.pipeline;
   CADRE_CHECK(num_ranks % pipeline == 0,
               fmt::format("parallel.pipeline = {}, allowed: a divisor of the {} ranks", pipeline, num_ranks),
-              "each row of the grid has as many ranks as the others");
+              "every stage has the same number of ranks");
   const int64_t row = num_ranks / pipeline;
   CADRE_CHECK(config.parallel.expert == 0 || row % config.parallel.expert == 0,
               fmt::format("parallel.expert = {}, allowed: 0 or a divisor of the {} ranks{}", config.parallel.expert,
                           row, pipeline == 1 ? "" : fmt::format(" of each of {} rows", pipeline)),
-              "the ranks are cut in groups of this size, and each group holds all experts");
+              "ranks form groups of this size; each group holds all experts");
   const bool placed = config.parallel.redundant_experts > 0 || !config.parallel.placement.empty();
   CADRE_CHECK(!placed || config.model.n_routed_experts > 0,
               "parallel.redundant_experts and parallel.placement, allowed: 0 and \"\" for a model without experts",

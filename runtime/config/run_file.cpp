@@ -74,7 +74,7 @@ struct Override {
 Override split_override(const std::string& argument) {
   const size_t equals = argument.find('=');
   CADRE_CHECK(equals != std::string::npos && equals > 0, fmt::format("command line: {} is not key=value", argument),
-              "write for example train.steps=100");
+              "example: train.steps=100");
   try {
     static_cast<void>(nlohmann::json(argument).dump());
   } catch (const nlohmann::json::exception&) {  // the run file that is saved with a run must be UTF-8
@@ -82,7 +82,7 @@ Override split_override(const std::string& argument) {
     for (const char c : argument)
       shown += (c & 0x80) != 0 ? fmt::format("\\x{:02x}", static_cast<unsigned char>(c)) : std::string(1, c);
     throw Error(ErrorKind::input, fmt::format("command line: {} is not UTF-8", shown),
-                "rename the file or folder, or reach it through a link");
+                "rename the file or folder, or use a link");
   }
   std::string key = argument.substr(0, equals);
   const auto alias = std::ranges::find(kAliases, key, &Alias::name);
@@ -144,7 +144,7 @@ class StepChanges {
   void read(const Override& change) {
     const std::string rest = change.key.substr(kFromStep.size() + 1);
     const size_t dot = rest.find('.');
-    CADRE_CHECK(dot != std::string::npos, fmt::format("command line: {} names no key", change.key), kRunFileHint);
+    CADRE_CHECK(dot != std::string::npos, fmt::format("command line: {} has no key", change.key), kRunFileHint);
     std::string key = rest.substr(dot + 1);
     if (const auto alias = std::ranges::find(kAliases, key, &Alias::name); alias != kAliases.end()) key = alias->key;
     const Field& field = find(key, "command line");
@@ -166,9 +166,9 @@ class StepChanges {
 
   const Field& find(const std::string& key, const std::string& where) const {
     const auto [field, prefix] = keys_.find(key, where);
-    CADRE_CHECK(
-        may_change(key), fmt::format("{}: {} cannot change in the course of a run", where, key),
-        "keys of [model] that leave weights their shapes, data.sequence_length, and what a step of [train] is made of");
+    CADRE_CHECK(may_change(key), fmt::format("{}: {} cannot change during a run", where, key),
+                "allowed: keys of [model] that do not change the shapes of weights, data.sequence_length, and the keys "
+                "of a step in [train]");
     return *field;
   }
 
@@ -326,9 +326,10 @@ std::string run_config_help() {
     }
   }
   text +=
-      "\n[from_step.N]  values from step N on, as train.batch = 16: keys of [model] that leave weights their shapes,\n";
+      "\n[from_step.N]  values from step N on, such as train.batch = 16: keys of [model] that do not change the shapes "
+      "of weights,\n";
   text += "  data.sequence_length, and batch, micro_batches, learning_rate, weight_decay and the like of [train]\n";
-  text += "\nShort on the command line:\n";
+  text += "\nShort forms on the command line:\n";
   for (const Alias& alias : kAliases) text += fmt::format("  {:<24}{}\n", alias.name, alias.key);
   return text;
 }

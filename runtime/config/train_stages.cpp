@@ -23,7 +23,7 @@ void require(bool condition, const std::string& stages, const std::string& why) 
 TrainStage parse_stage(const std::string& text, const std::string& stages) {
   const size_t colon = std::min(text.find(':'), text.size());
   const auto name = std::ranges::find(kNames, std::string_view(text).substr(0, colon));
-  require(name != kNames.end(), stages, fmt::format("{} is no stage", text));
+  require(name != kNames.end(), stages, fmt::format("{} is not a stage", text));
   TrainStage stage{static_cast<Trained>(name - kNames.begin()), 0};
   if (colon == text.size()) return stage;
   const char* end = text.data() + text.size();

@@ -13,7 +13,7 @@ namespace cadre {
 // The line that sums a run up, tables by phase, layer and rank, and NOTE lines that say which option to change.
 std::string report_text(const OverlapReport& report);
 
-// Schema cadre.report/1: launch/README.md.
+// Schema: launch/schemas/report.schema.json.
 nlohmann::json report_json(const OverlapReport& report);
 
 // Throws when `json`, read from `from`, is no report that diff_text understands.

@@ -40,7 +40,7 @@ struct StepRecord {
 // 12.3 ms" follows it. A model without mixture layers has no part from `experts` on.
 std::string step_line(const StepRecord& record);
 
-// The schema is written down in launch/README.md. A number that is not finite becomes null.
+// Schema: launch/schemas/metrics.schema.json. A number that is not finite becomes null.
 std::string step_json(const StepRecord& record);
 
 class RunLog {

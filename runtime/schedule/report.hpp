@@ -25,7 +25,7 @@ ScheduleReport report_schedule(Program program, const Cost& cost);
 // The lists; makespan, idle time of each rank beside the formula, memory.
 std::string report_text(const ScheduleReport& report);
 
-// Schema cadre.schedule/1: launch/README.md.
+// Schema: launch/schemas/schedule.schema.json.
 nlohmann::json report_json(const ScheduleReport& report);
 
 // A Gantt chart that needs no other file: a row a rank, colour by kind of op, darker for the second of two stages.

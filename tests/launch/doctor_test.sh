@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# cadre doctor: what it tells of this machine, and troubles made for it to find, each with its line that mends it. Usage:
+# cadre doctor: what it prints of this machine, and provoked troubles, each with the line that repairs it. Usage:
 # doctor_test.sh CADRE [LAUNCHER...]
 # shellcheck source=tests/launch/common.sh
 source "$(dirname "$0")/common.sh" "$@"
@@ -27,10 +27,10 @@ OMP_NUM_THREADS='' on_two_ranks doctor
 succeeded "doctor without threads set"
 finds "OMP_NUM_THREADS is not set" "export OMP_NUM_THREADS=1"
 on_two_ranks doctor --threads 512
-finds "fewer than ranks 2 x threads 512" "compute.threads"
+finds "< ranks 2 x threads 512" "compute.threads"
 SLURM_NTASKS=4 SLURM_CPUS_PER_TASK=2 alone doctor
-finds "a Slurm job of 4 tasks, and this is one process" "srun --mpi=pmix"
-finds "does not take --cpus-per-task" "export SRUN_CPUS_PER_TASK"
+finds "this is one process in a Slurm job of 4 tasks" "srun --mpi=pmix"
+finds "does not inherit --cpus-per-task" "export SRUN_CPUS_PER_TASK"
 says "troubles found: "
 
 if ((${#launcher[@]} > 0 && $(nproc) > 1)); then

@@ -26,11 +26,11 @@ for file in crlf bom; do
   cmp "$output" "$folder/expected" >&2 || fail "$file gives another text"
 done
 texts blank
-says "note: $folder/blank: 3 empty lines are passed over"
+says "note: $folder/blank: 3 empty lines are skipped"
 grep -av "^note: " "$output" | cmp - "$folder/expected" >&2 || fail "empty lines give another text"
 printf '\xff\xfea\0\n\0' >"$folder/utf16"
 texts utf16
-refused 2 "utf16: holds a zero byte" "UTF-16"
+refused 2 "utf16: contains a zero byte" "UTF-16"
 on_two_ranks generate "$folder/run" --prompts "$folder" --max-new 6
 refused 2 "--prompts $folder: cannot be read"
 

@@ -56,7 +56,7 @@ survives() {
   until_logged $((from + 20))
   kill -USR1 "$ranks_pid"
   ends_with 0
-  says "$left ranks go on" "stopped by a signal"
+  says "$left ranks continue" "stopped by a signal"
   local last
   last=$(losses "$out" | wc -l)
   ((last >= from + 20)) || fail "the run did not go on"

@@ -64,7 +64,7 @@ refused 2 "none of the chosen steps" "3 to 3"
 alone report "$run" --steps 4:x
 refused 2 "--steps 4:x" "x is not a whole number"
 alone report "$run" --hta "$folder/hta.json"
-refused 2 "2 ranks do not go into one file"
+refused 2 "2 ranks need a folder, not a file"
 alone report diff "$run" "$run/metrics.jsonl"
 refused 2 "metrics.jsonl is no report"
 head -c 700 "$run/trace/rank00001.json" >"$folder/torn"

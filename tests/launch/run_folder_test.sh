@@ -133,7 +133,7 @@ done
 alone train "$run" from_step.2.model.hidden_size=32
 refused 2 "from step 2 on" "weight would be [" "was ["
 alone train "$run" from_step.2.data.path=x
-refused 2 "data.path cannot change in the course of a run"
+refused 2 "data.path cannot change during a run"
 alone train "$run" from_step.2.train.micro_batches=9
 refused 2 "from step 2 on: train.micro_batches = 9"
 alone train "$run" out="$folder/"$'\xff'

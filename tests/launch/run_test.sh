@@ -61,7 +61,7 @@ says " % of "
 head -c 45 "$output" | cmp - <(head -c 45 "$folder/generated") >&2 || fail "the cache changed the text"
 alone generate "$checkpoint" --prompt "用Java实现: 1 + 1" --max-new 1 --explain --complexity simple
 succeeded "generate --explain"
-says "task     CODING" "keyword  实现 of CODING" "keyword  + of MATH" "experts  none of 4 are meant for it, and the router is not told" \
+says "task     CODING" "keyword  实现 of CODING" "keyword  + of MATH" "experts  none of 4 belong to the task, but the router gets no task" \
   "at most 1 experts a token"
 alone generate "$checkpoint" --prompt "line " --complexity hard
 refused 2 "--complexity" "critical"

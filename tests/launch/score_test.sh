@@ -48,13 +48,13 @@ grep -q 'model.layers.2.shared_head.head.weight' "$checkpoint"/*.index.json || f
 # A config.json gives the shape, not the weights beside it.
 alone train "$folder/run.toml" "model.config=$checkpoint/config.json" "out=$folder/fresh" steps=1 train.warmup_steps=0
 succeeded "training from a config.json"
-says "$checkpoint/config.json: the shape alone is read; the weights beside it (model.safetensors"
+says "$checkpoint/config.json: only the shape is read; the weights beside it (model.safetensors"
 
 # What cannot be scored.
 on_two_ranks score "$golden" --tokens "$golden/expected.safetensors"
 refused 2 "--out is missing"
 on_two_ranks score "$golden" --tokens "$golden/model.safetensors" --out "$folder/x"
-refused 2 "model.safetensors holds no tensor tokens"
+refused 2 "model.safetensors has no tensor tokens"
 on_two_ranks score "$golden" --tokens "$golden/expected.safetensors" --out "$folder/x" model.vocab_size=97
 refused 2 "key of [model]"
 sed -i 's/"vocab_size": 96/"vocab_size": 3/' "$folder/config.json"

@@ -56,7 +56,7 @@ TEST(TrainStages, PartsOfAModel) {
 
 TEST(TrainStages, RefusesWhatItCannotRead) {
   const auto refusal = [](const char* stages) { return test::message_of([&] { train_stages(config_with(stages)); }); };
-  test::expect_message(refusal("gate:2,router:3,all"), {"train.stages", "router:3 is no stage"});
+  test::expect_message(refusal("gate:2,router:3,all"), {"train.stages", "router:3 is not a stage"});
   test::expect_message(refusal("gate,all"), {"gate has no number of steps"});
   test::expect_message(refusal("gate:x,all"), {"gate:x has no number of steps"});
   test::expect_message(refusal("gate:0,all"), {"gate:0 has no number of steps"});
