@@ -8,10 +8,10 @@
 #include "runtime/checkpoint/directory.hpp"
 #include "runtime/checkpoint/model_checkpoint.hpp"
 #include "runtime/checkpoint/safetensors_header.hpp"
-#include "runtime/checkpoint/unread_tensors.hpp"
+#include "runtime/checkpoint/stored_values.hpp"
 #include "runtime/config/run_file.hpp"
 #include "runtime/data/dataset.hpp"
-#include "runtime/tokenizer/open.hpp"
+#include "runtime/tokenizer/tokenizer.hpp"
 
 namespace cadre {
 

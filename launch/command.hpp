@@ -44,8 +44,19 @@ Command export_command();
 Command inspect_command();
 Command score_command();
 Command bench_command();
-Command plan_command();
 Command report_command();
 Command doctor_command();
+
+// The parts of `cadre plan`: each works out in one process what a run would do, without running it.
+Command plan_dispatch_command();
+Command plan_placement_command();
+Command plan_schedule_command();
+
+// Runs the command that `words` (without the name of the program) ask for, or prints help or version, on rank 0. Every
+// rank calls it. Throws on words that no command takes.
+void run_command_line(const std::vector<Command>& commands, const std::vector<std::string>& words, const Job& job);
+
+// Prints the report of a traced run, and writes RUN_DIR/report.json and RUN_DIR/report.html. The traces of all ranks must be there.
+void show_report(const std::string& run_dir);
 
 }  // namespace cadre

@@ -13,11 +13,10 @@
 #include "layers/kernels/kernels.hpp"
 #include "layers/moe/task.hpp"
 #include "runtime/checkpoint/model_checkpoint.hpp"
-#include "runtime/checkpoint/unread_tensors.hpp"
+#include "runtime/checkpoint/stored_values.hpp"
 #include "runtime/config/run_file.hpp"
-#include "runtime/experts/grow.hpp"
 #include "runtime/experts/merge.hpp"
-#include "runtime/experts/survey.hpp"
+#include "runtime/experts/stored_model.hpp"
 #include "runtime/train/evaluate.hpp"
 
 namespace cadre {

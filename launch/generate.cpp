@@ -16,15 +16,14 @@
 #include "launch/command.hpp"
 #include "launch/requests.hpp"
 #include "layers/kernels/kernels.hpp"
-#include "runtime/checkpoint/generation_config.hpp"
+#include "runtime/checkpoint/companion_files.hpp"
 #include "runtime/checkpoint/model_checkpoint.hpp"
-#include "runtime/checkpoint/sharded.hpp"
+#include "runtime/checkpoint/safetensors.hpp"
 #include "runtime/config/task_config.hpp"
-#include "runtime/data/task_labels.hpp"
-#include "runtime/data/token_file.hpp"
-#include "runtime/infer/text_stream.hpp"
+#include "runtime/data/dataset.hpp"
+#include "runtime/data/token_source.hpp"
 #include "runtime/tokenizer/bytes.hpp"
-#include "runtime/tokenizer/open.hpp"
+#include "runtime/tokenizer/tokenizer.hpp"
 
 namespace cadre {
 namespace {

@@ -14,7 +14,7 @@
 #include "launch/command.hpp"
 #include "layers/model/accounting.hpp"
 #include "layers/model/model.hpp"
-#include "layers/tensor/parameter_store.hpp"
+#include "layers/tensor/parameter.hpp"
 #include "runtime/checkpoint/file.hpp"
 #include "runtime/checkpoint/model_checkpoint.hpp"
 

@@ -66,4 +66,10 @@ Position position_of_process();
 // For std::set_terminate: prints what was thrown, and the stack, and ends the job.
 [[noreturn]] void terminate_job();
 
+// What a process says when it dies of a mistake: which rank, where in the run, and the stack.
+
+// From now on SIGSEGV, SIGBUS, SIGFPE, SIGILL and SIGABRT print that and then end the process as they would have. To be
+// called after MPI has started, which has handlers of its own.
+void report_crashes();
+
 }  // namespace cadre

@@ -8,9 +8,9 @@
 #include <string_view>
 #include <vector>
 
-#include "launch/command_line.hpp"
-#include "launch/crash.hpp"
-#include "layers/kernels/cpu/features.hpp"
+#include "launch/command.hpp"
+#include "launch/job.hpp"
+#include "layers/kernels/cpu/cpu.hpp"
 #include "layers/kernels/kernels.hpp"
 #include "runtime/train/signals.hpp"
 
@@ -21,6 +21,12 @@ namespace {
 void keep_freed_pages() {
   mallopt(M_MMAP_THRESHOLD, 16 << 20);
   mallopt(M_TRIM_THRESHOLD, 64 << 20);
+}
+
+cadre::Command plan_command() {
+  return {.name = "plan",
+          .summary = "works out beforehand what a run would do",
+          .parts = {cadre::plan_dispatch_command(), cadre::plan_placement_command(), cadre::plan_schedule_command()}};
 }
 
 }  // namespace
@@ -41,7 +47,7 @@ int main(int argc, char** argv) {
     const std::vector<std::string> words(argv + 1, argv + argc);
     run_command_line({cadre::train_command(), cadre::eval_command(), cadre::generate_command(), cadre::score_command(),
                       cadre::experts_command(), cadre::export_command(), cadre::inspect_command(),
-                      cadre::bench_command(), cadre::plan_command(), cadre::report_command(), cadre::doctor_command()},
+                      cadre::bench_command(), plan_command(), cadre::report_command(), cadre::doctor_command()},
                      words, job);
   } catch (...) {
     return job.fail(cadre::as_error(std::current_exception()));

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // cadre report: what the trace of a run says about overlap, and what changed between two runs.
-#include "launch/report.hpp"
+#include "runtime/observe/report.hpp"
 
 #include <fmt/core.h>
 #include <nlohmann/json.hpp>
@@ -15,7 +15,6 @@
 #include "launch/command.hpp"
 #include "runtime/checkpoint/file.hpp"
 #include "runtime/observe/chrome_trace.hpp"
-#include "runtime/observe/report.hpp"
 #include "runtime/observe/report_page.hpp"
 #include "runtime/observe/trace_file.hpp"
 

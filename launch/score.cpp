@@ -52,7 +52,7 @@ ScoreTokens read_tokens(const std::string& path) {
 
 // How the checkpoint was trained, but one row of ranks, one micro-batch and sums in an order that does not depend on the
 // ranks; then what the command line says.
-RunConfig config_of(const ScoreArguments& options, const std::filesystem::path& checkpoint) {
+RunConfig scoring_config_of(const ScoreArguments& options, const std::filesystem::path& checkpoint) {
   RunConfig config = run_config_of(checkpoint);
   config.exchange.combine = "slot_order";
   config.train = {};
@@ -83,7 +83,7 @@ void run_score(const ScoreArguments& options, const Job& job) {
   const std::filesystem::path checkpoint = find_checkpoint(options.checkpoint);
   const ScoreTokens tokens = read_tokens(options.tokens);
   const std::string notes = checkpoint_notes(checkpoint);
-  const RunConfig config = score_config(config_of(options, checkpoint), tokens);
+  const RunConfig config = score_config(scoring_config_of(options, checkpoint), tokens);
   check(config, job.num_ranks(options.ranks));
   if (job.rank() == 0) fmt::print("{}", notes);
   set_kernel_threads(static_cast<int>(config.compute.threads));

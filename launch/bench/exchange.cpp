@@ -11,7 +11,6 @@
 
 #include "launch/bench/bench.hpp"
 #include "launch/bench/exchange_run.hpp"
-#include "launch/statistics.hpp"
 #include "runtime/train/devices.hpp"
 
 namespace cadre {

@@ -11,11 +11,10 @@
 #include <vector>
 
 #include "launch/bench/bench.hpp"
-#include "launch/bench/rig.hpp"
 #include "layers/kernels/gpu/cuda.hpp"
 #include "layers/kernels/kernels.hpp"
 #include "layers/tensor/arena.hpp"
-#include "layers/tensor/parameter_store.hpp"
+#include "layers/tensor/parameter.hpp"
 
 namespace cadre {
 namespace {
@@ -45,9 +44,9 @@ struct Rates {
 };
 
 // Weights of one shape, a range of rows each, and operands for their products.
-class Products {
+class GemmProducts {
  public:
-  Products(const Kernels& kernels, int64_t num_weights, const Shape& shape)
+  GemmProducts(const Kernels& kernels, int64_t num_weights, const Shape& shape)
       : kernels_(kernels), clock_(kernels.make_clock()), shape_(shape) {
     for (int64_t i = 0; i < num_weights; ++i) {
       store_.add(weights_.emplace_back(make_weight({{fmt::format("weight.{}", i), shape.out}}, shape.in, 0.02)));
@@ -113,12 +112,12 @@ class Products {
   uint64_t num_drawn_ = 0;
 };
 
-void print_row(std::string_view what, const Shape& shape, const Rates& rates) {
+void print_gemm_row(std::string_view what, const Shape& shape, const Rates& rates) {
   fmt::print("{:>7} {:>6} {:>6} {:>6} {:>10.0f} {:>10.0f} {:>11.0f}\n", what, shape.rows, shape.out, shape.in,
              rates.forward, rates.input_grad, rates.weight_grad);
 }
 
-nlohmann::json to_json(const Rates& rates) {
+nlohmann::json rates_json(const Rates& rates) {
   return {{"forward_gflops", rates.forward},
           {"input_grad_gflops", rates.input_grad},
           {"weight_grad_gflops", rates.weight_grad}};
@@ -134,9 +133,9 @@ nlohmann::json bench_single(const BenchGemmArguments& options) {
     const auto kernels = kernels_of(options, precision);
     const char* name = precision == Precision::bf16 ? "bf16" : "fp32";
     for (const Shape& shape : kShapes) {
-      const Rates rates = Products(*kernels, 1, shape).single(options.iterations);
-      print_row(name, shape, rates);
-      nlohmann::json& row = rows.emplace_back(to_json(rates));
+      const Rates rates = GemmProducts(*kernels, 1, shape).single(options.iterations);
+      print_gemm_row(name, shape, rates);
+      nlohmann::json& row = rows.emplace_back(rates_json(rates));
       row.update({{"precision", name}, {"rows", shape.rows}, {"out", shape.out}, {"in", shape.in}});
     }
   }
@@ -151,12 +150,12 @@ nlohmann::json bench_grouped(const BenchGemmArguments& options) {
   const Shape each = {chosen(options.tokens, 256, 64), chosen(options.out, 2048, 512), chosen(options.in, 7168, 1024)};
   const Shape all = {experts * each.rows, each.out, each.in};
   const auto kernels = kernels_of(options, options.precision == "bf16" ? Precision::bf16 : Precision::fp32);
-  const Rates grouped = Products(*kernels, experts, each).grouped(options.iterations);
-  const Rates single = Products(*kernels, 1, all).single(options.iterations);
+  const Rates grouped = GemmProducts(*kernels, experts, each).grouped(options.iterations);
+  const Rates single = GemmProducts(*kernels, 1, all).single(options.iterations);
   fmt::print("{} experts of {} tokens in one call, and one product of as many FLOPs, {}\n", experts, each.rows,
              options.precision);
-  print_row("grouped", each, grouped);
-  print_row("one", all, single);
+  print_gemm_row("grouped", each, grouped);
+  print_gemm_row("one", all, single);
   fmt::print("{:>28} {:>8.1f} % {:>8.1f} % {:>9.1f} %\n", "grouped / one", 100.0 * grouped.forward / single.forward,
              100.0 * grouped.input_grad / single.input_grad, 100.0 * grouped.weight_grad / single.weight_grad);
   return {{"precision", options.precision},
@@ -164,8 +163,8 @@ nlohmann::json bench_grouped(const BenchGemmArguments& options) {
           {"tokens", each.rows},
           {"out", each.out},
           {"in", each.in},
-          {"together", to_json(grouped)},
-          {"one", to_json(single)}};
+          {"together", rates_json(grouped)},
+          {"one", rates_json(single)}};
 }
 
 void bench_gemm(const BenchGemmArguments& options) {

@@ -17,7 +17,6 @@
 #include "comm/base/random.hpp"
 #include "comm/base/trace.hpp"
 #include "launch/bench/bench.hpp"
-#include "launch/statistics.hpp"
 #include "layers/kernels/kernels.hpp"
 #include "layers/model/accounting.hpp"
 #include "runtime/checkpoint/model_checkpoint.hpp"

@@ -10,10 +10,9 @@
 
 #include "comm/progress/engine.hpp"
 #include "launch/bench/bench.hpp"
-#include "launch/bench/rig.hpp"
 #include "layers/moe/moe_layer.hpp"
 #include "layers/nn/ffn.hpp"
-#include "layers/tensor/parameter_store.hpp"
+#include "layers/tensor/parameter.hpp"
 #include "runtime/optim/adamw.hpp"
 
 namespace cadre {

@@ -14,9 +14,8 @@
 #include "comm/progress/progress_thread.hpp"
 #include "launch/bench/bench.hpp"
 #include "launch/bench/exchange_run.hpp"
-#include "launch/statistics.hpp"
-#include "layers/tensor/parameter_store.hpp"
-#include "runtime/observe/intervals.hpp"
+#include "layers/tensor/parameter.hpp"
+#include "runtime/observe/step_sums.hpp"
 
 namespace cadre {
 namespace {
@@ -159,7 +158,7 @@ nlohmann::json row_of(const Communicator& world, const Contender& contender, dou
           {"poll_us", summarise(contender.poll_us).p50}};
 }
 
-void print(const nlohmann::json& report) {
+void print_overlap(const nlohmann::json& report) {
   fmt::print(
       "a dispatch behind products, {} ranks, {} tokens a rank, hidden {}, {} experts, top-{}, {}; us of the slowest "
       "rank, median\n",
@@ -228,7 +227,7 @@ void bench_overlap(const Communicator& world, const BenchOverlapArguments& optio
   for (const Contender& contender : all) report["rows"].push_back(row_of(world, contender, pure_us, compute_us));
   if (!spare.cpu) report["no_thread_because"] = spare.why_not;
   if (world.rank() == 0) {
-    print(report);
+    print_overlap(report);
     if (!exchange.json.empty()) write_json_report(exchange.json, report);
   }
   CADRE_CHECK(wrong == 0, fmt::format("{} rows were wrong", wrong));

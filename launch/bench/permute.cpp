@@ -11,7 +11,6 @@
 #include "comm/base/random.hpp"
 #include "comm/exchange/plan.hpp"
 #include "launch/bench/bench.hpp"
-#include "launch/bench/rig.hpp"
 #include "launch/bench/workloads.hpp"
 #include "layers/moe/elements.hpp"
 

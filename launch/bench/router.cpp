@@ -11,8 +11,7 @@
 
 #include "comm/progress/engine.hpp"
 #include "launch/bench/bench.hpp"
-#include "launch/bench/rig.hpp"
-#include "layers/tensor/parameter_store.hpp"
+#include "layers/tensor/parameter.hpp"
 
 namespace cadre {
 namespace {

@@ -10,9 +10,9 @@
 
 #include "comm/base/trace.hpp"
 #include "comm/exchange/host_route.hpp"
+#include "launch/bench/bench.hpp"
 #include "launch/bench/workloads.hpp"
-#include "launch/plan/plan.hpp"
-#include "launch/statistics.hpp"
+#include "launch/command.hpp"
 
 namespace cadre {
 namespace {

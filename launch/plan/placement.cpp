@@ -11,7 +11,7 @@
 
 #include "comm/base/check.hpp"
 #include "comm/base/trace.hpp"
-#include "launch/plan/plan.hpp"
+#include "launch/command.hpp"
 #include "runtime/checkpoint/file.hpp"
 #include "runtime/observe/metrics_file.hpp"
 #include "runtime/placement/eplb.hpp"
@@ -126,7 +126,8 @@ void print_table(const PlacementPlan& plan, const std::vector<LayerFigures>& fig
   }
 }
 
-nlohmann::json report_of(const PlacementPlan& plan, const std::vector<LayerFigures>& figures, double made_in_ms) {
+nlohmann::json placement_report(const PlacementPlan& plan, const std::vector<LayerFigures>& figures,
+                                double made_in_ms) {
   nlohmann::json json = to_json(plan);
   json["made_in_ms"] = made_in_ms;
   for (const LayerFigures& layer : figures) {
@@ -160,7 +161,7 @@ void run_plan_placement(const PlanPlacementArguments& options, const Job& job) {
              sizes.slots, sizes.ranks, sizes.nodes, sizes.groups);
   print_table(plan, figures);
   fmt::print("{} layers planned in {:.1f} ms\n", figures.size(), made_in_ms);
-  if (!options.json.empty()) write_text_file(options.json, report_of(plan, figures, made_in_ms).dump() + "\n");
+  if (!options.json.empty()) write_text_file(options.json, placement_report(plan, figures, made_in_ms).dump() + "\n");
 }
 
 }  // namespace

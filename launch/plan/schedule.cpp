@@ -7,7 +7,7 @@
 #include <sstream>
 
 #include "comm/base/check.hpp"
-#include "launch/plan/plan.hpp"
+#include "launch/command.hpp"
 #include "runtime/checkpoint/file.hpp"
 #include "runtime/schedule/make_program.hpp"
 #include "runtime/schedule/report.hpp"

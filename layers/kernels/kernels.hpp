@@ -20,11 +20,19 @@
 #include "comm/base/buffer.hpp"
 #include "comm/job/request.hpp"
 #include "comm/wire/row_codec.hpp"
-#include "layers/kernels/device_clock.hpp"
 #include "layers/tensor/parameter.hpp"
 #include "layers/tensor/tensor.hpp"
 
 namespace cadre {
+
+// Times of what a back end computes, taken where it computes.
+class DeviceClock {
+ public:
+  virtual ~DeviceClock() = default;
+  virtual void start() = 0;
+  // Since start, when all that was called in between is done.
+  virtual double stop_ms() = 0;
+};
 
 class Poller;
 

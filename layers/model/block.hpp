@@ -13,7 +13,6 @@
 #include "layers/model/self_attention.hpp"
 #include "layers/moe/moe_layer.hpp"
 #include "layers/nn/ffn.hpp"
-#include "layers/nn/highway.hpp"
 #include "layers/nn/norm.hpp"
 
 namespace cadre {

@@ -7,7 +7,7 @@
 
 #include "comm/base/check.hpp"
 #include "layers/model/config_reader.hpp"
-#include "layers/nn/rope.hpp"
+#include "layers/nn/attention.hpp"
 
 namespace cadre {
 namespace {

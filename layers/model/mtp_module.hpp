@@ -13,7 +13,6 @@
 #include "layers/model/block.hpp"
 #include "layers/model/token_batch.hpp"
 #include "layers/nn/embedding.hpp"
-#include "layers/nn/head.hpp"
 
 namespace cadre {
 

@@ -5,7 +5,7 @@
 #include <cmath>
 #include <numeric>
 
-#include "layers/tensor/floating.hpp"
+#include "layers/tensor/tensor.hpp"
 
 namespace cadre {
 

@@ -6,7 +6,7 @@
 #include <numeric>
 
 #include "layers/moe/keep_best.hpp"
-#include "layers/tensor/floating.hpp"
+#include "layers/tensor/tensor.hpp"
 
 namespace cadre {
 namespace {

@@ -4,7 +4,7 @@
 #include <cmath>
 #include <vector>
 
-#include "layers/tensor/floating.hpp"
+#include "layers/tensor/tensor.hpp"
 
 namespace cadre {
 namespace {

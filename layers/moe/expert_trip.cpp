@@ -10,7 +10,7 @@
 #include "layers/moe/diversity.hpp"
 #include "layers/moe/elements.hpp"
 #include "layers/moe/slot_record.hpp"
-#include "layers/tensor/floating.hpp"
+#include "layers/tensor/tensor.hpp"
 
 namespace cadre {
 namespace {

@@ -7,7 +7,7 @@
 #include "comm/progress/deferred.hpp"
 #include "comm/progress/task.hpp"
 #include "layers/moe/token_facts.hpp"
-#include "layers/nn/module.hpp"
+#include "layers/nn/linear.hpp"
 
 namespace cadre {
 

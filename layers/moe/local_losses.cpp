@@ -5,7 +5,7 @@
 #include <cmath>
 
 #include "layers/moe/loss_sums.hpp"
-#include "layers/tensor/floating.hpp"
+#include "layers/tensor/tensor.hpp"
 
 namespace cadre {
 namespace {

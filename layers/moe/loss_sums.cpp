@@ -3,12 +3,12 @@
 
 #include <algorithm>
 
-#include "layers/tensor/floating.hpp"
+#include "layers/tensor/tensor.hpp"
 
 namespace cadre {
 namespace {
 
-constexpr double kEpsilon = 1e-20;
+constexpr double kLossEpsilon = 1e-20;
 
 template <class T>
 double sum_of(const T* first, int64_t count) {
@@ -25,7 +25,7 @@ std::vector<double> column_sums(const Tensor& scores, bool normalised) {
   with_element_type(scores, [&]<class T>(std::type_identity<T>) {
     for (int64_t t = 0; t < scores.dim(0); ++t) {
       const T* row = scores.data<T>() + t * width;
-      const double factor = normalised ? 1.0 / (sum_of(row, width) + kEpsilon) : 1.0;
+      const double factor = normalised ? 1.0 / (sum_of(row, width) + kLossEpsilon) : 1.0;
       for (int64_t e = 0; e < width; ++e) sums[static_cast<size_t>(e)] += factor * row[e];
     }
   });
@@ -66,7 +66,7 @@ void add_prob_grad(const std::vector<double>& slopes, int64_t tokens_a_row, cons
       const double* slope = slopes.data() + t / tokens_a_row * width;
       const T* row = scores.data<T>() + t * width;
       T* drow = dscores.data<T>() + t * width;
-      const double sum = sum_of(row, width) + kEpsilon;
+      const double sum = sum_of(row, width) + kLossEpsilon;
       double weighted = 0.0;
       for (int64_t e = 0; e < width; ++e) weighted += slope[e] * row[e];
       for (int64_t e = 0; e < width; ++e) drow[e] += static_cast<T>(slope[e] / sum - weighted / (sum * sum));

@@ -7,7 +7,7 @@
 #include "layers/moe/local_losses.hpp"
 #include "layers/moe/loss_sums.hpp"
 #include "layers/moe/noisy_load.hpp"
-#include "layers/tensor/floating.hpp"
+#include "layers/tensor/tensor.hpp"
 
 namespace cadre {
 namespace {

@@ -3,7 +3,7 @@
 
 #include "comm/base/check.hpp"
 #include "layers/moe/not_finite.hpp"
-#include "layers/tensor/floating.hpp"
+#include "layers/tensor/tensor.hpp"
 
 namespace cadre {
 namespace {

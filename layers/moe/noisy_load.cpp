@@ -6,7 +6,7 @@
 #include <numbers>
 #include <numeric>
 
-#include "layers/tensor/floating.hpp"
+#include "layers/tensor/tensor.hpp"
 
 namespace cadre {
 namespace {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "layers/moe/projections.hpp"
 
-#include "layers/tensor/floating.hpp"
+#include "layers/tensor/tensor.hpp"
 
 namespace cadre {
 namespace {

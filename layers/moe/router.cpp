@@ -5,7 +5,7 @@
 #include <cstring>
 #include <limits>
 
-#include "layers/tensor/floating.hpp"
+#include "layers/tensor/tensor.hpp"
 
 namespace cadre {
 namespace {
@@ -27,7 +27,7 @@ RouterOptions completed(RouterOptions options) {
   return options;
 }
 
-void leave_out(std::span<const uint8_t> alive, const Tensor& choice) {
+void leave_out_choices(std::span<const uint8_t> alive, const Tensor& choice) {
   with_element_type(choice, [&]<class T>(std::type_identity<T>) {
     for (int64_t i = 0; i < choice.numel(); ++i) {
       if (alive[static_cast<size_t>(i) % alive.size()] == 0) choice.data<T>()[i] = -std::numeric_limits<T>::infinity();
@@ -147,7 +147,7 @@ Tensor Router::choice_of(LaneContext& ctx, const Saved& saved) const {
   const Tensor choice = ctx.arena.take_host("router", ctx.dtype, {saved.scores.dim(0), saved.scores.dim(1)});
   if (ctx.arena.is_dry_run()) return choice;
   bias_.apply(ctx.tokens, saved.scores, choice);
-  if (!alive_.empty()) leave_out(alive_, choice);
+  if (!alive_.empty()) leave_out_choices(alive_, choice);
   limit_to_eligible(options_.eligibility, ctx.tokens, choice);
   return choice;
 }

@@ -9,7 +9,7 @@
 #include "comm/base/random.hpp"
 #include "layers/moe/not_finite.hpp"
 #include "layers/moe/two_level.hpp"
-#include "layers/tensor/floating.hpp"
+#include "layers/tensor/tensor.hpp"
 
 namespace cadre {
 namespace {

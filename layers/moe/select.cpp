@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <limits>
 
-#include "layers/tensor/floating.hpp"
+#include "layers/tensor/tensor.hpp"
 
 namespace cadre {
 namespace {

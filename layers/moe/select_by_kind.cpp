@@ -5,12 +5,12 @@
 #include <limits>
 
 #include "layers/moe/select.hpp"
-#include "layers/tensor/floating.hpp"
+#include "layers/tensor/tensor.hpp"
 
 namespace cadre {
 namespace {
 
-constexpr int kNumKinds = 3;
+constexpr int kKindsOfExperts = 3;
 
 class ByKind final : public Selector {
  public:
@@ -31,19 +31,19 @@ class ByKind final : public Selector {
 
  private:
   int most_of_each(const TokenFacts& tokens, int64_t t) const {
-    const int of_each = options_.top_k / kNumKinds;
+    const int of_each = options_.top_k / kKindsOfExperts;
     if (!tokens.num_experts.defined()) return of_each;
-    return std::clamp((tokens.num_experts.data<int32_t>()[t] + kNumKinds - 1) / kNumKinds, 1, of_each);
+    return std::clamp((tokens.num_experts.data<int32_t>()[t] + kKindsOfExperts - 1) / kKindsOfExperts, 1, of_each);
   }
 
   template <class T>
   void select_row(const T* choice, int most, int32_t* ids) const {
-    const int of_each = options_.top_k / kNumKinds;
+    const int of_each = options_.top_k / kKindsOfExperts;
     std::fill_n(ids, options_.top_k, -1);
     std::vector<int32_t> order;
-    for (int kind = 0; kind < kNumKinds; ++kind) {
+    for (int kind = 0; kind < kKindsOfExperts; ++kind) {
       order.clear();
-      for (int e = kind; e < options_.num_experts; e += kNumKinds) {
+      for (int e = kind; e < options_.num_experts; e += kKindsOfExperts) {
         if (choice[e] > -std::numeric_limits<T>::infinity()) order.push_back(e);
       }
       std::ranges::stable_sort(order, [choice](int32_t a, int32_t b) { return choice[a] > choice[b]; });

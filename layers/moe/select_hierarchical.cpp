@@ -7,7 +7,7 @@
 
 #include "layers/moe/eligibility.hpp"
 #include "layers/moe/select.hpp"
-#include "layers/tensor/floating.hpp"
+#include "layers/tensor/tensor.hpp"
 
 namespace cadre {
 namespace {

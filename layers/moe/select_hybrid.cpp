@@ -8,7 +8,7 @@
 #include <numeric>
 
 #include "layers/moe/select.hpp"
-#include "layers/tensor/floating.hpp"
+#include "layers/tensor/tensor.hpp"
 
 namespace cadre {
 namespace {

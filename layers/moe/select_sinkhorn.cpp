@@ -8,7 +8,7 @@
 #include <limits>
 
 #include "layers/moe/select.hpp"
-#include "layers/tensor/floating.hpp"
+#include "layers/tensor/tensor.hpp"
 
 namespace cadre {
 namespace {

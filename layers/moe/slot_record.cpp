@@ -4,7 +4,7 @@
 #include <fmt/format.h>
 
 #include "comm/base/check.hpp"
-#include "layers/tensor/floating.hpp"
+#include "layers/tensor/tensor.hpp"
 
 namespace cadre {
 

@@ -12,7 +12,8 @@
 namespace cadre {
 namespace {
 
-constexpr std::array<std::string_view, kNumTaskTypes> kNames = {"REASONING", "CODING", "MATH", "GENERAL", "MULTIMODAL"};
+constexpr std::array<std::string_view, kNumTaskTypes> kTaskNames = {"REASONING", "CODING", "MATH", "GENERAL",
+                                                                    "MULTIMODAL"};
 
 char lower(char c) { return c >= 'A' && c <= 'Z' ? static_cast<char>(c - 'A' + 'a') : c; }
 bool is_digit(char c) { return c >= '0' && c <= '9'; }
@@ -102,15 +103,15 @@ std::vector<TaskMatch> matches_of(TaskType type, const std::string& text, const 
 
 }  // namespace
 
-std::string_view name_of(TaskType type) { return kNames[static_cast<size_t>(type)]; }
+std::string_view name_of(TaskType type) { return kTaskNames[static_cast<size_t>(type)]; }
 
 TaskType task_type_named(std::string_view name, std::string_view where) {
   const auto found =
-      std::ranges::find_if(kNames, [&](std::string_view known) { return lowered(known) == lowered(name); });
-  CADRE_CHECK(found != kNames.end(),
-              fmt::format("{}: unknown task \"{}\", allowed: {}", where, name, fmt::join(kNames, " | ")),
+      std::ranges::find_if(kTaskNames, [&](std::string_view known) { return lowered(known) == lowered(name); });
+  CADRE_CHECK(found != kTaskNames.end(),
+              fmt::format("{}: unknown task \"{}\", allowed: {}", where, name, fmt::join(kTaskNames, " | ")),
               "a list of these with commas");
-  return static_cast<TaskType>(found - kNames.begin());
+  return static_cast<TaskType>(found - kTaskNames.begin());
 }
 
 std::vector<std::string> words_of(std::string_view list) {

@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "layers/tensor/floating.hpp"
+#include "layers/tensor/tensor.hpp"
 
 namespace cadre {
 

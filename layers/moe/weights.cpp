@@ -4,12 +4,12 @@
 #include <algorithm>
 #include <vector>
 
-#include "layers/tensor/floating.hpp"
+#include "layers/tensor/tensor.hpp"
 
 namespace cadre {
 namespace {
 
-constexpr double kEpsilon = 1e-20;
+constexpr double kWeightEpsilon = 1e-20;
 
 // One token: E scores, K ids and weights, or their gradients.
 template <class T>
@@ -26,7 +26,7 @@ struct Row {
 template <class T>
 double divisor(const WeightOptions& options, const Row<T>& row) {
   if (!options.renormalise) return 1.0;
-  double sum = kEpsilon;
+  double sum = kWeightEpsilon;
   for (int64_t k = 0; k < row.top_k; ++k) {
     if (row.ids[k] >= 0) sum += options.gate == GateKind::binary ? 1.0 : row.scores[row.ids[k]];
   }
@@ -74,7 +74,7 @@ std::vector<GroupSums> group_sums(const WeightOptions& options, const Row<T>& ro
     group.chosen += row.scores[row.ids[k]];
     group.is_kept = true;
   }
-  kept = kEpsilon;
+  kept = kWeightEpsilon;
   for (const GroupSums& group : groups) kept += group.is_kept ? group.all : 0.0;
   return groups;
 }
@@ -88,7 +88,8 @@ void two_levels(const WeightOptions& options, const Row<T>& row, T* weights) {
     weights[k] = T{0};
     if (row.ids[k] < 0) continue;
     const GroupSums& group = groups[static_cast<size_t>(row.ids[k] / size)];
-    weights[k] = static_cast<T>(options.scale * group.all / kept * row.scores[row.ids[k]] / (group.chosen + kEpsilon));
+    weights[k] =
+        static_cast<T>(options.scale * group.all / kept * row.scores[row.ids[k]] / (group.chosen + kWeightEpsilon));
   }
 }
 
@@ -104,7 +105,7 @@ void two_levels_grad(const WeightOptions& options, const Row<T>& row, const T* d
   for (int64_t k = 0; k < row.top_k; ++k) {
     if (row.ids[k] < 0) continue;
     const auto g = static_cast<size_t>(row.ids[k] / size);
-    const double factor = options.scale * groups[g].all / (kept * (groups[g].chosen + kEpsilon));
+    const double factor = options.scale * groups[g].all / (kept * (groups[g].chosen + kWeightEpsilon));
     const double product = double{dweights[k]} * factor * row.scores[row.ids[k]];
     dscores[row.ids[k]] += static_cast<T>(dweights[k] * factor);
     through_group[g] += product;
@@ -113,12 +114,12 @@ void two_levels_grad(const WeightOptions& options, const Row<T>& row, const T* d
   for (int64_t k = 0; k < row.top_k; ++k) {
     if (row.ids[k] < 0) continue;
     const auto g = static_cast<size_t>(row.ids[k] / size);
-    dscores[row.ids[k]] -= static_cast<T>(through_group[g] / (groups[g].chosen + kEpsilon));
+    dscores[row.ids[k]] -= static_cast<T>(through_group[g] / (groups[g].chosen + kWeightEpsilon));
   }
   for (int64_t e = 0; e < row.num_experts; ++e) {
     const auto g = static_cast<size_t>(e / size);
     if (!groups[g].is_kept) continue;
-    dscores[e] += static_cast<T>(through_group[g] / (groups[g].all + kEpsilon) - through_all / kept);
+    dscores[e] += static_cast<T>(through_group[g] / (groups[g].all + kWeightEpsilon) - through_all / kept);
   }
 }
 

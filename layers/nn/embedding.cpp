@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "layers/nn/embedding.hpp"
 
+#include "layers/tensor/tensor.hpp"
+
 namespace cadre {
 
 Embedding::Embedding(const std::string& prefix, int64_t vocabulary, int64_t hidden, double init_std)
@@ -17,6 +19,47 @@ void Embedding::input_grad(Context&, Saved& saved, const Tensor& dy) const { sav
 
 void Embedding::weight_grad(Context& ctx, const Saved& saved) {
   ctx.kernels.embedding_grad(saved.ids, saved.dy, cleared_grad(ctx.kernels, table_));
+}
+
+double sum_of_losses(const Tensor& losses) {
+  double sum = 0.0;
+  for (int64_t t = 0; t < losses.numel(); ++t) sum += element(losses, t);
+  return sum;
+}
+
+Head::Head(const std::string& prefix, int64_t hidden, int64_t vocabulary, double init_std)
+    : own_(make_weight({{prefix + ".weight", vocabulary}}, hidden, init_std)), weight_(*own_) {}
+
+Tensor Head::logits(Context& ctx, const Tensor& x) const {
+  const Tensor logits = ctx.arena.take("head", ctx.dtype, {x.dim(0), weight_.value.dim(0)});
+  ctx.kernels.without_fp8().linear(x, weight_, logits);
+  return logits;
+}
+
+Tensor Head::forward(Context& ctx, const Tensor& x, const Tensor& targets, Saved& saved) const {
+  saved.x = x;
+  saved.logits = logits(ctx, x);
+  saved.targets = targets;
+  const Tensor losses = ctx.arena.take_result("head", ctx.dtype, {x.dim(0)});
+  ctx.kernels.cross_entropy(saved.logits, targets, losses);
+  return losses;
+}
+
+Tensor Head::input_grad(Context& ctx, Saved& saved, double scale) const {
+  ctx.kernels.cross_entropy_grad(saved.logits, saved.targets, scale, saved.logits);
+  const Tensor dx = ctx.arena.take("head", ctx.dtype, {saved.logits.dim(0), weight_.value.dim(1)});
+  ctx.kernels.without_fp8().linear_input_grad(saved.logits, weight_, dx, Accumulate::no);
+  return dx;
+}
+
+void Head::weight_grad(Context& ctx, const Saved& saved) {
+  write_grad(weight_, [&](Accumulate accumulate) {
+    ctx.kernels.without_fp8().linear_weight_grad(saved.x, saved.logits, weight_.grad, accumulate);
+  });
+}
+
+void Head::each_parameter(const ParameterVisitor& visit) {
+  if (own_) visit(*own_);
 }
 
 }  // namespace cadre

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// Token ids to rows.
+// The two ends of a model: token ids to rows, and rows to logits and losses.
 #pragma once
 
+#include <optional>
 #include <string>
 
-#include "layers/nn/module.hpp"
+#include "layers/nn/linear.hpp"
 
 namespace cadre {
 
@@ -28,6 +29,42 @@ class Embedding {
 
  private:
   Parameter table_;
+};
+
+// The end of a model: rows to logits, logits and targets to losses.
+
+// In fp64, in the order of the tokens.
+double sum_of_losses(const Tensor& losses);
+
+class Head {
+ public:
+  // Parameter `<prefix>.weight` [V,H].
+  Head(const std::string& prefix, int64_t hidden, int64_t vocabulary, double init_std);
+  // The embedding table of the model, which must outlive this; it is no parameter of the head.
+  explicit Head(Parameter& table) : weight_(table) {}
+  Head(const Head&) = delete;
+  Head& operator=(const Head&) = delete;
+
+  struct Saved {
+    Tensor x;
+    Tensor logits;  // input_grad overwrites them by their gradient
+    Tensor targets;
+  };
+
+  // x [T,H] to logits [T,V], for inference.
+  Tensor logits(Context& ctx, const Tensor& x) const;
+  // losses [T] = -log p(target); 0 where the target is -1. targets i32[T].
+  Tensor forward(Context& ctx, const Tensor& x, const Tensor& targets, Saved& saved) const;
+  // Gradient of scale times the sum of the losses; scale is 1 / (tokens of the global batch).
+  Tensor input_grad(Context& ctx, Saved& saved, double scale) const;
+  void weight_grad(Context& ctx, const Saved& saved);
+  void each_parameter(const ParameterVisitor& visit);
+
+  Parameter& weight() { return weight_; }
+
+ private:
+  std::optional<Parameter> own_;
+  Parameter& weight_;
 };
 
 }  // namespace cadre

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The feed-forward network of a dense layer, of a shared expert and of every routed expert.
+// The feed-forward network of a dense layer, of a shared expert and of every routed expert; with a highway gate, too.
 #pragma once
 
 #include <string>
@@ -51,6 +51,28 @@ class Ffn {
   FfnOptions options_;
   Linear up_;  // with the gate in front when gated
   Linear down_;
+};
+
+// A feed-forward network behind a gate (highway, Srivastava et al. 2015): y = g FFN(x) + (1 - g) x, g = sigmoid(W x).
+class HighwayFfn {
+ public:
+  // The parameters of an Ffn with that prefix, and `<prefix>.highway.weight` [H,H].
+  HighwayFfn(const std::string& prefix, const FfnOptions& options);
+
+  struct Saved {
+    Ffn::Saved ffn;
+    Linear::Saved gate;
+    Tensor x, inner, g;  // [T,H]
+  };
+
+  Tensor forward(Context& ctx, const Tensor& x, Saved& saved) const;  // x, y [T,H]
+  Tensor input_grad(Context& ctx, Saved& saved, const Tensor& dy) const;
+  void weight_grad(Context& ctx, const Saved& saved);
+  void each_parameter(const ParameterVisitor& visit);
+
+ private:
+  Ffn ffn_;
+  Linear gate_;
 };
 
 }  // namespace cadre

@@ -1,13 +1,59 @@
 // SPDX-License-Identifier: Apache-2.0
-// A product with a weight, and a bias where asked for: y = x W^T + b.
+// The convention that all modules follow, and the simplest module: a product with a weight, and a bias where asked for,
+// y = x W^T + b.
 #pragma once
 
 #include <optional>
 #include <string>
+#include <utility>
 
-#include "layers/nn/module.hpp"
+#include "layers/kernels/kernels.hpp"
+#include "layers/tensor/arena.hpp"
+#include "layers/tensor/parameter.hpp"
 
 namespace cadre {
+
+// What every module has, by convention and not by inheritance:
+//
+//   struct Saved { ... };                                          what forward keeps for backward, views into the arena
+//   Tensor forward(Context&, const Tensor& x, Saved&) const;       input -> output
+//   Tensor input_grad(Context&, Saved&, const Tensor& dy) const;   output gradient -> input gradient; keeps in Saved what
+//                                                                  the weight gradient will need
+//   void weight_grad(Context&, const Saved&);                      adds to the gradients of its parameters; any time after
+//                                                                  input_grad, so it can fill a wait
+//   void each_parameter(const ParameterVisitor&);                  every parameter, in a fixed order
+//
+// Where a module needs more than x (ids, targets, positions) they are further arguments in the same places. A
+// constructor sets names, shapes and initial values of the parameters and allocates nothing; a ParameterStore gives
+// them memory, and from then on the module must not move. Every tensor that a module returns or saves is taken from
+// ctx.arena: forward's live until the micro-batch is done, input_grad's until the caller releases its mark. A module
+// without parameters has no weight_grad.
+
+// What a module needs to run: the back end, the memory of the micro-batch, the element type of activations.
+struct Context {
+  const Kernels& kernels;
+  Arena& arena;
+  DType dtype = DType::f32;
+
+  // The same with products in fp32, as all of a router are.
+  Context fp32() const { return {kernels.fp32(), arena, dtype}; }
+};
+
+// Calls `write(accumulate)` so that the first gradient of a step overwrites and the later ones add: gradients need no
+// pass that clears them. For kernels that only add, see cleared_grad.
+template <class Write>
+void write_grad(Parameter& parameter, Write&& write) {
+  const Accumulate accumulate = parameter.grad_is_zero ? Accumulate::no : Accumulate::yes;
+  parameter.grad_is_zero = false;
+  std::forward<Write>(write)(accumulate);
+}
+
+// The gradient, filled with zeros first when this is the first gradient of the step: for kernels that only add.
+inline const Tensor& cleared_grad(const Kernels& kernels, Parameter& parameter) {
+  if (parameter.grad_is_zero) kernels.memory().fill(parameter.grad.raw(), std::byte{0}, parameter.grad.bytes());
+  parameter.grad_is_zero = false;
+  return parameter.grad;
+}
 
 class Linear {
  public:

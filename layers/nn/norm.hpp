@@ -5,7 +5,7 @@
 #include <optional>
 #include <string>
 
-#include "layers/nn/module.hpp"
+#include "layers/nn/linear.hpp"
 
 namespace cadre {
 

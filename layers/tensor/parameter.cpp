@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "layers/tensor/parameter.hpp"
 
+#include "comm/base/check.hpp"
+#include "comm/base/random.hpp"
+
 namespace cadre {
 
 Parameter make_weight(std::initializer_list<std::pair<std::string, int64_t>> parts, int64_t width, double init_std,
@@ -25,6 +28,149 @@ Parameter make_vector(std::string name, int64_t size, Init::Kind init, Placement
   vector.decay = false;
   vector.value = Tensor(nullptr, DType::f32, {size});
   return vector;
+}
+
+namespace {
+
+size_t group_of(Placement placement) { return static_cast<size_t>(placement); }
+
+template <class T>
+void initialise_part(const Init& init, const ParameterPart& part, const Tensor& rows, uint64_t seed) {
+  const Random random(seed, "init", hash_name(part.name));
+  T* values = rows.data<T>();
+  for (int64_t i = 0; i < rows.numel(); ++i) {
+    switch (init.kind) {
+      case Init::Kind::zeros: values[i] = T{0}; break;
+      case Init::Kind::ones: values[i] = T{1}; break;
+      case Init::Kind::normal: values[i] = static_cast<T>(init.scale * random.normal(static_cast<uint64_t>(i))); break;
+    }
+  }
+}
+
+}  // namespace
+
+void ParameterStore::add(Parameter& parameter) {
+  for (const ParameterPart& part : parameter.parts) {
+    CADRE_CHECK(parameter.is_copy || names_.insert(part.name).second,
+                fmt::format("two parameters are named {}", part.name), "every module needs a prefix of its own");
+  }
+  if (num_buckets_ == 0) begin_bucket();
+  parameters_.push_back(&parameter);
+  bucket_of_.push_back(num_buckets_ - 1);
+}
+
+int ParameterStore::begin_bucket() { return num_buckets_++; }
+
+std::vector<Parameter*> ParameterStore::parameters_of(int bucket) const {
+  std::vector<Parameter*> parameters;
+  for (size_t i = 0; i < parameters_.size(); ++i) {
+    if (bucket_of_[i] == bucket) parameters.push_back(parameters_[i]);
+  }
+  return parameters;
+}
+
+void ParameterStore::allocate(DType dtype, bool with_grad, bool dry_run, Memory& memory) {
+  CADRE_CHECK(dtype == DType::f32 || dtype == DType::f64,
+              fmt::format("parameters cannot be stored as {}", name_of(dtype)), "use f32, or f64 for tests");
+  dtype_ = dtype;
+  with_grad_ = with_grad;
+  memory_ = &memory;
+  parameter_start_ = lay_out();
+  const std::vector<size_t>& offsets = parameter_start_;
+  values_ = Buffer(dry_run ? 0 : value_bytes(), memory);
+  grads_ = Buffer(dry_run ? 0 : grad_bytes(), memory);
+  memory.fill(grads_.data(), std::byte{0}, grads_.bytes());
+
+  for (size_t i = 0; i < parameters_.size(); ++i) {
+    Parameter& parameter = *parameters_[i];
+    const bool trained = parameter.placement != Placement::buffer;
+    parameter.value = parameter.value.with_memory(dry_run ? nullptr : values_.data() + offsets[i], dtype);
+    parameter.grad = Tensor();
+    if (with_grad && trained) {
+      parameter.grad = parameter.value.with_memory(dry_run ? nullptr : grads_.data() + offsets[i], dtype);
+    }
+    parameter.grad_is_zero = true;
+    ++parameter.version;
+  }
+}
+
+// Sets where each group starts and returns where each parameter starts, in bytes.
+std::vector<size_t> ParameterStore::lay_out() {
+  std::vector<size_t> offsets(parameters_.size());
+  size_t offset = 0;
+  for (size_t group = 0; group < kNumGroups; ++group) {
+    group_start_[group] = offset;
+    for (size_t i = 0; i < parameters_.size(); ++i) {
+      if (group_of(parameters_[i]->placement) != group) continue;
+      offsets[i] = offset;
+      const size_t bytes = static_cast<size_t>(parameters_[i]->value.numel()) * size_of(dtype_);
+      offset += whole_cache_lines(bytes);
+    }
+  }
+  group_start_[kNumGroups] = offset;
+  return offsets;
+}
+
+void ParameterStore::initialise(uint64_t seed) {
+  if (values_.empty()) return;
+  memory_->synchronize();
+  for (Parameter* parameter : parameters_) {
+    for (const ParameterPart& part : parameter->parts) {
+      const Tensor rows = parameter->value.rows(part.first_row, part.num_rows);
+      if (dtype_ == DType::f64) {
+        initialise_part<double>(parameter->init, part, rows, seed);
+      } else {
+        initialise_part<float>(parameter->init, part, rows, seed);
+      }
+    }
+    ++parameter->version;
+  }
+}
+
+Tensor ParameterStore::grads_of(Placement placement) {
+  return grads_between(group_start_[group_of(placement)], group_start_[group_of(placement) + 1]);
+}
+
+// The parameters of a bucket and group were added one after the other, and so they lie.
+Tensor ParameterStore::grads_of(Placement placement, int bucket) {
+  size_t start = 0;
+  size_t end = 0;
+  for (size_t i = 0; i < parameters_.size(); ++i) {
+    if (bucket_of_[i] != bucket || parameters_[i]->placement != placement) continue;
+    if (end == 0) start = parameter_start_[i];
+    end = parameter_start_[i] + whole_cache_lines(parameters_[i]->value.bytes());
+  }
+  return grads_between(start, end);
+}
+
+Tensor ParameterStore::grads_between(size_t start, size_t end) {
+  CADRE_CHECK(with_grad_, "this store holds no gradients", "allocate it with gradients");
+  std::byte* data = grads_.empty() ? nullptr : grads_.data() + start;
+  return Tensor(data, dtype_, {static_cast<int64_t>((end - start) / size_of(dtype_))});
+}
+
+void ParameterStore::forget_grads() {
+  for (Parameter* parameter : parameters_) parameter->grad_is_zero = true;
+}
+
+void ParameterStore::complete_grads() {
+  for (int bucket = 0; bucket < num_buckets_; ++bucket) complete_grads(bucket);
+}
+
+void ParameterStore::complete_grads(int bucket) {
+  for (size_t i = 0; i < parameters_.size(); ++i) {
+    const Parameter& parameter = *parameters_[i];
+    if (bucket_of_[i] != bucket || !parameter.grad.defined() || !parameter.grad_is_zero || grads_.empty()) continue;
+    memory_->fill(parameter.grad.raw(), std::byte{0}, parameter.grad.bytes());
+  }
+}
+
+int64_t ParameterStore::numel(Placement placement) const {
+  int64_t count = 0;
+  for (const Parameter* parameter : parameters_) {
+    if (parameter->placement == placement) count += parameter->value.numel();
+  }
+  return count;
 }
 
 }  // namespace cadre

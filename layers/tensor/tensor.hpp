@@ -7,6 +7,8 @@
 #include <cstdint>
 #include <initializer_list>
 #include <string>
+#include <type_traits>
+#include <utility>
 
 #include "comm/base/check.hpp"
 #include "comm/base/dtype.hpp"
@@ -82,5 +84,24 @@ struct Rows {
     return reinterpret_cast<const T*>(base + i * stride);
   }
 };
+
+// Calls `body(std::type_identity<T>{})` with T the element type of `tensor`: float or double.
+template <class Body>
+void with_element_type(const Tensor& tensor, Body&& body) {
+  if (tensor.dtype() == DType::f64) return std::forward<Body>(body)(std::type_identity<double>{});
+  std::forward<Body>(body)(std::type_identity<float>{});
+}
+
+// Element i, whatever its type.
+inline double element(const Tensor& tensor, int64_t i) {
+  return tensor.dtype() == DType::f64 ? tensor.data<double>()[i] : static_cast<double>(tensor.data<float>()[i]);
+}
+inline void set_element(const Tensor& tensor, int64_t i, double value) {
+  if (tensor.dtype() == DType::f64) {
+    tensor.data<double>()[i] = value;
+  } else {
+    tensor.data<float>()[i] = static_cast<float>(value);
+  }
+}
 
 }  // namespace cadre

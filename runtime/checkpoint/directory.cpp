@@ -9,12 +9,15 @@
 #include <charconv>
 #include <cstdio>
 #include <fstream>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <system_error>
 #include <tuple>
 
 #include "comm/base/check.hpp"
+#include "comm/group/agreement.hpp"
+#include "comm/job/wait.hpp"
 #include "runtime/checkpoint/file.hpp"
 #include "runtime/checkpoint/manifest.hpp"
 
@@ -240,6 +243,40 @@ void prune_checkpoints(const fs::path& root, const KeepRule& keep) {
     const fs::path doomed = checkpoints[i].path.string() + ".pruned" + std::string(kStagedSuffix);
     rename_path(checkpoints[i].path, doomed);
     remove_tree(doomed);
+  }
+}
+
+namespace {
+
+constexpr const char* kLoadPhase = "loading a checkpoint";
+
+// The next candidate of rank 0, or nothing.
+fs::path announced(const Communicator& world, double deadline_seconds, const fs::path& mine) {
+  Agreement told(world, Account{.text = mine.string()});
+  wait(told.request(), deadline_seconds, {.phase = kLoadPhase});
+  if (const std::optional<Failure> failure = told.failure()) throw failure->error(kLoadPhase);
+  return told.account_of(0).text;
+}
+
+}  // namespace
+
+fs::path load_newest(const Communicator& world, double deadline_seconds, const std::vector<fs::path>& candidates,
+                     const std::function<void(const fs::path&)>& load,
+                     const std::function<void(const std::string&)>& warn) {
+  std::optional<Failure> failure;
+  for (size_t tried = 0;; ++tried) {
+    const fs::path path = announced(world, deadline_seconds, tried < candidates.size() ? candidates[tried] : "");
+    if (path.empty() && failure) {
+      throw Error(failure->kind, fmt::format("none of the checkpoints can be used; the last one: {}", failure->text),
+                  "restore one of them, or start afresh with checkpoint.resume=never");
+    }
+    if (path.empty()) return path;
+    failure = attempt_together(world, deadline_seconds, kLoadPhase, [&] { load(path); });
+    if (!failure) return path;
+    if (failure->kind != ErrorKind::input && failure->kind != ErrorKind::environment) throw failure->error(kLoadPhase);
+    if (world.rank() == 0) {
+      warn(fmt::format("warning: checkpoint {} is left out: rank {}: {}", path.string(), failure->rank, failure->text));
+    }
   }
 }
 

@@ -9,13 +9,12 @@
 #include <vector>
 
 #include "comm/base/check.hpp"
-#include "layers/kernels/cpu/fp8.hpp"
-#include "runtime/checkpoint/generation_config.hpp"
+#include "layers/kernels/cpu/narrow.hpp"
+#include "runtime/checkpoint/companion_files.hpp"
 #include "runtime/checkpoint/manifest.hpp"
 #include "runtime/checkpoint/model_checkpoint.hpp"
 #include "runtime/checkpoint/stored_values.hpp"
-#include "runtime/checkpoint/unread_tensors.hpp"
-#include "runtime/tokenizer/open.hpp"
+#include "runtime/tokenizer/tokenizer.hpp"
 
 namespace cadre {
 namespace {
@@ -23,7 +22,7 @@ namespace {
 namespace fs = std::filesystem;
 
 // The selection bias decides by small differences; DeepSeek's files have it in F32 too.
-constexpr std::string_view kSelectionBias = ".e_score_correction_bias";
+constexpr std::string_view kRouterBias = ".e_score_correction_bias";
 
 // A tensor of the new file and its bytes.
 struct Converted {
@@ -34,20 +33,20 @@ struct Converted {
 };
 
 template <class T>
-std::vector<std::byte> bytes_of(const std::vector<T>& elements) {
+std::vector<std::byte> bytes_of_elements(const std::vector<T>& elements) {
   std::vector<std::byte> bytes(elements.size() * sizeof(T));
   if (!bytes.empty()) std::memcpy(bytes.data(), elements.data(), bytes.size());
   return bytes;
 }
 
 Converted as_fp32(const TensorEntry& entry, const std::vector<float>& values) {
-  return {entry.name, DType::f32, entry.shape, bytes_of(values)};
+  return {entry.name, DType::f32, entry.shape, bytes_of_elements(values)};
 }
 
 Converted as_bf16(const TensorEntry& entry, const std::vector<float>& values) {
   std::vector<bf16> rounded(values.size());
   std::ranges::transform(values, rounded.begin(), to_bf16);
-  return {entry.name, DType::bf16, entry.shape, bytes_of(rounded)};
+  return {entry.name, DType::bf16, entry.shape, bytes_of_elements(rounded)};
 }
 
 // The codes and their scales.
@@ -58,8 +57,8 @@ std::vector<Converted> as_fp8(const TensorEntry& entry, const std::vector<float>
   round_blocks_to_fp8(values.data(), entry.shape[0], entry.shape[1], kind, multiples.data(), scales.data());
   std::vector<uint8_t> codes(values.size());
   std::ranges::transform(multiples, codes.begin(), to_fp8);
-  return {{entry.name, DType::fp8, entry.shape, bytes_of(codes)},
-          {entry.name + std::string(kScaleSuffix), DType::f32, blocks, bytes_of(scales)}};
+  return {{entry.name, DType::fp8, entry.shape, bytes_of_elements(codes)},
+          {entry.name + std::string(kScaleSuffix), DType::f32, blocks, bytes_of_elements(scales)}};
 }
 
 class Export {
@@ -106,7 +105,7 @@ class Export {
     stored.read(values.data());
     const TensorEntry& entry = stored.entry();
     ++summary_.tensors;
-    if (format_ == ExportFormat::fp32 || name.ends_with(kSelectionBias)) {
+    if (format_ == ExportFormat::fp32 || name.ends_with(kRouterBias)) {
       tensors.push_back(as_fp32(entry, values));
     } else if (format_ == ExportFormat::fp8 && is_fp8_weight(name, entry.shape.size())) {
       ++summary_.fp8_tensors;

@@ -12,11 +12,20 @@
 #include <string>
 #include <vector>
 
-#include "runtime/checkpoint/digest.hpp"
+#include "runtime/checkpoint/file.hpp"
 #include "runtime/config/train_stages.hpp"
 #include "runtime/data/order.hpp"
 
 namespace cadre {
+
+// How far a run has come.
+struct TrainProgress {
+  int64_t step = 0;  // optimiser steps done
+  int64_t tokens_seen = 0;
+  DataPosition data = {};  // of the next step
+
+  bool operator==(const TrainProgress&) const = default;
+};
 
 inline constexpr const char* kManifestFile = "cadre.json";
 

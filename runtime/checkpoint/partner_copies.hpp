@@ -12,9 +12,9 @@
 #include "comm/base/buffer.hpp"
 #include "comm/group/communicator.hpp"
 #include "comm/group/topology.hpp"
-#include "layers/tensor/parameter_store.hpp"
-#include "runtime/checkpoint/named_tensors.hpp"
-#include "runtime/checkpoint/progress.hpp"
+#include "layers/tensor/parameter.hpp"
+#include "runtime/checkpoint/manifest.hpp"
+#include "runtime/checkpoint/model_checkpoint.hpp"
 #include "runtime/optim/adamw.hpp"
 
 namespace cadre {

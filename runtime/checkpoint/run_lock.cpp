@@ -21,11 +21,11 @@ namespace cadre {
 namespace {
 
 namespace fs = std::filesystem;
-using Clock = std::chrono::steady_clock;
+using LockClock = std::chrono::steady_clock;
 
 constexpr const char* kFile = "RUNNING";
 constexpr std::chrono::minutes kLongDead{10};  // by the clock of this host, which may differ from that of the holder
-constexpr std::chrono::milliseconds kLook{200};
+constexpr std::chrono::milliseconds kLockPoll{200};
 
 std::string first_line(const char* path) {
   std::ifstream file(path);
@@ -208,7 +208,7 @@ class Taking {
         throw;
       }
       ::close(lock.file);
-      std::this_thread::sleep_for(kLook);
+      std::this_thread::sleep_for(kLockPoll);
     }
   }
 
@@ -228,7 +228,7 @@ class Taking {
 
   bool wait_for_end(const std::optional<LockHolder>& holder) {
     const bool ends = !holder || is_ending(*holder, me_);
-    const Clock::time_point now = Clock::now();
+    const LockClock::time_point now = LockClock::now();
     if (!since_) since_ = now;
     const auto patience = holder && follows(*holder) ? times_.predecessor
                           : ends                     ? times_.ending
@@ -244,9 +244,9 @@ class Taking {
   bool is_silent(const LockHolder& holder) {
     tell(fmt::format("note: {} was left by {}; watching its heartbeat for {:.0f} s", path_.string(), holder.describe(),
                      std::chrono::duration<double>(times_.watch).count()));
-    const auto end = Clock::now() + times_.watch;
-    while (Clock::now() < end) {
-      std::this_thread::sleep_for(kLook);
+    const auto end = LockClock::now() + times_.watch;
+    while (LockClock::now() < end) {
+      std::this_thread::sleep_for(kLockPoll);
       const std::optional<LockHolder> now = read_holder(path_);
       if (now && (now->run != holder.run || now->beat != holder.beat)) return wait_for_end(now);
     }
@@ -270,7 +270,7 @@ class Taking {
   const LockHolder& me_;
   const RunLock::Say& say_;
   const RunLockTimes& times_;
-  std::optional<Clock::time_point> since_;
+  std::optional<LockClock::time_point> since_;
   bool told_ = false;
 };
 

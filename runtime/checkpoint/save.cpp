@@ -15,14 +15,14 @@
 #include "runtime/checkpoint/directory.hpp"
 #include "runtime/checkpoint/file.hpp"
 #include "runtime/checkpoint/model_checkpoint.hpp"
-#include "runtime/checkpoint/sharded.hpp"
+#include "runtime/checkpoint/safetensors.hpp"
 
 namespace cadre {
 namespace {
 
 namespace fs = std::filesystem;
 
-constexpr const char* kPhase = "saving a checkpoint";
+constexpr const char* kSavePhase = "saving a checkpoint";
 
 // What a rank that writes wrote: a file of values and one of moments.
 struct Shard {
@@ -223,10 +223,10 @@ bool CheckpointSave::poll() {
 const SaveOutcome& CheckpointSave::finish() {
   while (!poll()) {
     if (!working_.valid()) {
-      wait(agreement_->request(), ranks_.deadline_seconds, {.phase = kPhase});
+      wait(agreement_->request(), ranks_.deadline_seconds, {.phase = kSavePhase});
     } else if (working_.wait_for(std::chrono::duration<double>(ranks_.deadline_seconds)) != std::future_status::ready) {
       throw Error(ErrorKind::timeout,
-                  fmt::format("{}: {} does not come to an end within {:.0f} s", kPhase, job_->staged.string(),
+                  fmt::format("{}: {} does not come to an end within {:.0f} s", kSavePhase, job_->staged.string(),
                               ranks_.deadline_seconds),
                   "the file system hangs, or is too slow for a checkpoint of this size");
     }
@@ -285,7 +285,7 @@ fs::path save_checkpoint(const CheckpointRanks& ranks, const fs::path& root, con
                          const ParameterStore& store, const AdamW& optimizer, const KeepRule& keep) {
   CheckpointSave save(ranks, root, state, store, optimizer, keep);
   const SaveOutcome& outcome = save.finish();
-  if (outcome.failure) throw outcome.failure->error(kPhase);
+  if (outcome.failure) throw outcome.failure->error(kSavePhase);
   return outcome.path;
 }
 

@@ -20,10 +20,10 @@
 #include "comm/group/agreement.hpp"
 #include "comm/group/communicator.hpp"
 #include "layers/model/config.hpp"
-#include "layers/tensor/parameter_store.hpp"
+#include "layers/tensor/parameter.hpp"
 #include "runtime/checkpoint/directory.hpp"
 #include "runtime/checkpoint/manifest.hpp"
-#include "runtime/checkpoint/named_tensors.hpp"
+#include "runtime/checkpoint/model_checkpoint.hpp"
 #include "runtime/optim/adamw.hpp"
 
 namespace cadre {

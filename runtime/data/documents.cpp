@@ -2,11 +2,13 @@
 #include "runtime/data/documents.hpp"
 
 #include <fmt/format.h>
+#include <sys/stat.h>
 
 #include <algorithm>
 #include <array>
 #include <filesystem>
 #include <fstream>
+#include <set>
 #include <utility>
 
 #include "comm/base/check.hpp"
@@ -16,10 +18,118 @@ namespace {
 
 namespace fs = std::filesystem;
 
+constexpr const char* kKindHint = "data is a text file, a folder of text files, or an llm.c token file";
+
+const char* file_kind_name(fs::file_type type) {
+  switch (type) {
+    case fs::file_type::fifo: return "a FIFO";
+    case fs::file_type::socket: return "a socket";
+    case fs::file_type::character:
+    case fs::file_type::block: return "a device";
+    default: return "of an unknown kind";
+  }
+}
+
+// One number for each file, whatever its names.
+std::pair<dev_t, ino_t> identity(const fs::path& path) {
+  struct stat status = {};
+  CADRE_CHECK(::stat(path.c_str(), &status) == 0, fmt::format("{}: cannot be looked at", path.string()), kKindHint);
+  return {status.st_dev, status.st_ino};
+}
+
+class Walk {
+ public:
+  explicit Walk(fs::path root) : root_(std::move(root)) {}
+
+  // Links wait until all that is there without them is known.
+  FileList run() {
+    seen_.insert(identity(root_));
+    enter(root_);
+    while (!links_.empty()) {
+      std::vector<fs::path> links = std::exchange(links_, {});
+      std::ranges::sort(links);
+      for (const fs::path& link : links) follow(link);
+    }
+    std::ranges::sort(list_.files, {}, [](const fs::path& path) { return path.native(); });
+    std::ranges::sort(list_.left_out, {}, &LeftOut::path);
+    return std::move(list_);
+  }
+
+ private:
+  void enter(const fs::path& folder) {
+    std::error_code error;
+    std::vector<fs::path> names;
+    for (fs::directory_iterator it(folder, error); !error && it != fs::directory_iterator(); it.increment(error)) {
+      names.push_back(it->path());
+    }
+    CADRE_CHECK(!error, fmt::format("{}: cannot list this folder: {}", folder.string(), error.message()), kKindHint);
+    std::ranges::sort(names);
+    for (const fs::path& path : names) {
+      const fs::file_type type = fs::symlink_status(path, error).type();
+      if (type == fs::file_type::symlink) {
+        links_.push_back(path);
+      } else {
+        take(path, type);
+      }
+    }
+  }
+
+  void follow(const fs::path& link) {
+    std::error_code error;
+    const fs::file_type type = fs::status(link, error).type();
+    const fs::path target = fs::read_symlink(link, error);
+    CADRE_CHECK(type != fs::file_type::not_found && type != fs::file_type::none,
+                fmt::format("{}: a symbolic link to {}, which leads to no file", link.string(), target.string()),
+                "bring back what it names, or remove the link");
+    through_link_ = true;
+    take(link, type);
+  }
+
+  void take(const fs::path& path, fs::file_type type) {
+    const bool is_folder = type == fs::file_type::directory;
+    if (!is_folder && type != fs::file_type::regular) return leave_out(path, file_kind_name(type));
+    const bool is_new = seen_.insert(identity(path)).second;
+    if (!is_new && (through_link_ || is_folder)) {
+      return leave_out(path, fmt::format("a link to a {} that is read once", is_folder ? "folder" : "file"));
+    }
+    if (is_folder) return enter(path);
+    list_.files.push_back(path);
+  }
+
+  void leave_out(const fs::path& path, std::string why) {
+    list_.left_out.push_back({path.lexically_relative(root_).string(), std::move(why)});
+  }
+
+  fs::path root_;
+  FileList list_;
+  std::set<std::pair<dev_t, ino_t>> seen_;
+  std::vector<fs::path> links_;
+  bool through_link_ = false;
+};
+
+}  // namespace
+
+FileList list_files(const fs::path& folder) { return Walk(folder).run(); }
+
+void check_file_or_folder(const fs::path& path, const char* key) {
+  std::error_code error;
+  const fs::file_type type = fs::status(path, error).type();
+  const bool is_there = type != fs::file_type::not_found && type != fs::file_type::none;
+  CADRE_CHECK(is_there,
+              fmt::format("{} = {} does not exist{}", key, path.string(),
+                          fs::is_symlink(path, error) ? ": a symbolic link that leads to no file" : ""),
+              kKindHint);
+  CADRE_CHECK(type == fs::file_type::regular || type == fs::file_type::directory,
+              fmt::format("{} = {} is {}, allowed: a file or a folder", key, path.string(), file_kind_name(type)),
+              kKindHint);
+}
+
+namespace {
+
 constexpr const char* kDocumentsHint = "data.path is a text file, a folder of text files, or an llm.c token file";
 
 // Appends; the file may be changing, so its size is not asked for.
-void read_bytes(const fs::path& path, std::string& bytes) {
+void read_document(const fs::path& path, std::string& bytes) {
   std::ifstream file(path, std::ios::binary);
   std::array<char, size_t{1} << 16> part;
   while (file.read(part.data(), part.size()) || file.gcount() > 0) {
@@ -39,7 +149,7 @@ Documents read_folder(const fs::path& folder, std::string_view separator) {
     const size_t end = documents.text.size();
     if (documents.size() > 0) documents.text += separator;
     const size_t begin = documents.text.size();
-    read_bytes(path, documents.text);
+    read_document(path, documents.text);
     const std::string_view document = std::string_view(documents.text).substr(begin);
     if (!document.empty() && !is_binary(document)) {
       documents.begin.push_back(begin);
@@ -55,7 +165,7 @@ Documents read_folder(const fs::path& folder, std::string_view separator) {
 
 Documents read_single(const fs::path& path) {
   Documents documents;
-  read_bytes(path, documents.text);
+  read_document(path, documents.text);
   CADRE_CHECK(!is_binary(documents.text), fmt::format("{}: holds a zero byte, so it is not text", path.string()),
               kDocumentsHint);
   if (!documents.text.empty()) documents.begin.push_back(0);

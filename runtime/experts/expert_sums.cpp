@@ -15,7 +15,7 @@
 namespace cadre {
 namespace {
 
-constexpr std::string_view kLayers = "model.layers.";
+constexpr std::string_view kLayerPrefix = "model.layers.";
 constexpr std::string_view kExperts = ".mlp.experts.";
 constexpr std::string_view kGate = ".mlp.gate.";
 
@@ -36,8 +36,8 @@ struct TensorName {
   std::string rest;
 
   explicit TensorName(std::string_view name) {
-    if (!name.starts_with(kLayers)) return;
-    name.remove_prefix(kLayers.size());
+    if (!name.starts_with(kLayerPrefix)) return;
+    name.remove_prefix(kLayerPrefix.size());
     const auto number = take_number(name);
     if (!number) return;
     layer = *number;
@@ -48,7 +48,7 @@ struct TensorName {
     rest = name;
   }
 
-  std::string with_expert(int id) const { return fmt::format("{}{}{}{}{}", kLayers, layer, kExperts, id, rest); }
+  std::string with_expert(int id) const { return fmt::format("{}{}{}{}{}", kLayerPrefix, layer, kExperts, id, rest); }
 };
 
 class OldTensors {

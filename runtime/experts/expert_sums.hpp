@@ -8,7 +8,7 @@
 #include <string>
 #include <vector>
 
-#include "runtime/checkpoint/named_tensors.hpp"
+#include "runtime/checkpoint/model_checkpoint.hpp"
 
 namespace cadre {
 

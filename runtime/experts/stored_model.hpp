@@ -2,11 +2,15 @@
 // A whole model on one rank, with the state of its optimiser: what is read from a checkpoint, and what becomes one.
 #pragma once
 
+#include <cstdint>
 #include <filesystem>
+#include <vector>
 
+#include "layers/model/config.hpp"
 #include "runtime/checkpoint/manifest.hpp"
-#include "runtime/checkpoint/named_tensors.hpp"
+#include "runtime/checkpoint/model_checkpoint.hpp"
 #include "runtime/config/run_config.hpp"
+#include "runtime/data/order.hpp"
 #include "runtime/optim/adamw.hpp"
 #include "runtime/train/worker.hpp"
 
@@ -40,5 +44,31 @@ class StoredModel {
   AdamW optimizer_;
   Manifest manifest_;
 };
+
+// Keys of a model that name experts by their ids, which change when experts come or go.
+
+// Throws where such a key is set that cannot be carried over.
+void check_unnamed(const ModelConfig& model);
+
+// What the experts of a model are like, measured on a probe: rows that real text brings to each mixture layer, which every
+// expert of the layer is run on.
+struct LayerSurvey {
+  int layer = 0;
+  std::vector<double> norms = {};       // [E] Euclidean norm of all weights of an expert
+  std::vector<int64_t> load = {};       // [E] slots that the router gave it on the probe
+  std::vector<double> similarity = {};  // [E,E] cosine of the outputs of two experts, all rows of the probe together
+  std::vector<float> rows = {};         // [T,H] what came to the layer
+  std::vector<float> outputs = {};      // [E,T,H] what each expert made of it
+
+  int num_experts() const { return static_cast<int>(load.size()); }
+  double similarity_of(int a, int b) const { return similarity[static_cast<size_t>(a * num_experts() + b)]; }
+};
+
+// Over the first `num_sequences` sequences that `reader` gives at its first step, one survey a mixture layer. Holds the
+// outputs of all experts: E T H numbers a layer.
+std::vector<LayerSurvey> survey_experts(StoredModel& model, const BatchReader& reader, int64_t num_sequences);
+
+// The outputs [T,H] of one expert of a layer for rows [T,H].
+std::vector<float> run_expert(StoredModel& model, int layer, int expert, const std::vector<float>& rows);
 
 }  // namespace cadre

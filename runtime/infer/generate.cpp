@@ -2,14 +2,73 @@
 #include "runtime/infer/generate.hpp"
 
 #include <algorithm>
+#include <cmath>
+#include <numeric>
 #include <utility>
+#include <vector>
 
 #include "comm/base/check.hpp"
+#include "comm/base/random.hpp"
 
 namespace cadre {
 namespace {
 
-constexpr size_t kNone = static_cast<size_t>(-1);
+struct Likelier {
+  std::span<const float> logits;
+  bool operator()(int32_t a, int32_t b) const { return logits[a] != logits[b] ? logits[a] > logits[b] : a < b; }
+};
+
+void likeliest_first(std::span<const float> logits, std::vector<int32_t>& ids) {
+  std::ranges::sort(ids, Likelier{logits});
+}
+
+// The ids to choose among, likeliest first when some are left out.
+std::vector<int32_t> kept_tokens(std::span<const float> logits, const Sampling& sampling) {
+  const size_t all = sampling.num_ids > 0 ? static_cast<size_t>(sampling.num_ids) : logits.size();
+  std::vector<int32_t> ids(std::min(all, logits.size()));
+  std::iota(ids.begin(), ids.end(), 0);
+  for (const int32_t id : sampling.more) {
+    if (static_cast<size_t>(id) >= all && static_cast<size_t>(id) < logits.size()) ids.push_back(id);
+  }
+  const size_t wanted = sampling.temperature == 0.0 ? 1 : static_cast<size_t>(sampling.top_k);
+  if (wanted == 0 || wanted >= ids.size()) return ids;
+  std::partial_sort(ids.begin(), ids.begin() + static_cast<std::ptrdiff_t>(wanted), ids.end(), Likelier{logits});
+  ids.resize(wanted);
+  return ids;
+}
+
+}  // namespace
+
+int32_t sample_token(std::span<const float> logits, const Sampling& sampling, int64_t position) {
+  if (!std::ranges::all_of(logits, [](float logit) { return std::isfinite(logit); })) {
+    throw Error(ErrorKind::numerics, fmt::format("the logits of token {} are not finite", position),
+                "the weights are damaged, or the model diverged in training");
+  }
+  std::vector<int32_t> ids = kept_tokens(logits, sampling);
+  if (ids.size() == 1) return ids.front();
+  if (sampling.top_p < 1.0) likeliest_first(logits, ids);
+
+  const float largest = logits[*std::ranges::min_element(ids, Likelier{logits})];
+  std::vector<double> cumulative(ids.size());
+  double sum = 0.0;
+  for (size_t i = 0; i < ids.size(); ++i) {
+    sum += std::exp((static_cast<double>(logits[ids[i]]) - largest) / sampling.temperature);
+    cumulative[i] = sum;
+  }
+  if (sampling.top_p < 1.0) {
+    const auto enough = std::ranges::lower_bound(cumulative, sampling.top_p * sum);
+    const auto kept = static_cast<size_t>(enough - cumulative.begin()) + 1;
+    cumulative.resize(std::min(kept, cumulative.size()));
+    sum = cumulative.back();
+  }
+  const double drawn = sum * Random(sampling.seed, "sample", 0).uniform(static_cast<uint64_t>(position));
+  const auto found = std::ranges::upper_bound(cumulative, drawn);
+  return ids[std::min(static_cast<size_t>(found - cumulative.begin()), cumulative.size() - 1)];
+}
+
+namespace {
+
+constexpr size_t kNoToken = static_cast<size_t>(-1);
 
 void check(const ModelConfig& config, const std::vector<TextRequest>& texts, int64_t max_new) {
   for (size_t i = 0; i < texts.size(); ++i) {
@@ -51,14 +110,14 @@ class Generation {
         decoder_(worker, slots_of_rank(), longest(requests) + options.max_new, options.cache),
         num_drafts_(options.speculate ? decoder_.num_drafts() : 0),
         end_tokens_(options.end_tokens.value_or(end_tokens(worker.model().config()))),
-        in_slot_(static_cast<size_t>(num_slots_), kNone) {
+        in_slot_(static_cast<size_t>(num_slots_), kNoToken) {
     for (const TextRequest& request : requests) texts_.push_back({.tokens = request.prompt, .drafts = {}});
     statistics_.drafted.resize(static_cast<size_t>(num_drafts_));
     statistics_.accepted.resize(static_cast<size_t>(num_drafts_));
   }
 
   GenerateStatistics run() {
-    for (fill_slots(); std::ranges::any_of(in_slot_, [](size_t text) { return text != kNone; }); fill_slots()) {
+    for (fill_slots(); std::ranges::any_of(in_slot_, [](size_t text) { return text != kNoToken; }); fill_slots()) {
       ++worker_.lane().position.step;
       std::vector<std::vector<int32_t>> made = go_on();
       share(made);
@@ -83,7 +142,7 @@ class Generation {
 
   void fill_slots() {
     for (size_t& text : in_slot_) {
-      if (text == kNone && next_text_ < texts_.size()) text = next_text_++;
+      if (text == kNoToken && next_text_ < texts_.size()) text = next_text_++;
     }
   }
 
@@ -91,7 +150,7 @@ class Generation {
   std::vector<std::vector<int32_t>> go_on() {
     std::vector<Reading> readings(num_own_slots());
     for (size_t slot = 0; slot < readings.size(); ++slot) {
-      if (text_in(slot) == kNone) continue;
+      if (text_in(slot) == kNoToken) continue;
       const Text& text = texts_[text_in(slot)];
       Reading& reading = readings[slot];
       reading.first = text.num_read;
@@ -105,7 +164,7 @@ class Generation {
     std::vector<std::vector<int32_t>> made(readings.size());
     int64_t row = 0;
     for (size_t slot = 0; slot < readings.size(); ++slot) {
-      if (text_in(slot) == kNone) continue;
+      if (text_in(slot) == kNoToken) continue;
       made[slot] = choose(text_in(slot), logits.rows(row, readings[slot].num_logits));
       row += readings[slot].num_logits;
     }
@@ -164,9 +223,9 @@ class Generation {
     }
     board = worker_.await(worker_.expert_group().all_reduce(std::move(board), ReduceOp::sum));
     for (size_t slot = 0; slot < in_slot_.size(); ++slot) {
-      if (in_slot_[slot] == kNone) continue;
+      if (in_slot_[slot] == kNoToken) continue;
       const auto count = static_cast<size_t>(board[slot * width]);
-      if (append(in_slot_[slot], std::span(board).subspan(slot * width + 1, count))) in_slot_[slot] = kNone;
+      if (append(in_slot_[slot], std::span(board).subspan(slot * width + 1, count))) in_slot_[slot] = kNoToken;
     }
   }
 
@@ -195,14 +254,14 @@ class Generation {
   void draft() {
     std::vector<std::span<const int32_t>> known(num_own_slots());
     for (size_t slot = 0; slot < known.size(); ++slot) {
-      if (text_in(slot) != kNone) known[slot] = texts_[text_in(slot)].tokens;
+      if (text_in(slot) != kNoToken) known[slot] = texts_[text_in(slot)].tokens;
     }
     std::vector<std::vector<int32_t>> drafts =
         decoder_.draft(known, [this](size_t slot, std::span<const float> logits, int64_t position) {
           return sample(text_in(slot), logits, position);
         });
     for (size_t slot = 0; slot < known.size(); ++slot) {
-      if (text_in(slot) == kNone) continue;
+      if (text_in(slot) == kNoToken) continue;
       Text& text = texts_[text_in(slot)];
       const auto wanted = static_cast<size_t>(options_.max_new - text.num_made - 1);
       drafts[slot].resize(std::min(drafts[slot].size(), wanted));
@@ -236,6 +295,28 @@ GenerateStatistics generate(Worker& worker, const std::vector<TextRequest>& text
                             const Emit& emit) {
   check(worker.model().config(), texts, options.max_new);
   return Generation(worker, texts, options, emit).run();
+}
+
+TextStream::TextStream(size_t num_texts, std::function<void(std::string_view)> sink)
+    : sink_(std::move(sink)), texts_(num_texts) {}
+
+void TextStream::add(size_t text, std::string_view bytes) {
+  texts_[text].waiting += texts_[text].characters.put(bytes);
+  write();
+}
+
+void TextStream::end(size_t text) {
+  texts_[text].waiting += texts_[text].characters.finish() + "\n";
+  texts_[text].is_over = true;
+  write();
+}
+
+void TextStream::write() {
+  for (; current_ < texts_.size(); ++current_) {
+    const std::string characters = std::exchange(texts_[current_].waiting, {});
+    if (!characters.empty()) sink_(characters);
+    if (!texts_[current_].is_over) return;
+  }
 }
 
 }  // namespace cadre

@@ -5,18 +5,38 @@
 // (speculative decoding: Leviathan et al. 2023; with such modules DeepSeek-V3, arXiv 2412.19437, section 5.4.3).
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <functional>
 #include <optional>
+#include <span>
+#include <string>
+#include <string_view>
 #include <vector>
 
 #include "layers/moe/expert_cache.hpp"
-#include "runtime/data/task_labels.hpp"
+#include "runtime/data/dataset.hpp"
 #include "runtime/infer/decoder.hpp"
-#include "runtime/infer/sample.hpp"
+#include "runtime/tokenizer/utf8.hpp"
 #include "runtime/train/worker.hpp"
 
 namespace cadre {
+
+// From logits to the next token.
+struct Sampling {
+  double temperature = 1.0;  // 0: always the likeliest token
+  int64_t top_k = 0;         // choose among that many likeliest tokens; 0: among all
+  double top_p =
+      1.0;  // then among the fewest likeliest that have this probability together; 1: all (Holtzman et al. 2020)
+  uint64_t seed = 0;
+  int64_t num_ids = 0;  // ids below it are tokens; those from it on, which pad a vocabulary, are not chosen. 0: all are
+  std::vector<int32_t> more = {};  // but these are tokens too, each once
+};
+
+// Draws from softmax(logits / temperature) over the kept tokens, with the random number of (seed, position): the same
+// text wherever and on however many ranks it is made. Of equal logits the lower id counts as likelier. Throws
+// ErrorKind::numerics on a NaN or infinite logit.
+int32_t sample_token(std::span<const float> logits, const Sampling& sampling, int64_t position);
 
 // Facts of a text that the router uses.
 struct RequestFacts {
@@ -54,5 +74,30 @@ using Emit = std::function<void(size_t text, std::optional<int32_t> token)>;
 // `emit`. All arguments are the same on all ranks, but for the cache, which each rank may have or not.
 GenerateStatistics generate(Worker& worker, const std::vector<TextRequest>& texts, const GenerateOptions& options,
                             const Emit& emit);
+
+// Texts that are made at the same time, as a reader wants them: one after the other, each as it comes, in whole characters.
+
+// The first text that is not over goes to `sink` as it is made; later ones wait for their turn. An end of line stands behind
+// each.
+class TextStream {
+ public:
+  TextStream(size_t num_texts, std::function<void(std::string_view)> sink);
+
+  void add(size_t text, std::string_view bytes);
+  void end(size_t text);
+
+ private:
+  struct Text {
+    Utf8Stream characters;
+    std::string waiting;
+    bool is_over = false;
+  };
+
+  void write();
+
+  std::function<void(std::string_view)> sink_;
+  std::vector<Text> texts_;
+  size_t current_ = 0;
+};
 
 }  // namespace cadre

@@ -6,7 +6,6 @@
 #include <algorithm>
 #include <limits>
 
-#include "runtime/observe/chrome_events.hpp"
 #include "runtime/observe/chrome_trace.hpp"
 #include "runtime/observe/matching.hpp"
 

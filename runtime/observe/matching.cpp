@@ -2,6 +2,7 @@
 #include "runtime/observe/matching.hpp"
 
 #include <algorithm>
+#include <array>
 #include <compare>
 #include <map>
 #include <numeric>
@@ -13,6 +14,26 @@
 #include "runtime/schedule/make_program.hpp"
 
 namespace cadre {
+
+PhaseClass class_of(std::string_view phase) {
+  static constexpr std::array<std::string_view, 3> kReductions = {"metrics", "expert counts", "gradient norm"};
+  if (phase.starts_with("dispatch") || phase.starts_with("combine")) return PhaseClass::exchange;
+  if (phase.starts_with("send ") || phase.starts_with("receive ")) return PhaseClass::pipeline;
+  if (phase.ends_with("gradient reduction")) return PhaseClass::reduction;
+  if (std::ranges::find(kReductions, phase) != kReductions.end()) return PhaseClass::reduction;
+  return PhaseClass::compute;
+}
+
+const char* name_of(PhaseClass phase_class) {
+  switch (phase_class) {
+    case PhaseClass::compute: return "compute";
+    case PhaseClass::exchange: return "exchange";
+    case PhaseClass::pipeline: return "pipeline";
+    case PhaseClass::reduction: return "reduction";
+  }
+  return "";
+}
+
 namespace {
 
 // What the flights of one operation agree in.

@@ -1,12 +1,76 @@
 // SPDX-License-Identifier: Apache-2.0
-// Reads the metrics.jsonl of a run back: what a report takes from it, the balance of experts and ranks.
+// metrics.jsonl and metrics.csv: files with a line for each step, written while a run trains, cut back when it resumes,
+// and read back for a report.
 #pragma once
+
+#include <nlohmann/json_fwd.hpp>
 
 #include <cstdint>
 #include <filesystem>
+#include <functional>
+#include <optional>
+#include <string>
+#include <utility>
 #include <vector>
 
 namespace cadre {
+
+// A file with a line for each step, in their order, that a resumed run goes on with and that a crash may tear.
+class StepFile {
+ public:
+  // The step that a line is of; none for a line that is damaged.
+  using StepOf = std::function<std::optional<int64_t>(const std::string& line)>;
+
+  // A fresh run (resumed_step = 0) starts empty. Else the file is cut back to the lines of steps below or at
+  // `resumed_step`; a last line without its end goes too. Damaged lines between those that stay, stay.
+  StepFile(std::filesystem::path path, int64_t resumed_step, const StepOf& step_of);
+  ~StepFile();
+  StepFile(const StepFile&) = delete;
+  StepFile& operator=(const StepFile&) = delete;
+
+  // The line reaches the file at once. While nothing can be written, as on a full disk, lines wait in memory for the next
+  // append; throws ErrorKind::environment when they are more than 64 MiB. A file that was removed or replaced meanwhile is
+  // made anew; where its folder is gone too, throws ErrorKind::environment.
+  void append(const std::string& line);
+
+  // Whether append() had to make the file anew since the last call.
+  bool take_replaced() { return std::exchange(replaced_, false); }
+
+  // Why lines are waiting; empty when all are in the file.
+  const std::string& trouble() const { return trouble_; }
+  const std::filesystem::path& path() const { return path_; }
+  // Numbers, from 1, of the damaged lines that were found and stayed.
+  const std::vector<int64_t>& damaged_lines() const { return damaged_lines_; }
+
+ private:
+  bool is_in_place() const;
+  void reopen();
+
+  std::filesystem::path path_;
+  std::vector<int64_t> damaged_lines_;
+  bool replaced_ = false;
+  int descriptor_ = -1;
+  std::string waiting_;
+  std::string trouble_;
+};
+
+// metrics.csv: the columns of metrics.jsonl as a table, for spreadsheets. One line of names, then a row for each line of
+// the other file. Keys of a layer stand as `layer3.expert_cv`; its counts are one text with blanks between them. What a
+// row has not is empty, and so is what is null there.
+class MetricsCsv {
+ public:
+  // As StepFile. A resumed run keeps the columns that the file has.
+  MetricsCsv(const std::filesystem::path& path, int64_t resumed_step);
+
+  // A step, or an evaluation. The first one names the columns, and is a step.
+  void add(const nlohmann::ordered_json& line);
+
+  StepFile& file() { return file_; }
+
+ private:
+  StepFile file_;
+  std::vector<std::string> columns_;
+};
 
 struct StepBalance {
   int64_t step = 0;
@@ -26,7 +90,7 @@ struct LoggedStep {
   std::vector<LayerLoad> layers;
 };
 
-// The steps of the file, in order; none where there is no file. Lines of evaluations are passed over, as is a last line
+// The steps of a metrics.jsonl, in order; none where there is no file. Lines of evaluations are passed over, as is a last line
 // that a crash tore; other damage is an error.
 std::vector<LoggedStep> read_metrics(const std::filesystem::path& path);
 

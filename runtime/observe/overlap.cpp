@@ -12,14 +12,12 @@
 #include <tuple>
 
 #include "comm/base/check.hpp"
-#include "runtime/observe/bubble.hpp"
 #include "runtime/observe/matching.hpp"
 #include "runtime/observe/step_sums.hpp"
 
 namespace cadre {
 namespace {
 
-constexpr double kMsPerNs = 1e-6;
 constexpr double kUsPerNs = 1e-3;
 constexpr size_t kMostBalanceRows = 1000;
 
@@ -116,12 +114,8 @@ std::vector<StepSums> sums_of(const Analysed& all, const std::vector<SpanOfStep>
   return sums;
 }
 
-double per_step(int64_t nanoseconds, const StepSums& sums) {
-  return static_cast<double>(nanoseconds) * kMsPerNs / static_cast<double>(sums.num_steps);
-}
-
 StepTimes times_of(const StepSums& sums) {
-  const auto ms = [&](int64_t nanoseconds) { return per_step(nanoseconds, sums); };
+  const auto ms = [&](int64_t nanoseconds) { return ms_per_step(nanoseconds, sums); };
   return {.step = ms(sums.step),
           .compute = ms(sums.compute),
           .communication = ms(sums.communication),
@@ -150,7 +144,7 @@ std::optional<SteadyTimes> steady_times(const std::vector<StepSums>& sums) {
   SteadyTimes mean;
   for (const StepSums& rank : sums) {
     const auto share = [&](int64_t nanoseconds) {
-      return per_step(nanoseconds, rank) / static_cast<double>(sums.size());
+      return ms_per_step(nanoseconds, rank) / static_cast<double>(sums.size());
     };
     mean.time += share(rank.steady.time);
     mean.compute += share(rank.steady.compute);
@@ -168,7 +162,7 @@ double mean_over_ranks(const std::vector<StepSums>& sums, std::map<Key, Row> Ste
   double total = 0;
   for (const StepSums& rank : sums) {
     const auto found = (rank.*rows).find(key);
-    if (found != (rank.*rows).end()) total += per_step(pick(found->second), rank);
+    if (found != (rank.*rows).end()) total += ms_per_step(pick(found->second), rank);
   }
   return total / static_cast<double>(sums.size());
 }
@@ -185,7 +179,7 @@ std::vector<PhaseTimes> phases_of(const std::vector<StepSums>& sums) {
     std::vector<double> times;
     for (const StepSums& rank : sums) {
       const auto found = rank.phases.find(key);
-      times.push_back(found == rank.phases.end() ? 0.0 : per_step(found->second.time, rank));
+      times.push_back(found == rank.phases.end() ? 0.0 : ms_per_step(found->second.time, rank));
       if (found != rank.phases.end()) {
         phase.bytes += static_cast<double>(found->second.bytes) / static_cast<double>(rank.num_steps);
       }
@@ -278,7 +272,7 @@ std::optional<SerialSteps> serial_steps(const Analysed& all, const std::vector<S
   const StepTimes times = mean_times(sums_of(all, serial_spans, both));
   const std::vector<StepSums> sums = sums_of(all, spans, both);
   double overlapped = 0;
-  for (const StepSums& rank : sums) overlapped += per_step(rank.all_passes, rank) / static_cast<double>(sums.size());
+  for (const StepSums& rank : sums) overlapped += ms_per_step(rank.all_passes, rank) / static_cast<double>(sums.size());
   if (overlapped == 0) return std::nullopt;
   return SerialSteps{times, overlapped, times.step / overlapped};
 }

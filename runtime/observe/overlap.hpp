@@ -10,10 +10,10 @@
 #include <string>
 #include <vector>
 
-#include "runtime/observe/bubble.hpp"
+#include "runtime/observe/matching.hpp"
 #include "runtime/observe/metrics_file.hpp"
-#include "runtime/observe/phases.hpp"
 #include "runtime/observe/rank_trace.hpp"
+#include "runtime/observe/step_sums.hpp"
 
 namespace cadre {
 

@@ -12,8 +12,11 @@
 // lie in one with the phase "passes".
 #pragma once
 
+#include <array>
+#include <cstddef>
 #include <cstdint>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "comm/base/trace.hpp"
@@ -64,5 +67,15 @@ struct RankTrace {
 
   bool operator==(const RankTrace&) const = default;
 };
+
+// What trace files call things; their writer and their reader share it.
+inline constexpr const char* kTraceSchema = "cadre.trace";
+inline constexpr int kTraceVersion = 1;
+
+// In the order of TraceKind.
+inline constexpr std::array<std::string_view, kNumTraceKinds> kTraceKindNames = {"compute", "wait", "step", "op",
+                                                                                 "flight"};
+
+inline std::string_view name_of(TraceKind kind) { return kTraceKindNames.at(static_cast<size_t>(kind)); }
 
 }  // namespace cadre

@@ -2,14 +2,46 @@
 #include "runtime/observe/report.hpp"
 
 #include <fmt/format.h>
+#include <nlohmann/json.hpp>
 
 #include <algorithm>
+#include <cmath>
 #include <functional>
+#include <map>
+#include <string>
+#include <utility>
+#include <vector>
 
-#include "runtime/observe/table.hpp"
+#include "comm/base/check.hpp"
 
 namespace cadre {
 namespace {
+
+// Rows of text with aligned columns: the first to the left, numbers to the right.
+class Table {
+ public:
+  explicit Table(std::vector<std::string> head) { add(std::move(head)); }
+
+  void add(std::vector<std::string> row) {
+    widths_.resize(std::max(widths_.size(), row.size()));
+    for (size_t i = 0; i < row.size(); ++i) widths_[i] = std::max(widths_[i], row[i].size());
+    rows_.push_back(std::move(row));
+  }
+
+  std::string text() const {
+    std::string text;
+    for (const std::vector<std::string>& row : rows_) {
+      std::string line = fmt::format("  {:<{}}", row.front(), widths_.front());
+      for (size_t i = 1; i < row.size(); ++i) line += fmt::format("  {:>{}}", row[i], widths_[i]);
+      text += line + '\n';
+    }
+    return text;
+  }
+
+ private:
+  std::vector<std::vector<std::string>> rows_;
+  std::vector<size_t> widths_;
+};
 
 // From which NOTE lines speak.
 constexpr double kExposedLimitPercent = 10;
@@ -29,7 +61,7 @@ class Milliseconds {
 
 std::string percent_text(std::optional<double> value) { return value ? fmt::format("{:.1f} %", *value) : "-"; }
 
-std::string headline(const OverlapReport& report) {
+std::string headline_text(const OverlapReport& report) {
   const StepTimes& times = report.times;
   const Milliseconds ms(times.step);
   return fmt::format(
@@ -63,7 +95,7 @@ std::string run_text(const OverlapReport& report) {
       run.exchange, report.clock_error_us);
 }
 
-std::string bytes_text(const PhaseTimes& phase) {
+std::string bytes_of_phase(const PhaseTimes& phase) {
   if (phase.bytes == 0) return "-";
   return phase.bytes >= 0.1 * kGigabyte ? fmt::format("{:.2f} GB", phase.bytes / kGigabyte)
                                         : fmt::format("{:.3f} MB", phase.bytes * 1e-6);
@@ -77,7 +109,7 @@ std::string phases_text(const OverlapReport& report) {
     const auto rate = gigabytes_per_second(phase, report.ranks.size());
     table.add({phase.phase, name_of(phase.phase_class), ms(phase.min), ms(phase.mean), ms(phase.max),
                fmt::format("{:.1f}", phase.variation_percent), percent_text(percent(phase.mean, report.times.step)),
-               bytes_text(phase), rate ? fmt::format("{:.3f}", *rate) : "-", travels ? ms(phase.exposed) : "-",
+               bytes_of_phase(phase), rate ? fmt::format("{:.3f}", *rate) : "-", travels ? ms(phase.exposed) : "-",
                travels ? percent_text(percent(phase.hidden, phase.mean)) : "-"});
   }
   return table.text();
@@ -196,12 +228,147 @@ std::string notes_text(const OverlapReport& report) {
 }  // namespace
 
 std::string report_text(const OverlapReport& report) {
-  std::string text = headline(report) + steady_text(report) + run_text(report) + '\n' + phases_text(report);
+  std::string text = headline_text(report) + steady_text(report) + run_text(report) + '\n' + phases_text(report);
   if (!report.layers.empty()) text += '\n' + layers_text(report);
   text += '\n' + ranks_text(report);
   if (!report.stragglers.empty()) text += '\n' + stragglers_text(report);
   text += '\n' + efficiency_text(report);
   return text + notes_text(report);
+}
+
+namespace {
+
+using Json = nlohmann::json;
+
+constexpr double kStandardErrors = 2;
+constexpr double kShareOfStep = 0.005;
+
+struct Mean {
+  double value = 0;
+  double standard_error = 0;  // over the ranks
+};
+
+using Means = std::map<std::pair<std::string, std::string>, Mean>;  // by class and phase
+
+Means means_of(const Json& report) {
+  const double num_ranks = std::max(1.0, report.at("run").at("ranks").get<double>());
+  Means means;
+  for (const Json& phase : report.at("phases")) {
+    const auto mean = phase.at("mean_ms").get<double>();
+    const double deviation = mean * phase.at("variation_percent").get<double>() / 100;
+    means[{phase.at("class").get<std::string>(), phase.at("phase").get<std::string>()}] = {
+        mean, deviation / std::sqrt(num_ranks)};
+  }
+  return means;
+}
+
+Json change_percent(double before, double after) { return before > 0 ? Json(100 * (after - before) / before) : Json(); }
+
+std::string percent_text(const Json& value) {
+  return value.is_null() ? "-" : fmt::format("{:+.1f} %", value.get<double>());
+}
+
+std::string number_text(const Json& value, int places) {
+  return value.is_null() ? "-" : fmt::format("{:.{}f}", value.get<double>(), places);
+}
+
+// Figures of the headline_text in the order of a table.
+constexpr std::pair<const char*, const char*> kFigures[] = {
+    {"step_ms", "step ms"},
+    {"compute_ms", "compute"},
+    {"communication_ms", "communication"},
+    {"hidden_percent", "hidden %"},
+    {"exposed_ms", "exposed"},
+    {"exposed_percent_of_step", "exposed % of step"},
+    {"idle_ms", "idle"},
+    {"exchange_ms", "exchange"},
+    {"exchange_hidden_percent", "exchange hidden %"},
+};
+
+}  // namespace
+
+void check_report(const Json& json, const std::string& from) {
+  const bool known =
+      json.is_object() && json.value("schema", Json()) == "cadre.report" && json.value("version", Json()) == 1;
+  CADRE_CHECK(known, fmt::format("{} is no report of version 1", from),
+              "write one with cadre report RUN_DIR --json FILE");
+  try {
+    static_cast<void>(means_of(json));
+    for (const auto& [key, name] : kFigures) static_cast<void>(json.at("headline_text").at(key));
+  } catch (const Json::exception& error) {
+    throw Error(ErrorKind::input, fmt::format("{} is a damaged report: {}", from, error.what()),
+                "write it again with cadre report RUN_DIR --json FILE");
+  }
+}
+
+Json diff_json(const Json& before, const Json& after) {
+  const Means old_means = means_of(before);
+  const Means new_means = means_of(after);
+  Means all = old_means;
+  all.insert(new_means.begin(), new_means.end());
+  const double least = kShareOfStep * before.at("headline_text").at("step_ms").get<double>();
+  std::vector<Json> changes;
+  for (const auto& [key, unused] : all) {
+    const auto in = [&key = key](const Means& means) {
+      const auto found = means.find(key);
+      return found == means.end() ? Mean() : found->second;
+    };
+    const Mean was = in(old_means);
+    const Mean is = in(new_means);
+    const double noise = kStandardErrors * std::hypot(was.standard_error, is.standard_error);
+    const double moved = std::abs(is.value - was.value);
+    if (moved <= noise || moved <= least) continue;
+    changes.push_back({{"phase", key.second},
+                       {"class", key.first},
+                       {"before_ms", was.value},
+                       {"after_ms", is.value},
+                       {"change_percent", change_percent(was.value, is.value)},
+                       {"noise_ms", noise}});
+  }
+  std::ranges::stable_sort(changes, std::greater(), [](const Json& one) {
+    return std::abs(one.at("after_ms").get<double>() - one.at("before_ms").get<double>());
+  });
+  return {{"schema", "cadre.report.diff"},
+          {"version", 1},
+          {"before", {{"run", before.at("run")}, {"headline_text", before.at("headline_text")}}},
+          {"after", {{"run", after.at("run")}, {"headline_text", after.at("headline_text")}}},
+          {"changes", std::move(changes)}};
+}
+
+std::string diff_text(const Json& diff) {
+  const Json& before = diff.at("before").at("headline_text");
+  const Json& after = diff.at("after").at("headline_text");
+  Table headlines({"", "before", "after", "change"});
+  for (const auto& [key, name] : kFigures) {
+    const bool both = !before.at(key).is_null() && !after.at(key).is_null();
+    const bool is_share = std::string_view(name).ends_with("%") || std::string_view(name).ends_with("step");
+    std::string change = "-";
+    if (both && is_share) {
+      change = fmt::format("{:+.1f} points", after.at(key).get<double>() - before.at(key).get<double>());
+    } else if (both) {
+      change = percent_text(change_percent(before.at(key).get<double>(), after.at(key).get<double>()));
+    }
+    headlines.add(
+        {name, number_text(before.at(key), is_share ? 1 : 3), number_text(after.at(key), is_share ? 1 : 3), change});
+  }
+  std::string text = headlines.text();
+  std::string settings;
+  for (const auto& [key, value] : diff.at("before").at("run").items()) {
+    static constexpr std::string_view kIncidental[] = {"clock_error_us", "config_hash", "first_step", "last_step",
+                                                       "lost_events"};
+    const Json other = diff.at("after").at("run").value(key, Json());
+    if (other == value || std::ranges::find(kIncidental, key) != std::end(kIncidental)) continue;
+    settings += fmt::format("  {} {} -> {}\n", key, value.dump(), other.dump());
+  }
+  if (!settings.empty()) text += "\nThe runs differ in\n" + settings;
+  if (diff.at("changes").empty()) return text + "\nNo phase changed beyond the noise between ranks.\n";
+  Table phases({"changed beyond noise", "class", "before ms", "after", "change", "noise"});
+  for (const Json& one : diff.at("changes")) {
+    phases.add({one.at("phase").get<std::string>(), one.at("class").get<std::string>(),
+                number_text(one.at("before_ms"), 3), number_text(one.at("after_ms"), 3),
+                percent_text(one.at("change_percent")), number_text(one.at("noise_ms"), 3)});
+  }
+  return text + '\n' + phases.text();
 }
 
 }  // namespace cadre

@@ -65,7 +65,7 @@ nlohmann::json layer_json(const LayerTimes& layer) {
           {"tokens_max_over_mean", or_null(layer.tokens_max_over_mean)}};
 }
 
-nlohmann::json rank_json(const RankTimes& rank) {
+nlohmann::json rank_times_json(const RankTimes& rank) {
   const StepTimes& times = rank.times;
   return {{"rank", rank.rank},
           {"host", rank.host},
@@ -114,7 +114,7 @@ nlohmann::json report_json(const OverlapReport& report) {
           {"steady", steady_json(report.steady)},
           {"phases", list_json(report.phases, [&](const PhaseTimes& one) { return phase_json(one, report); })},
           {"layers", list_json(report.layers, layer_json)},
-          {"ranks", list_json(report.ranks, rank_json)},
+          {"ranks", list_json(report.ranks, rank_times_json)},
           {"efficiency",
            {{"load_balance", report.load_balance},
             {"communication", report.communication_efficiency},

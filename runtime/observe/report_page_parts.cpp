@@ -9,7 +9,7 @@
 namespace cadre::page {
 namespace {
 
-constexpr const char* kNone = "–";
+constexpr const char* kAbsent = "–";
 
 const char* suffix_of(Unit unit) {
   switch (unit) {
@@ -59,7 +59,7 @@ std::string cell(const Column& column, const Json& row, int decimals) {
   const std::string bar =
       column.bar && value ? fmt::format(" style=\"--share:{:.1f}%\"", std::clamp(*value, 0.0, 100.0)) : std::string();
   return fmt::format("<td class=\"number{}\"{}>{}</td>", column.bar ? " bar" : "", bar,
-                     value ? digits(*value, column.unit, decimals) : kNone);
+                     value ? digits(*value, column.unit, decimals) : kAbsent);
 }
 
 }  // namespace
@@ -118,7 +118,7 @@ const Json& object_at(const Json& object, const char* key) {
 }
 
 std::string figure(std::optional<double> value, Unit unit) {
-  if (!value) return kNone;
+  if (!value) return kAbsent;
   return digits(*value, unit, decimals_of(std::abs(*value), unit)) + suffix_of(unit);
 }
 

@@ -19,7 +19,7 @@ constexpr double kWidth = 1000;  // of the drawing, in its own units; the page s
 constexpr double kLeast = 0.02;  // width of the shortest activity, in the same units
 constexpr double kLabels = 156;  // the rest in pixels
 constexpr double kAxis = 22;
-constexpr double kCompute = 18;
+constexpr double kComputeHeight = 18;
 constexpr double kWait = 8;
 constexpr double kLane = 6;
 constexpr double kBetween = 2;
@@ -147,9 +147,9 @@ size_t stack(std::vector<Bar>& bars, size_t& num_lanes) {
   return num_hidden;
 }
 
-class Timeline {
+class TimelineChart {
  public:
-  explicit Timeline(const std::vector<RankTrace>& traces) {
+  explicit TimelineChart(const std::vector<RankTrace>& traces) {
     for (const RankTrace& trace : traces) traces_.push_back(&trace);
     std::ranges::sort(traces_, {}, &RankTrace::rank);
     shown_ = typical_step(traces_);
@@ -185,7 +185,7 @@ class Timeline {
            static_cast<double>(shown_.all.end - shown_.all.begin);
   }
   double rank_height() const {
-    return kCompute + kBetween + kWait + kBetween + kLane * static_cast<double>(num_lanes_) + kBetweenRanks;
+    return kComputeHeight + kBetween + kWait + kBetween + kLane * static_cast<double>(num_lanes_) + kBetweenRanks;
   }
   double top(size_t i) const { return kAxis + kBetweenRanks / 2 + rank_height() * static_cast<double>(i); }
   double bottom() const { return top(bars_.size()) - kBetweenRanks / 2; }
@@ -252,14 +252,15 @@ class Timeline {
         height());
     put("<text class=\"end\" x=\"{:g}\" y=\"15\">ms</text>\n", kLabels - 8);
     for (size_t i = 0; i < bars_.size(); ++i) {
-      const double lanes = top(i) + kCompute + kWait + 2 * kBetween;
+      const double lanes = top(i) + kComputeHeight + kWait + 2 * kBetween;
       put("<g data-rank=\"{0}\"><title>rank {0} on {1}</title><text class=\"strong\" x=\"0\" y=\"{2:g}\">rank "
           "{0}</text>"
           "<text x=\"0\" y=\"{3:g}\">{4}</text></g>\n",
           traces_[i]->rank, escaped(traces_[i]->host), top(i) + 13, top(i) + 28,
           escaped(shortened(traces_[i]->host, 11)));
-      for (const auto& [name, y] :
-           {std::pair("compute", top(i) + 12), {"wait", top(i) + kCompute + kBetween + 8}, {"requests", lanes + 8}}) {
+      for (const auto& [name, y] : {std::pair("compute", top(i) + 12),
+                                    {"wait", top(i) + kComputeHeight + kBetween + 8},
+                                    {"requests", lanes + 8}}) {
         put("<text class=\"small end\" x=\"{:g}\" y=\"{:g}\">{}</text>\n", kLabels - 8, y, name);
       }
     }
@@ -296,16 +297,16 @@ class Timeline {
 
   void draw_bar(const Bar& bar, const RankTrace& trace, double y) {
     const TracedEvent& event = *bar.event;
-    double tall = kCompute;
+    double tall = kComputeHeight;
     if (event.kind == TraceKind::compute) {
       put("<rect class=\"compute {}{}\"", family_of(event.phase), is_backward(event.phase) ? " back" : "");
     } else if (event.kind == TraceKind::wait) {
       put("<rect class=\"wait\"");
-      y += kCompute + kBetween;
+      y += kComputeHeight + kBetween;
       tall = kWait;
     } else {
       put("<rect class=\"flight {}{}\"", family_of(event.phase), is_backward(event.phase) ? " back" : "");
-      y += kCompute + kWait + 2 * kBetween + kLane * static_cast<double>(bar.lane);
+      y += kComputeHeight + kWait + 2 * kBetween + kLane * static_cast<double>(bar.lane);
       tall = kLane - 1;
     }
     put(" data-rank=\"{}\" data-phase=\"{}\"", trace.rank, escaped(event.phase));
@@ -327,6 +328,6 @@ class Timeline {
 
 }  // namespace
 
-std::string timeline(const std::vector<RankTrace>& traces) { return Timeline(traces).draw(); }
+std::string timeline(const std::vector<RankTrace>& traces) { return TimelineChart(traces).draw(); }
 
 }  // namespace cadre::page

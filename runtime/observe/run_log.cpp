@@ -3,10 +3,12 @@
 
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
+#include <cstdlib>
 #include <numeric>
 
 #include "comm/base/check.hpp"
@@ -15,19 +17,61 @@
 namespace cadre {
 namespace {
 
+constexpr int kBarWidth = 20;
+constexpr const char* kEraseLine = "\r\x1b[K";
+
+std::string clock_text(int64_t seconds) {
+  return fmt::format("{}:{:02}:{:02}", seconds / 3600, seconds / 60 % 60, seconds % 60);
+}
+
+// A bar is not worth an error: what cannot be written is lost.
+void write_stderr(const std::string& text) {
+  static_cast<void>(std::fputs(text.c_str(), stderr));
+  static_cast<void>(std::fflush(stderr));
+}
+
+}  // namespace
+
+std::string progress_text(double fraction, int64_t elapsed_seconds, int64_t left_seconds) {
+  const auto filled = static_cast<size_t>(fraction * kBarWidth);
+  return fmt::format("[{:.<{}}] {:>3}% | {} elapsed | {} left", std::string(filled, '#'), kBarWidth,
+                     static_cast<int>(fraction * 100.0), clock_text(elapsed_seconds), clock_text(left_seconds));
+}
+
+ProgressBar::ProgressBar(int64_t done_before)
+    : enabled_(::isatty(STDERR_FILENO) == 1 && std::getenv("SLURM_JOB_ID") == nullptr), done_before_(done_before) {}
+
+void ProgressBar::update(int64_t done, int64_t total) {
+  if (!enabled_) return;
+  if (done <= done_before_ || done >= total) return clear();
+  const std::chrono::duration<double> elapsed = Clock::now() - begin_;
+  const double left = elapsed.count() / static_cast<double>(done - done_before_) * static_cast<double>(total - done);
+  const double fraction = static_cast<double>(done) / static_cast<double>(total);
+  write_stderr(kEraseLine + progress_text(fraction, static_cast<int64_t>(elapsed.count()), static_cast<int64_t>(left)));
+  drawn_ = true;
+}
+
+void ProgressBar::clear() {
+  if (!drawn_) return;
+  write_stderr(kEraseLine);
+  drawn_ = false;
+}
+
+namespace {
+
 namespace fs = std::filesystem;
-using Json = nlohmann::ordered_json;  // keys stay in the order of writing
+using OrderedJson = nlohmann::ordered_json;  // keys stay in the order of writing
 
 double tokens_per_second(const StepRecord& record) {
   return static_cast<double>(record.global.num_tokens) / (record.step_ms * 1e-3);
 }
 
-double sum_of(const std::vector<double>& values) { return std::accumulate(values.begin(), values.end(), 0.0); }
+double sum_over_ranks(const std::vector<double>& values) { return std::accumulate(values.begin(), values.end(), 0.0); }
 
 double max_of(const std::vector<double>& values) { return values.empty() ? 0.0 : std::ranges::max(values); }
 
-double mean_of(const std::vector<double>& values) {
-  return values.empty() ? 0.0 : sum_of(values) / static_cast<double>(values.size());
+double mean_of_ranks(const std::vector<double>& values) {
+  return values.empty() ? 0.0 : sum_over_ranks(values) / static_cast<double>(values.size());
 }
 
 // "812", "36.4k", "1.25M"
@@ -38,8 +82,8 @@ std::string short_number(double value) {
 }
 
 std::string wait_text(const GlobalStep& global) {
-  const double step_ms = sum_of(global.device_step_ms);
-  return step_ms > 0.0 ? fmt::format("{:.1f}%", 100.0 * sum_of(global.device_wait_ms) / step_ms) : "-";
+  const double step_ms = sum_over_ranks(global.device_step_ms);
+  return step_ms > 0.0 ? fmt::format("{:.1f}%", 100.0 * sum_over_ranks(global.device_wait_ms) / step_ms) : "-";
 }
 
 // The index of the layer whose MaxVio is the highest.
@@ -59,8 +103,8 @@ std::string balance_text(const StepRecord& record) {
       devices.max_vio + 1.0, 100.0 * global.drop_rate());
 }
 
-Json layers_json(const StepRecord& record) {
-  Json layers = Json::array();
+OrderedJson layers_json(const StepRecord& record) {
+  OrderedJson layers = OrderedJson::array();
   for (size_t i = 0; i < record.global.expert_counts.size(); ++i) {
     const std::vector<int64_t>& counts = record.global.expert_counts[i];
     const BalanceFigures figures = balance_figures(counts);
@@ -81,7 +125,7 @@ Json layers_json(const StepRecord& record) {
   return layers;
 }
 
-Json json_of(const StepRecord& record) {
+OrderedJson json_of(const StepRecord& record) {
   const GlobalStep& global = record.global;
   const BalanceFigures experts = global.expert_balance();
   const BalanceFigures devices = balance_figures(global.device_slots);
@@ -118,13 +162,13 @@ Json json_of(const StepRecord& record) {
           {"device_cv", devices.cv},
           {"device_max_over_mean", devices.max_vio + 1.0},
           {"wait_ms_max", max_of(global.device_wait_ms)},
-          {"wait_ms_mean", mean_of(global.device_wait_ms)},
+          {"wait_ms_mean", mean_of_ranks(global.device_wait_ms)},
           {"step_ms_max", max_of(global.device_step_ms)},
           {"layers", layers_json(record)}};
 }
 
 // An evaluation belongs to what comes after the save of its step: a run that goes on from there makes it again.
-std::optional<int64_t> step_of(const std::string& line) {
+std::optional<int64_t> step_of_line(const std::string& line) {
   const auto json = nlohmann::json::parse(line, /*cb=*/nullptr, /*allow_exceptions=*/false);
   if (!json.is_object() || !json.contains("step") || !json["step"].is_number_integer()) return std::nullopt;
   return json["step"].get<int64_t>() + (json.contains("validation_loss") ? 1 : 0);
@@ -146,7 +190,7 @@ std::string step_line(const StepRecord& record) {
 std::string step_json(const StepRecord& record) { return json_of(record).dump(); }
 
 RunLog::RunLog(const fs::path& out, int64_t resumed_step, int64_t log_every, Metrics metrics)
-    : metrics_(out / "metrics.jsonl", resumed_step, step_of), log_every_(log_every), bar_(resumed_step) {
+    : metrics_(out / "metrics.jsonl", resumed_step, step_of_line), log_every_(log_every), bar_(resumed_step) {
   tell_damage(metrics_);
   if (metrics != Metrics::jsonl_and_csv) return;
   table_.emplace(out / "metrics.csv", resumed_step);
@@ -161,7 +205,7 @@ void RunLog::step(const StepRecord& record) {
 }
 
 void RunLog::evaluation(int64_t step, double validation_loss) {
-  append(Json{{"step", step}, {"validation_loss", validation_loss}});
+  append(OrderedJson{{"step", step}, {"validation_loss", validation_loss}});
   note(fmt::format("step {} | validation loss {:.4f}", step, validation_loss));
   if (std::isfinite(validation_loss)) return;
   note(fmt::format(
@@ -201,7 +245,7 @@ void RunLog::tell_trouble(StepFile& file, std::string& told) {
            : fmt::format("warning: cannot write {}: {}; its lines wait in memory, the run goes on", path, told));
 }
 
-void RunLog::append(const Json& line) {
+void RunLog::append(const OrderedJson& line) {
   metrics_.append(line.dump());
   tell_trouble(metrics_, metrics_trouble_);
   if (!table_) return;

@@ -5,6 +5,7 @@
 
 #include <nlohmann/json_fwd.hpp>
 
+#include <chrono>
 #include <cstdint>
 #include <filesystem>
 #include <optional>
@@ -12,13 +13,37 @@
 #include <vector>
 
 #include "comm/job/poll.hpp"
-#include "runtime/observe/balance_alarm.hpp"
-#include "runtime/observe/metrics_csv.hpp"
-#include "runtime/observe/progress_bar.hpp"
-#include "runtime/observe/step_file.hpp"
+#include "runtime/observe/metrics_file.hpp"
 #include "runtime/observe/step_metrics.hpp"
 
 namespace cadre {
+
+// How far a run is: one line at the bottom of the terminal, redrawn in place. Where stderr is no terminal, or under
+// Slurm, where it ends in a file, nothing is ever drawn.
+class ProgressBar {
+ public:
+  // `done_before`: what an earlier run did; the time left is judged without it.
+  explicit ProgressBar(int64_t done_before);
+  ~ProgressBar() { clear(); }
+  ProgressBar(const ProgressBar&) = delete;
+  ProgressBar& operator=(const ProgressBar&) = delete;
+
+  // Draws; once done = total the line goes away.
+  void update(int64_t done, int64_t total);
+  // Takes the line away, so that other text can be written.
+  void clear();
+
+ private:
+  using Clock = std::chrono::steady_clock;
+
+  bool enabled_;
+  bool drawn_ = false;
+  int64_t done_before_;
+  Clock::time_point begin_ = Clock::now();
+};
+
+// "[######..............]  30% | 0:01:05 elapsed | 0:02:32 left"; fraction in [0, 1].
+std::string progress_text(double fraction, int64_t elapsed_seconds, int64_t left_seconds);
 
 struct StepRecord {
   int64_t step = 0;   // 1 for the first

@@ -2,15 +2,77 @@
 #include "runtime/observe/step_sums.hpp"
 
 #include <algorithm>
+#include <numeric>
+#include <span>
 #include <tuple>
+#include <utility>
+
+#include "runtime/schedule/make_program.hpp"
+#include "runtime/schedule/simulate.hpp"
 
 namespace cadre {
+
+IntervalSet::IntervalSet(std::vector<Interval> intervals) : intervals_(std::move(intervals)) {
+  std::erase_if(intervals_, [](const Interval& one) { return one.begin >= one.end; });
+  std::ranges::sort(intervals_, {}, &Interval::begin);
+  size_t kept = 0;
+  for (const Interval& next : intervals_) {
+    if (kept > 0 && next.begin <= intervals_[kept - 1].end) {
+      intervals_[kept - 1].end = std::max(intervals_[kept - 1].end, next.end);
+    } else {
+      intervals_[kept++] = next;
+    }
+  }
+  intervals_.resize(kept);
+}
+
+int64_t IntervalSet::total() const {
+  int64_t total = 0;
+  for (const Interval& one : intervals_) total += one.end - one.begin;
+  return total;
+}
+
+IntervalSet united(const IntervalSet& a, const IntervalSet& b) {
+  std::vector<Interval> all = a.intervals();
+  all.insert(all.end(), b.intervals().begin(), b.intervals().end());
+  return IntervalSet(std::move(all));
+}
+
+IntervalSet intersected(const IntervalSet& a, const IntervalSet& b) {
+  std::vector<Interval> common;
+  auto one = a.intervals().begin();
+  auto other = b.intervals().begin();
+  while (one != a.intervals().end() && other != b.intervals().end()) {
+    common.push_back({std::max(one->begin, other->begin), std::min(one->end, other->end)});
+    if (one->end < other->end) {
+      ++one;
+    } else {
+      ++other;
+    }
+  }
+  return IntervalSet(std::move(common));
+}
+
+IntervalSet without(const IntervalSet& a, const IntervalSet& b) {
+  std::vector<Interval> rest;
+  auto hole = b.intervals().begin();
+  for (Interval one : a.intervals()) {
+    while (hole != b.intervals().end() && hole->end <= one.begin) ++hole;
+    for (auto next = hole; next != b.intervals().end() && next->begin < one.end; ++next) {
+      rest.push_back({one.begin, next->begin});
+      one.begin = next->end;
+    }
+    rest.push_back(one);
+  }
+  return IntervalSet(std::move(rest));
+}
+
 namespace {
 
 using Intervals = std::vector<Interval>;
 using Place = std::tuple<std::string, int, int>;  // phase, micro-batch, layer
 
-Place place_of(const TracedEvent& event) { return {event.phase, event.micro_batch, event.layer}; }
+Place place_of_event(const TracedEvent& event) { return {event.phase, event.micro_batch, event.layer}; }
 
 int64_t common(const IntervalSet& a, const IntervalSet& b) { return intersected(a, b).total(); }
 
@@ -45,7 +107,7 @@ class StepParts {
       } else if (event.kind == TraceKind::flight) {
         in_flight.push_back(add(times[i].begin_ns, event, flight_row(event.phase), layer_flights_));
         if (class_of(event.phase) == PhaseClass::exchange) exchanged.push_back(in_flight.back());
-        flights_[place_of(event)].push_back(i);
+        flights_[place_of_event(event)].push_back(i);
         all_flights_.push_back(i);
       }
     }
@@ -125,7 +187,7 @@ class StepParts {
   // completion came last before its end.
   std::vector<size_t> awaited(const TracedEvent& wait) const {
     std::vector<size_t> flights;
-    if (const auto own = flights_.find(place_of(wait)); own != flights_.end()) flights = own->second;
+    if (const auto own = flights_.find(place_of_event(wait)); own != flights_.end()) flights = own->second;
     std::erase_if(flights, [&](size_t flight) { return !meets(flight, wait); });
     if (!flights.empty()) return flights;
     int64_t last_end = wait.begin_ns;
@@ -196,6 +258,77 @@ void add_step(const RankTrace& trace, const std::vector<FlightTimes>& times, con
               StepSums& sums) {
   const std::vector<size_t>& inside = events.of(span);
   StepParts(trace, times, inside, trace.events[span]).add_to(sums, inside);
+}
+
+namespace {
+
+constexpr double kMsPerNs = 1e-6;
+
+// What ops cost on some ranks, in ms; one that did not run costs what its parts do.
+Cost measured_cost(std::span<const StepSums> ranks) {
+  const auto mean = [&](const char* phase) {
+    OpSums all;
+    for (const StepSums& rank : ranks) {
+      const auto found = rank.ops.find(phase);
+      if (found == rank.ops.end()) continue;
+      all.busy += found->second.busy;
+      all.count += found->second.count;
+    }
+    return all.count == 0 ? -1.0 : static_cast<double>(all.busy) * kMsPerNs / static_cast<double>(all.count);
+  };
+  const auto known_or = [](double value, double otherwise) { return value >= 0 ? value : std::max(otherwise, 0.0); };
+  Cost cost = {mean("forward"), mean("backward"), mean("backward input"), mean("backward weight"), mean("overlapped")};
+  const bool has_halves = cost.backward_input >= 0 && cost.backward_weight >= 0;
+  cost.backward =
+      known_or(cost.backward, has_halves ? cost.backward_input + cost.backward_weight : cost.overlapped - cost.forward);
+  cost.forward = known_or(cost.forward, cost.overlapped - cost.backward);
+  cost.backward_input = known_or(cost.backward_input, cost.backward / 2);
+  cost.backward_weight = known_or(cost.backward_weight, cost.backward - cost.backward_input);
+  cost.overlapped = known_or(cost.overlapped, cost.forward + cost.backward);
+  return cost;
+}
+
+double mean_of(const std::vector<double>& values) {
+  return std::accumulate(values.begin(), values.end(), 0.0) / static_cast<double>(values.size());
+}
+
+// From the first pass on any rank to the end of the last, less what a rank works in it, in ms a step.
+double measured_idle(const std::vector<StepSums>& sums) {
+  double passes = 0;
+  for (size_t step = 0; step < sums.front().passes.size(); ++step) {
+    Interval all = sums.front().passes[step];
+    for (const StepSums& rank : sums) {
+      all = {std::min(all.begin, rank.passes[step].begin), std::max(all.end, rank.passes[step].end)};
+    }
+    passes += ms_per_step(all.end - all.begin, sums.front());
+  }
+  std::vector<double> idle;
+  for (const StepSums& rank : sums) {
+    idle.push_back(passes);
+    for (const auto& [phase, op] : rank.ops) idle.back() -= ms_per_step(op.busy, rank);
+  }
+  return mean_of(idle);
+}
+
+}  // namespace
+
+double ms_per_step(int64_t nanoseconds, const StepSums& sums) {
+  return static_cast<double>(nanoseconds) * kMsPerNs / static_cast<double>(sums.num_steps);
+}
+
+std::optional<Bubble> bubble_of(const TracedRun& run, const std::vector<StepSums>& sums) {
+  const std::vector<std::string> known = schedule_names();
+  if (run.pipeline == 1 || std::ranges::find(known, run.schedule) == known.end()) return std::nullopt;
+  const Program program = make_program(run.schedule, run.pipeline, run.num_micro_batches);
+  Costs costs;
+  for (int row = 0; row < run.pipeline; ++row) {
+    costs.push_back(
+        measured_cost(std::span(sums).subspan(static_cast<size_t>(row * run.data), static_cast<size_t>(run.data))));
+  }
+  return Bubble{.measured = measured_idle(sums),
+                .simulated = mean_of(simulate(program, costs).idle),
+                .formula = formula_bubble(program, measured_cost(sums)),
+                .formula_text = formula_text(program)};
 }
 
 }  // namespace cadre

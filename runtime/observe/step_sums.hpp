@@ -4,16 +4,44 @@
 
 #include <cstdint>
 #include <map>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
 
-#include "runtime/observe/intervals.hpp"
 #include "runtime/observe/matching.hpp"
-#include "runtime/observe/phases.hpp"
 #include "runtime/observe/rank_trace.hpp"
 
 namespace cadre {
+
+// Sets of time as sorted intervals that neither touch nor overlap: what was computed, what was in flight, and both at
+// once. Integer nanoseconds, so that totals are exact.
+
+// [begin, end)
+struct Interval {
+  int64_t begin = 0;
+  int64_t end = 0;
+  bool operator==(const Interval&) const = default;
+};
+
+class IntervalSet {
+ public:
+  IntervalSet() = default;
+  // The union of intervals in any order; those that are empty or end before they begin hold nothing.
+  explicit IntervalSet(std::vector<Interval> intervals);
+
+  const std::vector<Interval>& intervals() const { return intervals_; }
+  int64_t total() const;
+
+  bool operator==(const IntervalSet&) const = default;
+
+ private:
+  std::vector<Interval> intervals_;
+};
+
+IntervalSet united(const IntervalSet& a, const IntervalSet& b);
+IntervalSet intersected(const IntervalSet& a, const IntervalSet& b);
+IntervalSet without(const IntervalSet& a, const IntervalSet& b);  // what of a is not in b
 
 struct PhaseSums {
   int64_t time = 0;    // of activities, or in flight
@@ -60,6 +88,9 @@ struct StepSums {
   int64_t idle() const { return step - compute - exposed(); }
 };
 
+// A sum over steps as milliseconds a step.
+double ms_per_step(int64_t nanoseconds, const StepSums& sums);
+
 // Which events of a trace lie in which of its step spans, wholly or in part.
 class StepEvents {
  public:
@@ -76,5 +107,17 @@ class StepEvents {
 // the border of the step counts as far as it lies inside; bytes count where they were posted.
 void add_step(const RankTrace& trace, const std::vector<FlightTimes>& times, const StepEvents& events, size_t span,
               StepSums& sums);
+
+// What a rank does not work between the first pass on any rank and the end of the last, because it waits for other stages,
+// mean over ranks: measured, by simulation of the schedule with the measured cost of each rank's ops, by formula.
+struct Bubble {
+  double measured = 0;
+  double simulated = 0;
+  double formula = 0;
+  std::string formula_text;
+};
+
+// From the sums of all ranks over the same steps. None without a pipeline, or with a schedule that this build does not know.
+std::optional<Bubble> bubble_of(const TracedRun& run, const std::vector<StepSums>& sums);
 
 }  // namespace cadre

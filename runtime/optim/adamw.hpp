@@ -8,7 +8,7 @@
 
 #include "comm/base/buffer.hpp"
 #include "layers/kernels/kernels.hpp"
-#include "layers/tensor/parameter_store.hpp"
+#include "layers/tensor/parameter.hpp"
 #include "runtime/config/run_config.hpp"
 #include "runtime/config/train_stages.hpp"
 

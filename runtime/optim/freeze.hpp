@@ -2,7 +2,7 @@
 // The freeze mask of a stage of progressive training, put on the parameters of a rank.
 #pragma once
 
-#include "layers/tensor/parameter_store.hpp"
+#include "layers/tensor/parameter.hpp"
 #include "runtime/config/train_stages.hpp"
 
 namespace cadre {

@@ -3,6 +3,8 @@
 // rules of the `tokenizers` package.
 #pragma once
 
+#include <nlohmann/json.hpp>
+
 #include <array>
 #include <cstdint>
 #include <functional>
@@ -53,5 +55,16 @@ class AddedTokens {
   std::vector<size_t> token_of_node_ = {SIZE_MAX};
   std::array<bool, 256> begins_{};  // whether one begins with the byte
 };
+
+// Added tokens as files spell them.
+
+// The list `added_tokens` of a tokenizer.json, in its order. Throws on what is wrong, too long or too much.
+std::vector<AddedToken> added_tokens_of_tokenizer_json(const nlohmann::json& file);
+
+// `added_tokens_decoder` of a tokenizer_config.json: an object of ids.
+std::vector<AddedToken> added_tokens_of_tokenizer_config(const nlohmann::json& config);
+
+// An added_tokens.json: an object of contents and ids.
+std::vector<AddedToken> added_tokens_of_map(const nlohmann::json& map);
 
 }  // namespace cadre

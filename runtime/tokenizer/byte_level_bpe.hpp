@@ -6,17 +6,39 @@
 #include <nlohmann/json_fwd.hpp>
 
 #include <array>
+#include <cstdint>
 #include <optional>
 #include <string>
 #include <unordered_map>
 #include <vector>
 
 #include "runtime/tokenizer/added_tokens.hpp"
-#include "runtime/tokenizer/pair_merges.hpp"
 #include "runtime/tokenizer/pre_tokenizer.hpp"
 #include "runtime/tokenizer/tokenizer.hpp"
 
 namespace cadre {
+
+// The second half of a byte-level tokenizer: which neighbours become one token, and which of them first (byte-pair
+// encoding; Sennrich, Haddow and Birch 2016).
+class PairMerges {
+ public:
+  // A rule that comes after all that were added; added again, it moves.
+  void add(int32_t left, int32_t right, int32_t merged);
+
+  // Merges the pair whose rule comes first, of equal ones the leftmost, until no rule applies. O(n log n) for n tokens.
+  std::vector<int32_t> merge(std::vector<int32_t> tokens) const;
+
+ private:
+  struct Rule {
+    int32_t rank;
+    int32_t merged;
+  };
+
+  std::optional<Rule> rule_of(int32_t left, int32_t right) const;
+
+  std::unordered_map<uint64_t, Rule> rules_;
+  int32_t num_added_ = 0;
+};
 
 class ByteLevelBpe final : public Tokenizer {
  public:

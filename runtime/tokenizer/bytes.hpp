@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -26,5 +27,20 @@ class ByteTokenizer final : public Tokenizer {
   std::string piece(int32_t token) const override { return token < kByteVocabSize ? decode_bytes({&token, 1}) : ""; }
   std::optional<int32_t> find(std::string_view content) const override;
 };
+
+// How a tokenizer.json spells bytes: each as one printable character, so that any token is text. Bytes that are printable
+// in Latin-1 stand for themselves, the others are U+0100, U+0101, ... in order; a space is U+0120.
+std::string spell_byte(uint8_t byte);
+
+// The bytes of a token; nothing where one of its characters is not in the alphabet.
+std::optional<std::string> bytes_spelled(std::string_view token);
+
+// Tokens of bytes as other programs read them.
+
+// A tokenizer.json of 256 tokens: the id of each is the value of its byte, and nothing is merged.
+std::string byte_tokenizer_json();
+
+// The tokenizer_config.json beside it, by which the AutoTokenizer of transformers knows what to open.
+std::string byte_tokenizer_config();
 
 }  // namespace cadre

@@ -12,6 +12,51 @@
 namespace cadre {
 namespace {
 
+// Joins the parts of a text to words, as a SplitBehavior says.
+class SplitParts {
+ public:
+  // `text` and `take` must outlive it.
+  SplitParts(SplitBehavior behavior, std::string_view text, const PreTokenizer::TakeWord& take)
+      : behavior_(behavior), text_(text), take_(take) {}
+
+  // The next part, text[begin, end). Parts that match may be empty.
+  void add(size_t begin, size_t end, bool is_match) {
+    if (behavior_ == SplitBehavior::removed && is_match) return;
+    if (!joins_last(is_match)) {
+      finish();
+      begin_ = begin;
+    }
+    end_ = end;
+    has_last_ = true;
+    last_is_match_ = is_match;
+  }
+
+  // Call it after the last part.
+  void finish() {
+    if (has_last_ && end_ > begin_) take_(text_.substr(begin_, end_ - begin_));
+    has_last_ = false;
+  }
+
+ private:
+  bool joins_last(bool is_match) const {
+    if (!has_last_) return false;
+    switch (behavior_) {
+      case SplitBehavior::contiguous: return is_match == last_is_match_;
+      case SplitBehavior::merged_with_previous: return is_match && !last_is_match_;
+      case SplitBehavior::merged_with_next: return !is_match && last_is_match_;
+      default: return false;
+    }
+  }
+
+  SplitBehavior behavior_;
+  std::string_view text_;
+  const PreTokenizer::TakeWord& take_;
+  bool has_last_ = false;  // a word that further parts may join
+  bool last_is_match_ = false;
+  size_t begin_ = 0;
+  size_t end_ = 0;
+};
+
 using nlohmann::json;
 using Behavior = SplitBehavior;
 

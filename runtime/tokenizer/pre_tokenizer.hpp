@@ -5,15 +5,20 @@
 
 #include <nlohmann/json_fwd.hpp>
 
+#include <cstddef>
 #include <functional>
 #include <optional>
 #include <string_view>
 #include <vector>
 
 #include "runtime/tokenizer/regex.hpp"
-#include "runtime/tokenizer/split_parts.hpp"
 
 namespace cadre {
+
+// What a Split does with the parts of a text that match and with those between them.
+// removed: matches go away. isolated: each part is a word. contiguous: neighbours of one kind are one word.
+// merged_with_previous, merged_with_next: a match and the part between matches before or behind it are one word.
+enum class SplitBehavior { removed, isolated, contiguous, merged_with_previous, merged_with_next };
 
 class PreTokenizer {
  public:

@@ -20,7 +20,7 @@ constexpr unsigned long kStepsPerByte = 64;
 
 const UChar* bytes_at(std::string_view text, size_t at) { return reinterpret_cast<const UChar*>(text.data()) + at; }
 
-std::string text_of(int error, OnigErrorInfo* info) {
+std::string error_text(int error, OnigErrorInfo* info) {
   std::array<UChar, ONIG_MAX_ERROR_MESSAGE_LEN> text{};
   const int length =
       info == nullptr ? onig_error_code_to_str(text.data(), error) : onig_error_code_to_str(text.data(), error, info);
@@ -32,10 +32,10 @@ void initialize_once() {
     std::array<OnigEncoding, 1> encodings = {ONIG_ENCODING_UTF8};
     return onig_initialize(encodings.data(), 1);
   }();
-  CADRE_CHECK(result == ONIG_NORMAL, fmt::format("Oniguruma cannot start: {}", text_of(result, nullptr)));
+  CADRE_CHECK(result == ONIG_NORMAL, fmt::format("Oniguruma cannot start: {}", error_text(result, nullptr)));
 }
 
-std::string escaped(std::string_view literal) {
+std::string escaped_literal(std::string_view literal) {
   std::string pattern;
   for (const char byte : literal) {
     if (std::string_view(R"(\^$.|?*+()[]{})").find(byte) != std::string_view::npos) pattern += '\\';
@@ -85,14 +85,14 @@ Regex::Regex(std::string pattern, Kind kind) : pattern_(std::move(pattern)) {
               fmt::format("a regular expression of {} bytes, allowed: at most {}", pattern_.size(), kMaxPatternBytes));
   CADRE_CHECK(utf8_length(pattern_) == pattern_.size(), "a regular expression is not UTF-8");
   initialize_once();
-  const std::string code = kind == Kind::literal ? escaped(pattern_) : as_newer_versions_read(pattern_);
+  const std::string code = kind == Kind::literal ? escaped_literal(pattern_) : as_newer_versions_read(pattern_);
   regex_t* made = nullptr;
   OnigErrorInfo info = {};
   const int result = onig_new(&made, bytes_at(code, 0), bytes_at(code, code.size()), ONIG_OPTION_NONE,
                               ONIG_ENCODING_UTF8, ONIG_SYNTAX_DEFAULT, &info);
   code_.reset(made);
   CADRE_CHECK(result == ONIG_NORMAL,
-              fmt::format("the regular expression {} is wrong: {}", pattern_, text_of(result, &info)));
+              fmt::format("the regular expression {} is wrong: {}", pattern_, error_text(result, &info)));
 }
 
 void RegexMatches::FreeRegion::operator()(re_registers* region) const { onig_region_free(region, 1); }
@@ -127,7 +127,7 @@ std::optional<RegexMatches::Range> RegexMatches::search() {
   if (result == ONIG_MISMATCH) return std::nullopt;
   CADRE_CHECK(result >= 0,
               fmt::format("the regular expression {} does not come to an end at byte {} of a text: {}",
-                          regex_.pattern(), from_, text_of(result, nullptr)),
+                          regex_.pattern(), from_, error_text(result, nullptr)),
               "it is not fit for text of this kind");
   return Range{part_begin_ + static_cast<size_t>(region_->beg[0]), part_begin_ + static_cast<size_t>(region_->end[0])};
 }

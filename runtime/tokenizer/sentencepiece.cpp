@@ -5,16 +5,166 @@
 #include <sentencepiece_processor.h>
 
 #include <algorithm>
+#include <bit>
+#include <cstdint>
+#include <cstring>
+#include <optional>
+#include <string>
 #include <string_view>
 #include <utility>
+#include <vector>
 
 #include "comm/base/check.hpp"
-#include "runtime/tokenizer/character_map.hpp"
 #include "runtime/tokenizer/json_fields.hpp"
-#include "runtime/tokenizer/sentencepiece_model.hpp"
 
 namespace cadre {
 namespace {
+
+// A field of a message in the encoding of Protocol Buffers, as a tokenizer.model is one.
+struct ProtobufField {
+  uint64_t number;
+  uint64_t value;                           // of an integer
+  std::optional<std::string_view> content;  // of what has a length
+};
+
+// Fields of a tokenizer.model that the SentencePiece library does not expose.
+struct SentencePieceModel {
+  bool is_bpe = false;
+  bool maps_characters = false;
+  bool removes_spaces = true;             // at the ends of a text, and of several all but one
+  std::vector<std::string> special;       // pieces that are no text: control symbols and the one for what is unknown
+  std::vector<std::string> user_defined;  // pieces that are never cut
+};
+
+// Throws: what was read is no model of SentencePiece.
+[[noreturn]] void refuse_damaged_model() {
+  throw Error(ErrorKind::input, "the model of SentencePiece is damaged", "is it a whole tokenizer.model?");
+}
+
+// The first bytes, `count` of them. Throws where there are fewer.
+std::string_view take_bytes(std::string_view& bytes, uint64_t count) {
+  if (count > bytes.size()) refuse_damaged_model();
+  const std::string_view taken = bytes.substr(0, count);
+  bytes.remove_prefix(count);
+  return taken;
+}
+
+uint64_t take_varint(std::string_view& bytes) {
+  uint64_t value = 0;
+  for (int shift = 0; shift < 64; shift += 7) {
+    const auto byte = static_cast<unsigned char>(take_bytes(bytes, 1).front());
+    value |= uint64_t{byte & 0x7FU} << shift;
+    if (byte < 0x80) return value;
+  }
+  refuse_damaged_model();
+}
+
+// Takes the next field of a message, which is not empty. Throws on what is none.
+ProtobufField take_field(std::string_view& message) {
+  const uint64_t tag = take_varint(message);
+  const uint64_t number = tag >> 3;
+  switch (tag & 7) {
+    case 0: return {number, take_varint(message), std::nullopt};
+    case 1: take_bytes(message, 8); return {number, 0, std::nullopt};
+    case 2: return {number, 0, take_bytes(message, take_varint(message))};
+    case 5: take_bytes(message, 4); return {number, 0, std::nullopt};
+    default: refuse_damaged_model();
+  }
+}
+
+// Fields and values as sentencepiece_model.proto numbers them.
+constexpr uint64_t kPieces = 1;
+constexpr uint64_t kPieceText = 1;  // of a piece
+constexpr uint64_t kPieceType = 3;
+enum PieceType : uint64_t { kNormal = 1, kUnknown = 2, kControl = 3, kUserDefined = 4 };
+constexpr uint64_t kTrainer = 2;
+constexpr uint64_t kModelType = 3;  // of the trainer
+constexpr uint64_t kBpe = 2;
+constexpr uint64_t kNormalizer = 3;
+constexpr uint64_t kDenormalizer = 5;
+constexpr uint64_t kCharacterMap = 2;  // of the normalizer and the denormalizer
+constexpr uint64_t kRemovesSpaces = 4;
+
+void read_piece(std::string_view piece, SentencePieceModel& model) {
+  std::string text;
+  uint64_t type = kNormal;
+  while (!piece.empty()) {
+    const auto [number, value, content] = take_field(piece);
+    if (number == kPieceText && content) text = *content;
+    if (number == kPieceType) type = value;
+  }
+  if (text.empty()) return;
+  if (type == kUnknown || type == kControl) model.special.push_back(text);
+  if (type == kUserDefined) model.user_defined.push_back(text);
+}
+
+// Throws on what is damaged.
+SentencePieceModel read_sentencepiece_model(std::string_view bytes) {
+  SentencePieceModel model;
+  while (!bytes.empty()) {
+    auto [number, value, content] = take_field(bytes);
+    if (number == kPieces && content) read_piece(*content, model);
+    while (content && !content->empty() && (number == kTrainer || number == kNormalizer)) {
+      const ProtobufField field = take_field(*content);
+      if (number == kTrainer && field.number == kModelType) model.is_bpe = field.value == kBpe;
+      if (number == kNormalizer && field.number == kRemovesSpaces) model.removes_spaces = field.value != 0;
+      if (number == kNormalizer && field.number == kCharacterMap && field.content) {
+        model.maps_characters = !field.content->empty();
+      }
+    }
+  }
+  return model;
+}
+
+// Of a field that comes twice the last value counts; those of a message are put together. normalizer_spec (3):
+// precompiled_charsmap (2) = "", add_dummy_prefix (3), remove_extra_whitespaces (4) = false, escape_whitespaces (5) = true.
+// The model, but with all spaces as they are and none put in front of a text; with or without the map of characters.
+std::string with_spaces_as_they_are(const std::string& model, bool maps_characters) {
+  constexpr std::string_view kMap("\x1A\x08\x12\x00", 4);
+  constexpr std::string_view kNoMap("\x1A\x06", 2);
+  constexpr std::string_view kSpaces("\x18\x00\x20\x00\x28\x01", 6);
+  return model + std::string(maps_characters ? kNoMap : kMap) + std::string(kSpaces);
+}
+
+static_assert(std::endian::native == std::endian::little, "character maps are read as they are");
+
+// A unit of the double array (Darts-clone) that a map of characters is: where its children are, and which byte leads here.
+// One with the highest bit set is a value and has no children.
+bool is_value(uint32_t unit) { return unit >> 31 != 0; }
+bool has_value(uint32_t unit) { return (unit >> 8 & 1) != 0; }
+uint32_t offset_of(uint32_t unit) { return unit >> 10 << ((unit & 0x200) >> 6); }
+uint32_t value_of(uint32_t unit) { return unit & 0x7FFFFFFF; }
+
+// u32 size of the array in bytes, the array, and the texts that values point into, each with a zero behind it.
+void check_map(std::string_view map) {
+  if (map.empty()) return;
+  uint32_t size = 0;
+  std::memcpy(&size, take_bytes(map, sizeof(size)).data(), sizeof(size));
+  const std::string_view array = take_bytes(map, size);
+  std::vector<uint32_t> units(array.size() / sizeof(uint32_t));
+  if (units.empty() || map.empty() || map.back() != '\0') refuse_damaged_model();
+  std::memcpy(units.data(), array.data(), units.size() * sizeof(uint32_t));
+  for (size_t i = 0; i < units.size(); ++i) {
+    if (is_value(units[i])) continue;
+    const size_t children = i ^ offset_of(units[i]);
+    if ((children | 0xFF) >= units.size()) refuse_damaged_model();
+    if (has_value(units[i]) && value_of(units[children]) >= map.size()) refuse_damaged_model();
+  }
+}
+
+// The SentencePiece library follows the offsets in a character map unchecked; this checks them first. `model` is the
+// content of a tokenizer.model. Throws where following one of its character maps would lead out of it; other faults the
+// library finds itself.
+void check_character_maps(std::string_view model) {
+  while (!model.empty()) {
+    auto [number, value, content] = take_field(model);
+    if ((number != kNormalizer && number != kDenormalizer) || !content) continue;
+    while (!content->empty()) {
+      const auto [inner, value_inside, map] = take_field(*content);
+      if (inner == kCharacterMap && map) check_map(*map);
+    }
+  }
+}
 
 constexpr std::string_view kSpace = "\xE2\x96\x81";  // U+2581, which pieces have for a space
 

@@ -10,7 +10,7 @@
 #include "comm/job/wait.hpp"
 #include "comm/transport/mpi.hpp"
 #include "layers/kernels/gpu/cuda.hpp"
-#include "runtime/observe/memory_limits.hpp"
+#include "runtime/observe/process_memory.hpp"
 #include "runtime/train/worker.hpp"
 
 namespace cadre {

@@ -8,7 +8,7 @@
 
 #include "comm/group/communicator.hpp"
 #include "comm/group/topology.hpp"
-#include "runtime/observe/memory_limits.hpp"
+#include "runtime/observe/process_memory.hpp"
 
 namespace cadre {
 

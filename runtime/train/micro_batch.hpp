@@ -7,8 +7,8 @@
 #include <vector>
 
 #include "layers/model/model.hpp"
+#include "runtime/data/dataset.hpp"
 #include "runtime/data/order.hpp"
-#include "runtime/data/task_labels.hpp"
 
 namespace cadre {
 

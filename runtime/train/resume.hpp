@@ -7,9 +7,9 @@
 #include <string>
 #include <vector>
 
-#include "runtime/checkpoint/progress.hpp"
+#include "runtime/checkpoint/manifest.hpp"
 #include "runtime/optim/adamw.hpp"
-#include "runtime/tokenizer/open.hpp"
+#include "runtime/tokenizer/tokenizer.hpp"
 #include "runtime/train/worker.hpp"
 
 namespace cadre {

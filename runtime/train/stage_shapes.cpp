@@ -9,8 +9,8 @@
 
 #include "comm/base/check.hpp"
 #include "layers/model/model.hpp"
-#include "layers/tensor/parameter_store.hpp"
-#include "runtime/checkpoint/named_tensors.hpp"
+#include "layers/tensor/parameter.hpp"
+#include "runtime/checkpoint/model_checkpoint.hpp"
 #include "runtime/config/step_changes.hpp"
 #include "runtime/train/expert_placement.hpp"
 

@@ -8,8 +8,8 @@
 #include <set>
 
 #include "comm/base/trace.hpp"
-#include "runtime/observe/clock.hpp"
 #include "runtime/observe/rank_trace.hpp"
+#include "runtime/observe/trace_file.hpp"
 #include "runtime/schedule/program.hpp"
 #include "runtime/train/worker.hpp"
 

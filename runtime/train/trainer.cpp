@@ -13,7 +13,7 @@
 #include "runtime/checkpoint/file.hpp"
 #include "runtime/config/run_file.hpp"
 #include "runtime/config/step_changes.hpp"
-#include "runtime/data/token_file.hpp"
+#include "runtime/data/token_source.hpp"
 #include "runtime/optim/freeze.hpp"
 #include "runtime/optim/lr_schedule.hpp"
 #include "runtime/train/evaluate.hpp"

@@ -5,15 +5,15 @@
 #include <optional>
 
 #include "comm/base/trace.hpp"
+#include "runtime/checkpoint/manifest.hpp"
 #include "runtime/checkpoint/model_checkpoint.hpp"
 #include "runtime/checkpoint/partner_copies.hpp"
-#include "runtime/checkpoint/progress.hpp"
 #include "runtime/data/dataset.hpp"
 #include "runtime/data/order.hpp"
 #include "runtime/observe/run_log.hpp"
 #include "runtime/observe/step_metrics.hpp"
 #include "runtime/optim/adamw.hpp"
-#include "runtime/tokenizer/open.hpp"
+#include "runtime/tokenizer/tokenizer.hpp"
 #include "runtime/train/executor.hpp"
 #include "runtime/train/saver.hpp"
 #include "runtime/train/step_tracer.hpp"

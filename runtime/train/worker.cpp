@@ -9,7 +9,7 @@
 #include "comm/base/check.hpp"
 #include "comm/group/agreement.hpp"
 #include "layers/model/router_options.hpp"
-#include "runtime/checkpoint/digest.hpp"
+#include "runtime/checkpoint/file.hpp"
 #include "runtime/train/devices.hpp"
 #include "runtime/train/expert_placement.hpp"
 

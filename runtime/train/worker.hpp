@@ -14,7 +14,7 @@
 #include "comm/progress/engine.hpp"
 #include "comm/progress/progress_thread.hpp"
 #include "layers/model/model.hpp"
-#include "layers/tensor/parameter_store.hpp"
+#include "layers/tensor/parameter.hpp"
 #include "runtime/config/run_config.hpp"
 #include "runtime/train/pipeline_routes.hpp"
 

@@ -15,8 +15,8 @@
 #include "comm/base/check.hpp"
 #include "layers/model/config.hpp"
 #include "runtime/checkpoint/safetensors.hpp"
-#include "runtime/data/token_file.hpp"
-#include "runtime/tokenizer/open.hpp"
+#include "runtime/data/token_source.hpp"
+#include "runtime/tokenizer/tokenizer.hpp"
 
 namespace cadre::fuzz {
 namespace {

@@ -9,7 +9,6 @@
 #include <thread>
 
 #include "comm/base/trace.hpp"
-#include "launch/crash.hpp"
 #include "launch/job.hpp"
 
 namespace cadre {

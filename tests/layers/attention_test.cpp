@@ -6,7 +6,7 @@
 
 #include <vector>
 
-#include "layers/tensor/parameter_store.hpp"
+#include "layers/tensor/parameter.hpp"
 #include "tests/support/messages.hpp"
 #include "tests/support/tensors.hpp"
 

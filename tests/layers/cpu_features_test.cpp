@@ -7,8 +7,7 @@
 #include <iterator>
 #include <string>
 
-#include "layers/kernels/cpu/features.hpp"
-#include "layers/kernels/cpu/gemm.hpp"
+#include "layers/kernels/cpu/cpu.hpp"
 #include "layers/kernels/cpu/products.hpp"
 #include "tests/support/messages.hpp"
 

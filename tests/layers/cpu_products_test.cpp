@@ -10,7 +10,7 @@
 #include <thread>
 #include <vector>
 
-#include "layers/kernels/cpu/bf16.hpp"
+#include "layers/kernels/cpu/narrow.hpp"
 #include "layers/kernels/cpu/products.hpp"
 #include "layers/kernels/kernels.hpp"
 #include "tests/support/tensors.hpp"

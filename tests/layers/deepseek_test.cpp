@@ -6,7 +6,7 @@
 #include "comm/base/random.hpp"
 #include "comm/progress/engine.hpp"
 #include "layers/model/model.hpp"
-#include "layers/tensor/parameter_store.hpp"
+#include "layers/tensor/parameter.hpp"
 #include "tests/support/deepseek_reference.hpp"
 #include "tests/support/fast_back_ends.hpp"
 #include "tests/support/ranks.hpp"

@@ -11,7 +11,7 @@
 
 #include "layers/moe/elements.hpp"
 #include "layers/moe/experts.hpp"
-#include "layers/tensor/parameter_store.hpp"
+#include "layers/tensor/parameter.hpp"
 #include "tests/support/tensors.hpp"
 
 namespace cadre {

@@ -7,7 +7,7 @@
 #include <utility>
 #include <vector>
 
-#include "layers/nn/rope.hpp"
+#include "layers/nn/attention.hpp"
 #include "tests/support/fast_kernels.hpp"
 
 namespace cadre {

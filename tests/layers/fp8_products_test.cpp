@@ -9,11 +9,11 @@
 #include <string>
 #include <vector>
 
-#include "layers/kernels/cpu/fp8.hpp"
+#include "layers/kernels/cpu/narrow.hpp"
 #include "layers/kernels/cpu/products.hpp"
-#include "layers/nn/head.hpp"
+#include "layers/nn/embedding.hpp"
 #include "layers/nn/linear.hpp"
-#include "layers/tensor/parameter_store.hpp"
+#include "layers/tensor/parameter.hpp"
 #include "tests/support/tensors.hpp"
 
 namespace cadre {

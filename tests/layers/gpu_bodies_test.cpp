@@ -7,9 +7,8 @@
 #include <cstring>
 #include <vector>
 
-#include "layers/kernels/cpu/fp8.hpp"
+#include "layers/kernels/cpu/narrow.hpp"
 #include "layers/kernels/gpu/fp8.hpp"
-#include "layers/kernels/gpu/ranges.hpp"
 #include "layers/kernels/gpu/router.hpp"
 #include "layers/kernels/gpu/staging.hpp"
 #include "layers/moe/eligibility.hpp"

@@ -13,7 +13,7 @@
 #include <vector>
 
 #include "layers/kernels/gpu/kernels_inl.hpp"
-#include "layers/nn/rope.hpp"
+#include "layers/nn/attention.hpp"
 #include "tests/support/cuda_on_threads.hpp"
 #include "tests/support/tensors.hpp"
 

@@ -7,11 +7,9 @@
 #include "layers/nn/attention.hpp"
 #include "layers/nn/embedding.hpp"
 #include "layers/nn/ffn.hpp"
-#include "layers/nn/head.hpp"
-#include "layers/nn/highway.hpp"
 #include "layers/nn/latent_attention.hpp"
 #include "layers/nn/norm.hpp"
-#include "layers/tensor/parameter_store.hpp"
+#include "layers/tensor/parameter.hpp"
 #include "tests/support/gradient_check.hpp"
 #include "tests/support/tensors.hpp"
 

@@ -8,7 +8,7 @@
 #include <cmath>
 #include <vector>
 
-#include "layers/tensor/parameter_store.hpp"
+#include "layers/tensor/parameter.hpp"
 #include "tests/support/messages.hpp"
 #include "tests/support/tensors.hpp"
 

@@ -8,7 +8,7 @@
 #include <string>
 
 #include "comm/progress/engine.hpp"
-#include "layers/tensor/parameter_store.hpp"
+#include "layers/tensor/parameter.hpp"
 #include "tests/support/gradient_check.hpp"
 #include "tests/support/ranks.hpp"
 

@@ -1,7 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
 // Where parameters lie, how they start, and that the spans of gradients hold all of them and nothing else.
-#include "layers/tensor/parameter_store.hpp"
-
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -11,6 +9,7 @@
 #include "layers/nn/attention.hpp"
 #include "layers/nn/ffn.hpp"
 #include "layers/nn/norm.hpp"
+#include "layers/tensor/parameter.hpp"
 #include "tests/support/messages.hpp"
 #include "tests/support/tensors.hpp"
 

@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "layers/kernels/kernels.hpp"
-#include "layers/nn/rope.hpp"
+#include "layers/nn/attention.hpp"
 #include "tests/support/tensors.hpp"
 
 namespace cadre {

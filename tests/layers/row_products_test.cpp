@@ -1,14 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 // What generation stands on: the bits of a row do not depend on the rows beside it, in products with weights that do not
 // train and in the attention of a few queries.
-#include "layers/kernels/cpu/row_products.hpp"
-
 #include <gtest/gtest.h>
 
 #include <cmath>
 #include <cstring>
 #include <vector>
 
+#include "layers/kernels/cpu/products.hpp"
 #include "layers/kernels/kernels.hpp"
 #include "tests/support/tensors.hpp"
 

@@ -1,7 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
 // What a run says of uneven experts and ranks, while it goes on and at its end.
-#include "runtime/observe/balance_alarm.hpp"
-
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -10,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "runtime/observe/step_metrics.hpp"
 #include "tests/support/files.hpp"
 #include "tests/support/step_records.hpp"
 

@@ -1,11 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // Clocks that start anywhere are found, and times between two measurements lie on a straight line.
-#include "runtime/observe/clock.hpp"
-
 #include <gtest/gtest.h>
 
 #include <cstdlib>
 
+#include "runtime/observe/trace_file.hpp"
 #include "tests/support/ranks.hpp"
 
 namespace cadre {

@@ -6,7 +6,6 @@
 #include <gmock/gmock.h>
 #include <nlohmann/json.hpp>
 
-#include "runtime/checkpoint/generation_config.hpp"
 #include "runtime/tokenizer/byte_level_bpe.hpp"
 #include "tests/support/files.hpp"
 #include "tests/support/naive_tokenizer.hpp"

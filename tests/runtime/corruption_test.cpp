@@ -15,7 +15,6 @@
 #include <map>
 
 #include "runtime/checkpoint/directory.hpp"
-#include "runtime/checkpoint/load_newest.hpp"
 #include "runtime/config/run_file.hpp"
 #include "runtime/data/dataset.hpp"
 #include "runtime/observe/run_log.hpp"

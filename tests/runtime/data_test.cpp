@@ -13,7 +13,7 @@
 #include "runtime/data/dataset.hpp"
 #include "runtime/data/documents.hpp"
 #include "runtime/data/order.hpp"
-#include "runtime/data/token_file.hpp"
+#include "runtime/data/token_source.hpp"
 #include "runtime/tokenizer/bytes.hpp"
 #include "tests/support/messages.hpp"
 

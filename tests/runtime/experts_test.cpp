@@ -12,7 +12,6 @@
 #include "runtime/checkpoint/model_checkpoint.hpp"
 #include "runtime/config/run_file.hpp"
 #include "runtime/data/dataset.hpp"
-#include "runtime/experts/grow.hpp"
 #include "runtime/experts/merge.hpp"
 #include "runtime/train/trainer.hpp"
 #include "tests/support/files.hpp"

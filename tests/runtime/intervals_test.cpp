@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 // Interval sets against hand-made answers and against a bitmap with one bit a nanosecond.
-#include "runtime/observe/intervals.hpp"
-
 #include <gtest/gtest.h>
 
 #include <algorithm>
 #include <cmath>
 #include <random>
 #include <vector>
+
+#include "runtime/observe/step_sums.hpp"
 
 namespace cadre {
 namespace {

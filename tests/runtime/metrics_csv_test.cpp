@@ -1,7 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
 // The table beside metrics.jsonl: the same figures, after a resume too.
-#include "runtime/observe/metrics_csv.hpp"
-
 #include <fmt/format.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -11,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "runtime/observe/metrics_file.hpp"
 #include "tests/support/files.hpp"
 #include "tests/support/step_records.hpp"
 

@@ -13,7 +13,7 @@
 #include "comm/job/wait.hpp"
 #include "comm/transport/local.hpp"
 #include "runtime/checkpoint/directory.hpp"
-#include "runtime/checkpoint/sharded.hpp"
+#include "runtime/checkpoint/safetensors.hpp"
 #include "tests/support/checkpoints.hpp"
 #include "tests/support/file_size_limit.hpp"
 #include "tests/support/files.hpp"

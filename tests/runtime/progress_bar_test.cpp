@@ -1,7 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
 // The bar on a pseudo-terminal, and its silence everywhere else.
-#include "runtime/observe/progress_bar.hpp"
-
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <pty.h>
@@ -10,6 +8,8 @@
 #include <cstdlib>
 #include <functional>
 #include <string>
+
+#include "runtime/observe/run_log.hpp"
 
 namespace cadre {
 namespace {

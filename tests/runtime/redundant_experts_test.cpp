@@ -9,7 +9,7 @@
 #include <map>
 #include <set>
 
-#include "runtime/checkpoint/digest.hpp"
+#include "runtime/checkpoint/file.hpp"
 #include "runtime/placement/plan.hpp"
 #include "runtime/train/expert_placement.hpp"
 #include "runtime/train/memory_plan.hpp"

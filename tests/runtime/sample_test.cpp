@@ -1,7 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
 // The choice of a token: greedy, top-k, and frequencies that follow the softmax.
-#include "runtime/infer/sample.hpp"
-
 #include <gtest/gtest.h>
 
 #include <array>
@@ -11,6 +9,7 @@
 #include <vector>
 
 #include "comm/base/check.hpp"
+#include "runtime/infer/generate.hpp"
 
 namespace cadre {
 namespace {

@@ -10,8 +10,8 @@
 #include <vector>
 
 #include "comm/base/random.hpp"
-#include "runtime/tokenizer/open.hpp"
-#include "runtime/tokenizer/utf8_stream.hpp"
+#include "runtime/tokenizer/tokenizer.hpp"
+#include "runtime/tokenizer/utf8.hpp"
 #include "tests/support/files.hpp"
 
 #ifdef CADRE_TEST_SENTENCEPIECE

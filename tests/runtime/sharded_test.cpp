@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // One file or several with an index: the same tensors, files opened only when needed, and no index that lies, lacks a
 // file or leads out of its directory.
-#include "runtime/checkpoint/sharded.hpp"
-
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <nlohmann/json.hpp>
@@ -12,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "runtime/checkpoint/safetensors.hpp"
 #include "tests/support/files.hpp"
 
 namespace cadre {

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // Texts in their order, each at once and in whole characters.
-#include "runtime/infer/text_stream.hpp"
-
 #include <gtest/gtest.h>
 
 #include <string>
 #include <vector>
+
+#include "runtime/infer/generate.hpp"
 
 namespace cadre {
 namespace {

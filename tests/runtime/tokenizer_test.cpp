@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Byte-level tokenizers of tokenizer.json files: the tokens of an independent implementation, every text back as it was,
 // and files that are wrong in one line each.
+#include "runtime/tokenizer/tokenizer.hpp"
+
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 
@@ -9,7 +11,6 @@
 #include "comm/base/random.hpp"
 #include "runtime/tokenizer/byte_level_bpe.hpp"
 #include "runtime/tokenizer/bytes.hpp"
-#include "runtime/tokenizer/open.hpp"
 #include "runtime/tokenizer/regex.hpp"
 #include "tests/support/files.hpp"
 #include "tests/support/messages.hpp"

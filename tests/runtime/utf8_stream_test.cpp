@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // Text that comes byte by byte is shown in whole characters, and none of it is lost.
-#include "runtime/tokenizer/utf8_stream.hpp"
-
 #include <gtest/gtest.h>
 
 #include <string>
 #include <vector>
+
+#include "runtime/tokenizer/utf8.hpp"
 
 namespace cadre {
 namespace {

@@ -12,7 +12,6 @@
 #include "comm/base/random.hpp"
 #include "layers/model/model.hpp"
 #include "runtime/checkpoint/model_checkpoint.hpp"
-#include "runtime/checkpoint/named_tensors.hpp"
 #include "runtime/checkpoint/save.hpp"
 #include "tests/support/ranks.hpp"
 #include "tests/support/tensors.hpp"

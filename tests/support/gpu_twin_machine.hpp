@@ -21,7 +21,6 @@
 #include "comm/job/request.hpp"
 #include "layers/kernels/gpu/fp8.hpp"
 #include "layers/kernels/gpu/multiply.hpp"
-#include "layers/kernels/gpu/ranges.hpp"
 #include "layers/kernels/gpu/staging.hpp"
 #include "tests/support/gpu_twin.hpp"
 

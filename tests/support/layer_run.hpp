@@ -15,7 +15,7 @@
 #include "comm/base/random.hpp"
 #include "comm/progress/engine.hpp"
 #include "layers/moe/moe_layer.hpp"
-#include "layers/tensor/parameter_store.hpp"
+#include "layers/tensor/parameter.hpp"
 #include "tests/support/exchanges.hpp"
 #include "tests/support/ranks.hpp"
 

@@ -5,7 +5,7 @@
 #include <optional>
 
 #include "comm/transport/mpi.hpp"
-#include "layers/kernels/cpu/features.hpp"
+#include "layers/kernels/cpu/cpu.hpp"
 #include "layers/kernels/kernels.hpp"
 #include "tests/support/ranks.hpp"
 

@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "layers/kernels/cpu/cpu.hpp"
-#include "layers/kernels/cpu/row_products.hpp"
+#include "layers/kernels/cpu/products.hpp"
 
 // clang-format off: foreach_target.h compiles this file once for each instruction set, and must come first.
 #undef HWY_TARGET_INCLUDE

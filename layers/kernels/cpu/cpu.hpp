@@ -14,6 +14,20 @@
 
 namespace cadre {
 
+// Which instructions of the CPU the back end uses. The environment variable CADRE_MAX_CPU_ISA = SSE4, AVX2, AVX512 or
+// AVX512_BF16 forbids everything newer, so that one machine can show what another computes; OpenBLAS and oneDNN have
+// OPENBLAS_CORETYPE and ONEDNN_MAX_CPU_ISA for that.
+
+// Obeys CADRE_MAX_CPU_ISA from the next vector loop on. Throws Error where its value is none of the four, or where the CPU
+// is not an x86. Programs call it before they make kernels.
+void apply_cpu_limit();
+
+// Whether the CPU has instructions that multiply bf16 (x86: AVX512_BF16), and the limit allows them.
+bool cpu_multiplies_bf16();
+
+// Highway's name of the instruction set that vector loops use now: SSE4, AVX2, AVX3 (that is AVX-512), NEON, ...
+std::string_view cpu_vector_target();
+
 class CpuKernels final : public Kernels {
  public:
   // `fp32`: the same with products in fp32; null where these are.
@@ -65,20 +79,18 @@ class CpuKernels final : public Kernels {
                       const Tensor& lse, const Tensor& dout, const Tensor& dq, const Tensor& dk,
                       const Tensor& dv) const override;
 
-  // columns.cpp
+  // cpu.cpp
   void copy_columns(const Columns& src, const Columns& dst) const override;
   void sum_columns(const Columns& src, const Columns& dst) const override;
   void head_linear(const Tensor& x, const HeadRows& weight, const Tensor& y) const override;
   void head_linear_transposed(const Tensor& x, const HeadRows& weight, const Tensor& y) const override;
 
-  // softmax.cpp
+  // softmax.cpp, which has top_k too
   void softmax(const Tensor& x, const Tensor& y) const override;
   void softmax_grad(const Tensor& y, const Tensor& dy, const Tensor& dx) const override;
   void cross_entropy(const Tensor& logits, const Tensor& targets, const Tensor& losses) const override;
   void cross_entropy_grad(const Tensor& logits, const Tensor& targets, double scale,
                           const Tensor& dlogits) const override;
-
-  // top_k.cpp
   void top_k(const Tensor& scores, const Tensor& bias, const Tensor& ids) const override;
 
   // rows.cpp
@@ -118,4 +130,5 @@ inline const float* data_or_null(const Tensor& tensor) { return tensor.defined()
 float* scratch_floats(size_t count);
 
 }  // namespace cpu
+
 }  // namespace cadre

@@ -3,8 +3,8 @@
 #include <algorithm>
 #include <cmath>
 
-#include "layers/kernels/cpu/bf16.hpp"
 #include "layers/kernels/cpu/cpu.hpp"
+#include "layers/kernels/cpu/narrow.hpp"
 
 // clang-format off: foreach_target.h compiles this file once for each instruction set, and must come first.
 #undef HWY_TARGET_INCLUDE

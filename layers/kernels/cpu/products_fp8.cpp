@@ -8,10 +8,8 @@
 
 #include "comm/base/buffer.hpp"
 #include "layers/kernels/cpu/cpu.hpp"
-#include "layers/kernels/cpu/fp8.hpp"
-#include "layers/kernels/cpu/gemm.hpp"
+#include "layers/kernels/cpu/narrow.hpp"
 #include "layers/kernels/cpu/products.hpp"
-#include "layers/kernels/cpu/row_products.hpp"
 
 namespace cadre {
 namespace {
@@ -40,8 +38,8 @@ GemmOperand shifted(const GemmOperand& a, int64_t rows, int64_t columns) {
 
 // c[m,n] = the sum over blocks of k of a[m,block] b[block,n] with their scales, or adds. `room` has kStripRows n floats.
 // The scales of b in a block lie one after the other.
-void multiply(const GemmShape& shape, const Operand& a, const Operand& b, float* c, Accumulate accumulate, float* room,
-              Gemm* block_product) {
+void multiply_scaled(const GemmShape& shape, const Operand& a, const Operand& b, float* c, Accumulate accumulate,
+                     float* room, Gemm* block_product) {
   if (accumulate == Accumulate::no) std::fill_n(c, shape.m * shape.n, 0.0F);
   for (int64_t row = 0; row < shape.m; row += kStripRows) {
     const int64_t rows = std::min(kStripRows, shape.m - row);
@@ -84,10 +82,10 @@ class Fp8Products final : public WeightProducts {
     const int64_t width_out = weight.value.dim(0);
     const Fp8Weight& kept = rounded(weight);
     const Rounded rows = round_rows(x, width_out);
-    multiply({x.dim(0), width_out, width_in, poller_}, rows.operand,
-             {{kept.codes.as<float>(), width_in, /*transposed=*/true},
-              {kept.scales_by_column.as<float>(), kFp8TileChannels, 1, num_fp8_tiles(width_out)}},
-             y.data<float>(), Accumulate::no, rows.room, forward_gemm(weight, bits_));
+    multiply_scaled({x.dim(0), width_out, width_in, poller_}, rows.operand,
+                    {{kept.codes.as<float>(), width_in, /*transposed=*/true},
+                     {kept.scales_by_column.as<float>(), kFp8TileChannels, 1, num_fp8_tiles(width_out)}},
+                    y.data<float>(), Accumulate::no, rows.room, forward_gemm(weight, bits_));
   }
 
   void linear_input_grad(const Tensor& dy, const Parameter& weight, const Tensor& dx,
@@ -96,7 +94,7 @@ class Fp8Products final : public WeightProducts {
     const int64_t width_out = weight.value.dim(0);
     const Fp8Weight& kept = rounded(weight);
     const Rounded rows = round_rows(dy, width_in);
-    multiply(
+    multiply_scaled(
         {dy.dim(0), width_in, width_out, poller_}, rows.operand,
         {{kept.codes.as<float>(), width_in}, {kept.scales.as<float>(), kFp8TileChannels, 1, num_fp8_tiles(width_in)}},
         dx.data<float>(), accumulate, rows.room, blas_gemm);
@@ -114,9 +112,9 @@ class Fp8Products final : public WeightProducts {
     float* room = dy_scales + num_fp8_tiles(tokens) * width_out;
     round_column_tiles_to_fp8(x.data<float>(), tokens, width_in, kind_, x_codes, x_scales);
     round_column_tiles_to_fp8(dy.data<float>(), tokens, width_out, kind_, dy_codes, dy_scales);
-    multiply({width_out, width_in, tokens, poller_},
-             {{dy_codes, width_out, /*transposed=*/true}, {dy_scales, 1, 1, width_out}},
-             {{x_codes, width_in}, {x_scales, 1, 1, width_in}}, dw.data<float>(), accumulate, room, blas_gemm);
+    multiply_scaled({width_out, width_in, tokens, poller_},
+                    {{dy_codes, width_out, /*transposed=*/true}, {dy_scales, 1, 1, width_out}},
+                    {{x_codes, width_in}, {x_scales, 1, 1, width_in}}, dw.data<float>(), accumulate, room, blas_gemm);
   }
 
  private:

@@ -11,10 +11,8 @@
 #include <utility>
 
 #include "comm/job/poll.hpp"
-#include "layers/kernels/cpu/bf16.hpp"
 #include "layers/kernels/cpu/cpu.hpp"
-#include "layers/kernels/cpu/features.hpp"
-#include "layers/kernels/cpu/gemm.hpp"
+#include "layers/kernels/cpu/narrow.hpp"
 #include "layers/kernels/cpu/products.hpp"
 
 namespace cadre {

@@ -2,12 +2,11 @@
 // Tiles of some rows by four columns, or four vectors of columns, of c. An element is the sum over blocks of kBlock terms,
 // each added up lane by lane and then over the lanes (b transposed: both operands lie along k), or one sum in the order of k
 // (b as it is). Neither depends on the tile that the element is in.
-#include "layers/kernels/cpu/row_products.hpp"
-
 #include <algorithm>
 
 #include "comm/base/check.hpp"
 #include "comm/job/poll.hpp"
+#include "layers/kernels/cpu/products.hpp"
 
 // clang-format off: foreach_target.h compiles this file once for each instruction set, and must come first.
 #undef HWY_TARGET_INCLUDE

@@ -9,7 +9,7 @@
 #include <span>
 #include <vector>
 
-#include "layers/kernels/gpu/four.hpp"
+#include "layers/kernels/gpu/block.hpp"
 #include "layers/kernels/gpu/rows.hpp"
 #include "layers/tensor/tensor.hpp"
 

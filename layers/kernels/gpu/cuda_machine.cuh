@@ -10,11 +10,9 @@
 
 #include "comm/base/buffer.hpp"
 #include "comm/device/staged.hpp"
-#include "layers/kernels/gpu/cublas_check.cuh"
 #include "layers/kernels/gpu/cuda_block.cuh"
 #include "layers/kernels/gpu/cuda_stream.cuh"
 #include "layers/kernels/gpu/multiply.hpp"
-#include "layers/kernels/gpu/ranges.hpp"
 #include "layers/kernels/gpu/staging.hpp"
 
 namespace cadre::gpu {

@@ -6,7 +6,7 @@
 #include <memory>
 #include <tuple>
 
-#include "layers/kernels/gpu/cublas_check.cuh"
+#include "layers/kernels/gpu/cuda_stream.cuh"
 
 namespace cadre::gpu {
 namespace {

@@ -9,7 +9,6 @@
 #include <vector>
 
 #include "comm/job/wait.hpp"
-#include "layers/kernels/gpu/cublas_check.cuh"
 
 namespace cadre::gpu {
 namespace {

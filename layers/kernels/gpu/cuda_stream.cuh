@@ -2,13 +2,24 @@
 // A stream, and how far the device has come with it.
 #pragma once
 
+#include <cublasLt.h>
 #include <cuda_runtime.h>
 
 #include <memory>
+#include <source_location>
+#include <string>
 
+#include "comm/device/cuda_check.cuh"
 #include "comm/job/request.hpp"
 
 namespace cadre::gpu {
+
+// The same check for cuBLASLt as for the CUDA runtime.
+inline void check(cublasStatus_t status, const char* call,
+                  std::source_location where = std::source_location::current()) {
+  if (status == CUBLAS_STATUS_SUCCESS) return;
+  throw Error(ErrorKind::environment, std::string(call) + ": " + cublasLtGetStatusString(status), {}, where);
+}
 
 class CudaStream {
  public:

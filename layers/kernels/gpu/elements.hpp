@@ -7,7 +7,6 @@
 
 #include "comm/base/dtype.hpp"
 #include "layers/kernels/gpu/block.hpp"
-#include "layers/kernels/gpu/four.hpp"
 #include "layers/kernels/kernels.hpp"
 
 namespace cadre::gpu {

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Bodies that normalise rows, a block a row, and their weight gradients, a block a strip of columns.
+// Bodies that reduce along rows, a block a row: norms, with their weight gradients (a block a strip of columns), softmax
+// and cross entropy; and the rotation of heads by position.
 #pragma once
 
 #include <cmath>
@@ -154,6 +155,123 @@ struct LayerNormWeightGrad {
         dweight);
     add_columns(
         block, rows, width, [&](int64_t row, int64_t column) { return dy[row * width + column]; }, dbias);
+  }
+};
+
+// The body that turns heads with their position, a block a token.
+inline constexpr int64_t kMaxRopePairs = 256;  // they travel in the launch's arguments
+
+struct Turn {
+  float* x;
+  const int32_t* positions;
+  int64_t heads;
+  int64_t head_dim;
+  int64_t first;
+  int64_t pairs;
+  int64_t step;   // from a pair to the next
+  int64_t apart;  // the two of a pair
+  double sign;
+  double factor;
+  double frequencies[kMaxRopePairs];
+
+  // Angles are in fp64: far from the start of a text, fp32 would have lost them.
+  template <class Block>
+  CADRE_DEVICE void operator()(Block& block) const {
+    float* cosines = block.shared();  // [pairs]
+    float* sines = cosines + pairs;   // [pairs]
+    block.each(pairs, [&](int64_t i) {
+      const double angle = sign * positions[block.index()] * frequencies[i];
+      cosines[i] = static_cast<float>(factor * cos(angle));
+      sines[i] = static_cast<float>(factor * sin(angle));
+    });
+    block.each(heads * pairs, [&](int64_t i) {
+      const int64_t pair = i % pairs;
+      float* low = x + (block.index() * heads + i / pairs) * head_dim + first + pair * step;
+      float* high = low + apart;
+      const float a = *low;
+      const float b = *high;
+      *low = a * cosines[pair] - b * sines[pair];
+      *high = a * sines[pair] + b * cosines[pair];
+    });
+  }
+};
+
+// Bodies over a row of scores or logits, a block a row.
+
+// Of a block that has a token's scores for experts: as long as there are few, a warp, which waits for nobody.
+inline constexpr int64_t kWarpScores = kWarp * kWarp;
+CADRE_DEVICE constexpr int threads_for_scores(int64_t count) { return count <= kWarpScores ? kWarp : kThreads; }
+
+template <class Block>
+CADRE_DEVICE float largest(Block& block, const float* row, int64_t count) {
+  return block.reduce(
+      count, -INFINITY, [&](int64_t i) { return row[i]; }, Larger());
+}
+
+template <class Block>
+CADRE_DEVICE float log_sum_exp(Block& block, const float* row, int64_t count) {
+  const float top = largest(block, row, count);
+  return top + logf(sum(block, count, [&](int64_t i) { return expf(row[i] - top); }));
+}
+
+struct Softmax {
+  const float* x;
+  float* y;
+  int64_t width;
+  CADRE_DEVICE int threads() const { return threads_for_scores(width); }
+  template <class Block>
+  CADRE_DEVICE void operator()(Block& block) const {
+    const float* in = x + block.index() * width;
+    float* out = y + block.index() * width;
+    const float top = largest(block, in, width);
+    const float total = sum(block, width, [&](int64_t i) { return expf(in[i] - top); });
+    block.each(width, [&](int64_t i) { out[i] = expf(in[i] - top) / total; });
+  }
+};
+
+struct SoftmaxGrad {
+  const float* y;
+  const float* dy;
+  float* dx;
+  int64_t width;
+  CADRE_DEVICE int threads() const { return threads_for_scores(width); }
+  template <class Block>
+  CADRE_DEVICE void operator()(Block& block) const {
+    const int64_t first = block.index() * width;
+    const float mean = sum(block, width, [&](int64_t i) { return y[first + i] * dy[first + i]; });
+    block.each(width, [&](int64_t i) { dx[first + i] = y[first + i] * (dy[first + i] - mean); });
+  }
+};
+
+struct CrossEntropy {
+  const float* logits;
+  const int32_t* targets;
+  float* losses;
+  int64_t width;
+  template <class Block>
+  CADRE_DEVICE void operator()(Block& block) const {
+    const float* row = logits + block.index() * width;
+    const int32_t target = targets[block.index()];
+    const float loss = target < 0 ? 0.0F : log_sum_exp(block, row, width) - row[target];
+    block.each(1, [&](int64_t) { losses[block.index()] = loss; });
+  }
+};
+
+struct CrossEntropyGrad {
+  const float* logits;
+  const int32_t* targets;
+  float* dlogits;
+  int64_t width;
+  float scale;
+  template <class Block>
+  CADRE_DEVICE void operator()(Block& block) const {
+    const float* row = logits + block.index() * width;
+    float* grad = dlogits + block.index() * width;
+    const int32_t target = targets[block.index()];
+    const float denominator = target < 0 ? 0.0F : log_sum_exp(block, row, width);
+    block.each(width, [&](int64_t i) {
+      grad[i] = target < 0 ? 0.0F : scale * (expf(row[i] - denominator) - (i == target ? 1.0F : 0.0F));
+    });
   }
 };
 

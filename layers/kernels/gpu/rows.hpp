@@ -7,7 +7,6 @@
 #include <type_traits>
 
 #include "layers/kernels/gpu/block.hpp"
-#include "layers/kernels/gpu/four.hpp"
 
 namespace cadre::gpu {
 

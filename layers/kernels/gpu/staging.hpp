@@ -1,10 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
-// Memory of the host from which a device copies later: used again once the device is past the copies.
+// Host memory from which a device copies later, reused once the device is past the copies; and which addresses a device
+// can read.
 #pragma once
 
 #include <algorithm>
 #include <cstddef>
+#include <cstdint>
 #include <deque>
+#include <iterator>
+#include <map>
 #include <utility>
 
 #include "comm/base/buffer.hpp"
@@ -58,6 +62,24 @@ class Staging {
   size_t max_pieces_;
   std::deque<Piece> pieces_;  // the last is being filled, the first was filled first
   size_t used_ = 0;           // bytes of the last
+};
+
+// Which addresses a device reaches: the allocations that were made for it.
+class AddressRanges {
+ public:
+  void add(const void* begin, size_t bytes) { ends_[address(begin)] = address(begin) + bytes; }
+  void remove(const void* begin) { ends_.erase(address(begin)); }
+  // Whether all bytes lie within one of them. No bytes lie anywhere.
+  bool contain(const void* begin, size_t bytes) const {
+    if (bytes == 0) return true;
+    const auto next = ends_.upper_bound(address(begin));
+    return next != ends_.begin() && address(begin) + bytes <= std::prev(next)->second;
+  }
+
+ private:
+  static uintptr_t address(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer); }
+
+  std::map<uintptr_t, uintptr_t> ends_;  // by begin
 };
 
 }  // namespace cadre::gpu

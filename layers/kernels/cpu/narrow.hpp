@@ -1,14 +1,22 @@
 // SPDX-License-Identifier: Apache-2.0
-// Vector loops over values in fp8 E4M3 with shared scales, private to the CPU back end. Values that were rounded are
-// kept as floats: multiples of a code, value = code x scale. comm/wire/fp8.hpp has the format.
+// Vector loops that round f32 to bf16 and to fp8, private to the CPU back end.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 
+#include "comm/base/dtype.hpp"
 #include "comm/wire/fp8.hpp"
 
 namespace cadre {
+
+void round_to_bf16(const float* from, bf16* to, size_t count);
+
+// The rounded values as f32.
+void round_through_bf16(const float* from, float* to, size_t count);
+
+// Vector loops over values in fp8 E4M3 with shared scales, private to the CPU back end. Values that were rounded are
+// kept as floats: multiples of a code, value = code x scale. comm/wire/fp8.hpp has the format.
 
 // [rows, width] in tiles of 1 x 128. codes [rows, width] as floats; scales [rows, ceil(width / 128)].
 void round_tiles_to_fp8(const float* values, int64_t rows, int64_t width, Fp8Scale kind, float* codes, float* scales);

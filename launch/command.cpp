@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "launch/command_line.hpp"
+#include "launch/command.hpp"
 
 #include <boost/program_options.hpp>
 #include <fmt/format.h>
