@@ -137,7 +137,7 @@ void fill(const ParameterStore& store) {
       const double normal = random.normal(static_cast<uint64_t>(i));
       const double value =
           parameter->value.num_dims() == 2 ? parameter->init.scale * normal : (is_bias ? -0.4 : 1.0) + 0.3 * normal;
-      test::set_element(parameter->value, i, value);
+      test::put_element(parameter->value, i, value);
     }
   }
 }
@@ -263,7 +263,7 @@ class Run {
           all.insert(all.end(), values.begin(), values.end());
           for (int64_t i = 0; i < count * config.hidden_size; ++i) {
             const Tensor to = next_h.rows(s * length + first, count);
-            test::set_element(to, i, test::values_of(y.rows(s * count, count))[static_cast<size_t>(i)]);
+            test::put_element(to, i, test::values_of(y.rows(s * count, count))[static_cast<size_t>(i)]);
           }
         }
       }

@@ -76,7 +76,7 @@ class Everything {
     const Tensor second = changed({kWidth});
     for (int64_t i = 0; i < kWidth; ++i) second.data<float>()[i] *= second.data<float>()[i];
     kernels_.adamw(step, changed({kWidth}), random({kWidth}), changed({kWidth}), second);
-    test::set_element(out({1}), 0, kernels_.sum_squares(random({200'000})));
+    test::put_element(out({1}), 0, kernels_.sum_squares(random({200'000})));
   }
 
   void rows() {

@@ -72,7 +72,7 @@ inline float element(const std::string& name, int64_t i) {
 
 inline void fill(const ModelRank& rank) {
   for (const auto& [name, memory] : rank.tensors()) {
-    for (int64_t i = 0; i < memory.numel(); ++i) set_element(memory, i, element(name, i));
+    for (int64_t i = 0; i < memory.numel(); ++i) put_element(memory, i, element(name, i));
   }
 }
 

@@ -16,12 +16,12 @@
 namespace cadre::test {
 
 // Any element type; i32 takes the integer part.
-inline void set_element(const Tensor& tensor, int64_t i, double value) {
+inline void put_element(const Tensor& tensor, int64_t i, double value) {
   switch (tensor.dtype()) {
     case DType::f32: tensor.data<float>()[i] = static_cast<float>(value); return;
     case DType::f64: tensor.data<double>()[i] = value; return;
     case DType::i32: tensor.data<int32_t>()[i] = static_cast<int32_t>(value); return;
-    default: FAIL() << "set_element of " << tensor.describe();
+    default: FAIL() << "put_element of " << tensor.describe();
   }
 }
 
@@ -42,7 +42,7 @@ inline Tensor tensor_of(Arena& arena, DType dtype, std::initializer_list<int64_t
                         const std::vector<double>& values) {
   const Tensor tensor = arena.take("test", dtype, shape);
   EXPECT_EQ(tensor.numel(), static_cast<int64_t>(values.size()));
-  for (size_t i = 0; i < values.size(); ++i) set_element(tensor, static_cast<int64_t>(i), values[i]);
+  for (size_t i = 0; i < values.size(); ++i) put_element(tensor, static_cast<int64_t>(i), values[i]);
   return tensor;
 }
 
@@ -50,7 +50,7 @@ inline Tensor tensor_of(Arena& arena, DType dtype, std::initializer_list<int64_t
 inline void fill_random(const Tensor& tensor, uint64_t id, double scale = 1.0) {
   const Random random(0, "test", id);
   for (int64_t i = 0; i < tensor.numel(); ++i) {
-    set_element(tensor, i, scale * random.normal(static_cast<uint64_t>(i)));
+    put_element(tensor, i, scale * random.normal(static_cast<uint64_t>(i)));
   }
 }
 
