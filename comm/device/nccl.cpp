@@ -297,12 +297,13 @@ std::string nccl_version() {
 
 std::unique_ptr<Transport> make_nccl_transport(std::unique_ptr<Transport> base, int device) {
   auto rail = std::make_shared<Rail>(device);
-  ncclUniqueId id = {};
-  if (base->rank() == 0) CADRE_NCCL(ncclGetUniqueId(&id));
-  Request known = base->broadcast(std::as_writable_bytes(std::span(&id, 1)), 0);
+  const auto id = std::make_shared<ncclUniqueId>();
+  if (base->rank() == 0) CADRE_NCCL(ncclGetUniqueId(id.get()));
+  Request known = base->broadcast(std::as_writable_bytes(std::span(id.get(), 1)), 0);
+  known.keep(id);
   wait(known);  // so that NCCL, which has no deadline, is entered by all or by none
   ncclComm_t comm = nullptr;
-  CADRE_NCCL(ncclCommInitRank(&comm, base->size(), id, base->rank()));
+  CADRE_NCCL(ncclCommInitRank(&comm, base->size(), *id, base->rank()));
   return std::make_unique<NcclTransport>(std::move(base), std::move(rail), comm);
 }
 

@@ -272,15 +272,19 @@ AlltoallvExchange::AlltoallvExchange(const Communicator& world, const Kernels& k
   }
 
   const int num_received = receive_offsets_.back() + receive_counts_.back();
-  std::vector<int32_t> expert_received(static_cast<size_t>(num_received));
+  const auto expert_sent = std::make_shared<std::vector<int32_t>>(std::move(expert));
+  const auto received = std::make_shared<std::vector<int32_t>>(static_cast<size_t>(num_received));
   const std::vector<int64_t> send64(send_counts_.begin(), send_counts_.end());
   const std::vector<int64_t> receive64(receive_counts_.begin(), receive_counts_.end());
   const std::vector<int64_t> send_at(send_offsets_.begin(), send_offsets_.end());
   const std::vector<int64_t> receive_at(receive_offsets_.begin(), receive_offsets_.end());
   Request experts = world.transport().all_to_all_rows(
-      {reinterpret_cast<const std::byte*>(expert.data()), send64, send_at},
-      {reinterpret_cast<std::byte*>(expert_received.data()), receive64, receive_at}, sizeof(int32_t));
+      {reinterpret_cast<const std::byte*>(expert_sent->data()), send64, send_at},
+      {reinterpret_cast<std::byte*>(received->data()), receive64, receive_at}, sizeof(int32_t));
+  experts.keep(expert_sent);
+  experts.keep(received);
   wait(experts);
+  const std::vector<int32_t>& expert_received = *received;
   expert_order_.resize(expert_received.size());
   std::iota(expert_order_.begin(), expert_order_.end(), 0);
   std::stable_sort(expert_order_.begin(), expert_order_.end(),
