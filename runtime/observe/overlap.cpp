@@ -156,8 +156,8 @@ std::optional<SteadyTimes> steady_times(const std::vector<StepSums>& sums) {
 }
 
 // For each rank what `pick` makes of its sums of a row, in ms a step; 0 where it has none.
-template <class Row, class Key>
-double mean_over_ranks(const std::vector<StepSums>& sums, std::map<Key, Row> StepSums::*rows, const Key& key,
+template <class Row, class PhaseKey>
+double mean_over_ranks(const std::vector<StepSums>& sums, std::map<PhaseKey, Row> StepSums::*rows, const PhaseKey& key,
                        const std::function<int64_t(const Row&)>& pick) {
   double total = 0;
   for (const StepSums& rank : sums) {
@@ -168,13 +168,13 @@ double mean_over_ranks(const std::vector<StepSums>& sums, std::map<Key, Row> Ste
 }
 
 std::vector<PhaseTimes> phases_of(const std::vector<StepSums>& sums) {
-  using Key = std::pair<PhaseClass, std::string>;
-  std::set<Key> keys;
+  using PhaseKey = std::pair<PhaseClass, std::string>;
+  std::set<PhaseKey> keys;
   for (const StepSums& rank : sums) {
     for (const auto& [key, phase] : rank.phases) keys.insert(key);
   }
   std::vector<PhaseTimes> phases;
-  for (const Key& key : keys) {
+  for (const PhaseKey& key : keys) {
     PhaseTimes phase = {.phase = key.second, .phase_class = key.first};
     std::vector<double> times;
     for (const StepSums& rank : sums) {
@@ -194,7 +194,7 @@ std::vector<PhaseTimes> phases_of(const std::vector<StepSums>& sums) {
       phase.variation_percent = 100 * std::sqrt(squares / static_cast<double>(times.size())) / phase.mean;
     }
     if (key.first != PhaseClass::compute) {
-      phase.hidden = mean_over_ranks<PhaseSums, Key>(sums, &StepSums::phases, key, &PhaseSums::hidden);
+      phase.hidden = mean_over_ranks<PhaseSums, PhaseKey>(sums, &StepSums::phases, key, &PhaseSums::hidden);
       phase.exposed = phase.mean - phase.hidden;
     }
     phases.push_back(std::move(phase));

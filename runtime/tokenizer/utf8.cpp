@@ -77,10 +77,10 @@ bool is_noncharacter(char32_t c) { return (c & 0xFFFE) == 0xFFFE || (c >= 0xFDD0
 
 bool is_unassigned(char32_t c) {
   static const int type = [] {
-    constexpr std::string_view kName = "Cn";
-    const auto* name = reinterpret_cast<const OnigUChar*>(kName.data());
+    constexpr std::string_view kPropertyName = "Cn";
+    const auto* name = reinterpret_cast<const OnigUChar*>(kPropertyName.data());
     return ONIGENC_PROPERTY_NAME_TO_CTYPE(ONIG_ENCODING_UTF8, const_cast<OnigUChar*>(name),
-                                          const_cast<OnigUChar*>(name) + kName.size());
+                                          const_cast<OnigUChar*>(name) + kPropertyName.size());
   }();
   return !is_common(c) && !is_noncharacter(c) &&
          ONIGENC_IS_CODE_CTYPE(ONIG_ENCODING_UTF8, static_cast<OnigCodePoint>(c), static_cast<OnigCtype>(type)) != 0;
