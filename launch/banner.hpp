@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What a job says of itself before it begins: who runs where, over what, bound to which cores.
+// The first lines of a run: ranks, hosts, transport, cpus of each rank.
 #pragma once
 
 #include <array>

@@ -31,11 +31,11 @@ Field placement_option(std::string& file);
 // Of how many tokens the best expert is one of those that were left out; both are counted once a layer. A line.
 std::string dead_experts_note(const ModelConfig& model, int64_t rerouted, int64_t tokens);
 
-// What rank 0 says of keys in the checkpoint's or model's config.json that change nothing; empty when there are none.
+// The note of rank 0 on keys of config.json without effect; empty when there are none.
 std::string unused_keys_note(const std::filesystem::path& path, const std::vector<std::string>& unused);
 
-// What rank 0 says of a checkpoint that is read: keys of its config.json and tensors of its files that change nothing, MTP
-// modules that are not in the files. Lines, none where there is nothing to say. Throws as unread_tensors does.
+// Notes on a checkpoint, one a line: keys of config.json and tensors without effect, MTP modules that the files lack. Throws
+// as unread_tensors does.
 std::string checkpoint_notes(const std::filesystem::path& checkpoint);
 
 // A worker without gradients, and without the MTP modules.

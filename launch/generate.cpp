@@ -53,8 +53,7 @@ void print_cache(const Worker& worker, const ExpertCache& cache) {
              static_cast<double>(sums[2]) / (1 << 20));
 }
 
-// MTP modules that speculation is done with. What a directory of another program says of them in its
-// config.json it need not have.
+// Number of MTP modules to speculate with. Files of another program may lack the modules that config.json names.
 int64_t num_drafts(const std::filesystem::path& checkpoint, const ModelConfig& model, const std::string& speculate) {
   const int64_t modules = model.num_nextn_predict_layers;
   if (speculate == "off" || (speculate == "auto" && modules == 0)) return 0;

@@ -171,7 +171,7 @@ int Job::fail(const Error& error) const {
   try {
     if (lower_rank_failed()) std::this_thread::sleep_for(kAbortTime);
   } catch (const std::exception&) {
-    // MPI itself is broken: the error at hand matters more.
+    // MPI itself is broken: the first error matters more.
   }
   const bool tell_rank = rank() > 0 || error.kind() != ErrorKind::input;
   print_error(tell_rank ? rank_text(rank()) : "", error);

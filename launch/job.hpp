@@ -37,7 +37,7 @@ class Job {
   // Throws when a launcher started several processes that MPI does not know to be one job.
   void check_launcher() const;
 
-  // How many ranks on_ranks gives. Throws when thread ranks are asked for in a job of several processes.
+  // Number of ranks of on_ranks. Throws on thread ranks in a job of several processes.
   int num_ranks(int64_t thread_ranks) const;
   // Runs `body` with the world of each rank: the processes of the job, or that many threads of this process.
   void on_ranks(int64_t thread_ranks, const std::function<void(Communicator)>& body) const;

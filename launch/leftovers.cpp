@@ -43,7 +43,7 @@ bool is_mine(const fs::path& path) {
   return ::lstat(path.c_str(), &status) == 0 && status.st_uid == ::getuid();
 }
 
-// Not the first one, which is no rank and which nobody may look at in some containers.
+// Not process 1: it is no rank, and some containers hide it.
 bool is_process(const std::string& name) {
   return name != "1" && std::ranges::all_of(name, [](unsigned char c) { return std::isdigit(c) != 0; });
 }

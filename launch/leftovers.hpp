@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What a job that was killed leaves behind on its hosts.
+// Shared memory that a killed job left on a host.
 #pragma once
 
 #include <filesystem>

@@ -72,7 +72,7 @@ int64_t experts_of(const std::string& prompt, const std::string& name, const Run
   return experts_for(complexity, complexity_table(config.task), most);
 }
 
-// By prompt; 0 where nothing was asked for.
+// By prompt; 0 without a complexity.
 std::vector<int64_t> experts_by_prompt(const std::string& complexity, const std::vector<std::string>& prompts,
                                        const RunConfig& config) {
   std::vector<int64_t> experts(prompts.size(), 0);

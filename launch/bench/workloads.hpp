@@ -19,7 +19,7 @@ enum class Workload : uint8_t {
   hot_rank,          // W2: those of rank 0 are
   spread_hot,        // W3: one expert of each rank is
   ragged_source,     // W4: rank 0 has no tokens, the last has most
-  zero_expert_rank,  // W5: nobody wants the experts of the last rank
+  zero_expert_rank,  // W5: no token selects the experts of the last rank
   rotating_hotspot,  // W6: the hot rank moves with every iteration
   burst,             // W7: every fourth iteration has all tokens, the others a quarter
 };
