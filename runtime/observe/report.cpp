@@ -272,7 +272,7 @@ std::string number_text(const Json& value, int places) {
   return value.is_null() ? "-" : fmt::format("{:.{}f}", value.get<double>(), places);
 }
 
-// Figures of the headline_text in the order of a table.
+// Figures of the headline in the order of a table.
 constexpr std::pair<const char*, const char*> kFigures[] = {
     {"step_ms", "step ms"},
     {"compute_ms", "compute"},
@@ -294,7 +294,7 @@ void check_report(const Json& json, const std::string& from) {
               "write one with cadre report RUN_DIR --json FILE");
   try {
     static_cast<void>(means_of(json));
-    for (const auto& [key, name] : kFigures) static_cast<void>(json.at("headline_text").at(key));
+    for (const auto& [key, name] : kFigures) static_cast<void>(json.at("headline").at(key));
   } catch (const Json::exception& error) {
     throw Error(ErrorKind::input, fmt::format("{} is a damaged report: {}", from, error.what()),
                 "write it again with cadre report RUN_DIR --json FILE");
@@ -306,7 +306,7 @@ Json diff_json(const Json& before, const Json& after) {
   const Means new_means = means_of(after);
   Means all = old_means;
   all.insert(new_means.begin(), new_means.end());
-  const double least = kShareOfStep * before.at("headline_text").at("step_ms").get<double>();
+  const double least = kShareOfStep * before.at("headline").at("step_ms").get<double>();
   std::vector<Json> changes;
   for (const auto& [key, unused] : all) {
     const auto in = [&key = key](const Means& means) {
@@ -330,14 +330,14 @@ Json diff_json(const Json& before, const Json& after) {
   });
   return {{"schema", "cadre.report.diff"},
           {"version", 1},
-          {"before", {{"run", before.at("run")}, {"headline_text", before.at("headline_text")}}},
-          {"after", {{"run", after.at("run")}, {"headline_text", after.at("headline_text")}}},
+          {"before", {{"run", before.at("run")}, {"headline", before.at("headline")}}},
+          {"after", {{"run", after.at("run")}, {"headline", after.at("headline")}}},
           {"changes", std::move(changes)}};
 }
 
 std::string diff_text(const Json& diff) {
-  const Json& before = diff.at("before").at("headline_text");
-  const Json& after = diff.at("after").at("headline_text");
+  const Json& before = diff.at("before").at("headline");
+  const Json& after = diff.at("after").at("headline");
   Table headlines({"", "before", "after", "change"});
   for (const auto& [key, name] : kFigures) {
     const bool both = !before.at(key).is_null() && !after.at(key).is_null();
