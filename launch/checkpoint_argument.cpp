@@ -49,7 +49,7 @@ Field dead_experts_option(std::string& experts) {
 
 void leave_out(const std::string& experts, ModelConfig& model) {
   if (experts.empty()) return;
-  model.routing.dead_experts = experts;
+  set_key(model, "dead_experts", experts);
   check(model);
 }
 
@@ -74,7 +74,8 @@ Field placement_option(std::string& file) {
 
 std::string dead_experts_note(const ModelConfig& model, int64_t rerouted, int64_t tokens) {
   return fmt::format("without experts {}: the best expert of {:.2f} % of the tokens, over the layers\n",
-                     model.routing.dead_experts, 100.0 * static_cast<double>(rerouted) / static_cast<double>(tokens));
+                     key_text(model, "dead_experts"),
+                     100.0 * static_cast<double>(rerouted) / static_cast<double>(tokens));
 }
 
 std::string unused_keys_note(const fs::path& path, const std::vector<std::string>& unused) {

@@ -35,7 +35,7 @@ void print_evaluation(const Evaluation& evaluation, const ModelConfig& model) {
     fmt::print("layer {:3} | experts cv {:.2f} maxvio {:.2f} entropy {:.3f} dead {} of {}\n", moe_layers[i], figures.cv,
                figures.max_vio, figures.entropy, figures.dead, evaluation.expert_counts[i].size());
   }
-  if (model.routing.dead_experts.empty()) return;
+  if (model.router.dead_experts.empty()) return;
   fmt::print("{}", dead_experts_note(model, evaluation.rerouted,
                                      evaluation.num_tokens * static_cast<int64_t>(moe_layers.size())));
 }

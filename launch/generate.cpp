@@ -113,7 +113,7 @@ void print_texts(Worker& worker, const Requests& requests, const Tokenizer& toke
   if (!speaks) return;
   print_acceptance(statistics);
   const ModelConfig& model = worker.model().config();
-  if (model.routing.dead_experts.empty()) return;
+  if (model.router.dead_experts.empty()) return;
   fmt::print(stderr, "{}", dead_experts_note(model, statistics.routed.rerouted, statistics.routed.tokens));
 }
 

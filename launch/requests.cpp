@@ -53,14 +53,14 @@ void add_lines(const std::string& path, Requests& requests) {
 
 // Whether a token may visit more experts than the model was trained with: where selection by token is all that decides.
 bool takes_more_experts(const ModelConfig& model) {
-  const RouterKeys& keys = model.routing;
-  const bool by_token = keys.router == "token_choice" || keys.router == "sinkhorn";
-  return by_token && keys.task_top_k.empty() && keys.expert_kinds != "projections";
+  const SelectOptions& select = model.router.select;
+  const bool by_token = select.rule == SelectRule::token_choice || select.rule == SelectRule::sinkhorn;
+  return by_token && select.task_top_k.empty() && model.expert_kinds != ExpertKinds::projections;
 }
 
 // Experts that may be chosen for a token.
 int64_t eligible_experts(const ModelConfig& model) {
-  const bool by_group = model.topk_method != "greedy" && model.n_group > 1;
+  const bool by_group = model.topk_method != TopkMethod::greedy && model.n_group > 1;
   return by_group ? model.n_routed_experts / model.n_group * model.topk_group : model.n_routed_experts;
 }
 
@@ -139,7 +139,7 @@ std::string explain(const std::string& prompt, const RunConfig& config, const Re
   }
   if (!is_given && task.matches.empty()) text += fmt::format("keyword  none: {}\n", name_of(task.type));
   std::vector<size_t> meant;
-  const std::vector<int32_t> tasks = expert_tasks(config.model);
+  const std::vector<int32_t>& tasks = config.model.router.bias.expert_task;
   for (size_t expert = 0; expert < tasks.size(); ++expert) {
     if (tasks[expert] == static_cast<int32_t>(task.type)) meant.push_back(expert);
   }
@@ -147,7 +147,7 @@ std::string explain(const std::string& prompt, const RunConfig& config, const Re
   text +=
       fmt::format("experts  {} of {} belong to the task{}\n",
                   meant.empty() ? "none" : fmt::format("{}", fmt::join(meant, " ")), config.model.n_routed_experts,
-                  is_told ? fmt::format(", bias {}", config.model.routing.task_bias) : ", but the router gets no task");
+                  is_told ? fmt::format(", bias {}", config.model.router.bias.task) : ", but the router gets no task");
   if (facts.num_experts > 0) text += fmt::format("top-k    at most {} experts a token\n", facts.num_experts);
   return text;
 }

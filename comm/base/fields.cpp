@@ -57,28 +57,58 @@ std::string range_text(const Allowed& allowed) {
               field.help);
 }
 
-// The value as the type of the member, if it is one and is in range.
-std::optional<FieldValue> accept(const Field& field, const FieldValue& value) {
-  if (std::holds_alternative<bool*>(field.member)) {
-    if (std::holds_alternative<bool>(value)) return value;
-  } else if (std::holds_alternative<int64_t*>(field.member)) {
-    const auto* integer = std::get_if<int64_t>(&value);
-    if (integer && number_allowed(field.allowed, static_cast<double>(*integer))) return value;
-  } else if (std::holds_alternative<double*>(field.member)) {
-    const auto* integer = std::get_if<int64_t>(&value);
-    const auto* real = std::get_if<double>(&value);
-    if (!integer && !real) return std::nullopt;
-    const double number = integer ? static_cast<double>(*integer) : *real;
-    if (number_allowed(field.allowed, number)) return number;
-  } else {
-    const auto* text = std::get_if<std::string>(&value);
-    if (text && text_allowed(field.allowed, *text)) return value;
-  }
-  return std::nullopt;
+// Each sets the member if the value is of its type and in range.
+bool set(bool* member, const Allowed& /*allowed*/, const FieldValue& value) {
+  const auto* flag = std::get_if<bool>(&value);
+  if (flag != nullptr) *member = *flag;
+  return flag != nullptr;
+}
+
+template <class Integer>
+bool set_integer(Integer* member, const Allowed& allowed, const FieldValue& value) {
+  const auto* integer = std::get_if<int64_t>(&value);
+  if (integer == nullptr || !std::in_range<Integer>(*integer)) return false;
+  if (!number_allowed(allowed, static_cast<double>(*integer))) return false;
+  *member = static_cast<Integer>(*integer);
+  return true;
+}
+bool set(int* member, const Allowed& allowed, const FieldValue& value) { return set_integer(member, allowed, value); }
+bool set(int64_t* member, const Allowed& allowed, const FieldValue& value) {
+  return set_integer(member, allowed, value);
+}
+
+bool set(double* member, const Allowed& allowed, const FieldValue& value) {
+  const auto* integer = std::get_if<int64_t>(&value);
+  const auto* real = std::get_if<double>(&value);
+  if (integer == nullptr && real == nullptr) return false;
+  const double number = integer != nullptr ? static_cast<double>(*integer) : *real;
+  if (!number_allowed(allowed, number)) return false;
+  *member = number;
+  return true;
+}
+
+bool set(std::string* member, const Allowed& allowed, const FieldValue& value) {
+  const auto* text = std::get_if<std::string>(&value);
+  if (text == nullptr || !text_allowed(allowed, *text)) return false;
+  *member = *text;
+  return true;
+}
+
+bool set(const TextMember& member, const Allowed& /*allowed*/, const FieldValue& value) {
+  const auto* text = std::get_if<std::string>(&value);
+  return text != nullptr && member.set(*text);
+}
+
+bool set(const Field& field, const FieldValue& value) {
+  return std::visit([&](const auto& member) { return set(member, field.allowed, value); }, field.member);
+}
+
+bool is_integer(const Field& field) {
+  return std::holds_alternative<int*>(field.member) || std::holds_alternative<int64_t*>(field.member);
 }
 
 template <class Number>
-std::optional<FieldValue> number_of(const std::string& text) {
+std::optional<Number> number_of(std::string_view text) {
   Number number{};
   const char* end = text.data() + text.size();
   const auto [stop, error] = std::from_chars(text.data(), end, number);
@@ -87,12 +117,44 @@ std::optional<FieldValue> number_of(const std::string& text) {
 }
 
 std::optional<FieldValue> parse(const Field& field, const std::string& text) {
-  if (std::holds_alternative<int64_t*>(field.member)) return number_of<int64_t>(text);
+  if (is_integer(field)) return number_of<int64_t>(text);
   if (std::holds_alternative<double*>(field.member)) return number_of<double>(text);
-  if (std::holds_alternative<std::string*>(field.member)) return text;
+  if (!std::holds_alternative<bool*>(field.member)) return text;
   if (text == "true" || text == "false") return text == "true";
   return std::nullopt;
 }
+
+template <class Number>
+std::optional<std::vector<Number>> list_in(const std::string& text, int64_t least, int64_t most) {
+  std::vector<Number> numbers;
+  for (std::string_view rest = text; !rest.empty();) {
+    const size_t comma = rest.find(',');
+    const auto number = number_of<int64_t>(rest.substr(0, comma));
+    if (!number || *number < least || *number > most) return std::nullopt;
+    numbers.push_back(static_cast<Number>(*number));
+    rest = comma == std::string_view::npos ? std::string_view() : rest.substr(comma + 1);
+  }
+  return numbers;
+}
+
+template <class Number>
+Field list_field(std::string name, std::vector<Number>& member, int64_t least, int64_t most, std::string help) {
+  const TextMember text = {.text = [&member] { return fmt::format("{}", fmt::join(member, ",")); },
+                           .set =
+                               [&member, least, most](const std::string& given) {
+                                 auto numbers = list_in<Number>(given, least, most);
+                                 if (numbers) member = *std::move(numbers);
+                                 return numbers.has_value();
+                               }};
+  return {std::move(name), text, {.form = list_form(least, most)}, std::move(help)};
+}
+
+template <class T>
+FieldValue value_in(const T* member) {
+  return *member;
+}
+FieldValue value_in(const int* member) { return int64_t{*member}; }
+FieldValue value_in(const TextMember& member) { return member.text(); }
 
 std::string_view last_part(std::string_view name) { return name.substr(name.rfind('.') + 1); }
 
@@ -105,15 +167,25 @@ Allowed between(double min, double max) { return {.min = min, .max = max}; }
 Allowed from_below(double min, double max) { return {.min = min, .max = max, .max_excluded = true}; }
 Allowed one_of(std::vector<std::string> choices) { return {.choices = std::move(choices)}; }
 
+Field list_of(std::string name, std::vector<int32_t>& member, int64_t least, int64_t most, std::string help) {
+  return list_field(std::move(name), member, least, most, std::move(help));
+}
+Field list_of(std::string name, std::vector<int64_t>& member, int64_t least, int64_t most, std::string help) {
+  return list_field(std::move(name), member, least, most, std::move(help));
+}
+std::string list_form(int64_t least, int64_t most) {
+  return fmt::format("integers in [{}, {}], as 1,2,3", least, most);
+}
+
 FieldValue value_of(const Field& field) {
-  return std::visit([](const auto* member) { return FieldValue(*member); }, field.member);
+  return std::visit([](const auto& member) { return value_in(member); }, field.member);
 }
 
 std::string allowed_text(const Field& field) {
   if (std::holds_alternative<bool*>(field.member)) return "true | false";
-  if (std::holds_alternative<int64_t*>(field.member)) return "integer" + range_text(field.allowed);
+  if (is_integer(field)) return "integer" + range_text(field.allowed);
   if (std::holds_alternative<double*>(field.member)) return "number" + range_text(field.allowed);
-  if (field.allowed.choices.empty()) return "text";
+  if (field.allowed.choices.empty()) return field.allowed.form.empty() ? "text" : field.allowed.form;
   return fmt::format("{}", fmt::join(field.allowed.choices, " | "));
 }
 
@@ -123,10 +195,7 @@ std::string value_text(const FieldValue& value) {
 }
 
 void assign(const Field& field, const FieldValue& value, const std::string& prefix) {
-  const auto accepted = accept(field, value);
-  if (!accepted) refuse(field, value_text(value), prefix);
-  std::visit([&](auto* member) { *member = std::get<std::remove_pointer_t<decltype(member)>>(*accepted); },
-             field.member);
+  if (!set(field, value)) refuse(field, value_text(value), prefix);
 }
 
 void assign_text(const Field& field, const std::string& text, const std::string& prefix) {
@@ -137,8 +206,14 @@ void assign_text(const Field& field, const std::string& text, const std::string&
 
 void check_ranges(std::span<const Field> fields, const std::string& prefix) {
   for (const Field& field : fields) {
-    if (!accept(field, value_of(field))) refuse(field, value_text(value_of(field)), prefix);
+    if (!set(field, value_of(field))) refuse(field, value_text(value_of(field)), prefix);
   }
+}
+
+const Field& field_named(std::span<const Field> fields, std::string_view name) {
+  const auto found = std::ranges::find(fields, name, &Field::name);
+  CADRE_ASSERT(found != fields.end());
+  return *found;
 }
 
 std::string nearest_name_hint(std::string_view name, std::span<const std::string> known) {

@@ -9,10 +9,12 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <limits>
 #include <span>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <variant>
 #include <vector>
 
@@ -27,6 +29,7 @@ struct Allowed {
   bool min_excluded = false;
   bool max_excluded = false;
   std::vector<std::string> choices = {};  // of text; none: any text
+  std::string form = {};                  // of text, in words: "integers in [0, 7], as 1,2,3"
 };
 
 Allowed any();
@@ -36,12 +39,54 @@ Allowed between(double min, double max);     // [min, max]
 Allowed from_below(double min, double max);  // [min, max)
 Allowed one_of(std::vector<std::string> choices);
 
+// A member that files and messages show as text: an enumerator by its name, a list of numbers as 1,2,3.
+struct TextMember {
+  std::function<std::string()> text;
+  std::function<bool(const std::string&)> set;  // false: not such a text, and the member keeps its value
+};
+
 struct Field {
   std::string name;
-  std::variant<bool*, int64_t*, double*, std::string*> member;
+  std::variant<bool*, int*, int64_t*, double*, std::string*, TextMember> member;
   Allowed allowed;
   std::string help;
 };
+
+// One value of a member and its name.
+template <class T>
+struct Name {
+  std::string text;
+  T value;
+};
+
+// A member with a few values, each with a name: an enumeration, mostly.
+template <class T>
+Field named(std::string name, T& member, const std::vector<Name<T>>& names, std::string help) {
+  Allowed allowed;
+  for (const Name<T>& one : names) allowed.choices.push_back(one.text);
+  const TextMember text = {.text =
+                               [&member, names] {
+                                 for (const Name<T>& one : names) {
+                                   if (one.value == member) return one.text;
+                                 }
+                                 return std::string();
+                               },
+                           .set =
+                               [&member, names](const std::string& given) {
+                                 for (const Name<T>& one : names) {
+                                   if (one.text != given) continue;
+                                   member = one.value;
+                                   return true;
+                                 }
+                                 return false;
+                               }};
+  return {std::move(name), text, std::move(allowed), std::move(help)};
+}
+
+// A list of integers in [least, most], as text with commas between them; empty text is an empty list.
+Field list_of(std::string name, std::vector<int32_t>& member, int64_t least, int64_t most, std::string help);
+Field list_of(std::string name, std::vector<int64_t>& member, int64_t least, int64_t most, std::string help);
+std::string list_form(int64_t least, int64_t most);  // "integers in [0, 7], as 1,2,3"
 
 FieldValue value_of(const Field& field);
 std::string allowed_text(const Field& field);     // "integer >= 1", "number in [0, 1)", "silu | gelu | relu"
@@ -54,6 +99,8 @@ void assign(const Field& field, const FieldValue& value, const std::string& pref
 void assign_text(const Field& field, const std::string& text, const std::string& prefix);
 // Checks the range of what the members hold now.
 void check_ranges(std::span<const Field> fields, const std::string& prefix);
+// The field of that name; an internal error when there is none.
+const Field& field_named(std::span<const Field> fields, std::string_view name);
 
 // A hint for an unknown name: the nearest of `known` by edit distance, or of its part after the last dot.
 std::string nearest_name_hint(std::string_view name, std::span<const std::string> known);

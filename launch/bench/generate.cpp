@@ -57,7 +57,7 @@ ModelConfig default_model() {
   model.num_experts_per_tok = 4;
   model.n_shared_experts = 1;
   model.moe_intermediate_size = 384;
-  model.scoring_func = "sigmoid";
+  model.scoring_func = ScoreFunction::sigmoid;
   model.norm_topk_prob = true;
   fill_defaults(model);
   return model;

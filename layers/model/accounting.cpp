@@ -21,8 +21,8 @@ ModelCost dense_cost(const char* name, const ModelConfig& config, int64_t width,
   dense.num_experts_per_tok = 1;
   dense.n_shared_experts = 0;
   dense.moe_intermediate_size = width;
-  dense.topk_method = "greedy";
-  dense.routing.expert_kinds = "same";
+  dense.topk_method = TopkMethod::greedy;
+  dense.expert_kinds = ExpertKinds::same;
   dense.n_group = dense.topk_group = 1;
   const int64_t routers = num_mixtures(config) * config.hidden_size;
   ModelCost cost = {name, count_parameters(dense), flops_per_token(dense, sequence_length)};
@@ -55,9 +55,9 @@ int64_t tokens_to_cover(int64_t num_experts, int64_t top_k, double share) {
 
 DenseComparison compare_with_dense(const ModelConfig& config, int64_t sequence_length) {
   const int64_t width = config.moe_intermediate_size;
-  const bool nested = config.routing.expert_kinds == "mixture";
-  const int64_t inner = nested ? config.routing.inner_experts : 1;
-  const int64_t inner_met = nested ? config.routing.inner_experts_per_tok : 1;
+  const bool nested = config.expert_kinds == ExpertKinds::mixture;
+  const int64_t inner = nested ? config.inner_experts : 1;
+  const int64_t inner_met = nested ? config.inner_experts_per_tok : 1;
   const int64_t met = config.num_experts_per_tok * inner_met + config.n_shared_experts;
   const int64_t all = config.n_routed_experts * inner + config.n_shared_experts;
   return {{"this mixture", count_parameters(config), flops_per_token(config, sequence_length)},

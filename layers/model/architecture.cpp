@@ -5,6 +5,8 @@
 #include <array>
 #include <string_view>
 
+#include "layers/model/router_options.hpp"
+
 namespace cadre {
 namespace {
 
@@ -25,25 +27,26 @@ bool only_trains(std::string_view key) {
 }
 
 void append_routing_keys(const ModelConfig& config, std::vector<std::string>& keys) {
-  RouterKeys routing = config.routing;
-  RouterKeys usual;
-  std::vector<Field> fields;
-  std::vector<Field> usual_fields;
-  append_fields(routing, fields);
-  append_fields(usual, usual_fields);
+  ModelConfig own = config;
+  ModelConfig usual;
+  const std::vector<Field> fields = router_fields(own);
+  const std::vector<Field> usual_fields = router_fields(usual);
   for (size_t i = 0; i < fields.size(); ++i) {
     if (value_of(fields[i]) != value_of(usual_fields[i]) && !only_trains(fields[i].name))
       keys.push_back(fields[i].name);
   }
 }
 
-bool has_gate_of_v3(const ModelConfig& c) { return c.scoring_func == "sigmoid" && c.topk_method == "noaux_tc"; }
+bool has_gate_of_v3(const ModelConfig& c) {
+  return c.scoring_func == ScoreFunction::sigmoid && c.topk_method == TopkMethod::noaux_tc;
+}
 
 bool gate_is_as_published(const ModelConfig& c) {
   if (c.model_type == "deepseek_v3") return has_gate_of_v3(c);
   if (is_glm4_moe(c)) return true;
-  if (c.scoring_func != "softmax") return false;
-  return c.topk_method == "greedy" || (c.model_type == "deepseek_v2" && c.topk_method == "group_limited_greedy");
+  if (c.scoring_func != ScoreFunction::softmax) return false;
+  return c.topk_method == TopkMethod::greedy ||
+         (c.model_type == "deepseek_v2" && c.topk_method == TopkMethod::group_limited_greedy);
 }
 
 }  // namespace

@@ -17,7 +17,7 @@ MoeOptions moe_options(const ModelConfig& config) {
           .inner_experts = experts.inner_experts,
           .inner_top_k = experts.inner_top_k,
           .shared_width = config.n_shared_experts * config.moe_intermediate_size,
-          .shared_scale = config.routing.shared_expert_mean
+          .shared_scale = config.shared_expert_mean
                               ? 1.0 / static_cast<double>(std::max<int64_t>(1, config.n_shared_experts))
                               : 1.0,
           .activation = activation_named(config.hidden_act),
@@ -38,7 +38,7 @@ std::string layer_name(int index, std::string_view part) { return fmt::format("m
 
 Block::Block(const ModelConfig& config, int index, const ExpertMap& map, int expert_rank)
     : index_(index),
-      is_post_(config.routing.norm_position == "post"),
+      is_post_(config.norm_position == NormPosition::post),
       attention_norm_(layer_name(index, "input_layernorm"), norm_options(config)),
       attention_(layer_name(index, "self_attn"), config),
       ffn_norm_(layer_name(index, "post_attention_layernorm"), norm_options(config)) {
@@ -50,7 +50,7 @@ Block::Block(const ModelConfig& config, int index, const ExpertMap& map, int exp
                             .init_std = config.initializer_range};
   const bool is_moe = is_moe_layer(config, index);
   if (is_moe) moe_.emplace(prefix, moe_options(config), map, expert_rank);
-  if (config.routing.ffn_highway) {
+  if (config.ffn_highway) {
     highway_.emplace(is_moe ? prefix + ".behind" : prefix, dense);
   } else if (!is_moe) {
     ffn_.emplace(prefix, dense);

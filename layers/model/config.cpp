@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "layers/model/config.hpp"
 
-#include "layers/model/number_list.hpp"
+#include <algorithm>
+
+#include "comm/base/check.hpp"
+#include "layers/model/router_options.hpp"
 
 namespace cadre {
 
@@ -17,7 +20,8 @@ std::vector<Field> fields_of(ModelConfig& c) {
       {"tie_word_embeddings", &c.tie_word_embeddings, any(), "lm_head is the embedding table"},
       {"bos_token_id", &c.bos_token_id, at_least(-1), "token that begins a text; -1 for none"},
       {"eos_token_id", &c.eos_token_id, at_least(-1), "token that ends a text; -1 for none"},
-      {"more_eos_token_ids", &c.more_eos_token_ids, any(), "further tokens that end a text in generation, as 3,7"},
+      list_of("more_eos_token_ids", c.more_eos_token_ids, 0, 0x7fffffff,
+              "further tokens that end a text in generation, as 3,7"),
       {"num_attention_heads", &c.num_attention_heads, at_least(1), "query heads"},
       {"num_key_value_heads", &c.num_key_value_heads, at_least(0), "key and value heads; 0 for one per query head"},
       {"rope_theta", &c.rope_theta, more_than(0), "base of the rotary frequencies"},
@@ -52,9 +56,13 @@ std::vector<Field> fields_of(ModelConfig& c) {
       {"moe_intermediate_size", &c.moe_intermediate_size, at_least(0), "inner width of one expert"},
       {"first_k_dense_replace", &c.first_k_dense_replace, at_least(0), "the first layers, without experts"},
       {"moe_layer_freq", &c.moe_layer_freq, at_least(1), "after those, every n-th layer has experts"},
-      {"scoring_func", &c.scoring_func, one_of({"softmax", "sigmoid"}), "router logits to scores"},
-      {"topk_method", &c.topk_method, one_of({"greedy", "group_limited_greedy", "noaux_tc"}),
-       "noaux_tc adds a learned bias to select"},
+      named("scoring_func", c.scoring_func, {{"softmax", ScoreFunction::softmax}, {"sigmoid", ScoreFunction::sigmoid}},
+            "router logits to scores"),
+      named("topk_method", c.topk_method,
+            {{"greedy", TopkMethod::greedy},
+             {"group_limited_greedy", TopkMethod::group_limited_greedy},
+             {"noaux_tc", TopkMethod::noaux_tc}},
+            "noaux_tc adds a learned bias to select"),
       {"n_group", &c.n_group, at_least(1), "groups of neighbouring experts, as many as hosts to limit traffic"},
       {"topk_group", &c.topk_group, at_least(1), "groups that the experts of a token may be in"},
       {"bias_update_rate", &c.bias_update_rate, at_least(0), "step of that bias, against the load"},
@@ -65,8 +73,19 @@ std::vector<Field> fields_of(ModelConfig& c) {
        "modules that predict further tokens (MTP)"},
       {"mtp_loss_factor", &c.mtp_loss_factor, at_least(0), "weight of their mean loss (lambda)"},
   };
-  append_fields(c.routing, fields);
+  std::ranges::move(router_fields(c), std::back_inserter(fields));
   return fields;
+}
+
+std::string key_text(const ModelConfig& config, std::string_view key) {
+  ModelConfig copy = config;
+  const FieldValue value = value_of(field_named(fields_of(copy), key));
+  const auto* text = std::get_if<std::string>(&value);
+  return text != nullptr ? *text : value_text(value);
+}
+
+void set_key(ModelConfig& config, std::string_view key, const std::string& text) {
+  assign_text(field_named(fields_of(config), key), text, "model.");
 }
 
 void fill_defaults(ModelConfig& config) {
@@ -74,8 +93,7 @@ void fill_defaults(ModelConfig& config) {
 }
 
 std::vector<int32_t> end_tokens(const ModelConfig& config) {
-  std::vector<int32_t> tokens =
-      numbers_of<int32_t>("more_eos_token_ids", config.more_eos_token_ids, 0, config.vocab_size - 1);
+  std::vector<int32_t> tokens = config.more_eos_token_ids;
   if (config.eos_token_id >= 0) tokens.insert(tokens.begin(), static_cast<int32_t>(config.eos_token_id));
   return tokens;
 }

@@ -7,10 +7,11 @@
 
 #include <cstdint>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "comm/base/fields.hpp"
-#include "layers/model/router_keys.hpp"
+#include "layers/moe/options.hpp"
 
 namespace cadre {
 
@@ -29,7 +30,16 @@ struct RopeScaling {
   bool operator==(const RopeScaling&) const = default;
 };
 
-// Field names are the JSON keys, with a dot before those of an inner object; config.cpp holds their ranges and meanings in
+// The published gates. greedy: the best experts, whatever their group; group_limited_greedy: of the best groups (V2);
+// noaux_tc: the same by score + selection bias (V3; Wang et al. 2024).
+enum class TopkMethod { greedy, group_limited_greedy, noaux_tc };
+
+enum class NormPosition {
+  pre,
+  post
+};  // of a block's part: norm(x) goes in, or norm(x + y) comes out (Vaswani et al. 2017)
+
+// Field names are the JSON keys, with a dot before those of an inner object; fields_of() holds their ranges and meanings in
 // one table. A key that a config.json leaves out has the default of its architecture. model_type
 //   deepseek     DeepSeekMoE (Dai et al. 2024): multi-head attention with rotate-half RoPE, dense layers first, then
 //                experts with shared experts beside them;
@@ -46,7 +56,7 @@ struct ModelConfig {
   bool tie_word_embeddings = false;
   int64_t bos_token_id = -1;  // -1: none
   int64_t eos_token_id = -1;
-  std::string more_eos_token_ids;  // a config.json has one list of both
+  std::vector<int32_t> more_eos_token_ids;  // a config.json has one list of both
 
   int64_t num_attention_heads = 0;
   int64_t num_key_value_heads = 0;  // 0 becomes num_attention_heads, see fill_defaults
@@ -76,15 +86,22 @@ struct ModelConfig {
   int64_t first_k_dense_replace = 0;
   int64_t moe_layer_freq = 1;
 
-  std::string scoring_func = "softmax";
-  std::string topk_method = "greedy";  // noaux_tc: by score + selection bias (Wang et al. 2024)
-  double bias_update_rate = 0.001;     // gamma of noaux_tc
-  int64_t n_group = 1;                 // groups of neighbouring experts
-  int64_t topk_group = 1;              // of which a token may choose from
+  ScoreFunction scoring_func = ScoreFunction::softmax;
+  TopkMethod topk_method = TopkMethod::greedy;
+  double bias_update_rate = 0.001;  // gamma of noaux_tc
+  int64_t n_group = 1;              // groups of neighbouring experts
+  int64_t topk_group = 1;           // of which a token may choose from
   bool norm_topk_prob = false;
   double routed_scaling_factor = 1.0;
   double aux_loss_alpha = 0.001;
-  RouterKeys routing = {};  // its keys stand beside the others
+  RouterOptions router = {};  // what keys set of it; router_options() has all of it
+
+  ExpertKinds expert_kinds = ExpertKinds::same;
+  int64_t inner_experts = 4;  // of each expert that is a mixture
+  int64_t inner_experts_per_tok = 2;
+  bool shared_expert_mean = false;
+  NormPosition norm_position = NormPosition::pre;
+  bool ffn_highway = false;
 
   // Modules behind the last layer that predict one token further each, in training only (V3, section 2.2).
   int64_t num_nextn_predict_layers = 0;
@@ -95,6 +112,9 @@ struct ModelConfig {
 
 // The table of keys, bound to the members of `config`.
 std::vector<Field> fields_of(ModelConfig& config);
+// The value of a key as text, without quotes; and the other way round: throws where the text is not allowed.
+std::string key_text(const ModelConfig& config, std::string_view key);
+void set_key(ModelConfig& config, std::string_view key, const std::string& text);
 
 // What follows from other keys when it is left out: num_key_value_heads = num_attention_heads.
 void fill_defaults(ModelConfig& config);
@@ -120,7 +140,7 @@ inline bool is_gated(const ModelConfig& config) { return config.ffn_gate; }
 // Divided by itself a single one would be 1, and no gradient would reach the router.
 // Of projections there are three kinds that share out a weight each.
 inline bool renormalises(const ModelConfig& config) {
-  const int64_t kinds = config.routing.expert_kinds == "projections" ? 3 : 1;
+  const int64_t kinds = config.expert_kinds == ExpertKinds::projections ? 3 : 1;
   return config.norm_topk_prob && config.num_experts_per_tok > kinds;
 }
 inline bool has_latent_attention(const ModelConfig& config) { return config.model_type != "deepseek"; }

@@ -89,7 +89,7 @@ void check_size(const ModelConfig& c, const std::vector<Field>& fields) {
   const double hidden = real(c.hidden_size);
   const double heads = real(c.num_attention_heads) * real(c.qk_nope_head_dim + c.qk_rope_head_dim + c.v_head_dim);
   const double attention = hidden + real(c.q_lora_rank + c.kv_lora_rank + c.qk_rope_head_dim) + heads;
-  const double inner = c.routing.expert_kinds == "mixture" ? real(c.routing.inner_experts) : 1.0;
+  const double inner = c.expert_kinds == ExpertKinds::mixture ? real(c.inner_experts) : 1.0;
   const double experts = inner * real(c.n_routed_experts) + real(c.n_shared_experts + 1);
   const double ffn = hidden * (real(c.intermediate_size) + experts * (real(c.moe_intermediate_size) + 2.0));
   const double tables = 2.0 * real(1 + c.num_nextn_predict_layers) * real(c.vocab_size) * hidden;
@@ -101,7 +101,7 @@ void check_size(const ModelConfig& c, const std::vector<Field>& fields) {
 
 // Also one that stands behind a mixture.
 bool has_dense_layer(const ModelConfig& config) {
-  if (config.routing.ffn_highway) return true;
+  if (config.ffn_highway) return true;
   for (int64_t layer = 0; layer < config.num_hidden_layers; ++layer) {
     if (!is_moe_layer(config, layer)) return true;
   }
@@ -121,7 +121,12 @@ void check(const ModelConfig& config) {
                             config.vocab_size),
                 "-1 for none");
   }
-  end_tokens(config);
+  for (const int32_t token : config.more_eos_token_ids) {
+    CADRE_CHECK(token >= 0 && token < config.vocab_size,
+                fmt::format("model.more_eos_token_ids = \"{}\", allowed: {}", key_text(config, "more_eos_token_ids"),
+                            list_form(0, config.vocab_size - 1)),
+                "tokens of the vocabulary");
+  }
   CADRE_CHECK(config.rope_scaling.type == "none" || config.rope_scaling.factor >= 1.0,
               fmt::format("model.rope_scaling.factor = {}, allowed: number >= 1", config.rope_scaling.factor),
               "positions are stretched, not pressed");

@@ -33,7 +33,7 @@ struct LayerWeights {
 LayerWeights layer_weights(const ModelConfig& c, int64_t layer) {
   const int64_t ffn_matrices = is_gated(c) ? 3 : 2;
   const int64_t attention = attention_weights(c);
-  const int64_t highway = c.routing.ffn_highway ? c.hidden_size * c.hidden_size : 0;
+  const int64_t highway = c.ffn_highway ? c.hidden_size * c.hidden_size : 0;
   const int64_t ffn = highway + ffn_matrices * c.hidden_size * c.intermediate_size;
   if (!is_moe_layer(c, layer)) {
     const int64_t dense = attention + ffn;

@@ -33,8 +33,8 @@ ModelConfig architecture_defaults(const std::string& saved_type) {
     config.max_position_embeddings = 131072;
     config.rms_norm_eps = 1e-5;
     config.num_key_value_heads = 8;
-    config.scoring_func = "sigmoid";
-    config.topk_method = "noaux_tc";
+    config.scoring_func = ScoreFunction::sigmoid;
+    config.topk_method = TopkMethod::noaux_tc;
     config.norm_topk_prob = true;
     config.n_routed_experts = 128;
     config.n_shared_experts = 1;
@@ -63,8 +63,8 @@ ModelConfig architecture_defaults(const std::string& saved_type) {
   config.num_experts_per_tok = 8;
   config.moe_intermediate_size = 2048;
   config.first_k_dense_replace = 3;
-  config.scoring_func = "sigmoid";
-  config.topk_method = "noaux_tc";
+  config.scoring_func = ScoreFunction::sigmoid;
+  config.topk_method = TopkMethod::noaux_tc;
   config.n_group = 8;
   config.topk_group = 4;
   config.norm_topk_prob = true;
@@ -77,7 +77,7 @@ ModelConfig architecture_defaults(const std::string& saved_type) {
 void read_eos(const json& value, ConfigReader& reader) {
   if (!value.is_array()) return reader.read(kEosKey, value);
   reader.read(kEosKey, json());
-  std::string more;
+  std::vector<int32_t>& more = reader.config().more_eos_token_ids;
   for (size_t i = 0; i < value.size(); ++i) {
     if (!value[i].is_number_integer() || value[i] < 0) {
       reader.refuse(kEosKey, value, "an integer >= 0 or a list of them", "tokens that end a text");
@@ -85,10 +85,9 @@ void read_eos(const json& value, ConfigReader& reader) {
     if (i == 0) {
       reader.read(kEosKey, value[i]);
     } else {
-      more += fmt::format("{}{}", more.empty() ? "" : ",", value[i].dump());
+      more.push_back(static_cast<int32_t>(std::min<int64_t>(value[i].get<int64_t>(), 0x7fffffff)));
     }
   }
-  reader.config().more_eos_token_ids = more;
 }
 
 // null where every reader makes the same of mscale and mscale_all_dim.

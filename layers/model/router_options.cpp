@@ -2,143 +2,60 @@
 #include "layers/model/router_options.hpp"
 
 #include <algorithm>
-#include <limits>
-#include <string_view>
 
 #include "comm/base/check.hpp"
-#include "layers/model/number_list.hpp"
 
 namespace cadre {
 namespace {
 
-// "6:task=2": expert, what is looked at, and the value that it is compared with.
-std::vector<ExpertCondition> conditions_of(const ModelConfig& config) {
-  using Kind = ExpertCondition::Kind;
-  constexpr std::pair<std::string_view, Kind> kKinds[] = {
-      {"task=", Kind::task}, {"position<", Kind::position_below}, {"position>=", Kind::position_from}};
-  const std::string& text = config.routing.expert_conditions;
-  std::vector<ExpertCondition> conditions;
-  each_part(text, [&](std::string_view part) {
-    const size_t colon = part.find(':');
-    int64_t expert = -1;
-    const std::string_view rest = colon == std::string_view::npos ? "" : part.substr(colon + 1);
-    const auto* kind =
-        std::ranges::find_if(kKinds, [rest](const auto& named) { return rest.starts_with(named.first); });
-    int64_t value = 0;
-    if (!read_number(part.substr(0, colon), expert) || expert < 0 || expert >= config.n_routed_experts ||
-        kind == std::end(kKinds) || !read_number(rest.substr(kind->first.size()), value)) {
-      refuse_list("expert_conditions", text, "EXPERT:task=N, EXPERT:position<N or EXPERT:position>=N, as 6:task=2");
-    }
-    conditions.push_back({static_cast<int>(expert), kind->second, value});
-  });
-  return conditions;
-}
-
-constexpr int64_t kAnyNumber = std::numeric_limits<int32_t>::max();
-
-std::vector<int64_t> hidden_sizes(const ModelConfig& config) {
-  return numbers_of<int64_t>("router_hidden_sizes", config.routing.router_hidden_sizes, 1, kAnyNumber);
-}
-
-}  // namespace
-
-std::vector<int32_t> expert_tasks(const ModelConfig& config) {
-  return numbers_of<int32_t>("expert_tasks", config.routing.expert_tasks, -1, 1023);
-}
-
-namespace {
-
 int num_tasks(const ModelConfig& config) {
-  const std::vector<int32_t> tasks = expert_tasks(config);
+  const std::vector<int32_t>& tasks = config.router.bias.expert_task;
   return tasks.empty() ? 0 : std::ranges::max(tasks) + 1;
-}
-
-std::vector<int32_t> task_top_k(const ModelConfig& config) {
-  return numbers_of<int32_t>("task_top_k", config.routing.task_top_k, 1, config.num_experts_per_tok);
-}
-
-std::vector<int> dead_experts(const ModelConfig& config) {
-  return numbers_of<int>("dead_experts", config.routing.dead_experts, 0, config.n_routed_experts - 1);
 }
 
 // greedy leaves groups alone, as the published models do.
 GroupLimit group_limit(const ModelConfig& config) {
-  const bool is_used = config.topk_method != "greedy" || config.routing.router == "hierarchical";
+  const bool is_used =
+      config.topk_method != TopkMethod::greedy || config.router.select.rule == SelectRule::hierarchical;
   if (!is_used) return {};
   return {.groups = static_cast<int>(config.n_group),
           .kept = static_cast<int>(config.topk_group),
-          .summed = config.topk_method == "noaux_tc" ? 2 : 1};
+          .summed = config.topk_method == TopkMethod::noaux_tc ? 2 : 1};
 }
 
-SelectRule rule_named(const std::string& name) {
-  if (name == "expert_choice") return SelectRule::expert_choice;
-  if (name == "hybrid") return SelectRule::hybrid;
-  if (name == "sinkhorn") return SelectRule::sinkhorn;
-  if (name == "hierarchical") return SelectRule::hierarchical;
-  return SelectRule::token_choice;  // also dense, whose num_experts_per_tok is n_routed_experts
+bool learns_capacity(const CapacityOptions& capacity) {
+  return (capacity.factor > 0.0 || capacity.tokens > 0) && capacity.kind != CapacityKind::fixed;
 }
 
-CapacityKind capacity_kind(const std::string& name) {
-  if (name == "dynamic") return CapacityKind::dynamic;
-  return name == "learned" ? CapacityKind::learned : CapacityKind::fixed;
+// Devices a token may visit.
+int64_t devices_a_token(const ModelConfig& config) {
+  const GroupLimit& nodes = config.router.eligibility.nodes;
+  return nodes.limits() ? nodes.kept : std::min<int64_t>(config.router.losses.devices, config.num_experts_per_tok);
 }
 
-ExpertKinds kinds_named(const std::string& name) {
-  if (name == "mixture") return ExpertKinds::mixture;
-  if (name == "projections") return ExpertKinds::projections;
-  return name == "typed" ? ExpertKinds::typed : ExpertKinds::same;
-}
-
-// "cv2", "variance" or "counts", with "_unbiased" behind it or not.
-VarianceForm variance_form(const std::string& name) {
-  VarianceForm form;
-  if (name.starts_with("variance")) form.kind = VarianceForm::Kind::raw;
-  if (name.starts_with("counts")) form.kind = VarianceForm::Kind::counts;
-  if (name.ends_with("_unbiased")) form.variance = Variance::unbiased;
-  return form;
-}
-
-LossOptions loss_options(const ModelConfig& config) {
-  const RouterKeys& keys = config.routing;
-  const int64_t devices_a_token =
-      keys.node_limit < keys.node_count ? keys.node_limit : std::min(keys.balance_devices, config.num_experts_per_tok);
-  return {.balance = config.aux_loss_alpha,
-          .by_sequence = keys.seq_aux,
-          .kl = keys.kl_loss_weight,
-          .importance = keys.importance_loss_weight,
-          .load = keys.load_loss_weight,
-          .expert = keys.expert_loss_weight,
-          .device = keys.device_loss_weight,
-          .communication = keys.communication_loss_weight,
-          .expert_variance = keys.expert_variance_weight,
-          .device_variance = keys.device_variance_weight,
-          .z = keys.router_z_loss_coef,
-          .diversity = keys.diversity_loss_weight,
-          .devices = static_cast<int>(keys.balance_devices),
-          .devices_a_token = static_cast<int>(devices_a_token),
-          .layout = keys.balance_device_layout == "cyclic" ? DeviceLayout::cyclic : DeviceLayout::contiguous,
-          .importance_form = variance_form(keys.importance_form),
-          .expert_form = variance_form(keys.expert_variance_form),
-          .device_form = variance_form(keys.device_variance_form)};
-}
-
-bool learns_capacity(const RouterKeys& keys) {
-  return (keys.capacity_factor > 0.0 || keys.expert_capacity > 0) && keys.capacity_kind != "fixed";
+void check_list(const ModelConfig& config, const char* key, const std::vector<int32_t>& numbers, int64_t least,
+                int64_t most) {
+  const auto allowed = [=](int32_t number) { return number >= least && number <= most; };
+  CADRE_CHECK(std::ranges::all_of(numbers, allowed),
+              fmt::format("model.{} = \"{}\", allowed: {}", key, key_text(config, key), list_form(least, most)),
+              "numbers with commas between them, nothing else");
 }
 
 void check_lists(const ModelConfig& c) {
-  const auto check_size = [&](const char* key, const std::string& text, size_t size) {
-    const auto wanted = static_cast<size_t>(c.n_routed_experts);
-    CADRE_CHECK(
-        text.empty() || size == wanted,
-        fmt::format("model.{} = \"{}\", allowed: one number for each of n_routed_experts = {}", key, text, wanted),
-        "-1 for an expert without a task");
-  };
-  check_size("expert_tasks", c.routing.expert_tasks, expert_tasks(c).size());
-  hidden_sizes(c);
-  task_top_k(c);
-  dead_experts(c);
-  conditions_of(c);
+  const RouterOptions& router = c.router;
+  const auto num_experts = static_cast<size_t>(c.n_routed_experts);
+  CADRE_CHECK(router.bias.expert_task.empty() || router.bias.expert_task.size() == num_experts,
+              fmt::format("model.expert_tasks = \"{}\", allowed: one number for each of n_routed_experts = {}",
+                          key_text(c, "expert_tasks"), num_experts),
+              "-1 for an expert without a task");
+  check_list(c, "task_top_k", router.select.task_top_k, 1, c.num_experts_per_tok);
+  check_list(c, "dead_experts", router.dead_experts, 0, c.n_routed_experts - 1);
+  for (const ExpertCondition& condition : router.eligibility.conditions) {
+    CADRE_CHECK(condition.expert < c.n_routed_experts,
+                fmt::format("model.expert_conditions = \"{}\" names expert {}, allowed: integer in [0, {}]",
+                            key_text(c, "expert_conditions"), condition.expert, c.n_routed_experts - 1),
+                "experts count from 0");
+  }
 }
 
 // The published gate of V2 either divides by the sum or scales; that of V3 does both.
@@ -149,14 +66,13 @@ double scale_of(const ModelConfig& config) {
 }  // namespace
 
 ExpertOptions expert_options(const ModelConfig& config) {
-  const RouterKeys& keys = config.routing;
   return {.ffn = {.hidden = config.hidden_size,
                   .width = config.moe_intermediate_size,
                   .activation = activation_named(config.hidden_act),
                   .gated = config.ffn_gate},
-          .kinds = kinds_named(keys.expert_kinds),
-          .inner_experts = static_cast<int>(keys.inner_experts),
-          .inner_top_k = static_cast<int>(keys.inner_experts_per_tok)};
+          .kinds = config.expert_kinds,
+          .inner_experts = static_cast<int>(config.inner_experts),
+          .inner_top_k = static_cast<int>(config.inner_experts_per_tok)};
 }
 
 ExpertWeights routed_expert_weights(const ModelConfig& config) {
@@ -171,54 +87,36 @@ ExpertWeights routed_expert_weights(const ModelConfig& config) {
 }
 
 RouterOptions router_options(const ModelConfig& config) {
-  const RouterKeys& keys = config.routing;
-  const GroupLimit groups = group_limit(config);
-  return {
-      .hidden = config.hidden_size,
-      .num_experts = static_cast<int>(config.n_routed_experts),
-      .top_k = static_cast<int>(config.num_experts_per_tok),
-      .score = config.scoring_func == "sigmoid" ? ScoreFunction::sigmoid : ScoreFunction::softmax,
-      .weights = {.renormalise = renormalises(config),
-                  .scale = scale_of(config),
-                  .gate = keys.router_gate == "binary" ? GateKind::binary : GateKind::score,
-                  .groups = keys.router == "hierarchical" && renormalises(config) ? groups.groups : 0,
-                  .parts = keys.expert_kinds == "projections" ? 3 : 1},
-      .groups = groups,
-      .selection_bias = config.topk_method == "noaux_tc",
-      .init_std = config.initializer_range,
-      .scorer = {.hidden_sizes = hidden_sizes(config),
-                 .coarse_groups = keys.router_two_level ? static_cast<int>(config.n_group) : 0,
-                 .noise = keys.router_noise,
-                 .jitter = keys.router_jitter_noise},
-      .bias = {.task = keys.task_bias,
-               .expert_task = expert_tasks(config),
-               .num_tasks = num_tasks(config),
-               .history = keys.expert_history,
-               .weighs = keys.combine_weights == "biased"},
-      .eligibility = {.nodes = {.groups = static_cast<int>(keys.node_count), .kept = static_cast<int>(keys.node_limit)},
-                      .conditions = conditions_of(config)},
-      .select = {.rule = keys.expert_kinds == "projections" ? SelectRule::by_kind : rule_named(keys.router),
-                 .top_p = keys.router_top_p,
-                 .task_top_k = task_top_k(config),
-                 .hybrid_load = keys.hybrid_load},
-      .capacity = {.factor = keys.capacity_factor,
-                   .eval_factor = keys.eval_capacity_factor,
-                   .tokens = keys.expert_capacity,
-                   .eval_tokens = keys.eval_expert_capacity,
-                   .drop = keys.capacity_drop == "position" ? DropPolicy::position : DropPolicy::probability,
-                   .kind = capacity_kind(keys.capacity_kind),
-                   .rate = keys.capacity_rate,
-                   .renormalise = keys.capacity_renormalise},
-      .losses = loss_options(config),
-      .dead_experts = dead_experts(config)};
+  const bool by_kind = config.expert_kinds == ExpertKinds::projections;
+  RouterOptions router = config.router;
+  router.hidden = config.hidden_size;
+  router.num_experts = static_cast<int>(config.n_routed_experts);
+  router.top_k = static_cast<int>(config.num_experts_per_tok);
+  router.score = config.scoring_func;
+  router.groups = group_limit(config);
+  router.selection_bias = config.topk_method == TopkMethod::noaux_tc;
+  router.init_std = config.initializer_range;
+  router.weights.renormalise = renormalises(config);
+  router.weights.scale = scale_of(config);
+  if (router.select.rule == SelectRule::hierarchical && renormalises(config)) {
+    router.weights.groups = router.groups.groups;
+  }
+  router.weights.parts = by_kind ? 3 : 1;
+  if (router.scorer.two_level) router.scorer.coarse_groups = static_cast<int>(config.n_group);
+  router.bias.num_tasks = num_tasks(config);
+  router.losses.balance = config.aux_loss_alpha;
+  router.losses.devices_a_token = static_cast<int>(devices_a_token(config));
+  // In a dense mixture num_experts_per_tok is n_routed_experts.
+  if (router.select.rule == SelectRule::dense) router.select.rule = SelectRule::token_choice;
+  if (by_kind) router.select.rule = SelectRule::by_kind;
+  return router;
 }
 
 namespace {
 
 // Experts that are single projections: three kinds, which a token needs of each.
 void check_projections(const ModelConfig& c) {
-  const RouterKeys& keys = c.routing;
-  if (keys.expert_kinds != "projections") return;
+  if (c.expert_kinds != ExpertKinds::projections) return;
   CADRE_CHECK(is_gated(c), "model.ffn_gate = false with expert_kinds = projections, allowed: true",
               "a gate projection multiplies an up projection");
   CADRE_CHECK(
@@ -228,13 +126,13 @@ void check_projections(const ModelConfig& c) {
                   c.n_routed_experts, c.num_experts_per_tok),
       "gate, up and down projections take turns, and a token visits equally many of each");
   const std::pair<const char*, bool> refused[] = {
-      {"router (other than token_choice)", keys.router != "token_choice"},
-      {"topk_group < n_group", c.topk_method != "greedy" && c.topk_group < c.n_group},
-      {"node_limit < node_count", keys.node_limit < keys.node_count},
-      {"router_top_p < 1", keys.router_top_p < 1.0},
-      {"task_top_k", !keys.task_top_k.empty()},
-      {"seq_aux", keys.seq_aux},
-      {"diversity_loss_weight", keys.diversity_loss_weight > 0.0}};
+      {"router (other than token_choice)", c.router.select.rule != SelectRule::token_choice},
+      {"topk_group < n_group", c.topk_method != TopkMethod::greedy && c.topk_group < c.n_group},
+      {"node_limit < node_count", c.router.eligibility.nodes.limits()},
+      {"router_top_p < 1", c.router.select.top_p < 1.0},
+      {"task_top_k", !c.router.select.task_top_k.empty()},
+      {"seq_aux", c.router.losses.by_sequence},
+      {"diversity_loss_weight", c.router.losses.diversity > 0.0}};
   for (const auto& [what, is_set] : refused) {
     CADRE_CHECK(!is_set, fmt::format("model.{} with expert_kinds = projections, allowed: its default", what),
                 "it would choose, count or compare projections of different kinds together");
@@ -244,99 +142,104 @@ void check_projections(const ModelConfig& c) {
 }  // namespace
 
 void check_router(const ModelConfig& c) {
-  const RouterKeys& keys = c.routing;
+  const SelectRule rule = c.router.select.rule;
+  const GroupLimit& nodes = c.router.eligibility.nodes;
+  const CapacityOptions& capacity = c.router.capacity;
+  const LossOptions& losses = c.router.losses;
   check_lists(c);
   check_projections(c);
-  CADRE_CHECK(keys.inner_experts_per_tok <= keys.inner_experts,
+  CADRE_CHECK(c.inner_experts_per_tok <= c.inner_experts,
               fmt::format("model.inner_experts_per_tok = {}, allowed: integer in [1, inner_experts = {}]",
-                          keys.inner_experts_per_tok, keys.inner_experts),
+                          c.inner_experts_per_tok, c.inner_experts),
               "a token cannot visit an inner expert twice");
   CADRE_CHECK(
-      keys.expert_kinds != "typed" || (is_gated(c) && c.hidden_act == "silu" && c.moe_intermediate_size % 2 == 0),
-      fmt::format("model.expert_kinds = {} with hidden_act = {} and moe_intermediate_size = {}, allowed: silu, even",
-                  keys.expert_kinds, c.hidden_act, c.moe_intermediate_size),
+      c.expert_kinds != ExpertKinds::typed ||
+          (is_gated(c) && c.hidden_act == "silu" && c.moe_intermediate_size % 2 == 0),
+      fmt::format("model.expert_kinds = typed with hidden_act = {} and moe_intermediate_size = {}, allowed: silu, even",
+                  c.hidden_act, c.moe_intermediate_size),
       "gate experts are SwiGLU, down experts have half the width");
-  CADRE_CHECK(keys.router != "dense" || c.num_experts_per_tok == c.n_routed_experts,
+  CADRE_CHECK(rule != SelectRule::dense || c.num_experts_per_tok == c.n_routed_experts,
               fmt::format("model.num_experts_per_tok = {} with router = dense, allowed: n_routed_experts = {}",
                           c.num_experts_per_tok, c.n_routed_experts),
               "in a dense mixture every token visits every expert");
-  CADRE_CHECK(keys.router != "hierarchical" || c.num_experts_per_tok % c.topk_group == 0,
+  CADRE_CHECK(rule != SelectRule::hierarchical || c.num_experts_per_tok % c.topk_group == 0,
               fmt::format("model.num_experts_per_tok = {} with router = hierarchical, allowed: a multiple of "
                           "topk_group = {}",
                           c.num_experts_per_tok, c.topk_group),
               "each of those groups gives equally many experts");
-  CADRE_CHECK(keys.router_gate != "binary" || keys.router != "hierarchical",
+  CADRE_CHECK(c.router.weights.gate != GateKind::binary || rule != SelectRule::hierarchical,
               "model.router_gate = binary with router = hierarchical, allowed: score",
               "its weights are products of two scores");
   CADRE_CHECK(
-      !keys.router_two_level || (c.scoring_func == "softmax" && c.n_group > 1),
+      !c.router.scorer.two_level || (c.scoring_func == ScoreFunction::softmax && c.n_group > 1),
       fmt::format("model.router_two_level = true with scoring_func = {} and n_group = {}, allowed: softmax, more "
                   "than one group",
-                  c.scoring_func, c.n_group),
+                  key_text(c, "scoring_func"), c.n_group),
       "the score of an expert is softmax(group) times softmax(expert within its group)");
-  CADRE_CHECK(keys.node_count <= c.n_routed_experts && keys.node_limit <= keys.node_count,
+  CADRE_CHECK(nodes.groups <= c.n_routed_experts && nodes.kept <= nodes.groups,
               fmt::format("model.node_count = {} with node_limit = {}, allowed: node_limit <= node_count <= "
                           "n_routed_experts = {}",
-                          keys.node_count, keys.node_limit, c.n_routed_experts),
+                          nodes.groups, nodes.kept, c.n_routed_experts),
               "a token's experts are on node_limit of node_count hosts");
-  CADRE_CHECK(keys.balance_devices <= c.n_routed_experts,
-              fmt::format("model.balance_devices = {}, allowed: integer in [1, n_routed_experts = {}]",
-                          keys.balance_devices, c.n_routed_experts),
+  CADRE_CHECK(losses.devices <= c.n_routed_experts,
+              fmt::format("model.balance_devices = {}, allowed: integer in [1, n_routed_experts = {}]", losses.devices,
+                          c.n_routed_experts),
               "every device has an expert");
-  const std::pair<const char*, double> of_devices[] = {{"device_loss_weight", keys.device_loss_weight},
-                                                       {"communication_loss_weight", keys.communication_loss_weight},
-                                                       {"device_variance_weight", keys.device_variance_weight}};
+  const std::pair<const char*, double> of_devices[] = {{"device_loss_weight", losses.device},
+                                                       {"communication_loss_weight", losses.communication},
+                                                       {"device_variance_weight", losses.device_variance}};
   for (const auto& [name, weight] : of_devices) {
     CADRE_CHECK(
-        weight == 0.0 || keys.balance_devices > 1,
+        weight == 0.0 || losses.devices > 1,
         fmt::format("model.{} = {} with balance_devices = 1, allowed: balance_devices in [2, n_routed_experts = "
                     "{}]",
                     name, weight, c.n_routed_experts),
         "one device is always balanced; balance_devices is usually the expert-parallel size");
   }
-  CADRE_CHECK(keys.capacity_factor == 0.0 || keys.expert_capacity == 0,
+  CADRE_CHECK(capacity.factor == 0.0 || capacity.tokens == 0,
               fmt::format("model.expert_capacity = {} with capacity_factor = {}, allowed: one of them is 0",
-                          keys.expert_capacity, keys.capacity_factor),
+                          capacity.tokens, capacity.factor),
               "two answers to how many tokens an expert takes");
-  CADRE_CHECK(keys.eval_capacity_factor == 0.0 || keys.eval_expert_capacity == 0,
+  CADRE_CHECK(capacity.eval_factor == 0.0 || capacity.eval_tokens == 0,
               fmt::format("model.eval_expert_capacity = {} with eval_capacity_factor = {}, allowed: one of them is 0",
-                          keys.eval_expert_capacity, keys.eval_capacity_factor),
+                          capacity.eval_tokens, capacity.eval_factor),
               "two answers to how many tokens an expert takes");
-  CADRE_CHECK(keys.load_loss_weight == 0.0 || (keys.router_noise && c.num_experts_per_tok < c.n_routed_experts),
+  CADRE_CHECK(losses.load == 0.0 || (c.router.scorer.noise && c.num_experts_per_tok < c.n_routed_experts),
               fmt::format("model.load_loss_weight = {} with router_noise = {} and num_experts_per_tok = {}, allowed: "
                           "router_noise = true and fewer than n_routed_experts = {}",
-                          keys.load_loss_weight, keys.router_noise, c.num_experts_per_tok, c.n_routed_experts),
+                          losses.load, c.router.scorer.noise, c.num_experts_per_tok, c.n_routed_experts),
               "the expected load is that of noisy top-k");
 }
 
 int64_t slots_per_token(const ModelConfig& config) {
-  const bool any_number = config.routing.router == "expert_choice" || config.routing.router == "hybrid";
+  const SelectRule rule = config.router.select.rule;
+  const bool any_number = rule == SelectRule::expert_choice || rule == SelectRule::hybrid;
   return any_number ? config.n_routed_experts : config.num_experts_per_tok;
 }
 
 int64_t widest_row(const ModelConfig& config) {
-  const bool narrow = config.routing.expert_kinds == "projections";
+  const bool narrow = config.expert_kinds == ExpertKinds::projections;
   return narrow ? std::max(config.hidden_size, config.moe_intermediate_size) : config.hidden_size;
 }
 
 int64_t router_weights(const ModelConfig& config) {
-  const RouterKeys& keys = config.routing;
+  const ScoreOptions& scorer = config.router.scorer;
   int64_t count = 0;
   int64_t width = config.hidden_size;
-  for (const int64_t next : hidden_sizes(config)) {
+  for (const int64_t next : scorer.hidden_sizes) {
     count += width * next;
     width = next;
   }
   count += width * config.n_routed_experts;
-  if (keys.router_two_level) count += config.n_group * config.hidden_size;
-  if (keys.router_noise) count += config.n_routed_experts * config.hidden_size;
+  if (scorer.two_level) count += config.n_group * config.hidden_size;
+  if (scorer.noise) count += config.n_routed_experts * config.hidden_size;
   return count;
 }
 
 int64_t router_buffers(const ModelConfig& config) {
-  int64_t rows = config.topk_method == "noaux_tc" ? 1 : 0;
-  if (learns_capacity(config.routing)) ++rows;
-  if (config.routing.expert_history) rows += 3 * (num_tasks(config) + 1);
+  int64_t rows = config.topk_method == TopkMethod::noaux_tc ? 1 : 0;
+  if (learns_capacity(config.router.capacity)) ++rows;
+  if (config.router.bias.history) rows += 3 * (num_tasks(config) + 1);
   return rows * config.n_routed_experts;
 }
 

@@ -1,20 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
-// From the keys of a model to what its routers are told.
+// From the keys of a model to the options of its routers and experts.
 #pragma once
 
 #include "layers/model/config.hpp"
 #include "layers/moe/expert_options.hpp"
-#include "layers/moe/router.hpp"
 
 namespace cadre {
 
+// The keys of routers and of what surrounds them, bound to the members of `config`: a part of fields_of().
+std::vector<Field> router_fields(ModelConfig& config);
+
+// config.router, and what follows from other keys.
 RouterOptions router_options(const ModelConfig& config);
 
 // Throws on the first combination of routing keys that cannot run.
 void check_router(const ModelConfig& config);
-
-// The number of the task that each expert is meant for, -1 for none; empty where the model names none.
-std::vector<int32_t> expert_tasks(const ModelConfig& config);
 
 // What routed experts are made of.
 ExpertOptions expert_options(const ModelConfig& config);

@@ -5,6 +5,8 @@
 #include <span>
 #include <vector>
 
+#include "layers/moe/options.hpp"
+
 namespace cadre {
 
 // A value, and its derivative with respect to each number it was made from.
@@ -16,8 +18,6 @@ struct Term {
 // KL(p || uniform) = sum_i p_i log(n p_i), in nats; p_i >= 0.
 Term kl_to_uniform(std::span<const double> shares);
 
-// The variance: population divides the sum of squares by n, unbiased by n - 1 (for n = 1: 0).
-enum class Variance { population, unbiased };
 Term variance_of(std::span<const double> loads, Variance variance);
 // The same divided by the square of the mean. Zero when all numbers are.
 Term squared_cv(std::span<const double> loads, Variance variance);
@@ -25,9 +25,6 @@ Term squared_cv(std::span<const double> loads, Variance variance);
 // factor sum_i fixed_i p_i, whose derivative is factor fixed_i.
 Term weighted_sum(double factor, std::span<const double> fixed, std::span<const double> numbers);
 
-// Which experts are thought to be together on a device: neighbours, cut as ExpertMap::contiguous cuts them, or those of one
-// remainder, expert mod devices.
-enum class DeviceLayout { contiguous, cyclic };
 // [E], the device of each expert.
 std::vector<int> devices_of(int num_experts, int devices, DeviceLayout layout);
 

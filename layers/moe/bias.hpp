@@ -8,21 +8,11 @@
 #include <string>
 #include <vector>
 
+#include "layers/moe/options.hpp"
 #include "layers/moe/routing.hpp"
 #include "layers/tensor/parameter.hpp"
 
 namespace cadre {
-
-struct BiasOptions {
-  bool balance = false;                   // a bias moved against the load, see update_selection_bias
-  double task = 0.0;                      // added for experts of the token's task
-  std::vector<int32_t> expert_task = {};  // [E] the task of each expert, -1: none; empty: no expert has one
-  int num_tasks = 0;
-  bool history = false;
-  bool weighs = false;  // routing weights come from (score + task bias) history
-
-  bool moves() const { return balance || task != 0.0 || history; }
-};
 
 // How good an expert was for the tokens of a task, as far as a backward pass can tell: the gradient of a slot's weight,
 // g = dL/dw = <dy, E(x)>, is negative where more of that expert would have lowered the loss.

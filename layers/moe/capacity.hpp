@@ -9,36 +9,11 @@
 #include <string>
 #include <vector>
 
+#include "layers/moe/options.hpp"
 #include "layers/moe/routing.hpp"
 #include "layers/tensor/parameter.hpp"
 
 namespace cadre {
-
-enum class DropPolicy : uint8_t {
-  probability,  // the lowest scores are left out
-  position,     // the last ones: all first choices come before all second ones, each in the order of tokens
-};
-
-enum class CapacityKind : uint8_t {
-  fixed,
-  // By a running mean of each expert's utilisation, count / (T K / E): u += 0.1 (count / mean - u), from 1. Below 0.5 the
-  // capacity is int(0.8 C), above 1.5 int(1.2 C).
-  dynamic,
-  // The sum over experts stays E C and its division is learned from the demand, not by gradient: with l [E], from 0,
-  // C_e = ceil(E C softmax(l)_e), and after a step l_e += rate sign(demand_e / mean demand - E softmax(l)_e).
-  learned,
-};
-
-struct CapacityOptions {
-  double factor = 0.0;       // 0: every token is taken
-  double eval_factor = 0.0;  // the same outside of training
-  int64_t tokens = 0;        // C itself, where it is not 0; the factor of the same phase is then 0
-  int64_t eval_tokens = 0;
-  DropPolicy drop = DropPolicy::probability;
-  CapacityKind kind = CapacityKind::fixed;
-  double rate = 0.01;        // of learned
-  bool renormalise = false;  // share the weight among the experts that are left
-};
 
 inline constexpr double kUtilisationRate = 0.1;
 

@@ -4,16 +4,10 @@
 
 #include <cstdint>
 
+#include "layers/moe/options.hpp"
 #include "layers/nn/ffn.hpp"
 
 namespace cadre {
-
-// same: a feed-forward network each. typed: three kinds of them that take turns by global id, named for what each does
-// most: gate experts (SwiGLU, as `same`), up experts (down(gelu(up x)) of twice the width) and down experts (the same of
-// half the width). mixture: each is a mixture of such networks itself (Shazeer et al. 2017, appendix B). projections: each is a
-// single projection of SwiGLU, see projections.hpp.
-enum class ExpertKinds : uint8_t { same, typed, mixture, projections };
-enum class Projection : uint8_t { gate, up, down };
 
 struct ExpertOptions {
   FfnOptions ffn = {};  // SwiGLU where kinds are typed, and its width even

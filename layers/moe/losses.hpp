@@ -28,39 +28,11 @@
 #include <vector>
 
 #include "layers/moe/balance_terms.hpp"
+#include "layers/moe/options.hpp"
 #include "layers/moe/routing.hpp"
 #include "layers/moe/score.hpp"
 
 namespace cadre {
-
-// What the variance of a loss is of and divided by; the lines above say it.
-struct VarianceForm {
-  enum class Kind : uint8_t { cv2, raw, counts };
-  Kind kind = Kind::cv2;
-  Variance variance = Variance::population;
-};
-
-// The weight of each; 0: off.
-struct LossOptions {
-  double balance = 0.0;
-  bool by_sequence = false;
-  double kl = 0.0;
-  double importance = 0.0;
-  double load = 0.0;
-  double expert = 0.0;
-  double device = 0.0;
-  double communication = 0.0;
-  double expert_variance = 0.0;
-  double device_variance = 0.0;
-  double z = 0.0;
-  double diversity = 0.0;   // of the layer: the router does not see outputs
-  int devices = 1;          // D
-  int devices_a_token = 1;  // M
-  DeviceLayout layout = DeviceLayout::contiguous;
-  VarianceForm importance_form = {};
-  VarianceForm expert_form = {};
-  VarianceForm device_form = {.variance = Variance::unbiased};
-};
 
 class Losses {
  public:

@@ -11,31 +11,12 @@
 #include "layers/moe/capacity.hpp"
 #include "layers/moe/eligibility.hpp"
 #include "layers/moe/losses.hpp"
+#include "layers/moe/options.hpp"
 #include "layers/moe/score.hpp"
 #include "layers/moe/select.hpp"
 #include "layers/moe/weights.hpp"
 
 namespace cadre {
-
-struct RouterOptions {
-  int64_t hidden = 0;
-  int num_experts = 0;
-  int top_k = 0;
-  ScoreFunction score = ScoreFunction::softmax;
-  WeightOptions weights = {};
-  GroupLimit groups = {};
-  bool selection_bias = false;  // balance without auxiliary loss: a bias decides, but does not weigh
-  double init_std = 0.02;
-
-  // What a piece is told beside the above; sizes are filled in from there.
-  ScoreOptions scorer = {};
-  BiasOptions bias = {};
-  EligibilityOptions eligibility = {};
-  SelectOptions select = {};
-  CapacityOptions capacity = {};
-  LossOptions losses = {};
-  std::vector<int> dead_experts = {};
-};
 
 class Router {
  public:

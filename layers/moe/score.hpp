@@ -13,22 +13,10 @@
 #include <vector>
 
 #include "layers/moe/lane_context.hpp"
+#include "layers/moe/options.hpp"
 #include "layers/nn/linear.hpp"
 
 namespace cadre {
-
-enum class ScoreFunction { softmax, sigmoid };
-
-struct ScoreOptions {
-  int64_t hidden = 0;
-  int num_experts = 0;
-  ScoreFunction function = ScoreFunction::softmax;
-  std::vector<int64_t> hidden_sizes;  // of layers before the last; none: one linear layer
-  int coarse_groups = 0;              // of the second gate, dividing the experts; 0: one level. Softmax only.
-  bool noise = false;
-  double jitter = 0.0;
-  double init_std = 0.02;
-};
 
 // Parameters: `<prefix>.weight` [E, width of the last hidden layer or H], `<prefix>.hidden.<i>.weight`,
 // `<prefix>.noise.weight` [E,H], which starts at zero, and `<prefix>.coarse.weight` [groups,H].

@@ -55,6 +55,7 @@ std::unique_ptr<Selector> make_token_choice(const SelectOptions& options) {
 
 std::unique_ptr<Selector> make_selector(const SelectOptions& options) {
   switch (options.rule) {
+    case SelectRule::dense:
     case SelectRule::token_choice: return make_token_choice(options);
     case SelectRule::expert_choice: return make_expert_choice(options);
     case SelectRule::hybrid: return make_hybrid(options);

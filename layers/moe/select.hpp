@@ -5,32 +5,10 @@
 #include <memory>
 #include <vector>
 
+#include "layers/moe/options.hpp"
 #include "layers/moe/routing.hpp"
 
 namespace cadre {
-
-enum class SelectRule {
-  token_choice,   // a token takes its best experts; dense when it takes all
-  expert_choice,  // an expert takes its best tokens (Zhou et al. 2022)
-  hybrid,         // token choice while the load is even, else expert choice
-  sinkhorn,       // token choice from scores balanced by Sinkhorn's iteration
-  hierarchical,   // equally many experts from each of the best groups
-  by_kind,        // equally many experts of each of three kinds, which take turns by id
-};
-
-struct SelectOptions {
-  SelectRule rule = SelectRule::token_choice;
-  int num_experts = 0;
-  int top_k = 0;
-  // Token choice: a token stops at the first of its experts whose scores sum to this share of all; 1: never.
-  double top_p = 1.0;
-  std::vector<int32_t> task_top_k = {};  // by task, how many experts its tokens visit, at most top_k; empty: top_k
-  // Hybrid: experts choose where the fullest has more than 1 + hybrid_load times the mean.
-  double hybrid_load = 0.8;
-  // Hierarchical, and the groups that it chooses from.
-  int groups = 1;
-  int kept_groups = 1;
-};
 
 class Selector {
  public:

@@ -190,9 +190,10 @@ std::string key_prefix(const Section& section) { return section.name.empty() ? "
 
 // Whether something in the model wants to know the task of a token.
 bool asks_for_tasks(const ModelConfig& model) {
-  const RouterKeys& keys = model.routing;
-  const bool prefers = !keys.expert_tasks.empty() && (keys.task_bias > 0.0 || keys.expert_history);
-  return prefers || !keys.task_top_k.empty() || keys.expert_conditions.find("task=") != std::string::npos;
+  const RouterOptions& router = model.router;
+  const bool prefers = !router.bias.expert_task.empty() && (router.bias.task > 0.0 || router.bias.history);
+  const auto of_task = [](const ExpertCondition& condition) { return condition.kind == ExpertCondition::Kind::task; };
+  return prefers || !router.select.task_top_k.empty() || std::ranges::any_of(router.eligibility.conditions, of_task);
 }
 
 void check_tasks(const RunConfig& config) {

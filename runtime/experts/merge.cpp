@@ -94,8 +94,8 @@ RunConfig merged_config(const RunConfig& config, const MergeOptions& options) {
               "there is nothing to merge");
   check_unnamed(model);
   CADRE_CHECK(
-      model.routing.expert_tasks.empty(),
-      fmt::format("model.expert_tasks = {}, allowed: none", model.routing.expert_tasks),
+      model.router.bias.expert_task.empty(),
+      fmt::format("model.expert_tasks = {}, allowed: none", key_text(model, "expert_tasks")),
       "experts of different tasks would become one; remove the key from config.json and set it anew afterwards");
   model.n_routed_experts = options.experts == 0 ? before / 2 : options.experts;
   CADRE_CHECK(model.n_routed_experts >= 1 && model.n_routed_experts < before,
@@ -148,10 +148,10 @@ void halve_selection_biases(const std::vector<NamedTensor>& values) {
   }
 }
 
-// "0,1" becomes "0,0,1,1": a copy has the id behind its original.
-std::string each_twice(const std::string& list) {
-  std::string twice;
-  for (const std::string& item : words_of(list)) twice += fmt::format("{}{},{}", twice.empty() ? "" : ",", item, item);
+// 0,1 becomes 0,0,1,1: a copy has the id behind its original.
+std::vector<int32_t> each_twice(const std::vector<int32_t>& list) {
+  std::vector<int32_t> twice;
+  for (const int32_t item : list) twice.insert(twice.end(), 2, item);
   return twice;
 }
 
@@ -163,11 +163,12 @@ RunConfig grown_config(const RunConfig& config, const GrowOptions& options) {
   CADRE_CHECK(model.n_routed_experts > 0, "the model has no experts", "only mixtures grow");
   check_unnamed(model);
   model.n_routed_experts *= 2;
-  model.routing.expert_tasks = each_twice(model.routing.expert_tasks);
+  model.router.bias.expert_task = each_twice(model.router.bias.expert_task);
   model.num_experts_per_tok = options.top_k == 0 ? 2 * model.num_experts_per_tok : options.top_k;
   if (!renormalises(config.model)) model.norm_topk_prob = false;  // also where a single expert left it without effect
   const bool doubles = model.num_experts_per_tok == 2 * config.model.num_experts_per_tok;
-  if (doubles && model.scoring_func == "sigmoid" && !model.norm_topk_prob) model.routed_scaling_factor *= 0.5;
+  if (doubles && model.scoring_func == ScoreFunction::sigmoid && !model.norm_topk_prob)
+    model.routed_scaling_factor *= 0.5;
   check(model);
   return grown;
 }
@@ -178,7 +179,7 @@ void grow_experts(StoredModel& from, StoredModel& to, const GrowOptions& options
   const ExpertSums sums = twice(moe_layers_of(model), num_experts);
   sum_experts(from.values(), to.values(), sums, num_experts);
   sum_experts(from.moments(), to.moments(), sums, num_experts);
-  if (model.scoring_func == "softmax") halve_selection_biases(to.values());
+  if (model.scoring_func == ScoreFunction::softmax) halve_selection_biases(to.values());
   disturb_copies(to.values(), options.noise, options.seed);
   to.values_changed();
 }

@@ -73,16 +73,14 @@ fs::path StoredModel::save(const fs::path& run_folder, const Manifest& origin) {
 }
 
 void check_unnamed(const ModelConfig& model) {
-  const auto check = [](const char* key, const std::string& value) {
+  for (const char* key : {"dead_experts", "expert_conditions"}) {
+    const std::string value = key_text(model, key);
     CADRE_CHECK(value.empty(), fmt::format("model.{} = {}, allowed: none", key, value),
                 "it names experts whose ids change; remove it from config.json and set it anew afterwards");
-  };
-  const std::string& kinds = model.routing.expert_kinds;
-  CADRE_CHECK(kinds == "same" || kinds == "mixture",
-              fmt::format("model.expert_kinds = {}, allowed: same | mixture", kinds),
+  }
+  CADRE_CHECK(model.expert_kinds == ExpertKinds::same || model.expert_kinds == ExpertKinds::mixture,
+              fmt::format("model.expert_kinds = {}, allowed: same | mixture", key_text(model, "expert_kinds")),
               "what an expert is made of follows from its id, which would change");
-  check("dead_experts", model.routing.dead_experts);
-  check("expert_conditions", model.routing.expert_conditions);
 }
 
 namespace {

@@ -161,15 +161,14 @@ double mean_loss(const ResultTensor& logits, const ScoreTokens& tokens) {
 
 // The loss is that of the tokens alone, and nothing is left to chance.
 void drop_other_losses(ModelConfig& model) {
-  RouterKeys& keys = model.routing;
-  for (double* weight : {&model.aux_loss_alpha, &keys.kl_loss_weight, &keys.importance_loss_weight,
-                         &keys.load_loss_weight, &keys.expert_loss_weight, &keys.device_loss_weight,
-                         &keys.communication_loss_weight, &keys.expert_variance_weight, &keys.device_variance_weight,
-                         &keys.diversity_loss_weight, &keys.router_z_loss_coef}) {
+  LossOptions& losses = model.router.losses;
+  for (double* weight :
+       {&model.aux_loss_alpha, &losses.kl, &losses.importance, &losses.load, &losses.expert, &losses.device,
+        &losses.communication, &losses.expert_variance, &losses.device_variance, &losses.diversity, &losses.z}) {
     *weight = 0.0;
   }
-  keys.router_noise = false;
-  keys.router_jitter_noise = 0.0;
+  model.router.scorer.noise = false;
+  model.router.scorer.jitter = 0.0;
 }
 
 }  // namespace

@@ -31,7 +31,7 @@ ModelConfig eight_experts() {
   config.n_routed_experts = 8;
   config.num_experts_per_tok = 2;
   config.moe_intermediate_size = 32;
-  config.topk_method = "noaux_tc";
+  config.topk_method = TopkMethod::noaux_tc;
   config.n_group = 2;
   config.topk_group = 1;
   fill_defaults(config);
@@ -69,9 +69,9 @@ TEST(DenseComparison, CountsSharedExpertsAsMet) {
 TEST(DenseComparison, CountsInnerExperts) {
   ModelConfig config = eight_experts();
   const DenseComparison plain = compare_with_dense(config, 8);
-  config.routing.expert_kinds = "mixture";
-  config.routing.inner_experts = 3;
-  config.routing.inner_experts_per_tok = 2;
+  config.expert_kinds = ExpertKinds::mixture;
+  config.inner_experts = 3;
+  config.inner_experts_per_tok = 2;
   const DenseComparison nested = compare_with_dense(config, 8);
   const int64_t expert = 3 * 16 * 32;
   EXPECT_EQ(nested.one_expert.parameters.total - plain.one_expert.parameters.total, 2 * 2 * expert);

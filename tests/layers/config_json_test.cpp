@@ -79,14 +79,14 @@ TEST(ConfigJson, ReadsWhatTransformers5Writes) {
   const ModelConfig v3 = read(v3_of_transformers_5(), &unused);
   EXPECT_EQ(unused, (std::vector<std::string>{"head_dim", "output_router_logits", "pad_token_id", "pretraining_tp",
                                               "qk_head_dim"}));
-  EXPECT_EQ(v3.scoring_func, "sigmoid");
-  EXPECT_EQ(v3.topk_method, "noaux_tc");
+  EXPECT_EQ(v3.scoring_func, ScoreFunction::sigmoid);
+  EXPECT_EQ(v3.topk_method, TopkMethod::noaux_tc);
   EXPECT_EQ(v3.n_group, 4);
   unused.clear();
   const ModelConfig v2 = read(v2_of_transformers_5(), &unused);
   EXPECT_THAT(unused, Contains("mlp_bias"));
-  EXPECT_EQ(v2.scoring_func, "softmax");
-  EXPECT_EQ(v2.topk_method, "greedy");
+  EXPECT_EQ(v2.scoring_func, ScoreFunction::softmax);
+  EXPECT_EQ(v2.topk_method, TopkMethod::greedy);
   EXPECT_EQ(v2.n_group, 1);
   EXPECT_EQ(v2.rope_scaling, RopeScaling());
 }
@@ -304,8 +304,8 @@ TEST(ConfigJson, DeepSeekMoeWithTheGateOfV3IsGlm4Moe) {
   config.n_routed_experts = 8;
   config.num_experts_per_tok = 2;
   EXPECT_EQ(to_json(config)["architectures"], json({"DeepseekForCausalLM"}));
-  config.scoring_func = "sigmoid";
-  config.topk_method = "noaux_tc";
+  config.scoring_func = ScoreFunction::sigmoid;
+  config.topk_method = TopkMethod::noaux_tc;
   config.routed_scaling_factor = 2.5;
   json written = to_json(config);
   EXPECT_EQ(written["architectures"], json({"Glm4MoeForCausalLM"}));
@@ -318,7 +318,7 @@ TEST(ConfigJson, DeepSeekMoeWithTheGateOfV3IsGlm4Moe) {
   expect_message(refusal(written, {{"attention_bias", true}}), {"attention_bias = true"});
   written.erase("partial_rotary_factor");
   expect_message(message_of([&] { read(written); }), {"partial_rotary_factor = null", "1.0 with model_type glm4_moe"});
-  config.scoring_func = "softmax";
+  config.scoring_func = ScoreFunction::softmax;
   EXPECT_EQ(to_json(config)["model_type"], "cadre_deepseek");
 }
 
@@ -333,9 +333,9 @@ TEST(ConfigJson, DeepSeeksNameStandsOnlyOverWhatItsClassesCompute) {
     std::function<void(ModelConfig&)> change;
   };
   const Case cases[] = {
-      {"scoring_func", v3, [](ModelConfig& c) { c.scoring_func = "softmax"; }},
-      {"topk_method", v3, [](ModelConfig& c) { c.topk_method = "greedy"; }},
-      {"topk_method", v2, [](ModelConfig& c) { c.topk_method = "noaux_tc"; }},
+      {"scoring_func", v3, [](ModelConfig& c) { c.scoring_func = ScoreFunction::softmax; }},
+      {"topk_method", v3, [](ModelConfig& c) { c.topk_method = TopkMethod::greedy; }},
+      {"topk_method", v2, [](ModelConfig& c) { c.topk_method = TopkMethod::noaux_tc; }},
       {"norm_topk_prob", v2, [](ModelConfig& c) { c.norm_topk_prob = true; }},
       {"norm_topk_prob", v3, [](ModelConfig& c) { c.num_experts_per_tok = 1; }},
       {"rope_interleave", v2, [](ModelConfig& c) { c.rope_interleave = false; }},
@@ -344,15 +344,18 @@ TEST(ConfigJson, DeepSeeksNameStandsOnlyOverWhatItsClassesCompute) {
       {"moe_layer_freq", v3, [](ModelConfig& c) { c.moe_layer_freq = 2; }},
       {"n_group", v3, [](ModelConfig& c) { c.n_group = 8, c.topk_group = 4; }},
       {"n_routed_experts", v3, [](ModelConfig& c) { c.n_routed_experts = 0; }},
-      {"router", v3, [](ModelConfig& c) { c.routing.router = "expert_choice"; }},
-      {"router_gate", v3, [](ModelConfig& c) { c.routing.router_gate = "binary"; }},
-      {"router_top_p", v3, [](ModelConfig& c) { c.routing.router_top_p = 0.9; }},
-      {"dead_experts", v3, [](ModelConfig& c) { c.routing.dead_experts = "3,4"; }},
-      {"task_bias", v3, [](ModelConfig& c) { c.routing.task_bias = 0.2; }},
-      {"expert_kinds", v3, [](ModelConfig& c) { c.routing.expert_kinds = "mixture"; }},
-      {"shared_expert_mean", v3, [](ModelConfig& c) { c.routing.shared_expert_mean = true; }},
-      {"norm_position", v3, [](ModelConfig& c) { c.routing.norm_position = "post"; }},
-      {"ffn_highway", v3, [](ModelConfig& c) { c.routing.ffn_highway = true; }},
+      {"router", v3, [](ModelConfig& c) { c.router.select.rule = SelectRule::expert_choice; }},
+      {"router_gate", v3, [](ModelConfig& c) { c.router.weights.gate = GateKind::binary; }},
+      {"router_top_p", v3, [](ModelConfig& c) { c.router.select.top_p = 0.9; }},
+      {"dead_experts", v3,
+       [](ModelConfig& c) {
+         c.router.dead_experts = {3, 4};
+       }},
+      {"task_bias", v3, [](ModelConfig& c) { c.router.bias.task = 0.2; }},
+      {"expert_kinds", v3, [](ModelConfig& c) { c.expert_kinds = ExpertKinds::mixture; }},
+      {"shared_expert_mean", v3, [](ModelConfig& c) { c.shared_expert_mean = true; }},
+      {"norm_position", v3, [](ModelConfig& c) { c.norm_position = NormPosition::post; }},
+      {"ffn_highway", v3, [](ModelConfig& c) { c.ffn_highway = true; }},
   };
   for (const Case& c : cases) {
     ModelConfig config = c.base;
@@ -364,11 +367,11 @@ TEST(ConfigJson, DeepSeeksNameStandsOnlyOverWhatItsClassesCompute) {
     EXPECT_EQ(read(json::parse(written.dump())), config) << c.key;
   }
   ModelConfig trained = v3;
-  trained.routing.router_z_loss_coef = 0.1;
-  trained.routing.kl_loss_weight = 0.1;
-  trained.routing.capacity_factor = 1.5;
-  trained.routing.seq_aux = true;
-  trained.routing.router_jitter_noise = 0.01;
+  trained.router.losses.z = 0.1;
+  trained.router.losses.kl = 0.1;
+  trained.router.capacity.factor = 1.5;
+  trained.router.losses.by_sequence = true;
+  trained.router.scorer.jitter = 0.01;
   trained.attention_bias = true;
   trained.hidden_act = "gelu";
   EXPECT_EQ(keys_beyond_deepseek(trained), std::vector<std::string>());

@@ -48,8 +48,8 @@ ModelConfig v3(const std::function<void(ModelConfig&)>& change = {}) {
   c.num_experts_per_tok = 3;
   c.n_shared_experts = 1;
   c.first_k_dense_replace = 1;
-  c.scoring_func = "sigmoid";
-  c.topk_method = "noaux_tc";
+  c.scoring_func = ScoreFunction::sigmoid;
+  c.topk_method = TopkMethod::noaux_tc;
   c.n_group = 4;
   c.topk_group = 2;
   c.norm_topk_prob = true;
@@ -62,8 +62,8 @@ ModelConfig v3(const std::function<void(ModelConfig&)>& change = {}) {
 
 void softmax_without_groups(ModelConfig& c) {
   c.model_type = "deepseek_v2";
-  c.scoring_func = "softmax";
-  c.topk_method = "greedy";
+  c.scoring_func = ScoreFunction::softmax;
+  c.topk_method = TopkMethod::greedy;
   c.n_group = c.topk_group = 1;
   c.norm_topk_prob = false;
   c.routed_scaling_factor = 1.0;
@@ -89,14 +89,14 @@ std::vector<Case> cases() {
        })},
       {"v2", v3([](ModelConfig& c) {
          softmax_without_groups(c);
-         c.topk_method = "group_limited_greedy";
+         c.topk_method = TopkMethod::group_limited_greedy;
          c.n_group = 3;
          c.topk_group = 2;
          c.routed_scaling_factor = 16.0;
          c.initializer_range = 0.2;
        })},
       {"softmax, renormalised, with a bias", v3([](ModelConfig& c) {
-         c.scoring_func = "softmax";
+         c.scoring_func = ScoreFunction::softmax;
          c.n_group = c.topk_group = 1;
        })},
       {"tied, wide values, no shared experts", v3([](ModelConfig& c) {

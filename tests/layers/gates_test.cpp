@@ -29,8 +29,8 @@ ModelConfig gate_config(const std::string& method, const std::string& scoring, b
   config.num_experts_per_tok = kTopK;
   config.n_group = kGroups;
   config.topk_group = 2;
-  config.topk_method = method;
-  config.scoring_func = scoring;
+  set_key(config, "topk_method", method);
+  set_key(config, "scoring_func", scoring);
   config.norm_topk_prob = renormalise;
   config.routed_scaling_factor = 2.5;
   config.initializer_range = 0.5;
@@ -49,16 +49,16 @@ Choice by_definition(const ModelConfig& config, const std::vector<double>& logit
   std::vector<double> s(logits);
   double sum = 0.0;
   for (double& value : s) {
-    value = config.scoring_func == "sigmoid" ? 1.0 / (1.0 + std::exp(-value)) : std::exp(value);
+    value = config.scoring_func == ScoreFunction::sigmoid ? 1.0 / (1.0 + std::exp(-value)) : std::exp(value);
     sum += value;
   }
-  if (config.scoring_func == "softmax") {
+  if (config.scoring_func == ScoreFunction::softmax) {
     for (double& value : s) value /= sum;
   }
   std::vector<double> c(s);
-  const bool v3 = config.topk_method == "noaux_tc";
+  const bool v3 = config.topk_method == TopkMethod::noaux_tc;
   for (int e = 0; v3 && e < kExperts; ++e) c[static_cast<size_t>(e)] += bias_of(e);
-  if (config.topk_method != "greedy") {
+  if (config.topk_method != TopkMethod::greedy) {
     constexpr int kSize = kExperts / kGroups;
     std::vector<std::pair<double, int>> groups;
     for (int g = 0; g < kGroups; ++g) {
@@ -175,7 +175,7 @@ TEST(Gates, a_single_expert_is_not_divided_by_itself) {
     const Tensor& grad = run.parameter("mlp.gate.weight").grad;
     EXPECT_GT(*std::max_element(grad.data<double>(), grad.data<double>() + grad.numel()), 1e-3);
   });
-  config.routing.router = "hierarchical";
+  config.router.select.rule = SelectRule::hierarchical;
   config.topk_group = 1;
   EXPECT_EQ(router_options(config).weights.groups, 0);
 }

@@ -43,8 +43,8 @@ ModelConfig small_v3() {
   c.n_shared_experts = 1;
   c.n_group = 4;
   c.topk_group = 2;
-  c.scoring_func = "sigmoid";
-  c.topk_method = "noaux_tc";
+  c.scoring_func = ScoreFunction::sigmoid;
+  c.topk_method = TopkMethod::noaux_tc;
   c.norm_topk_prob = true;
   c.routed_scaling_factor = 2.5;
   c.aux_loss_alpha = 0.01;

@@ -49,7 +49,7 @@ TEST(ModelConfig, ReadsPublishedConfig) {
   EXPECT_EQ(config.n_routed_experts, 64);
   EXPECT_EQ(config.eos_token_id, 100001);
   EXPECT_EQ(config.rope_theta, 10000.0);
-  EXPECT_EQ(config.scoring_func, "softmax");
+  EXPECT_EQ(config.scoring_func, ScoreFunction::softmax);
   EXPECT_FALSE(is_moe_layer(config, 0));
   EXPECT_TRUE(is_moe_layer(config, 1));
   EXPECT_TRUE(is_moe_layer(config, 27));
@@ -69,24 +69,24 @@ TEST(ModelConfig, AbsentAndNullKeysTakeTheDefaultOfTheArchitecture) {
 TEST(ModelConfig, JsonRoundTripKeepsEveryField) {
   ModelConfig config = small();
   config.norm = "layernorm";
-  config.topk_method = "noaux_tc";
-  config.scoring_func = "sigmoid";
+  config.topk_method = TopkMethod::noaux_tc;
+  config.scoring_func = ScoreFunction::sigmoid;
   config.bias_update_rate = 0.1;  // not representable: shortest text must come back to the same double
   config.rope_theta = 5e5;
   config.norm_topk_prob = true;
   config.eos_token_id = 0;
-  config.routing.router = "hybrid";
-  config.routing.expert_tasks = "0,1,2,3,1,0";
-  config.routing.capacity_factor = 1.25;
-  config.routing.seq_aux = true;
-  config.routing.combine_weights = "biased";
-  config.routing.importance_form = "variance_unbiased";
-  config.routing.expert_variance_form = "counts";
-  config.routing.device_variance_form = "counts_unbiased";
-  config.routing.balance_devices = 3;
-  config.routing.balance_device_layout = "cyclic";
-  config.routing.diversity_loss_weight = 0.25;
-  config.routing.eval_expert_capacity = 64;
+  config.router.select.rule = SelectRule::hybrid;
+  config.router.bias.expert_task = {0, 1, 2, 3, 1, 0};
+  config.router.capacity.factor = 1.25;
+  config.router.losses.by_sequence = true;
+  config.router.bias.weighs = true;
+  config.router.losses.importance_form = {VarianceForm::Kind::raw, Variance::unbiased};
+  config.router.losses.expert_form = {VarianceForm::Kind::counts, Variance::population};
+  config.router.losses.device_form = {VarianceForm::Kind::counts, Variance::unbiased};
+  config.router.losses.devices = 3;
+  config.router.losses.layout = DeviceLayout::cyclic;
+  config.router.losses.diversity = 0.25;
+  config.router.capacity.eval_tokens = 64;
   const json written = to_json(config);
   EXPECT_EQ(model_config_from_json(json::parse(written.dump(2)), "config.json"), config);
   EXPECT_EQ(written["architectures"], json::array({"CadreForCausalLM"}));  // a hybrid router
@@ -95,6 +95,49 @@ TEST(ModelConfig, JsonRoundTripKeepsEveryField) {
   EXPECT_TRUE(written["bos_token_id"].is_null());
   EXPECT_EQ(written["eos_token_id"], 0);
   EXPECT_EQ(written["tie_word_embeddings"], false);
+}
+
+// One line each, which names the key and what is allowed.
+TEST(ModelConfig, AnUnknownNameOfAnyKeyIsRefused) {
+  ModelConfig known = small();
+  int num_keys = 0;
+  for (const Field& field : fields_of(known)) {
+    if (field.allowed.choices.empty() || field.name.starts_with("rope_scaling.")) continue;
+    ++num_keys;
+    json source = to_json(small());
+    source[field.name] = "oracle";
+    const std::string message = message_of([&] { model_config_from_json(source, "config.json"); });
+    expect_message(message, {"config.json: ", "oracle", allowed_text(field).c_str()});
+    EXPECT_EQ(std::ranges::count(message, '\n'), 0) << message;
+    const FieldValue before = value_of(field);
+    expect_message(message_of([&] { set_key(known, field.name, "oracle"); }),
+                   {fmt::format("model.{} = \"oracle\", allowed: {}", field.name, allowed_text(field)).c_str()});
+    EXPECT_EQ(value_of(field), before) << field.name;
+    for (const std::string& choice : field.allowed.choices) {
+      set_key(known, field.name, choice);
+      EXPECT_EQ(key_text(known, field.name), choice);
+    }
+  }
+  EXPECT_EQ(num_keys, 16);
+}
+
+// Text that a list or a condition cannot be.
+TEST(ModelConfig, RefusesListsThatAreNone) {
+  ModelConfig c = small();
+  for (const auto& [key, text] : {std::pair{"dead_experts", "1;2"},
+                                  {"dead_experts", "-1"},
+                                  {"expert_tasks", "0,1,two"},
+                                  {"task_top_k", "0"},
+                                  {"router_hidden_sizes", "7,,5"},
+                                  {"expert_conditions", "1:mood=2"},
+                                  {"expert_conditions", "task=2"},
+                                  {"expert_conditions", "1:position<"}}) {
+    expect_message(message_of([&] { set_key(c, key, text); }),
+                   {fmt::format("model.{} = \"{}\", allowed: ", key, text).c_str()});
+  }
+  EXPECT_EQ(c, small());
+  set_key(c, "expert_conditions", "1:task=2,0:position<16,0:position>=4");
+  EXPECT_EQ(key_text(c, "expert_conditions"), "1:task=2,0:position<16,0:position>=4");
 }
 
 TEST(ModelConfig, RefusesJson) {
@@ -174,43 +217,38 @@ TEST(ModelConfig, ChecksCombinations) {
   expect_message(with([](ModelConfig& c) { c.intermediate_size = 0; }), {"intermediate_size = 0", "dense"});
   expect_message(with([](ModelConfig& c) { c.aux_loss_alpha = std::numeric_limits<double>::quiet_NaN(); }),
                  {"aux_loss_alpha = nan"});
-  expect_message(with([](ModelConfig& c) { c.routing.router = "dense"; }),
+  expect_message(with([](ModelConfig& c) { c.router.select.rule = SelectRule::dense; }),
                  {"num_experts_per_tok = 2 with router = dense", "n_routed_experts = 6"});
-  expect_message(with([](ModelConfig& c) { c.routing.router = "oracle"; }), {"router = \"oracle\"", "token_choice"});
-  expect_message(with([](ModelConfig& c) { c.routing.load_loss_weight = 0.1; }),
-                 {"load_loss_weight = 0.1", "router_noise"});
-  expect_message(with([](ModelConfig& c) { c.routing.expert_tasks = "0,1"; }), {"expert_tasks = \"0,1\"", "6"});
-  expect_message(with([](ModelConfig& c) { c.routing.dead_experts = "6"; }), {"dead_experts = \"6\"", "[0, 5]"});
-  expect_message(with([](ModelConfig& c) { c.routing.dead_experts = "1;2"; }), {"dead_experts = \"1;2\""});
-  expect_message(with([](ModelConfig& c) { c.routing.task_top_k = "1,3"; }), {"task_top_k = \"1,3\"", "[1, 2]"});
-  expect_message(with([](ModelConfig& c) { c.routing.expert_conditions = "1:mood=2"; }),
-                 {"expert_conditions = \"1:mood=2\"", "position<N"});
-  expect_message(with([](ModelConfig& c) { c.routing.router_two_level = true; }),
+  expect_message(with([](ModelConfig& c) { c.router.losses.load = 0.1; }), {"load_loss_weight = 0.1", "router_noise"});
+  expect_message(with([](ModelConfig& c) { c.router.bias.expert_task = {0, 1}; }), {"expert_tasks = \"0,1\"", "6"});
+  expect_message(with([](ModelConfig& c) { c.router.dead_experts = {6}; }), {"dead_experts = \"6\"", "[0, 5]"});
+  expect_message(with([](ModelConfig& c) { c.router.select.task_top_k = {1, 3}; }), {"task_top_k = \"1,3\"", "[1, 2]"});
+  expect_message(with([](ModelConfig& c) { set_key(c, "expert_conditions", "6:task=2"); }),
+                 {"expert_conditions = \"6:task=2\"", "[0, 5]"});
+  expect_message(with([](ModelConfig& c) { c.router.scorer.two_level = true; }),
                  {"router_two_level = true", "n_group = 1"});
-  expect_message(with([](ModelConfig& c) { c.routing.node_limit = 2; }), {"node_count = 1 with node_limit = 2"});
-  expect_message(with([](ModelConfig& c) { c.routing.device_loss_weight = 0.1; }),
+  expect_message(with([](ModelConfig& c) { c.router.eligibility.nodes.kept = 2; }),
+                 {"node_count = 1 with node_limit = 2"});
+  expect_message(with([](ModelConfig& c) { c.router.losses.device = 0.1; }),
                  {"device_loss_weight = 0.1 with balance_devices = 1", "[2, n_routed_experts = 6]", "one device"});
-  expect_message(with([](ModelConfig& c) { c.routing.communication_loss_weight = 0.1; }),
+  expect_message(with([](ModelConfig& c) { c.router.losses.communication = 0.1; }),
                  {"communication_loss_weight = 0.1 with balance_devices = 1"});
-  expect_message(with([](ModelConfig& c) { c.routing.device_variance_weight = 0.1; }),
+  expect_message(with([](ModelConfig& c) { c.router.losses.device_variance = 0.1; }),
                  {"device_variance_weight = 0.1 with balance_devices = 1"});
   expect_message(with([](ModelConfig& c) {
-                   c.routing.capacity_factor = 1.0;
-                   c.routing.expert_capacity = 16;
+                   c.router.capacity.factor = 1.0;
+                   c.router.capacity.tokens = 16;
                  }),
                  {"expert_capacity = 16 with capacity_factor = 1", "one of them is 0"});
-  expect_message(with([](ModelConfig& c) { c.routing.expert_kinds = "projections"; }),
+  expect_message(with([](ModelConfig& c) { c.expert_kinds = ExpertKinds::projections; }),
                  {"n_routed_experts = 6, num_experts_per_tok = 2 with expert_kinds = projections", "multiples of 3"});
   expect_message(with([](ModelConfig& c) {
-                   c.routing.expert_kinds = "projections";
+                   c.expert_kinds = ExpertKinds::projections;
                    c.num_experts_per_tok = 3;
-                   c.routing.router_top_p = 0.5;
+                   c.router.select.top_p = 0.5;
                  }),
                  {"router_top_p < 1 with expert_kinds = projections"});
-  expect_message(with([](ModelConfig& c) { c.routing.balance_device_layout = "random"; }),
-                 {"balance_device_layout = \"random\"", "contiguous | cyclic"});
-  expect_message(with([](ModelConfig& c) { c.routing.importance_form = "counts"; }), {"importance_form", "variance"});
-  expect_message(with([](ModelConfig& c) { c.routing.balance_devices = 7; }),
+  expect_message(with([](ModelConfig& c) { c.router.losses.devices = 7; }),
                  {"balance_devices = 7", "[1, n_routed_experts = 6]"});
   ModelConfig all_experts = small();
   all_experts.first_k_dense_replace = 0;
@@ -367,13 +405,13 @@ TEST(ModelConfig, FineGrainedExpertsCostTheSame) {
 TEST(ModelConfig, CountsWhatRoutersAndBlocksAdd) {
   ModelConfig config = small();
   const ParameterCount plain = count_parameters(config);
-  config.routing.router_hidden_sizes = "12";
-  config.routing.router_noise = true;
-  config.routing.capacity_factor = 1.0;
-  config.routing.capacity_kind = "dynamic";
-  config.routing.expert_tasks = "0,1,2,3,1,0";
-  config.routing.expert_history = true;
-  config.routing.ffn_highway = true;
+  config.router.scorer.hidden_sizes = {12};
+  config.router.scorer.noise = true;
+  config.router.capacity.factor = 1.0;
+  config.router.capacity.kind = CapacityKind::dynamic;
+  config.router.bias.expert_task = {0, 1, 2, 3, 1, 0};
+  config.router.bias.history = true;
+  config.ffn_highway = true;
   // A mixture layer: a gate of 64 to 12 to 6 instead of 64 to 6, noise, a row of capacities, three times five of histories, and the
   // highway with its network; the dense layer has a highway.
   const int64_t gate = 64 * 12 + 12 * 6 - 64 * 6 + 64 * 6;
@@ -387,7 +425,7 @@ TEST(ModelConfig, CountsWhatRoutersAndBlocksAdd) {
 TEST(ModelConfig, CountsTypedExperts) {
   ModelConfig config = small();
   const ParameterCount same = count_parameters(config);
-  config.routing.expert_kinds = "typed";
+  config.expert_kinds = ExpertKinds::typed;
   check(config);
   const int64_t usual = 3 * 64 * 32;
   const int64_t typed = usual + 2 * 64 * 64 + 2 * 64 * 16;  // one of each kind
@@ -399,15 +437,15 @@ TEST(ModelConfig, CountsTypedExperts) {
 TEST(ModelConfig, CountsExpertsThatAreMixtures) {
   ModelConfig config = small();
   const ParameterCount same = count_parameters(config);
-  config.routing.expert_kinds = "mixture";
-  config.routing.inner_experts = 3;
-  config.routing.inner_experts_per_tok = 2;
+  config.expert_kinds = ExpertKinds::mixture;
+  config.inner_experts = 3;
+  config.inner_experts_per_tok = 2;
   check(config);
   const int64_t ffn = 3 * 64 * 32;
   const ParameterCount mixture = count_parameters(config);
   EXPECT_EQ(mixture.total - same.total, 3 * 6 * (3 * 64 + 2 * ffn));
   EXPECT_EQ(mixture.active - same.active, 3 * config.num_experts_per_tok * (3 * 64 + ffn));
-  config.routing.inner_experts_per_tok = 4;
+  config.inner_experts_per_tok = 4;
   expect_message(message_of([&] { check(config); }), {"inner_experts_per_tok = 4", "inner_experts = 3"});
 }
 
@@ -417,7 +455,7 @@ TEST(ModelConfig, CountsEveryVariantByHand) {
   config.hidden_act = "gelu";
   config.ffn_gate = false;
   config.norm = "layernorm";
-  config.topk_method = "noaux_tc";
+  config.topk_method = TopkMethod::noaux_tc;
   // q and o 64 * 64, k and v 64 * 32; two matrices an FFN; weight and bias a norm; one selection bias an expert.
   const int64_t attention = 2 * 64 * 64 + 2 * 64 * 32;
   const int64_t expert = 2 * 64 * 32;

@@ -131,8 +131,8 @@ ModelConfig latent_config() {
   config.qk_nope_head_dim = 3;
   config.qk_rope_head_dim = 4;
   config.v_head_dim = 5;
-  config.scoring_func = "sigmoid";
-  config.topk_method = "noaux_tc";
+  config.scoring_func = ScoreFunction::sigmoid;
+  config.topk_method = TopkMethod::noaux_tc;
   config.num_experts_per_tok = 3;  // every expert gets a token
   config.routed_scaling_factor = 1.7;
   return config;
@@ -155,7 +155,7 @@ TEST(Model, gradients_equal_central_differences_with_two_mtp_modules) {
 TEST(Model, gradients_equal_central_differences_with_mtp_modules_and_a_loss_by_sequence) {
   ModelConfig config = latent_config();
   config.num_nextn_predict_layers = 2;
-  config.routing.seq_aux = true;
+  config.router.losses.by_sequence = true;
   check_all_gradients(config);
 }
 
@@ -178,11 +178,11 @@ TEST(Model, gradients_equal_central_differences_with_layer_norm_and_gelu) {
 TEST(Model, gradients_equal_central_differences_with_post_norm_highway_and_the_mean_of_shared_experts) {
   ModelConfig config = small_config("layernorm", "silu");
   config.n_shared_experts = 2;
-  config.routing.norm_position = "post";
-  config.routing.ffn_highway = true;
-  config.routing.shared_expert_mean = true;
+  config.norm_position = NormPosition::post;
+  config.ffn_highway = true;
+  config.shared_expert_mean = true;
   check_all_gradients(config);
-  config.routing.norm_position = "pre";
+  config.norm_position = NormPosition::pre;
   check_all_gradients(config);
 }
 
@@ -200,7 +200,7 @@ TEST(Model, the_mean_of_shared_experts_divides_by_their_number) {
     const auto loss_of = [&](bool mean, double factor) {
       ModelConfig config = small_config("rmsnorm", "silu");
       config.n_shared_experts = 3;
-      config.routing.shared_expert_mean = mean;
+      config.shared_expert_mean = mean;
       ModelRun run(config, alone);
       for (Parameter* parameter : run.parameters()) {
         if (parameter->name().find("shared_experts.down_proj") == std::string::npos) continue;

@@ -29,7 +29,7 @@ ModelConfig projections(bool renormalise) {
   config.norm_topk_prob = renormalise;
   config.routed_scaling_factor = kScale;
   config.initializer_range = 0.5;
-  config.routing.expert_kinds = "projections";
+  config.expert_kinds = ExpertKinds::projections;
   return config;
 }
 

@@ -14,8 +14,8 @@ ModelConfig config() {
   config.num_experts_per_tok = 3;
   config.n_group = 4;
   config.topk_group = 2;
-  config.topk_method = "noaux_tc";
-  config.scoring_func = "sigmoid";
+  config.topk_method = TopkMethod::noaux_tc;
+  config.scoring_func = ScoreFunction::sigmoid;
   config.norm_topk_prob = true;
   config.routed_scaling_factor = 2.5;
   config.initializer_range = 0.5;
@@ -25,17 +25,17 @@ ModelConfig config() {
 TEST(RouterOptions, every_loss_has_its_own_weight) {
   ModelConfig c = config();
   c.aux_loss_alpha = 0.01;
-  c.routing.seq_aux = true;
-  c.routing.kl_loss_weight = 0.02;
-  c.routing.importance_loss_weight = 0.03;
-  c.routing.load_loss_weight = 0.04;
-  c.routing.expert_loss_weight = 0.05;
-  c.routing.device_loss_weight = 0.06;
-  c.routing.communication_loss_weight = 0.07;
-  c.routing.expert_variance_weight = 0.08;
-  c.routing.device_variance_weight = 0.09;
-  c.routing.router_z_loss_coef = 0.1;
-  c.routing.balance_devices = 6;
+  c.router.losses.by_sequence = true;
+  c.router.losses.kl = 0.02;
+  c.router.losses.importance = 0.03;
+  c.router.losses.load = 0.04;
+  c.router.losses.expert = 0.05;
+  c.router.losses.device = 0.06;
+  c.router.losses.communication = 0.07;
+  c.router.losses.expert_variance = 0.08;
+  c.router.losses.device_variance = 0.09;
+  c.router.losses.z = 0.1;
+  c.router.losses.devices = 6;
   const LossOptions losses = router_options(c).losses;
   EXPECT_EQ(losses.balance, 0.01);
   EXPECT_TRUE(losses.by_sequence);
@@ -49,7 +49,7 @@ TEST(RouterOptions, every_loss_has_its_own_weight) {
   EXPECT_EQ(losses.device_variance, 0.09);
   EXPECT_EQ(losses.z, 0.1);
   EXPECT_EQ(losses.devices, 6);
-  c.routing.seq_aux = false;
+  c.router.losses.by_sequence = false;
   EXPECT_FALSE(router_options(c).losses.by_sequence);
 }
 
@@ -60,11 +60,11 @@ TEST(RouterOptions, losses_have_their_forms) {
   EXPECT_EQ(usual.importance_form.kind, VarianceForm::Kind::cv2);
   EXPECT_EQ(usual.expert_form.variance, Variance::population);
   EXPECT_EQ(usual.device_form.variance, Variance::unbiased);
-  c.routing.diversity_loss_weight = 0.11;
-  c.routing.balance_device_layout = "cyclic";
-  c.routing.importance_form = "variance";
-  c.routing.expert_variance_form = "counts_unbiased";
-  c.routing.device_variance_form = "cv2";
+  c.router.losses.diversity = 0.11;
+  c.router.losses.layout = DeviceLayout::cyclic;
+  c.router.losses.importance_form = {VarianceForm::Kind::raw, Variance::population};
+  c.router.losses.expert_form = {VarianceForm::Kind::counts, Variance::unbiased};
+  c.router.losses.device_form = {VarianceForm::Kind::cv2, Variance::population};
   const LossOptions losses = router_options(c).losses;
   EXPECT_EQ(losses.diversity, 0.11);
   EXPECT_EQ(losses.layout, DeviceLayout::cyclic);
@@ -79,13 +79,13 @@ TEST(RouterOptions, losses_have_their_forms) {
 // M: what limits the devices of a token, which are nodes where those are limited, and never more than its experts.
 TEST(RouterOptions, a_token_visits_as_many_devices_as_it_may) {
   ModelConfig c = config();
-  c.routing.balance_devices = 6;
+  c.router.losses.devices = 6;
   EXPECT_EQ(router_options(c).losses.devices_a_token, 3);
-  c.routing.balance_devices = 2;
+  c.router.losses.devices = 2;
   EXPECT_EQ(router_options(c).losses.devices_a_token, 2);
-  c.routing.balance_devices = 6;
-  c.routing.node_count = 4;
-  c.routing.node_limit = 1;
+  c.router.losses.devices = 6;
+  c.router.eligibility.nodes.groups = 4;
+  c.router.eligibility.nodes.kept = 1;
   EXPECT_EQ(router_options(c).losses.devices_a_token, 1);
   EXPECT_EQ(router_options(c).eligibility.nodes.groups, 4);
   EXPECT_EQ(router_options(c).eligibility.nodes.kept, 1);
@@ -93,9 +93,9 @@ TEST(RouterOptions, a_token_visits_as_many_devices_as_it_may) {
 
 TEST(RouterOptions, scores_weights_and_groups) {
   ModelConfig c = config();
-  c.routing.router_hidden_sizes = "7,5";
-  c.routing.router_noise = true;
-  c.routing.router_jitter_noise = 0.11;
+  c.router.scorer.hidden_sizes = {7, 5};
+  c.router.scorer.noise = true;
+  c.router.scorer.jitter = 0.11;
   const RouterOptions v3 = router_options(c);
   EXPECT_EQ(v3.hidden, 10);
   EXPECT_EQ(v3.num_experts, 12);
@@ -113,11 +113,11 @@ TEST(RouterOptions, scores_weights_and_groups) {
   EXPECT_EQ(v3.groups.groups, 4);
   EXPECT_EQ(v3.groups.kept, 2);
   EXPECT_EQ(v3.groups.summed, 2);  // the two best scores
-  c.topk_method = "group_limited_greedy";
-  c.scoring_func = "softmax";
+  c.topk_method = TopkMethod::group_limited_greedy;
+  c.scoring_func = ScoreFunction::softmax;
   c.norm_topk_prob = false;
-  c.routing.router_gate = "binary";
-  c.routing.router_two_level = true;
+  c.router.weights.gate = GateKind::binary;
+  c.router.scorer.two_level = true;
   const RouterOptions v2 = router_options(c);
   EXPECT_EQ(v2.score, ScoreFunction::softmax);
   EXPECT_FALSE(v2.weights.renormalise);
@@ -125,23 +125,23 @@ TEST(RouterOptions, scores_weights_and_groups) {
   EXPECT_FALSE(v2.selection_bias);
   EXPECT_EQ(v2.groups.summed, 1);  // the best score
   EXPECT_EQ(v2.scorer.coarse_groups, 4);
-  c.topk_method = "greedy";
+  c.topk_method = TopkMethod::greedy;
   EXPECT_FALSE(router_options(c).groups.limits());
 }
 
 TEST(RouterOptions, selection_and_capacity) {
   ModelConfig c = config();
-  c.routing.router_top_p = 0.6;
-  c.routing.hybrid_load = 0.9;
-  c.routing.task_bias = 0.12;
-  c.routing.expert_tasks = "0,1,2,0,1,2,0,1,2,0,1,-1";
-  c.routing.expert_history = true;
-  c.routing.capacity_factor = 1.3;
-  c.routing.eval_capacity_factor = 1.7;
-  c.routing.capacity_drop = "position";
-  c.routing.capacity_kind = "learned";
-  c.routing.capacity_rate = 0.13;
-  c.routing.capacity_renormalise = true;
+  c.router.select.top_p = 0.6;
+  c.router.select.hybrid_load = 0.9;
+  c.router.bias.task = 0.12;
+  c.router.bias.expert_task = {0, 1, 2, 0, 1, 2, 0, 1, 2, 0, 1, -1};
+  c.router.bias.history = true;
+  c.router.capacity.factor = 1.3;
+  c.router.capacity.eval_factor = 1.7;
+  c.router.capacity.drop = DropPolicy::position;
+  c.router.capacity.kind = CapacityKind::learned;
+  c.router.capacity.rate = 0.13;
+  c.router.capacity.renormalise = true;
   const RouterOptions o = router_options(c);
   EXPECT_EQ(o.select.rule, SelectRule::token_choice);
   EXPECT_EQ(o.select.top_p, 0.6);
@@ -157,9 +157,9 @@ TEST(RouterOptions, selection_and_capacity) {
   EXPECT_EQ(o.capacity.rate, 0.13);
   EXPECT_TRUE(o.capacity.renormalise);
   EXPECT_FALSE(o.bias.weighs);
-  c.routing.combine_weights = "biased";
-  c.routing.expert_capacity = 17;
-  c.routing.eval_expert_capacity = 19;
+  c.router.bias.weighs = true;
+  c.router.capacity.tokens = 17;
+  c.router.capacity.eval_tokens = 19;
   EXPECT_TRUE(router_options(c).bias.weighs);
   EXPECT_EQ(router_options(c).capacity.tokens, 17);
   EXPECT_EQ(router_options(c).capacity.eval_tokens, 19);
@@ -167,7 +167,7 @@ TEST(RouterOptions, selection_and_capacity) {
                                    {"hybrid", SelectRule::hybrid},
                                    {"sinkhorn", SelectRule::sinkhorn},
                                    {"hierarchical", SelectRule::hierarchical}}) {
-    c.routing.router = name;
+    set_key(c, "router", name);
     EXPECT_EQ(router_options(c).select.rule, rule) << name;
   }
   EXPECT_EQ(router_options(c).weights.groups, 4);  // of the hierarchical router

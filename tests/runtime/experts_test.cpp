@@ -43,7 +43,7 @@ RunConfig small_run(const fs::path& folder) {
   config.model.num_experts_per_tok = 2;
   config.model.n_shared_experts = 1;
   config.model.first_k_dense_replace = 1;
-  config.model.topk_method = "noaux_tc";
+  config.model.topk_method = TopkMethod::noaux_tc;
   config.model.max_position_embeddings = 32;
   fill_defaults(config.model);
   config.train.batch = 4;
@@ -114,7 +114,7 @@ TEST_F(ExpertsTest, TwiceTheExpertsAndTwiceTheTopKIsTheSameModel) {
     for (const auto& [renormalised, top_k] : {std::pair(false, 2), {true, 2}, {true, 1}}) {
       SCOPED_TRACE(fmt::format("{} renormalised {} top-{}", scoring, renormalised, top_k));
       RunConfig config = small_run(folder_.path());
-      config.model.scoring_func = scoring;
+      set_key(config.model, "scoring_func", scoring);
       config.model.norm_topk_prob = renormalised;
       config.model.num_experts_per_tok = top_k;
       config.model.routed_scaling_factor = 1.5;
@@ -134,18 +134,18 @@ TEST_F(ExpertsTest, TwiceTheExpertsAndTwiceTheTopKIsTheSameModel) {
 
 TEST_F(ExpertsTest, KeysThatNameExpertsFollowThemOrAreRefused) {
   RunConfig config = small_run(folder_.path());
-  config.model.routing.expert_tasks = "0,1,-1,2";
-  EXPECT_EQ(grown_config(config, {}).model.routing.expert_tasks, "0,0,1,1,-1,-1,2,2");
+  config.model.router.bias.expert_task = {0, 1, -1, 2};
+  EXPECT_EQ(key_text(grown_config(config, {}).model, "expert_tasks"), "0,0,1,1,-1,-1,2,2");
   test::expect_message(test::message_of([&] { merged_config(config, {}); }), {"model.expert_tasks", "0,1,-1,2"});
-  config.model.routing.expert_tasks.clear();
-  config.model.routing.dead_experts = "3";
+  config.model.router.bias.expert_task.clear();
+  config.model.router.dead_experts = {3};
   test::expect_message(test::message_of([&] { grown_config(config, {}); }), {"model.dead_experts = 3", "ids change"});
   test::expect_message(test::message_of([&] { merged_config(config, {}); }), {"model.dead_experts = 3"});
 }
 
 TEST_F(ExpertsTest, NoiseIsOfTheSecondOfTwoAndOfTheStatedScale) {
   RunConfig config = small_run(folder_.path());
-  config.model.scoring_func = "sigmoid";
+  config.model.scoring_func = ScoreFunction::sigmoid;
   const GrowOptions options = {.noise = 0.05, .seed = 3};
   with_model(config, [&](StoredModel& model) {
     test::on_one_rank([&](Communicator world) {
@@ -183,7 +183,7 @@ TEST_F(ExpertsTest, NoiseIsOfTheSecondOfTwoAndOfTheStatedScale) {
 // Equal experts have equal outputs, and any mean of equal numbers is that number.
 TEST_F(ExpertsTest, AMergeUndoesGrowthToTheBit) {
   RunConfig config = small_run(folder_.path());
-  config.model.scoring_func = "sigmoid";
+  config.model.scoring_func = ScoreFunction::sigmoid;
   config.model.norm_topk_prob = true;
   const GrowOptions options = {.noise = 0.0};
   const RunConfig grown_run = grown_config(config, options);
@@ -285,7 +285,7 @@ std::vector<double> train(int num_ranks, const RunConfig& config, int steps, boo
 // The first step after growth has the loss that the run would have had; afterwards copies learn by themselves.
 TEST_F(ExpertsTest, TrainingGoesOnFromAGrownModelOnAnyNumberOfRanks) {
   RunConfig config = small_run(folder_.path());
-  config.model.scoring_func = "sigmoid";
+  config.model.scoring_func = ScoreFunction::sigmoid;
   config.model.norm_topk_prob = true;
   const std::vector<double> whole = train(1, config, 5, false);
   config.checkpoint.resume = "never";

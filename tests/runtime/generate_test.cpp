@@ -189,7 +189,7 @@ TEST(Generate, CountsTokensWhoseBestExpertIsDead) {
   constexpr int64_t kRead = 2 * (6 + 19);
   const auto routed_on = [&](Communicator world, const std::string& dead) {
     WorkerOptions options = tiny_options();
-    options.model.routing.dead_experts = dead;
+    set_key(options.model, "dead_experts", dead);
     Worker worker(std::move(world), options);
     worker.store().initialise(5);
     GenerateStatistics statistics;
@@ -220,8 +220,8 @@ TEST(Generate, RefusesWhatTheModelCannotHold) {
 // was read: a token has the task of the text up to it, whether it stood in the prompt or was made.
 TEST(Generate, TokensHaveTheTaskOfTheTextUpToThem) {
   WorkerOptions options = tiny_options();
-  options.model.routing.expert_tasks = "1,1,0,0,0";
-  options.model.routing.task_bias = 10.0;
+  options.model.router.bias.expert_task = {1, 1, 0, 0, 0};
+  options.model.router.bias.task = 10.0;
   options.model.routed_scaling_factor = 10.0;  // so that experts decide
   TaskOptions tasks;
   tasks.keywords[1] = {"\x09"};

@@ -99,32 +99,32 @@ TEST(LateDevice, RoutesAsTheCpuDoes) {
           expect_close(expected, train(following(world), config, 2, late));
         };
         expect_same("noise and jitter", [](RunConfig& config) {
-          config.model.routing.router_noise = true;
-          config.model.routing.router_jitter_noise = 0.1;
-          config.model.routing.router_hidden_sizes = "12";
-          config.model.routing.load_loss_weight = 0.01;
-          config.model.routing.importance_loss_weight = 0.01;
+          config.model.router.scorer.noise = true;
+          config.model.router.scorer.jitter = 0.1;
+          config.model.router.scorer.hidden_sizes = {12};
+          config.model.router.losses.load = 0.01;
+          config.model.router.losses.importance = 0.01;
         });
         expect_same("two levels, capacity, a mean of shared experts", [](RunConfig& config) {
-          config.model.scoring_func = "softmax";
+          config.model.scoring_func = ScoreFunction::softmax;
           config.model.n_group = 5;
           config.model.topk_group = 5;
-          config.model.routing.router_two_level = true;
-          config.model.routing.capacity_factor = 1.0;
-          config.model.routing.router_z_loss_coef = 0.01;
-          config.model.routing.shared_expert_mean = true;
+          config.model.router.scorer.two_level = true;
+          config.model.router.capacity.factor = 1.0;
+          config.model.router.losses.z = 0.01;
+          config.model.shared_expert_mean = true;
           config.model.n_shared_experts = 2;
         });
         expect_same("experts that are mixtures, a loss by sequence", [](RunConfig& config) {
-          config.model.routing.expert_kinds = "mixture";
-          config.model.routing.seq_aux = true;
+          config.model.expert_kinds = ExpertKinds::mixture;
+          config.model.router.losses.by_sequence = true;
         });
         expect_same("losses of V2, and by sequence", [](RunConfig& config) {
-          config.model.routing.seq_aux = true;
-          config.model.routing.expert_loss_weight = 0.02;
-          config.model.routing.device_loss_weight = 0.03;
-          config.model.routing.kl_loss_weight = 0.01;
-          config.model.routing.balance_devices = 2;
+          config.model.router.losses.by_sequence = true;
+          config.model.router.losses.expert = 0.02;
+          config.model.router.losses.device = 0.03;
+          config.model.router.losses.kl = 0.01;
+          config.model.router.losses.devices = 2;
         });
         expect_same("rows gathered by all ranks, rounded on their way", [](RunConfig& config) {
           config.exchange.strategy = "all_gather";

@@ -163,7 +163,7 @@ TEST(NonFinite, is_found_where_it_was_made) {
   RunConfig config = test::small_run(folder.path());
   config.exchange.strategy = "flat";
   config.train.max_skipped_steps = 3;
-  config.model.topk_method = "greedy";
+  config.model.topk_method = TopkMethod::greedy;
   const float infinity = std::numeric_limits<float>::infinity();
   using Poisons = std::vector<std::pair<std::string, float>>;
   const auto said = [&](const Poisons& poisons, int64_t max_skipped, int64_t steps_done) {

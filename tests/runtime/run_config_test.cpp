@@ -76,7 +76,14 @@ TEST(RunConfig, EveryFieldSurvivesTheSavedFile) {
       if (auto* integer = std::get_if<int64_t*>(&field.member)) {
         **integer = std::min(**integer + 3, static_cast<int64_t>(std::min(field.allowed.max, 1e9)));
       }
+      if (auto* integer = std::get_if<int*>(&field.member)) **integer += 3;
       if (auto* real = std::get_if<double*>(&field.member)) **real = **real * 0.3 + 1e-9;
+      if (auto* text = std::get_if<TextMember>(&field.member)) {
+        const bool is_list = field.allowed.choices.empty();
+        ASSERT_TRUE(text->set(!is_list                            ? field.allowed.choices.back()
+                              : field.name == "expert_conditions" ? "1:task=2"
+                                                                  : "1"));
+      }
       if (auto* text = std::get_if<std::string*>(&field.member)) {
         **text = field.allowed.choices.empty() ? "a \"quoted\"\\ pa'th\n\tü" : field.allowed.choices.back();
       }
@@ -84,6 +91,24 @@ TEST(RunConfig, EveryFieldSurvivesTheSavedFile) {
   }
   ASSERT_NE(config, before);
   EXPECT_EQ(parse(to_toml(config)), config) << to_toml(config);
+}
+
+// In a file and on the command line: one line, which names the place, the key and what is allowed.
+TEST(RunConfig, AnUnknownNameOfAnyKeyIsRefused) {
+  RunConfig known;
+  int num_keys = 0;
+  for (const Section& section : sections_of(known)) {
+    for (const Field& field : section.fields) {
+      if (field.allowed.choices.empty()) continue;
+      ++num_keys;
+      const std::string key = key_prefix(section) + field.name;
+      const std::string refused = fmt::format("{} = \"oracle\", allowed: {}", key, allowed_text(field));
+      const std::string message = message_of([&] { parse(fmt::format("\n{} = \"oracle\"\n", key)); });
+      expect_message(message, {("run.toml:2: " + refused).c_str()});
+      expect_message(message_of([&] { parse(kRun, {key + "=oracle"}); }), {refused.c_str()});
+    }
+  }
+  EXPECT_GE(num_keys, 25);
 }
 
 TEST(RunConfig, HelpNamesEveryKey) {
@@ -271,7 +296,7 @@ TEST(RunConfig, ShippedModelsHaveDeepSeeksName) {
   for (const char* file : {"quickstart.toml", "v3-mini.toml"}) {
     RunConfig config = load_run_config((folder / file).string(), {"data=text"});
     EXPECT_EQ(architecture_name(config.model), "DeepseekV3ForCausalLM") << file;
-    config.model.routing.shared_expert_mean = true;
+    config.model.shared_expert_mean = true;
     EXPECT_EQ(architecture_name(config.model), "CadreForCausalLM") << file;
   }
 }

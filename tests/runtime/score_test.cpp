@@ -106,8 +106,8 @@ RunConfig small_run(const std::filesystem::path& folder) {
   config.model.num_experts_per_tok = 3;
   config.model.n_shared_experts = 1;
   config.model.first_k_dense_replace = 1;
-  config.model.scoring_func = "sigmoid";
-  config.model.topk_method = "noaux_tc";
+  config.model.scoring_func = ScoreFunction::sigmoid;
+  config.model.topk_method = TopkMethod::noaux_tc;
   config.model.n_group = 5;
   config.model.topk_group = 3;
   config.model.norm_topk_prob = true;
@@ -175,8 +175,8 @@ TEST(Score, ReadsTheBitsOfTheTrainer) {
 TEST(Score, TellsTheRouterTheTaskOfEachToken) {
   RunConfig config = small_run("unused");
   config.model.n_group = config.model.topk_group = 1;
-  config.model.routing.expert_tasks = "1,1,1,0,0,0,0,0,0,0";
-  config.model.routing.task_bias = 10.0;
+  config.model.router.bias.expert_task = {1, 1, 1, 0, 0, 0, 0, 0, 0, 0};
+  config.model.router.bias.task = 10.0;
   config.task.coding = "x";
   const ScoreTokens tokens{2, 4, {'a', ' ', 'x', ' ', 'a', ' ', 'b', ' '}};
   const auto coding_tokens = [&](bool recognise, const ScoringOptions& options) {

@@ -79,8 +79,8 @@ RunConfig small_run(const fs::path& folder) {
   config.model.num_experts_per_tok = 2;
   config.model.n_shared_experts = 1;
   config.model.first_k_dense_replace = 1;
-  config.model.scoring_func = "sigmoid";
-  config.model.topk_method = "noaux_tc";
+  config.model.scoring_func = ScoreFunction::sigmoid;
+  config.model.topk_method = TopkMethod::noaux_tc;
   config.model.norm_topk_prob = true;
   config.model.bias_update_rate = 0.01;
   config.model.max_position_embeddings = 32;

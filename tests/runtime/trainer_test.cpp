@@ -109,69 +109,69 @@ std::vector<RunConfig> router_runs(const std::filesystem::path& folder) {
     runs.push_back(config);
   };
   add([](ModelConfig& model) {
-    model.scoring_func = "softmax";
-    model.routing.router_noise = true;
-    model.routing.router_jitter_noise = 0.05;
-    model.routing.expert_history = true;
-    model.routing.capacity_factor = 1.0;
-    model.routing.capacity_kind = "dynamic";
-    model.routing.importance_loss_weight = 0.1;
-    model.routing.load_loss_weight = 0.1;
-    model.routing.router_z_loss_coef = 1e-3;
+    model.scoring_func = ScoreFunction::softmax;
+    model.router.scorer.noise = true;
+    model.router.scorer.jitter = 0.05;
+    model.router.bias.history = true;
+    model.router.capacity.factor = 1.0;
+    model.router.capacity.kind = CapacityKind::dynamic;
+    model.router.losses.importance = 0.1;
+    model.router.losses.load = 0.1;
+    model.router.losses.z = 1e-3;
   });
   add([](ModelConfig& model) {
-    model.routing.router = "expert_choice";
-    model.routing.norm_position = "post";
-    model.routing.ffn_highway = true;
+    model.router.select.rule = SelectRule::expert_choice;
+    model.norm_position = NormPosition::post;
+    model.ffn_highway = true;
     model.n_shared_experts = 2;
-    model.routing.shared_expert_mean = true;
+    model.shared_expert_mean = true;
   });
   add([](ModelConfig& model) {
-    model.routing.expert_tasks = "0,1,2,3,1,0,3,4,0,1";
-    model.routing.task_bias = 0.2;
-    model.routing.expert_history = true;
-    model.routing.task_top_k = "1,2,2,1,2";
+    model.router.bias.expert_task = {0, 1, 2, 3, 1, 0, 3, 4, 0, 1};
+    model.router.bias.task = 0.2;
+    model.router.bias.history = true;
+    model.router.select.task_top_k = {1, 2, 2, 1, 2};
   });
   runs.back().task.recognise = true;
   runs.back().task.reasoning = "rank,moves";
   runs.back().task.coding = "expert";
   add([](ModelConfig& model) {
-    model.routing.router = "sinkhorn";
-    model.routing.seq_aux = true;
+    model.router.select.rule = SelectRule::sinkhorn;
+    model.router.losses.by_sequence = true;
   });
   add([](ModelConfig& model) {
-    model.scoring_func = "softmax";
+    model.scoring_func = ScoreFunction::softmax;
     model.n_group = 5;
     model.topk_group = 2;
-    model.routing.router = "hierarchical";
-    model.routing.router_two_level = true;
-    model.routing.router_hidden_sizes = "12";
+    model.router.select.rule = SelectRule::hierarchical;
+    model.router.scorer.two_level = true;
+    model.router.scorer.hidden_sizes = {12};
     model.initializer_range = 0.1;  // two small layers would leave scores that only rounding tells apart
-    model.routing.capacity_factor = 0.9;
-    model.routing.capacity_kind = "learned";
-    model.routing.capacity_drop = "position";
+    model.router.capacity.factor = 0.9;
+    model.router.capacity.kind = CapacityKind::learned;
+    model.router.capacity.drop = DropPolicy::position;
   });
   add([](ModelConfig& model) {
     model.n_routed_experts = 12;
     model.num_experts_per_tok = 6;
-    model.routing.expert_kinds = "projections";
+    model.expert_kinds = ExpertKinds::projections;
     model.initializer_range = 0.2;  // products of three small weights would learn nothing in a few steps
   });
   runs.back().exchange.strategy = "shared";
   add([](ModelConfig& model) {
     model.num_experts_per_tok = 3;
-    model.routing.expert_tasks = "0,1,2,3,1,0,3,4,0,1";
-    model.routing.task_bias = 0.1;
-    model.routing.expert_history = true;
-    model.routing.combine_weights = "biased";
-    model.routing.diversity_loss_weight = 0.1;
-    model.routing.expert_capacity = 40;
-    model.routing.importance_loss_weight = 1e-4;
-    model.routing.importance_form = "variance";
-    model.routing.device_variance_weight = 0.1;
-    model.routing.device_variance_form = "counts";
-    model.routing.balance_devices = 3;
-    model.routing.balance_device_layout = "cyclic";
+    model.router.bias.expert_task = {0, 1, 2, 3, 1, 0, 3, 4, 0, 1};
+    model.router.bias.task = 0.1;
+    model.router.bias.history = true;
+    model.router.bias.weighs = true;
+    model.router.losses.diversity = 0.1;
+    model.router.capacity.tokens = 40;
+    model.router.losses.importance = 1e-4;
+    model.router.losses.importance_form = {VarianceForm::Kind::raw, Variance::population};
+    model.router.losses.device_variance = 0.1;
+    model.router.losses.device_form = {VarianceForm::Kind::counts, Variance::population};
+    model.router.losses.devices = 3;
+    model.router.losses.layout = DeviceLayout::cyclic;
   });
   runs.back().exchange.strategy = "hierarchical";
   return runs;
@@ -182,7 +182,7 @@ TEST(Trainer, every_router_trains_the_same_on_any_number_of_ranks) {
       [](Communicator& world) {
         const RunFolder folder(world);
         for (const RunConfig& config : router_runs(folder.path())) {
-          SCOPED_TRACE(config.model.routing.router);
+          SCOPED_TRACE(key_text(config.model, "router"));
           RunConfig alone = config;
           alone.out += fmt::format(".alone{}", world.rank());
           const std::vector<double> expected = train_on_threads(1, alone, 4);
@@ -215,13 +215,13 @@ TEST(Trainer, mtp_modules_look_at_the_tokens_of_their_rows) {
         config.model.num_hidden_layers = 4;
         config.model.aux_loss_alpha = 0.5;
         config.model.initializer_range = 0.2;  // scores that differ, and with them the losses
-        config.model.routing.seq_aux = true;
-        config.model.routing.router_noise = true;
-        config.model.routing.router_jitter_noise = 0.3;
-        config.model.routing.expert_conditions = "0:position<4,3:task=1,5:position>=20";
-        config.model.routing.expert_tasks = "0,1,2,3,1,0,3,4,0,1";
-        config.model.routing.task_bias = 0.2;
-        config.model.routing.task_top_k = "1,2,2,1,2";
+        config.model.router.losses.by_sequence = true;
+        config.model.router.scorer.noise = true;
+        config.model.router.scorer.jitter = 0.3;
+        set_key(config.model, "expert_conditions", "0:position<4,3:task=1,5:position>=20");
+        config.model.router.bias.expert_task = {0, 1, 2, 3, 1, 0, 3, 4, 0, 1};
+        config.model.router.bias.task = 0.2;
+        config.model.router.select.task_top_k = {1, 2, 2, 1, 2};
         config.task.recognise = true;
         config.task.reasoning = "rank,moves";
         config.task.coding = "expert";
@@ -250,8 +250,8 @@ TEST(Trainer, what_routers_learned_is_in_the_checkpoint) {
   const test::TemporaryDirectory folder;
   test::write_file(folder / "text", some_text());
   for (const RunConfig& config : router_runs(folder.path())) {
-    if (config.model.routing.capacity_factor == 0.0) continue;  // nothing is learned between steps
-    SCOPED_TRACE(config.model.routing.router);
+    if (config.model.router.capacity.factor == 0.0) continue;  // nothing is learned between steps
+    SCOPED_TRACE(key_text(config.model, "router"));
     const std::vector<double> whole = train_on_threads(2, config, 5);
     train_on_threads(2, config, 3, /*save=*/true);
     expect_same({whole.begin() + 3, whole.end()}, train_on_threads(2, resumed(config), 2));
@@ -305,8 +305,8 @@ TEST(Trainer, a_mixture_by_task_is_a_function_of_the_step) {
     return fmt::format("{}:2:{},{}:1:{}", first, (folder / "code").string(), second, (folder / "math").string());
   };
   config.data.mixture = mixture("CODING", "MATH");
-  config.model.routing.expert_tasks = "1,1,1,1,1,2,2,2,2,2";
-  config.model.routing.task_bias = 0.2;
+  config.model.router.bias.expert_task = {1, 1, 1, 1, 1, 2, 2, 2, 2, 2};
+  config.model.router.bias.task = 0.2;
   check(config, 1);
   const std::vector<double> whole = train_on_threads(2, config, 8);
   train_on_threads(2, config, 5, /*save=*/true);
@@ -315,7 +315,7 @@ TEST(Trainer, a_mixture_by_task_is_a_function_of_the_step) {
   config.data.mixture = mixture("NONE", "NONE");
   EXPECT_NE(train_on_threads(1, config, 1).front(), whole.front());
   config.data.mixture = mixture("CODING", "MATH");
-  config.model.routing.expert_tasks = "";
+  config.model.router.bias.expert_task = {};
   EXPECT_NE(test::error_of([&] { check(config, 1); }).find("data.mixture names tasks"), std::string::npos);
 }
 
@@ -335,7 +335,7 @@ TEST(MemoryPlan, foresees_the_memory_of_a_step) {
   const test::TemporaryDirectory folder;
   test::write_file(folder / "text", some_text());
   RunConfig config = small_run(folder.path());
-  config.model.topk_method = "greedy";
+  config.model.topk_method = TopkMethod::greedy;
   for (const int num_ranks : {1, 2, 4}) {
     SCOPED_TRACE(num_ranks);
     run_local_ranks(num_ranks, [&](std::unique_ptr<Transport> transport) {

@@ -36,8 +36,8 @@ inline ModelConfig small_config(int64_t num_experts = 10) {
   config.n_shared_experts = 1;
   config.moe_intermediate_size = 6;
   config.first_k_dense_replace = 1;
-  config.scoring_func = "sigmoid";
-  config.topk_method = "noaux_tc";
+  config.scoring_func = ScoreFunction::sigmoid;
+  config.topk_method = TopkMethod::noaux_tc;
   fill_defaults(config);
   check(config);
   return config;

@@ -195,10 +195,10 @@ class DeepSeekReference {
     Row s = times(weight(prefix + ".gate.weight"), x, c_.n_routed_experts);
     double sum = 0.0;
     for (double& value : s) {
-      value = c_.scoring_func == "sigmoid" ? 1.0 / (1.0 + std::exp(-value)) : std::exp(value);
+      value = c_.scoring_func == ScoreFunction::sigmoid ? 1.0 / (1.0 + std::exp(-value)) : std::exp(value);
       sum += value;
     }
-    if (c_.scoring_func == "softmax") {
+    if (c_.scoring_func == ScoreFunction::softmax) {
       for (double& value : s) value /= sum;
     }
     return s;
@@ -207,17 +207,17 @@ class DeepSeekReference {
   // The scores that decide: with the bias, and -infinity outside the best groups.
   Row choices(const std::string& prefix, const Row& s) const {
     Row choice = s;
-    if (c_.topk_method == "noaux_tc") {
+    if (c_.topk_method == TopkMethod::noaux_tc) {
       for (size_t e = 0; e < s.size(); ++e) choice[e] += weight(prefix + ".gate.e_score_correction_bias")[e];
     }
-    if (c_.topk_method == "greedy") return choice;
+    if (c_.topk_method == TopkMethod::greedy) return choice;
     const auto size = static_cast<size_t>(c_.n_routed_experts / c_.n_group);
     std::vector<std::pair<double, int>> groups;
     for (int g = 0; g < c_.n_group; ++g) {
       Row sorted(choice.begin() + static_cast<int64_t>(g * size),
                  choice.begin() + static_cast<int64_t>((g + 1) * size));
       std::sort(sorted.rbegin(), sorted.rend());
-      const bool two = c_.topk_method == "noaux_tc" && size > 1;
+      const bool two = c_.topk_method == TopkMethod::noaux_tc && size > 1;
       groups.emplace_back(-(sorted[0] + (two ? sorted[1] : 0.0)), g);
     }
     std::sort(groups.begin(), groups.end());

@@ -44,8 +44,8 @@ inline RunConfig small_run(const std::filesystem::path& folder) {
   config.model.num_experts_per_tok = 2;
   config.model.n_shared_experts = 1;
   config.model.first_k_dense_replace = 1;
-  config.model.scoring_func = "sigmoid";
-  config.model.topk_method = "noaux_tc";
+  config.model.scoring_func = ScoreFunction::sigmoid;
+  config.model.topk_method = TopkMethod::noaux_tc;
   config.model.norm_topk_prob = true;
   config.model.aux_loss_alpha = 0.01;
   config.model.max_position_embeddings = 64;
