@@ -74,7 +74,7 @@ class TokenScorer {
     LocalStep local = empty_local_step(worker_.model().config());
     worker_.store().forget_grads();
     Executor(worker_, program_of(config_)).run(work, local, config_.parallel.overlap ? Overlap::on : Overlap::off);
-    worker_.finish_gradient_reduction();
+    worker_.gradients().finish();
     worker_.kernels().synchronize();
     for (const Parameter* parameter : worker_.store().parameters()) {
       if (!parameter->grad.defined() || !worker_.is_first_holder(*parameter)) continue;

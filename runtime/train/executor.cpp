@@ -3,8 +3,11 @@
 
 #include <algorithm>
 #include <cstring>
+#include <map>
+#include <memory>
 #include <utility>
 
+#include "comm/base/buffer.hpp"
 #include "comm/base/out_of_memory.hpp"
 #include "runtime/schedule/make_program.hpp"
 #include "runtime/schedule/verify.hpp"
@@ -39,14 +42,17 @@ Program program_of(const RunConfig& config) {
   return program;
 }
 
-struct Executor::Live {
-  Live(Worker& worker, const StepWork& work, DeferredQueue& deferred, int lane_index, Chunk at)
+namespace {
+
+// A micro-batch at a stage, between its forward and the end of its backward.
+struct LiveChunk {
+  LiveChunk(Worker& worker, const StepWork& work, DeferredQueue& deferred, int lane_index, Chunk at)
       : lane(lane_index),
         chunk(at),
         stage(worker.model().stage(at.stage)),
         batch(work.read(at.micro_batch)),
         scope(worker.arena(lane_index)),
-        context(worker.training_context(work.token_scale, deferred, lane_index)) {
+        context(worker.lanes().training_context(work.token_scale, deferred, lane_index)) {
     context.tokens = batch.facts(work.seed);
     worker.lane(lane_index).position = {.step = work.step, .micro_batch = at.micro_batch};
   }
@@ -63,111 +69,144 @@ struct Executor::Live {
   uint64_t deferred_until = 0;  // weight gradients of this chunk are among the first so many of the queue
 };
 
-Executor::Executor(Worker& worker, const Program& program) : worker_(worker), program_(program), rank_(worker.row()) {
-  CADRE_ASSERT(program.num_ranks == worker.grid().pipeline);
-  CADRE_CHECK(2 * program.num_micro_batches <= kMaxTag,
-              fmt::format("train.micro_batches = {}, allowed: at most {}", program.num_micro_batches, kMaxTag / 2),
-              "every message of the pipeline has a tag of its own");
-  const int needed = std::ranges::max(num_lanes(program));
-  CADRE_ASSERT(needed <= worker.num_lanes());
-  live_.resize(static_cast<size_t>(needed));
-}
+// One run of the program: it lives on the frame of Executor::run().
+class ProgramRun {
+ public:
+  ProgramRun(Worker& worker, const Program& program, const StepWork& work, LocalStep& local, Overlap overlap);
 
-Executor::~Executor() = default;
+  void run();
 
-std::vector<int> Executor::num_lanes(const Program& program) {
-  std::vector<int> lanes = verify(program).peak_live_forwards;
-  for (size_t rank = 0; rank < lanes.size(); ++rank) {
-    if (std::ranges::count(program.ops[rank], OpKind::overlapped, &Op::kind) > 0) ++lanes[rank];
-  }
-  return lanes;
-}
+ private:
+  struct Rows {  // what a pass is fed with
+    Buffer memory;
+    Request arrived;
+  };
 
-void Executor::run(const StepWork& work, LocalStep& local, Overlap overlap) {
-  work_ = &work;
-  local_ = &local;
-  overlap_ = overlap;
-  const OpList& ops = program_.ops[static_cast<size_t>(rank_)];
-  forwards_left_ = static_cast<int>(std::ranges::count_if(
-      ops, [](const Op& op) { return op.kind == OpKind::forward || op.kind == OpKind::overlapped; }));
-  backwards_left_.clear();
+  void run(const Op& op);
+  void run_passes(std::vector<Engine::Run> runs);
+  Task<void> forward_pass(LiveChunk& one);
+  Task<void> backward_pass(LiveChunk& one, Stage::Weights weights);
+  void bucket_done(int stage, int bucket);
+
+  void postpone_weight_grads(LiveChunk& one);
+  void finish_postponed();
+
+  LiveChunk& begin(Chunk chunk);
+  LiveChunk& live(Chunk chunk);
+  void end(Chunk chunk);
+  void forward_over();
+
+  void post_receive(const Op& op);
+  void post_send(const Op& op);
+  void hand_on(Work done, const Tensor& rows);
+  Task<Tensor> rows_for(Work work, LiveChunk& one);
+  size_t bytes_of(int micro_batch) const;
+  int tag_of(Work work) const;
+
+  Worker& worker_;
+  const Program& program_;
+  const StepWork& work_;
+  LocalStep& local_;
+  Overlap overlap_;
+  Tracer& tracer_;
+  int rank_;
+  int forwards_left_;
+  std::vector<std::unique_ptr<LiveChunk>> live_;  // by lane
+  DeferredQueue deferred_;
+  LiveChunk* postponed_ = nullptr;  // of the last overlapped op, when its weight gradients may still be in the queue
+  std::map<int, Rows> rows_;        // by index_of the work they feed
+  std::vector<Request> sends_;
+  std::map<std::pair<int, int>, int> backwards_left_;  // by stage and bucket
+};
+
+ProgramRun::ProgramRun(Worker& worker, const Program& program, const StepWork& work, LocalStep& local, Overlap overlap)
+    : worker_(worker),
+      program_(program),
+      work_(work),
+      local_(local),
+      overlap_(overlap),
+      tracer_(worker.job().tracer()),
+      rank_(worker.row()),
+      forwards_left_(static_cast<int>(std::ranges::count_if(
+          program.ops[static_cast<size_t>(rank_)],
+          [](const Op& op) { return op.kind == OpKind::forward || op.kind == OpKind::overlapped; }))),
+      live_(static_cast<size_t>(worker.lanes().size())) {}
+
+void ProgramRun::run() {
   const PollScope polling(worker_.poller());
   try {
-    for (const Op& op : ops) run(op);
-    finish_carried_weights();
+    for (const Op& op : program_.ops[static_cast<size_t>(rank_)]) run(op);
+    finish_postponed();
   } catch (const OutOfMemory& error) {
-    const Position at = worker_.job().tracer().whereabouts().at;
+    const Position at = tracer_.whereabouts().at;
     if (at.micro_batch < 0) throw;
-    throw error.at(at, work.num_tokens(at.micro_batch));
+    throw error.at(at, work_.num_tokens(at.micro_batch));
   }
-  worker_.lane().position = {.step = work.step, .phase = "send"};
+  worker_.lane().position = {.step = work_.step, .phase = "send"};
   for (Request& sent : sends_) worker_.await(sent);
-  sends_.clear();
   CADRE_ASSERT(rows_.empty());
 }
 
-void Executor::run(const Op& op) {
-  const TraceSpan span(worker_.job().tracer(), TraceKind::op,
-                       {.step = work_->step, .micro_batch = op.chunk.micro_batch, .phase = span_of(op.kind)});
+void ProgramRun::run(const Op& op) {
+  const TraceSpan span(tracer_, TraceKind::op,
+                       {.step = work_.step, .micro_batch = op.chunk.micro_batch, .phase = span_of(op.kind)});
   switch (op.kind) {
     case OpKind::receive: return post_receive(op);
     case OpKind::send: return post_send(op);
     case OpKind::forward: {
-      Live& one = begin(op.chunk);
+      LiveChunk& one = begin(op.chunk);
       Task<void> pass = forward_pass(one);
       run_passes({{&worker_.lane(one.lane), &pass}});
       return forward_over();
     }
     case OpKind::backward: {
-      Live& one = live(op.chunk);
+      LiveChunk& one = live(op.chunk);
       Task<void> pass = backward_pass(one, Stage::Weights::at_once);
       run_passes({{&worker_.lane(one.lane), &pass}});
       return end(op.chunk);
     }
     case OpKind::overlapped: {
-      Live& behind = live(op.back_chunk);
-      Live& ahead = begin(op.chunk);
+      LiveChunk& behind = live(op.back_chunk);
+      LiveChunk& ahead = begin(op.chunk);
       Task<void> backward = backward_pass(behind, Stage::Weights::later);
       Task<void> forward = forward_pass(ahead);
       // The backward pass begins with an exchange and so starts first, in the shadow of attention. From then on the forward
       // pass comes first: it waits once more in each layer, and weight gradients fill the end of the backward pass.
       run_passes({{&worker_.lane(ahead.lane), &forward}, {&worker_.lane(behind.lane), &backward}});
-      carry_weights_of(behind);
+      postpone_weight_grads(behind);
       return forward_over();
     }
     case OpKind::backward_input: {
-      Live& one = live(op.chunk);
+      LiveChunk& one = live(op.chunk);
       Task<void> pass = backward_pass(one, Stage::Weights::later);
       run_passes({{&worker_.lane(one.lane), &pass}});
       one.deferred_until = deferred_.num_pushed();
       return;
     }
-    case OpKind::backward_weight:
-      deferred_.run_first(live(op.chunk).deferred_until, worker_.job().tracer());
-      return end(op.chunk);
+    case OpKind::backward_weight: deferred_.run_first(live(op.chunk).deferred_until, tracer_); return end(op.chunk);
   }
 }
 
-void Executor::run_passes(std::vector<Engine::Run> runs) {
-  if (overlap_ == Overlap::on) return worker_.run(std::move(runs), &deferred_);
-  for (const Engine::Run& run : runs) worker_.run({run});
+void ProgramRun::run_passes(std::vector<Engine::Run> runs) {
+  if (overlap_ == Overlap::on) return worker_.lanes().run(std::move(runs), &deferred_);
+  for (const Engine::Run& run : runs) worker_.lanes().run({run});
 }
 
-// Its weight gradients are left to the waits of the next overlapped op.
-void Executor::carry_weights_of(Live& one) {
+// They run as filler in the next overlapped op.
+void ProgramRun::postpone_weight_grads(LiveChunk& one) {
   one.deferred_until = deferred_.num_pushed();
-  finish_carried_weights();
-  carried_ = &one;
+  finish_postponed();
+  postponed_ = &one;
 }
 
-void Executor::finish_carried_weights() {
-  if (carried_ == nullptr) return;
-  deferred_.run_first(carried_->deferred_until, worker_.job().tracer());
-  end(carried_->chunk);
-  carried_ = nullptr;
+void ProgramRun::finish_postponed() {
+  if (postponed_ == nullptr) return;
+  deferred_.run_first(postponed_->deferred_until, tracer_);
+  end(postponed_->chunk);
+  postponed_ = nullptr;
 }
 
-Task<void> Executor::forward_pass(Live& one) {
+Task<void> ProgramRun::forward_pass(LiveChunk& one) {
   const Work work = {Pass::forward, one.chunk};
   Tensor x;
   if (work_before(program_, work)) {
@@ -175,17 +214,17 @@ Task<void> Executor::forward_pass(Live& one) {
     x = co_await rows;
   }
   Tensor y;
-  Task<void> pass = cadre::forward(one.stage, one.context, one.batch, x, one.saved, y, *local_);
+  Task<void> pass = cadre::forward(one.stage, one.context, one.batch, x, one.saved, y, local_);
   co_await pass;
-  if (work_->forward_done || y.defined()) {  // the host reads them
+  if (work_.forward_done || y.defined()) {  // the host reads them
     Request computed = worker_.kernels().launched();
     co_await computed;
   }
-  if (work_->forward_done) work_->forward_done(one.chunk.micro_batch, one.stage, one.saved, y);
+  if (work_.forward_done) work_.forward_done(one.chunk.micro_batch, one.stage, one.saved, y);
   hand_on(work, y);
 }
 
-Task<void> Executor::backward_pass(Live& one, Stage::Weights weights) {
+Task<void> ProgramRun::backward_pass(LiveChunk& one, Stage::Weights weights) {
   const Work work = {Pass::backward, one.chunk};
   Tensor dy;
   if (!one.stage.place().is_last()) {
@@ -193,7 +232,7 @@ Task<void> Executor::backward_pass(Live& one, Stage::Weights weights) {
     dy = co_await rows;
   }
   Stage::BucketDone done;
-  if (work_->reduce_gradients) {
+  if (work_.reduce_gradients) {
     done = [this, stage = one.chunk.stage](int bucket) { bucket_done(stage, bucket); };
   }
   Task<Tensor> pass = one.stage.backward(one.context, one.saved, dy, weights, std::move(done));
@@ -206,70 +245,70 @@ Task<void> Executor::backward_pass(Live& one, Stage::Weights weights) {
 }
 
 // As many backward passes add to a bucket as micro-batches pass through the stage here.
-void Executor::bucket_done(int stage, int bucket) {
+void ProgramRun::bucket_done(int stage, int bucket) {
   const auto [left, first] = backwards_left_.try_emplace({stage, bucket}, 0);
   if (first) {
     for (int i = 0; i < program_.num_micro_batches; ++i) left->second += program_.rank_of({stage, i}) == rank_ ? 1 : 0;
   }
-  if (--left->second == 0) worker_.start_gradient_reduction(stage, bucket);
+  if (--left->second == 0) worker_.gradients().start(stage, bucket);
 }
 
-Executor::Live& Executor::begin(Chunk chunk) {
+LiveChunk& ProgramRun::begin(Chunk chunk) {
   const auto free = std::find(live_.begin(), live_.end(), nullptr);
   CADRE_ASSERT(free != live_.end());
-  worker_.job().tracer().switch_to({.step = work_->step, .micro_batch = chunk.micro_batch, .phase = "data"});
-  *free = std::make_unique<Live>(worker_, *work_, deferred_, static_cast<int>(free - live_.begin()), chunk);
+  tracer_.switch_to({.step = work_.step, .micro_batch = chunk.micro_batch, .phase = "data"});
+  *free = std::make_unique<LiveChunk>(worker_, work_, deferred_, static_cast<int>(free - live_.begin()), chunk);
   return **free;
 }
 
-Executor::Live& Executor::live(Chunk chunk) {
+LiveChunk& ProgramRun::live(Chunk chunk) {
   const auto found = std::ranges::find_if(live_, [&](const auto& one) { return one && one->chunk == chunk; });
   CADRE_ASSERT(found != live_.end());
   return **found;
 }
 
-void Executor::end(Chunk chunk) { live_[static_cast<size_t>(live(chunk).lane)].reset(); }
+void ProgramRun::end(Chunk chunk) { live_[static_cast<size_t>(live(chunk).lane)].reset(); }
 
-void Executor::forward_over() {
-  if (--forwards_left_ == 0 && work_->forwards_done) work_->forwards_done();
+void ProgramRun::forward_over() {
+  if (--forwards_left_ == 0 && work_.forwards_done) work_.forwards_done();
 }
 
-size_t Executor::bytes_of(int micro_batch) const {
-  return static_cast<size_t>(work_->num_tokens(micro_batch) * worker_.model().config().hidden_size) * sizeof(float);
+size_t ProgramRun::bytes_of(int micro_batch) const {
+  return static_cast<size_t>(work_.num_tokens(micro_batch) * worker_.model().config().hidden_size) * sizeof(float);
 }
 
 // Forward and backward passes of the same two stages travel in opposite directions: between two ranks one of the two
 // stages of the receiver and a micro-batch tell which message it is.
-int Executor::tag_of(Work work) const {
+int ProgramRun::tag_of(Work work) const {
   return phase_of(program_, work.chunk) * program_.num_micro_batches + work.chunk.micro_batch;
 }
 
-void Executor::post_receive(const Op& op) {
+void ProgramRun::post_receive(const Op& op) {
   Rows& rows = rows_[index_of(program_, op.feeds)];
   rows.memory = Buffer(bytes_of(op.feeds.chunk.micro_batch));
   if (rows.memory.empty()) return;
   const bool forward = op.feeds.pass == Pass::forward;
-  worker_.job().tracer().switch_to({.step = work_->step,
-                                    .micro_batch = op.feeds.chunk.micro_batch,
-                                    .phase = forward ? "receive activations" : "receive gradients"});
+  tracer_.switch_to({.step = work_.step,
+                .micro_batch = op.feeds.chunk.micro_batch,
+                .phase = forward ? "receive activations" : "receive gradients"});
   rows.arrived = worker_.pipeline_group().receive(rows.memory.span(), rows.memory.share(), op.peer, tag_of(op.feeds));
 }
 
-void Executor::post_send(const Op& op) {
+void ProgramRun::post_send(const Op& op) {
   auto rows = rows_.extract(index_of(program_, op.feeds));
   CADRE_ASSERT(!rows.empty());
   Buffer& memory = rows.mapped().memory;
   if (memory.empty()) return;
   const bool forward = op.feeds.pass == Pass::forward;
-  worker_.job().tracer().switch_to({.step = work_->step,
-                                    .micro_batch = op.feeds.chunk.micro_batch,
-                                    .phase = forward ? "send activations" : "send gradients"});
+  tracer_.switch_to({.step = work_.step,
+                .micro_batch = op.feeds.chunk.micro_batch,
+                .phase = forward ? "send activations" : "send gradients"});
   Request sent = worker_.pipeline_group().send(memory.span(), memory.share(), op.peer, tag_of(op.feeds));
   std::erase_if(sends_, [](Request& request) { return request.test(); });
   if (!sent.test()) sends_.push_back(std::move(sent));
 }
 
-void Executor::hand_on(Work done, const Tensor& rows) {
+void ProgramRun::hand_on(Work done, const Tensor& rows) {
   const auto next = work_after(program_, done);
   if (!next || !rows.defined()) return;
   Buffer copy(rows.bytes());
@@ -277,7 +316,7 @@ void Executor::hand_on(Work done, const Tensor& rows) {
   rows_[index_of(program_, *next)].memory = std::move(copy);
 }
 
-Task<Tensor> Executor::rows_for(Work work, Live& one) {
+Task<Tensor> ProgramRun::rows_for(Work work, LiveChunk& one) {
   const bool forward = work.pass == Pass::forward;
   worker_.lane(one.lane).enter(forward ? "receive activations" : "receive gradients", -1);
   auto found = rows_.extract(index_of(program_, work));
@@ -287,6 +326,28 @@ Task<Tensor> Executor::rows_for(Work work, Live& one) {
   kept = std::move(found.mapped().memory);
   const int64_t hidden = worker_.model().config().hidden_size;
   co_return Tensor(kept.data(), DType::f32, {one.batch.num_tokens(), hidden});
+}
+
+}  // namespace
+
+Executor::Executor(Worker& worker, const Program& program) : worker_(worker), program_(program) {
+  CADRE_ASSERT(program.num_ranks == worker.grid().pipeline);
+  CADRE_CHECK(2 * program.num_micro_batches <= kMaxTag,
+              fmt::format("train.micro_batches = {}, allowed: at most {}", program.num_micro_batches, kMaxTag / 2),
+              "every message of the pipeline has a tag of its own");
+  CADRE_ASSERT(std::ranges::max(num_lanes(program)) <= worker.lanes().size());
+}
+
+std::vector<int> Executor::num_lanes(const Program& program) {
+  std::vector<int> lanes = verify(program).peak_live_forwards;
+  for (size_t rank = 0; rank < lanes.size(); ++rank) {
+    if (std::ranges::count(program.ops[rank], OpKind::overlapped, &Op::kind) > 0) ++lanes[rank];
+  }
+  return lanes;
+}
+
+void Executor::run(const StepWork& work, LocalStep& local, Overlap overlap) {
+  ProgramRun(worker_, program_, work, local, overlap).run();
 }
 
 }  // namespace cadre

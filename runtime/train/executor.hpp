@@ -5,11 +5,8 @@
 #pragma once
 
 #include <functional>
-#include <map>
-#include <memory>
 #include <vector>
 
-#include "comm/base/buffer.hpp"
 #include "runtime/schedule/program.hpp"
 #include "runtime/train/step.hpp"
 
@@ -22,9 +19,8 @@ struct StepWork {
   std::function<MicroBatch(int)> read;     // this rank's part of the micro-batch of that number
   std::function<int64_t(int)> num_tokens;  // of it
   double token_scale = 1.0;                // 1 / tokens of the global batch
-  std::function<void()> forwards_done =
-      {};                        // called when this rank's last forward pass is over, before the backward that
-                                 // follows
+  // Called when this rank's last forward pass is over, before the backward pass that follows.
+  std::function<void()> forwards_done = {};
   bool reduce_gradients = true;  // as soon as they are complete, bucket by bucket
   StageWatch forward_done = {};  // sees each forward pass of a stage before its backward
 };
@@ -41,7 +37,6 @@ class Executor {
  public:
   // The rank of the program is the worker's row. Throws when the program cannot be run.
   Executor(Worker& worker, const Program& program);
-  ~Executor();
 
   // How many lanes each rank of a program uses: as many as micro-batches live at once there, and one more where ops
   // overlap, so that the weight gradients of one op may fill the waits of the next.
@@ -53,48 +48,8 @@ class Executor {
   void run(const StepWork& work, LocalStep& local, Overlap overlap = Overlap::on);
 
  private:
-  struct Live;   // a micro-batch at a stage, between its forward and the end of its backward
-  struct Rows {  // what a pass is fed with
-    Buffer memory;
-    Request arrived;
-  };
-
-  void run(const Op& op);
-  void run_passes(std::vector<Engine::Run> runs);
-  Task<void> forward_pass(Live& one);
-  Task<void> backward_pass(Live& one, Stage::Weights weights);
-  void bucket_done(int stage, int bucket);
-
-  void carry_weights_of(Live& one);
-  void finish_carried_weights();
-
-  Live& begin(Chunk chunk);
-  Live& live(Chunk chunk);
-  void end(Chunk chunk);
-  void forward_over();
-
-  void post_receive(const Op& op);
-  void post_send(const Op& op);
-  void hand_on(Work done, const Tensor& rows);
-  Task<Tensor> rows_for(Work work, Live& one);
-  size_t bytes_of(int micro_batch) const;
-  int tag_of(Work work) const;
-
   Worker& worker_;
   Program program_;
-  int rank_;
-  std::vector<std::unique_ptr<Live>> live_;  // by lane
-  DeferredQueue deferred_;
-  std::map<int, Rows> rows_;  // by index_of the work they feed
-  std::vector<Request> sends_;
-  std::map<std::pair<int, int>, int> backwards_left_;  // by stage and bucket
-
-  // Of the run under way.
-  const StepWork* work_ = nullptr;
-  LocalStep* local_ = nullptr;
-  Overlap overlap_ = Overlap::on;
-  int forwards_left_ = 0;
-  Live* carried_ = nullptr;  // of the last overlapped op, when its weight gradients may still be in the queue
 };
 
 }  // namespace cadre

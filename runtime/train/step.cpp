@@ -4,6 +4,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "runtime/checkpoint/file.hpp"
+
 namespace cadre {
 namespace {
 
@@ -58,6 +60,15 @@ double gradient_norm(Worker& worker) {
     square += worker.kernels().sum_squares(parameter->grad);
   }
   return std::sqrt(worker.await(worker.world().all_reduce(square, ReduceOp::sum)));
+}
+
+uint64_t gradient_hash(Worker& worker) {
+  worker.kernels().synchronize();
+  Digester digester;
+  for (const Parameter* parameter : worker.store().parameters()) {
+    if (parameter->grad.defined()) digester.append({parameter->grad.raw(), parameter->grad.bytes()});
+  }
+  return digester.digest().xxh64;
 }
 
 }  // namespace cadre

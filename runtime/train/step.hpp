@@ -24,4 +24,7 @@ Task<void> forward(const Stage& stage, LaneContext& ctx, MicroBatch& micro_batch
 // The Euclidean norm of the gradient of all that is not frozen, once it is reduced; the same on all ranks. Collective over the world.
 double gradient_norm(Worker& worker);
 
+// Of all gradients on this rank, bit by bit.
+uint64_t gradient_hash(Worker& worker);
+
 }  // namespace cadre

@@ -187,7 +187,7 @@ void Trainer::pass(const StepWork& work, LocalStep& local, Overlap overlap) {
   const TraceSpan span(worker_.job().tracer(), TraceKind::op, {.step = work.step, .phase = "passes"});
   worker_.store().forget_grads();
   executor_.run(work, local, overlap);
-  worker_.finish_gradient_reduction();
+  worker_.gradients().finish();
 }
 
 // Its gradients are overwritten by those of the step itself, which must be the same.
@@ -209,8 +209,8 @@ void Trainer::begin_together() const {
 }
 
 // By their bits, so that a NaN equals itself.
-Trainer::Outcome Trainer::outcome_of(double loss_sum) const {
-  return {std::bit_cast<uint64_t>(loss_sum), worker_.gradient_hash()};
+Trainer::Outcome Trainer::outcome_of(double loss_sum) {
+  return {std::bit_cast<uint64_t>(loss_sum), gradient_hash(worker_)};
 }
 
 void Trainer::check_same(const Outcome& serial, const Outcome& overlapped) const {
@@ -390,7 +390,7 @@ void Trainer::update_routers(const GlobalStep& global) {
   worker_.kernels().synchronize();  // they write buffers of routers
   for (const auto& [layer, router] : routers_here()) {
     std::vector<int64_t> statistics = router->take_statistics();
-    worker_.sum_over_stage(worker_.model().stage_with(layer)->place().index, statistics);
+    worker_.gradients().sum_over_stage(worker_.model().stage_with(layer)->place().index, statistics);
     const auto mixture = std::ranges::find(moe_layers_, layer) - moe_layers_.begin();
     router->update(statistics, global.expert_counts[static_cast<size_t>(mixture)], config_.model.bias_update_rate);
   }

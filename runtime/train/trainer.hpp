@@ -60,7 +60,7 @@ class Trainer {
   int64_t steps_done() const { return progress_.step; }
   // Why the schedule is not the one that was asked for; else empty.
   const std::string& schedule_note() const { return executor_.program().note; }
-  const std::string& exchange_reason() const { return worker_.exchange_reason(); }
+  const std::string& exchange_reason() const { return worker_.lanes().exchange_reason(); }
   const std::string& progress_note() const { return worker_.progress_note(); }
   // Whether the traces of all ranks lie in the folder of the run.
   bool has_traces() const { return tracer_.is_written() && config_.trace.ranks == "all"; }
@@ -89,7 +89,7 @@ class Trainer {
     bool operator==(const Outcome&) const = default;
   };
   Outcome pass_without_overlap(StepWork work);
-  Outcome outcome_of(double loss_sum) const;
+  Outcome outcome_of(double loss_sum);
   void check_same(const Outcome& serial, const Outcome& overlapped) const;
   void begin_together() const;
   bool is_finite(const StepRecord& record) const;

@@ -1,0 +1,58 @@
+// SPDX-License-Identifier: Apache-2.0
+// Sums the gradients of a bucket over the ranks that hold the same parameters: shared parameters over all ranks that hold the
+// stage, experts over those that hold the same experts, replicas of an expert over the ranks of the expert-parallel group
+// that hold one, a tied embedding over the first and the last row of the pipeline.
+#pragma once
+
+#include <deque>
+#include <optional>
+#include <vector>
+
+#include "comm/group/holder_sum.hpp"
+#include "layers/model/expert_maps.hpp"
+#include "layers/model/model.hpp"
+#include "layers/tensor/parameter.hpp"
+#include "runtime/train/lanes.hpp"
+
+namespace cadre {
+
+class GradientReduction {
+ public:
+  // Collective over the world of `groups`. The store holds the buckets of the model's stages, one after the other; all
+  // arguments outlive this object.
+  GradientReduction(const ProcessGroups& groups, Model& model, const ExpertMaps& maps, ParameterStore& store,
+                    Lanes& lanes);
+
+  // Starts the sum of a bucket of a stage. Collective over its holders: all start the buckets of a stage in the same order,
+  // each once a step, and finish together.
+  void start(int stage, int bucket);
+  // Waits for all sums that were started.
+  void finish();
+  // Adds up over all ranks that hold a stage. Collective over them; all pass as many values.
+  void sum_over_stage(int stage, std::vector<int64_t>& values) const;
+
+ private:
+  struct StageGroups {
+    Communicator shared;  // the ranks that hold the stage
+    Communicator expert;  // of them, those that hold the same experts
+  };
+
+  size_t local_index(int stage) const;
+  std::vector<Request> start_sum(const Communicator& group, Placement placement, int stored_bucket);
+  std::vector<HeldValues> replicated_grads(int stored_bucket);
+  std::vector<HeldValues> embedding_grads(Stage& stage, int stored_bucket);
+  void add_embedding_copy();
+
+  JobContext& job_;
+  Model& model_;
+  ParameterStore& store_;
+  Lanes& lanes_;
+  std::vector<StageGroups> stages_;              // of this rank, ascending
+  std::vector<int> first_bucket_;                // of each of them in the store
+  std::optional<Communicator> replica_group_;    // the expert-parallel group, where experts have replicas
+  std::optional<Communicator> embedding_group_;  // the pipeline, where two of its ranks hold the embedding
+  std::vector<int> embedding_rows_;              // these two
+  std::deque<Request> started_;                  // a deque does not move them
+};
+
+}  // namespace cadre
