@@ -289,8 +289,8 @@ void ProgramRun::post_receive(const Op& op) {
   if (rows.memory.empty()) return;
   const bool forward = op.feeds.pass == Pass::forward;
   tracer_.switch_to({.step = work_.step,
-                .micro_batch = op.feeds.chunk.micro_batch,
-                .phase = forward ? "receive activations" : "receive gradients"});
+                     .micro_batch = op.feeds.chunk.micro_batch,
+                     .phase = forward ? "receive activations" : "receive gradients"});
   rows.arrived = worker_.pipeline_group().receive(rows.memory.span(), rows.memory.share(), op.peer, tag_of(op.feeds));
 }
 
@@ -301,8 +301,8 @@ void ProgramRun::post_send(const Op& op) {
   if (memory.empty()) return;
   const bool forward = op.feeds.pass == Pass::forward;
   tracer_.switch_to({.step = work_.step,
-                .micro_batch = op.feeds.chunk.micro_batch,
-                .phase = forward ? "send activations" : "send gradients"});
+                     .micro_batch = op.feeds.chunk.micro_batch,
+                     .phase = forward ? "send activations" : "send gradients"});
   Request sent = worker_.pipeline_group().send(memory.span(), memory.share(), op.peer, tag_of(op.feeds));
   std::erase_if(sends_, [](Request& request) { return request.test(); });
   if (!sent.test()) sends_.push_back(std::move(sent));

@@ -6,7 +6,9 @@
 #include <algorithm>
 #include <array>
 #include <charconv>
+#include <chrono>
 #include <sstream>
+#include <thread>
 #include <utility>
 
 #include "comm/base/check.hpp"
@@ -19,6 +21,8 @@ namespace {
 
 // About 64 bytes each. A step of some tens of layers and micro-batches has some ten thousand.
 constexpr size_t kEventsOfARank = size_t{1} << 19;
+
+constexpr std::chrono::seconds kOthersTime{2};  // for the traces of other ranks, when an error ends the job
 
 std::string host_name() {
   std::array<char, 256> name{};
@@ -120,10 +124,45 @@ std::string StepTracer::write_all(int64_t step) {
                      failure->text);
 }
 
+std::string StepTracer::stop_alone(int64_t step) {
+  if (begun_at_ == 0 || is_over_) return "";
+  is_over_ = true;
+  recorder_.end();
+  recorder_.keep(false);
+  offsets_.end = offsets_.begin;
+  const std::string steps = fmt::format("steps {} to {}", begun_at_, step);
+  try {
+    if (ranks_.contains(worker_.world().rank())) {
+      RankTrace mine = trace();
+      std::erase_if(mine.events, [step](const TracedEvent& event) {
+        return event.kind == TraceKind::step && event.step == step && event.phase == "step";
+      });
+      write_trace(run_dir_, mine);
+    }
+    await_others();
+  } catch (const Error& error) {
+    return fmt::format("warning: the trace of {} was not written: {}", steps, error.text());
+  }
+  return fmt::format("traces of {}, {}, as far as they got, in {}/trace", config_.ranks, steps, run_dir_.string());
+}
+
+void StepTracer::await_others() const {
+  const auto end = std::chrono::steady_clock::now() + kOthersTime;
+  const auto is_written = [this](int rank) {
+    std::error_code unknown;
+    return std::filesystem::exists(trace_path(run_dir_, rank), unknown);
+  };
+  while (!std::ranges::all_of(ranks_, is_written) && std::chrono::steady_clock::now() < end) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  }
+}
+
+RankTrace StepTracer::trace() const {
+  return to_rank_trace(recorder_, run_, worker_.world().rank(), host_name(), offsets_);
+}
+
 void StepTracer::write() const {
-  const int rank = worker_.world().rank();
-  if (!ranks_.contains(rank)) return;
-  write_trace(run_dir_, to_rank_trace(recorder_, run_, rank, host_name(), offsets_));
+  if (ranks_.contains(worker_.world().rank())) write_trace(run_dir_, trace());
 }
 
 }  // namespace cadre

@@ -31,14 +31,20 @@ class StepTracer {
   std::string end(int64_t step);
   // Collective. The run stops after `step`: writes what the window has up to here, if that is under way. A line as above.
   std::string stop(int64_t step);
+  // Not collective: an error ends the run in `step`, or before it. This rank writes what the window has up to here, without
+  // the span of that step, and waits up to 2 s for the files of the other ranks, because the first rank to end ends the job.
+  // A line as above.
+  std::string stop_alone(int64_t step);
 
-  // Whether traces have been written.
+  // Whether the traces of whole steps have been written by all ranks.
   bool is_written() const { return is_written_; }
 
  private:
   void begin_first(int64_t step);
   std::string write_all(int64_t step);
+  RankTrace trace() const;
   void write() const;
+  void await_others() const;
 
   const Worker& worker_;
   std::filesystem::path run_dir_;

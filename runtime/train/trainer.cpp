@@ -112,6 +112,23 @@ bool Trainer::is_of_next_step() const {
 }
 
 RunEnd Trainer::run() {
+  try {
+    return run_steps();
+  } catch (...) {
+    keep_trace();
+    throw;
+  }
+}
+
+// The error that ends the run matters more than one that its trace meets.
+void Trainer::keep_trace() {
+  try {
+    note(tracer_.stop_alone(progress_.step + 1));
+  } catch (const std::exception&) {
+  }
+}
+
+RunEnd Trainer::run_steps() {
   const TrainConfig& train = config_.train;
   const auto due = [&](int64_t every) { return every > 0 && progress_.step % every == 0; };
   const auto evaluation_due = [&] { return progress_.step == train.steps || due(train.eval_every); };

@@ -42,7 +42,7 @@ class Trainer {
 
   // Runs all steps that are left and have its configuration, evaluates and saves; after the last step of all marks the run
   // as finished. When a rank was asked to stop (StopSignals), all ranks save after the same step and return, and the run is
-  // not marked.
+  // not marked. An error inside a traced window: each rank writes its trace as far as it got, then the error is thrown.
   RunEnd run();
 
   // One optimiser step; the result is the same on all ranks. Without finite loss and gradient it changes nothing but the
@@ -69,6 +69,8 @@ class Trainer {
   const AdamW& optimizer() const { return optimizer_; }
 
  private:
+  RunEnd run_steps();
+  void keep_trace();
   bool resume_from_copies();
   void tell_plan();
   void evaluate_and_log();

@@ -6,6 +6,7 @@
 #include <gtest/gtest.h>
 #include <nlohmann/json.hpp>
 
+#include <algorithm>
 #include <csignal>
 #include <fstream>
 #include <optional>
@@ -133,6 +134,49 @@ TEST(StopSignals, a_run_that_is_stopped_after_its_last_step_is_evaluated_by_the_
       {2});
 }
 
+std::set<int64_t> traced_steps(const RankTrace& trace) {
+  std::set<int64_t> steps;
+  for (const TracedEvent& event : trace.events) {
+    if (event.kind == TraceKind::step) steps.insert(event.step);
+  }
+  return steps;
+}
+
+// After its first step the weights are no numbers, and the second step ends the run: its activities are in the traces, and
+// the first step is whole.
+TEST(TracedWindow, an_error_in_it_leaves_the_traces_as_far_as_they_got) {
+  test::on_ranks(
+      [](Communicator& world) {
+        const RunFolder folder(world);
+        RunConfig config = run_of_six_steps(folder);
+        config.train.learning_rate = config.train.min_learning_rate = 1e38;
+        config.train.grad_clip = 0.0;
+        config.train.max_skipped_steps = 1;
+        config.trace.first_step = 1;
+        config.trace.steps = 4;
+        config.trace.compare = false;
+        Trainer trainer(world.duplicate("fails"), config);
+        try {
+          trainer.run();
+          ADD_FAILURE() << "no error";
+        } catch (const Error& error) {
+          EXPECT_EQ(error.kind(), ErrorKind::numerics) << error.what();
+        }
+        EXPECT_EQ(trainer.steps_done(), 1);
+        EXPECT_FALSE(trainer.has_traces()) << "not of whole steps";
+        meet(world);
+        const std::vector<RankTrace> traces = read_traces(config.out);
+        ASSERT_EQ(traces.size(), static_cast<size_t>(world.size()));
+        for (const RankTrace& trace : traces) {
+          EXPECT_EQ(traced_steps(trace), (std::set<int64_t>{1}));
+          EXPECT_TRUE(std::ranges::any_of(trace.events, [](const TracedEvent& event) {
+            return event.step == 2 && event.kind == TraceKind::compute;
+          }));
+        }
+      },
+      {1, 2});
+}
+
 // What was recorded until then is not lost; what a run that goes on from there records does not replace it.
 TEST(StopSignals, the_steps_traced_so_far_are_written) {
   test::on_ranks(
@@ -143,20 +187,14 @@ TEST(StopSignals, the_steps_traced_so_far_are_written) {
         config.trace.steps = 4;
         config.trace.compare = false;
         EXPECT_EQ(run_until_signal(world, config), 1);
-        const auto traced_steps = [&](const fs::path& path) {
-          std::set<int64_t> steps;
-          for (const TracedEvent& event : read_trace(path).events) {
-            if (event.kind == TraceKind::step) steps.insert(event.step);
-          }
-          return steps;
-        };
         const std::string mine = fmt::format("rank{:05}.json", world.rank());
-        EXPECT_EQ(traced_steps(fs::path(config.out) / "trace" / mine), (std::set<int64_t>{1}));
+        EXPECT_EQ(traced_steps(read_trace(fs::path(config.out) / "trace" / mine)), (std::set<int64_t>{1}));
         meet(world);
         Trainer(world.duplicate("resumed"), config).run();
         meet(world);
-        EXPECT_EQ(traced_steps(fs::path(config.out) / "trace" / mine), (std::set<int64_t>{2, 3, 4}));
-        EXPECT_EQ(traced_steps(fs::path(config.out) / "trace.before_step_2" / mine), (std::set<int64_t>{1}));
+        EXPECT_EQ(traced_steps(read_trace(fs::path(config.out) / "trace" / mine)), (std::set<int64_t>{2, 3, 4}));
+        EXPECT_EQ(traced_steps(read_trace(fs::path(config.out) / "trace.before_step_2" / mine)),
+                  (std::set<int64_t>{1}));
       },
       {2});
 }
