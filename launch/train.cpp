@@ -27,7 +27,6 @@
 #include "runtime/train/recovery.hpp"
 #include "runtime/train/resume.hpp"
 #include "runtime/train/run_folder.hpp"
-#include "runtime/train/stage_shapes.hpp"
 #include "runtime/train/trainer.hpp"
 
 namespace cadre {

@@ -8,7 +8,7 @@
 #include <utility>
 
 #include "runtime/schedule/make_program.hpp"
-#include "runtime/schedule/simulate.hpp"
+#include "runtime/schedule/walk.hpp"
 
 namespace cadre {
 

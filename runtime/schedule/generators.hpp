@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The generators: pure functions to programs without messages (add_messages puts those in), valid where make_program
-// calls them. One file each; the micro-batches of a program are numbered over all routes.
+// calls them. The micro-batches of a program are numbered over all routes.
 #pragma once
 
 #include "runtime/schedule/program.hpp"
@@ -23,5 +23,10 @@ Program dualpipev(int num_ranks, int num_micro_batches);
 // One rank, one stage: the forward of each micro-batch beside the backward of the one before, for the sake of the
 // exchanges between experts alone.
 Program pair(int num_micro_batches);
+
+// Sends stand right behind the op that made the rows. Each receive stands as late as it can without ever holding up the
+// sender at unit costs, so that a receive buffer is taken about one op before its rows come, and sends that wait for
+// their receiver cost no time and cannot close a circle.
+Program add_messages(Program program);
 
 }  // namespace cadre

@@ -7,7 +7,6 @@
 #include "comm/base/check.hpp"
 #include "comm/base/fields.hpp"
 #include "runtime/schedule/generators.hpp"
-#include "runtime/schedule/messages.hpp"
 
 namespace cadre {
 namespace {

@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "runtime/schedule/messages.hpp"
-
 #include <algorithm>
 
+#include "runtime/schedule/generators.hpp"
 #include "runtime/schedule/walk.hpp"
 
 namespace cadre {

@@ -6,8 +6,8 @@
 
 #include <string>
 
-#include "runtime/schedule/simulate.hpp"
 #include "runtime/schedule/verify.hpp"
+#include "runtime/schedule/walk.hpp"
 
 namespace cadre {
 

@@ -47,4 +47,16 @@ struct Walk {
 // Each message of the program may be sent and received once at most.
 Walk walk(const Program& program, const Costs& costs, Sends sends);
 
+// What a verified program takes when its ops cost what `costs` says and its messages nothing.
+struct Simulation {
+  double makespan = 0;
+  std::vector<double> idle;              // of each rank, of the makespan
+  std::vector<std::vector<Span>> spans;  // of each op
+};
+
+Simulation simulate(const Program& program, const Costs& costs, Sends sends = Sends::eager);
+inline Simulation simulate(const Program& program, const Cost& cost, Sends sends = Sends::eager) {
+  return simulate(program, equal_costs(program, cost), sends);
+}
+
 }  // namespace cadre

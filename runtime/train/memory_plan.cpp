@@ -2,14 +2,18 @@
 #include "runtime/train/memory_plan.hpp"
 
 #include <algorithm>
+#include <map>
 #include <numeric>
 
+#include "comm/base/check.hpp"
 #include "comm/group/grid.hpp"
 #include "comm/progress/engine.hpp"
 #include "comm/transport/local.hpp"
 #include "layers/model/model.hpp"
 #include "layers/tensor/parameter.hpp"
+#include "runtime/checkpoint/model_checkpoint.hpp"
 #include "runtime/checkpoint/partner_copies.hpp"
+#include "runtime/config/step_changes.hpp"
 #include "runtime/observe/process_memory.hpp"
 #include "runtime/train/executor.hpp"
 #include "runtime/train/expert_placement.hpp"
@@ -229,6 +233,42 @@ WorkerOptions training_options(const RunConfig& config, const Communicator& worl
                         config.data.sequence_length,
           .activation_bytes = plan.activation_bytes(),
           .num_lanes = std::ranges::max(Executor::num_lanes(program))};
+}
+
+namespace {
+
+using WeightShapes = std::map<std::string, std::vector<int64_t>>;
+
+WeightShapes shapes_of(const ModelConfig& config) {
+  Model model(config, place_experts(config, ParallelConfig(), /*num_ranks=*/1), /*expert_rank=*/0);
+  ParameterStore store;
+  store.add_all(model);
+  WeightShapes shapes;
+  for (const Parameter* parameter : store.parameters()) shapes[parameter->name()] = shape_of(parameter->value);
+  return shapes;
+}
+
+std::string shape_text(const WeightShapes& shapes, const std::string& name) {
+  const auto found = shapes.find(name);
+  return found == shapes.end() ? "absent" : fmt::format("[{}]", fmt::join(found->second, ","));
+}
+
+}  // namespace
+
+void check_stage_shapes(const RunConfig& config) {
+  if (config.changes.empty()) return;
+  const WeightShapes first = shapes_of(config_at(config, 1).model);
+  for (const int64_t step : first_steps(config)) {
+    WeightShapes here = shapes_of(config_at(config, step).model);
+    WeightShapes all = first;
+    all.insert(here.begin(), here.end());
+    for (const auto& [name, shape] : all) {
+      CADRE_CHECK(shape_text(first, name) == shape_text(here, name),
+                  fmt::format("from step {} on {} would be {}, was {}", step, name, shape_text(here, name),
+                              shape_text(first, name)),
+                  "a run keeps the shapes of its weights; [from_step.N] may change what they are trained for");
+    }
+  }
 }
 
 }  // namespace cadre

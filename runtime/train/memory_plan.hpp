@@ -33,6 +33,9 @@ MemoryPlan plan_memory(const RunConfig& config, const Topology& topology, int ra
 // Sequences of one forward pass on the rank that has most of them; `data` ranks share a micro-batch.
 int64_t largest_batch(const RunConfig& config, int data);
 
+// Throws ErrorKind::input when a [from_step.N] section changes the name or the shape of a weight. Allocates nothing.
+void check_stage_shapes(const RunConfig& config);
+
 // A worker that trains as the configuration says. Collective over `world`.
 WorkerOptions training_options(const RunConfig& config, const Communicator& world);
 

@@ -14,7 +14,6 @@
 #include "runtime/config/run_file.hpp"
 #include "runtime/config/step_changes.hpp"
 #include "runtime/data/token_source.hpp"
-#include "runtime/optim/freeze.hpp"
 #include "runtime/optim/lr_schedule.hpp"
 #include "runtime/train/evaluate.hpp"
 #include "runtime/train/memory_plan.hpp"
@@ -43,6 +42,13 @@ void prepare_folder(const RunConfig& config) {
 bool reads_token_files(const DataConfig& data) {
   return std::ranges::any_of(mixture_entries(data),
                              [](const MixtureEntry& entry) { return is_token_file(entry.path); });
+}
+
+// Freezes what the stage of progressive training does not train, and nothing else.
+void freeze_all_but(Trained trained, const ParameterStore& store) {
+  for (Parameter* parameter : store.parameters()) {
+    parameter->frozen = !trains(trained, part_of_parameter(parameter->name()));
+  }
 }
 
 Worker make_worker(Communicator world, const RunConfig& config, const KernelMaker& make_kernels) {

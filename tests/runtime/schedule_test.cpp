@@ -10,8 +10,8 @@
 
 #include "comm/base/check.hpp"
 #include "runtime/schedule/make_program.hpp"
-#include "runtime/schedule/simulate.hpp"
 #include "runtime/schedule/verify.hpp"
+#include "runtime/schedule/walk.hpp"
 
 namespace cadre {
 namespace {
