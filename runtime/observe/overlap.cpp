@@ -156,8 +156,8 @@ std::optional<SteadyTimes> steady_times(const std::vector<StepSums>& sums) {
 }
 
 // For each rank what `pick` makes of its sums of a row, in ms a step; 0 where it has none.
-template <class Row, class PhaseKey>
-double mean_over_ranks(const std::vector<StepSums>& sums, std::map<PhaseKey, Row> StepSums::*rows, const PhaseKey& key,
+template <class Row, class Key>
+double mean_over_ranks(const std::vector<StepSums>& sums, std::map<Key, Row> StepSums::*rows, const Key& key,
                        const std::function<int64_t(const Row&)>& pick) {
   double total = 0;
   for (const StepSums& rank : sums) {
