@@ -13,17 +13,19 @@ namespace {
 
 class GatherTransfer : public RowTransfer {
  public:
-  GatherTransfer(GroupExchange& exchange, const Route& route, const RowFormat& format)
-      : exchange_(exchange),
-        route_(route),
+  // `token_counts`: of each rank.
+  GatherTransfer(const GroupRoute& route, const std::vector<int64_t>& token_counts, const RowFormat& format)
+      : exchange_(route.exchange()),
+        plan_(route.plan()),
+        receive_(route.receive()),
         format_(format),
-        codec_(exchange.codec(format)),
+        codec_(exchange_.codec(format)),
         wire_bytes_(format.wire_bytes()),
-        me_(static_cast<size_t>(exchange.group().rank())),
-        token_counts_(route.receive.extra),
+        me_(static_cast<size_t>(exchange_.rank())),
+        token_counts_(token_counts),
         token_offsets_(offsets_of(token_counts_)),
-        gathered_(exchange.pool(format).take(static_cast<size_t>(token_offsets_.back()) * wire_bytes_)),
-        tokens_here_(exchange.pool().take(static_cast<size_t>(route.receive.num_rows()) * sizeof(int32_t))) {}
+        gathered_(exchange_.pool(format).take(static_cast<size_t>(token_offsets_.back()) * wire_bytes_)),
+        tokens_here_(exchange_.pool().take(static_cast<size_t>(receive_.num_rows()) * sizeof(int32_t))) {}
 
   ~GatherTransfer() override {
     exchange_.pool(format_).give_back(std::move(decoded_));
@@ -33,9 +35,9 @@ class GatherTransfer : public RowTransfer {
   }
 
   void pack(const Elements& rows) override {
-    CADRE_ASSERT(rows.index.size() == route_.plan.row_token.size());
+    CADRE_ASSERT(rows.index.size() == plan_.row_token.size());
     std::byte* mine = gathered_.data() + static_cast<size_t>(token_offsets_[me_]) * wire_bytes_;
-    codec_.encode(format_, {rows.base, rows.stride}, route_.plan.num_tokens, mine);
+    codec_.encode(format_, {rows.base, rows.stride}, plan_.num_tokens, mine);
     packed_ = exchange_.packed(format_);
   }
 
@@ -43,22 +45,22 @@ class GatherTransfer : public RowTransfer {
     CADRE_ASSERT(packed_.done());
     Transport& transport = exchange_.group().transport();
     const std::byte* mine = gathered_.data() + static_cast<size_t>(token_offsets_[me_]) * wire_bytes_;
-    rows_to_.assign(token_counts_.size(), route_.plan.num_tokens);
+    rows_to_.assign(token_counts_.size(), plan_.num_tokens);
     rows_to_[me_] = 0;
     token_counts_[me_] = 0;  // already in place
     same_rows_.assign(token_counts_.size(), 0);
-    const std::span<const std::byte> tokens = std::as_bytes(std::span(route_.plan.row_token));
+    const std::span<const std::byte> tokens = std::as_bytes(std::span(plan_.row_token));
     tokens_there_ = exchange_.pool().take(tokens.size());
     std::ranges::copy(tokens, tokens_there_.data());
     for (size_t peer = 0; peer < rows_to_.size(); ++peer) {
       const int64_t bytes = rows_to_[peer] * static_cast<int64_t>(wire_bytes_) +
-                            route_.plan.row_counts[peer] * static_cast<int64_t>(sizeof(int32_t));
+                            plan_.row_counts[peer] * static_cast<int64_t>(sizeof(int32_t));
       exchange_.count_traffic(static_cast<int>(peer), bytes);
     }
     std::vector<Request> both;
-    both.push_back(transport.all_to_all_rows(
-        {tokens_there_.data(), route_.plan.row_counts, route_.plan.row_offsets},
-        {tokens_here_.data(), route_.receive.row_counts, route_.receive.row_offsets}, sizeof(int32_t)));
+    both.push_back(transport.all_to_all_rows({tokens_there_.data(), plan_.row_counts, plan_.row_offsets},
+                                             {tokens_here_.data(), receive_.row_counts, receive_.row_offsets},
+                                             sizeof(int32_t)));
     both.back().keep(tokens_there_.share());
     both.back().keep(tokens_here_.share());
     both.push_back(transport.all_to_all_rows({mine, rows_to_, same_rows_},
@@ -68,9 +70,9 @@ class GatherTransfer : public RowTransfer {
   }
 
   Elements unpack() override {
-    index_.resize(static_cast<size_t>(route_.receive.num_rows()));
+    index_.resize(static_cast<size_t>(receive_.num_rows()));
     for (size_t source = 0; source < token_counts_.size(); ++source) {
-      for (int64_t row = route_.receive.row_offsets[source]; row < route_.receive.row_offsets[source + 1]; ++row) {
+      for (int64_t row = receive_.row_offsets[source]; row < receive_.row_offsets[source + 1]; ++row) {
         const int32_t token = tokens_here_.as<int32_t>()[row];
         const int64_t num_tokens = token_offsets_[source + 1] - token_offsets_[source];
         CADRE_CHECK_PEER(token >= 0 && token < num_tokens,
@@ -87,7 +89,8 @@ class GatherTransfer : public RowTransfer {
 
  private:
   GroupExchange& exchange_;
-  const Route& route_;
+  const DispatchPlan& plan_;
+  const ReceiveCounts& receive_;
   RowFormat format_;
   const RowCodec& codec_;
   size_t wire_bytes_;
@@ -101,28 +104,37 @@ class GatherTransfer : public RowTransfer {
   std::vector<int32_t> index_;
 };
 
+class GatherRoute : public GroupRoute {
+ public:
+  using GroupRoute::GroupRoute;
+
+  std::unique_ptr<RowTransfer> transfer(Direction direction, Unit unit, const RowFormat& format) override {
+    if (direction == Direction::to_experts && unit == Unit::row) {
+      return std::make_unique<GatherTransfer>(*this, token_counts_, format);
+    }
+    return GroupRoute::transfer(direction, unit, format);
+  }
+
+ protected:
+  int64_t extra_for(int /*peer*/) const override { return plan_.num_tokens; }
+  void learn_extra(std::vector<int64_t> of_peer) override {
+    token_counts_ = std::move(of_peer);
+    checked_int(offsets_of(token_counts_).back(), "rows to gather");  // their indices are 32 bits wide
+  }
+
+ private:
+  std::vector<int64_t> token_counts_;  // of each rank
+};
+
 class AllGatherExchange : public GroupExchange {
  public:
   using GroupExchange::GroupExchange;
 
   std::string_view name() const override { return "all_gather"; }
   bool packs_later() const override { return has_device(); }
-
-  std::unique_ptr<RowTransfer> transfer(const Route& route, Direction direction, Unit unit,
-                                        const RowFormat& format) override {
-    if (direction == Direction::to_experts && unit == Unit::row) {
-      return std::make_unique<GatherTransfer>(*this, route, format);
-    }
-    return make_message_transfer(*this, route, direction, unit, format);
+  std::unique_ptr<Route> route(DispatchPlan plan) override {
+    return std::make_unique<GatherRoute>(*this, std::move(plan));
   }
-
-  void learn_counts(Route& route) override {
-    GroupExchange::learn_counts(route);
-    checked_int(offsets_of(route.receive.extra).back(), "rows to gather");  // their indices are 32 bits wide
-  }
-
- protected:
-  int64_t extra_for(const Route& route, int /*peer*/) const override { return route.plan.num_tokens; }
 };
 
 }  // namespace

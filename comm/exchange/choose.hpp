@@ -1,14 +1,32 @@
 // SPDX-License-Identifier: Apache-2.0
-// Picks a strategy: predicts from the measured costs what each takes for balanced routing, and says why.
+// Picks a strategy: measures what moving bytes costs on this machine, predicts what each strategy takes for balanced
+// routing, and says why.
 #pragma once
 
+#include <memory>
 #include <string>
 #include <vector>
 
-#include "comm/exchange/cost_model.hpp"
 #include "comm/exchange/exchange.hpp"
 
 namespace cadre {
+
+// Latency and time per byte (the alpha-beta model of Hockney 1994), with all ranks sending at once, as in an exchange.
+struct LinkCost {
+  double alpha_s = 0.0;  // of one message
+  double beta_s = 0.0;   // of one byte
+
+  double time(double messages, double bytes) const { return messages * alpha_s + bytes * beta_s; }
+};
+
+struct CostModel {
+  LinkCost host;        // messages between ranks of a host
+  LinkCost network;     // between hosts; zero where there is one
+  double copy_s = 0.0;  // of one byte copied in memory
+};
+
+// Collective; `topology` is of the group's ranks. The slowest rank counts, so all ranks get the same numbers.
+CostModel measure_costs(const Communicator& group, const Topology& topology);
 
 // One dispatch and combine, as the model will ask for.
 struct ExchangeWorkload {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // An exchange that only counts the memory a real one would take.
 #include <algorithm>
+#include <utility>
 
 #include "comm/exchange/group_exchange.hpp"
 
@@ -40,29 +41,46 @@ class DryTransfer : public RowTransfer {
 // Routing is uneven, most of all while a router is fresh: the busiest rank is planned to receive half more than the mean.
 int64_t expected(int64_t count, size_t num_ranks) { return num_ranks == 1 ? count : count + (count + 1) / 2; }
 
+class DryRoute : public Route {
+ public:
+  DryRoute(int rank, bool in_place, ExchangeBytes& bytes, DispatchPlan plan)
+      : Route(std::move(plan)), rank_(rank), in_place_(in_place), bytes_(bytes) {}
+
+  Request& announce() override { return announced_; }
+
+  void learn_counts() override {
+    const auto num_ranks = static_cast<size_t>(plan_.num_ranks());
+    receive_.row_counts.assign(num_ranks, expected(plan_.row_counts[rank_], num_ranks));
+    receive_.slot_counts.assign(num_ranks, expected(plan_.slot_counts[rank_], num_ranks));
+    receive_.row_offsets = offsets_of(receive_.row_counts);
+    receive_.slot_offsets = offsets_of(receive_.slot_counts);
+  }
+
+  std::unique_ptr<RowTransfer> transfer(Direction direction, Unit unit, const RowFormat& format) override {
+    const Sides both = sides(direction, unit);
+    const size_t bytes = in_place_ && format.row_bytes() >= kSmallestRowInPlace ? 0 : format.wire_bytes();
+    return std::make_unique<DryTransfer>(bytes_, both.out.total(), both.in.total(), bytes);
+  }
+
+ private:
+  int rank_;
+  bool in_place_;
+  ExchangeBytes& bytes_;
+  Request announced_;
+};
+
 class DryExchange : public Exchange {
  public:
   DryExchange(int rank, bool in_place, ExchangeBytes& bytes) : rank_(rank), in_place_(in_place), bytes_(bytes) {}
 
   std::string_view name() const override { return "dry"; }
+  int rank() const override { return rank_; }
   std::span<std::byte> memory() override { return in_place_ ? std::span(&no_memory_, 1) : std::span<std::byte>(); }
+  std::unique_ptr<Route> route(DispatchPlan plan) override {
+    return std::make_unique<DryRoute>(rank_, in_place_, bytes_, std::move(plan));
+  }
   bool prefers_slots() const override { return in_place_; }
-  Request announce(Route& /*route*/) override { return {}; }
-
-  void learn_counts(Route& route) override {
-    const auto num_ranks = static_cast<size_t>(route.plan.num_ranks());
-    route.receive.row_counts.assign(num_ranks, expected(route.plan.row_counts[rank_], num_ranks));
-    route.receive.slot_counts.assign(num_ranks, expected(route.plan.slot_counts[rank_], num_ranks));
-    route.receive.row_offsets = offsets_of(route.receive.row_counts);
-    route.receive.slot_offsets = offsets_of(route.receive.slot_counts);
-  }
-
-  std::unique_ptr<RowTransfer> transfer(const Route& route, Direction direction, Unit unit,
-                                        const RowFormat& format) override {
-    const Sides sides = sides_of(route, direction, unit);
-    const size_t bytes = in_place_ && format.row_bytes() >= kSmallestRowInPlace ? 0 : format.wire_bytes();
-    return std::make_unique<DryTransfer>(bytes_, sides.out.total(), sides.in.total(), bytes);
-  }
+  bool is_dry() const override { return true; }
 
  private:
   int rank_;

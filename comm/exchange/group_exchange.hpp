@@ -1,17 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the strategies have in common: the announcement of counts, buffers, traffic, and messages between pairs of ranks.
+// What the strategies share: the announcement of counts, buffers, traffic, and messages between pairs of ranks.
 #pragma once
 
-#include <functional>
 #include <memory>
+#include <utility>
 #include <vector>
 
 #include "comm/base/buffer.hpp"
 #include "comm/exchange/exchange.hpp"
+#include "comm/exchange/route.hpp"
 
 namespace cadre {
 
-// Below this the shared strategy sends messages: they cost no more than a look at another rank's memory.
+// Smaller elements are sent as messages, which cost no more than a look at another rank's memory.
 inline constexpr size_t kSmallestRowInPlace = 64;
 
 class GroupExchange : public Exchange {
@@ -23,14 +24,13 @@ class GroupExchange : public Exchange {
         transport_follows_(setup.transport_follows),
         device_pool_(setup.device_codec == nullptr ? host_memory() : setup.device_codec->memory(), Outgrown::kept) {}
 
-  Request announce(Route& route) override;
-  void learn_counts(Route& route) override;
+  int rank() const override { return group_.rank(); }
   Traffic traffic() const override { return traffic_; }
 
   const Communicator& group() const { return group_; }
   const Topology& topology() const { return topology_; }
   BufferPool& pool() { return pool_; }
-  // Who packs rows of that format, and the buffers for it. Bytes, that is lists and records, are the host's.
+  // The codec of rows of that format and the pool of their buffers. Bytes, that is lists and records, stay on the host.
   const RowCodec& codec(const RowFormat& format) const { return is_device_row(format) ? *device_codec_ : host_codec(); }
   BufferPool& pool(const RowFormat& format) { return is_device_row(format) ? device_pool_ : pool_; }
   // Complete when rows of that format that are being packed may be sent.
@@ -40,9 +40,6 @@ class GroupExchange : public Exchange {
   void count_traffic(int peer, int64_t bytes);
 
  protected:
-  // A number more that `peer` is told about the plan: ReceiveCounts::extra.
-  virtual int64_t extra_for(const Route& /*route*/, int /*peer*/) const { return 0; }
-
   bool has_device() const { return device_codec_ != nullptr; }
 
  private:
@@ -57,17 +54,30 @@ class GroupExchange : public Exchange {
   Traffic traffic_;
 };
 
-// Memory that ranks share is laid out alike on all of them: as the one that wants most. Collective.
-ExchangeSetup alike_on_all_ranks(const ExchangeSetup& setup);
+// Announces counts, and one further number per peer where a strategy needs one; sends everything as messages.
+class GroupRoute : public Route {
+ public:
+  GroupRoute(GroupExchange& exchange, DispatchPlan plan) : Route(std::move(plan)), exchange_(exchange) {}
 
-// Collective over `group`: an exchange that exists on all its ranks, or the error of the first rank that could not make its
-// part, thrown on all of them. So the ranks of a group never run different strategies.
-std::unique_ptr<Exchange> made_on_all_ranks(const Communicator& group, const char* strategy,
-                                            const std::function<std::unique_ptr<Exchange>()>& make);
+  Request& announce() override;
+  void learn_counts() override;
+  std::unique_ptr<RowTransfer> transfer(Direction direction, Unit unit, const RowFormat& format) override;
 
-// Rows are packed by destination, each pair of ranks exchanges one message, and what stays on this rank is copied once,
-// straight to where it is received.
-std::unique_ptr<RowTransfer> make_message_transfer(GroupExchange& exchange, const Route& route, Direction direction,
-                                                   Unit unit, const RowFormat& format);
+  GroupExchange& exchange() const { return exchange_; }
+
+ protected:
+  virtual int64_t extra_for(int /*peer*/) const { return 0; }
+  virtual void learn_extra(std::vector<int64_t> /*of_peer*/) {}
+
+ private:
+  GroupExchange& exchange_;
+  Pending<std::vector<int64_t>> announced_;
+};
+
+// One file each; make_exchange calls them on all ranks with the same setup.
+std::unique_ptr<Exchange> make_flat_exchange(const ExchangeSetup& setup);
+std::unique_ptr<Exchange> make_all_gather_exchange(const ExchangeSetup& setup);
+std::unique_ptr<Exchange> make_shared_exchange(const ExchangeSetup& setup);
+std::unique_ptr<Exchange> make_hierarchical_exchange(const ExchangeSetup& setup);
 
 }  // namespace cadre

@@ -16,13 +16,12 @@ size_t kind_of(Direction direction, Unit unit) {
 
 class SharedTransfer : public RowTransfer {
  public:
-  SharedTransfer(GroupExchange& exchange, HostMemory& memory, const Route& route, Direction direction, Unit unit,
-                 const RowFormat& format)
-      : exchange_(exchange),
-        sides_(sides_of(route, direction, unit)),
-        tokens_(direction == Direction::to_tokens ? token_order(route.plan, unit) : TokenOrder{}),
+  SharedTransfer(const GroupRoute& route, HostMemory& memory, Direction direction, Unit unit, const RowFormat& format)
+      : exchange_(route.exchange()),
+        sides_(route.sides(direction, unit)),
+        tokens_(direction == Direction::to_tokens ? token_order(route.plan(), unit) : TokenOrder{}),
         format_(format),
-        share_(memory, exchange.pool(), kind_of(direction, unit), format.row_bytes()) {}
+        share_(memory, exchange_.pool(), kind_of(direction, unit), format.row_bytes()) {}
 
   ~SharedTransfer() override { exchange_.pool().give_back(std::move(copies_)); }
 
@@ -69,6 +68,20 @@ class SharedTransfer : public RowTransfer {
   std::vector<int32_t> index_;
 };
 
+class SharedRoute : public GroupRoute {
+ public:
+  SharedRoute(GroupExchange& exchange, HostMemory& memory, DispatchPlan plan)
+      : GroupRoute(exchange, std::move(plan)), memory_(memory) {}
+
+  std::unique_ptr<RowTransfer> transfer(Direction direction, Unit unit, const RowFormat& format) override {
+    if (format.row_bytes() < kSmallestRowInPlace) return GroupRoute::transfer(direction, unit, format);
+    return std::make_unique<SharedTransfer>(*this, memory_, direction, unit, format);
+  }
+
+ private:
+  HostMemory& memory_;
+};
+
 class SharedExchange : public GroupExchange {
  public:
   explicit SharedExchange(const ExchangeSetup& setup)
@@ -77,11 +90,8 @@ class SharedExchange : public GroupExchange {
   std::string_view name() const override { return "shared"; }
   std::span<std::byte> memory() override { return memory_.space(); }
   bool prefers_slots() const override { return true; }
-
-  std::unique_ptr<RowTransfer> transfer(const Route& route, Direction direction, Unit unit,
-                                        const RowFormat& format) override {
-    if (format.row_bytes() < kSmallestRowInPlace) return make_message_transfer(*this, route, direction, unit, format);
-    return std::make_unique<SharedTransfer>(*this, memory_, route, direction, unit, format);
+  std::unique_ptr<Route> route(DispatchPlan plan) override {
+    return std::make_unique<SharedRoute>(*this, memory_, std::move(plan));
   }
 
  private:
@@ -91,13 +101,7 @@ class SharedExchange : public GroupExchange {
 }  // namespace
 
 std::unique_ptr<Exchange> make_shared_exchange(const ExchangeSetup& setup) {
-  if (setup.topology.num_hosts() != 1) {
-    throw Error(ErrorKind::environment,
-                fmt::format("exchange.strategy = shared on {} hosts", setup.topology.num_hosts()),
-                "use hierarchical, which shares memory inside each host, or keep expert-parallel groups inside a host");
-  }
-  const ExchangeSetup alike = alike_on_all_ranks(setup);
-  return made_on_all_ranks(alike.group, "shared", [&] { return std::make_unique<SharedExchange>(alike); });
+  return std::make_unique<SharedExchange>(setup);
 }
 
 }  // namespace cadre

@@ -23,7 +23,7 @@ namespace {
 using namespace std::chrono_literals;
 
 constexpr auto kBetweenAddresses = 250ms;  // RFC 8305, section 8
-constexpr auto kAnswerTime = 2s;           // then another connection to the same peer is tried
+constexpr auto kHandshakeTime = 2s;        // then another connection to the same peer is tried
 constexpr auto kPause = 20ms;
 constexpr size_t kMostCallers = 64;  // that have not proved who they are
 
@@ -170,7 +170,7 @@ void Handshake::advance_call(Call& call, short events, Attempt& attempt) {
 void Handshake::greet_next(Call& call, Clock::time_point now) {
   for (Attempt& attempt : call.attempts) {
     if (attempt.stage != Attempt::Stage::greeted) continue;
-    if (now - attempt.begun < kAnswerTime) return;
+    if (now - attempt.begun < kHandshakeTime) return;
     attempt.socket.close();
   }
   std::erase_if(call.attempts, [](const Attempt& attempt) { return !attempt.socket.is_open(); });

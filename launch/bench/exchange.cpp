@@ -28,8 +28,8 @@ void add_over_ranks(const Communicator& world, Sums& sums) {
 }
 
 // The larger of what the busiest rank sends and receives (the alltoallv convention of nccl-tests), both ways.
-double busiest_bytes(const Communicator& world, const Route& route, size_t row_bytes) {
-  const int64_t mine = std::max(route.plan.num_rows(), route.receive.num_rows());
+double busiest_bytes(const Communicator& world, const Dispatch& dispatch, size_t row_bytes) {
+  const int64_t mine = std::max(dispatch.plan().num_rows(), dispatch.num_rows_received());
   const int64_t most = wait(world.all_reduce(mine, ReduceOp::max));
   return 2.0 * static_cast<double>(most) * static_cast<double>(row_bytes);
 }
@@ -54,11 +54,11 @@ nlohmann::json measure(const Communicator& world, const Topology& topology, cons
     yardstick.push_back(yardstick_us);
     copy.push_back(copy_us);
     const size_t row_bytes = static_cast<size_t>(options.hidden) * sizeof(float);
-    sums.logical += 2 * run.route().plan.num_rows() * static_cast<int64_t>(row_bytes);
+    sums.logical += 2 * run.dispatched().plan().num_rows() * static_cast<int64_t>(row_bytes);
     sums.crossing += traffic.between_ranks;
     sums.between_hosts += traffic.between_hosts;
     sums.alltoallv += run.alltoallv_bytes();
-    busiest += busiest_bytes(world, run.route(), row_bytes);
+    busiest += busiest_bytes(world, run.dispatched(), row_bytes);
   }
   add_over_ranks(world, sums);
   const TimesOverRanks times = gather_times(world, exchange);

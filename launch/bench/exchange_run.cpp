@@ -7,10 +7,11 @@
 #include <cmath>
 #include <cstring>
 #include <numeric>
+#include <utility>
 
 #include "comm/base/check.hpp"
-#include "layers/moe/elements.hpp"
-#include "layers/moe/slot_record.hpp"
+#include "comm/progress/engine.hpp"
+#include "layers/moe/rows.hpp"
 #include "runtime/train/devices.hpp"
 
 namespace cadre {
@@ -61,93 +62,72 @@ ExchangeSetup setup_of(const Communicator& world, const Topology& topology, cons
 ExchangeRun::ExchangeRun(const Communicator& world, const Topology& topology, const ExchangeBenchOptions& options,
                          const std::string& strategy)
     : world_(world),
+      lane_(0, world.duplicate("expert"), world.duplicate("data")),
       options_(options),
       map_(ExpertMap::contiguous(static_cast<int>(options.experts), world.size())),
       kernels_(make_kernels(world, {.device = options.device}, RowBits::independent)),
       clock_(kernels_->make_clock()),
-      exchange_(make_exchange(strategy, setup_of(world, topology, options, *kernels_))) {
+      exchange_(make_exchange(strategy, setup_of(lane_.expert_group(), topology, options, *kernels_))) {
   if (options.device == "cpu" && !exchange_->memory().empty()) arena_.lend(exchange_->memory());
   const Wire wire = wire_named(options.wire);
   dispatch_format_ = {DType::f32, options.hidden, wire};
   combine_format_ = {DType::f32, options.hidden, wire == Wire::same ? Wire::same : Wire::bf16};
-  by_slot_ = options.combine == "slot_order" || exchange_->prefers_slots();
 }
 
 void ExchangeRun::prepare(Workload workload, int64_t iteration) {
   arena_.release({});
   const auto top_k = static_cast<int>(options_.top_k);
   ids_ = draw_routing(workload, {options_.tokens, top_k, world_.rank(), iteration}, map_);
-  route_ = {};
-  route_.plan = make_dispatch_plan(ids_, top_k, map_);
-  Request announced = exchange_->announce(route_);
-  wait(announced);
-  exchange_->learn_counts(route_);
-  learn_batch();
+  std::vector<double> weights(ids_.size(), 1.0 / static_cast<double>(top_k));
+  dispatch_ = std::make_unique<Dispatch>(*exchange_, ids_, top_k, map_, std::move(weights));
+  run(dispatch_->announce());
 
-  const DispatchPlan& plan = route_.plan;
-  x_ = arena_.take("x", DType::f32, {plan.num_tokens, options_.hidden});
-  for (int64_t token = 0; token < plan.num_tokens; ++token) {
+  const int64_t num_tokens = dispatch_->plan().num_tokens;
+  x_ = arena_.take("x", DType::f32, {num_tokens, options_.hidden});
+  for (int64_t token = 0; token < num_tokens; ++token) {
     for (int64_t h = 0; h < options_.hidden; ++h) {
       x_.data<float>()[token * options_.hidden + h] = channel(world_.rank(), token, h);
     }
   }
-  placed_ = arena_.take("placed", DType::f32, {route_.receive.num_slots(), options_.hidden});
-  y_ = arena_.take("y", DType::f32, {plan.num_tokens, options_.hidden});
+  placed_ = arena_.take("placed", DType::f32, {dispatch_->num_places(), options_.hidden});
+  y_ = arena_.take("y", DType::f32, {num_tokens, options_.hidden});
   for (const Tensor& output : {placed_, y_}) std::memset(output.raw(), 0xff, output.bytes());
-  const float weight = 1.0F / static_cast<float>(top_k);
-  token_weights_.assign(static_cast<size_t>(plan.num_slots()), weight);
-  slot_weights_.assign(static_cast<size_t>(route_.receive.num_slots()), weight);
 }
 
 double ExchangeRun::exchange_us() {
   return timed_us([this] {
-    finish_dispatch(*start_dispatch());
-    combine();
+    dispatch();
+    run(to_tokens());
   });
 }
 
-std::unique_ptr<RowTransfer> ExchangeRun::start_dispatch() {
-  auto rows = exchange_->transfer(route_, Direction::to_experts, Unit::row, dispatch_format_);
-  rows->pack({x_.raw(), x_.row_bytes(), route_.plan.row_token});
-  wait(rows->packed());
-  rows->start();
-  return rows;
+void ExchangeRun::dispatch(const Dispatch::Meanwhile& meanwhile) { run(to_experts(meanwhile)); }
+
+Task<void> ExchangeRun::to_experts(Dispatch::Meanwhile meanwhile) {
+  lane_.enter("dispatch");
+  Task<ExpertRows> arrival = dispatch_->to_experts(elements_of(x_), dispatch_format_, {}, std::move(meanwhile));
+  const ExpertRows rows = co_await arrival;
+  kernels_->gather_rows(rows_of(rows.elements(), DType::f32, options_.hidden), index_tensor(rows.elements().index),
+                        Tensor(), placed_);
 }
 
-void ExchangeRun::finish_dispatch(RowTransfer& rows) {
-  wait(rows.finish());
-  const Elements received = rows.unpack();
-  kernels_->gather_rows(rows_of(received, DType::f32, options_.hidden),
-                        index_tensor(through(received, batch_.place_row)), Tensor(), placed_);
+Task<void> ExchangeRun::to_tokens() {
+  lane_.enter("combine");
+  const ArenaScope scope(arena_);
+  KernelRowAdder adder({*kernels_, arena_, DType::f32}, y_);
+  const CombineMode mode = options_.combine == "slot_order" ? CombineMode::slot_order : CombineMode::partial;
+  Task<void> combined = dispatch_->to_tokens(elements_of(placed_), combine_format_, Weighted::yes, mode, adder);
+  co_await combined;
 }
 
-void ExchangeRun::combine() {
-  ArenaScope scope(arena_);
-  const auto back =
-      exchange_->transfer(route_, Direction::to_tokens, by_slot_ ? Unit::slot : Unit::row, combine_format_);
-  if (by_slot_) {
-    if (!exchange_->packs_later()) kernels_->synchronize();
-    back->pack({placed_.raw(), placed_.row_bytes(), batch_.row_place});
-  } else {
-    const Tensor sums = arena_.take("sums", DType::f32, {route_.receive.num_rows(), options_.hidden});
-    kernels_->sum_rows(placed_, index_tensor(batch_.row_places), index_tensor(batch_.row_place),
-                       vector_tensor(slot_weights_), sums);
-    if (!exchange_->packs_later()) kernels_->synchronize();
-    back->pack({sums.raw(), sums.row_bytes()});
-  }
-  wait(back->packed());
-  back->start();
-  wait(back->finish());
-  const Elements home = back->unpack();
-  kernels_->sum_rows(rows_of(home, DType::f32, options_.hidden), index_tensor(home.offsets), index_tensor(home.index),
-                     by_slot_ ? vector_tensor(token_weights_) : Tensor(), y_);
-  wait(back->release());
-}
+void ExchangeRun::run(Task<void> task) { Engine().run(lane_, task); }
 
 double ExchangeRun::alltoallv_us() {
   AlltoallvExchange by_hand(world_, *kernels_, ids_, static_cast<int>(options_.top_k), map_, options_.hidden);
   alltoallv_bytes_ = by_hand.crossing_bytes();
-  const Tensor weights = vector_tensor(token_weights_);
+  std::vector<float> values(static_cast<size_t>(dispatch_->plan().num_slots()),
+                            1.0F / static_cast<float>(options_.top_k));
+  const Tensor weights = vector_tensor(values);
   by_hand.run(x_, weights, y_);  // touches its pages
   kernels_->synchronize();
   std::memset(y_.raw(), 0xff, y_.bytes());
@@ -155,7 +135,7 @@ double ExchangeRun::alltoallv_us() {
 }
 
 double ExchangeRun::memcpy_us() {
-  const size_t bytes = static_cast<size_t>(route_.receive.num_rows()) * dispatch_format_.row_bytes();
+  const size_t bytes = static_cast<size_t>(dispatch_->num_rows_received()) * dispatch_format_.row_bytes();
   if (from_.bytes() < bytes) {
     from_ = Buffer(bytes, kernels_->memory());
     into_ = Buffer(bytes, kernels_->memory());
@@ -173,9 +153,10 @@ double ExchangeRun::memcpy_us() {
 // Token identity: every place holds a whole row of one (rank, token), ordered by rank and token inside an expert.
 int64_t ExchangeRun::wrong_placed() const {
   int64_t count = 0;
-  for (size_t expert = 0; expert + 1 < batch_.expert_offsets.size(); ++expert) {
+  const std::vector<int32_t>& offsets = dispatch_->expert_offsets();
+  for (size_t expert = 0; expert + 1 < offsets.size(); ++expert) {
     int64_t last = -1;
-    for (int32_t place = batch_.expert_offsets[expert]; place < batch_.expert_offsets[expert + 1]; ++place) {
+    for (int32_t place = offsets[expert]; place < offsets[expert + 1]; ++place) {
       const float* row = placed_.data<float>() + place * options_.hidden;
       const auto rank = static_cast<int>(row[0]);
       const auto token = static_cast<int64_t>(row[1]);
@@ -213,18 +194,6 @@ double ExchangeRun::timed_us(const std::function<void()>& work) const {
   clock_->start();
   work();
   return clock_->stop_ms() * kMicrosecondsPerMillisecond;
-}
-
-// As the layer does.
-void ExchangeRun::learn_batch() {
-  std::vector<float> weights(ids_.size(), 1.0F / static_cast<float>(options_.top_k));
-  const std::vector<SlotRecord> records = make_slot_records(route_.plan, vector_tensor(weights));
-  const auto slots = exchange_->transfer(route_, Direction::to_experts, Unit::slot, kSlotRecordFormat);
-  slots->pack({reinterpret_cast<const std::byte*>(records.data()), sizeof(SlotRecord)});
-  slots->start();
-  wait(slots->finish());
-  const auto* received = reinterpret_cast<const SlotRecord*>(slots->unpack().base);
-  batch_ = make_expert_batch(route_.receive, received, static_cast<int>(map_.experts_of(world_.rank()).size()));
 }
 
 namespace {

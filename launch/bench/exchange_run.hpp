@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// One rank of one strategy under one workload of `cadre bench exchange`. Timed is all that an exchange does for a mixture
-// layer whose experts do nothing: rows into expert order, and weighted sums home to each token. Plans and counts are made
+// One rank of one strategy under one workload of `cadre bench exchange`. Timed is what a Dispatch does for a mixture layer
+// whose experts do nothing: rows into expert order, and weighted sums back to each token. Plans are made and announced
 // before, for all contenders alike.
 #pragma once
 
@@ -12,9 +12,8 @@
 #include <vector>
 
 #include "comm/base/buffer.hpp"
-#include "comm/exchange/exchange.hpp"
-#include "comm/exchange/expert_map.hpp"
-#include "comm/group/communicator.hpp"
+#include "comm/exchange/dispatch.hpp"
+#include "comm/progress/lane.hpp"
 #include "launch/bench/workloads.hpp"
 #include "layers/kernels/kernels.hpp"
 #include "layers/tensor/arena.hpp"
@@ -53,23 +52,24 @@ class ExchangeRun {
   double memcpy_us();  // of as many bytes as rows come here, there and back
   double timed_us(const std::function<void()>& work) const;
 
-  // Rows on their way to experts, and, once they have arrived, in expert order. Collective, the two in turn.
-  std::unique_ptr<RowTransfer> start_dispatch();
-  void finish_dispatch(RowTransfer& rows);
+  // Rows to the experts, into expert order; `meanwhile` runs while they travel. Collective.
+  void dispatch(const Dispatch::Meanwhile& meanwhile = {});
 
   // Rows in expert order, and results of this rank's tokens, that are not what they must be.
   int64_t wrong_placed() const;
   int64_t wrong_results() const;
 
-  const Route& route() const { return route_; }
+  const Dispatch& dispatched() const { return *dispatch_; }
   Traffic traffic() const { return exchange_->traffic(); }
   int64_t alltoallv_bytes() const { return alltoallv_bytes_; }  // that left this rank
 
  private:
-  void combine();
-  void learn_batch();
+  Task<void> to_experts(Dispatch::Meanwhile meanwhile);
+  Task<void> to_tokens();
+  void run(Task<void> task);
 
   const Communicator& world_;
+  Lane lane_;
   ExchangeBenchOptions options_;
   ExpertMap map_;
   std::unique_ptr<Kernels> kernels_;
@@ -77,12 +77,9 @@ class ExchangeRun {
   std::unique_ptr<Exchange> exchange_;
   Arena arena_{Arena::Mode::real, /*poison=*/false, kernels_->memory()};
   RowFormat dispatch_format_, combine_format_;
-  bool by_slot_ = false;
   std::vector<int32_t> ids_;
-  Route route_;
-  ExpertBatch batch_;
+  std::unique_ptr<Dispatch> dispatch_;
   Tensor x_, placed_, y_;  // [T,H], [S,H], [T,H]
-  std::vector<float> token_weights_, slot_weights_;
   int64_t alltoallv_bytes_ = 0;
   Buffer from_, into_;
 };

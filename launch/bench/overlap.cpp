@@ -105,13 +105,7 @@ void run_overlapped(const Communicator& world, std::optional<int> spare_cpu, Exc
   poller = std::exchange(contender.poller, {});
   poller.take_count();
   contender.us.push_back(run.timed_us([&] {
-    tracer.switch_to({.phase = kDispatch.data()});
-    const auto rows = run.start_dispatch();
-    {
-      const Watch watch(rows->finish());
-      products.run();
-    }
-    run.finish_dispatch(*rows);
+    run.dispatch([&] { products.run(); });
     recorder.end();
   }));
   const PollCount count = poller.take_count();
@@ -184,7 +178,7 @@ void bench_overlap(const Communicator& world, const BenchOverlapArguments& optio
   Products products(exchange.hidden, world.job().poller());
   const SpareCpu spare = find_spare_cpu(world, /*threads=*/1);
   std::vector<Contender> all = contenders(spare);
-  const auto dispatch = [&] { run.finish_dispatch(*run.start_dispatch()); };
+  const auto dispatch = [&] { run.dispatch(); };
 
   std::vector<double> pure, compute, serial;
   int64_t wrong = 0;

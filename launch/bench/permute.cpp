@@ -12,7 +12,7 @@
 #include "comm/exchange/plan.hpp"
 #include "launch/bench/bench.hpp"
 #include "launch/bench/workloads.hpp"
-#include "layers/moe/elements.hpp"
+#include "layers/moe/rows.hpp"
 
 namespace cadre {
 namespace {

@@ -42,7 +42,7 @@ class RouterBench {
   RouterBench(const Communicator& world, const BenchRouterArguments& options)
       : options_(options),
         rig_(world, options.bench),
-        exchange_(make_flat_exchange({rig_.lane().expert_group(), discover_topology(world)})),
+        exchange_(make_exchange("flat", {rig_.lane().expert_group(), discover_topology(world)})),
         router_("gate", router_options(options)),
         ctx_{{rig_.kernels(), rig_.arena(), DType::f32}, rig_.lane(), *exchange_} {
     router_.each_parameter([&](Parameter& parameter) { store_.add(parameter); });

@@ -9,7 +9,7 @@
 #include <numeric>
 
 #include "comm/base/trace.hpp"
-#include "comm/exchange/host_route.hpp"
+#include "comm/exchange/hierarchical.hpp"
 #include "launch/bench/bench.hpp"
 #include "launch/bench/workloads.hpp"
 #include "launch/command.hpp"

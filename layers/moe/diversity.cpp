@@ -59,21 +59,20 @@ double diversity_loss(const Tensor& outputs, std::span<const int32_t> offsets) {
   return loss;
 }
 
-void diversity_grad(double scale, const Tensor& outputs, std::span<const int32_t> offsets, std::span<const int32_t> to,
-                    const Tensor& grads) {
+void diversity_grad(double scale, const Tensor& outputs, std::span<const int32_t> offsets, const Tensor& grads) {
   const auto width = static_cast<size_t>(outputs.dim(1));
   with_element_type(outputs, [&]<class T>(std::type_identity<T>) {
     for (size_t t = 0; t + 1 < offsets.size(); ++t) {
       const auto first = static_cast<size_t>(offsets[t]);
       const auto count = static_cast<size_t>(offsets[t + 1]) - first;
-      if (count == 1) std::fill_n(grads.data<T>() + static_cast<size_t>(to[first]) * width, width, T{0});
+      if (count == 1) std::fill_n(grads.data<T>() + first * width, width, T{0});
       if (count < 2) continue;
       const Directions of(outputs.data<T>() + first * width, static_cast<int64_t>(count), outputs.dim(1));
       for (size_t i = 0; i < count; ++i) {
         const double* u = of.unit.data() + i * width;
         double along = 0.0;
         for (size_t h = 0; h < width; ++h) along += (of.sum[h] - u[h]) * u[h];
-        T* grad = grads.data<T>() + static_cast<size_t>(to[first + i]) * width;
+        T* grad = grads.data<T>() + (first + i) * width;
         const double outer = scale * of.factor * of.inverse_norm[i];
         for (size_t h = 0; h < width; ++h) grad[h] = static_cast<T>(outer * (of.sum[h] - u[h] - along * u[h]));
       }

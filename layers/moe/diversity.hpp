@@ -15,8 +15,7 @@ namespace cadre {
 // The sum over tokens of L_t. Those of token t are rows offsets[t] .. offsets[t+1] of outputs [S,H].
 double diversity_loss(const Tensor& outputs, std::span<const int32_t> offsets);
 
-// grads [S,H]: row to[i] becomes scale times the derivative by output i.
-void diversity_grad(double scale, const Tensor& outputs, std::span<const int32_t> offsets, std::span<const int32_t> to,
-                    const Tensor& grads);
+// grads [S,H]: scale times the derivative by each output.
+void diversity_grad(double scale, const Tensor& outputs, std::span<const int32_t> offsets, const Tensor& grads);
 
 }  // namespace cadre

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "layers/moe/inner_mixture.hpp"
 
-#include "layers/moe/elements.hpp"
 #include "layers/moe/not_finite.hpp"
+#include "layers/moe/rows.hpp"
 #include "layers/moe/weights.hpp"
 
 namespace cadre {

@@ -2,7 +2,7 @@
 // What a module needs when it talks to other ranks: the context of its micro-batch, and the lane that carries it.
 #pragma once
 
-#include "comm/exchange/exchange.hpp"
+#include "comm/exchange/dispatch.hpp"
 #include "comm/job/poll.hpp"
 #include "comm/progress/deferred.hpp"
 #include "comm/progress/task.hpp"
@@ -12,11 +12,6 @@
 namespace cadre {
 
 class ExpertCache;
-
-// How results come home. partial: one weighted sum per (token, rank), the fewest bytes. slot_order: one row per slot,
-// added in top-k order on the token's rank: the same bits however the experts are spread. An exchange that reads rows in
-// place always does the latter, because that moves less than making sums first.
-enum class CombineMode { partial, slot_order };
 
 // What rows look like on their way, in both passes: to the experts (dispatch), and back (combine).
 struct WireFormats {

@@ -8,7 +8,7 @@
 namespace cadre {
 namespace {
 
-TripOptions trip_options(const MoeOptions& options) {
+RoutedOptions routed_options(const MoeOptions& options) {
   return {.experts = {.ffn = {.hidden = options.hidden,
                               .width = options.expert_width,
                               .activation = options.activation,
@@ -27,9 +27,9 @@ TripOptions trip_options(const MoeOptions& options) {
 MoeLayer::MoeLayer(const std::string& prefix, const MoeOptions& options, const ExpertMap& map, int expert_rank)
     : options_(options), map_(map), router_(prefix + ".gate", options.router) {
   if (options.expert_kinds == ExpertKinds::projections) {
-    projections_.emplace(prefix + ".experts", trip_options(options), map, expert_rank);
+    projections_.emplace(prefix + ".experts", routed_options(options), map, expert_rank);
   } else {
-    trip_.emplace(prefix + ".experts", trip_options(options), map, expert_rank);
+    experts_.emplace(prefix + ".experts", routed_options(options), map, expert_rank);
   }
   if (options.shared_width == 0) return;
   shared_.emplace(prefix + ".shared_experts", FfnOptions{.hidden = options.hidden,
@@ -48,7 +48,7 @@ Task<Tensor> MoeLayer::forward(LaneContext& ctx, Tensor x, Saved& saved) const {
   Pending<std::vector<double>> counted = router_.start_losses(ctx, saved.router);
 
   Tensor shared_y;  // computed while the rows travel
-  ExpertTrip::Meanwhile meanwhile;
+  RoutedExperts::Meanwhile meanwhile;
   if (shared_) {
     meanwhile = [&] {
       ctx.lane.enter("shared experts");
@@ -56,10 +56,10 @@ Task<Tensor> MoeLayer::forward(LaneContext& ctx, Tensor x, Saved& saved) const {
     };
   }
   const Router::Saved& routed = saved.router;
-  Task<Tensor> trip = projections_
-                          ? projections_->forward(ctx, x, routed.ids, routed.weights, saved.projections, meanwhile)
-                          : trip_->forward(ctx, x, routed.ids, routed.weights, saved, meanwhile);
-  const Tensor y = co_await trip;
+  Task<Tensor> result = projections_
+                            ? projections_->forward(ctx, x, routed.ids, routed.weights, saved.projections, meanwhile)
+                            : experts_->forward(ctx, x, routed.ids, routed.weights, saved, meanwhile);
+  const Tensor y = co_await result;
   if (shared_) ctx.kernels.add(y, shared_y, y);
   if (!saved.router.scorer.not_finite.empty()) ctx.kernels.synchronize();
   fill_with_nan(saved.router.scorer.not_finite, y);
@@ -67,13 +67,13 @@ Task<Tensor> MoeLayer::forward(LaneContext& ctx, Tensor x, Saved& saved) const {
   ctx.lane.enter("expert counts");
   router_.finish_losses(ctx, saved.router, co_await std::move(counted));
   saved.balance_loss = saved.router.losses.value;
-  if (trip_) saved.balance_loss += trip_->diversity_loss(ctx, saved);
+  if (experts_) saved.balance_loss += experts_->diversity_loss(ctx, saved);
   co_return y;
 }
 
 Task<Tensor> MoeLayer::backward(LaneContext& ctx, Saved& saved, Tensor dy) {
   Tensor shared_dx;  // computed while output gradients travel
-  ExpertTrip::Meanwhile meanwhile;
+  RoutedExperts::Meanwhile meanwhile;
   if (shared_) {
     meanwhile = [&] {
       ctx.lane.enter("shared experts gradient");
@@ -82,13 +82,13 @@ Task<Tensor> MoeLayer::backward(LaneContext& ctx, Saved& saved, Tensor dy) {
     };
   }
   Tensor dx_router;
-  const ExpertTrip::Learned learned = [&](const Tensor& dweights) {
+  const RoutedExperts::Learned learned = [&](const Tensor& dweights) {
     dx_router = router_.input_grad(ctx, saved.router, dweights);
     defer(ctx, "router weights", [this, &ctx, &saved] { router_.weight_grad(ctx, saved.router); });
   };
-  Task<Tensor> trip = projections_ ? projections_->backward(ctx, saved.projections, dy, meanwhile, learned)
-                                   : trip_->backward(ctx, saved, dy, meanwhile, learned);
-  const Tensor dx = co_await trip;
+  Task<Tensor> result = projections_ ? projections_->backward(ctx, saved.projections, dy, meanwhile, learned)
+                                     : experts_->backward(ctx, saved, dy, meanwhile, learned);
+  const Tensor dx = co_await result;
   ctx.kernels.add(dx, dx_router, dx);
   if (shared_) ctx.kernels.add(dx, shared_dx, dx);
   co_return dx;
@@ -96,15 +96,15 @@ Task<Tensor> MoeLayer::backward(LaneContext& ctx, Saved& saved, Tensor dy) {
 
 void MoeLayer::each_parameter(const ParameterVisitor& visit) {
   router_.each_parameter(visit);
-  if (trip_) trip_->each_parameter(visit);
+  if (experts_) experts_->each_parameter(visit);
   if (projections_) projections_->each_parameter(visit);
   if (shared_) shared_->each_parameter(visit);
 }
 
 Experts& MoeLayer::whole_experts() {
-  CADRE_CHECK(trip_.has_value(), "model.expert_kinds = projections: a single projection is not an expert of its own",
+  CADRE_CHECK(experts_.has_value(), "model.expert_kinds = projections: a single projection is not an expert of its own",
               "only whole experts can be looked at, grown or merged");
-  return trip_->experts();
+  return experts_->experts();
 }
 
 Tensor MoeLayer::scaled_shared(LaneContext& ctx, const Tensor& rows) const {

@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 // A mixture-of-experts layer, y = shared(x) + sum_k w_k E_k(x), whose experts are spread over the lane's
-// expert-parallel group: a router, the trip of rows to experts and back, and what every token visits.
+// expert-parallel group: a router, the routed experts, and the shared expert.
 #pragma once
 
 #include <optional>
 #include <string>
 #include <vector>
 
-#include "layers/moe/expert_trip.hpp"
 #include "layers/moe/lane_context.hpp"
 #include "layers/moe/projections.hpp"
+#include "layers/moe/routed_experts.hpp"
 #include "layers/moe/router.hpp"
 
 namespace cadre {
@@ -33,15 +33,15 @@ class MoeLayer {
   // `map` says which experts are here; names are `<prefix>.gate`, `<prefix>.experts.<id>`, `<prefix>.shared_experts`.
   MoeLayer(const std::string& prefix, const MoeOptions& options, const ExpertMap& map, int expert_rank);
 
-  struct Saved : ExpertTrip::Saved {
+  struct Saved : RoutedExperts::Saved {
     Tensor x;  // [T,H]
     Router::Saved router;
     std::optional<Ffn::Saved> shared;
     double balance_loss = 0.0;       // this rank's share, of all losses of the router
-    Projections::Saved projections;  // instead of the trip above, where experts are projections
+    Projections::Saved projections;  // instead of the dispatch above, where experts are projections
 
-    // Those under way in it.
-    std::vector<const ExpertTrip::Saved*> trips() const {
+    // Of each Dispatch in it.
+    std::vector<const RoutedExperts::Saved*> routed() const {
       if (!projections.inner.defined()) return {this};
       return {&projections.gate, &projections.up, &projections.down};
     }
@@ -71,7 +71,7 @@ class MoeLayer {
   ExpertMap map_;
   Router router_;
   std::optional<Ffn> shared_;
-  std::optional<ExpertTrip> trip_;
+  std::optional<RoutedExperts> experts_;
   std::optional<Projections> projections_;
 };
 

@@ -19,7 +19,7 @@ ExpertMap map_of(const ExpertMap& map, Projection kind) {
   return ExpertMap::of(map.num_experts() / kNumKinds, experts_of);
 }
 
-TripOptions options_of(TripOptions options, Projection kind) {
+RoutedOptions options_of(RoutedOptions options, Projection kind) {
   options.experts.projection = kind;
   options.top_k /= kNumKinds;
   return options;
@@ -47,7 +47,7 @@ Tensor weights_of(LaneContext& ctx, const Tensor& weights, Projection kind) {
 }
 
 // Puts the gradients of the weights of one kind where its slots are.
-ExpertTrip::Learned into(const LaneContext& ctx, const Tensor& all, Projection kind) {
+RoutedExperts::Learned into(const LaneContext& ctx, const Tensor& all, Projection kind) {
   return [&ctx, all, kind](const Tensor& part) {
     const int64_t count = part.dim(1);
     for (int64_t i = 0; i < part.numel() && !ctx.arena.is_dry_run(); ++i) {
@@ -58,21 +58,21 @@ ExpertTrip::Learned into(const LaneContext& ctx, const Tensor& all, Projection k
 
 }  // namespace
 
-Projections::Projections(const std::string& prefix, const TripOptions& options, const ExpertMap& map, int expert_rank)
+Projections::Projections(const std::string& prefix, const RoutedOptions& options, const ExpertMap& map, int expert_rank)
     : ffn_(options.experts.ffn),
       gate_(prefix, options_of(options, Projection::gate), map_of(map, Projection::gate), expert_rank),
       up_(prefix, options_of(options, Projection::up), map_of(map, Projection::up), expert_rank),
       down_(prefix, options_of(options, Projection::down), map_of(map, Projection::down), expert_rank) {}
 
 Task<Tensor> Projections::forward(LaneContext& ctx, Tensor x, Tensor ids, Tensor weights, Saved& saved,
-                                  ExpertTrip::Meanwhile meanwhile) const {
-  const auto trip = [&](const ExpertTrip& of, const Tensor& in, Projection kind, ExpertTrip::Saved& kept,
-                        ExpertTrip::Meanwhile work) {
+                                  RoutedExperts::Meanwhile meanwhile) const {
+  const auto run = [&](const RoutedExperts& of, const Tensor& in, Projection kind, RoutedExperts::Saved& kept,
+                       RoutedExperts::Meanwhile work) {
     return of.forward(ctx, in, ids_of(ctx, ids, kind), weights_of(ctx, weights, kind), kept, std::move(work));
   };
-  Task<Tensor> gate = trip(gate_, x, Projection::gate, saved.gate, std::move(meanwhile));
+  Task<Tensor> gate = run(gate_, x, Projection::gate, saved.gate, std::move(meanwhile));
   const Tensor gated = co_await gate;
-  Task<Tensor> up = trip(up_, x, Projection::up, saved.up, {});
+  Task<Tensor> up = run(up_, x, Projection::up, saved.up, {});
   const Tensor raised = co_await up;
   saved.gate_up = ctx.arena.take("moe", ctx.dtype, {x.dim(0), 2 * ffn_.width});
   ctx.kernels.copy_columns({gated, 0, ffn_.width}, {saved.gate_up, 0, ffn_.width});
@@ -80,14 +80,15 @@ Task<Tensor> Projections::forward(LaneContext& ctx, Tensor x, Tensor ids, Tensor
   saved.inner = activate(ctx, ffn_, saved.gate_up);
   Request computed = ctx.kernels.launched();
   co_await computed;
-  Task<Tensor> down = trip(down_, saved.inner, Projection::down, saved.down, {});
+  Task<Tensor> down = run(down_, saved.inner, Projection::down, saved.down, {});
   const Tensor y = co_await down;
   co_return y;
 }
 
-Task<Tensor> Projections::backward(LaneContext& ctx, Saved& saved, Tensor dy, ExpertTrip::Meanwhile meanwhile,
-                                   ExpertTrip::Learned learned) {
-  const Tensor dweights = ctx.arena.take_host("router", ctx.dtype, {dy.dim(0), kNumKinds * saved.down.ids.dim(1)});
+Task<Tensor> Projections::backward(LaneContext& ctx, Saved& saved, Tensor dy, RoutedExperts::Meanwhile meanwhile,
+                                   RoutedExperts::Learned learned) {
+  const Tensor dweights =
+      ctx.arena.take_host("router", ctx.dtype, {dy.dim(0), kNumKinds * saved.down.dispatch->plan().top_k});
   Task<Tensor> down = down_.backward(ctx, saved.down, dy, std::move(meanwhile), into(ctx, dweights, Projection::down));
   const Tensor d_inner = co_await down;
   const Tensor d_gate_up = activate_grad(ctx, ffn_, saved.gate_up, d_inner);

@@ -75,8 +75,8 @@ void look_at_layer(const Block::Saved& saved, int64_t layer, Search& search) {
   if (!saved.moe.router.scorer.not_finite.empty()) {
     search.note(Era::forward, place_of(layer, 3), fmt::format("a router logit of layer {}", layer));
   }
-  for (const ExpertTrip::Saved* trip : saved.moe.trips()) {
-    look(trip->expert_out, 4, "what experts of this rank make in");
+  for (const RoutedExperts::Saved* routed : saved.moe.routed()) {
+    look(routed->expert_out, 4, "what experts of this rank make in");
   }
 }
 

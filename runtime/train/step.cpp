@@ -13,9 +13,9 @@ void add_layer(const MoeLayer::Saved& saved, size_t mixture, LocalStep& local) {
   std::vector<int64_t>& counts = local.expert_counts[mixture];
   for (size_t e = 0; e < counts.size(); ++e) counts[e] += saved.router.counts[e];
   local.balance_loss += saved.balance_loss;
-  for (const ExpertTrip::Saved* trip : saved.trips()) {
-    local.slots_planned += trip->route.plan.num_slots();
-    local.slots_received[mixture] += trip->route.receive.num_slots();
+  for (const RoutedExperts::Saved* routed : saved.routed()) {
+    local.slots_planned += routed->dispatch->plan().num_slots();
+    local.slots_received[mixture] += routed->dispatch->num_places();
   }
   local.slots_dropped[mixture] += saved.router.num_dropped();
   local.rerouted += saved.router.num_rerouted;

@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Every strategy delivers each row exactly once to each rank that needs it, and nothing else. A row is known by its
 // payload, which says (source rank, token).
-#include "comm/exchange/exchange.hpp"
-
 #include <gtest/gtest.h>
 
 #include <chrono>
@@ -10,6 +8,7 @@
 #include <thread>
 
 #include "comm/base/random.hpp"
+#include "comm/exchange/route.hpp"
 #include "comm/job/wait.hpp"
 #include "tests/support/exchanges.hpp"
 #include "tests/support/ranks.hpp"
@@ -67,18 +66,18 @@ int64_t payload(int trip, int rank, int64_t token, int word) {
   return ((int64_t{trip} * 100 + rank) * 1000 + token) * 100 + word;
 }
 
-Route make_route(const Case& test_case, const Communicator& world, Exchange& exchange) {
+std::unique_ptr<Route> make_route(const Case& test_case, const Communicator& world, Exchange& exchange) {
   std::vector<int32_t> ids;
   for (int64_t token = 0; token < test_case.num_tokens(world.rank()); ++token) {
     for (int k = 0; k < test_case.top_k; ++k) {
       ids.push_back(test_case.expert(world.rank(), token, k, test_case.num_experts));
     }
   }
-  Route route;
-  route.plan = make_dispatch_plan(ids, test_case.top_k, ExpertMap::contiguous(test_case.num_experts, world.size()));
-  Request counts = exchange.announce(route);
+  auto route = exchange.route(
+      make_dispatch_plan(ids, test_case.top_k, ExpertMap::contiguous(test_case.num_experts, world.size())));
+  Request& counts = route->announce();
   wait(counts);
-  exchange.learn_counts(route);
+  route->learn_counts();
   return route;
 }
 
@@ -144,18 +143,18 @@ Elements elements_of(const int64_t* rows, std::span<const int32_t> index = {}) {
 // There and back: every row arrives once, in order; every answer (the payload plus one, so that an echo of old memory
 // would show) comes home to its token.
 void expect_round_trip(const Case& test_case, const Communicator& world, Exchange& exchange, Keep keep, int trip) {
-  const Route route = make_route(test_case, world, exchange);
+  const auto route = make_route(test_case, world, exchange);
   RowMemory memory(keep, exchange);
-  int64_t* tokens = memory.rows(route.plan.num_tokens);
-  for (int64_t token = 0; token < route.plan.num_tokens; ++token) {
+  int64_t* tokens = memory.rows(route->plan().num_tokens);
+  for (int64_t token = 0; token < route->plan().num_tokens; ++token) {
     for (int word = 0; word < kWords; ++word) tokens[token * kWords + word] = payload(trip, world.rank(), token, word);
   }
-  auto there = exchange.transfer(route, Direction::to_experts, Unit::row, kFormat);
-  const Elements received = run(*there, elements_of(tokens, route.plan.row_token));
+  auto there = route->transfer(Direction::to_experts, Unit::row, kFormat);
+  const Elements received = run(*there, elements_of(tokens, route->plan().row_token));
 
   const auto expected = expected_rows(test_case, world);
   const auto num_received = static_cast<int64_t>(expected.size());
-  ASSERT_EQ(route.receive.num_rows(), num_received);
+  ASSERT_EQ(route->receive().num_rows(), num_received);
   int64_t* answers = memory.rows(num_received);
   for (int64_t row = 0; row < num_received; ++row) {
     const auto [source, token] = expected[static_cast<size_t>(row)];
@@ -166,12 +165,12 @@ void expect_round_trip(const Case& test_case, const Communicator& world, Exchang
   }
   there.reset();
 
-  const auto back = exchange.transfer(route, Direction::to_tokens, Unit::row, kFormat);
+  const auto back = route->transfer(Direction::to_tokens, Unit::row, kFormat);
   const Elements home = run(*back, elements_of(answers));
-  ASSERT_EQ(home.offsets.size(), static_cast<size_t>(route.plan.num_tokens) + 1);
-  for (int64_t token = 0; token < route.plan.num_tokens; ++token) {
+  ASSERT_EQ(home.offsets.size(), static_cast<size_t>(route->plan().num_tokens) + 1);
+  for (int64_t token = 0; token < route->plan().num_tokens; ++token) {
     // A strategy may add up what comes from one host.
-    const TokenOrder rows = token_order(route.plan, Unit::row);
+    const TokenOrder rows = token_order(route->plan(), Unit::row);
     const int64_t num_answers = rows.offsets[token + 1] - rows.offsets[token];
     for (int word = 0; word < kWords; ++word) {
       int64_t sum = 0;
@@ -201,14 +200,14 @@ TEST(Exchange, brings_slots_home_in_top_k_order) {
                                                                                           Exchange& exchange) {
     for (const Case& test_case : kCases) {
       SCOPED_TRACE(test_case.name);
-      const Route route = make_route(test_case, world, exchange);
+      const auto route = make_route(test_case, world, exchange);
       std::vector<int64_t> names;  // of this rank's slots, in the plan's order
-      for (const int32_t slot : route.plan.slots) names.push_back(world.rank() * 100000 + slot);
-      auto there = exchange.transfer(route, Direction::to_experts, Unit::slot, RowFormat::of_bytes(sizeof(int64_t)));
+      for (const int32_t slot : route->plan().slots) names.push_back(world.rank() * 100000 + slot);
+      auto there = route->transfer(Direction::to_experts, Unit::slot, RowFormat::of_bytes(sizeof(int64_t)));
       const Elements received = run(*there, {reinterpret_cast<const std::byte*>(names.data()), sizeof(int64_t)});
 
       // Sent in reverse, through an index, so that order is the transfer's work and not the caller's.
-      const int64_t num_slots = route.receive.num_slots();
+      const int64_t num_slots = route->receive().num_slots();
       RowMemory memory(Keep::exchange, exchange);
       int64_t* rows = memory.rows(num_slots);
       std::vector<int32_t> index;
@@ -217,10 +216,10 @@ TEST(Exchange, brings_slots_home_in_top_k_order) {
         index.push_back(static_cast<int32_t>(place));
         for (int word = 0; word < kWords; ++word) rows[place * kWords + word] = word_at(received, slot, 0);
       }
-      const auto back = exchange.transfer(route, Direction::to_tokens, Unit::slot, kFormat);
+      const auto back = route->transfer(Direction::to_tokens, Unit::slot, kFormat);
       const Elements home = run(*back, elements_of(rows, index));
       int64_t next = 0;
-      for (int64_t token = 0; token < route.plan.num_tokens; ++token) {
+      for (int64_t token = 0; token < route->plan().num_tokens; ++token) {
         for (int k = 0; k < test_case.top_k; ++k) {
           if (test_case.expert(world.rank(), token, k, test_case.num_experts) < 0) continue;
           ASSERT_EQ(word_at(home, next, 3), world.rank() * 100000 + token * test_case.top_k + k);
@@ -234,11 +233,11 @@ TEST(Exchange, brings_slots_home_in_top_k_order) {
 }
 
 // Rows of zeros to the experts: what comes home goes the way that rows have come.
-void dispatch_zeros(const Route& route, Exchange& exchange, const RowFormat& format) {
-  Buffer rows(static_cast<size_t>(route.plan.num_tokens) * format.row_bytes());
+void dispatch_zeros(const std::unique_ptr<Route>& route, const RowFormat& format) {
+  Buffer rows(static_cast<size_t>(route->plan().num_tokens) * format.row_bytes());
   if (!rows.empty()) std::memset(rows.data(), 0, rows.bytes());
-  const auto there = exchange.transfer(route, Direction::to_experts, Unit::row, format);
-  run(*there, {rows.data(), format.row_bytes(), route.plan.row_token});
+  const auto there = route->transfer(Direction::to_experts, Unit::row, format);
+  run(*there, {rows.data(), format.row_bytes(), route->plan().row_token});
 }
 
 // Where rows are read in place, whoever offers them must keep them until the slowest peer of its host has read them.
@@ -251,13 +250,13 @@ TEST(Exchange, release_is_complete_only_when_all_peers_have_read) {
       const bool in_place = variant.strategy == "shared" || variant.strategy == "hierarchical";
       const std::vector<int>& hosts = variant.topology.host_of_rank;
       const bool must_wait = in_place && world.rank() != slowest && hosts[world.rank()] == hosts[slowest];
-      const Route route = make_route(kCases[0], world, *exchange);
-      dispatch_zeros(route, *exchange, kFormat);
+      const auto route = make_route(kCases[0], world, *exchange);
+      dispatch_zeros(route, kFormat);
       for (const Unit unit : {Unit::row, Unit::slot, Unit::row, Unit::slot}) {
         SCOPED_TRACE(variant.describe() + (unit == Unit::row ? ", rows" : ", slots"));
         RowMemory memory(Keep::exchange, *exchange);
-        const int64_t* rows = memory.rows(sides_of(route, Direction::to_tokens, unit).out.total());
-        const auto back = exchange->transfer(route, Direction::to_tokens, unit, kFormat);
+        const int64_t* rows = memory.rows(route->sides(Direction::to_tokens, unit).out.total());
+        const auto back = route->transfer(Direction::to_tokens, unit, kFormat);
         run(*back, elements_of(rows));
         Request others_tried;
         if (world.rank() == slowest) {
@@ -288,11 +287,11 @@ TEST(Exchange, hierarchical_adds_the_sums_of_a_host_in_the_order_of_ranks) {
         make_exchange("hierarchical", test::setup_of(world, topology, {.max_tokens = 4, .top_k = 4, .row_bytes = 128}));
     const Case everywhere = {"every expert", 4, 4, [](int) { return int64_t{1}; },
                              [](int, int64_t, int k, int) { return k; }};
-    const Route route = make_route(everywhere, world, *exchange);
-    dispatch_zeros(route, *exchange, format);
+    const auto route = make_route(everywhere, world, *exchange);
+    dispatch_zeros(route, format);
     const float value[] = {0.0F, 1e8F, -1e8F, 1.0F};  // of each rank: (1e8 - 1e8) + 1 = 1, and 0 from the other end
     const std::vector<float> rows(static_cast<size_t>(4 * kWidth), value[world.rank()]);
-    const auto back = exchange->transfer(route, Direction::to_tokens, Unit::row, format);
+    const auto back = route->transfer(Direction::to_tokens, Unit::row, format);
     const Elements home = run(*back, {reinterpret_cast<const std::byte*>(rows.data()), kWidth * sizeof(float)});
     if (world.rank() == 0) {
       ASSERT_EQ(home.offsets[1], 2);  // its own and the other host's
@@ -313,18 +312,18 @@ TEST(Exchange, ranks_may_run_one_dispatch_ahead_of_those_that_read_late) {
       SCOPED_TRACE(variant.describe());
       const auto exchange = make_exchange(variant.strategy, test::setup_of(world, variant.topology, needs));
       const Case* const cases[] = {&kCases[0], &kCases[1], &kCases[6], &kCases[9], &kCases[8], &kCases[0]};
-      std::vector<Route> routes;
+      std::vector<std::unique_ptr<Route>> routes;
       for (const Case* test_case : cases) routes.push_back(make_route(*test_case, world, *exchange));
       RowMemory memory(Keep::exchange, *exchange);
       for (size_t i = 0; i < routes.size(); ++i) {
-        const Route& route = routes[i];
+        const std::unique_ptr<Route>& route = routes[i];
         const int trip = static_cast<int>(i);
-        int64_t* tokens = memory.rows(route.plan.num_tokens);
-        for (int64_t at = 0; at < route.plan.num_tokens * kWords; ++at) {
+        int64_t* tokens = memory.rows(route->plan().num_tokens);
+        for (int64_t at = 0; at < route->plan().num_tokens * kWords; ++at) {
           tokens[at] = payload(trip, world.rank(), at / kWords, static_cast<int>(at % kWords));
         }
-        const auto there = exchange->transfer(route, Direction::to_experts, Unit::row, kFormat);
-        there->pack(elements_of(tokens, route.plan.row_token));
+        const auto there = route->transfer(Direction::to_experts, Unit::row, kFormat);
+        there->pack(elements_of(tokens, route->plan().row_token));
         there->start();
         wait(there->finish());
         if (world.rank() % 2 == 1) std::this_thread::sleep_for(std::chrono::milliseconds(2));
@@ -347,20 +346,20 @@ TEST(Exchange, ranks_may_run_one_dispatch_ahead_of_those_that_read_late) {
 
 // Conservation: what all send is what all receive, and with what was masked it is tokens x top-k.
 TEST(Exchange, conserves_rows_and_slots) {
-  each_exchange({.max_tokens = kMaxTokens, .top_k = kMaxTopK, .row_bytes = kRowBytes},
-                [](Communicator& world, Exchange& exchange) {
-                  for (const Case& test_case : kCases) {
-                    SCOPED_TRACE(test_case.name);
-                    const Route route = make_route(test_case, world, exchange);
-                    const std::vector<int64_t> mine = {
-                        route.plan.num_rows(),     route.receive.num_rows(), route.plan.num_slots(),
-                        route.receive.num_slots(), route.plan.num_dropped,   route.plan.num_tokens * route.plan.top_k};
-                    const std::vector<int64_t> sums = wait(world.all_reduce(mine, ReduceOp::sum));
-                    EXPECT_EQ(sums[0], sums[1]);
-                    EXPECT_EQ(sums[2], sums[3]);
-                    EXPECT_EQ(sums[2] + sums[4], sums[5]);
-                  }
-                });
+  each_exchange({.max_tokens = kMaxTokens, .top_k = kMaxTopK, .row_bytes = kRowBytes}, [](Communicator& world,
+                                                                                          Exchange& exchange) {
+    for (const Case& test_case : kCases) {
+      SCOPED_TRACE(test_case.name);
+      const auto route = make_route(test_case, world, exchange);
+      const std::vector<int64_t> mine = {route->plan().num_rows(),  route->receive().num_rows(),
+                                         route->plan().num_slots(), route->receive().num_slots(),
+                                         route->plan().num_dropped, route->plan().num_tokens * route->plan().top_k};
+      const std::vector<int64_t> sums = wait(world.all_reduce(mine, ReduceOp::sum));
+      EXPECT_EQ(sums[0], sums[1]);
+      EXPECT_EQ(sums[2], sums[3]);
+      EXPECT_EQ(sums[2] + sums[4], sums[5]);
+    }
+  });
 }
 
 }  // namespace

@@ -9,7 +9,7 @@
 #include <fstream>
 #include <string>
 
-#include "comm/exchange/exchange.hpp"
+#include "comm/exchange/route.hpp"
 #include "comm/job/wait.hpp"
 #include "tests/support/exchanges.hpp"
 #include "tests/support/messages.hpp"
@@ -79,26 +79,23 @@ void expect_rows(const Elements& elements, int rank, int64_t count) {
 }
 
 // Rank 0 has kRows tokens for rank 1, which has one for rank 0.
-Route make_route(const Communicator& world, Exchange& exchange) {
+std::unique_ptr<Route> make_route(const Communicator& world, Exchange& exchange) {
   const std::vector<int32_t> ids(world.rank() == 0 ? kRows : 1, 1 - world.rank());
-  Route route;
-  route.plan = make_dispatch_plan(ids, 1, ExpertMap::contiguous(2, 2));
-  Request counts = exchange.announce(route);
+  auto route = exchange.route(make_dispatch_plan(ids, 1, ExpertMap::contiguous(2, 2)));
+  Request& counts = route->announce();
   wait(counts);
-  exchange.learn_counts(route);
+  route->learn_counts();
   return route;
 }
 
 // There: rows of tokens. Home: as many rows, named by who sends them.
-void expect_delivery(const Communicator& world, Exchange& exchange, const Route& route, Direction direction,
+void expect_delivery(const Communicator& world, const std::unique_ptr<Route>& route, Direction direction, bool by_token,
                      std::byte* rows) {
-  const Sides sides = sides_of(route, direction, Unit::row);
+  const Sides sides = route->sides(direction, Unit::row);
   name_rows(rows, world.rank(), sides.out.total());
-  const auto transfer = exchange.transfer(route, direction, Unit::row, kFormat);
-  const bool there = direction == Direction::to_experts;
-  transfer->pack({rows, kRowBytes,
-                  there && exchange.name() == "hierarchical" ? std::span<const int32_t>(route.plan.row_token)
-                                                             : std::span<const int32_t>()});
+  const auto transfer = route->transfer(direction, Unit::row, kFormat);
+  transfer->pack(
+      {rows, kRowBytes, by_token ? std::span<const int32_t>(route->plan().row_token) : std::span<const int32_t>()});
   transfer->start();
   wait(transfer->finish());
   expect_rows(transfer->unpack(), 1 - world.rank(), sides.in.total());
@@ -123,9 +120,9 @@ TEST(LargePlan, flat_there_and_home) {
         if (!is_available(world, 0)) return;
         Buffer rows(kBytes);
         for (const Direction direction : {Direction::to_experts, Direction::to_tokens}) {
-          const auto exchange = make_flat_exchange(setup_of(world, Topology::uniform(1, 2), 0));
-          const Route route = make_route(world, *exchange);
-          expect_delivery(world, *exchange, route, direction, rows.data());
+          const auto exchange = make_exchange("flat", setup_of(world, Topology::uniform(1, 2), 0));
+          const auto route = make_route(world, *exchange);
+          expect_delivery(world, route, direction, /*by_token=*/false, rows.data());
           if (!test::runs_under_mpi()) return;
         }
       },
@@ -136,10 +133,10 @@ TEST(LargePlan, shared_reads_rows_in_place) {
   test::on_ranks(
       [](Communicator& world) {
         if (!is_available(world, 2 * kBytes + (size_t{1} << 20))) return;
-        const auto exchange = make_shared_exchange(setup_of(world, Topology::uniform(1, 2), kBytes));
-        const Route route = make_route(world, *exchange);
+        const auto exchange = make_exchange("shared", setup_of(world, Topology::uniform(1, 2), kBytes));
+        const auto route = make_route(world, *exchange);
         for (const Direction direction : {Direction::to_experts, Direction::to_tokens}) {
-          expect_delivery(world, *exchange, route, direction, exchange->memory().data());
+          expect_delivery(world, route, direction, /*by_token=*/false, exchange->memory().data());
         }
       },
       kTwoRanks);
@@ -153,14 +150,14 @@ TEST(LargePlan, shared_and_hierarchical_by_message) {
         if (!is_available(world, 4 * kBytes)) return;
         {
           Buffer rows(kBytes);
-          const auto exchange = make_shared_exchange(setup_of(world, Topology::uniform(1, 2), 0));
-          const Route route = make_route(world, *exchange);
-          expect_delivery(world, *exchange, route, Direction::to_experts, rows.data());
+          const auto exchange = make_exchange("shared", setup_of(world, Topology::uniform(1, 2), 0));
+          const auto route = make_route(world, *exchange);
+          expect_delivery(world, route, Direction::to_experts, /*by_token=*/false, rows.data());
         }
         Buffer rows(kBytes);
-        const auto exchange = make_hierarchical_exchange(setup_of(world, Topology::uniform(2, 1), 0));
-        const Route route = make_route(world, *exchange);
-        expect_delivery(world, *exchange, route, Direction::to_experts, rows.data());
+        const auto exchange = make_exchange("hierarchical", setup_of(world, Topology::uniform(2, 1), 0));
+        const auto route = make_route(world, *exchange);
+        expect_delivery(world, route, Direction::to_experts, /*by_token=*/true, rows.data());
       },
       kTwoRanks);
 }
@@ -175,15 +172,15 @@ TEST(LargePlan, refuses_counts_beyond_an_int) {
       const auto exchange = make_exchange(
           variant.strategy, test::setup_of(world, variant.topology, {.max_tokens = 4, .top_k = 1, .row_bytes = 256}));
       const auto announced = [&](int64_t num_rows, int64_t num_slots, int64_t num_tokens) {
-        Route route;
+        DispatchPlan plan = make_dispatch_plan({}, 1, ExpertMap::contiguous(4, world.size()));
         const auto num_ranks = static_cast<size_t>(world.size());
-        route.plan = make_dispatch_plan({}, 1, ExpertMap::contiguous(4, world.size()));
-        route.plan.row_counts.assign(num_ranks, num_rows);
-        route.plan.slot_counts.assign(num_ranks, num_slots);
-        if (variant.strategy == "all_gather") route.plan.num_tokens = num_tokens;
-        Request counts = exchange->announce(route);
+        plan.row_counts.assign(num_ranks, num_rows);
+        plan.slot_counts.assign(num_ranks, num_slots);
+        if (variant.strategy == "all_gather") plan.num_tokens = num_tokens;
+        const auto route = exchange->route(std::move(plan));
+        Request& counts = route->announce();
         wait(counts);
-        return test::message_of([&] { exchange->learn_counts(route); });
+        return test::message_of([&] { route->learn_counts(); });
       };
       const int64_t share = kTooMany / world.size() + 1;
       test::expect_message(announced(share, 0, 0), {"rows to receive", "does not fit the int"});

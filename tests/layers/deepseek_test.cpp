@@ -162,7 +162,7 @@ class Run {
   Run(const ModelConfig& config, Communicator& world, std::unique_ptr<Kernels> kernels, DType dtype)
       : lane_(0, world.duplicate("expert"), world.duplicate("data")),
         model_(config, make_expert_map(config, 1), 0),
-        exchange_(make_flat_exchange({lane_.expert_group(), Topology::uniform(1, 1)})),
+        exchange_(make_exchange("flat", {lane_.expert_group(), Topology::uniform(1, 1)})),
         kernels_(std::move(kernels)),
         ctx_{{*kernels_, arena_, dtype}, lane_, *exchange_, CombineMode::partial, {}, 1.0 / kTokens} {
     store_.add_all(model_);

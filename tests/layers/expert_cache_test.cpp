@@ -9,8 +9,8 @@
 #include <numeric>
 #include <optional>
 
-#include "layers/moe/elements.hpp"
 #include "layers/moe/experts.hpp"
+#include "layers/moe/rows.hpp"
 #include "layers/tensor/parameter.hpp"
 #include "tests/support/tensors.hpp"
 

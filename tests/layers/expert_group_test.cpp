@@ -8,8 +8,8 @@
 #include <numeric>
 #include <vector>
 
-#include "layers/moe/elements.hpp"
 #include "layers/moe/experts.hpp"
+#include "layers/moe/rows.hpp"
 #include "layers/tensor/parameter.hpp"
 #include "tests/support/gpu_twin.hpp"
 #include "tests/support/tensors.hpp"

@@ -60,7 +60,7 @@ class Training {
   Training(Communicator& alone, std::unique_ptr<Kernels> kernels)
       : lane_(0, alone.duplicate("expert"), alone.duplicate("data")),
         model_(small_v3(), make_expert_map(small_v3(), 1), 0),
-        exchange_(make_flat_exchange({lane_.expert_group(), Topology::uniform(1, 1)})),
+        exchange_(make_exchange("flat", {lane_.expert_group(), Topology::uniform(1, 1)})),
         kernels_(std::move(kernels)),
         ctx_{{*kernels_, arena_, DType::f32}, lane_, *exchange_, CombineMode::partial, {}, 1.0 / kTokens} {
     store_.add_all(model_);

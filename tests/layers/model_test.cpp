@@ -48,7 +48,7 @@ class ModelRun {
   ModelRun(const ModelConfig& config, Communicator& world)
       : lane_(0, world.duplicate("expert"), world.duplicate("data")),
         model_(config, make_expert_map(config, 1), 0),
-        exchange_(make_flat_exchange({lane_.expert_group(), Topology::uniform(1, world.size())})),
+        exchange_(make_exchange("flat", {lane_.expert_group(), Topology::uniform(1, world.size())})),
         kernels_(make_reference_kernels()),
         ctx_{{*kernels_, arena_, DType::f64}, lane_, *exchange_, CombineMode::partial, {}, 1.0 / kTokens} {
     ctx_.tokens.sequence_length = kLength;

@@ -188,18 +188,34 @@ class LateTransfer : public RowTransfer {
   std::unique_ptr<RowTransfer> transfer_;
 };
 
+class LateRoute : public Route {
+ public:
+  LateRoute(std::unique_ptr<Route> route, bool late) : Route(route->plan()), route_(std::move(route)), late_(late) {}
+
+  Request& announce() override { return route_->announce(); }
+  void learn_counts() override {
+    route_->learn_counts();
+    receive_ = route_->receive();
+  }
+  std::unique_ptr<RowTransfer> transfer(Direction direction, Unit unit, const RowFormat& format) override {
+    auto transfer = route_->transfer(direction, unit, format);
+    if (!late_ || direction == Direction::to_experts) return transfer;
+    return std::make_unique<LateTransfer>(std::move(transfer));
+  }
+
+ private:
+  std::unique_ptr<Route> route_;
+  bool late_;
+};
+
 class LateExchange : public Exchange {
  public:
   LateExchange(std::unique_ptr<Exchange> exchange, bool late) : exchange_(std::move(exchange)), late_(late) {}
 
   std::string_view name() const override { return exchange_->name(); }
-  Request announce(Route& route) override { return exchange_->announce(route); }
-  void learn_counts(Route& route) override { exchange_->learn_counts(route); }
-  std::unique_ptr<RowTransfer> transfer(const Route& route, Direction direction, Unit unit,
-                                        const RowFormat& format) override {
-    auto transfer = exchange_->transfer(route, direction, unit, format);
-    if (!late_ || direction == Direction::to_experts) return transfer;
-    return std::make_unique<LateTransfer>(std::move(transfer));
+  int rank() const override { return exchange_->rank(); }
+  std::unique_ptr<Route> route(DispatchPlan plan) override {
+    return std::make_unique<LateRoute>(exchange_->route(std::move(plan)), late_);
   }
   std::span<std::byte> memory() override { return exchange_->memory(); }
   bool packs_later() const override { return exchange_->packs_later(); }
@@ -235,7 +251,7 @@ TEST(MoeExactness, cases_are_what_they_say) {
     const auto [ids, num_unserved] = test::alone(test_case, [&](MoeRun& run) {
       static_cast<void>(run.run());
       const Tensor& chosen = run.saved().router.ids;
-      const DispatchPlan& plan = run.saved().route.plan;
+      const DispatchPlan& plan = run.saved().dispatch->plan();
       int num_without_expert = 0;
       for (int64_t t = 0; t < plan.num_tokens; ++t) {
         num_without_expert += plan.token_slots[t] == plan.token_slots[t + 1] ? 1 : 0;

@@ -249,7 +249,7 @@ TEST(MoeRouters, cases_are_what_they_say) {
       dropped[router_case.name] = run.saved().router.num_dropped();
       const auto sum = std::accumulate(run.counts().begin(), run.counts().end(), int64_t{0});
       int64_t planned = 0;
-      for (const ExpertTrip::Saved* trip : run.saved().trips()) planned += trip->route.plan.num_slots();
+      for (const RoutedExperts::Saved* routed : run.saved().routed()) planned += routed->dispatch->plan().num_slots();
       EXPECT_EQ(planned, sum) << router_case.name;
     });
   }

@@ -123,12 +123,12 @@ TEST(Replicas, share_the_rows) {
   test::on_ranks([&](Communicator& world) {
     MoeRun run(test_case, world, test::exchange_variants(world).front());
     static_cast<void>(run.run());
-    const int64_t received = run.saved().route.receive.num_slots();
+    const int64_t received = run.saved().dispatch->num_places();
     // Each source deals the slots of two experts out in turn: one more or less of each of them.
     EXPECT_NEAR(static_cast<double>(received), 240.0 / world.size(), 2.0 * world.size());
     if (world.size() == 1) return;
-    EXPECT_GT(run.saved().batch.expert_offsets[1], 0);
-    EXPECT_GT(received, run.saved().batch.expert_offsets[1]);
+    EXPECT_GT(run.saved().dispatch->expert_offsets()[1], 0);
+    EXPECT_GT(received, run.saved().dispatch->expert_offsets()[1]);
   });
 }
 

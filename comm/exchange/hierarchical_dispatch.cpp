@@ -12,18 +12,19 @@ namespace {
 
 class HostDispatch : public RowTransfer {
  public:
-  HostDispatch(HierarchicalExchange& exchange, const Route& route, const RowFormat& format)
-      : exchange_(exchange),
-        map_(exchange.map()),
-        route_(route),
-        hosts_(*route.between_hosts),
+  HostDispatch(const HierarchicalRoute& route, const RowFormat& format)
+      : exchange_(route.hierarchy()),
+        map_(exchange_.map()),
+        plan_(route.plan()),
+        receive_(route.receive()),
+        hosts_(route.hosts()),
         format_(format),
-        own_(exchange.host_memory(), exchange.pool(), HierarchicalExchange::kOwnRows, format.row_bytes()),
-        landed_(exchange.host_memory(), exchange.pool(), HierarchicalExchange::kLandedRows, format.wire_bytes()) {
-    const size_t bytes = static_cast<size_t>(hosts_.landing_offsets.back()) * format.wire_bytes();
-    landing_ = exchange.landing_space(landed_.epoch(), bytes);
+        own_(exchange_.host_memory(), exchange_.pool(), HierarchicalExchange::kOwnRows, format.row_bytes()),
+        landed_(exchange_.host_memory(), exchange_.pool(), HierarchicalExchange::kLandedRows, format.wire_bytes()) {
+    const size_t bytes = static_cast<size_t>(hosts_->landing_offsets.back()) * format.wire_bytes();
+    landing_ = exchange_.landing_space(landed_.epoch(), bytes);
     if (!landing_.empty() || bytes == 0) return;
-    landing_buffer_ = exchange.pool().take(bytes);
+    landing_buffer_ = exchange_.pool().take(bytes);
     landing_ = landing_buffer_.span();
   }
 
@@ -33,9 +34,9 @@ class HostDispatch : public RowTransfer {
   }
 
   void pack(const Elements& rows) override {
-    CADRE_ASSERT(rows.index.size() == route_.plan.row_token.size());
+    CADRE_ASSERT(rows.index.size() == plan_.row_token.size());
     offer_to_neighbours(rows);
-    const HostRows& out = hosts_.out;
+    const HostRows& out = hosts_->out;
     const size_t wire_bytes = format_.wire_bytes();
     packed_ = exchange_.pool().take(out.token.size() * wire_bytes);
     for (size_t i = 0; i < out.token.size(); ++i) {
@@ -46,22 +47,22 @@ class HostDispatch : public RowTransfer {
   void start() override {
     own_.post();
     std::vector<int64_t> counts;
-    for (const int neighbour : map_.neighbours()) counts.push_back(route_.receive.row_counts[neighbour]);
+    for (const int neighbour : map_.neighbours()) counts.push_back(receive_.row_counts[neighbour]);
     own_arrival_ = own_.arrival(std::move(counts));
     send_to_hosts();
     receive_landing();
-    hosts_.needs_sent = true;
+    hosts_->needs_sent = true;
     finished_ = Request(exchange_.group().job(), own_arrival_.what(), std::make_unique<Arrival>(*this));
   }
 
   Elements unpack() override {
     std::vector<ArrivedRow> rows;
-    rows.reserve(static_cast<size_t>(route_.receive.num_rows()));
+    rows.reserve(static_cast<size_t>(receive_.num_rows()));
     std::vector<int64_t> next_landed(map_.neighbours().size(), 0);
     for (int source = 0; source < exchange_.group().size(); ++source) {
       const bool neighbour = exchange_.same_host(source);
       const int from = map_.local_rank_of(neighbour ? source : map_.landing_rank(source, map_.host()));
-      for (int64_t i = 0; i < route_.receive.row_counts[source]; ++i) {
+      for (int64_t i = 0; i < receive_.row_counts[source]; ++i) {
         if (neighbour) {
           rows.push_back({own_.at(from, i), false});
         } else {
@@ -101,32 +102,31 @@ class HostDispatch : public RowTransfer {
   };
 
   void offer_to_neighbours(const Elements& rows) {
-    const DispatchPlan& plan = route_.plan;
     std::vector<int64_t> counts;
     for (const int neighbour : map_.neighbours()) {
-      counts.push_back(plan.row_counts[neighbour]);
-      const auto first = rows.index.begin() + plan.row_offsets[neighbour];
-      own_index_.insert(own_index_.end(), first, first + plan.row_counts[neighbour]);
-      exchange_.count_traffic(neighbour, plan.row_counts[neighbour] * static_cast<int64_t>(format_.row_bytes()));
+      counts.push_back(plan_.row_counts[neighbour]);
+      const auto first = rows.index.begin() + plan_.row_offsets[neighbour];
+      own_index_.insert(own_index_.end(), first, first + plan_.row_counts[neighbour]);
+      exchange_.count_traffic(neighbour, plan_.row_counts[neighbour] * static_cast<int64_t>(format_.row_bytes()));
     }
     own_.offer({rows.base, rows.stride, own_index_}, offsets_of(counts));
   }
 
   void send_to_hosts() {
-    const HostRows& out = hosts_.out;
+    const HostRows& out = hosts_->out;
     const Communicator& group = exchange_.group();
     const size_t need_bytes = exchange_.need_words() * sizeof(uint64_t);
     for (int host = 0; host < map_.num_hosts(); ++host) {
       const auto first = static_cast<size_t>(out.offsets[host]);
       const auto count = static_cast<size_t>(out.counts[host]);
       if (count == 0) continue;
-      const int peer = map_.landing_rank(exchange_.group().rank(), host);
+      const int peer = map_.landing_rank(exchange_.rank(), host);
       messages_.push_back(group.send({packed_.data() + first * format_.wire_bytes(), count * format_.wire_bytes()},
                                      packed_.share(), peer, HierarchicalExchange::kRowsTag));
       exchange_.count_traffic(peer, static_cast<int64_t>(count * format_.wire_bytes()));
-      if (hosts_.needs_sent) continue;
+      if (hosts_->needs_sent) continue;
       const auto needs = std::as_bytes(std::span(out.needs)).subspan(first * need_bytes, count * need_bytes);
-      messages_.push_back(group.send(needs, route_.between_hosts, peer, HierarchicalExchange::kNeedsTag));
+      messages_.push_back(group.send(needs, hosts_, peer, HierarchicalExchange::kNeedsTag));
       exchange_.count_traffic(peer, static_cast<int64_t>(needs.size()));
     }
   }
@@ -135,27 +135,27 @@ class HostDispatch : public RowTransfer {
     const Communicator& group = exchange_.group();
     const size_t need_bytes = exchange_.need_words() * sizeof(uint64_t);
     for (size_t i = 0; i < map_.landing_sources().size(); ++i) {
-      const auto first = static_cast<size_t>(hosts_.landing_offsets[i]);
-      const auto count = static_cast<size_t>(hosts_.landing_counts[i]);
+      const auto first = static_cast<size_t>(hosts_->landing_offsets[i]);
+      const auto count = static_cast<size_t>(hosts_->landing_counts[i]);
       if (count == 0) continue;
       const int source = map_.landing_sources()[i];
       messages_.push_back(group.receive(landing_.subspan(first * format_.wire_bytes(), count * format_.wire_bytes()),
                                         landing_buffer_.share(), source, HierarchicalExchange::kRowsTag));
-      if (hosts_.needs_sent) continue;
-      const auto needs = std::as_writable_bytes(std::span(hosts_.landing_needs));
-      messages_.push_back(group.receive(needs.subspan(first * need_bytes, count * need_bytes), route_.between_hosts,
-                                        source, HierarchicalExchange::kNeedsTag));
+      if (hosts_->needs_sent) continue;
+      const auto needs = std::as_writable_bytes(std::span(hosts_->landing_needs));
+      messages_.push_back(group.receive(needs.subspan(first * need_bytes, count * need_bytes), hosts_, source,
+                                        HierarchicalExchange::kNeedsTag));
     }
   }
 
   // Each neighbour gets the landed rows it needs, by (source, token).
   void offer_landed() {
-    const auto num_rows = static_cast<int32_t>(hosts_.landing_offsets.back());
+    const auto num_rows = static_cast<int32_t>(hosts_->landing_offsets.back());
     const size_t words = exchange_.need_words();
     std::vector<int64_t> offsets = {0};
     for (const int neighbour : map_.neighbours()) {
       for (int32_t row = 0; row < num_rows; ++row) {
-        const uint64_t* mask = hosts_.landing_needs.data() + static_cast<size_t>(row) * words;
+        const uint64_t* mask = hosts_->landing_needs.data() + static_cast<size_t>(row) * words;
         if (NeedMask::get(mask, map_.local_rank_of(neighbour))) landed_index_.push_back(row);
       }
       offsets.push_back(static_cast<int64_t>(landed_index_.size()));
@@ -167,15 +167,16 @@ class HostDispatch : public RowTransfer {
     std::vector<int64_t> counts(map_.neighbours().size(), 0);
     for (int source = 0; source < exchange_.group().size(); ++source) {
       if (exchange_.same_host(source)) continue;
-      counts[map_.local_rank_of(map_.landing_rank(source, map_.host()))] += route_.receive.row_counts[source];
+      counts[map_.local_rank_of(map_.landing_rank(source, map_.host()))] += receive_.row_counts[source];
     }
     landed_arrival_ = landed_.arrival(std::move(counts));
   }
 
   HierarchicalExchange& exchange_;
   const HostMap& map_;
-  const Route& route_;
-  HostRoute& hosts_;
+  const DispatchPlan& plan_;
+  const ReceiveCounts& receive_;
+  std::shared_ptr<HostRoute> hosts_;
   RowFormat format_;
   HostShare own_, landed_;
   Request own_arrival_, landed_arrival_;
@@ -189,9 +190,8 @@ class HostDispatch : public RowTransfer {
 
 }  // namespace
 
-std::unique_ptr<RowTransfer> make_host_dispatch(HierarchicalExchange& exchange, const Route& route,
-                                                const RowFormat& format) {
-  return std::make_unique<HostDispatch>(exchange, route, format);
+std::unique_ptr<RowTransfer> make_host_dispatch(const HierarchicalRoute& route, const RowFormat& format) {
+  return std::make_unique<HostDispatch>(route, format);
 }
 
 }  // namespace cadre

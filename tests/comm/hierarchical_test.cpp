@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The part of a route between hosts: who lands where and who needs what, for layouts of up to 1,024 ranks in one process;
 // and that what crosses between hosts is what the plans of all ranks predict, to the byte.
-#include "comm/exchange/host_route.hpp"
+#include "comm/exchange/hierarchical.hpp"
 
 #include <gtest/gtest.h>
 
@@ -257,15 +257,16 @@ Predicted predict(bool hierarchical, const std::vector<DispatchPlan>& plans, con
 }
 
 // Bytes that leave the host while one transfer runs, with rows of zeros.
-int64_t bytes_between_hosts(Exchange& exchange, const Route& route, Direction direction, Unit unit, Wire wire) {
+int64_t bytes_between_hosts(const Exchange& exchange, const std::unique_ptr<Route>& route, Direction direction,
+                            Unit unit, Wire wire) {
   const RowFormat format = {DType::f32, kWidth, wire};
-  const int64_t count = std::max(sides_of(route, direction, unit).out.total(), route.plan.num_tokens);
+  const int64_t count = std::max(route->sides(direction, unit).out.total(), route->plan().num_tokens);
   const std::vector<float> zeros(static_cast<size_t>(count * kWidth), 0.0F);
   const Traffic before = exchange.traffic();
-  const auto transfer = exchange.transfer(route, direction, unit, format);
+  const auto transfer = route->transfer(direction, unit, format);
   const bool by_token = direction == Direction::to_experts;
   transfer->pack({reinterpret_cast<const std::byte*>(zeros.data()), format.row_bytes(),
-                  by_token ? std::span<const int32_t>(route.plan.row_token) : std::span<const int32_t>()});
+                  by_token ? std::span<const int32_t>(route->plan().row_token) : std::span<const int32_t>()});
   transfer->start();
   wait(transfer->finish());
   static_cast<void>(transfer->unpack());
@@ -286,11 +287,10 @@ void expect_predicted_bytes(Communicator& world, const Topology& topology, const
         make_exchange(hierarchical ? "hierarchical" : "flat",
                       test::setup_of(world, topology,
                                      {.max_tokens = 64, .top_k = routing.top_k, .row_bytes = kWidth * sizeof(float)}));
-    Route route;
-    route.plan = plans[static_cast<size_t>(world.rank())];
-    Request counts = exchange->announce(route);
+    const auto route = exchange->route(plans[static_cast<size_t>(world.rank())]);
+    Request& counts = route->announce();
     wait(counts);
-    exchange->learn_counts(route);
+    route->learn_counts();
 
     const auto there = [&] {
       return bytes_between_hosts(*exchange, route, Direction::to_experts, Unit::row, wire_there);

@@ -1,0 +1,166 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "layers/moe/routed_experts.hpp"
+
+#include <algorithm>
+#include <numeric>
+#include <utility>
+
+#include "comm/base/random.hpp"
+#include "layers/moe/diversity.hpp"
+#include "layers/moe/rows.hpp"
+#include "layers/tensor/tensor.hpp"
+
+namespace cadre {
+namespace {
+
+// For dry runs: experts drawn evenly, so that tokens share destination ranks as often as in a balanced run.
+std::vector<int32_t> balanced_routing(int64_t num_tokens, int top_k, int num_slots, int num_experts) {
+  const Random random(0, "dry run", 0);
+  std::vector<int32_t> ids;
+  for (int64_t token = 0; token < num_tokens; ++token) {
+    const uint64_t first = random.below(static_cast<uint64_t>(num_experts), static_cast<uint64_t>(token));
+    const int stride = std::max(1, num_experts / top_k);
+    for (int k = 0; k < top_k; ++k) {
+      ids.push_back(
+          static_cast<int32_t>((first + static_cast<uint64_t>(k * stride)) % static_cast<uint64_t>(num_experts)));
+    }
+    ids.resize(ids.size() + static_cast<size_t>(num_slots - top_k), -1);
+  }
+  return ids;
+}
+
+RowFormat dispatch_format(const LaneContext& ctx, int64_t width) { return {ctx.dtype, width, ctx.wire.dispatch}; }
+
+// `work` in its own phases, and then again in `phase`.
+RoutedExperts::Meanwhile back_in(const char* phase, LaneContext& ctx, RoutedExperts::Meanwhile work) {
+  if (!work) return {};
+  return [phase, &ctx, work = std::move(work)] {
+    work();
+    ctx.lane.enter(phase);
+  };
+}
+
+}  // namespace
+
+RoutedExperts::RoutedExperts(const std::string& prefix, const RoutedOptions& options, const ExpertMap& map, int rank)
+    : options_(options), map_(map), experts_(prefix, map, rank, options.experts) {}
+
+Task<Tensor> RoutedExperts::forward(LaneContext& ctx, Tensor x, Tensor ids, Tensor weights, Saved& saved,
+                                    Meanwhile meanwhile) const {
+  ctx.lane.enter("dispatch");
+  saved.dispatch = plan(ctx, ids, weights);
+  Dispatch& dispatch = *saved.dispatch;
+  {
+    Task<ExpertRows> arrival = dispatch.to_experts(elements_of(x), dispatch_format(ctx, x.dim(1)), {},
+                                                   back_in("dispatch", ctx, std::move(meanwhile)));
+    const ExpertRows rows = co_await arrival;
+    ctx.lane.enter("experts");
+    saved.experts.offsets = dispatch.expert_offsets();
+    saved.expert_out = experts_.forward(ctx, rows_of(rows.elements(), ctx.dtype, x.dim(1)),
+                                        index_tensor(rows.elements().index), saved.experts, ctx.expert_cache);
+  }
+  ctx.lane.enter("combine");
+  if (ctx.training && options_.diversity > 0.0) {
+    saved.slot_out = ctx.arena.take("moe", ctx.dtype, {dispatch.plan().num_slots(), saved.expert_out.dim(1)});
+  }
+  Task<Tensor> combined = combine(ctx, saved.expert_out, Weighted::yes, dispatch, saved.slot_out);
+  co_return co_await combined;
+}
+
+double RoutedExperts::diversity_loss(const LaneContext& ctx, const Saved& saved) const {
+  if (!saved.slot_out.defined() || ctx.arena.is_dry_run()) return 0.0;
+  return options_.diversity * ctx.token_scale *
+         cadre::diversity_loss(saved.slot_out, saved.dispatch->plan().token_slots);
+}
+
+Task<Tensor> RoutedExperts::backward(LaneContext& ctx, Saved& saved, Tensor dy, Meanwhile meanwhile, Learned learned) {
+  ctx.lane.enter("combine gradient");
+  Dispatch& dispatch = *saved.dispatch;
+  const int64_t width = dy.dim(1);
+  Task<ExpertRows> arrival = dispatch.to_experts(
+      elements_of(dy), dispatch_format(ctx, width), [&ctx] { return ctx.kernels.launched(); },
+      back_in("combine gradient", ctx, std::move(meanwhile)));
+  const ExpertRows arrived = co_await arrival;
+
+  ctx.lane.enter("experts gradient");
+  const Rows dy_rows = rows_of(arrived.elements(), ctx.dtype, width);
+  const Tensor row_of_place = index_tensor(arrived.elements().index);
+  const Tensor d_out = ctx.arena.take("experts", ctx.dtype, {dispatch.num_places(), width});
+  ctx.kernels.gather_rows(dy_rows, row_of_place, weight_tensor(ctx, dispatch.place_weights()), d_out);
+  ctx.lane.enter("combine gradient");
+  if (saved.slot_out.defined()) {
+    Task<void> added = add_diversity_grad(ctx, d_out, saved);
+    co_await added;
+  }
+
+  // The rank of the expert has both factors of dL/dw.
+  std::vector<int32_t> places(static_cast<size_t>(dispatch.num_places()));
+  std::iota(places.begin(), places.end(), 0);
+  const Tensor d_place_weights = ctx.arena.take_result("router", ctx.dtype, {dispatch.num_places()});
+  ctx.kernels.dot_rows(dy_rows, row_of_place, saved.expert_out, index_tensor(places), d_place_weights);
+  const Tensor dweights = ctx.arena.take_host("router", ctx.dtype, {dispatch.plan().num_tokens, dispatch.plan().top_k});
+  Tensor d_in;
+  const Meanwhile input_grad = [&] {
+    ctx.lane.enter("experts gradient");
+    d_in = experts_.input_grad(ctx, saved.experts, d_out);
+    for (int part = 0; part < experts_.num_weight_parts(saved.experts); ++part) {
+      defer(ctx, "experts weights", [this, &ctx, &saved, part] { experts_.weight_grad(ctx, saved.experts, part); });
+    }
+    ctx.lane.enter("router gradient");
+  };
+  const size_t number_bytes = size_of(ctx.dtype);
+  Task<void> returned = dispatch.numbers_to_tokens(Elements{d_place_weights.raw(), number_bytes}, number_bytes,
+                                                   dweights.raw(), ctx.kernels.launched(), input_grad);
+  co_await returned;
+  learned(dweights);
+
+  ctx.lane.enter("dispatch gradient");
+  Task<Tensor> combined = combine(ctx, d_in, Weighted::no, dispatch, Tensor());
+  co_return co_await combined;
+}
+
+std::unique_ptr<Dispatch> RoutedExperts::plan(LaneContext& ctx, const Tensor& ids, const Tensor& weights) const {
+  const auto num_slots = static_cast<int>(ids.dim(1));
+  std::vector<double> values(static_cast<size_t>(weights.numel()));
+  if (ctx.arena.is_dry_run()) {
+    const auto drawn = balanced_routing(ids.dim(0), options_.top_k, num_slots, map_.num_experts());
+    return std::make_unique<Dispatch>(ctx.exchange, drawn, num_slots, map_, std::move(values));
+  }
+  for (int64_t i = 0; i < weights.numel(); ++i) values[i] = element(weights, i);
+  return std::make_unique<Dispatch>(ctx.exchange, std::span(ids.data<int32_t>(), static_cast<size_t>(ids.numel())),
+                                    num_slots, map_, std::move(values));
+}
+
+Task<Tensor> RoutedExperts::combine(LaneContext& ctx, Tensor places, Weighted weighted, Dispatch& dispatch,
+                                    Tensor each) const {
+  const int64_t width = places.dim(1);
+  const Tensor y = ctx.arena.take("moe", ctx.dtype, {dispatch.plan().num_tokens, width});
+  const ArenaScope scope(ctx.arena);
+  KernelRowAdder adder(ctx, y, each);
+  Elements results = elements_of(places);
+  results.owner = ctx.arena.owner();
+  const CombineMode mode = each.defined() ? CombineMode::slot_order : ctx.combine;
+  Task<void> combined = dispatch.to_tokens(results, {ctx.dtype, width, ctx.wire.combine}, weighted, mode, adder);
+  co_await combined;
+  co_return y;
+}
+
+Task<void> RoutedExperts::add_diversity_grad(LaneContext& ctx, Tensor d_out, const Saved& saved) const {
+  Dispatch& dispatch = *saved.dispatch;
+  const int64_t width = d_out.dim(1);
+  const Tensor grads = ctx.arena.take("moe", ctx.dtype, {dispatch.plan().num_slots(), width});
+  const Tensor arrived = ctx.arena.take("experts", ctx.dtype, {d_out.dim(0), width});
+  ctx.kernels.synchronize();
+  if (!ctx.arena.is_dry_run()) {
+    diversity_grad(options_.diversity * ctx.token_scale, saved.slot_out, dispatch.plan().token_slots, grads);
+  }
+  Task<ExpertRows> arrival = dispatch.slots_to_experts(elements_of(grads), {ctx.dtype, width});
+  const ExpertRows rows = co_await arrival;
+  ctx.kernels.gather_rows(rows_of(rows.elements(), ctx.dtype, width), index_tensor(rows.elements().index), Tensor(),
+                          arrived);
+  ctx.kernels.add(d_out, arrived, d_out);
+  Request added = ctx.kernels.launched();
+  co_await added;
+}
+
+}  // namespace cadre
