@@ -5,6 +5,9 @@
 foreach(guard layering files names state return-codes format shellcheck)
   add_test(NAME guard/${guard} COMMAND "${PROJECT_SOURCE_DIR}/cmake/guards/${guard}" "${PROJECT_SOURCE_DIR}")
 endforeach()
+# Every formula that `tests/campaign mutate` breaks stands in the file that it names.
+add_test(NAME guard/mutations COMMAND "${PROJECT_SOURCE_DIR}/tests/campaigns/mutate.sh" --check
+  WORKING_DIRECTORY "${PROJECT_SOURCE_DIR}")
 add_test(NAME guard/self-test COMMAND "${PROJECT_SOURCE_DIR}/cmake/guards/self-test")
 
 # The program's own headers belong to no library; this one exists to have them compiled alone too.
@@ -15,7 +18,7 @@ target_link_libraries(cadre_launch_headers INTERFACE cadre::runtime Boost::progr
 add_test(NAME guard/headers COMMAND "${CMAKE_COMMAND}" --build "${PROJECT_BINARY_DIR}" --target
          all_verify_interface_header_sets)
 set_tests_properties(guard/layering guard/files guard/names guard/state guard/return-codes guard/format guard/shellcheck guard/self-test
-  PROPERTIES TIMEOUT 60 LABELS guard SKIP_RETURN_CODE 77)
+  guard/mutations PROPERTIES TIMEOUT 60 LABELS guard SKIP_RETURN_CODE 77)
 set_tests_properties(guard/headers PROPERTIES TIMEOUT 900 LABELS guard RUN_SERIAL ON)
 
 # Installs into the build folder, then builds and runs a project that knows Cadre only through find_package. Sanitized
