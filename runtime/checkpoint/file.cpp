@@ -70,6 +70,7 @@ namespace {
 
 constexpr size_t kWriteBytes = size_t{16} << 20;
 constexpr size_t kMaxJsonBytes = size_t{1} << 30;
+constexpr int kMaxJsonDepth = 100;  // copies of a value recurse
 
 // A file descriptor that closes itself.
 class Descriptor {
@@ -195,8 +196,13 @@ nlohmann::json read_json_file(const std::filesystem::path& path) {
   CADRE_CHECK(bytes.size() <= kMaxJsonBytes, fmt::format("{} has {} bytes; a JSON file may have up to {}",
                                                          path.string(), bytes.size(), kMaxJsonBytes));
   const auto* text = reinterpret_cast<const char*>(bytes.data());
+  const auto check_depth = [&](int depth, nlohmann::json::parse_event_t, const nlohmann::json&) {
+    CADRE_CHECK(depth <= kMaxJsonDepth, fmt::format("{} is nested more than {} deep", path.string(), kMaxJsonDepth),
+                "a configuration, an index or a manifest is nested a few deep");
+    return true;
+  };
   try {
-    return nlohmann::json::parse(text, text + bytes.size());
+    return nlohmann::json::parse(text, text + bytes.size(), check_depth);
   } catch (const nlohmann::json::exception& error) {  // syntax, or a number that is none
     throw Error(ErrorKind::input, fmt::format("{} is not JSON: {}", path.string(), error.what()),
                 "JSON has no NaN, no infinity and no comments");

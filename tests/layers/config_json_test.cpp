@@ -240,16 +240,21 @@ TEST(ConfigJson, AKeyThatIsOffIsANoteAndOneThatMayChangeTheModelAnError) {
 }
 
 // A message is one line of moderate length, whatever the value.
-TEST(ConfigJson, ShowsHugeValuesInShort) {
-  json deep = json::array();
-  for (int i = 0; i < 20'000; ++i) {
+// As deep as read_json_file lets it be.
+json lists_in_lists(int depth) {
+  json inner = json::array();
+  for (int i = 0; i < depth; ++i) {
     json outer = json::array();
-    outer.push_back(std::move(deep));
-    deep = std::move(outer);
+    outer.push_back(std::move(inner));
+    inner = std::move(outer);
   }
+  return inner;
+}
+
+TEST(ConfigJson, ShowsHugeValuesInShort) {
   json source = v3_of_transformers_5();
   for (const char* key : {"hidden_size", "eos_token_id", "unheard_of", "rope_parameters", "model_type", "head_dim"}) {
-    source[key] = deep;
+    source[key] = lists_in_lists(100);
     expect_message(message_of([&] { read(source); }), {key, "a list"});
     source[key] = std::string(1 << 20, 'x');
     EXPECT_LT(message_of([&] { read(source); }).size(), 1000U) << key;

@@ -177,5 +177,19 @@ TEST(ExportOfHuggingFace, SaysTheNewElementTypeAndLeavesMtpModulesOnRequest) {
   EXPECT_THAT(layers_of("main"), ElementsAre(-1, 0));
 }
 
+TEST(JsonFile, NestedTooDeepIsRefused) {
+  const test::TemporaryDirectory folder;
+  const auto nest = [&](size_t depth) {
+    test::write_file(folder / "deep.json", std::string(depth, '[') + std::string(depth, ']'));
+  };
+  nest(100);
+  EXPECT_NO_THROW(read_json_file(folder / "deep.json"));
+  for (const size_t depth : {110UL, 1'000'000UL}) {
+    nest(depth);
+    const std::string message = test::message_of([&] { read_json_file(folder / "deep.json"); });
+    EXPECT_NE(message.find("is nested more than 100 deep"), std::string::npos) << depth << ": " << message;
+  }
+}
+
 }  // namespace
 }  // namespace cadre
