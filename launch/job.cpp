@@ -224,7 +224,7 @@ alignas(64) std::array<std::byte, kStackBytes> crash_stack;  // a stack that ove
 std::string rank_at_start;                                   // nothing may go wrong when it is printed
 
 void say(const std::string& text) {
-  if (write(STDERR_FILENO, text.data(), text.size()) < 0) return;  // there is nobody else to tell
+  if (write(STDERR_FILENO, text.data(), text.size()) < 0) return;  // stderr is closed
 }
 
 // Does what a handler must not, and may therefore hang: then the alarm ends it. The handlers are gone by then, so that the

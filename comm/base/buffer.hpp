@@ -24,9 +24,8 @@ class Memory {
   virtual std::byte* allocate(size_t bytes) = 0;
   virtual void release(std::byte* data) noexcept = 0;
 
-  // What a device does with its memory it does later, in the order in which it was told to. fill() is one thing more that it
-  // is told; once synchronize() returns all of them are done, and the host may read and write. Of the host's own memory there
-  // is nothing to wait for.
+  // fill() enqueues on the device, behind the operations before it. When synchronize() returns, all are complete, and the
+  // host may read and write. On host memory fill() is immediate.
   virtual void fill(std::byte* data, std::byte value, size_t bytes);
   virtual void synchronize() {}
 

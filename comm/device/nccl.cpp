@@ -73,7 +73,7 @@ class Rail {
     compute_ = compute;
     if (ready_ == nullptr) CADRE_CUDA(cudaEventCreateWithFlags(&ready_, cudaEventDisableTiming));
   }
-  // What `stream` is told from here on comes after what the computing stream has been told so far.
+  // Operations enqueued on `stream` from here on run after those enqueued on the computing stream so far.
   void order_behind_compute(cudaStream_t stream) {
     if (compute_ == nullptr) return;
     CADRE_CUDA(cudaEventRecord(ready_, compute_));

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Work whose result nobody waits for yet: weight gradients. It runs while all lanes wait, or when it is asked for, and
+// Work whose result is not needed yet: weight gradients. It runs while all lanes wait, or when it is asked for, and
 // always first in, first out, so that what adds to the same memory adds in the same order whenever it runs.
 #pragma once
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // A thread that drives a transport while its rank computes, for MPI libraries that move data only inside calls. It spins,
-// so it needs a cpu that nobody computes on. What an exchange itself does between two messages (hierarchical) is still
+// so it needs a cpu without a computing thread. What an exchange itself does between two messages (hierarchical) is still
 // left to the polls of the rank.
 #pragma once
 

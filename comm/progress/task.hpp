@@ -74,7 +74,7 @@ class PromiseBase {
  public:
   std::suspend_always initial_suspend() noexcept { return {}; }
 
-  // Hands control back to whoever awaited this task.
+  // Resumes the coroutine that awaited this task.
   struct FinalAwaiter {
     bool await_ready() const noexcept { return false; }
     template <class Promise>

@@ -16,76 +16,10 @@
 #include "comm/base/check.hpp"
 #include "comm/job/wait.hpp"
 #include "comm/transport/local.hpp"
+#include "comm/transport/mailbox.hpp"
 
 namespace cadre {
 namespace {
-
-// What arrives for one rank of a group of threads. Messages and receives of one (source, tag) find each other in the order
-// in which they were posted, whichever of the two comes first.
-class Mailbox {
- public:
-  // A receive that was posted. When it has `arrived`, its bytes are there for the thread that posted it.
-  struct Receive {
-    int source = 0;
-    int tag = 0;
-    Buffer bytes;
-    std::atomic<bool> arrived = false;
-  };
-
-  // Any thread: the message goes to the oldest receive that waits for it, or stays here.
-  void put(int source, int tag, Buffer bytes);
-  // The rank's own thread. A receive that nobody holds any more gets no message.
-  std::shared_ptr<Receive> receive(int source, int tag);
-
- private:
-  struct Message {
-    int source;
-    int tag;
-    Buffer bytes;
-  };
-
-  std::mutex mutex_;
-  std::deque<Message> messages_;                 // that no receive waited for, oldest first
-  std::deque<std::weak_ptr<Receive>> receives_;  // that no message came for, oldest first
-};
-
-void hand_over(Buffer bytes, Mailbox::Receive& receive) {
-  receive.bytes = std::move(bytes);
-  receive.arrived.store(true, std::memory_order_release);
-}
-
-void Mailbox::put(int source, int tag, Buffer bytes) {
-  const std::lock_guard lock(mutex_);
-  for (auto waiting = receives_.begin(); waiting != receives_.end();) {
-    const std::shared_ptr<Receive> receive = waiting->lock();
-    if (receive == nullptr) {
-      waiting = receives_.erase(waiting);
-      continue;
-    }
-    if (receive->source == source && receive->tag == tag) {
-      receives_.erase(waiting);
-      return hand_over(std::move(bytes), *receive);
-    }
-    ++waiting;
-  }
-  messages_.push_back({source, tag, std::move(bytes)});
-}
-
-std::shared_ptr<Mailbox::Receive> Mailbox::receive(int source, int tag) {
-  const auto receive = std::make_shared<Receive>();
-  receive->source = source;
-  receive->tag = tag;
-  const std::lock_guard lock(mutex_);
-  const auto found = std::ranges::find_if(
-      messages_, [&](const Message& message) { return message.source == source && message.tag == tag; });
-  if (found == messages_.end()) {
-    receives_.push_back(receive);
-  } else {
-    hand_over(std::move(found->bytes), *receive);
-    messages_.erase(found);
-  }
-  return receive;
-}
 
 // What the ranks of one group share.
 struct Group {

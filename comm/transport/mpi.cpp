@@ -51,7 +51,7 @@ class MpiSharedMemory : public SharedMemory {
         static_cast<void>(MPI_Win_free(&window));
       });
     } catch (const std::exception&) {
-      // A rank died or is late: whoever waits for it next says so.
+      // A rank died or is late: the next wait for it reports that.
     }
   }
 

@@ -87,7 +87,7 @@ class Transport {
   // where the transport cannot do that: then memory holds what is to be sent before an operation starts.
   virtual bool follow(void* /*queue*/) { return false; }
 
-  // Moves on what nobody tests right now; throws where a rank is known to have failed. For waits on shared memory.
+  // Advances operations that are not being tested; throws where a rank is known to have failed. For waits on shared memory.
   virtual void progress() = 0;
   // Whether another thread may call progress() at any time, and data moves when it does.
   virtual bool progresses_anywhere() const = 0;

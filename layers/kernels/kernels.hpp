@@ -137,7 +137,7 @@ class Kernels {
   virtual Request launched() const { return {}; }
   // Waits for them. For code that cannot await: lanes stand still.
   void synchronize() const { memory().synchronize(); }
-  // What a device is told by this back end, in order, as its own library knows it; null where there is none. For
+  // The queue of this back end's operations, a handle of the device's library (cudaStream_t); null on the host. For
   // Transport::follow.
   virtual void* queue() const { return nullptr; }
   // Packs rows for an exchange in the order of the calls (ExchangeSetup::device_codec). Null where the host does.

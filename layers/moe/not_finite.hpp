@@ -13,7 +13,7 @@ namespace cadre {
 std::vector<int64_t> rows_not_finite(const Tensor& x);
 // Sets these rows of x [T,N] to zero, so that what decides finds numbers.
 void zero_rows(const std::vector<int64_t>& rows, const Tensor& x);
-// Sets them to NaN, in what comes of them, so that nobody takes it for a result.
+// Overwrites these rows of x [T,N], a result, with NaN.
 void fill_with_nan(const std::vector<int64_t>& rows, const Tensor& x);
 
 }  // namespace cadre

@@ -138,7 +138,7 @@ Task<void> Router::route_at_once(LaneContext& ctx, Saved& saved) const {
   saved.demand = saved.counts = count_experts(saved.ids, options_.num_experts);
 }
 
-// The scores themselves where nothing moves them: then nobody writes to it either.
+// Returns the scores themselves where no term changes them; callers then only read the result.
 Tensor Router::choice_of(LaneContext& ctx, const Saved& saved) const {
   const bool only_reads = options_.select.rule == SelectRule::token_choice ||
                           options_.select.rule == SelectRule::expert_choice ||

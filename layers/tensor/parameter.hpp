@@ -119,7 +119,7 @@ class ParameterStore {
 
   // Begins a step: the next weight gradient of each parameter overwrites. Touches no memory.
   void forget_grads();
-  // Ends a step: fills with zeros the gradients that nobody wrote since forget_grads.
+  // Ends a step: fills with zeros the gradients that were not written since forget_grads.
   void complete_grads();
   void complete_grads(int bucket);
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The state of a run in the memory of its ranks, to go on from when some of them die: each keeps its own parameters and
-// moments as they were after a step, and of the rank before it the experts, which nobody else has. Two such states are
+// moments as they were after a step, and the experts of the rank before it, which no other rank has. Two such states are
 // kept, so that there is a whole one while the next is made.
 #pragma once
 

@@ -108,7 +108,7 @@ void write_descriptions(const fs::path& staged, const CheckpointState& state, co
   write_manifest(staged, manifest);
 }
 
-// Onto a thread that nobody needs to wait for: what hangs in a file system must not hang the rank.
+// Runs on a detached thread: a call that hangs in a file system must not hang the rank.
 std::future<Part> in_background(std::function<Part()> work) {
   std::packaged_task<Part()> task(std::move(work));
   std::future<Part> result = task.get_future();

@@ -16,7 +16,7 @@ namespace cadre {
 
 class Watchdog;
 
-// What the run tells of itself, and what it is told.
+// Recovery status, shared by the trainer and the watchdog.
 class Recovery {
  public:
   explicit Recovery(Watchdog& watchdog) : watchdog_(watchdog) {}

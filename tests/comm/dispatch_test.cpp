@@ -267,7 +267,7 @@ TEST(Dispatch, carries_rows_numbers_and_slots_there_and_back) {
               Task<void> task = (pass.get()->*step)();
               Engine().run(lane, task);
             }
-            Request all_done = world.barrier();  // nobody writes over rows that a peer still reads
+            Request all_done = world.barrier();  // peers may still read these rows
             wait(all_done);
             num_places += static_cast<int64_t>(
                 places_of(ExpertMap::contiguous(2 * world.size() + 1, world.size()), world.rank()).size());

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// A Machine (layers/kernels/gpu/call.hpp) that is the host, and late: what it is told to do it does when someone waits for
-// it, and now and then before, so that whoever reads too early finds what was there before.
+// A Machine (layers/kernels/gpu/call.hpp) on the host that delays its work: it queues each operation and runs it when a
+// caller waits, sometimes earlier, so that a read without a wait finds the old values.
 #pragma once
 
 #include <algorithm>

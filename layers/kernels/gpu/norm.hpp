@@ -198,7 +198,7 @@ struct Turn {
 
 // Bodies over a row of scores or logits, a block a row.
 
-// Of a block that has a token's scores for experts: as long as there are few, a warp, which waits for nobody.
+// Threads of a block that has the scores of one token: one warp where it is enough, because a warp needs no barrier.
 inline constexpr int64_t kWarpScores = kWarp * kWarp;
 CADRE_DEVICE constexpr int threads_for_scores(int64_t count) { return count <= kWarpScores ? kWarp : kThreads; }
 

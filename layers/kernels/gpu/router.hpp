@@ -225,8 +225,8 @@ struct Route {
   }
 };
 
-// What goes with DeepSeek-V3's router in one pass: what the host is told of its logits and scores, and the way back, from the
-// gradients of routing weights and of losses to those of the logits.
+// DeepSeek-V3's router in one pass: what the host reads of logits and scores, and the backward pass from the gradients of
+// routing weights and losses to the gradients of the logits.
 struct RouteFacts {
   const float* logits;
   const float* scores;
