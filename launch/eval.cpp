@@ -55,7 +55,6 @@ void run_eval(const EvalArguments& options, const Job& job) {
   const BatchReader reader(parts, config.data.sequence_length, config.train.batch, static_cast<uint64_t>(config.seed));
   const std::optional<TaskLabeller> labeller = make_task_labeller(config);
   const WorkerOptions worker_options = inference_options(config);
-  set_kernel_threads(static_cast<int>(config.compute.threads));
   job.on_ranks(options.ranks, [&](Communicator world) {
     print_banner(world, config);
     Worker worker(std::move(world), worker_options);

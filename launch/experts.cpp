@@ -54,7 +54,6 @@ void with_model(const ExpertsArguments& options, const Job& job, Body&& body) {
   if (job.rank() != 0) return;
   const fs::path checkpoint = find_checkpoint(options.checkpoint);
   const RunConfig config = config_of(options, checkpoint);
-  set_kernel_threads(static_cast<int>(config.compute.threads));
   run_local_ranks(job.context(), 1, [&](std::unique_ptr<Transport> transport) {
     StoredModel model(Communicator(std::move(transport), "world"), config);
     model.load(checkpoint);

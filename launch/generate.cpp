@@ -157,7 +157,6 @@ void run_generate(const GenerateArguments& options, const Job& job) {
   WorkerOptions worker_options = inference_options(config);
   worker_options.model = with_top_k(worker_options.model, requests.top_k);
   worker_options.model.num_nextn_predict_layers = num_drafts(checkpoint, config.model, options.speculate);
-  set_kernel_threads(static_cast<int>(config.compute.threads));
   job.on_ranks(options.ranks, [&](Communicator world) {
     Worker worker(std::move(world), worker_options);
     load_checkpoint(checkpoint, worker.store(), nullptr);

@@ -42,7 +42,6 @@ int main(int argc, char** argv) {
   cadre::report_crashes();
   try {
     cadre::apply_cpu_limit();
-    cadre::set_kernel_threads(1);  // until a run says otherwise, whatever the environment says
     job.check_launcher();
     const std::vector<std::string> words(argv + 1, argv + argc);
     run_command_line({cadre::train_command(), cadre::eval_command(), cadre::generate_command(), cadre::score_command(),

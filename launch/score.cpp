@@ -86,7 +86,6 @@ void run_score(const ScoreArguments& options, const Job& job) {
   const RunConfig config = score_config(scoring_config_of(options, checkpoint), tokens);
   check(config, job.num_ranks(options.ranks));
   if (job.rank() == 0) fmt::print("{}", notes);
-  set_kernel_threads(static_cast<int>(config.compute.threads));
   job.on_ranks(options.ranks, [&](Communicator world) {
     const WorkerOptions worker_options = score_options(config, world, options.score);
     Worker worker(std::move(world), worker_options);

@@ -24,6 +24,7 @@
 #include "runtime/train/devices.hpp"
 #include "runtime/train/host_memory.hpp"
 #include "runtime/train/memory_plan.hpp"
+#include "runtime/train/products.hpp"
 #include "runtime/train/recovery.hpp"
 #include "runtime/train/resume.hpp"
 #include "runtime/train/run_folder.hpp"
@@ -162,14 +163,17 @@ void train_all_steps(Communicator world, const RunConfig& config, const MemoryRe
 }
 
 // On the ranks of `world`, from the last checkpoint to the end. `run` names the job.
-void train_on(Communicator world, const RunConfig& config, int ranks_of_process, const std::string& run,
+void train_on(Communicator world, const RunConfig& asked, int ranks_of_process, const std::string& run,
               Recovery* recovery = nullptr, PartnerCopies* copies = nullptr) {
   const bool fresh = recovery == nullptr || recovery->num_lost() == 0;
-  const FolderClaim claim(world, config, run);
+  const FolderClaim claim(world, asked, run);
   if (claim.is_finished()) return;
+  std::string note;
+  const RunConfig config = with_products(world, asked, note);
   if (fresh) {
     print_banner(world, config);
     clean_host(world);
+    if (world.rank() == 0 && !note.empty()) say(note);
   } else if (world.rank() == 0) {
     say(fmt::format("RECOVERY {}; {} ranks continue\n", recovery->story(), world.size()));
   }
@@ -237,7 +241,6 @@ void run_train(const TrainArguments& options, const Job& job) {
   config = with_end_of_text(std::move(config));
   check_out_folder(config);
   if (job.rank() == 0) say(model_config_notes(config.model_config_read));
-  set_kernel_threads(static_cast<int>(config.compute.threads));
   job.context().set_deadline(config.exchange.deadline_s);
   if (config.recover == "survivors" && job.size() > 1) return train_with_survivors(config, job);
   job.on_ranks(options.ranks, [&](Communicator world) {

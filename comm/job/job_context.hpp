@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What one rank of a job has beside its groups: how long it waits, who watches its peers, its trace, its poller, and the
-// operations that it gave up. Transports, requests and lanes refer to it; each thread rank has one of its own. Two jobs in
+// What one rank of a job has beside its groups: how long it waits, who watches its peers, its trace, its poller, its threads,
+// and the operations that it gave up. Transports, requests and lanes refer to it; each thread rank has one of its own. Two jobs in
 // one process share nothing of it.
 #pragma once
 
@@ -12,6 +12,7 @@
 #include "comm/base/trace.hpp"
 #include "comm/job/poll.hpp"
 #include "comm/job/request.hpp"
+#include "comm/job/thread_pool.hpp"
 #include "comm/liveness/liveness.hpp"
 
 namespace cadre {
@@ -33,6 +34,8 @@ class JobContext {
   Tracer& tracer() { return tracer_; }
   // For the rank's own thread.
   Poller& poller() { return poller_; }
+  // The threads that compute; one until it is resized.
+  ThreadPool& threads() { return threads_; }
 
   // nullptr: no rank is found dead, except by the deadline.
   Liveness* liveness() const { return liveness_.get(); }
@@ -57,6 +60,7 @@ class JobContext {
   Tracer tracer_;
   std::unique_ptr<Liveness> liveness_;  // reads the tracer
   Poller poller_;
+  ThreadPool threads_{&poller_};
   bool has_threads_for_calls_ = true;
   std::shared_ptr<std::atomic<bool>> left_calls_behind_ = std::make_shared<std::atomic<bool>>(false);
   std::mutex mutex_;  // of what follows

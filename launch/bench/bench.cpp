@@ -68,14 +68,13 @@ std::vector<Field> bench_fields(std::vector<Field> own, BenchOptions& options) {
   own.push_back(device_option(options.device));
   own.push_back({"iterations", &options.iterations, at_least(1), "measured iterations"});
   own.push_back({"warmup", &options.warmup, at_least(0), "iterations before the measurement"});
-  own.push_back({"threads", &options.threads, at_least(1), "BLAS threads per rank"});
+  own.push_back({"threads", &options.threads, at_least(1), "threads that compute in a rank"});
   own.push_back(ranks_option(options.ranks));
   own.push_back({"json", &options.json, any(), "also write the result to this file, as JSON"});
   return own;
 }
 
 void on_bench_ranks(const Job& job, const BenchOptions& options, const std::function<void(const Communicator&)>& body) {
-  set_kernel_threads(static_cast<int>(options.threads));
   job.on_ranks(options.ranks, [&](Communicator world) {
     const Communicator ranks = over_devices(std::move(world), {.device = options.device}, {});
     body(ranks);
@@ -96,7 +95,7 @@ void draw_rows(const Kernels& kernels, const Tensor& rows, uint64_t id) {
 BenchRig::BenchRig(const Communicator& world, const BenchOptions& options, const std::string& precision)
     : options_(options),
       lane_(0, world.duplicate("expert"), world.duplicate("data")),
-      kernels_(make_kernels(world, {.device = options.device, .precision = precision}, RowBits::independent)),
+      kernels_(make_kernels(world, {.device = options.device, .precision = precision, .threads = options.threads}, RowBits::independent)),
       clock_(kernels_->make_clock()) {}
 
 void BenchRig::draw(const Tensor& rows) {

@@ -4,6 +4,7 @@
 #include <fmt/core.h>
 #include <nlohmann/json.hpp>
 
+#include <algorithm>
 #include <deque>
 #include <memory>
 #include <string>
@@ -15,6 +16,7 @@
 #include "layers/kernels/kernels.hpp"
 #include "layers/tensor/arena.hpp"
 #include "layers/tensor/parameter.hpp"
+#include "runtime/train/products.hpp"
 
 namespace cadre {
 namespace {
@@ -28,6 +30,7 @@ struct BenchGemmArguments {
   std::string precision = "bf16";
   int64_t iterations = 10;
   int64_t threads = 1;
+  bool calibrate = false;
   std::string device = "cpu";
   std::string json;
 };
@@ -113,7 +116,7 @@ class GemmProducts {
 };
 
 void print_gemm_row(std::string_view what, const Shape& shape, const Rates& rates) {
-  fmt::print("{:>7} {:>6} {:>6} {:>6} {:>10.0f} {:>10.0f} {:>11.0f}\n", what, shape.rows, shape.out, shape.in,
+  fmt::print("{:>21} {:>6} {:>6} {:>6} {:>10.0f} {:>10.0f} {:>11.0f}\n", what, shape.rows, shape.out, shape.in,
              rates.forward, rates.input_grad, rates.weight_grad);
 }
 
@@ -123,40 +126,71 @@ nlohmann::json rates_json(const Rates& rates) {
           {"weight_grad_gflops", rates.weight_grad}};
 }
 
-std::unique_ptr<Kernels> kernels_of(const BenchGemmArguments& options, Precision precision) {
-  return options.device == "cpu" ? make_cpu_kernels(precision) : make_cuda_kernels(0, precision);
+// Ways to multiply in fp32 on a CPU; the last is what a run takes.
+struct Way {
+  const char* name;
+  std::string products;
+};
+
+std::vector<Way> ways_of(const BenchGemmArguments& options, Precision precision) {
+  const std::string chosen = choose_products(product_cache(), options.calibrate).text();
+  if (options.device != "cpu" || precision != Precision::fp32) return {{"chosen", chosen}};
+  std::vector<Way> ways = {{"openblas", "openblas"}, {"openblas-packed", "nt=bbbb nn=bbbb tn=bbbb copy=1111"}};
+  if (has_onednn()) ways.insert(ways.end(), {{"onednn", "onednn"}, {"onednn-packed", "onednn-packed"}});
+  ways.push_back({"chosen", chosen});
+  return ways;
 }
 
-nlohmann::json bench_single(const BenchGemmArguments& options) {
+std::unique_ptr<Kernels> kernels_of(const BenchGemmArguments& options, Precision precision, ThreadPool& threads,
+                                    const std::string& products) {
+  if (options.device != "cpu") return make_cuda_kernels(0, precision);
+  return make_cpu_kernels(precision, {.bits = RowBits::as_in_training,
+                                      .threads = &threads,
+                                      .products = ProductChoice::parse(products, "products")});
+}
+
+nlohmann::json bench_single(const BenchGemmArguments& options, ThreadPool& threads) {
   nlohmann::json rows = nlohmann::json::array();
   for (const Precision precision : {Precision::fp32, Precision::bf16}) {
-    const auto kernels = kernels_of(options, precision);
     const char* name = precision == Precision::bf16 ? "bf16" : "fp32";
     for (const Shape& shape : kShapes) {
-      const Rates rates = GemmProducts(*kernels, 1, shape).single(options.iterations);
-      print_gemm_row(name, shape, rates);
-      nlohmann::json& row = rows.emplace_back(rates_json(rates));
-      row.update({{"precision", name}, {"rows", shape.rows}, {"out", shape.out}, {"in", shape.in}});
+      Rates best = {};
+      Rates rates = {};
+      for (const Way& way : ways_of(options, precision)) {
+        const auto kernels = kernels_of(options, precision, threads, way.products);
+        rates = GemmProducts(*kernels, 1, shape).single(options.iterations);
+        best = {std::max(best.forward, rates.forward), std::max(best.input_grad, rates.input_grad),
+                std::max(best.weight_grad, rates.weight_grad)};
+        print_gemm_row(fmt::format("{} {}", name, way.name), shape, rates);
+        nlohmann::json& row = rows.emplace_back(rates_json(rates));
+        row.update({{"precision", name}, {"products", way.name}, {"rows", shape.rows}, {"out", shape.out},
+                    {"in", shape.in}});
+      }
+      if (precision == Precision::fp32) {
+        fmt::print("{:>42} {:>8.0f} % {:>8.0f} % {:>9.0f} %\n", "chosen / best", 100.0 * rates.forward / best.forward,
+                   100.0 * rates.input_grad / best.input_grad, 100.0 * rates.weight_grad / best.weight_grad);
+      }
     }
   }
   return rows;
 }
 
 // By default an expert of DeepSeek-V3 on a device, and what a CPU multiplies in a second.
-nlohmann::json bench_grouped(const BenchGemmArguments& options) {
+nlohmann::json bench_grouped(const BenchGemmArguments& options, ThreadPool& threads) {
   const bool on_cpu = options.device == "cpu";
   const auto chosen = [&](int64_t given, int64_t cuda, int64_t cpu) { return given > 0 ? given : on_cpu ? cpu : cuda; };
   const int64_t experts = chosen(options.experts, 8, 4);
   const Shape each = {chosen(options.tokens, 256, 64), chosen(options.out, 2048, 512), chosen(options.in, 7168, 1024)};
   const Shape all = {experts * each.rows, each.out, each.in};
-  const auto kernels = kernels_of(options, options.precision == "bf16" ? Precision::bf16 : Precision::fp32);
+  const Precision precision = options.precision == "bf16" ? Precision::bf16 : Precision::fp32;
+  const auto kernels = kernels_of(options, precision, threads, ways_of(options, precision).back().products);
   const Rates grouped = GemmProducts(*kernels, experts, each).grouped(options.iterations);
   const Rates single = GemmProducts(*kernels, 1, all).single(options.iterations);
   fmt::print("{} experts of {} tokens in one call, and one product of as many FLOPs, {}\n", experts, each.rows,
              options.precision);
   print_gemm_row("grouped", each, grouped);
   print_gemm_row("one", all, single);
-  fmt::print("{:>28} {:>8.1f} % {:>8.1f} % {:>9.1f} %\n", "grouped / one", 100.0 * grouped.forward / single.forward,
+  fmt::print("{:>42} {:>8.1f} % {:>8.1f} % {:>9.1f} %\n", "grouped / one", 100.0 * grouped.forward / single.forward,
              100.0 * grouped.input_grad / single.input_grad, 100.0 * grouped.weight_grad / single.weight_grad);
   return {{"precision", options.precision},
           {"experts", experts},
@@ -167,12 +201,13 @@ nlohmann::json bench_grouped(const BenchGemmArguments& options) {
           {"one", rates_json(single)}};
 }
 
-void bench_gemm(const BenchGemmArguments& options) {
-  fmt::print("{:>7} {:>6} {:>6} {:>6} {:>10} {:>10} {:>11}   GFLOP/s, median of {}\n", "", "rows", "out", "in",
+void bench_gemm(const BenchGemmArguments& options, ThreadPool& threads) {
+  threads.resize(static_cast<int>(options.threads));
+  fmt::print("{:>21} {:>6} {:>6} {:>6} {:>10} {:>10} {:>11}   GFLOP/s, median of {}\n", "", "rows", "out", "in",
              "forward", "input grad", "weight grad", options.iterations);
   nlohmann::json report = {{"bench", "gemm"}, {"device", options.device}};
-  if (options.part != "grouped") report["rows"] = bench_single(options);
-  if (options.part != "single") report["grouped"] = bench_grouped(options);
+  if (options.part != "grouped") report["rows"] = bench_single(options, threads);
+  if (options.part != "single") report["grouped"] = bench_grouped(options, threads);
   if (!options.json.empty()) write_json_report(options.json, report);
 }
 
@@ -192,12 +227,12 @@ Command bench_gemm_command() {
                       {"in", &options->in, at_least(0), "grouped: columns of a weight"},
                       {"precision", &options->precision, one_of({"fp32", "bf16"}), "grouped: type of the products"},
                       {"iterations", &options->iterations, at_least(1), "measured iterations"},
-                      {"threads", &options->threads, at_least(1), "BLAS threads"},
+                      {"threads", &options->threads, at_least(1), "threads that compute"},
+                      {"calibrate", &options->calibrate, any(), "measure anew which library multiplies, and keep that"},
                       device_option(options->device),
                       {"json", &options->json, any(), "also write the result to this file, as JSON"}},
           .run = [options](const Job& job) {
-            set_kernel_threads(static_cast<int>(options->threads));
-            if (job.rank() == 0) bench_gemm(*options);
+            if (job.rank() == 0) bench_gemm(*options, job.context().threads());
           }};
 }
 

@@ -237,11 +237,10 @@ Command bench_generate_command() {
                       {"strategy", &options->strategy, one_of({"auto", "flat", "shared", "hierarchical", "all_gather"}),
                        "strategy of the exchange"},
                       {"iterations", &options->iterations, at_least(1), "measured iterations"},
-                      {"threads", &options->threads, at_least(1), "BLAS threads per rank"},
+                      {"threads", &options->threads, at_least(1), "threads that compute in a rank"},
                       ranks_option(options->ranks),
                       {"json", &options->json, any(), "also write the result to this file, as JSON"}},
           .run = [options](const Job& job) {
-            set_kernel_threads(static_cast<int>(options->threads));
             job.on_ranks(options->ranks, [&](Communicator world) { bench_generate(std::move(world), *options); });
           }};
 }

@@ -32,8 +32,7 @@ constexpr size_t kTraceCapacity = size_t{1} << 14;
 // Products that take about `wanted_us` on this rank: what a rank computes while rows travel.
 class Products {
  public:
-  Products(int64_t hidden, Poller& poller)
-      : kernels_(make_cpu_kernels(Precision::fp32, RowBits::independent, &poller)) {
+  Products(int64_t hidden, ThreadPool& threads) : kernels_(make_cpu_kernels(Precision::fp32, {.threads = &threads})) {
     weight_ = make_weight({{"weight", hidden}}, hidden, 0.02);
     store_.add(weight_);
     store_.allocate(DType::f32, /*with_grad=*/true, /*dry_run=*/false);
@@ -175,7 +174,7 @@ void print_overlap(const nlohmann::json& report) {
 void bench_overlap(const Communicator& world, const BenchOverlapArguments& options) {
   const ExchangeBenchOptions& exchange = options.exchange;
   ExchangeRun run(world, discover_topology(world), exchange, exchange.strategy);
-  Products products(exchange.hidden, world.job().poller());
+  Products products(exchange.hidden, world.job().threads());
   const SpareCpu spare = find_spare_cpu(world, /*threads=*/1);
   std::vector<Contender> all = contenders(spare);
   const auto dispatch = [&] { run.dispatch(); };

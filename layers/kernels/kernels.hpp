@@ -20,6 +20,7 @@
 #include "comm/base/buffer.hpp"
 #include "comm/job/request.hpp"
 #include "comm/wire/row_codec.hpp"
+#include "layers/kernels/product_choice.hpp"
 #include "layers/tensor/parameter.hpp"
 #include "layers/tensor/tensor.hpp"
 
@@ -34,7 +35,7 @@ class DeviceClock {
   virtual double stop_ms() = 0;
 };
 
-class Poller;
+class ThreadPool;
 
 enum class Accumulate { no, yes };
 enum class Activation { relu, gelu, silu };  // gelu: x Phi(x) with erf; silu: x sigmoid(x)
@@ -287,12 +288,13 @@ std::unique_ptr<Kernels> make_reference_kernels();
 // Of y = x W^T with weights that do not train, and of attention while decoding. independent: a row of the result has the same
 // bits whatever other rows the call has (bf16: as far as oneDNN's instructions do it so). as_in_training: the bits of a weight
 // that trains.
-// `poller`: of the thread that calls the kernels; products and attention have its points.
 enum class RowBits { independent, as_in_training };
-std::unique_ptr<Kernels> make_cpu_kernels(Precision precision, RowBits bits = RowBits::independent,
-                                          Poller* poller = nullptr);
-// Threads that one product of the CPU back end may use in each rank; OpenBLAS keeps the number for the process: programs set it first.
-void set_kernel_threads(int threads);
+struct CpuOptions {
+  RowBits bits = RowBits::independent;
+  ThreadPool* threads = nullptr;  // of the thread that calls the kernels, which they share out their work to; nullptr: it alone
+  ProductChoice products = {};
+};
+std::unique_ptr<Kernels> make_cpu_kernels(Precision precision, const CpuOptions& options = {});
 std::unique_ptr<DeviceClock> make_host_clock();
 // Computes nothing and touches no memory: for dry runs of the memory plan.
 std::unique_ptr<Kernels> make_null_kernels();

@@ -11,17 +11,17 @@
 namespace cadre {
 namespace {
 
-constexpr std::array<std::string_view, 4> kNames = {"simple", "medium", "complex", "critical"};
+constexpr std::array<std::string_view, 4> kComplexityNames = {"simple", "medium", "complex", "critical"};
 
 }  // namespace
 
-bool is_complexity(std::string_view name) { return std::ranges::find(kNames, name) != kNames.end(); }
+bool is_complexity(std::string_view name) { return std::ranges::find(kComplexityNames, name) != kComplexityNames.end(); }
 
 Complexity complexity_named(std::string_view name) {
-  const auto found = std::ranges::find(kNames, name);
-  CADRE_CHECK(found != kNames.end(), fmt::format("complexity = {}, allowed: {}", name, fmt::join(kNames, " | ")),
+  const auto found = std::ranges::find(kComplexityNames, name);
+  CADRE_CHECK(found != kComplexityNames.end(), fmt::format("complexity = {}, allowed: {}", name, fmt::join(kComplexityNames, " | ")),
               "the experts that a token of the request visits");
-  return static_cast<Complexity>(found - kNames.begin());
+  return static_cast<Complexity>(found - kComplexityNames.begin());
 }
 
 Complexity recognise_complexity(std::string_view text, const TaskOptions& options) {

@@ -51,6 +51,7 @@ std::vector<KeyChange> changed_keys(const RunConfig& before, const RunConfig& no
       const std::string key = key_prefix(sections_now[s]) + sections_now[s].fields[f].name;
       const FieldValue value = value_of(sections_now[s].fields[f]);
       const FieldValue old = value_of(sections_before[s].fields[f]);
+      if (key == "compute.products" && value_text(value) == value_text(FieldValue(std::string("auto")))) continue;
       if (value != old && !is_one_of(key, kNoEffect)) changes.push_back({key, value_text(old), value_text(value)});
     }
   }

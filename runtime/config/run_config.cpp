@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "comm/base/check.hpp"
+#include "layers/kernels/product_choice.hpp"
 #include "runtime/config/data_mixture.hpp"
 #include "runtime/config/step_changes.hpp"
 #include "runtime/config/task_config.hpp"
@@ -125,7 +126,10 @@ std::vector<Section> sections_of(RunConfig& c) {
            {"precision", &c.compute.precision, one_of({"fp32", "bf16", "fp8"}), "type of products with weights"},
            {"fp8_scale", &c.compute.fp8_scale, one_of({"fp32", "ue8m0"}),
             "type of the scale of an fp8 tile or block; ue8m0: power of two"},
-           {"threads", &c.compute.threads, at_least(1), "BLAS threads of a rank"},
+           {"threads", &c.compute.threads, at_least(1), "threads that compute in a rank"},
+           {"products", &c.compute.products, any(),
+            "who multiplies on CPUs: auto (measured once for a machine), openblas, onednn, onednn-packed, or what a run "
+            "printed"},
        }},
       {"checkpoint",
        {
@@ -219,6 +223,7 @@ void check(const RunConfig& config, int num_ranks) {
   RunConfig copy = config;
   for (const Section& section : sections_of(copy)) check_ranges(section.fields, key_prefix(section));
   check(config.model);
+  if (config.compute.products != "auto") ProductChoice::parse(config.compute.products, "compute.products");
   check_train(config.train);
   train_stages(config.train);
   check_tasks(config);

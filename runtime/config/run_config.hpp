@@ -75,7 +75,8 @@ struct ComputeConfig {
   std::string device = "cpu";  // or cuda
   std::string precision = "fp32";
   std::string fp8_scale = "fp32";
-  int64_t threads = 1;  // BLAS threads of a rank
+  int64_t threads = 1;            // that compute, in each rank
+  std::string products = "auto";  // or ProductChoice::text()
 
   bool operator==(const ComputeConfig&) const = default;
 };

@@ -11,6 +11,7 @@
 #include "comm/transport/mpi.hpp"
 #include "layers/kernels/gpu/cuda.hpp"
 #include "runtime/observe/process_memory.hpp"
+#include "runtime/train/products.hpp"
 #include "runtime/train/worker.hpp"
 
 namespace cadre {
@@ -86,7 +87,10 @@ Communicator over_devices(Communicator world, const ComputeConfig& compute, cons
 
 std::unique_ptr<Kernels> make_kernels(const Communicator& world, const ComputeConfig& config, RowBits bits) {
   if (config.device == "cpu") {
-    return make_cpu_kernels(precision_of(config), bits, &world.job().poller());
+    ThreadPool& threads = world.job().threads();
+    threads.resize(static_cast<int>(config.threads));
+    const ProductChoice products = agree_on_products(world, config.products);
+    return make_cpu_kernels(precision_of(config), {.bits = bits, .threads = &threads, .products = products});
   }
   const std::vector<DeviceSeat> seats = take_device_seats(world);
   return make_cuda_kernels(seats[static_cast<size_t>(world.rank())].device, precision_of(config));

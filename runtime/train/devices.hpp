@@ -32,7 +32,7 @@ std::string why_no_nccl(const Topology& topology, const std::vector<DeviceSeat>&
 // Collective. Throws where the configuration insists on NCCL in vain.
 Communicator over_devices(Communicator world, const ComputeConfig& compute, const ExchangeConfig& exchange);
 
-// The back end that the configuration asks for, on the device of this rank. With device = cuda collective over `world`.
+// The back end that the configuration asks for, on the device of this rank. Collective over `world`.
 std::unique_ptr<Kernels> make_kernels(const Communicator& world, const ComputeConfig& config, RowBits bits);
 
 // Throws where `planned_bytes` of each rank on the device of this one, with all that share it, are more than it has.

@@ -48,14 +48,25 @@ bool reads_in_place(const RunConfig& config, const Topology& topology) {
   return config.compute.device == "cpu" && (strategy == "shared" || (strategy == "auto" && topology.num_hosts() == 1));
 }
 
-// Copies of the weights in the format of the bf16 products: one for forward, one for the input gradient.
+// What products keep beside each element of a weight: a transposed copy for forward; or, in the format of the products, one
+// for forward and one for the input gradient; or rounded values and their transposed copy.
+size_t packed_bytes_an_element(const ComputeConfig& compute) {
+  if (compute.device != "cpu") return compute.precision == "fp32" ? 0 : 2 * size_of(DType::bf16);
+  const bool transposes = compute.products == "auto" ? has_onednn()
+                                                     : ProductChoice::parse(compute.products, "compute.products").keeps_copies();
+  const size_t transposed = transposes ? sizeof(float) : 0;
+  if (compute.precision == "fp32") return transposed;
+  if (compute.precision == "bf16" && !multiplies_bf16()) return sizeof(float) + transposed;
+  return 2 * size_of(DType::bf16);
+}
+
 size_t packed_bytes(const RunConfig& config, const ParameterStore& store) {
-  if (config.compute.precision == "fp32") return 0;
+  const size_t bytes_an_element = packed_bytes_an_element(config.compute);
   size_t bytes = 0;
   for (const Parameter* parameter : store.parameters()) {
     const bool is_product = parameter->value.num_dims() == 2 &&
                             (config.model.tie_word_embeddings || parameter->name() != "model.embed_tokens.weight");
-    if (is_product) bytes += 2 * size_of(DType::bf16) * static_cast<size_t>(parameter->value.numel());
+    if (is_product) bytes += bytes_an_element * static_cast<size_t>(parameter->value.numel());
   }
   return bytes;
 }

@@ -189,6 +189,12 @@ Resumed resume_from_checkpoint(Worker& worker, AdamW& optimizer, const RunConfig
   return resumed;
 }
 
+std::optional<RunConfig> config_to_resume(const RunConfig& config) {
+  const std::vector<fs::path> checkpoints = checkpoints_to_try(config, 0);
+  std::vector<std::string> ignored;
+  return checkpoints.empty() ? std::nullopt : saved_config(checkpoints.front(), ignored);
+}
+
 int64_t likely_next_step(const Communicator& world, const RunConfig& config) {
   int64_t step = 0;
   const std::vector<fs::path> paths = checkpoints_to_try(config, world.rank());

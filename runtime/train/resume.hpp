@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -27,6 +28,10 @@ struct Resumed {
 // has weights of other names or shapes, or another tokenizer: nothing older would fit either.
 Resumed resume_from_checkpoint(Worker& worker, AdamW& optimizer, const RunConfig& config, const BatchReader& reader,
                                uint64_t fingerprint, const TokenizerFiles& tokenizer_files);
+
+// The configuration that the newest checkpoint was saved with, where checkpoint.resume has the run go on from it; none where
+// there is none or it cannot be read. For rank 0.
+std::optional<RunConfig> config_to_resume(const RunConfig& config);
 
 // Collective over `world`. The step after the newest checkpoint, whole or not; 1 without one.
 int64_t likely_next_step(const Communicator& world, const RunConfig& config);

@@ -234,10 +234,5 @@ TEST(CpuProducts, VectorRoundingEqualsScalarRounding) {
   }
 }
 
-TEST(CpuProducts, ThreadCountIsChecked) {
-  EXPECT_THROW(set_kernel_threads(0), Error);
-  set_kernel_threads(1);
-}
-
 }  // namespace
 }  // namespace cadre

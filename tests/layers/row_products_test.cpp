@@ -115,15 +115,19 @@ TEST_F(RowProducts, AWeightThatTrainsHasTheBitsOfBlas) {
   const Tensor x = random({kMostRows, kIn});
   Parameter weight;
   weight.value = random({kOut, kIn});
-  const auto product = [&](Gemm* gemm, int64_t rows) {
+  const auto product = [&](bool by_rows, int64_t rows) {
     const Tensor y = out({rows, kOut});
-    gemm({rows, kOut, kIn}, {x.data<float>(), kIn}, {weight.value.data<float>(), kIn, true}, y.data<float>(), kOut,
-         1.0F);
+    const GemmOperand columns = {weight.value.data<float>(), kIn, true};
+    if (by_rows) {
+      row_gemm({rows, kOut, kIn}, {x.data<float>(), kIn}, columns, y.data<float>(), kOut);
+    } else {
+      gemm(GemmLibrary::openblas, {rows, kOut, kIn}, {x.data<float>(), kIn}, columns, y.data<float>(), kOut);
+    }
     return y;
   };
   const auto linear = [&](RowBits bits, int64_t rows) {
     const Tensor y = out({rows, kOut});
-    make_cpu_kernels(Precision::fp32, bits)->linear(x.rows(0, rows), weight, y);
+    make_cpu_kernels(Precision::fp32, {.bits = bits})->linear(x.rows(0, rows), weight, y);
     return y;
   };
   for (const int64_t rows : {int64_t{1}, int64_t{5}, kMostRows}) {

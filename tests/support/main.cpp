@@ -11,7 +11,6 @@
 
 int main(int argc, char** argv) {
   cadre::apply_cpu_limit();
-  cadre::set_kernel_threads(1);
   cadre::JobContext job;  // outlives MPI
   std::optional<cadre::MpiSession> session;
   testing::InitGoogleTest(&argc, argv);

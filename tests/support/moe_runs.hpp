@@ -69,7 +69,7 @@ class RowIndependentProducts final : public WeightProducts {
     }
   }
   void linear_weight_grad(const Tensor& x, const Tensor& dy, const Tensor& dw, Accumulate accumulate) const override {
-    gemm({dw.dim(0), dw.dim(1), x.dim(0)}, {dy.data<float>(), dw.dim(0), /*transposed=*/true},
+    gemm(GemmLibrary::openblas, {dw.dim(0), dw.dim(1), x.dim(0)}, {dy.data<float>(), dw.dim(0), /*transposed=*/true},
          {x.data<float>(), dw.dim(1)}, dw.data<float>(), dw.dim(1), 1.0F, accumulate == Accumulate::yes ? 1.0F : 0.0F);
   }
 };
@@ -77,7 +77,7 @@ class RowIndependentProducts final : public WeightProducts {
 inline std::unique_ptr<Kernels> make_kernels(BackEnd back_end) {
   switch (back_end) {
     case BackEnd::cpu: return make_cpu_kernels(Precision::fp32);
-    case BackEnd::cpu_rows: return std::make_unique<CpuKernels>(nullptr, std::make_unique<RowIndependentProducts>());
+    case BackEnd::cpu_rows: return std::make_unique<CpuKernels>(std::make_unique<RowIndependentProducts>());
     case BackEnd::gpu_twin: return make_gpu_twin(TwinOrder::ascending, TwinMemory::own);
     case BackEnd::reference: break;
   }

@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "layers/kernels/cpu/cpu.hpp"
-#include "layers/kernels/cpu/products.hpp"
+#include "layers/kernels/cpu/gemm.hpp"
 
 // clang-format off: foreach_target.h compiles this file once for each instruction set, and must come first.
 #undef HWY_TARGET_INCLUDE
@@ -97,31 +97,32 @@ struct Tile {
   int64_t width() const { return keys_of(rows - 1); }
 };
 
-// Rows of one head are consecutive queries. When a sequence has one query (decoding), the query heads of a group are
-// the rows instead: they read the same keys. v_width: elements of a row of v.
+// The tiles of key/value head `block` % NKV of sequence `block` / NKV, one behind the other. Rows of a tile are consecutive
+// queries of one head. When a sequence has one query (decoding), the query heads of a group are the rows instead: they read
+// the same keys. v_width: elements of a row of v.
 template <class Body>
-void for_each_tile(const AttentionShape& shape, int64_t v_width, Body&& body) {
+void for_each_tile(const AttentionShape& shape, int64_t block, int64_t v_width, Body&& body) {
   const bool decoding = shape.q_len == 1;
   const int64_t group = shape.num_heads / shape.num_kv_heads;
-  const int64_t heads_in_block = decoding ? group : 1;
-  const int64_t rows_in_block = decoding ? group : shape.q_len;
-  for (int64_t b = 0; b < shape.batch; ++b) {
-    for (int64_t head = 0; head < shape.num_heads; head += heads_in_block) {
-      const int64_t kv_row = b * shape.kv_stride * shape.num_kv_heads + head / group;
-      const auto keys = [&](int64_t dim) { return HeadRange{kv_row * dim, shape.num_kv_heads * dim}; };
-      for (int64_t first = 0; first < rows_in_block; first += kTileRows) {
-        const int64_t row_step = decoding ? 1 : shape.num_heads;
-        const int64_t q_row = b * shape.q_len * shape.num_heads + head + first * row_step;
-        const auto queries = [&](int64_t dim) { return HeadRange{q_row * dim, row_step * dim}; };
-        body(Tile{.rows = std::min(kTileRows, rows_in_block - first),
-                  .q = queries(shape.head_dim),
-                  .out = queries(shape.value_dim),
-                  .k = keys(shape.head_dim),
-                  .v = keys(v_width),
-                  .lse_offset = (b * shape.num_heads + head) * shape.q_len + first,
-                  .first_keys = decoding ? shape.kv_len : shape.kv_len - shape.q_len + first + 1,
-                  .keys_step = decoding ? 0 : 1});
-      }
+  const int64_t heads_in_tile = decoding ? group : 1;
+  const int64_t rows_of_head = decoding ? group : shape.q_len;
+  const int64_t b = block / shape.num_kv_heads;
+  const int64_t kv_head = block % shape.num_kv_heads;
+  const int64_t kv_row = b * shape.kv_stride * shape.num_kv_heads + kv_head;
+  const auto keys = [&](int64_t dim) { return HeadRange{kv_row * dim, shape.num_kv_heads * dim}; };
+  for (int64_t head = kv_head * group; head < (kv_head + 1) * group; head += heads_in_tile) {
+    for (int64_t first = 0; first < rows_of_head; first += kTileRows) {
+      const int64_t row_step = decoding ? 1 : shape.num_heads;
+      const int64_t q_row = b * shape.q_len * shape.num_heads + head + first * row_step;
+      const auto queries = [&](int64_t dim) { return HeadRange{q_row * dim, row_step * dim}; };
+      body(Tile{.rows = std::min(kTileRows, rows_of_head - first),
+                .q = queries(shape.head_dim),
+                .out = queries(shape.value_dim),
+                .k = keys(shape.head_dim),
+                .v = keys(v_width),
+                .lse_offset = (b * shape.num_heads + head) * shape.q_len + first,
+                .first_keys = decoding ? shape.kv_len : shape.kv_len - shape.q_len + first + 1,
+                .keys_step = decoding ? 0 : 1});
     }
   }
 }
@@ -131,11 +132,14 @@ GemmOperand operand(const float* data, const HeadRange& range, bool transposed =
 }
 
 void attend(const Tile& tile, const AttentionShape& shape, const float* q, const float* k, const float* v, float* out,
-            float* lse, float* scores, Poller* poller) {
+            float* lse, float* scores, const ProductChoice& choice) {
   const int64_t width = tile.width();
-  Gemm* product = shape.q_len == 1 ? row_gemm : blas_gemm;
-  product({tile.rows, width, shape.head_dim, poller}, operand(q, tile.q), operand(k, tile.k, /*transposed=*/true),
-          scores, width, static_cast<float>(shape.scale));
+  const auto product = [&](GemmLayout layout, const GemmShape& of, auto... operands) {
+    if (shape.q_len == 1) return row_gemm(of, operands...);
+    gemm(choice.library(layout, of.m), of, operands...);
+  };
+  product(GemmLayout::nt, {tile.rows, width, shape.head_dim}, operand(q, tile.q),
+          operand(k, tile.k, /*transposed=*/true), scores, width, static_cast<float>(shape.scale));
   float sums[kTileRows];
   for (int64_t row = 0; row < tile.rows; ++row) {
     float largest = 0.0F;
@@ -144,8 +148,8 @@ void attend(const Tile& tile, const AttentionShape& shape, const float* q, const
     lse[tile.lse_offset + row] = largest + std::log(sums[row]);
   }
   float* tile_out = out + tile.out.offset;
-  product({tile.rows, shape.value_dim, width, poller}, {scores, width}, operand(v, tile.v), tile_out, tile.out.stride,
-          1.0F);
+  product(GemmLayout::nn, {tile.rows, shape.value_dim, width}, GemmOperand{scores, width}, operand(v, tile.v), tile_out,
+          tile.out.stride);
   for (int64_t row = 0; row < tile.rows; ++row) {
     HWY_DYNAMIC_DISPATCH(scale_values)
     (tile_out + row * tile.out.stride, 1.0F / sums[row], static_cast<size_t>(shape.value_dim));
@@ -166,12 +170,15 @@ struct GradTensors {
 
 // With p the probabilities: dv += p^T dout, ds = scale p (dout v^T - <dout, out>), dq = ds k, dk += ds^T q.
 void attend_grad(const Tile& tile, const AttentionShape& shape, const GradTensors& at, float* scores, float* grads,
-                 Poller* poller) {
+                 const ProductChoice& choice) {
   const int64_t width = tile.width();
   const auto scale = static_cast<float>(shape.scale);
-  gemm({tile.rows, width, shape.head_dim, poller}, operand(at.q, tile.q), operand(at.k, tile.k, /*transposed=*/true),
+  const GemmLibrary nt = choice.library(GemmLayout::nt, tile.rows);
+  const GemmLibrary nn = choice.library(GemmLayout::nn, tile.rows);
+  const GemmLibrary tn = choice.library(GemmLayout::tn, tile.rows);
+  gemm(nt, {tile.rows, width, shape.head_dim}, operand(at.q, tile.q), operand(at.k, tile.k, /*transposed=*/true),
        scores, width, scale);
-  gemm({tile.rows, width, shape.value_dim, poller}, operand(at.dout, tile.out),
+  gemm(nt, {tile.rows, width, shape.value_dim}, operand(at.dout, tile.out),
        operand(at.v, tile.v, /*transposed=*/true), grads, width);
   for (int64_t row = 0; row < tile.rows; ++row) {
     const int64_t out_row = tile.out.offset + row * tile.out.stride;
@@ -179,11 +186,11 @@ void attend_grad(const Tile& tile, const AttentionShape& shape, const GradTensor
     (scores + row * width, grads + row * width, at.lse[tile.lse_offset + row], at.out + out_row, at.dout + out_row,
      scale, static_cast<size_t>(tile.keys_of(row)), static_cast<size_t>(width), static_cast<size_t>(shape.value_dim));
   }
-  gemm({tile.rows, shape.head_dim, width, poller}, {grads, width}, operand(at.k, tile.k), at.dq + tile.q.offset,
+  gemm(nn, {tile.rows, shape.head_dim, width}, {grads, width}, operand(at.k, tile.k), at.dq + tile.q.offset,
        tile.q.stride);
-  gemm({width, shape.head_dim, tile.rows, poller}, {grads, width, /*transposed=*/true}, operand(at.q, tile.q),
+  gemm(tn, {width, shape.head_dim, tile.rows}, {grads, width, /*transposed=*/true}, operand(at.q, tile.q),
        at.dk + tile.k.offset, tile.k.stride, 1.0F, 1.0F);
-  gemm({width, shape.value_dim, tile.rows, poller}, {scores, width, /*transposed=*/true}, operand(at.dout, tile.out),
+  gemm(tn, {width, shape.value_dim, tile.rows}, {scores, width, /*transposed=*/true}, operand(at.dout, tile.out),
        at.dv + tile.v.offset, tile.v.stride, 1.0F, 1.0F);
 }
 
@@ -220,10 +227,12 @@ void CpuKernels::attention(const AttentionShape& shape, const Tensor& q, const T
   if (shape.q_len > 1 && shape.q_len <= kFewQueries) {
     return one_by_one(shape, q, k, v, out, lse, [this](auto&&... one) { attention(one...); });
   }
-  float* scores = cpu::scratch_floats(static_cast<size_t>(kTileRows * shape.kv_len));
-  for_each_tile(shape, v.dim(2), [&](const Tile& tile) {
-    attend(tile, shape, q.data<float>(), k.data<float>(), v.data<float>(), out.data<float>(), lse.data<float>(), scores,
-           poller_);
+  threads_.run(shape.batch * shape.num_kv_heads, [&](int64_t block) {
+    float* scores = cpu::part_scratch(static_cast<size_t>(kTileRows * shape.kv_len));
+    for_each_tile(shape, block, v.dim(2), [&](const Tile& tile) {
+      attend(tile, shape, q.data<float>(), k.data<float>(), v.data<float>(), out.data<float>(), lse.data<float>(),
+             scores, choice_);
+    });
   });
 }
 
@@ -236,9 +245,12 @@ void CpuKernels::attention_grad(const AttentionShape& shape, const Tensor& q, co
   clear_live_rows(shape, dk);
   clear_live_rows(shape, dv);
   const int64_t tile_floats = kTileRows * shape.kv_len;
-  float* scores = cpu::scratch_floats(static_cast<size_t>(2 * tile_floats));
-  for_each_tile(shape, shape.value_dim,
-                [&](const Tile& tile) { attend_grad(tile, shape, tensors, scores, scores + tile_floats, poller_); });
+  threads_.run(shape.batch * shape.num_kv_heads, [&](int64_t block) {
+    float* scores = cpu::part_scratch(static_cast<size_t>(2 * tile_floats));
+    for_each_tile(shape, block, shape.value_dim, [&](const Tile& tile) {
+      attend_grad(tile, shape, tensors, scores, scores + tile_floats, choice_);
+    });
+  });
 }
 
 }  // namespace cadre

@@ -78,8 +78,9 @@ void CpuKernels::linear_weight_grad(const Tensor& x, const Tensor& dy, const Ten
   }
 }
 
-float* cpu::scratch_floats(size_t count) {
-  thread_local Buffer buffer;
+namespace {
+
+float* room_of(Buffer& buffer, size_t count) {
   if (buffer.bytes() < count * sizeof(float)) {
     buffer = Buffer();  // given back first: the two never exist together
     buffer = Buffer(count * sizeof(float));
@@ -87,14 +88,52 @@ float* cpu::scratch_floats(size_t count) {
   return buffer.as<float>();
 }
 
-std::unique_ptr<Kernels> make_cpu_kernels(Precision precision, RowBits bits, Poller* poller) {
-  auto fp32 = std::make_unique<CpuKernels>(poller, make_fp32_products(bits, poller));
-  if (precision == Precision::fp32) return fp32;
-  if (precision == Precision::bf16) {
-    return std::make_unique<CpuKernels>(poller, make_bf16_products(bits, poller), std::move(fp32));
+}  // namespace
+
+float* cpu::scratch_floats(size_t count) {
+  thread_local Buffer buffer;
+  return room_of(buffer, count);
+}
+
+float* cpu::part_scratch(size_t count) {
+  thread_local Buffer buffer;
+  return room_of(buffer, count);
+}
+
+namespace {
+
+std::unique_ptr<WeightProducts> products_of(Precision precision, const ProductSettings& settings) {
+  switch (precision) {
+    case Precision::fp32: return make_fp32_products(settings);
+    case Precision::bf16: return make_bf16_products(settings);
+    case Precision::fp8: return make_fp8_products(Fp8Scale::fp32, settings);
+    case Precision::fp8_ue8m0: return make_fp8_products(Fp8Scale::ue8m0, settings);
   }
-  const Fp8Scale scale = precision == Precision::fp8 ? Fp8Scale::fp32 : Fp8Scale::ue8m0;
-  return std::make_unique<CpuKernels>(poller, make_fp8_products(scale, bits, poller), std::move(fp32), /*in_fp8=*/true);
+  throw Error(ErrorKind::internal, "no such precision");
+}
+
+}  // namespace
+
+CpuKernels::CpuKernels(Precision precision, const CpuOptions& options)
+    : own_threads_(options.threads == nullptr ? std::make_unique<ThreadPool>() : nullptr),
+      threads_(options.threads == nullptr ? *own_threads_ : *options.threads),
+      choice_(options.products),
+      products_(products_of(precision, {&threads_, options.products, options.bits})),
+      in_fp8_(precision == Precision::fp8 || precision == Precision::fp8_ue8m0) {
+  if (precision == Precision::fp32) return;
+  fp32_ = std::make_unique<CpuKernels>(
+      Precision::fp32, CpuOptions{.bits = options.bits, .threads = &threads_, .products = options.products});
+}
+
+CpuKernels::CpuKernels(std::unique_ptr<WeightProducts> products)
+    : own_threads_(std::make_unique<ThreadPool>()),
+      threads_(*own_threads_),
+      products_(std::move(products)),
+      in_fp8_(false) {}
+
+std::unique_ptr<Kernels> make_cpu_kernels(Precision precision, const CpuOptions& options) {
+  use_one_library_thread();
+  return std::make_unique<CpuKernels>(precision, options);
 }
 
 // Parts of rows: copies as whole pieces, and the products of latent attention, one for each head.
@@ -120,7 +159,9 @@ void CpuKernels::copy_columns(const Columns& src, const Columns& dst) const {
   if (num_rows == 0) return;
   const size_t repeats = num_rows / cpu::num_rows_of(src.rows);
   const size_t bytes = static_cast<size_t>(dst.count) * sizeof(float);
-  for (size_t r = 0; r < num_rows; ++r) std::memcpy(start_of(dst, r), start_of(src, r / repeats), bytes);
+  cpu::for_pieces(threads_, num_rows, static_cast<size_t>(dst.count), [&](size_t first, size_t count) {
+    for (size_t r = first; r < first + count; ++r) std::memcpy(start_of(dst, r), start_of(src, r / repeats), bytes);
+  });
 }
 
 void CpuKernels::sum_columns(const Columns& src, const Columns& dst) const {
@@ -128,31 +169,33 @@ void CpuKernels::sum_columns(const Columns& src, const Columns& dst) const {
   if (num_rows == 0) return;
   const size_t terms = cpu::num_rows_of(src.rows) / num_rows;
   const auto count = static_cast<size_t>(dst.count);
-  for (size_t r = 0; r < num_rows; ++r) {
-    float* sum = start_of(dst, r);
-    std::copy_n(start_of(src, r * terms), count, sum);
-    for (size_t j = 1; j < terms; ++j) {
-      const float* term = start_of(src, r * terms + j);
-      for (size_t i = 0; i < count; ++i) sum[i] += term[i];
+  cpu::for_pieces(threads_, num_rows, count * terms, [&](size_t first, size_t rows) {
+    for (size_t r = first; r < first + rows; ++r) {
+      float* sum = start_of(dst, r);
+      std::copy_n(start_of(src, r * terms), count, sum);
+      for (size_t j = 1; j < terms; ++j) {
+        const float* term = start_of(src, r * terms + j);
+        for (size_t i = 0; i < count; ++i) sum[i] += term[i];
+      }
     }
-  }
+  });
 }
 
 void CpuKernels::head_linear(const Tensor& x, const HeadRows& weight, const Tensor& y) const {
   const int64_t width = weight.weight.dim(1);
-  for (int64_t head = 0; head < weight.num_heads; ++head) {
-    row_gemm({x.dim(0), weight.count, width, poller_}, head_of(x, head),
+  threads_.run(weight.num_heads, [&](int64_t head) {
+    row_gemm({x.dim(0), weight.count, width}, head_of(x, head),
              {rows_of_head(weight, head), width, /*transposed=*/true}, y.data<float>() + head * y.dim(2),
              y.dim(1) * y.dim(2));
-  }
+  });
 }
 
 void CpuKernels::head_linear_transposed(const Tensor& x, const HeadRows& weight, const Tensor& y) const {
   const int64_t width = weight.weight.dim(1);
-  for (int64_t head = 0; head < weight.num_heads; ++head) {
-    row_gemm({x.dim(0), width, weight.count, poller_}, head_of(x, head), {rows_of_head(weight, head), width},
+  threads_.run(weight.num_heads, [&](int64_t head) {
+    row_gemm({x.dim(0), width, weight.count}, head_of(x, head), {rows_of_head(weight, head), width},
              y.data<float>() + head * y.dim(2), y.dim(1) * y.dim(2));
-  }
+  });
 }
 
 }  // namespace cadre

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// The CPU back end, private to its own .cpp files: f32 tensors, one thread for everything but the products. Vector
-// loops are Highway's, compiled for several instruction sets and chosen at run time. The same call gives the same bits;
-// outside of products and attention the result of a row does not depend on the rows around it.
+// The CPU back end, private to its own .cpp files: f32 tensors; the threads of the rank share the work of each call. Vector
+// loops are Highway's, compiled for several instruction sets and chosen at run time. The same call gives the same bits on
+// any number of threads; outside of products and attention the result of a row does not depend on the rows around it.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <memory>
 #include <string_view>
@@ -30,10 +31,9 @@ std::string_view cpu_vector_target();
 
 class CpuKernels final : public Kernels {
  public:
-  // `fp32`: the same with products in fp32; null where these are.
-  explicit CpuKernels(Poller* poller, std::unique_ptr<WeightProducts> products,
-                      std::unique_ptr<CpuKernels> fp32 = nullptr, bool in_fp8 = false)
-      : poller_(poller), products_(std::move(products)), fp32_(std::move(fp32)), in_fp8_(in_fp8) {}
+  CpuKernels(Precision precision, const CpuOptions& options);
+  // On one thread.
+  explicit CpuKernels(std::unique_ptr<WeightProducts> products);
 
   std::string_view name() const override { return "cpu"; }
   const Kernels& fp32() const override { return fp32_ ? *fp32_ : *this; }
@@ -108,9 +108,11 @@ class CpuKernels final : public Kernels {
              const Tensor& v) const override;
 
  private:
-  Poller* poller_;
+  std::unique_ptr<ThreadPool> own_threads_;  // where the options have none
+  ThreadPool& threads_;
+  ProductChoice choice_;
   std::unique_ptr<WeightProducts> products_;
-  std::unique_ptr<CpuKernels> fp32_;
+  std::unique_ptr<CpuKernels> fp32_;  // the same with products in fp32; null where these are
   bool in_fp8_;
 };
 
@@ -128,6 +130,19 @@ inline const float* data_or_null(const Tensor& tensor) { return tensor.defined()
 
 // Room for `count` floats that belongs to this thread until its next call. Contents undefined, aligned to 64 bytes.
 float* scratch_floats(size_t count);
+// The same for one part of a call, on whichever thread: beside what the call itself has.
+float* part_scratch(size_t count);
+
+// Calls body(first, count) for pieces of [0, count) rows of `width` elements, on the threads of the pool.
+template <class Body>
+void for_pieces(ThreadPool& threads, size_t count, size_t width, const Body& body) {
+  constexpr size_t kElements = 1 << 15;  // 10 us of an element-wise loop; more than it takes to wake a thread
+  const size_t piece = std::max<size_t>(1, kElements / std::max<size_t>(1, width));
+  threads.run(static_cast<int64_t>((count + piece - 1) / piece), [&](int64_t i) {
+    const size_t first = static_cast<size_t>(i) * piece;
+    body(first, std::min(piece, count - first));
+  });
+}
 
 }  // namespace cpu
 

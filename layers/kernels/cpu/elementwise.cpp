@@ -129,59 +129,84 @@ HWY_EXPORT(map_swiglu);
 HWY_EXPORT(map_swiglu_grad);
 
 using cpu::count_of;
+using cpu::for_pieces;
+using cpu::width_of;
 
 void CpuKernels::activation(Activation kind, const Tensor& x, const Tensor& y) const {
-  const float* in = x.data<float>();
-  float* out = y.data<float>();
-  switch (kind) {
-    case Activation::relu: return HWY_DYNAMIC_DISPATCH(map_relu)(in, out, count_of(x));
-    case Activation::gelu: return HWY_DYNAMIC_DISPATCH(map_gelu)(in, out, count_of(x));
-    case Activation::silu: return HWY_DYNAMIC_DISPATCH(map_silu)(in, out, count_of(x));
-  }
+  for_pieces(threads_, count_of(x), 1, [&](size_t first, size_t count) {
+    const float* in = x.data<float>() + first;
+    float* out = y.data<float>() + first;
+    switch (kind) {
+      case Activation::relu: return HWY_DYNAMIC_DISPATCH(map_relu)(in, out, count);
+      case Activation::gelu: return HWY_DYNAMIC_DISPATCH(map_gelu)(in, out, count);
+      case Activation::silu: return HWY_DYNAMIC_DISPATCH(map_silu)(in, out, count);
+    }
+  });
 }
 
 void CpuKernels::activation_grad(Activation kind, const Tensor& x, const Tensor& dy, const Tensor& dx) const {
-  const float* in = x.data<float>();
-  const float* grad = dy.data<float>();
-  float* out = dx.data<float>();
-  switch (kind) {
-    case Activation::relu: return HWY_DYNAMIC_DISPATCH(map_relu_grad)(in, grad, out, count_of(x));
-    case Activation::gelu: return HWY_DYNAMIC_DISPATCH(map_gelu_grad)(in, grad, out, count_of(x));
-    case Activation::silu: return HWY_DYNAMIC_DISPATCH(map_silu_grad)(in, grad, out, count_of(x));
-  }
+  for_pieces(threads_, count_of(x), 1, [&](size_t first, size_t count) {
+    const float* in = x.data<float>() + first;
+    const float* grad = dy.data<float>() + first;
+    float* out = dx.data<float>() + first;
+    switch (kind) {
+      case Activation::relu: return HWY_DYNAMIC_DISPATCH(map_relu_grad)(in, grad, out, count);
+      case Activation::gelu: return HWY_DYNAMIC_DISPATCH(map_gelu_grad)(in, grad, out, count);
+      case Activation::silu: return HWY_DYNAMIC_DISPATCH(map_silu_grad)(in, grad, out, count);
+    }
+  });
 }
 
 void CpuKernels::swiglu(const Tensor& gate_up, const Tensor& y) const {
-  HWY_DYNAMIC_DISPATCH(map_swiglu)(gate_up.data<float>(), y.data<float>(), cpu::num_rows_of(y), cpu::width_of(y));
+  const size_t width = width_of(y);
+  for_pieces(threads_, cpu::num_rows_of(y), width, [&](size_t first, size_t count) {
+    HWY_DYNAMIC_DISPATCH(map_swiglu)
+    (gate_up.data<float>() + first * 2 * width, y.data<float>() + first * width, count, width);
+  });
 }
 
 void CpuKernels::swiglu_grad(const Tensor& gate_up, const Tensor& dy, const Tensor& d_gate_up) const {
-  HWY_DYNAMIC_DISPATCH(map_swiglu_grad)
-  (gate_up.data<float>(), dy.data<float>(), d_gate_up.data<float>(), cpu::num_rows_of(dy), cpu::width_of(dy));
+  const size_t width = width_of(dy);
+  for_pieces(threads_, cpu::num_rows_of(dy), width, [&](size_t first, size_t count) {
+    HWY_DYNAMIC_DISPATCH(map_swiglu_grad)
+    (gate_up.data<float>() + first * 2 * width, dy.data<float>() + first * width,
+     d_gate_up.data<float>() + first * 2 * width, count, width);
+  });
 }
 
 void CpuKernels::add(const Tensor& a, const Tensor& b, const Tensor& out) const {
-  HWY_DYNAMIC_DISPATCH(map_add)(a.data<float>(), b.data<float>(), out.data<float>(), count_of(out));
+  for_pieces(threads_, count_of(out), 1, [&](size_t first, size_t count) {
+    HWY_DYNAMIC_DISPATCH(map_add)(a.data<float>() + first, b.data<float>() + first, out.data<float>() + first, count);
+  });
 }
 
 void CpuKernels::sigmoid(const Tensor& x, const Tensor& y) const {
-  HWY_DYNAMIC_DISPATCH(map_sigmoid)(x.data<float>(), y.data<float>(), count_of(x));
+  for_pieces(threads_, count_of(x), 1, [&](size_t first, size_t count) {
+    HWY_DYNAMIC_DISPATCH(map_sigmoid)(x.data<float>() + first, y.data<float>() + first, count);
+  });
 }
 
 void CpuKernels::blend(const Tensor& g, const Tensor& a, const Tensor& b, const Tensor& out) const {
-  HWY_DYNAMIC_DISPATCH(map_blend)
-  (g.data<float>(), a.data<float>(), b.data<float>(), out.data<float>(), count_of(out));
+  for_pieces(threads_, count_of(out), 1, [&](size_t first, size_t count) {
+    HWY_DYNAMIC_DISPATCH(map_blend)
+    (g.data<float>() + first, a.data<float>() + first, b.data<float>() + first, out.data<float>() + first, count);
+  });
 }
 
 void CpuKernels::blend_grad(const Tensor& g, const Tensor& a, const Tensor& b, const Tensor& dout, const Tensor& dg,
                             const Tensor& da, const Tensor& db) const {
-  HWY_DYNAMIC_DISPATCH(map_blend_grad)
-  (g.data<float>(), a.data<float>(), b.data<float>(), dout.data<float>(), dg.data<float>(), da.data<float>(),
-   db.data<float>(), count_of(dout));
+  for_pieces(threads_, count_of(dout), 1, [&](size_t first, size_t count) {
+    HWY_DYNAMIC_DISPATCH(map_blend_grad)
+    (g.data<float>() + first, a.data<float>() + first, b.data<float>() + first, dout.data<float>() + first,
+     dg.data<float>() + first, da.data<float>() + first, db.data<float>() + first, count);
+  });
 }
 
 void CpuKernels::sigmoid_grad(const Tensor& y, const Tensor& dy, const Tensor& dx) const {
-  HWY_DYNAMIC_DISPATCH(map_sigmoid_grad)(y.data<float>(), dy.data<float>(), dx.data<float>(), count_of(y));
+  for_pieces(threads_, count_of(y), 1, [&](size_t first, size_t count) {
+    HWY_DYNAMIC_DISPATCH(map_sigmoid_grad)
+    (y.data<float>() + first, dy.data<float>() + first, dx.data<float>() + first, count);
+  });
 }
 
 }  // namespace cadre

@@ -48,9 +48,10 @@ void rms_norm_input_grad_rows(const float* dy, const float* x, const float* weig
   }
 }
 
+// Of `width` columns of rows of `stride`.
 void rms_norm_weight_grad_rows(const float* dy, const float* x, const float* rstd, float* dweight, size_t num_rows,
-                               size_t width) {
-  for (size_t t = 0; t < num_rows; ++t, dy += width, x += width) {
+                               size_t width, size_t stride) {
+  for (size_t t = 0; t < num_rows; ++t, dy += stride, x += stride) {
     const Float inverse = splat(rstd[t]);
     for_each_vector(width, [=](size_t i, auto lanes) HWY_ATTR {
       const Float n = hn::Mul(lanes.load(x + i), inverse);
@@ -103,8 +104,8 @@ void layer_norm_input_grad_rows(const float* dy, const float* x, const float* we
 }
 
 void layer_norm_weight_grad_rows(const float* dy, const float* x, const float* mean, const float* rstd, float* dweight,
-                                 float* dbias, size_t num_rows, size_t width) {
-  for (size_t t = 0; t < num_rows; ++t, dy += width, x += width) {
+                                 float* dbias, size_t num_rows, size_t width, size_t stride) {
+  for (size_t t = 0; t < num_rows; ++t, dy += stride, x += stride) {
     const Float centre = splat(mean[t]);
     const Float inverse = splat(rstd[t]);
     for_each_vector(width, [=](size_t i, auto lanes) HWY_ATTR {
@@ -133,44 +134,78 @@ HWY_EXPORT(layer_norm_weight_grad_rows);
 using cpu::num_rows_of;
 using cpu::width_of;
 
+namespace {
+
+constexpr size_t kColumns = 64;  // of a part of a sum over rows, whose order no cut changes
+
+// Calls body(first, count) for pieces of the columns of x.
+template <class Body>
+void for_columns(ThreadPool& threads, const Tensor& x, const Body& body) {
+  const size_t width = width_of(x);
+  threads.run(static_cast<int64_t>((width + kColumns - 1) / kColumns), [&](int64_t i) {
+    const size_t first = static_cast<size_t>(i) * kColumns;
+    body(first, std::min(kColumns, width - first));
+  });
+}
+
+}  // namespace
+
 void CpuKernels::rms_norm(const Tensor& x, const Tensor& weight, double epsilon, const Tensor& y,
                           const Tensor& rstd) const {
-  HWY_DYNAMIC_DISPATCH(rms_norm_rows)
-  (x.data<float>(), weight.data<float>(), epsilon, y.data<float>(), rstd.data<float>(), num_rows_of(x), width_of(x));
+  const size_t width = width_of(x);
+  cpu::for_pieces(threads_, num_rows_of(x), width, [&](size_t first, size_t count) {
+    HWY_DYNAMIC_DISPATCH(rms_norm_rows)
+    (x.data<float>() + first * width, weight.data<float>(), epsilon, y.data<float>() + first * width,
+     rstd.data<float>() + first, count, width);
+  });
 }
 
 void CpuKernels::rms_norm_input_grad(const Tensor& dy, const Tensor& x, const Tensor& weight, const Tensor& rstd,
                                      const Tensor& dx) const {
-  HWY_DYNAMIC_DISPATCH(rms_norm_input_grad_rows)
-  (dy.data<float>(), x.data<float>(), weight.data<float>(), rstd.data<float>(), dx.data<float>(), num_rows_of(x),
-   width_of(x));
+  const size_t width = width_of(x);
+  cpu::for_pieces(threads_, num_rows_of(x), width, [&](size_t first, size_t count) {
+    HWY_DYNAMIC_DISPATCH(rms_norm_input_grad_rows)
+    (dy.data<float>() + first * width, x.data<float>() + first * width, weight.data<float>(),
+     rstd.data<float>() + first, dx.data<float>() + first * width, count, width);
+  });
 }
 
 void CpuKernels::rms_norm_weight_grad(const Tensor& dy, const Tensor& x, const Tensor& rstd,
                                       const Tensor& dweight) const {
-  HWY_DYNAMIC_DISPATCH(rms_norm_weight_grad_rows)
-  (dy.data<float>(), x.data<float>(), rstd.data<float>(), dweight.data<float>(), num_rows_of(x), width_of(x));
+  for_columns(threads_, x, [&](size_t first, size_t count) {
+    HWY_DYNAMIC_DISPATCH(rms_norm_weight_grad_rows)
+    (dy.data<float>() + first, x.data<float>() + first, rstd.data<float>(), dweight.data<float>() + first,
+     num_rows_of(x), count, width_of(x));
+  });
 }
 
 void CpuKernels::layer_norm(const Tensor& x, const Tensor& weight, const Tensor& bias, double epsilon, const Tensor& y,
                             const Tensor& mean, const Tensor& rstd) const {
-  HWY_DYNAMIC_DISPATCH(layer_norm_rows)
-  (x.data<float>(), weight.data<float>(), bias.data<float>(), epsilon, y.data<float>(), mean.data<float>(),
-   rstd.data<float>(), num_rows_of(x), width_of(x));
+  const size_t width = width_of(x);
+  cpu::for_pieces(threads_, num_rows_of(x), width, [&](size_t first, size_t count) {
+    HWY_DYNAMIC_DISPATCH(layer_norm_rows)
+    (x.data<float>() + first * width, weight.data<float>(), bias.data<float>(), epsilon, y.data<float>() + first * width,
+     mean.data<float>() + first, rstd.data<float>() + first, count, width);
+  });
 }
 
 void CpuKernels::layer_norm_input_grad(const Tensor& dy, const Tensor& x, const Tensor& weight, const Tensor& mean,
                                        const Tensor& rstd, const Tensor& dx) const {
-  HWY_DYNAMIC_DISPATCH(layer_norm_input_grad_rows)
-  (dy.data<float>(), x.data<float>(), weight.data<float>(), mean.data<float>(), rstd.data<float>(), dx.data<float>(),
-   num_rows_of(x), width_of(x));
+  const size_t width = width_of(x);
+  cpu::for_pieces(threads_, num_rows_of(x), width, [&](size_t first, size_t count) {
+    HWY_DYNAMIC_DISPATCH(layer_norm_input_grad_rows)
+    (dy.data<float>() + first * width, x.data<float>() + first * width, weight.data<float>(),
+     mean.data<float>() + first, rstd.data<float>() + first, dx.data<float>() + first * width, count, width);
+  });
 }
 
 void CpuKernels::layer_norm_weight_grad(const Tensor& dy, const Tensor& x, const Tensor& mean, const Tensor& rstd,
                                         const Tensor& dweight, const Tensor& dbias) const {
-  HWY_DYNAMIC_DISPATCH(layer_norm_weight_grad_rows)
-  (dy.data<float>(), x.data<float>(), mean.data<float>(), rstd.data<float>(), dweight.data<float>(),
-   dbias.data<float>(), num_rows_of(x), width_of(x));
+  for_columns(threads_, x, [&](size_t first, size_t count) {
+    HWY_DYNAMIC_DISPATCH(layer_norm_weight_grad_rows)
+    (dy.data<float>() + first, x.data<float>() + first, mean.data<float>(), rstd.data<float>(),
+     dweight.data<float>() + first, dbias.data<float>() + first, num_rows_of(x), count, width_of(x));
+  });
 }
 
 }  // namespace cadre

@@ -2,6 +2,8 @@
 // The optimiser's two functions, one pass over memory each.
 #include <algorithm>
 #include <cmath>
+#include <numeric>
+#include <vector>
 
 #include "layers/kernels/cpu/cpu.hpp"
 #include "layers/kernels/cpu/narrow.hpp"
@@ -76,8 +78,17 @@ namespace cadre {
 HWY_EXPORT(sum_of_squares);
 HWY_EXPORT(adamw_elements);
 
+// Pieces of one size are added up in their order.
 double CpuKernels::sum_squares(const Tensor& x) const {
-  return HWY_DYNAMIC_DISPATCH(sum_of_squares)(x.data<float>(), cpu::count_of(x));
+  constexpr size_t kPiece = 1 << 16;
+  const size_t count = cpu::count_of(x);
+  std::vector<double> sums((count + kPiece - 1) / kPiece);
+  threads_.run(std::ssize(sums), [&](int64_t i) {
+    const size_t first = static_cast<size_t>(i) * kPiece;
+    sums[static_cast<size_t>(i)] =
+        HWY_DYNAMIC_DISPATCH(sum_of_squares)(x.data<float>() + first, std::min(kPiece, count - first));
+  });
+  return std::accumulate(sums.begin(), sums.end(), 0.0);
 }
 
 namespace {
@@ -101,13 +112,15 @@ void adamw_in_pieces(const AdamWStep& step, float* value, const float* grad, bf1
 
 void CpuKernels::adamw(const AdamWStep& step, const Tensor& value, const Tensor& grad, const Tensor& m,
                        const Tensor& v) const {
-  if (m.dtype() == DType::bf16) {
-    adamw_in_pieces(step, value.data<float>(), grad.data<float>(), m.data<bf16>(), v.data<bf16>(),
-                    cpu::count_of(value));
-    return;
-  }
-  HWY_DYNAMIC_DISPATCH(adamw_elements)
-  (step, value.data<float>(), grad.data<float>(), m.data<float>(), v.data<float>(), cpu::count_of(value));
+  cpu::for_pieces(threads_, cpu::count_of(value), 1, [&](size_t first, size_t count) {
+    float* values = value.data<float>() + first;
+    const float* grads = grad.data<float>() + first;
+    if (m.dtype() == DType::bf16) {
+      return adamw_in_pieces(step, values, grads, m.data<bf16>() + first, v.data<bf16>() + first, count);
+    }
+    HWY_DYNAMIC_DISPATCH(adamw_elements)
+    (step, values, grads, m.data<float>() + first, v.data<float>() + first, count);
+  });
 }
 
 }  // namespace cadre

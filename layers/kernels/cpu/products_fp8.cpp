@@ -36,26 +36,30 @@ GemmOperand shifted(const GemmOperand& a, int64_t rows, int64_t columns) {
   return {a.data + offset, a.stride, a.transposed};
 }
 
-// c[m,n] = the sum over blocks of k of a[m,block] b[block,n] with their scales, or adds. `room` has kStripRows n floats.
-// The scales of b in a block lie one after the other.
+// c[m,n] = the sum over blocks of k of a[m,block] b[block,n] with their scales, or adds. The scales of b in a block lie one
+// after the other. block_product(shape, a, b, c, c_stride) multiplies codes.
+template <class Multiply>
 void multiply_scaled(const GemmShape& shape, const Operand& a, const Operand& b, float* c, Accumulate accumulate,
-                     float* room, Gemm* block_product) {
-  if (accumulate == Accumulate::no) std::fill_n(c, shape.m * shape.n, 0.0F);
-  for (int64_t row = 0; row < shape.m; row += kStripRows) {
+                     const Multiply& block_product) {
+  shape.threads->run((shape.m + kStripRows - 1) / kStripRows, [&](int64_t strip) {
+    const int64_t row = strip * kStripRows;
     const int64_t rows = std::min(kStripRows, shape.m - row);
+    float* sums = c + row * shape.n;
+    float* products = cpu::part_scratch(static_cast<size_t>(rows * shape.n));
+    if (accumulate == Accumulate::no) std::fill_n(sums, rows * shape.n, 0.0F);
     for (int64_t block = 0; block < num_fp8_tiles(shape.k); ++block) {
       const int64_t first = block * kFp8TileChannels;
       const int64_t terms = std::min(kFp8TileChannels, shape.k - first);
-      block_product({rows, shape.n, terms, shape.poller}, shifted(a.codes, row, first), shifted(b.codes, first, 0),
-                    room, shape.n, 1.0F);
+      block_product(GemmShape{rows, shape.n, terms}, shifted(a.codes, row, first), shifted(b.codes, first, 0), products,
+                    shape.n);
       const float* b_scales = b.scales.data + block * b.scales.block_stride;
       for (int64_t r = 0; r < rows; ++r) {
         const int64_t scale = (row + r) / a.scales.elements_per_scale * a.scales.stride;
-        add_scaled(room + r * shape.n, a.scales.data[scale + block * a.scales.block_stride], b_scales,
-                   b.scales.elements_per_scale, shape.n, c + (row + r) * shape.n);
+        add_scaled(products + r * shape.n, a.scales.data[scale + block * a.scales.block_stride], b_scales,
+                   b.scales.elements_per_scale, shape.n, sums + r * shape.n);
       }
     }
-  }
+  });
 }
 
 // A weight [N,K] in blocks. Scales are kept by column block too, so that those of one block of N lie in a row for
@@ -75,17 +79,22 @@ struct Fp8Weight final : PackedWeight {
 
 class Fp8Products final : public WeightProducts {
  public:
-  Fp8Products(Fp8Scale kind, RowBits bits, Poller* poller) : kind_(kind), bits_(bits), poller_(poller) {}
+  Fp8Products(Fp8Scale kind, const ProductSettings& settings) : kind_(kind), settings_(settings) {}
 
   void linear(const Tensor& x, const Parameter& weight, const Tensor& y) const override {
     const int64_t width_in = weight.value.dim(1);
     const int64_t width_out = weight.value.dim(0);
     const Fp8Weight& kept = rounded(weight);
-    const Rounded rows = round_rows(x, width_out);
-    multiply_scaled({x.dim(0), width_out, width_in, poller_}, rows.operand,
+    const Operand rows = round_rows(x);
+    const GemmLibrary library = settings_.choice.library(GemmLayout::nt, x.dim(0));
+    const bool by_rows = settings_.by_rows(weight);
+    multiply_scaled({x.dim(0), width_out, width_in, settings_.threads}, rows,
                     {{kept.codes.as<float>(), width_in, /*transposed=*/true},
                      {kept.scales_by_column.as<float>(), kFp8TileChannels, 1, num_fp8_tiles(width_out)}},
-                    y.data<float>(), Accumulate::no, rows.room, forward_gemm(weight, bits_));
+                    y.data<float>(), Accumulate::no, [&](auto... product) {
+                      if (by_rows) return row_gemm(product...);
+                      gemm(library, product...);
+                    });
   }
 
   void linear_input_grad(const Tensor& dy, const Parameter& weight, const Tensor& dx,
@@ -93,45 +102,62 @@ class Fp8Products final : public WeightProducts {
     const int64_t width_in = weight.value.dim(1);
     const int64_t width_out = weight.value.dim(0);
     const Fp8Weight& kept = rounded(weight);
-    const Rounded rows = round_rows(dy, width_in);
+    const Operand rows = round_rows(dy);
+    const GemmLibrary library = settings_.choice.library(GemmLayout::nn, dy.dim(0));
     multiply_scaled(
-        {dy.dim(0), width_in, width_out, poller_}, rows.operand,
+        {dy.dim(0), width_in, width_out, settings_.threads}, rows,
         {{kept.codes.as<float>(), width_in}, {kept.scales.as<float>(), kFp8TileChannels, 1, num_fp8_tiles(width_in)}},
-        dx.data<float>(), accumulate, rows.room, blas_gemm);
+        dx.data<float>(), accumulate, [library](auto... product) { gemm(library, product...); });
   }
 
   void linear_weight_grad(const Tensor& x, const Tensor& dy, const Tensor& dw, Accumulate accumulate) const override {
     const int64_t width_in = dw.dim(1);
     const int64_t width_out = dw.dim(0);
     const int64_t tokens = x.dim(0);
-    float* x_codes = cpu::scratch_floats(
-        static_cast<size_t>((tokens + num_fp8_tiles(tokens)) * (width_in + width_out) + kStripRows * width_in));
+    float* x_codes =
+        cpu::scratch_floats(static_cast<size_t>((tokens + num_fp8_tiles(tokens)) * (width_in + width_out)));
     float* dy_codes = x_codes + tokens * width_in;
     float* x_scales = dy_codes + tokens * width_out;
     float* dy_scales = x_scales + num_fp8_tiles(tokens) * width_in;
-    float* room = dy_scales + num_fp8_tiles(tokens) * width_out;
-    round_column_tiles_to_fp8(x.data<float>(), tokens, width_in, kind_, x_codes, x_scales);
-    round_column_tiles_to_fp8(dy.data<float>(), tokens, width_out, kind_, dy_codes, dy_scales);
-    multiply_scaled({width_out, width_in, tokens, poller_},
+    round_columns(x, x_codes, x_scales);
+    round_columns(dy, dy_codes, dy_scales);
+    const GemmLibrary library = settings_.choice.library(GemmLayout::tn, tokens);
+    multiply_scaled({width_out, width_in, tokens, settings_.threads},
                     {{dy_codes, width_out, /*transposed=*/true}, {dy_scales, 1, 1, width_out}},
-                    {{x_codes, width_in}, {x_scales, 1, 1, width_in}}, dw.data<float>(), accumulate, room, blas_gemm);
+                    {{x_codes, width_in}, {x_scales, 1, 1, width_in}}, dw.data<float>(), accumulate,
+                    [library](auto... product) { gemm(library, product...); });
   }
 
  private:
-  struct Rounded {
-    Operand operand;
-    float* room;
-  };
-
-  // In scratch memory, with room for the strips of a product with `width_out` columns.
-  Rounded round_rows(const Tensor& rows, int64_t width_out) const {
-    const int64_t num_rows = rows.dim(0);
-    const int64_t width = rows.dim(1);
-    float* codes =
-        cpu::scratch_floats(static_cast<size_t>(num_rows * (width + num_fp8_tiles(width)) + kStripRows * width_out));
+  // In scratch memory.
+  Operand round_rows(const Tensor& rows) const {
+    const auto num_rows = static_cast<size_t>(rows.dim(0));
+    const auto width = static_cast<size_t>(rows.dim(1));
+    const auto tiles = static_cast<size_t>(num_fp8_tiles(rows.dim(1)));
+    float* codes = cpu::scratch_floats(num_rows * (width + tiles));
     float* scales = codes + num_rows * width;
-    round_tiles_to_fp8(rows.data<float>(), num_rows, width, kind_, codes, scales);
-    return {{{codes, width}, {scales, 1, num_fp8_tiles(width), 1}}, scales + num_rows * num_fp8_tiles(width)};
+    cpu::for_pieces(*settings_.threads, num_rows, width, [&](size_t first, size_t count) {
+      round_tiles_to_fp8(rows.data<float>() + first * width, static_cast<int64_t>(count), rows.dim(1), kind_,
+                         codes + first * width, scales + first * tiles);
+    });
+    return {{codes, rows.dim(1)}, {scales, 1, num_fp8_tiles(rows.dim(1)), 1}};
+  }
+
+  // Calls round(first row, rows) for each 128 rows.
+  template <class Round>
+  void for_tile_rows(int64_t rows, const Round& round) const {
+    settings_.threads->run(num_fp8_tiles(rows), [&](int64_t tile) {
+      const int64_t first = tile * kFp8TileChannels;
+      round(first, std::min(kFp8TileChannels, rows - first));
+    });
+  }
+
+  void round_columns(const Tensor& rows, float* codes, float* scales) const {
+    const int64_t width = rows.dim(1);
+    for_tile_rows(rows.dim(0), [&](int64_t first, int64_t count) {
+      round_column_tiles_to_fp8(rows.data<float>() + first * width, count, width, kind_, codes + first * width,
+                                scales + first / kFp8TileChannels * width);
+    });
   }
 
   const Fp8Weight& rounded(const Parameter& weight) const {
@@ -144,7 +170,11 @@ class Fp8Products final : public WeightProducts {
       kept = static_cast<Fp8Weight*>(weight.packed.get());
     }
     auto* scales = kept->scales.as<float>();
-    round_blocks_to_fp8(weight.value.data<float>(), width_out, width_in, kind_, kept->codes.as<float>(), scales);
+    for_tile_rows(width_out, [&](int64_t first, int64_t count) {
+      round_blocks_to_fp8(weight.value.data<float>() + first * width_in, count, width_in, kind_,
+                          kept->codes.as<float>() + first * width_in,
+                          scales + first / kFp8TileChannels * num_fp8_tiles(width_in));
+    });
     for (int64_t i = 0; i < num_fp8_tiles(width_out); ++i) {
       for (int64_t j = 0; j < num_fp8_tiles(width_in); ++j) {
         kept->scales_by_column.as<float>()[j * num_fp8_tiles(width_out) + i] = scales[i * num_fp8_tiles(width_in) + j];
@@ -155,14 +185,13 @@ class Fp8Products final : public WeightProducts {
   }
 
   Fp8Scale kind_;
-  RowBits bits_;
-  Poller* poller_;
+  ProductSettings settings_;
 };
 
 }  // namespace
 
-std::unique_ptr<WeightProducts> make_fp8_products(Fp8Scale kind, RowBits bits, Poller* poller) {
-  return std::make_unique<Fp8Products>(kind, bits, poller);
+std::unique_ptr<WeightProducts> make_fp8_products(Fp8Scale kind, const ProductSettings& settings) {
+  return std::make_unique<Fp8Products>(kind, settings);
 }
 
 }  // namespace cadre

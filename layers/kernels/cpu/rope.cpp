@@ -88,9 +88,13 @@ HWY_EXPORT(rope_rows);
 
 void CpuKernels::rope(const Tensor& x, const Tensor& positions, const Rope& rope, RopeDirection direction) const {
   const double sign = direction == RopeDirection::forward ? 1.0 : -1.0;
-  HWY_DYNAMIC_DISPATCH(rope_rows)
-  (x.data<float>(), positions.data<int32_t>(), rope, sign, static_cast<size_t>(x.dim(0)), static_cast<size_t>(x.dim(1)),
-   static_cast<size_t>(x.dim(2)));
+  const auto num_heads = static_cast<size_t>(x.dim(1));
+  const auto head_dim = static_cast<size_t>(x.dim(2));
+  cpu::for_pieces(threads_, static_cast<size_t>(x.dim(0)), num_heads * head_dim, [&](size_t first, size_t count) {
+    HWY_DYNAMIC_DISPATCH(rope_rows)
+    (x.data<float>() + first * num_heads * head_dim, positions.data<int32_t>() + first, rope, sign, count, num_heads,
+     head_dim);
+  });
 }
 
 }  // namespace cadre

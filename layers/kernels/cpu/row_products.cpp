@@ -5,8 +5,7 @@
 #include <algorithm>
 
 #include "comm/base/check.hpp"
-#include "comm/job/poll.hpp"
-#include "layers/kernels/cpu/products.hpp"
+#include "layers/kernels/cpu/gemm.hpp"
 
 // clang-format off: foreach_target.h compiles this file once for each instruction set, and must come first.
 #undef HWY_TARGET_INCLUDE
@@ -103,7 +102,7 @@ HWY_INLINE void dot_tile(const RowGemm& gemm, int64_t row, int64_t rows, int64_t
 // One or two rows wait for memory, and while they stay in the first cache prefetchers follow one row of b after the other
 // best. Else the arithmetic counts: four rows of b side by side, in blocks that stay in the second cache while all rows pass.
 void dot_gemm(const RowGemm& gemm) {
-  const auto& [m, n, k, poller] = gemm.shape;
+  const auto [m, n, k, _] = gemm.shape;
   const bool one_by_one = m <= kFewRows && m * k <= kFirstCache;
   const int64_t panel = m <= kTileRows ? kTileColumns : kPanel;
   for (int64_t begin = 0; begin < n; begin += panel) {
@@ -120,7 +119,6 @@ void dot_gemm(const RowGemm& gemm) {
         }
       }
     }
-    if (poller != nullptr) poller->point();
   }
 }
 
@@ -148,11 +146,10 @@ HWY_INLINE void sum_tile(const RowGemm& gemm, int64_t row, int64_t rows, int64_t
 }
 
 void sum_gemm(const RowGemm& gemm) {
-  const auto& [m, n, k, poller] = gemm.shape;
+  const auto [m, n, k, _] = gemm.shape;
   const auto width = static_cast<int64_t>(hn::Lanes(FloatTag()));
   const auto all_rows = [&](auto tile) HWY_ATTR {
     for (int64_t row = 0; row < m; row += kTileRows) tile(row);
-    if (poller != nullptr) poller->point();
   };
   int64_t column = 0;
   for (; column + 4 * width <= n; column += 4 * width) {
@@ -184,7 +181,9 @@ HWY_EXPORT(row_gemm_of);
 
 namespace {
 
-constexpr int64_t kColumnsOfThread = 128;  // fewer are not worth waking it
+// A part reads this much of b, which takes 20 us or so from memory: less is not worth waking a thread.
+constexpr int64_t kPartElements = 1 << 16;
+constexpr int64_t kPartColumns = 64;  // multiples of them
 
 }  // namespace
 
@@ -196,24 +195,16 @@ void row_gemm(const GemmShape& shape, const GemmOperand& a, const GemmOperand& b
     for (int64_t row = 0; row < shape.m; ++row) std::fill_n(c + row * c_stride, shape.n, 0.0F);
     return;
   }
-  const auto columns = [&](int64_t first, int64_t end, Poller* poller) {
+  const auto columns = [&](int64_t first, int64_t end) {
     const float* b_data = b.data + (b.transposed ? first * b.stride : first);
     HWY_DYNAMIC_DISPATCH(row_gemm_of)
-    ({shape.m, end - first, shape.k, poller}, a, {b_data, b.stride, b.transposed}, c + first, c_stride, alpha);
+    ({shape.m, end - first, shape.k}, a, {b_data, b.stride, b.transposed}, c + first, c_stride, alpha);
   };
-  const int64_t parts = std::min<int64_t>(kernel_threads(), shape.n / kColumnsOfThread);
-  if (parts <= 1) return columns(0, shape.n, shape.poller);
-#ifdef _OPENMP
-#pragma omp parallel for num_threads(static_cast <int>(parts))
-#endif
-  for (int64_t part = 0; part < parts; ++part) {  // the first is the calling thread's
-    columns(shape.n * part / parts, shape.n * (part + 1) / parts, part == 0 ? shape.poller : nullptr);
-  }
-}
-
-void blas_gemm(const GemmShape& shape, const GemmOperand& a, const GemmOperand& b, float* c, int64_t c_stride,
-               float alpha) {
-  gemm(shape, a, b, c, c_stride, alpha);
+  if (shape.threads == nullptr) return columns(0, shape.n);
+  const int64_t width = (kPartElements / shape.k / kPartColumns + 1) * kPartColumns;
+  shape.threads->run((shape.n + width - 1) / width, [&](int64_t part) {
+    columns(part * width, std::min(shape.n, (part + 1) * width));
+  });
 }
 
 }  // namespace cadre

@@ -46,8 +46,7 @@ HWY_INLINE void fetch_start(const float* row, size_t width) {
 
 // A stride counts floats from one index to the next. factors may be null (1).
 void gather_scaled_rows(const float* src, size_t stride, const int32_t* index, const float* factors, float* dst,
-                        size_t num_rows, size_t width) {
-  const bool past_cache = written_past_cache(dst, num_rows, width);
+                        size_t num_rows, size_t width, bool past_cache) {
   for (size_t r = 0; r < num_rows; ++r, dst += width) {
     const float* row = src + static_cast<size_t>(index[r]) * stride;
     if (r + 1 < num_rows) fetch_start(src + static_cast<size_t>(index[r + 1]) * stride, width);
@@ -76,8 +75,7 @@ void sum_scaled_rows(const float* src, size_t stride, const int32_t* index, cons
 }
 
 void sum_ranges_of_rows(const float* src, size_t stride, const int32_t* offsets, const int32_t* index,
-                        const float* factors, float* dst, size_t num_rows, size_t width) {
-  const bool past_cache = written_past_cache(dst, num_rows, width);
+                        const float* factors, float* dst, size_t num_rows, size_t width, bool past_cache) {
   for (size_t r = 0; r < num_rows; ++r, dst += width) {
     const auto first = static_cast<size_t>(offsets[r]);
     const auto count = static_cast<size_t>(offsets[r + 1] - offsets[r]);
@@ -97,10 +95,11 @@ void dot_pairs_of_rows(const float* a, size_t a_stride, const int32_t* a_index, 
   }
 }
 
-void scatter_add_rows(const float* src, const int32_t* index, float* dst, size_t num_rows, size_t width) {
+// Columns [0, count) of rows of `width`.
+void scatter_add_rows(const float* src, const int32_t* index, float* dst, size_t num_rows, size_t width, size_t count) {
   for (size_t r = 0; r < num_rows; ++r, src += width) {
     float* row = dst + static_cast<size_t>(index[r]) * width;
-    for_each_vector(width, [=](size_t i, auto lanes)
+    for_each_vector(count, [=](size_t i, auto lanes)
                                HWY_ATTR { lanes.store(hn::Add(lanes.load(row + i), lanes.load(src + i)), row + i); });
   }
 }
@@ -112,6 +111,7 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 namespace cadre {
 
+HWY_EXPORT(written_past_cache);
 HWY_EXPORT(gather_scaled_rows);
 HWY_EXPORT(sum_ranges_of_rows);
 HWY_EXPORT(dot_pairs_of_rows);
@@ -124,37 +124,62 @@ namespace {
 
 size_t float_stride(const Rows& rows) { return static_cast<size_t>(rows.stride) / sizeof(float); }
 
+const float* at(const float* optional, size_t index) { return optional == nullptr ? nullptr : optional + index; }
+
+// dst[r] = factors[r] src[index[r]], or without factors; a stride counts floats.
+void gather(ThreadPool& threads, const float* src, size_t stride, const Tensor& index, const float* factors,
+            const Tensor& dst) {
+  const size_t width = cpu::width_of(dst);
+  const bool past_cache = HWY_DYNAMIC_DISPATCH(written_past_cache)(dst.data<float>(), count_of(index), width);
+  cpu::for_pieces(threads, count_of(index), width, [&](size_t first, size_t count) {
+    HWY_DYNAMIC_DISPATCH(gather_scaled_rows)
+    (src, stride, index.data<int32_t>() + first, at(factors, first), dst.data<float>() + first * width, count, width,
+     past_cache);
+  });
+}
+
 }  // namespace
 
 void CpuKernels::embedding(const Tensor& ids, const Tensor& table, const Tensor& y) const {
-  HWY_DYNAMIC_DISPATCH(gather_scaled_rows)
-  (table.data<float>(), cpu::width_of(table), ids.data<int32_t>(), nullptr, y.data<float>(), count_of(ids),
-   cpu::width_of(table));
+  gather(threads_, table.data<float>(), cpu::width_of(table), ids, nullptr, y);
 }
 
+// Parts are ranges of columns: each adds up the tokens in their order.
 void CpuKernels::embedding_grad(const Tensor& ids, const Tensor& dy, const Tensor& dtable) const {
-  HWY_DYNAMIC_DISPATCH(scatter_add_rows)
-  (dy.data<float>(), ids.data<int32_t>(), dtable.data<float>(), count_of(ids), cpu::width_of(dtable));
+  constexpr size_t kColumns = 128;
+  const size_t width = cpu::width_of(dtable);
+  threads_.run(static_cast<int64_t>((width + kColumns - 1) / kColumns), [&](int64_t part) {
+    const size_t first = static_cast<size_t>(part) * kColumns;
+    HWY_DYNAMIC_DISPATCH(scatter_add_rows)
+    (dy.data<float>() + first, ids.data<int32_t>(), dtable.data<float>() + first, count_of(ids), width,
+     std::min(kColumns, width - first));
+  });
 }
 
 void CpuKernels::gather_rows(const Rows& src, const Tensor& index, const Tensor& scale, const Tensor& dst) const {
-  HWY_DYNAMIC_DISPATCH(gather_scaled_rows)
-  (src.row<float>(0), float_stride(src), index.data<int32_t>(), data_or_null(scale), dst.data<float>(), count_of(index),
-   static_cast<size_t>(dst.row_numel()));
+  gather(threads_, src.row<float>(0), float_stride(src), index, data_or_null(scale), dst);
 }
 
 void CpuKernels::sum_rows(const Rows& src, const Tensor& offsets, const Tensor& index, const Tensor& weight,
                           const Tensor& dst) const {
-  HWY_DYNAMIC_DISPATCH(sum_ranges_of_rows)
-  (src.row<float>(0), float_stride(src), offsets.data<int32_t>(), index.data<int32_t>(), data_or_null(weight),
-   dst.data<float>(), static_cast<size_t>(dst.dim(0)), static_cast<size_t>(dst.row_numel()));
+  const auto num_rows = static_cast<size_t>(dst.dim(0));
+  const auto width = static_cast<size_t>(dst.row_numel());
+  const bool past_cache = HWY_DYNAMIC_DISPATCH(written_past_cache)(dst.data<float>(), num_rows, width);
+  cpu::for_pieces(threads_, num_rows, width, [&](size_t first, size_t count) {
+    HWY_DYNAMIC_DISPATCH(sum_ranges_of_rows)
+    (src.row<float>(0), float_stride(src), offsets.data<int32_t>() + first, index.data<int32_t>(), data_or_null(weight),
+     dst.data<float>() + first * width, count, width, past_cache);
+  });
 }
 
 void CpuKernels::dot_rows(const Rows& a, const Tensor& a_index, const Rows& b, const Tensor& b_index,
                           const Tensor& out) const {
-  HWY_DYNAMIC_DISPATCH(dot_pairs_of_rows)
-  (a.row<float>(0), float_stride(a), a_index.data<int32_t>(), b.row<float>(0), float_stride(b), b_index.data<int32_t>(),
-   out.data<float>(), count_of(out), static_cast<size_t>(a.width));
+  const auto width = static_cast<size_t>(a.width);
+  cpu::for_pieces(threads_, count_of(out), width, [&](size_t first, size_t count) {
+    HWY_DYNAMIC_DISPATCH(dot_pairs_of_rows)
+    (a.row<float>(0), float_stride(a), a_index.data<int32_t>() + first, b.row<float>(0), float_stride(b),
+     b_index.data<int32_t>() + first, out.data<float>() + first, count, width);
+  });
 }
 
 }  // namespace cadre

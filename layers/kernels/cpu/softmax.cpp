@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Softmax and cross-entropy: the exponentials of a row are computed once and scaled.
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <limits>
 
@@ -142,40 +143,59 @@ HWY_EXPORT(softmax_grad_rows);
 HWY_EXPORT(cross_entropy_rows);
 HWY_EXPORT(cross_entropy_grad_rows);
 
+HWY_EXPORT(rank_rows);
+
 using cpu::num_rows_of;
 using cpu::width_of;
 
 void CpuKernels::softmax(const Tensor& x, const Tensor& y) const {
-  HWY_DYNAMIC_DISPATCH(softmax_rows)(x.data<float>(), y.data<float>(), num_rows_of(x), width_of(x));
+  const size_t width = width_of(x);
+  cpu::for_pieces(threads_, num_rows_of(x), width, [&](size_t first, size_t count) {
+    HWY_DYNAMIC_DISPATCH(softmax_rows)(x.data<float>() + first * width, y.data<float>() + first * width, count, width);
+  });
 }
 
 void CpuKernels::softmax_grad(const Tensor& y, const Tensor& dy, const Tensor& dx) const {
-  HWY_DYNAMIC_DISPATCH(softmax_grad_rows)
-  (y.data<float>(), dy.data<float>(), dx.data<float>(), num_rows_of(y), width_of(y));
+  const size_t width = width_of(y);
+  cpu::for_pieces(threads_, num_rows_of(y), width, [&](size_t first, size_t count) {
+    HWY_DYNAMIC_DISPATCH(softmax_grad_rows)
+    (y.data<float>() + first * width, dy.data<float>() + first * width, dx.data<float>() + first * width, count, width);
+  });
 }
 
 void CpuKernels::cross_entropy(const Tensor& logits, const Tensor& targets, const Tensor& losses) const {
-  HWY_DYNAMIC_DISPATCH(cross_entropy_rows)
-  (logits.data<float>(), targets.data<int32_t>(), losses.data<float>(), num_rows_of(logits), width_of(logits));
+  const size_t width = width_of(logits);
+  cpu::for_pieces(threads_, num_rows_of(logits), width, [&](size_t first, size_t count) {
+    HWY_DYNAMIC_DISPATCH(cross_entropy_rows)
+    (logits.data<float>() + first * width, targets.data<int32_t>() + first, losses.data<float>() + first, count, width);
+  });
 }
 
 void CpuKernels::cross_entropy_grad(const Tensor& logits, const Tensor& targets, double scale,
                                     const Tensor& dlogits) const {
-  HWY_DYNAMIC_DISPATCH(cross_entropy_grad_rows)
-  (logits.data<float>(), targets.data<int32_t>(), scale, dlogits.data<float>(), num_rows_of(logits), width_of(logits));
+  const size_t width = width_of(logits);
+  cpu::for_pieces(threads_, num_rows_of(logits), width, [&](size_t first, size_t count) {
+    HWY_DYNAMIC_DISPATCH(cross_entropy_grad_rows)
+    (logits.data<float>() + first * width, targets.data<int32_t>() + first, scale,
+     dlogits.data<float>() + first * width, count, width);
+  });
 }
-
-HWY_EXPORT(rank_rows);
 
 void CpuKernels::top_k(const Tensor& scores, const Tensor& bias, const Tensor& ids) const {
   const auto num_chosen = static_cast<size_t>(ids.dim(1));
-  const size_t num_rows = cpu::num_rows_of(scores);
+  const size_t width = width_of(scores);
   if (num_chosen == 0) return;
-  const size_t bad_row =
-      HWY_DYNAMIC_DISPATCH(rank_rows)(scores.data<float>(), cpu::data_or_null(bias), ids.data<int32_t>(),
-                                      cpu::scratch_floats(num_chosen), num_rows, cpu::width_of(scores), num_chosen);
-  if (bad_row < num_rows) {
-    throw Error(ErrorKind::numerics, fmt::format("router scores of token row {} hold a NaN", bad_row),
+  std::atomic<size_t> bad_row = num_rows_of(scores);
+  cpu::for_pieces(threads_, num_rows_of(scores), width, [&](size_t first, size_t count) {
+    const size_t bad = HWY_DYNAMIC_DISPATCH(rank_rows)(
+        scores.data<float>() + first * width, cpu::data_or_null(bias), ids.data<int32_t>() + first * num_chosen,
+        cpu::part_scratch(num_chosen), count, width, num_chosen);
+    if (bad == count) return;
+    for (size_t known = bad_row; first + bad < known && !bad_row.compare_exchange_weak(known, first + bad);) {
+    }
+  });
+  if (bad_row < num_rows_of(scores)) {
+    throw Error(ErrorKind::numerics, fmt::format("router scores of token row {} hold a NaN", bad_row.load()),
                 "the activations or the router weights are no longer finite; lower the learning rate");
   }
 }
