@@ -191,7 +191,7 @@ Task<void> Dispatch::numbers_to_tokens(Elements numbers, size_t number_bytes, st
   co_await transfer->finish();
   if (exchange_.is_dry()) co_return;
   const Elements arrived = transfer->unpack();
-  std::memset(into, 0, weights_.size() * number_bytes);
+  std::fill_n(into, weights_.size() * number_bytes, std::byte{});
   for (int64_t i = 0; i < plan().num_slots(); ++i) {
     const auto slot = static_cast<size_t>(plan().slots[plan().token_slot[i]]);
     std::memcpy(into + slot * number_bytes, arrived.at(i), number_bytes);

@@ -30,7 +30,7 @@ void ThreadPool::resize(int threads) {
   has_work_.notify_all();
   others_.clear();
   ends_ = false;
-  for (int i = 1; i < threads; ++i) others_.emplace_back([this] { serve(); });
+  for (int i = 1; i < threads; ++i) others_.emplace_back([this, seen = num_runs_.load()] { serve(seen); });
 }
 
 void ThreadPool::run_in_turn(const Work& work) {
@@ -84,8 +84,7 @@ void ThreadPool::compute(const Work& work, bool polls) {
   }
 }
 
-void ThreadPool::serve() {
-  uint64_t seen = num_runs_;
+void ThreadPool::serve(uint64_t seen) {
   while (true) {
     for (int i = 0; i < kLooks && num_runs_ == seen; ++i) pause_core();
     Work work;

@@ -49,17 +49,18 @@ class ThreadPool {
   void run_parts(const Work& work);
   void run_in_turn(const Work& work);
   void compute(const Work& work, bool polls);
-  void serve();
+  // Takes part in each run after the one with the number `seen`.
+  void serve(uint64_t seen);
 
   Poller* poller_;
   std::vector<std::jthread> others_;
-  std::atomic<std::thread::id> caller_;   // of the run under way; none: the default id
+  std::atomic<std::thread::id> caller_;  // of the run under way; none: the default id
   std::atomic<int64_t> next_part_ = 0;
-  std::atomic<uint64_t> num_runs_ = 0;    // moves on when there is work
-  std::mutex mutex_;                      // of what follows
+  std::atomic<uint64_t> num_runs_ = 0;  // moves on when there is work
+  std::mutex mutex_;                    // of what follows
   std::condition_variable has_work_;
   std::condition_variable is_done_;
-  Work work_;            // parts = 0: none
+  Work work_;                           // parts = 0: none
   std::atomic<int> num_computing_ = 0;  // of the others; changes under the mutex
   int num_asleep_ = 0;
   bool ends_ = false;

@@ -95,7 +95,8 @@ void draw_rows(const Kernels& kernels, const Tensor& rows, uint64_t id) {
 BenchRig::BenchRig(const Communicator& world, const BenchOptions& options, const std::string& precision)
     : options_(options),
       lane_(0, world.duplicate("expert"), world.duplicate("data")),
-      kernels_(make_kernels(world, {.device = options.device, .precision = precision, .threads = options.threads}, RowBits::independent)),
+      kernels_(make_kernels(world, {.device = options.device, .precision = precision, .threads = options.threads},
+                            RowBits::independent)),
       clock_(kernels_->make_clock()) {}
 
 void BenchRig::draw(const Tensor& rows) {

@@ -144,9 +144,9 @@ std::vector<Way> ways_of(const BenchGemmArguments& options, Precision precision)
 std::unique_ptr<Kernels> kernels_of(const BenchGemmArguments& options, Precision precision, ThreadPool& threads,
                                     const std::string& products) {
   if (options.device != "cpu") return make_cuda_kernels(0, precision);
-  return make_cpu_kernels(precision, {.bits = RowBits::as_in_training,
-                                      .threads = &threads,
-                                      .products = ProductChoice::parse(products, "products")});
+  return make_cpu_kernels(
+      precision,
+      {.bits = RowBits::as_in_training, .threads = &threads, .products = ProductChoice::parse(products, "products")});
 }
 
 nlohmann::json bench_single(const BenchGemmArguments& options, ThreadPool& threads) {
@@ -163,8 +163,8 @@ nlohmann::json bench_single(const BenchGemmArguments& options, ThreadPool& threa
                 std::max(best.weight_grad, rates.weight_grad)};
         print_gemm_row(fmt::format("{} {}", name, way.name), shape, rates);
         nlohmann::json& row = rows.emplace_back(rates_json(rates));
-        row.update({{"precision", name}, {"products", way.name}, {"rows", shape.rows}, {"out", shape.out},
-                    {"in", shape.in}});
+        row.update(
+            {{"precision", name}, {"products", way.name}, {"rows", shape.rows}, {"out", shape.out}, {"in", shape.in}});
       }
       if (precision == Precision::fp32) {
         fmt::print("{:>42} {:>8.0f} % {:>8.0f} % {:>9.0f} %\n", "chosen / best", 100.0 * rates.forward / best.forward,

@@ -291,7 +291,8 @@ std::unique_ptr<Kernels> make_reference_kernels();
 enum class RowBits { independent, as_in_training };
 struct CpuOptions {
   RowBits bits = RowBits::independent;
-  ThreadPool* threads = nullptr;  // of the thread that calls the kernels, which they share out their work to; nullptr: it alone
+  ThreadPool* threads =
+      nullptr;  // of the thread that calls the kernels, which they share out their work to; nullptr: it alone
   ProductChoice products = {};
 };
 std::unique_ptr<Kernels> make_cpu_kernels(Precision precision, const CpuOptions& options = {});

@@ -21,7 +21,7 @@ struct ProductChoice {
   static constexpr size_t kNumClasses = kClassEnds.size() + 1;
   using Libraries = std::array<GemmLibrary, kNumClasses>;
 
-  std::array<Libraries, 3> libraries = {};            // [GemmLayout]
+  std::array<Libraries, 3> libraries = {};        // [GemmLayout]
   std::array<bool, kNumClasses> transposes = {};  // y = x W^T reads a transposed copy of W, as nn
 
   GemmLibrary library(GemmLayout layout, int64_t tokens) const;

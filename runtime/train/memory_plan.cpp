@@ -52,8 +52,9 @@ bool reads_in_place(const RunConfig& config, const Topology& topology) {
 // for forward and one for the input gradient; or rounded values and their transposed copy.
 size_t packed_bytes_an_element(const ComputeConfig& compute) {
   if (compute.device != "cpu") return compute.precision == "fp32" ? 0 : 2 * size_of(DType::bf16);
-  const bool transposes = compute.products == "auto" ? has_onednn()
-                                                     : ProductChoice::parse(compute.products, "compute.products").keeps_copies();
+  const bool transposes = compute.products == "auto"
+                              ? has_onednn()
+                              : ProductChoice::parse(compute.products, "compute.products").keeps_copies();
   const size_t transposed = transposes ? sizeof(float) : 0;
   if (compute.precision == "fp32") return transposed;
   if (compute.precision == "bf16" && !multiplies_bf16()) return sizeof(float) + transposed;

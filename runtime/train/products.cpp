@@ -53,8 +53,10 @@ void write_choice(const fs::path& path, const std::string& machine, const Produc
 }  // namespace
 
 fs::path product_cache() {
-  if (const char* cache = std::getenv("XDG_CACHE_HOME"); cache != nullptr && *cache == '/') return fs::path(cache) / "cadre";
-  if (const char* home = std::getenv("HOME"); home != nullptr && *home == '/') return fs::path(home) / ".cache" / "cadre";
+  if (const char* cache = std::getenv("XDG_CACHE_HOME"); cache != nullptr && *cache == '/')
+    return fs::path(cache) / "cadre";
+  if (const char* home = std::getenv("HOME"); home != nullptr && *home == '/')
+    return fs::path(home) / ".cache" / "cadre";
   return {};
 }
 
@@ -92,9 +94,10 @@ RunConfig with_products(const Communicator& world, RunConfig config, std::string
   const std::vector<uint64_t> machines = wait(world.all_gather(mine));
   const auto other = std::ranges::find_if(machines, [&](uint64_t machine) { return machine != machines.front(); });
   if (other != machines.end()) {
-    note = fmt::format("note: rank {} has another CPU or other libraries than rank 0, whose choice of products ({}) all "
-                       "ranks use\n",
-                       other - machines.begin(), config.compute.products);
+    note = fmt::format(
+        "note: rank {} has another CPU or other libraries than rank 0, whose choice of products ({}) all "
+        "ranks use\n",
+        other - machines.begin(), config.compute.products);
   }
   return config;
 }

@@ -7,6 +7,7 @@
 #include <cmath>
 #include <cstring>
 #include <string>
+#include <string_view>
 #include <thread>
 #include <vector>
 
@@ -20,16 +21,36 @@ namespace {
 
 struct Backend {
   const char* name;
-  std::unique_ptr<WeightProducts> (*make)();
+  RowBits bits;
+  const char* products;
+  std::unique_ptr<WeightProducts> (*make)(const ProductSettings& settings);
   bool rounds_operands;
 };
 
+std::unique_ptr<WeightProducts> make_fp32(const ProductSettings& settings) { return make_fp32_products(settings); }
+std::unique_ptr<WeightProducts> make_rounded(const ProductSettings& settings) {
+  return make_fp32_products(settings, /*rounds=*/true);
+}
+constexpr char kCopies[] = "nt=bbbb nn=bbbb tn=bbbb copy=1111";
+
 constexpr Backend kBackends[] = {
-    {"fp32", [] { return make_fp32_products(RowBits::independent); }, false},
-    {"fp32_as_in_training", [] { return make_fp32_products(RowBits::as_in_training); }, false},
-    {"bf16", [] { return make_bf16_products(RowBits::independent); }, true},
-    {"bf16_rounded", [] { return make_rounded_products(RowBits::independent); }, true},
+    {"fp32", RowBits::independent, "openblas", make_fp32, false},
+    {"fp32_as_in_training", RowBits::as_in_training, "openblas", make_fp32, false},
+    {"fp32_with_copies", RowBits::as_in_training, kCopies, make_fp32, false},
+    {"fp32_onednn", RowBits::as_in_training, "onednn", make_fp32, false},
+    {"fp32_onednn_packed", RowBits::as_in_training, "onednn-packed", make_fp32, false},
+    {"bf16", RowBits::independent, "openblas", make_bf16_products, true},
+    {"bf16_rounded", RowBits::independent, "openblas", make_rounded, true},
+    {"bf16_rounded_with_copies", RowBits::as_in_training, kCopies, make_rounded, true},
 };
+
+std::vector<Backend> with_libraries() {
+  std::vector<Backend> all;
+  for (const Backend& each : kBackends) {
+    if (has_onednn() || !std::string_view(each.products).starts_with("onednn")) all.push_back(each);
+  }
+  return all;
+}
 
 class Products : public testing::TestWithParam<Backend> {
  protected:
@@ -65,7 +86,9 @@ class Products : public testing::TestWithParam<Backend> {
     test::expect_near(test::values_of(actual), test::values_of(expected), bound);
   }
 
-  std::unique_ptr<WeightProducts> products = GetParam().make();
+  ThreadPool threads;
+  std::unique_ptr<WeightProducts> products =
+      GetParam().make({&threads, ProductChoice::parse(GetParam().products, "products"), GetParam().bits});
   std::unique_ptr<Kernels> reference = make_reference_kernels();
   Arena arena{Arena::Mode::real, true};
   uint64_t next_id = 0;
@@ -174,7 +197,7 @@ TEST_P(Products, AreTheSameEveryTimeAndInEveryThread) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Cpu, Products, testing::ValuesIn(kBackends),
+INSTANTIATE_TEST_SUITE_P(Cpu, Products, testing::ValuesIn(with_libraries()),
                          [](const auto& instance) { return std::string(instance.param.name); });
 
 TEST(CpuProducts, BackEndsTakeTurnsOnOneWeight) {

@@ -112,7 +112,8 @@ class Fp8Products : public testing::TestWithParam<Fp8Scale> {
   }
 
   Fp8Scale kind = GetParam();
-  std::unique_ptr<WeightProducts> products = make_fp8_products(kind, RowBits::independent);
+  ThreadPool threads;
+  std::unique_ptr<WeightProducts> products = make_fp8_products(kind, {&threads, {}, RowBits::independent});
   std::unique_ptr<Kernels> reference = make_reference_kernels();
   Arena arena{Arena::Mode::real, true};
   uint64_t next_id = 0;

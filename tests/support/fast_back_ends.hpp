@@ -22,6 +22,12 @@ struct FastBackEnd {
 };
 
 inline std::unique_ptr<Kernels> make_fp32_cpu() { return make_cpu_kernels(Precision::fp32); }
+// With oneDNN, where there is one, and a copy of each weight.
+inline std::unique_ptr<Kernels> make_fp32_cpu_packed() {
+  const char* products = has_onednn() ? "onednn-packed" : "nt=bbbb nn=bbbb tn=bbbb copy=1111";
+  return make_cpu_kernels(Precision::fp32,
+                          {.bits = RowBits::as_in_training, .products = ProductChoice::parse(products, "products")});
+}
 inline std::unique_ptr<Kernels> make_twin_in_place() {
   return make_gpu_twin(TwinOrder::ascending, TwinMemory::reached);
 }
@@ -35,9 +41,8 @@ inline std::unique_ptr<Kernels> make_on_cuda() {
 }
 
 inline constexpr FastBackEnd kFastBackEnds[] = {
-    {"Cpu", make_fp32_cpu, 1.0},
-    {"GpuTwin", make_twin_in_place, 2.0},
-    {"GpuTwinCopies", make_twin_with_copies, 2.0},
+    {"Cpu", make_fp32_cpu, 1.0},          {"CpuPacked", make_fp32_cpu_packed, 1.0},
+    {"GpuTwin", make_twin_in_place, 2.0}, {"GpuTwinCopies", make_twin_with_copies, 2.0},
     {"Cuda", make_on_cuda, 2.0},
 };
 

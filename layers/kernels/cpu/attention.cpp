@@ -178,8 +178,8 @@ void attend_grad(const Tile& tile, const AttentionShape& shape, const GradTensor
   const GemmLibrary tn = choice.library(GemmLayout::tn, tile.rows);
   gemm(nt, {tile.rows, width, shape.head_dim}, operand(at.q, tile.q), operand(at.k, tile.k, /*transposed=*/true),
        scores, width, scale);
-  gemm(nt, {tile.rows, width, shape.value_dim}, operand(at.dout, tile.out),
-       operand(at.v, tile.v, /*transposed=*/true), grads, width);
+  gemm(nt, {tile.rows, width, shape.value_dim}, operand(at.dout, tile.out), operand(at.v, tile.v, /*transposed=*/true),
+       grads, width);
   for (int64_t row = 0; row < tile.rows; ++row) {
     const int64_t out_row = tile.out.offset + row * tile.out.stride;
     HWY_DYNAMIC_DISPATCH(score_grads)
@@ -247,9 +247,8 @@ void CpuKernels::attention_grad(const AttentionShape& shape, const Tensor& q, co
   const int64_t tile_floats = kTileRows * shape.kv_len;
   threads_.run(shape.batch * shape.num_kv_heads, [&](int64_t block) {
     float* scores = cpu::part_scratch(static_cast<size_t>(2 * tile_floats));
-    for_each_tile(shape, block, shape.value_dim, [&](const Tile& tile) {
-      attend_grad(tile, shape, tensors, scores, scores + tile_floats, choice_);
-    });
+    for_each_tile(shape, block, shape.value_dim,
+                  [&](const Tile& tile) { attend_grad(tile, shape, tensors, scores, scores + tile_floats, choice_); });
   });
 }
 

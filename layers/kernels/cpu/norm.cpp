@@ -141,7 +141,7 @@ constexpr size_t kColumns = 64;  // of a part of a sum over rows, whose order no
 // Calls body(first, count) for pieces of the columns of x.
 template <class Body>
 void for_columns(ThreadPool& threads, const Tensor& x, const Body& body) {
-  const size_t width = width_of(x);
+  const size_t width = num_rows_of(x) == 0 ? 0 : width_of(x);
   threads.run(static_cast<int64_t>((width + kColumns - 1) / kColumns), [&](int64_t i) {
     const size_t first = static_cast<size_t>(i) * kColumns;
     body(first, std::min(kColumns, width - first));
@@ -184,8 +184,8 @@ void CpuKernels::layer_norm(const Tensor& x, const Tensor& weight, const Tensor&
   const size_t width = width_of(x);
   cpu::for_pieces(threads_, num_rows_of(x), width, [&](size_t first, size_t count) {
     HWY_DYNAMIC_DISPATCH(layer_norm_rows)
-    (x.data<float>() + first * width, weight.data<float>(), bias.data<float>(), epsilon, y.data<float>() + first * width,
-     mean.data<float>() + first, rstd.data<float>() + first, count, width);
+    (x.data<float>() + first * width, weight.data<float>(), bias.data<float>(), epsilon,
+     y.data<float>() + first * width, mean.data<float>() + first, rstd.data<float>() + first, count, width);
   });
 }
 

@@ -18,9 +18,8 @@ std::string onednn_version() {
 void onednn_gemm(const GemmShape& shape, const GemmOperand& a, const GemmOperand& b, float* c, int64_t c_stride,
                  float alpha, float beta) {
   omp_set_num_threads(1);  // OpenMP keeps a number for each thread
-  const dnnl_status_t status =
-      dnnl_sgemm(a.transposed ? 'T' : 'N', b.transposed ? 'T' : 'N', shape.m, shape.n, shape.k, alpha, a.data, a.stride,
-                 b.data, b.stride, beta, c, c_stride);
+  const dnnl_status_t status = dnnl_sgemm(a.transposed ? 'T' : 'N', b.transposed ? 'T' : 'N', shape.m, shape.n, shape.k,
+                                          alpha, a.data, a.stride, b.data, b.stride, beta, c, c_stride);
   if (status != dnnl_success) {
     throw Error(ErrorKind::internal, fmt::format("oneDNN refused a product of {} x {} x {}: status {}", shape.m,
                                                  shape.n, shape.k, static_cast<int>(status)));

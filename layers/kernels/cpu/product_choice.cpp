@@ -73,8 +73,9 @@ ProductChoice ProductChoice::parse(std::string_view text, std::string_view key) 
                            [](char c) { return c == 'o' ? GemmLibrary::onednn : GemmLibrary::openblas; });
   }
   std::ranges::transform(letters_of(kCopies), choice.transposes.begin(), [](char c) { return c == '1'; });
-  CADRE_CHECK(choice.text() == text, fmt::format("{} = \"{}\" is no choice of products", key, text),
-              "auto, openblas, onednn, onednn-packed, or what a run printed, such as \"nt=bboo nn=oooo tn=oooo copy=0111\"");
+  CADRE_CHECK(
+      choice.text() == text, fmt::format("{} = \"{}\" is no choice of products", key, text),
+      "auto, openblas, onednn, onednn-packed, or what a run printed, such as \"nt=bboo nn=oooo tn=oooo copy=0111\"");
   return choice;
 }
 
@@ -88,9 +89,7 @@ constexpr double kClearlyFaster = 0.97;  // else the simpler way stays
 
 class ProductTimer {
  public:
-  ProductTimer() {
-    std::fill_n(buffers_.as<float>(), buffers_.bytes() / sizeof(float), 1.0F);
-  }
+  ProductTimer() { std::fill_n(buffers_.as<float>(), buffers_.bytes() / sizeof(float), 1.0F); }
 
   // The shortest of some times, in seconds.
   double time(GemmLibrary library, GemmLayout layout, int64_t tokens) {
@@ -134,8 +133,8 @@ ProductChoice measure_products() {
       choice.libraries[at][i] = GemmLibrary::onednn;
       seconds[at] = other;
     }
-    choice.transposes[i] = seconds[static_cast<size_t>(GemmLayout::nn)] <
-                           kClearlyFaster * seconds[static_cast<size_t>(GemmLayout::nt)];
+    choice.transposes[i] =
+        seconds[static_cast<size_t>(GemmLayout::nn)] < kClearlyFaster * seconds[static_cast<size_t>(GemmLayout::nt)];
   }
   return choice;
 }
@@ -150,7 +149,8 @@ std::string product_machine() {
   }
   const char* isa = std::getenv("ONEDNN_MAX_CPU_ISA");
   return fmt::format("{}; {}; OpenBLAS {}; oneDNN {}{}{}", name, cpu_vector_target(), blas_core_name(),
-                     has_onednn() ? onednn_version() : "none", isa == nullptr ? "" : " up to ", isa == nullptr ? "" : isa);
+                     has_onednn() ? onednn_version() : "none", isa == nullptr ? "" : " up to ",
+                     isa == nullptr ? "" : isa);
 }
 
 }  // namespace cadre

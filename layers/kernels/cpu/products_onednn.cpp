@@ -189,8 +189,7 @@ class OneDnnProducts final : public WeightProducts {
     const Product* last = rest == 0 ? nullptr : &product_of(rest);
     threads_.run(num_whole + (rest == 0 ? 0 : 1), [&](int64_t i) {
       const Tensor part = dw.rows(i * tile, i < num_whole ? tile : rest);
-      const memory source =
-          view(column_major(part.dim(0), padded_rows, kOperand, dw.dim(0)), grads + i * tile);
+      const memory source = view(column_major(part.dim(0), padded_rows, kOperand, dw.dim(0)), grads + i * tile);
       const memory output = view(row_major(part.dim(0), dw.dim(1), ElementType::f32), part.raw());
       (i < num_whole ? whole : *last)
           .execute({{DNNL_ARG_SRC, source}, {DNNL_ARG_WEIGHTS, inputs}, {DNNL_ARG_DST, output}});
@@ -227,7 +226,8 @@ class OneDnnProducts final : public WeightProducts {
       const auto [first, product] = parts[static_cast<size_t>(i)];
       const int64_t end = i + 1 < std::ssize(parts) ? parts[static_cast<size_t>(i) + 1].first : in.dim(0);
       const memory source = view(row_major(end - first, extents[1], kOperand), operand + first * extents[1]);
-      const memory output = view(row_major(end - first, extents[0], ElementType::f32), out.rows(first, end - first).raw());
+      const memory output =
+          view(row_major(end - first, extents[0], ElementType::f32), out.rows(first, end - first).raw());
       product->execute({{DNNL_ARG_SRC, source}, {DNNL_ARG_WEIGHTS, weight}, {DNNL_ARG_DST, output}});
     });
   }

@@ -202,9 +202,8 @@ void row_gemm(const GemmShape& shape, const GemmOperand& a, const GemmOperand& b
   };
   if (shape.threads == nullptr) return columns(0, shape.n);
   const int64_t width = (kPartElements / shape.k / kPartColumns + 1) * kPartColumns;
-  shape.threads->run((shape.n + width - 1) / width, [&](int64_t part) {
-    columns(part * width, std::min(shape.n, (part + 1) * width));
-  });
+  shape.threads->run((shape.n + width - 1) / width,
+                     [&](int64_t part) { columns(part * width, std::min(shape.n, (part + 1) * width)); });
 }
 
 }  // namespace cadre

@@ -148,6 +148,7 @@ void CpuKernels::embedding(const Tensor& ids, const Tensor& table, const Tensor&
 void CpuKernels::embedding_grad(const Tensor& ids, const Tensor& dy, const Tensor& dtable) const {
   constexpr size_t kColumns = 128;
   const size_t width = cpu::width_of(dtable);
+  if (count_of(ids) == 0) return;
   threads_.run(static_cast<int64_t>((width + kColumns - 1) / kColumns), [&](int64_t part) {
     const size_t first = static_cast<size_t>(part) * kColumns;
     HWY_DYNAMIC_DISPATCH(scatter_add_rows)

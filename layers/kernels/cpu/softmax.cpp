@@ -187,9 +187,9 @@ void CpuKernels::top_k(const Tensor& scores, const Tensor& bias, const Tensor& i
   if (num_chosen == 0) return;
   std::atomic<size_t> bad_row = num_rows_of(scores);
   cpu::for_pieces(threads_, num_rows_of(scores), width, [&](size_t first, size_t count) {
-    const size_t bad = HWY_DYNAMIC_DISPATCH(rank_rows)(
-        scores.data<float>() + first * width, cpu::data_or_null(bias), ids.data<int32_t>() + first * num_chosen,
-        cpu::part_scratch(num_chosen), count, width, num_chosen);
+    const size_t bad = HWY_DYNAMIC_DISPATCH(rank_rows)(scores.data<float>() + first * width, cpu::data_or_null(bias),
+                                                       ids.data<int32_t>() + first * num_chosen,
+                                                       cpu::part_scratch(num_chosen), count, width, num_chosen);
     if (bad == count) return;
     for (size_t known = bad_row; first + bad < known && !bad_row.compare_exchange_weak(known, first + bad);) {
     }
