@@ -2,6 +2,7 @@
 // cadre train: the main job.
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <filesystem>
 #include <memory>
 #include <optional>
@@ -18,9 +19,12 @@
 #include "runtime/checkpoint/directory.hpp"
 #include "runtime/checkpoint/model_checkpoint.hpp"
 #include "runtime/checkpoint/safetensors.hpp"
+#include "runtime/checkpoint/stored_values.hpp"
 #include "runtime/config/run_file.hpp"
 #include "runtime/config/step_changes.hpp"
 #include "runtime/observe/process_memory.hpp"
+#include "runtime/tokenizer/bytes.hpp"
+#include "runtime/tokenizer/tokenizer.hpp"
 #include "runtime/train/devices.hpp"
 #include "runtime/train/host_memory.hpp"
 #include "runtime/train/memory_plan.hpp"
@@ -195,11 +199,11 @@ void train_with_survivors(const RunConfig& config, const Job& job) {
   });
 }
 
-// A run begins with random weights, in a folder of its own.
+// A run has a folder of its own.
 void check_out_folder(const RunConfig& config) {
   const std::string weights = weights_in(config.out);
   CADRE_CHECK(weights.empty(), fmt::format("out = {} holds the weights of a model ({})", config.out, weights),
-              "a run begins with random weights and would not use these: name another folder");
+              fmt::format("name another folder; train.init={} starts from these weights", config.out));
 }
 
 // What a config.json that the model was made from has and the run does not use.
@@ -210,16 +214,62 @@ std::string model_config_notes(const std::filesystem::path& path) {
   std::string notes = unused_keys_note(path, unused);
   const std::string weights = weights_in(path.parent_path());
   if (!weights.empty()) {
-    notes += fmt::format("note: {}: only the shape is read; the weights beside it ({}) are not used\n", path.string(),
-                         weights);
+    notes +=
+        fmt::format("note: {}: only the shape is read; the weights beside it ({}) are not used, as train.init would\n",
+                    path.string(), weights);
   }
   return notes;
 }
 
-void run_train(const TrainArguments& options, const Job& job) {
+// train.init; or what checkpoint.resume names where another program wrote it, which has no state to go on from.
+std::string weights_to_start_from(const RunConfig& config) {
+  const std::string& resume = config.checkpoint.resume;
+  if (!config.train.init.empty() || resume == "auto" || resume == "never") return config.train.init;
+  const std::filesystem::path path = resume;
+  std::error_code none;
+  const bool is_foreign =
+      std::filesystem::exists(path / kConfigFile, none) && !std::filesystem::exists(path / kManifestFile, none);
+  return is_foreign ? resume : "";
+}
+
+// Keys of the run file may change how the model is trained, not which tensors it has.
+void check_all_are_read(const std::filesystem::path& checkpoint, const ModelConfig& model) {
+  const std::vector<std::string> known = unread_tensors(checkpoint, read_model_config(checkpoint));
+  for (const std::string& name : unread_tensors(checkpoint, model)) {
+    CADRE_CHECK(std::ranges::find(known, name) != known.end(),
+                fmt::format("{}: the model of this run has no place for {}", checkpoint.string(), name),
+                "leave the keys of its shape, such as model.num_hidden_layers, to the config.json in train.init");
+  }
+}
+
+// The directory that weights come from defines the model, below what run file and command line say of it, and, instead of
+// bytes, the tokenizer.
+RunConfig config_of_run(const TrainArguments& options) {
   std::vector<std::string> overrides = options.overrides;
   if (!options.metrics.empty()) overrides.push_back("log.metrics=" + options.metrics);
   RunConfig config = load_run_config(options.run_file, overrides);
+  const std::string init = weights_to_start_from(config);
+  if (init.empty()) return config;
+  const std::filesystem::path checkpoint = find_checkpoint(init);
+  const std::filesystem::path model = checkpoint / kConfigFile;
+  std::error_code none;
+  CADRE_CHECK(config.model_config_read.empty() || std::filesystem::equivalent(config.model_config_read, model, none),
+              fmt::format("model.config = {} and train.init = {} are given", config.model_config_read, init),
+              "leave out model.config: the config.json in train.init defines the model");
+  overrides.push_back("model.config=" + model.string());
+  config = load_run_config(options.run_file, overrides);
+  if (config.train.init.empty()) {
+    config.train.init = init;
+    config.checkpoint.resume = "auto";
+  }
+  check_all_are_read(checkpoint, config.model);
+  const bool has_tokenizer = !read_tokenizer_files(checkpoint.string()).empty();
+  if (config.data.tokenizer == kByteTokenizer && has_tokenizer) config.data.tokenizer = checkpoint.string();
+  return config;
+}
+
+void run_train(const TrainArguments& options, const Job& job) {
+  RunConfig config = config_of_run(options);
   if (options.print_out) {
     if (job.rank() != 0) return;
     fmt::print("{}\n", config.out);
@@ -240,7 +290,10 @@ void run_train(const TrainArguments& options, const Job& job) {
   check_recovery(config, num_ranks, job.context());
   config = with_end_of_text(std::move(config));
   check_out_folder(config);
-  if (job.rank() == 0) say(model_config_notes(config.model_config_read));
+  if (job.rank() == 0) {
+    say(config.train.init.empty() ? model_config_notes(config.model_config_read)
+                                  : checkpoint_notes(find_checkpoint(config.train.init)));
+  }
   job.context().set_deadline(config.exchange.deadline_s);
   if (config.recover == "survivors" && job.size() > 1) return train_with_survivors(config, job);
   job.on_ranks(options.ranks, [&](Communicator world) {

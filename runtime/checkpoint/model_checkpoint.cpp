@@ -148,19 +148,22 @@ std::optional<Manifest> read_verified_manifest(const fs::path& directory) {
 
 }  // namespace
 
-Manifest load_checkpoint(const fs::path& directory, const ParameterStore& store, AdamW* optimizer) {
+Manifest load_checkpoint(const fs::path& directory, const ParameterStore& store, AdamW* optimizer,
+                         const ParameterChoice& chosen) {
   CADRE_CHECK(fs::is_directory(directory), fmt::format("{} is not a directory", directory.string()),
               "name the directory of a checkpoint, such as RUN/step_00000100 or RUN/latest");
   const std::optional<Manifest> manifest = read_verified_manifest(directory);
-  CADRE_CHECK(manifest || optimizer == nullptr,
-              fmt::format("{} has no {}: training cannot go on from it", directory.string(), kManifestFile),
-              "only a checkpoint that Cadre wrote holds the state of the optimiser");
+  CADRE_CHECK(
+      manifest || optimizer == nullptr,
+      fmt::format("{} has no {}: training cannot go on from it", directory.string(), kManifestFile),
+      fmt::format("only a checkpoint that Cadre wrote holds the state of the optimiser; train.init={} starts a new run "
+                  "from these weights",
+                  directory.string()));
 
   const Manifest* known = manifest ? &*manifest : nullptr;
-  const TensorLoad values(directory, "", known, name_values(store, any_parameter));
+  const TensorLoad values(directory, "", known, name_values(store, chosen));
   std::optional<TensorLoad> moments;
-  if (optimizer != nullptr)
-    moments.emplace(directory, kOptimizerFolder, known, name_moments(*optimizer, any_parameter));
+  if (optimizer != nullptr) moments.emplace(directory, kOptimizerFolder, known, name_moments(*optimizer, chosen));
 
   values.copy();
   if (moments) moments->copy();

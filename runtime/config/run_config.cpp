@@ -65,6 +65,8 @@ std::vector<Section> sections_of(RunConfig& c) {
        }},
       {"train",
        {
+           {"init", &c.train.init, any(),
+            "directory of a model, by Hugging Face or Cadre, whose shape, weights and tokenizer a new run starts from"},
            {"steps", &c.train.steps, at_least(1), "optimiser steps"},
            {"batch", &c.train.batch, at_least(1), "sequences in a step, over all ranks"},
            {"micro_batches", &c.train.micro_batches, at_least(1), "number of parts that the batch is split into"},

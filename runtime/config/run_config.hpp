@@ -25,6 +25,7 @@ struct DataConfig {
 };
 
 struct TrainConfig {
+  std::string init;  // directory of a model whose weights a new run starts from; empty: random ones
   int64_t steps = 1000;
   int64_t batch = 32;         // sequences of the global batch, over all ranks
   int64_t micro_batches = 1;  // the global batch is cut in that many

@@ -21,6 +21,7 @@
 #include "runtime/checkpoint/file.hpp"
 #include "runtime/checkpoint/model_checkpoint.hpp"
 #include "runtime/checkpoint/safetensors.hpp"
+#include "runtime/checkpoint/stored_values.hpp"
 #include "runtime/config/config_changes.hpp"
 #include "runtime/config/run_file.hpp"
 #include "runtime/config/step_changes.hpp"
@@ -187,6 +188,23 @@ Resumed resume_from_checkpoint(Worker& worker, AdamW& optimizer, const RunConfig
   }
   resumed.progress = from_rank_0(world, resumed.progress);
   return resumed;
+}
+
+void start_from_weights(Worker& worker, const RunConfig& config, std::vector<std::string>& notes) {
+  const std::string& init = config.train.init;
+  const int64_t num_layers = config.model.num_hidden_layers;
+  const auto failure = attempt_together(worker.world(), kFileDeadlineSeconds, "loading weights", [&] {
+    const std::vector<fs::path> found = checkpoints_at(init);
+    CADRE_CHECK(!found.empty(), fmt::format("train.init = \"{}\" is no directory of a model", init),
+                "it holds config.json and *.safetensors, or is the folder of a run");
+    const bool has_mtp = stored_mtp_modules(found.front(), config.model) == config.model.num_nextn_predict_layers;
+    load_checkpoint(found.front(), worker.store(), nullptr, [&](const Parameter& parameter) {
+      return has_mtp || layer_of(parameter.name()).value_or(0) < num_layers;
+    });
+    notes.push_back(fmt::format("starts from the weights in {}", found.front().string()));
+    if (!has_mtp) notes.push_back("the MTP modules, which it has none of, start with random weights");
+  });
+  if (failure) throw Error(failure->kind, failure->text, failure->hint);
 }
 
 std::optional<RunConfig> config_to_resume(const RunConfig& config) {

@@ -33,6 +33,11 @@ Resumed resume_from_checkpoint(Worker& worker, AdamW& optimizer, const RunConfig
 // there is none or it cannot be read. For rank 0.
 std::optional<RunConfig> config_to_resume(const RunConfig& config);
 
+// Collective over the world. Fills parameters with the weights in the directory train.init, as load_checkpoint does. MTP modules
+// that its files have none of stay as they are, which `notes` say. Throws, on all ranks, on what is missing, damaged or of
+// another shape.
+void start_from_weights(Worker& worker, const RunConfig& config, std::vector<std::string>& notes);
+
 // Collective over `world`. The step after the newest checkpoint, whole or not; 1 without one.
 int64_t likely_next_step(const Communicator& world, const RunConfig& config);
 

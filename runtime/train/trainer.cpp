@@ -87,6 +87,7 @@ Trainer::Trainer(Communicator world, const RunConfig& config, PartnerCopies* cop
     progress_ = resumed.progress;
     saved_step_ = progress_.step;
     notes = std::move(resumed.notes);
+    if (progress_.step == 0 && !whole_.train.init.empty()) start_from_weights(worker_, whole_, notes);
   }
   check_agreement();
   if (worker_.world().rank() == 0) {

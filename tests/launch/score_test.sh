@@ -50,6 +50,36 @@ alone train "$folder/run.toml" "model.config=$checkpoint/config.json" "out=$fold
 succeeded "training from a config.json"
 says "$checkpoint/config.json: only the shape is read; the weights beside it (model.safetensors"
 
+# A new run starts from the weights of any directory, here one without what another program would not have written.
+mkdir "$folder/published"
+cp "$checkpoint"/{config.json,*.safetensors*} "$folder/published"
+still=(train.steps=1 train.learning_rate=0 train.min_learning_rate=0 train.weight_decay=0 model.bias_update_rate=0)
+on_two_ranks train "$folder/run.toml" "train.init=$folder/published" "out=$folder/tuned" "${still[@]}"
+succeeded "training from given weights"
+says "starts from the weights in $folder/published" "step 1/1"
+alone score "$folder/tuned" --tokens "$golden/expected.safetensors" --out "$folder/two.safetensors" --routing
+succeeded "score of what was not changed"
+equal "$folder/one.safetensors" "$folder/two.safetensors"
+alone train "$folder/run.toml" "checkpoint.resume=$folder/published" "out=$folder/tuned_too" train.steps=1
+succeeded "training from given weights, under the name of another key"
+says "starts from the weights in $folder/published"
+alone score "$folder/tuned_too" --tokens "$golden/expected.safetensors" --out "$folder/two.safetensors" --routing
+succeeded "score of what was trained"
+if "$compare" "$folder/one.safetensors" "$folder/two.safetensors" >"$output"; then fail "a step changes nothing"; fi
+
+# Weights that a run cannot start from.
+on_two_ranks train "$folder/run.toml" "train.init=$folder/none" "out=$folder/x"
+refused 2 "$folder/none: no such directory"
+on_two_ranks train "$folder/run.toml" "train.init=$folder/published" "model.config=$golden/config.json" "out=$folder/x"
+refused 2 "train.init defines the model"
+on_two_ranks train "$folder/run.toml" "train.init=$folder/published" model.num_hidden_layers=3 "out=$folder/x"
+refused 2 "no place for" "model.layers.2.eh_proj.weight"
+on_two_ranks train "$folder/run.toml" "train.init=$folder/published" model.n_routed_experts=2 "out=$folder/x"
+refused 2 "no place for" "experts.2."
+on_two_ranks train "$folder/run.toml" "train.init=$folder/published" model.hidden_size=32 "out=$folder/x"
+refused 2 "model.embed_tokens.weight"
+[[ ! -e "$folder/x/checkpoints" ]] || fail "a refused run left a checkpoint"
+
 # What cannot be scored.
 on_two_ranks score "$golden" --tokens "$golden/expected.safetensors"
 refused 2 "--out is missing"
