@@ -67,6 +67,20 @@ void take_data(const std::string& path, DataConfig& data) {
   data.mixture.clear();
 }
 
+Field weights_option(ComputeArguments& compute) {
+  return {"weights", &compute.weights, one_of({"fp32", "bf16", "int8", "fp8"}),
+          "format that the weights are kept in, on CPUs"};
+}
+
+Field threads_option(ComputeArguments& compute) {
+  return {"threads", &compute.threads, at_least(0), "threads that compute in a rank; 0: as in the run"};
+}
+
+void apply(const ComputeArguments& arguments, ComputeConfig& compute) {
+  compute.weights = arguments.weights;
+  if (arguments.threads > 0) compute.threads = arguments.threads;
+}
+
 Field placement_option(std::string& file) {
   return {"placement", &file, any(),
           "file that assigns experts and copies to these ranks, from cadre plan placement --json"};

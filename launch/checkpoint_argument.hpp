@@ -25,6 +25,15 @@ RunConfig run_config_of(const std::filesystem::path& checkpoint, std::vector<std
 Field dead_experts_option(std::string& experts);
 void leave_out(const std::string& experts, ModelConfig& model);
 
+// --weights and --threads of a command that trains nothing, in place of compute.weights and compute.threads.
+struct ComputeArguments {
+  std::string weights = "fp32";
+  int64_t threads = 0;  // as in the run
+};
+Field weights_option(ComputeArguments& compute);
+Field threads_option(ComputeArguments& compute);
+void apply(const ComputeArguments& arguments, ComputeConfig& compute);
+
 // --placement of a command: where the experts lie, for this many ranks.
 Field placement_option(std::string& file);
 

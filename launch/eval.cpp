@@ -23,6 +23,7 @@ struct EvalArguments {
   int64_t batches = TrainConfig().eval_batches;
   std::string dead_experts;
   std::string placement;
+  ComputeArguments compute;
   int64_t ranks = 0;
 };
 
@@ -48,6 +49,7 @@ void run_eval(const EvalArguments& options, const Job& job) {
   take_data(options.data, config.data);
   leave_out(options.dead_experts, config.model);
   config.parallel.placement = options.placement;
+  apply(options.compute, config.compute);
   const auto [parts, summaries] = held_out(config);
   for (size_t i = 0; job.rank() == 0 && i < parts.size(); ++i) {
     fmt::print("data {}; {} held out\n", describe(summaries[i]), parts[i].tokens.num_tokens());
@@ -55,12 +57,23 @@ void run_eval(const EvalArguments& options, const Job& job) {
   const BatchReader reader(parts, config.data.sequence_length, config.train.batch, static_cast<uint64_t>(config.seed));
   const std::optional<TaskLabeller> labeller = make_task_labeller(config);
   const WorkerOptions worker_options = inference_options(config);
-  job.on_ranks(options.ranks, [&](Communicator world) {
+  job.on_ranks(options.ranks, [&](const Communicator& world) {
     print_banner(world, config);
-    Worker worker(std::move(world), worker_options);
-    load_checkpoint(checkpoint, worker.store(), nullptr);
-    const Evaluation evaluation = evaluate(worker, reader, config, options.batches, labeller ? &*labeller : nullptr);
-    if (worker.world().rank() == 0) print_evaluation(evaluation, worker.model().config());
+    const auto evaluate_with = [&](const std::string& weights) {
+      WorkerOptions with = worker_options;
+      with.compute.weights = weights;
+      Worker worker(world.duplicate(world.name()), with);
+      load_checkpoint(checkpoint, worker.store(), nullptr);
+      return evaluate(worker, reader, config, options.batches, labeller ? &*labeller : nullptr);
+    };
+    const Evaluation evaluation = evaluate_with(config.compute.weights);
+    if (world.rank() == 0) print_evaluation(evaluation, config.model);
+    if (config.compute.weights != "fp32") {
+      const double loss = evaluate_with("fp32").loss;
+      if (world.rank() == 0) {
+        fmt::print("with weights in fp32: loss {:.4f}, perplexity {:.3f}\n", loss, std::exp(loss));
+      }
+    }
     if (std::isfinite(evaluation.loss)) return;
     throw Error(ErrorKind::numerics, fmt::format("{}: the held-out loss is {}", checkpoint.string(), evaluation.loss),
                 "a weight is not finite or an activation overflows: evaluate an earlier checkpoint");
@@ -82,6 +95,8 @@ Command eval_command() {
                    "largest number of batches of train.batch sequences; each held-out window counts once"},
                   dead_experts_option(options->dead_experts),
                   placement_option(options->placement),
+                  weights_option(options->compute),
+                  threads_option(options->compute),
                   ranks_option(options->ranks)},
       .run = [options](const Job& job) { run_eval(*options, job); }};
 }

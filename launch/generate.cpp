@@ -38,6 +38,7 @@ struct GenerateArguments {
   int64_t cache_mib = 0;
   std::string dead_experts;
   std::string placement;
+  ComputeArguments compute;
   bool explain = false;
   int64_t ranks = 0;
   std::set<std::string> given;  // options on the command line
@@ -139,6 +140,7 @@ void run_generate(const GenerateArguments& options, const Job& job) {
   const std::string notes = checkpoint_notes(checkpoint);
   if (job.rank() == 0) fmt::print(stderr, "{}", notes);
   leave_out(options.dead_experts, config.model);
+  apply(options.compute, config.compute);
   config.parallel.placement = options.placement;
   const auto tokenizer = tokenizer_of(checkpoint, config);
   const std::vector<int32_t> end_tokens = end_tokens_of(checkpoint, config.model.vocab_size);
@@ -216,6 +218,8 @@ Command generate_command() {
            task_option(options->requests.task),
            dead_experts_option(options->dead_experts),
            placement_option(options->placement),
+           weights_option(options->compute),
+           threads_option(options->compute),
            {"explain", &options->explain, any(), "print the recognised task of each prompt and its keywords"},
            ranks_option(options->ranks)},
       .lists = {{"prompt", &options->requests.prompts, "text to continue"}},

@@ -277,6 +277,9 @@ void run_train(const TrainArguments& options, const Job& job) {
   }
   const int num_ranks = job.num_ranks(options.ranks);
   check(config, num_ranks);
+  CADRE_CHECK(config.compute.weights == "fp32",
+              fmt::format("compute.weights = {}, allowed: fp32", config.compute.weights),
+              "what trains is kept in fp32; generate, score and eval take other formats");
   check_stage_shapes(config);
   if (options.print_config) {
     if (job.rank() != 0) return;

@@ -30,6 +30,7 @@ struct BenchGenerateArguments {
   int64_t max_new = 32;
   int64_t batch = 1;
   std::string precision = "fp32";
+  std::string weights = "fp32";
   std::string strategy = "auto";
   int64_t iterations = 5;
   int64_t threads = 1;
@@ -70,15 +71,22 @@ WorkerOptions worker_options(const BenchGenerateArguments& options) {
   worker.model.eos_token_id = -1;
   worker.exchange.strategy = options.strategy;
   worker.compute.precision = options.precision;
+  worker.compute.weights = options.weights;
   worker.compute.threads = options.threads;
   worker.with_grad = false;
   return worker;
 }
 
+double bytes_a_weight(const BenchGenerateArguments& options) {
+  if (options.weights == "int8") return 1.0 + 4.0 / 32.0;  // with a scale for 32
+  if (options.weights == "fp8") return 1.0 + 4.0 / 128.0;
+  return options.weights == "bf16" || options.precision == "bf16" ? 2.0 : 4.0;
+}
+
 // Weights that a pass with one token of each text reads: experts as often as they are expected to be visited.
 double weight_bytes(const ModelConfig& model, const BenchGenerateArguments& options) {
   const ParameterCount count = count_parameters(model);
-  const double bytes = options.precision == "bf16" ? 2.0 : 4.0;
+  const double bytes = bytes_a_weight(options);
   const double met = static_cast<double>(count.active - (model.tie_word_embeddings ? 0 : count.embedding));
   if (model.n_routed_experts == 0) return bytes * met;
   const auto [experts, top_k] = std::pair(model.n_routed_experts, model.num_experts_per_tok);
@@ -196,6 +204,7 @@ void report(const Worker& worker, const ModelConfig& model, const BenchGenerateA
                      {"prompt", options.prompt},
                      {"max_new", options.max_new},
                      {"precision", options.precision},
+                     {"weights", options.weights},
                      {"strategy", worker.exchange_name()},
                      {"parameters", count_parameters(model).total},
                      {"prefill_tokens_per_second", prefill_rate},
@@ -234,6 +243,8 @@ Command bench_generate_command() {
                       {"max-new", &options->max_new, at_least(2), "new tokens per text"},
                       {"batch", &options->batch, at_least(1), "texts at once, over all ranks"},
                       {"precision", &options->precision, one_of({"fp32", "bf16"}), "type of the products"},
+                      {"weights", &options->weights, one_of({"fp32", "bf16", "int8", "fp8"}),
+                       "format that the weights are kept in"},
                       {"strategy", &options->strategy, one_of({"auto", "flat", "shared", "hierarchical", "all_gather"}),
                        "strategy of the exchange"},
                       {"iterations", &options->iterations, at_least(1), "measured iterations"},

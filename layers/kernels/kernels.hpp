@@ -289,11 +289,15 @@ std::unique_ptr<Kernels> make_reference_kernels();
 // bits whatever other rows the call has (bf16: as far as oneDNN's instructions do it so). as_in_training: the bits of a weight
 // that trains.
 enum class RowBits { independent, as_in_training };
+// How weights that do not train are kept for y = x W^T: as they are; rounded to bf16; int8 codes with a scale (fp32) for 32 of a
+// row, the largest of them / 127; or E4M3 codes with a scale for 128 of a row. Sums are in fp32, rows independent.
+enum class WeightFormat { fp32, bf16, int8, fp8 };
 struct CpuOptions {
   RowBits bits = RowBits::independent;
   ThreadPool* threads =
       nullptr;  // of the thread that calls the kernels, which they share out their work to; nullptr: it alone
   ProductChoice products = {};
+  WeightFormat weights = WeightFormat::fp32;
 };
 std::unique_ptr<Kernels> make_cpu_kernels(Precision precision, const CpuOptions& options = {});
 std::unique_ptr<DeviceClock> make_host_clock();

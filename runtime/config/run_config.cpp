@@ -128,6 +128,8 @@ std::vector<Section> sections_of(RunConfig& c) {
            {"precision", &c.compute.precision, one_of({"fp32", "bf16", "fp8"}), "type of products with weights"},
            {"fp8_scale", &c.compute.fp8_scale, one_of({"fp32", "ue8m0"}),
             "type of the scale of an fp8 tile or block; ue8m0: power of two"},
+           {"weights", &c.compute.weights, one_of({"fp32", "bf16", "int8", "fp8"}),
+            "format that weights are kept in where nothing trains: generate, score, eval; on CPUs"},
            {"threads", &c.compute.threads, at_least(1), "threads that compute in a rank"},
            {"products", &c.compute.products, any(),
             "who multiplies on CPUs: auto (measured once for a machine), openblas, onednn, onednn-packed, or what a run "

@@ -76,6 +76,7 @@ struct ComputeConfig {
   std::string device = "cpu";  // or cuda
   std::string precision = "fp32";
   std::string fp8_scale = "fp32";
+  std::string weights = "fp32";   // of generation, score and eval: the format that they are kept in
   int64_t threads = 1;            // that compute, in each rank
   std::string products = "auto";  // or ProductChoice::text()
 

@@ -53,6 +53,14 @@ Precision precision_of(const ComputeConfig& config) {
                                  {"fp8", is_ue8m0 ? Precision::fp8_ue8m0 : Precision::fp8}});
 }
 
+WeightFormat weight_format(const ComputeConfig& config) {
+  return value_named<WeightFormat>("compute.weights", config.weights,
+                                   {{"fp32", WeightFormat::fp32},
+                                    {"bf16", WeightFormat::bf16},
+                                    {"int8", WeightFormat::int8},
+                                    {"fp8", WeightFormat::fp8}});
+}
+
 CombineMode combine_mode(const ExchangeConfig& config) {
   return value_named<CombineMode>("exchange.combine", config.combine,
                                   {{"partial", CombineMode::partial}, {"slot_order", CombineMode::slot_order}});

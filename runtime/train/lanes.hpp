@@ -33,6 +33,7 @@ struct WorkerOptions {
 };
 
 // These throw on a name that is none.
+WeightFormat weight_format(const ComputeConfig& config);
 Precision precision_of(const ComputeConfig& config);
 CombineMode combine_mode(const ExchangeConfig& config);
 WireFormats wire_formats(const ExchangeConfig& config);

@@ -102,7 +102,9 @@ float* cpu::part_scratch(size_t count) {
 
 namespace {
 
-std::unique_ptr<WeightProducts> products_of(Precision precision, const ProductSettings& settings) {
+std::unique_ptr<WeightProducts> products_of(Precision precision, WeightFormat weights,
+                                            const ProductSettings& settings) {
+  if (weights != WeightFormat::fp32) return make_narrow_products(weights, *settings.threads);
   switch (precision) {
     case Precision::fp32: return make_fp32_products(settings);
     case Precision::bf16: return make_bf16_products(settings);
@@ -118,9 +120,9 @@ CpuKernels::CpuKernels(Precision precision, const CpuOptions& options)
     : own_threads_(options.threads == nullptr ? std::make_unique<ThreadPool>() : nullptr),
       threads_(options.threads == nullptr ? *own_threads_ : *options.threads),
       choice_(options.products),
-      products_(products_of(precision, {&threads_, options.products, options.bits})),
+      products_(products_of(precision, options.weights, {&threads_, options.products, options.bits})),
       in_fp8_(precision == Precision::fp8 || precision == Precision::fp8_ue8m0) {
-  if (precision == Precision::fp32) return;
+  if (precision == Precision::fp32 && options.weights == WeightFormat::fp32) return;
   fp32_ = std::make_unique<CpuKernels>(
       Precision::fp32, CpuOptions{.bits = options.bits, .threads = &threads_, .products = options.products});
 }

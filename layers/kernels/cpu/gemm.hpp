@@ -5,8 +5,9 @@
 #include <cstdint>
 #include <string>
 
+#include "comm/base/buffer.hpp"
 #include "comm/job/thread_pool.hpp"
-#include "layers/kernels/product_choice.hpp"
+#include "layers/kernels/kernels.hpp"
 
 namespace cadre {
 
@@ -34,6 +35,23 @@ void gemm(GemmLibrary library, const GemmShape& shape, const GemmOperand& a, con
 // in place, once for a few rows. As gemm with beta = 0 and `a` not transposed; an element of c has the same bits for any m, n.
 void row_gemm(const GemmShape& shape, const GemmOperand& a, const GemmOperand& b, float* c, int64_t c_stride,
               float alpha = 1.0F);
+
+// A weight [rows, width] in a narrower format.
+struct NarrowMatrix {
+  WeightFormat format = WeightFormat::fp32;
+  int64_t rows = 0;
+  int64_t width = 0;
+  Buffer codes;   // [rows, width]
+  Buffer scales;  // [rows, ceil(width / terms_per_scale)], fp32; none in bf16
+
+  NarrowMatrix() = default;
+  NarrowMatrix(const float* values, int64_t rows, int64_t width, WeightFormat format, ThreadPool& threads);
+  int64_t terms_per_scale() const { return format == WeightFormat::int8 ? 32 : 128; }
+  int64_t scales_per_row() const { return (width + terms_per_scale() - 1) / terms_per_scale(); }
+};
+
+// row_gemm with b transposed, on the values that b stands for: code x scale, rounded to fp32. Not of format fp32.
+void row_gemm(const GemmShape& shape, const GemmOperand& a, const NarrowMatrix& b, float* c, int64_t c_stride);
 
 // The core type whose kernels OpenBLAS took: "Haswell", "SkylakeX", ...
 std::string blas_core_name();

@@ -31,6 +31,9 @@ std::unique_ptr<WeightProducts> make_bf16_products(const ProductSettings& settin
 // Operands in fp8 E4M3 with scales by tile and block, sums in fp32 (see the file).
 std::unique_ptr<WeightProducts> make_fp8_products(Fp8Scale kind, const ProductSettings& settings);
 
+// Weights that do not train, in a format other than fp32; operands and sums in fp32. Its gradients throw.
+std::unique_ptr<WeightProducts> make_narrow_products(WeightFormat format, ThreadPool& threads);
+
 // bf16 by oneDNN; null where the build has no oneDNN or this CPU no such instructions.
 std::unique_ptr<WeightProducts> make_onednn_products(ThreadPool* threads);
 

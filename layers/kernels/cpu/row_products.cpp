@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "comm/base/check.hpp"
+#include "layers/kernels/cpu/cpu.hpp"
 #include "layers/kernels/cpu/gemm.hpp"
 
 // clang-format off: foreach_target.h compiles this file once for each instruction set, and must come first.
@@ -38,6 +39,89 @@ struct RowGemm {
   const float* b_row(int64_t row) const { return b.data + row * b.stride; }
 };
 
+// Columns of b that lie along k, each from some term on: what dot_tile reads. load gives terms i .. i + lanes.
+struct FloatColumns {
+  struct Column {
+    const float* terms;
+    template <class Lanes>
+    HWY_INLINE Float load(Lanes lanes, size_t i) const {
+      return lanes.load(terms + i);
+    }
+  };
+  GemmOperand b;
+  HWY_INLINE Column column(int64_t index, int64_t first) const { return {b.data + index * b.stride + first}; }
+};
+
+template <class Code>
+HWY_INLINE auto load_codes(const Code* codes, WholeVector /*lanes*/) {
+  return hn::LoadU(hn::Rebind<Code, FloatTag>(), codes);
+}
+template <class Code>
+HWY_INLINE auto load_codes(const Code* codes, PartOfVector lanes) {
+  HWY_ALIGN Code some[HWY_MAX_BYTES / sizeof(float)] = {};
+  std::copy_n(codes, lanes.count, some);
+  return hn::Load(hn::Rebind<Code, FloatTag>(), some);
+}
+
+struct Bf16Columns {
+  struct Column {
+    const uint16_t* codes;
+    template <class Lanes>
+    HWY_INLINE Float load(Lanes lanes, size_t i) const {
+      const hn::RebindToUnsigned<FloatTag> wide;
+      return hn::BitCast(FloatTag(), hn::ShiftLeft<16>(hn::PromoteTo(wide, load_codes(codes + i, lanes))));
+    }
+  };
+  const NarrowMatrix& b;
+  HWY_INLINE Column column(int64_t index, int64_t first) const {
+    return {b.codes.as<uint16_t>() + index * b.width + first};
+  }
+};
+
+// No vector spans two scales: there are at most 16 lanes, and a block of terms starts at a multiple of 128.
+struct Int8Columns {
+  struct Column {
+    const int8_t* codes;
+    const float* scales;
+    template <class Lanes>
+    HWY_INLINE Float load(Lanes lanes, size_t i) const {
+      const hn::RebindToSigned<FloatTag> wide;
+      const Float value = hn::ConvertTo(FloatTag(), hn::PromoteTo(wide, load_codes(codes + i, lanes)));
+      return hn::Mul(value, splat(scales[i / 32]));
+    }
+  };
+  const NarrowMatrix& b;
+  HWY_INLINE Column column(int64_t index, int64_t first) const {
+    return {b.codes.as<int8_t>() + index * b.width + first,
+            b.scales.as<float>() + index * b.scales_per_row() + first / 32};
+  }
+};
+
+// E4M3: 1.m 2^(e - 7), or m 2^-9 where e is 0. There is no NaN among the codes of a weight.
+struct Fp8Columns {
+  struct Column {
+    const uint8_t* codes;
+    const float* scales;
+    template <class Lanes>
+    HWY_INLINE Float load(Lanes lanes, size_t i) const {
+      const hn::RebindToUnsigned<FloatTag> wide;
+      const auto code = hn::PromoteTo(wide, load_codes(codes + i, lanes));
+      const auto size = hn::And(code, hn::Set(wide, 0x7f));
+      const auto sign = hn::ShiftLeft<24>(hn::AndNot(hn::Set(wide, 0x7f), code));
+      const Float normal = hn::BitCast(FloatTag(), hn::Add(hn::ShiftLeft<20>(size), hn::Set(wide, 120U << 23)));
+      const Float small =
+          hn::Mul(hn::ConvertTo(FloatTag(), hn::BitCast(hn::RebindToSigned<FloatTag>(), size)), splat(0x1p-9F));
+      const Float value = hn::IfThenElse(hn::Lt(normal, splat(0x1p-6F)), small, normal);
+      return hn::Mul(hn::Or(value, hn::BitCast(FloatTag(), sign)), splat(scales[i / 128]));
+    }
+  };
+  const NarrowMatrix& b;
+  HWY_INLINE Column column(int64_t index, int64_t first) const {
+    return {b.codes.as<uint8_t>() + index * b.width + first,
+            b.scales.as<float>() + index * b.scales_per_row() + first / 128};
+  }
+};
+
 // The sums of the lanes of four vectors, times a factor, go to or are added to the first `count` of four floats. Through the
 // same operations whatever count is.
 HWY_INLINE void add_lanes(const Float* vectors, float factor, bool adds, float* to, int64_t count) {
@@ -68,25 +152,26 @@ HWY_INLINE void add_lanes(const Float* vectors, float factor, bool adds, float* 
 
 // Terms [first, first + count) of four columns from `column` on, of the first Rows of `rows` rows from `row` on. Where fewer
 // columns are left the last stands for those that are missing. AtOnce of them are read side by side.
-template <int Rows, int AtOnce>
-HWY_INLINE void dot_tile(const RowGemm& gemm, int64_t row, int64_t rows, int64_t column, int64_t first, int64_t count) {
+template <int Rows, int AtOnce, class Columns>
+HWY_INLINE void dot_tile(const RowGemm& gemm, const Columns& b_columns, int64_t row, int64_t rows, int64_t column,
+                         int64_t first, int64_t count) {
   if constexpr (Rows > 1) {
-    if (rows < Rows) return dot_tile<Rows - 1, AtOnce>(gemm, row, rows, column, first, count);
+    if (rows < Rows) return dot_tile<Rows - 1, AtOnce>(gemm, b_columns, row, rows, column, first, count);
   }
   const int64_t columns = std::min<int64_t>(kTileColumns, gemm.shape.n - column);
   const float* a[Rows];
   for (int r = 0; r < Rows; ++r) a[r] = gemm.a_row(row + r) + first;
   Float sums[Rows][kTileColumns];
   for (int begin = 0; begin < kTileColumns; begin += AtOnce) {
-    const float* b[AtOnce];
-    for (int n = 0; n < AtOnce; ++n) b[n] = gemm.b_row(column + std::min<int64_t>(begin + n, columns - 1)) + first;
+    typename Columns::Column b[AtOnce];
+    for (int n = 0; n < AtOnce; ++n) b[n] = b_columns.column(column + std::min<int64_t>(begin + n, columns - 1), first);
     Float acc[Rows][AtOnce];
     for (auto& vectors : acc) std::fill_n(vectors, AtOnce, hn::Zero(FloatTag()));
     for_each_vector(static_cast<size_t>(count), [&](size_t i, auto lanes) HWY_ATTR {
       Float x[Rows];
       for (int r = 0; r < Rows; ++r) x[r] = lanes.load(a[r] + i);
       for (int n = 0; n < AtOnce; ++n) {
-        const Float w = lanes.load(b[n] + i);
+        const Float w = b[n].load(lanes, i);
         for (int r = 0; r < Rows; ++r) acc[r][n] = hn::MulAdd(x[r], w, acc[r][n]);
       }
     });
@@ -101,7 +186,8 @@ HWY_INLINE void dot_tile(const RowGemm& gemm, int64_t row, int64_t rows, int64_t
 
 // One or two rows wait for memory, and while they stay in the first cache prefetchers follow one row of b after the other
 // best. Else the arithmetic counts: four rows of b side by side, in blocks that stay in the second cache while all rows pass.
-void dot_gemm(const RowGemm& gemm) {
+template <class Columns>
+void dot_gemm(const RowGemm& gemm, const Columns& b) {
   const auto [m, n, k, _] = gemm.shape;
   const bool one_by_one = m <= kFewRows && m * k <= kFirstCache;
   const int64_t panel = m <= kTileRows ? kTileColumns : kPanel;
@@ -112,9 +198,9 @@ void dot_gemm(const RowGemm& gemm) {
       for (int64_t row = 0; row < m; row += kTileRows) {
         for (int64_t column = begin; column < end; column += kTileColumns) {
           if (one_by_one) {
-            dot_tile<kFewRows, 1>(gemm, row, m, column, first, count);
+            dot_tile<kFewRows, 1>(gemm, b, row, m, column, first, count);
           } else {
-            dot_tile<kTileRows, kTileColumns>(gemm, row, m - row, column, first, count);
+            dot_tile<kTileRows, kTileColumns>(gemm, b, row, m - row, column, first, count);
           }
         }
       }
@@ -166,8 +252,45 @@ void sum_gemm(const RowGemm& gemm) {
 void row_gemm_of(const GemmShape& shape, const GemmOperand& a, const GemmOperand& b, float* c, int64_t c_stride,
                  float alpha) {
   const RowGemm gemm = {shape, a, b, c, c_stride, alpha};
-  if (b.transposed) return dot_gemm(gemm);
+  if (b.transposed) return dot_gemm(gemm, FloatColumns{b});
   sum_gemm(gemm);
+}
+
+// Columns [first, first + count) of b as floats, to[count, width].
+template <class Columns>
+void widen(const Columns& b, int64_t first, int64_t count, int64_t width, float* to) {
+  for (int64_t column = first; column < first + count; ++column, to += width) {
+    const auto from = b.column(column, 0);
+    for_each_vector(static_cast<size_t>(width),
+                    [&](size_t i, auto lanes) HWY_ATTR { lanes.store(from.load(lanes, i), to + i); });
+  }
+}
+
+// Columns [first, first + shape.n) of b. Many rows read them once, as floats in `room` [n, k]; null: they are read in place.
+template <class Columns>
+void narrow_gemm(const GemmShape& shape, const GemmOperand& a, const Columns& b, int64_t first, float* c,
+                 int64_t c_stride, float* room) {
+  if (room != nullptr) {
+    widen(b, first, shape.n, shape.k, room);
+    return dot_gemm({shape, a, {}, c, c_stride, 1.0F}, FloatColumns{{room, shape.k}});
+  }
+  struct Shifted {
+    using Column = typename Columns::Column;
+    Columns columns;
+    int64_t by;
+    HWY_INLINE Column column(int64_t index, int64_t term) const { return columns.column(by + index, term); }
+  };
+  dot_gemm({shape, a, {}, c, c_stride, 1.0F}, Shifted{b, first});
+}
+
+void narrow_gemm_of(const GemmShape& shape, const GemmOperand& a, const NarrowMatrix& b, int64_t first, float* c,
+                    int64_t c_stride, float* room) {
+  switch (b.format) {
+    case WeightFormat::fp32: break;
+    case WeightFormat::bf16: return narrow_gemm(shape, a, Bf16Columns{b}, first, c, c_stride, room);
+    case WeightFormat::int8: return narrow_gemm(shape, a, Int8Columns{b}, first, c, c_stride, room);
+    case WeightFormat::fp8: return narrow_gemm(shape, a, Fp8Columns{b}, first, c, c_stride, room);
+  }
 }
 
 }  // namespace HWY_NAMESPACE
@@ -178,12 +301,23 @@ HWY_AFTER_NAMESPACE();
 namespace cadre {
 
 HWY_EXPORT(row_gemm_of);
+HWY_EXPORT(narrow_gemm_of);
 
 namespace {
 
 // A part reads this much of b, which takes 20 us or so from memory: less is not worth waking a thread.
 constexpr int64_t kPartElements = 1 << 16;
 constexpr int64_t kPartColumns = 64;  // multiples of them
+
+// Calls columns(first, end) for parts of b.
+template <class Body>
+void for_parts(const GemmShape& shape, const Body& columns) {
+  const int64_t width = (kPartElements / shape.k / kPartColumns + 1) * kPartColumns;
+  const auto part = [&](int64_t i) { columns(i * width, std::min(shape.n, (i + 1) * width)); };
+  const int64_t parts = (shape.n + width - 1) / width;
+  if (shape.threads != nullptr) return shape.threads->run(parts, part);
+  for (int64_t i = 0; i < parts; ++i) part(i);
+}
 
 }  // namespace
 
@@ -195,15 +329,20 @@ void row_gemm(const GemmShape& shape, const GemmOperand& a, const GemmOperand& b
     for (int64_t row = 0; row < shape.m; ++row) std::fill_n(c + row * c_stride, shape.n, 0.0F);
     return;
   }
-  const auto columns = [&](int64_t first, int64_t end) {
+  for_parts(shape, [&](int64_t first, int64_t end) {
     const float* b_data = b.data + (b.transposed ? first * b.stride : first);
     HWY_DYNAMIC_DISPATCH(row_gemm_of)
     ({shape.m, end - first, shape.k}, a, {b_data, b.stride, b.transposed}, c + first, c_stride, alpha);
-  };
-  if (shape.threads == nullptr) return columns(0, shape.n);
-  const int64_t width = (kPartElements / shape.k / kPartColumns + 1) * kPartColumns;
-  shape.threads->run((shape.n + width - 1) / width,
-                     [&](int64_t part) { columns(part * width, std::min(shape.n, (part + 1) * width)); });
+  });
+}
+
+void row_gemm(const GemmShape& shape, const GemmOperand& a, const NarrowMatrix& b, float* c, int64_t c_stride) {
+  CADRE_ASSERT(!a.transposed && b.format != WeightFormat::fp32);
+  constexpr int64_t kFewRows = 6;  // widening costs as much as a product with some rows
+  for_parts(shape, [&](int64_t first, int64_t end) {
+    float* room = shape.m <= kFewRows ? nullptr : cpu::part_scratch(static_cast<size_t>((end - first) * shape.k));
+    HWY_DYNAMIC_DISPATCH(narrow_gemm_of)({shape.m, end - first, shape.k}, a, b, first, c + first, c_stride, room);
+  });
 }
 
 }  // namespace cadre
