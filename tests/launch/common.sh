@@ -89,6 +89,8 @@ refused() {
 tearing_program() {
   command -v mpicc >/dev/null || return 1
   mpicc -shared -fPIC -o "$1.so" "$(dirname "${BASH_SOURCE[0]}")/../support/torn_message.c"
-  printf '#!/bin/sh\nLD_PRELOAD=%s exec %s "$@"\n' "$1.so" "$program" >"$1"
+  local sanitizer  # of a sanitized program: must come first
+  sanitizer=$(ldd "$program" | awk '$1 ~ /^lib[at]san/ { print $3 }')
+  printf '#!/bin/sh\nLD_PRELOAD="%s" exec %s "$@"\n' "$sanitizer $1.so" "$program" >"$1"
   chmod +x "$1"
 }
