@@ -5,7 +5,14 @@
 
 namespace cadre {
 
-void nvtx_push(const char* name) { static_cast<void>(nvtxRangePushA(name)); }
+void nvtx_push(const char* name) {
+  // By one thread: NVTX replaces its own functions when the first of them is called, and reads them without a lock.
+  static const bool is_ready = [] {
+    nvtxInitialize(nullptr);
+    return true;
+  }();
+  if (is_ready) static_cast<void>(nvtxRangePushA(name));
+}
 void nvtx_pop() { static_cast<void>(nvtxRangePop()); }
 
 }  // namespace cadre
