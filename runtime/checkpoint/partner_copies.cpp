@@ -127,15 +127,20 @@ void PartnerCopies::swap_with_partners(const Communicator& world, double deadlin
 }
 
 void PartnerCopies::take(const Communicator& world, double deadline_seconds, const TrainProgress& progress,
-                         const ParameterStore& store, const AdamW& optimizer) {
+                         const ParameterStore& store, const AdamW& optimizer, const ParameterChoice& keeps_alone) {
   State& state = states_[0].step < states_[1].step ? states_[0] : states_[1];
   if (state.step < 0) state = {};  // a death came in between: what is under way keeps that memory
   state.step = -1;
   copy(tensors_of(store, optimizer, any_parameter), state.own);
   if (world.size() > 1) {
-    Copy experts;
-    copy(tensors_of(store, optimizer, is_expert), experts);
-    swap_with_partners(world, deadline_seconds, experts, state.of_partner);
+    std::vector<NamedTensor> alone = name_values(store, is_expert);
+    std::ranges::move(
+        name_moments(optimizer,
+                     [&](const Parameter& parameter) { return is_expert(parameter) || keeps_alone(parameter); }),
+        std::back_inserter(alone));
+    Copy copied;
+    copy(alone, copied);
+    swap_with_partners(world, deadline_seconds, copied, state.of_partner);
   }
   state.skipped_steps = optimizer.skipped_steps();
   state.updates = optimizer.updates();

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The state of a run in the memory of its ranks, to go on from when some of them die: each keeps its own parameters and
-// moments as they were after a step, and the experts of the rank before it, which no other rank has. Two such states are
+// moments as they were after a step, and what the rank before it alone has: its experts, and moments that are sharded. Two such states are
 // kept, so that there is a whole one while the next is made.
 #pragma once
 
@@ -25,9 +25,9 @@ int partner_before(const Topology& topology, int rank);
 class PartnerCopies {
  public:
   // Collective over `world`. Keeps the state at this progress. The partner is the next rank, on the next host where there are
-  // several.
+  // several. It gets experts and the moments of the parameters that this rank `keeps_alone`.
   void take(const Communicator& world, double deadline_seconds, const TrainProgress& progress,
-            const ParameterStore& store, const AdamW& optimizer);
+            const ParameterStore& store, const AdamW& optimizer, const ParameterChoice& keeps_alone);
 
   // Collective over `world`, which may have lost ranks. Puts the newest state that all of them have whole into `store` and
   // `optimizer`, wherever these are now, and returns its progress. Where there is none, or a tensor died with all ranks that

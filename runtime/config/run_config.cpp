@@ -102,6 +102,8 @@ std::vector<Section> sections_of(RunConfig& c) {
             "order of micro-batches; pair (no pipeline): overlaps exchanges of one with products of the next"},
            {"overlap", &c.parallel.overlap, any(),
             "overlap communication and computation; false: run one operation after the other"},
+           {"shard_optimizer", &c.parallel.shard_optimizer, any(),
+            "ranks that hold the same parameters share out the state of the optimiser; false: each keeps all of it"},
        }},
       {"exchange",
        {

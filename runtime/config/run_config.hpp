@@ -55,6 +55,7 @@ struct ParallelConfig {
   std::string placement;  // a file of cadre plan placement
   std::string schedule = "1f1b";
   bool overlap = true;
+  bool shard_optimizer = true;
 
   bool operator==(const ParallelConfig&) const = default;
 };

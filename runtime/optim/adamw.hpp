@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <utility>
 #include <vector>
 
@@ -24,10 +25,12 @@ class AdamW {
     ModelPart part;
   };
 
-  // Moments start at zero. The store must outlive it.
-  AdamW(ParameterStore& store, const TrainConfig& config);
+  using Choice = std::function<bool(const Parameter&)>;
 
-  // One update of every parameter that is not frozen. `grad_scale` multiplies gradients first; `step`, from 1, says by
+  // Of the parameters that it `keeps`, by default all. Moments start at zero. The store must outlive it.
+  AdamW(ParameterStore& store, const TrainConfig& config, const Choice& keeps = {});
+
+  // One update of every parameter that it keeps and that is not frozen. `grad_scale` multiplies gradients first; `step`, from 1, says by
   // train.stages which parts are trained, and bias correction counts the updates of each part. Parameters that do not decay
   // (norms, biases) get no weight decay.
   void update(const Kernels& kernels, double learning_rate, double grad_scale, int64_t step);

@@ -28,6 +28,11 @@ class GradientReduction {
   void start(int stage, int bucket);
   // Waits for all sums that were started.
   void finish();
+  // The ranks that hold a stage, or, of them, those that hold the same experts.
+  const Communicator& group(int stage, Placement placement) const {
+    const StageGroups& groups = stages_[local_index(stage)];
+    return placement == Placement::expert ? groups.expert : groups.shared;
+  }
   // Adds up over all ranks that hold a stage. Collective over them; all pass as many values.
   void sum_over_stage(int stage, std::vector<int64_t>& values) const;
 

@@ -103,12 +103,26 @@ size_t moment_bytes(const RunConfig& config, size_t grad_bytes) {
   return (config.train.moments == "bf16" ? 1 : 2) * grad_bytes;
 }
 
-// What a save in the background copies: values and moments that this rank saves.
-size_t saved_bytes(const RunConfig& config, Model& model, const PipelineRoutes& routes, const Grid& grid, int rank) {
+// Of those that this rank keeps.
+size_t kept_moment_bytes(const RunConfig& config, const ParameterStore& store, const OptimizerShards& shards) {
+  size_t bytes = 0;
+  for (const Parameter* parameter : store.parameters()) {
+    if (parameter->placement == Placement::buffer || !shards.keeps(*parameter)) continue;
+    bytes += moment_bytes(config, parameter->value.bytes());
+  }
+  return bytes;
+}
+
+// What a save in the background copies: values and moments that this rank saves, as Worker::saves says.
+size_t saved_bytes(const RunConfig& config, Model& model, const OptimizerShards& shards, const PipelineRoutes& routes,
+                   const Grid& grid, int rank) {
   size_t bytes = 0;
   for (const auto& stage : model.stages()) {
     stage->each_parameter([&](const Parameter& parameter) {
-      if (!is_first_holder(parameter, stage->place().index, routes, grid, rank)) return;
+      const bool saves = shards.is_shared_out(parameter)
+                             ? shards.keeps(parameter) && !parameter.is_copy
+                             : is_first_holder(parameter, stage->place().index, routes, grid, rank);
+      if (!saves) return;
       bytes += (1 + parameter.copies.size()) * parameter.value.bytes();
       if (parameter.placement != Placement::buffer) bytes += moment_bytes(config, parameter.value.bytes());
     });
@@ -120,28 +134,31 @@ size_t saved_bytes(const RunConfig& config, Model& model, const PipelineRoutes& 
 struct DryModel {
   DryModel(const RunConfig& config, const Grid& grid, const PipelineRoutes& routes, int rank)
       : model(config.model, routes.stages_of(grid.stage(rank)),
-              place_experts(config.model, config.parallel, grid.expert), grid.expert_rank(rank)) {
+              place_experts(config.model, config.parallel, grid.expert), grid.expert_rank(rank)),
+        shards(model, routes, grid, rank, config.parallel.shard_optimizer) {
     store.add_all(model);
     store.allocate(DType::f32, /*with_grad=*/true, /*dry_run=*/true);
   }
 
   Model model;
+  OptimizerShards shards;
   ParameterStore store;
 };
 
-// Values and moments, of all parameters or of experts alone.
-size_t state_bytes(const RunConfig& config, const ParameterStore& store, bool experts_only) {
+// Values and moments of a rank, or what a partner keeps of them: experts, and moments that are nowhere else.
+size_t state_bytes(const RunConfig& config, const DryModel& dry, bool for_partner) {
   size_t bytes = 0;
-  for (const Parameter* parameter : store.parameters()) {
-    if (experts_only && parameter->placement != Placement::expert) continue;
-    bytes += parameter->value.bytes();
-    if (parameter->placement != Placement::buffer) bytes += moment_bytes(config, parameter->value.bytes());
+  for (const Parameter* parameter : dry.store.parameters()) {
+    const bool is_whole = !for_partner || parameter->placement == Placement::expert;
+    if (is_whole) bytes += parameter->value.bytes();
+    const bool keeps = is_whole ? dry.shards.keeps(*parameter) : dry.shards.keeps_alone(*parameter);
+    if (parameter->placement != Placement::buffer && keeps) bytes += moment_bytes(config, parameter->value.bytes());
   }
   return bytes;
 }
 
-// Two states, each of this rank and of its partner's experts, and the own experts on their way to the other partner.
-size_t partner_copy_bytes(const RunConfig& config, const ParameterStore& own, const ParameterStore& partner) {
+// Two states, each of this rank and of its partner, and what is on its way to the other partner.
+size_t partner_copy_bytes(const RunConfig& config, const DryModel& own, const DryModel& partner) {
   return 2 * (state_bytes(config, own, false) + state_bytes(config, partner, true)) + state_bytes(config, own, true);
 }
 
@@ -174,13 +191,13 @@ void plan_on(std::unique_ptr<Transport> transport, const RunConfig& config, cons
 
   plan.lines = {{"parameters", store.value_bytes()},
                 {"gradients", store.grad_bytes()},
-                {"optimizer moments", moment_bytes(config, store.grad_bytes())}};
+                {"optimizer moments", kept_moment_bytes(config, store, dry.shards)}};
   if (config.checkpoint.async) {
-    plan.lines.push_back({"checkpoint copy", saved_bytes(config, model, routes, grid, rank)});
+    plan.lines.push_back({"checkpoint copy", saved_bytes(config, model, dry.shards, routes, grid, rank)});
   }
   if (config.checkpoint.partner_copies > 0 && config.recover == "survivors" && num_ranks > 1) {
     const DryModel partner(config, grid, routes, partner_before(topology, rank));
-    plan.lines.push_back({"partner copies", partner_copy_bytes(config, store, partner.store)});
+    plan.lines.push_back({"partner copies", partner_copy_bytes(config, dry, partner)});
   }
   // MPI reduces into a copy of what it is given.
   if (num_ranks > 1) plan.lines.push_back({"gradient reduction", reduced_bytes(model, store, grid, routes)});

@@ -61,7 +61,7 @@ Saver::Saver(Worker& worker, const RunConfig& config, const AdamW& optimizer, Sa
 }
 
 ParameterChoice Saver::saved_here() const {
-  return [this](const Parameter& parameter) { return worker_.is_first_holder(parameter); };
+  return [this](const Parameter& parameter) { return worker_.saves(parameter); };
 }
 
 void Saver::save(const CheckpointState& state) {

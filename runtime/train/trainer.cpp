@@ -72,7 +72,8 @@ Trainer::Trainer(Communicator world, const RunConfig& config, PartnerCopies* cop
       train_reader_(dataset_.train, config_.data.sequence_length, config_.train.batch,
                     static_cast<uint64_t>(config_.seed)),
       executor_(worker_, program_of(config_)),
-      optimizer_(worker_.store(), config_.train),
+      optimizer_(worker_.store(), config_.train,
+                 [this](const Parameter& parameter) { return worker_.shards().keeps(parameter); }),
       stages_(train_stages(config_.train)),
       tracer_(config_, executor_.program(), worker_, config_hash(config_)),
       trace_scope_(worker_.job().tracer(), tracer_.recorder()),
@@ -151,7 +152,8 @@ RunEnd Trainer::run_steps() {
     const bool is_last = progress_.step == last_step_;
     if (is_last || stop_requested_ || save_due) save();
     if (copies_ != nullptr && (is_last || due(config_.checkpoint.partner_every)))
-      copies_->take(worker_.world(), worker_.deadline_seconds(), progress_, worker_.store(), optimizer_);
+      copies_->take(worker_.world(), worker_.deadline_seconds(), progress_, worker_.store(), optimizer_,
+                    [this](const Parameter& parameter) { return worker_.shards().keeps_alone(parameter); });
     // The trainer of the steps that follow evaluates what it goes on from.
     const bool goes_on = is_last && progress_.step < train.steps;
     if (!stop_requested_ && !goes_on && evaluation_due()) evaluate_and_log();
@@ -316,6 +318,7 @@ StepRecord Trainer::step(StepWork work) {
     worker_.lane().enter("optimizer");
     optimizer_.update(worker_.kernels(), record.learning_rate, clip_factor(record.grad_norm, train.grad_clip),
                       record.step);
+    worker_.shards().exchange_values(worker_.gradients(), worker_.lanes());
     update_routers(record.global);
   } else {
     skip(work, record);

@@ -34,7 +34,9 @@ Worker::Worker(Communicator world, const WorkerOptions& options)
       maps_(agreed_maps(groups_, options)),
       model_(options.model, groups_.routes.stages_of(row()), maps_, groups_.expert_rank()),
       lanes_(groups_, *kernels_, options),
-      gradients_(groups_, model_, maps_, store_, lanes_) {
+      gradients_(groups_, model_, maps_, store_, lanes_),
+      shards_(model_, groups_.routes, groups_.grid, groups_.world.rank(),
+              options.with_grad && options.parallel.shard_optimizer) {
   fill_store(options.with_grad);
   if (options.exchange.progress == "thread") start_progress(static_cast<int>(options.compute.threads));
 }
@@ -62,6 +64,10 @@ void Worker::fill_store(bool with_grad) {
   }
   std::ranges::sort(first_held_);
   store_.allocate(DType::f32, with_grad, /*dry_run=*/false, kernels_->memory());
+}
+
+bool Worker::saves(const Parameter& parameter) const {
+  return shards_.is_shared_out(parameter) ? shards_.keeps(parameter) && !parameter.is_copy : is_first_holder(parameter);
 }
 
 bool Worker::is_first_holder(const Parameter& parameter) const {

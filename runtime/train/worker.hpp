@@ -9,6 +9,7 @@
 
 #include "comm/progress/progress_thread.hpp"
 #include "runtime/train/gradient_reduction.hpp"
+#include "runtime/train/optimizer_shards.hpp"
 
 namespace cadre {
 
@@ -35,7 +36,11 @@ class Worker {
   const Kernels& kernels() const { return *kernels_; }
   // Whether this rank is the first of those that hold the parameter; see is_first_holder() of process_groups.hpp.
   bool is_first_holder(const Parameter& parameter) const;
+  // Whether this rank writes the parameter, and its moments, into checkpoints: the rank that alone keeps its moments, else
+  // the first holder.
+  bool saves(const Parameter& parameter) const;
   GradientReduction& gradients() { return gradients_; }
+  const OptimizerShards& shards() const { return shards_; }
 
   Lanes& lanes() { return lanes_; }
   const Lanes& lanes() const { return lanes_; }
@@ -68,6 +73,7 @@ class Worker {
   ParameterStore store_;
   Lanes lanes_;
   GradientReduction gradients_;
+  OptimizerShards shards_;
   std::vector<const Parameter*> first_held_;  // sorted
   std::string progress_note_;
   std::unique_ptr<ProgressThread> progress_thread_;  // last: it drives the transport of the world
