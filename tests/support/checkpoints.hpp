@@ -45,8 +45,12 @@ inline ModelConfig small_config(int64_t num_experts = 10) {
 
 // What one rank of a run holds.
 struct ModelRank {
-  ModelRank(const ModelConfig& config, int num_ranks, int rank, DType dtype = DType::f32)
-      : model(config, make_expert_map(config, num_ranks), rank), store(make_store(dtype)), optimizer(store, {}) {}
+  // `keeps`: whose moments; by default of all.
+  ModelRank(const ModelConfig& config, int num_ranks, int rank, DType dtype = DType::f32,
+            const ParameterChoice& keeps = {})
+      : model(config, make_expert_map(config, num_ranks), rank),
+        store(make_store(dtype)),
+        optimizer(store, {}, keeps) {}
 
   ParameterStore make_store(DType dtype) {
     ParameterStore made;
