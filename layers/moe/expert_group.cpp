@@ -32,8 +32,12 @@ void ExpertGroup::forward_into(Context& ctx, const Tensor& x, Saved& saved, cons
   saved.x = x;
   saved.up_out = ctx.arena.take("ffn", ctx.dtype, {x.dim(0), up_.front()->value.dim(0)});
   ctx.kernels.grouped_linear(x, groups_of(saved.offsets, up_), saved.up_out);
+  const Arena::Mark mark = ctx.arena.mark();
   saved.inner = activate(ctx, options_, saved.up_out);
   ctx.kernels.grouped_linear(saved.inner, groups_of(saved.offsets, down_), y);
+  if (!ctx.recomputes_activations) return;
+  ctx.arena.release(mark);
+  saved.inner = Tensor();
 }
 
 void ExpertGroup::input_grad_into(Context& ctx, Saved& saved, const Tensor& dy, const Tensor& dx) const {
@@ -46,7 +50,9 @@ void ExpertGroup::input_grad_into(Context& ctx, Saved& saved, const Tensor& dy, 
 
 void ExpertGroup::weight_grad(Context& ctx, const Saved& saved) {
   write_grads(ctx, saved.offsets, up_, saved.x, saved.d_up_out);
-  write_grads(ctx, saved.offsets, down_, saved.inner, saved.dy);
+  const ArenaScope scope(ctx.arena);
+  const Tensor inner = saved.inner.defined() ? saved.inner : activate(ctx, options_, saved.up_out);
+  write_grads(ctx, saved.offsets, down_, inner, saved.dy);
 }
 
 }  // namespace cadre

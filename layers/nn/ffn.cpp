@@ -111,7 +111,11 @@ Tensor Ffn::input_grad(Context& ctx, Saved& saved, const Tensor& dy) const {
 
 void Ffn::forward_into(Context& ctx, const Tensor& x, Saved& saved, const Tensor& y) const {
   saved.up_out = up_.forward(ctx, x, saved.up);
+  const Arena::Mark mark = ctx.arena.mark();
   down_.forward_into(ctx, activate(ctx, options_, saved.up_out), saved.down, y);
+  if (!ctx.recomputes_activations) return;
+  ctx.arena.release(mark);
+  saved.down.x = Tensor();
 }
 
 void Ffn::input_grad_into(Context& ctx, Saved& saved, const Tensor& dy, const Tensor& dx) const {
@@ -121,7 +125,10 @@ void Ffn::input_grad_into(Context& ctx, Saved& saved, const Tensor& dy, const Te
 
 void Ffn::weight_grad(Context& ctx, const Saved& saved) {
   up_.weight_grad(ctx, saved.up);
-  down_.weight_grad(ctx, saved.down);
+  const ArenaScope scope(ctx.arena);
+  Linear::Saved down = saved.down;
+  if (!down.x.defined()) down.x = activate(ctx, options_, saved.up_out);
+  down_.weight_grad(ctx, down);
 }
 
 void Ffn::each_parameter(const ParameterVisitor& visit) {

@@ -34,9 +34,12 @@ struct Context {
   const Kernels& kernels;
   Arena& arena;
   DType dtype = DType::f32;
+  // What an activation function gives, which forward needs for a product and backward for its weight gradient, is computed
+  // twice instead of kept: the same bits from less memory.
+  bool recomputes_activations = false;
 
   // The same with products in fp32, as all of a router are.
-  Context fp32() const { return {kernels.fp32(), arena, dtype}; }
+  Context fp32() const { return {kernels.fp32(), arena, dtype, recomputes_activations}; }
 };
 
 // Calls `write(accumulate)` so that the first gradient of a step overwrites and the later ones add: gradients need no

@@ -82,6 +82,8 @@ std::vector<Section> sections_of(RunConfig& c) {
            {"beta1", &c.train.beta1, from_below(0, 1), "AdamW mean"},
            {"beta2", &c.train.beta2, from_below(0, 1), "AdamW variance"},
            {"epsilon", &c.train.epsilon, more_than(0), "AdamW epsilon"},
+           {"recompute", &c.train.recompute, one_of({"none", "activations"}),
+            "activations: outputs of activation functions are computed again in backward, not kept; same bits"},
            {"moments", &c.train.moments, one_of({"fp32", "bf16"}), "type of AdamW's mean and variance"},
            {"grad_clip", &c.train.grad_clip, at_least(0), "largest gradient norm; 0 for no clipping"},
            {"max_skipped_steps", &c.train.max_skipped_steps, at_least(1),
@@ -134,7 +136,8 @@ std::vector<Section> sections_of(RunConfig& c) {
             "format that weights are kept in where nothing trains: generate, score, eval; on CPUs"},
            {"threads", &c.compute.threads, at_least(1), "threads that compute in a rank"},
            {"products", &c.compute.products, any(),
-            "who multiplies on CPUs: auto (measured once for a machine), openblas, onednn, onednn-packed, or what a run "
+            "who multiplies on CPUs: auto (measured once for a machine), openblas, onednn, onednn-packed, or what a "
+            "run "
             "printed"},
        }},
       {"checkpoint",

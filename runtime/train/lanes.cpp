@@ -71,6 +71,7 @@ Lanes::Lanes(const ProcessGroups& groups, Kernels& kernels, const WorkerOptions&
       transport_follows_(groups.world.transport().follow(kernels.queue())),
       engine_(options.exchange.deadline_s),
       combine_(combine_mode(options.exchange)),
+      recomputes_activations_(options.recomputes_activations),
       wire_(wire_formats(options.exchange)) {
   groups.world.job().poller().set_policy({.polls_per_exchange = options.exchange.polls});
   for (int id = 0; id < options.num_lanes; ++id) {
@@ -138,7 +139,7 @@ void Lanes::make_arenas(const WorkerOptions& options) {
 }
 
 LaneContext Lanes::context(Space& own) const {
-  return {{kernels_, own.arena, DType::f32}, own.lane, *own.exchange, combine_, wire_};
+  return {{kernels_, own.arena, DType::f32, recomputes_activations_}, own.lane, *own.exchange, combine_, wire_};
 }
 
 LaneContext Lanes::training_context(double token_scale, DeferredQueue& deferred, int index) {

@@ -25,6 +25,7 @@ struct WorkerOptions {
   ComputeConfig compute;
   PipelineRoutes routes = {};  // where the stages are; the rows of the grid are their ranks
   bool with_grad = true;
+  bool recomputes_activations = false;
   RowBits row_bits = RowBits::independent;  // of products with weights without gradient
   int64_t max_tokens = 0;                   // that one forward pass on this rank is expected to take
   size_t activation_bytes = 0;              // that it is expected to need; 0: not known
@@ -87,6 +88,7 @@ class Lanes {
   bool transport_follows_;
   Engine engine_;
   CombineMode combine_;
+  bool recomputes_activations_;
   WireFormats wire_;
   std::vector<std::unique_ptr<Space>> spaces_;
   std::string exchange_reason_;

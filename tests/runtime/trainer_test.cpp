@@ -51,6 +51,31 @@ TEST(Trainer, overlap_changes_no_bit) {
       {1, 2, 4, 8});
 }
 
+// Gated and not, weight gradients at once, later and in two lanes; from less memory.
+TEST(Trainer, recomputed_activations_change_no_bit) {
+  test::on_ranks(
+      [](Communicator& world) {
+        const RunFolder folder(world);
+        for (const char* activation : {"silu", "gelu"}) {
+          for (const char* schedule : {"1f1b", "pair", "zb1p"}) {
+            SCOPED_TRACE(fmt::format("{}, {}", activation, schedule));
+            RunConfig kept = small_run(folder.path());
+            kept.model.hidden_act = activation;
+            kept.parallel.schedule = schedule;
+            kept.train.recompute = "none";
+            RunConfig recomputed = kept;
+            recomputed.train.recompute = "activations";
+            EXPECT_EQ(outcome_of(world.duplicate("kept"), kept, 3),
+                      outcome_of(world.duplicate("recomputed"), recomputed, 3));
+            const Topology topology = discover_topology(world);
+            EXPECT_LT(plan_memory(recomputed, topology, world.rank()).activation_bytes(),
+                      plan_memory(kept, topology, world.rank()).activation_bytes());
+          }
+        }
+      },
+      {1, 2});
+}
+
 // Every schedule on every pipeline that fits: the bits of its own serial run, and the losses of one rank.
 TEST(Trainer, every_schedule_trains_the_same_model) {
   test::on_ranks(
