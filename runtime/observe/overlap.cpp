@@ -337,14 +337,16 @@ OverlapReport analyse_overlap(const std::vector<RankTrace>& traces, const StepRa
   report.phases = phases_of(sums);
   report.layers = layers_of(sums);
   double max_compute = 0;
+  double max_step = 0;
   for (size_t t = 0; t < traces.size(); ++t) {
     report.clock_error_us = std::max(report.clock_error_us, static_cast<double>(traces[t].clock_error_ns) * kUsPerNs);
     report.lost_events += traces[t].num_lost;
     report.ranks.push_back({traces[t].rank, traces[t].host, times_of(sums[t])});
     max_compute = std::max(max_compute, report.ranks.back().times.compute);
+    max_step = std::max(max_step, report.ranks.back().times.step);
   }
   report.load_balance = max_compute > 0 ? report.times.compute / max_compute : 0;
-  report.communication_efficiency = report.times.step > 0 ? max_compute / report.times.step : 0;
+  report.communication_efficiency = max_step > 0 ? max_compute / max_step : 0;
   report.stragglers = stragglers_of(all, spans, steps);
   report.bubble = bubble_of(report.run, sums);
   report.without_overlap = serial_steps(all, spans, steps);

@@ -102,7 +102,7 @@ struct OverlapReport {
   std::vector<LayerTimes> layers;
   std::vector<RankTimes> ranks;
   double load_balance = 0;              // mean / max over ranks of compute
-  double communication_efficiency = 0;  // max over ranks of compute / step
+  double communication_efficiency = 0;  // max over ranks of compute / max over ranks of step
   std::vector<Straggler> stragglers;    // those that were last oftenest come first
   std::optional<Bubble> bubble;         // of a pipeline
   std::optional<SerialSteps> without_overlap;
