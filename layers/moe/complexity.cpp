@@ -15,11 +15,14 @@ constexpr std::array<std::string_view, 4> kComplexityNames = {"simple", "medium"
 
 }  // namespace
 
-bool is_complexity(std::string_view name) { return std::ranges::find(kComplexityNames, name) != kComplexityNames.end(); }
+bool is_complexity(std::string_view name) {
+  return std::ranges::find(kComplexityNames, name) != kComplexityNames.end();
+}
 
 Complexity complexity_named(std::string_view name) {
   const auto found = std::ranges::find(kComplexityNames, name);
-  CADRE_CHECK(found != kComplexityNames.end(), fmt::format("complexity = {}, allowed: {}", name, fmt::join(kComplexityNames, " | ")),
+  CADRE_CHECK(found != kComplexityNames.end(),
+              fmt::format("complexity = {}, allowed: {}", name, fmt::join(kComplexityNames, " | ")),
               "the experts that a token of the request visits");
   return static_cast<Complexity>(found - kComplexityNames.begin());
 }

@@ -41,9 +41,9 @@ struct TrainConfig {
   double epsilon = 1e-8;
   std::string moments = "fp32";
   std::string recompute = "activations";  // or none
-  double grad_clip = 1.0;          // 0: off
-  int64_t max_skipped_steps = 10;  // in a row
-  int64_t eval_every = 0;          // 0: only at the end
+  double grad_clip = 1.0;                 // 0: off
+  int64_t max_skipped_steps = 10;         // in a row
+  int64_t eval_every = 0;                 // 0: only at the end
   int64_t eval_batches = 8;
 
   bool operator==(const TrainConfig&) const = default;

@@ -79,9 +79,8 @@ NarrowMatrix::NarrowMatrix(const float* values, int64_t num_rows, int64_t row_wi
   const auto count = static_cast<size_t>(rows * width);
   if (format == WeightFormat::bf16) {
     codes = Buffer(count * sizeof(bf16));
-    cpu::for_pieces(threads, count, 1, [&](size_t first, size_t size) {
-      round_to_bf16(values + first, codes.as<bf16>() + first, size);
-    });
+    cpu::for_pieces(threads, count, 1,
+                    [&](size_t first, size_t size) { round_to_bf16(values + first, codes.as<bf16>() + first, size); });
     return;
   }
   codes = Buffer(count);
