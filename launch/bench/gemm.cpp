@@ -23,6 +23,7 @@ namespace {
 
 struct BenchGemmArguments {
   std::string part = "all";
+  int64_t rows = 0;     // of the single products; 0: all shapes
   int64_t experts = 0;  // of a grouped product; 0, here and below: by the device
   int64_t tokens = 0;   // of each
   int64_t out = 0;
@@ -154,6 +155,7 @@ nlohmann::json bench_single(const BenchGemmArguments& options, ThreadPool& threa
   for (const Precision precision : {Precision::fp32, Precision::bf16}) {
     const char* name = precision == Precision::bf16 ? "bf16" : "fp32";
     for (const Shape& shape : kShapes) {
+      if (options.rows > 0 && shape.rows != options.rows) continue;
       Rates best = {};
       Rates rates = {};
       for (const Way& way : ways_of(options, precision)) {
@@ -220,6 +222,7 @@ Command bench_gemm_command() {
               "measures the three products with a weight at the sizes of experts, alone and grouped, in "
               "one process",
           .options = {{"part", &options->part, one_of({"all", "single", "grouped"}), "what to measure"},
+                      {"rows", &options->rows, at_least(0), "single: only shapes with this many rows; 0: all"},
                       {"experts", &options->experts, at_least(0),
                        "experts of the grouped product; 0, also below: chosen by device"},
                       {"tokens", &options->tokens, at_least(0), "grouped: tokens of each expert"},

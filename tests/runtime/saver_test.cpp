@@ -173,8 +173,8 @@ TEST_F(SaverOnThreads, the_copy_is_in_the_memory_plan) {
   }
 }
 
-// Two states of all that a rank holds and of its partner's experts, and the experts that are sent: the same number of layers
-// and experts on both ranks.
+// Two states of all that a rank holds and of what its partner alone has, and what is sent: experts with two moments, and the
+// moments that are shared out.
 TEST_F(SaverOnThreads, partner_copies_are_in_the_memory_plan) {
   const auto line_of = [&](int rank) {
     for (const MemoryLine& line : plan_memory(config_, Topology::uniform(1, 2), rank).lines) {
@@ -187,20 +187,21 @@ TEST_F(SaverOnThreads, partner_copies_are_in_the_memory_plan) {
   config_.recover = "survivors";
   config_.checkpoint.partner_every = 1;
   std::array<size_t, 2> kept{};
-  std::array<size_t, 2> experts{};
+  std::array<size_t, 2> sent{};
   printed_on_threads(2, [&](const Communicator& world) {
     PartnerCopies copies;
     Trainer trainer(world.duplicate("run"), config_, &copies);
     trainer.run();
     kept.at(static_cast<size_t>(world.rank())) = copies.bytes();
     for (const Parameter* parameter : trainer.worker().store().parameters()) {
-      if (parameter->placement == Placement::expert)
-        experts.at(static_cast<size_t>(world.rank())) += 3 * parameter->value.bytes();
+      const bool is_expert = parameter->placement == Placement::expert;
+      const size_t copies_of_it = is_expert ? 3 : trainer.worker().shards().keeps_alone(*parameter) ? 2 : 0;
+      sent.at(static_cast<size_t>(world.rank())) += copies_of_it * parameter->value.bytes();
     }
   });
   for (const size_t rank : {0U, 1U}) {
-    EXPECT_GT(experts[rank], 0U);
-    EXPECT_EQ(line_of(static_cast<int>(rank)), kept[rank] + experts[rank]);
+    EXPECT_GT(sent[rank], 0U);
+    EXPECT_EQ(line_of(static_cast<int>(rank)), kept[rank] + sent[rank]);
   }
 }
 
