@@ -49,6 +49,7 @@ Command doctor_command();
 
 // The parts of `cadre plan`: each works out in one process what a run would do, without running it.
 Command plan_dispatch_command();
+Command plan_memory_command();
 Command plan_placement_command();
 Command plan_schedule_command();
 

@@ -42,13 +42,13 @@ double plan_ms(std::span<const int32_t> ids, int top_k, const ExpertMap& map, in
 }
 
 // Rows of rank `me` that leave it, and those that leave its host.
-struct Rows {
+struct LeavingRows {
   int64_t between_ranks = 0;
   int64_t between_hosts = 0;
 };
 
-Rows rows_one_per_rank(const DispatchPlan& plan, const HostMap& map, int me) {
-  Rows rows;
+LeavingRows rows_one_per_rank(const DispatchPlan& plan, const HostMap& map, int me) {
+  LeavingRows rows;
   for (int peer = 0; peer < plan.num_ranks(); ++peer) {
     if (peer != me) rows.between_ranks += plan.row_counts[peer];
     if (map.host_of(peer) != map.host()) rows.between_hosts += plan.row_counts[peer];
@@ -79,7 +79,7 @@ void run_plan_dispatch(const PlanDispatchArguments& options, const Job& job) {
   const HostMap hosts(Topology::uniform(num_hosts, static_cast<int>(options.ranks) / num_hosts), me);
   const HostRows host_rows = make_host_rows(plan, hosts, NeedMask(static_cast<int>(options.ranks) / num_hosts).words());
 
-  const Rows per_rank = rows_one_per_rank(plan, hosts, me);
+  const LeavingRows per_rank = rows_one_per_rank(plan, hosts, me);
   const int64_t per_expert = rows_one_per_expert(plan, me);
   const auto per_host = static_cast<int64_t>(host_rows.token.size());
   const size_t row_bytes = static_cast<size_t>(options.hidden) * sizeof(float);

@@ -36,6 +36,24 @@ refused 2 "--ranks = 0"
 alone plan schedule --svg "$folder/text/s.svg"
 refused 3 "$folder/text/s.svg"
 
+# plan memory: what a run of this size prints, and more ranks than any machine here has.
+alone plan memory "$folder/run.toml" --ranks 2
+succeeded "plan memory"
+says "rank 0 of 2, the largest" "optimizer moments" "total"
+planned=$(grep 'optimizer moments' "$output")
+on_two_ranks train "$folder/run.toml" train.steps=1 "out=$folder/planned"
+succeeded "the run that was planned"
+says "$planned"
+alone plan memory "$folder/run.toml" model.num_hidden_layers=8 model.n_routed_experts=256 train.batch=8192 parallel.pipeline=4 \
+  parallel.expert=64 parallel.schedule=zb1p train.micro_batches=8 train.moments=fp32 --ranks 1024 --hosts 128 --limit 0.0148 --json "$folder/m.json"
+succeeded "plan memory of 1,024 ranks"
+says "of 1024" "with train.micro_batches=16" "MiB"
+grep -q '"ranks":1024' "$folder/m.json" || fail "no plan in m.json"
+alone plan memory "$folder/run.toml" --ranks 3 --hosts 2
+refused 2 "--hosts = 2" "divisor of --ranks = 3"
+alone plan memory "$folder/run.toml" --ranks 3 --rank 3
+refused 2 "--rank = 3" "[-1, 2]"
+
 # plan placement: the example that EPLB was published with.
 cat >"$folder/loads.json" <<END
 {"weight": [[90, 132, 40, 61, 104, 165, 39, 4, 73, 56, 183, 86], [20, 107, 104, 64, 19, 197, 187, 157, 172, 86, 16, 27]]}

@@ -29,6 +29,7 @@ written bench.router "$folder/router" bench router "${small[@]}" --experts 16 --
 written bench.permute "$folder/permute" bench permute "${small[@]}" --experts 8 --top-k 2 --json "$folder/permute"
 written bench.gemm "$folder/gemm" bench gemm --part all --rows 16 --tokens 5 --out 16 --in 24 --experts 3 --iterations 1 --json "$folder/gemm"
 written plan.dispatch "$folder/dispatch" plan dispatch --tokens 100 --experts 16 --top-k 2 --ranks 4 --hosts 2 --json "$folder/dispatch"
+written plan.memory "$folder/memory" plan memory "$folder/run.toml" --ranks 4 --limit 0.01 --json "$folder/memory"
 for schedule in dualpipe 1f1b zb1p; do
   written schedule "$folder/$schedule" plan schedule --schedule "$schedule" --ranks 4 --micro-batches 8 --json "$folder/$schedule"
 done

@@ -1,0 +1,152 @@
+// SPDX-License-Identifier: Apache-2.0
+// cadre plan memory: the memory plan of a rank of a job of any size, in one process, and what to change where it does not fit.
+#include <fmt/core.h>
+#include <nlohmann/json.hpp>
+
+#include <algorithm>
+#include <memory>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "comm/base/check.hpp"
+#include "comm/group/grid.hpp"
+#include "launch/command.hpp"
+#include "runtime/checkpoint/file.hpp"
+#include "runtime/config/run_file.hpp"
+#include "runtime/observe/process_memory.hpp"
+#include "runtime/train/memory_plan.hpp"
+
+namespace cadre {
+namespace {
+
+struct PlanMemoryArguments {
+  std::string run_file;
+  std::vector<std::string> overrides;
+  int64_t ranks = 1;
+  int64_t hosts = 1;
+  int64_t rank = -1;
+  double limit_gib = 0;
+  std::string json;
+};
+
+struct RankPlan {
+  int rank = 0;
+  MemoryPlan plan;
+};
+
+// Of the rank that is asked for; else the largest over the first rank of each row of the pipeline.
+RankPlan plan_of(const RunConfig& config, const Topology& topology, int64_t rank) {
+  if (rank >= 0) return {static_cast<int>(rank), plan_memory(config, topology, static_cast<int>(rank))};
+  const int ranks_of_row = topology.num_ranks() / static_cast<int>(config.parallel.pipeline);
+  std::optional<RankPlan> largest;
+  for (int first = 0; first < topology.num_ranks(); first += ranks_of_row) {
+    MemoryPlan plan = plan_memory(config, topology, first);
+    if (!largest || plan.total_bytes() > largest->plan.total_bytes()) largest = RankPlan{first, std::move(plan)};
+  }
+  return *largest;
+}
+
+// What makes a rank need less, the smallest change first. Each keeps those before it.
+struct Change {
+  std::string key;
+  std::string value;
+};
+
+std::vector<Change> changes_of(const RunConfig& config, int64_t ranks) {
+  std::vector<Change> changes;
+  if (!config.parallel.shard_optimizer) changes.push_back({"parallel.shard_optimizer", "true"});
+  if (!recomputes_activations(config.train)) changes.push_back({"train.recompute", "activations"});
+  const int64_t most =
+      config.train.batch / std::max<int64_t>(1, ranks / config.parallel.pipeline);  // a sequence a rank
+  for (int64_t parts = 2 * config.train.micro_batches; parts <= most; parts *= 2) {
+    changes.push_back({"train.micro_batches", fmt::format("{}", parts)});
+  }
+  if (config.train.moments != "bf16") changes.push_back({"train.moments", "bf16"});
+  for (int64_t rows = 2 * config.parallel.pipeline;
+       rows <= config.model.num_hidden_layers && ranks % rows == 0 && ranks / rows >= config.parallel.expert;
+       rows *= 2) {
+    changes.push_back({"parallel.pipeline", fmt::format("{}", rows)});
+  }
+  return changes;
+}
+
+double mib(size_t bytes) { return static_cast<double>(bytes) / kMiB; }
+
+// None where the model or the job allows no such value.
+std::optional<size_t> bytes_with(const PlanMemoryArguments& options, const std::vector<std::string>& overrides,
+                                 const Topology& topology) {
+  const RunConfig config = load_run_config(options.run_file, overrides);
+  try {
+    check(config, topology.num_ranks());
+    return plan_of(config, topology, options.rank).plan.total_bytes();
+  } catch (const Error&) {
+    return std::nullopt;
+  }
+}
+
+void run_plan_memory(const PlanMemoryArguments& options, const Job& job) {
+  if (job.rank() != 0) return;
+  const RunConfig config = load_run_config(options.run_file, options.overrides);
+  check(config, static_cast<int>(options.ranks));
+  CADRE_CHECK(options.ranks % options.hosts == 0,
+              fmt::format("--hosts = {}, allowed: a divisor of --ranks = {}", options.hosts, options.ranks),
+              "each host has the same number of ranks");
+  CADRE_CHECK(options.rank < options.ranks,
+              fmt::format("--rank = {}, allowed: integer in [-1, {}]", options.rank, options.ranks - 1),
+              "-1 takes the rank that needs most");
+  const Topology topology =
+      Topology::uniform(static_cast<int>(options.hosts), static_cast<int>(options.ranks / options.hosts));
+  const RankPlan mine = plan_of(config, topology, options.rank);
+  fmt::print("rank {} of {}{}\n{}", mine.rank, options.ranks,
+             options.rank < 0 ? ", the largest of the first ranks of the pipeline's rows" : "", mine.plan.table());
+  nlohmann::json report = {{"plan", "memory"},
+                           {"ranks", options.ranks},
+                           {"hosts", options.hosts},
+                           {"rank", mine.rank},
+                           {"lines", nlohmann::json::array()},
+                           {"total_bytes", mine.plan.total_bytes()},
+                           {"changes", nlohmann::json::array()}};
+  for (const MemoryLine& line : mine.plan.lines)
+    report["lines"].push_back({{"what", line.what}, {"bytes", line.bytes}});
+  if (options.limit_gib > 0) {
+    const double limit = options.limit_gib * 1024.0;
+    size_t total = mine.plan.total_bytes();
+    report["limit_bytes"] = static_cast<int64_t>(limit * kMiB);
+    std::vector<std::string> overrides = options.overrides;
+    for (const Change& change : changes_of(config, options.ranks)) {
+      if (mib(total) <= limit) break;
+      std::vector<std::string> changed = overrides;
+      changed.push_back(change.key + "=" + change.value);
+      const std::optional<size_t> bytes = bytes_with(options, changed, topology);
+      if (!bytes) continue;
+      overrides = std::move(changed);
+      total = *bytes;
+      fmt::print("  with {:<23} {:>10.1f} MiB\n", change.key + "=" + change.value, mib(total));
+      report["changes"].push_back({{"key", change.key}, {"value", change.value}, {"total_bytes", total}});
+    }
+    report["fits"] = mib(total) <= limit;
+    fmt::print("{} into {:.1f} MiB{}\n", mib(total) <= limit ? "fits" : "does not fit", limit,
+               report["changes"].empty() ? "" : " with these changes together");
+  }
+  if (!options.json.empty()) write_text_file(options.json, report.dump() + "\n");
+}
+
+}  // namespace
+
+Command plan_memory_command() {
+  const auto options = std::make_shared<PlanMemoryArguments>();
+  return {.name = "memory",
+          .summary = "prints what a rank of a job of any size needs, and what to change where that is too much",
+          .arguments = {{"RUN.toml", &options->run_file, any(), "run file; examples are in launch/configs"}},
+          .overrides = &options->overrides,
+          .options = {{"ranks", &options->ranks, between(1, 1 << 20), "ranks of the job"},
+                      {"hosts", &options->hosts, at_least(1), "hosts that they share evenly"},
+                      {"rank", &options->rank, at_least(-1), "rank; -1: the one that needs most"},
+                      {"limit", &options->limit_gib, at_least(0), "memory of a rank, in GiB; 0: no limit"},
+                      {"json", &options->json, any(), "also write the result to this file, as JSON"}},
+          .run = [options](const Job& job) { run_plan_memory(*options, job); }};
+}
+
+}  // namespace cadre
