@@ -282,9 +282,7 @@ enum class Precision { fp32, bf16, fp8, fp8_ue8m0 };
 
 // Plain loops, accumulation in fp64; f32 and f64 tensors. The oracle of every kernel test.
 std::unique_ptr<Kernels> make_reference_kernels();
-// Vector code, OpenBLAS, and oneDNN where it was found; f32 tensors. On a CPU without bf16 products bf16 rounds the
-// operands and multiplies in fp32: the same numbers but for the order of additions, and no gain in speed. fp8 is
-// emulated exactly, and slower than either.
+
 // Of y = x W^T with weights that do not train, and of attention while decoding. independent: a row of the result has the same
 // bits whatever other rows the call has (bf16: as far as oneDNN's instructions do it so). as_in_training: the bits of a weight
 // that trains.
@@ -292,13 +290,17 @@ enum class RowBits { independent, as_in_training };
 // How weights that do not train are kept for y = x W^T: as they are; rounded to bf16; int8 codes with a scale (fp32) for 32 of a
 // row, the largest of them / 127; or E4M3 codes with a scale for 128 of a row. Sums are in fp32, rows independent.
 enum class WeightFormat { fp32, bf16, int8, fp8 };
+
 struct CpuOptions {
   RowBits bits = RowBits::independent;
-  ThreadPool* threads =
-      nullptr;  // of the thread that calls the kernels, which they share out their work to; nullptr: it alone
-  ProductChoice products = {};
+  ThreadPool* threads = nullptr;  // of the thread that calls the kernels; nullptr: it computes alone
+  ProductChoice products = {};    // who multiplies where neither `bits` nor `weights` say otherwise
   WeightFormat weights = WeightFormat::fp32;
 };
+
+// Vector code, OpenBLAS, and oneDNN where it was found; f32 tensors. Every call shares out its work to the threads. On a CPU
+// without bf16 products bf16 rounds the operands and multiplies in fp32: the same numbers but for the order of additions, and no
+// gain in speed. fp8 is emulated exactly, and slower than either.
 std::unique_ptr<Kernels> make_cpu_kernels(Precision precision, const CpuOptions& options = {});
 std::unique_ptr<DeviceClock> make_host_clock();
 // Computes nothing and touches no memory: for dry runs of the memory plan.
