@@ -6,6 +6,7 @@
 #include <array>
 #include <filesystem>
 #include <memory>
+#include <numeric>
 #include <string>
 #include <vector>
 
@@ -17,6 +18,7 @@
 #include "layers/tensor/parameter.hpp"
 #include "runtime/checkpoint/file.hpp"
 #include "runtime/checkpoint/model_checkpoint.hpp"
+#include "runtime/train/optimizer_shards.hpp"
 
 namespace cadre {
 namespace {
@@ -33,7 +35,7 @@ struct InspectArguments {
 struct RankBytes {
   size_t parameters = 0;
   size_t gradients = 0;
-  size_t optimizer = 0;  // the two moments of AdamW
+  size_t optimizer = 0;  // its share of the two moments of AdamW
 
   size_t total() const { return parameters + gradients + optimizer; }
 };
@@ -44,13 +46,21 @@ RankBytes bytes_of_a_rank(const ModelConfig& config, const Grid& grid) {
               fmt::format("--pipeline = {}, allowed: at most the {} layers of the model", grid.pipeline,
                           config.num_hidden_layers),
               "each stage has at least one layer");
+  PipelineRoutes routes = {{std::vector<int>(static_cast<size_t>(grid.pipeline))}};  // a stage for each row
+  std::iota(routes.routes.front().begin(), routes.routes.front().end(), 0);
   RankBytes most;
   for (int row = 0; row < grid.pipeline; ++row) {
     Model model(config, {StagePlace{row, grid.pipeline}}, make_expert_map(config, grid.expert), 0);
     ParameterStore store;
     store.add_all(model);
     store.allocate(DType::f32, /*with_grad=*/true, /*dry_run=*/true);
-    const RankBytes bytes = {store.value_bytes(), store.grad_bytes(), 2 * store.grad_bytes()};
+    const OptimizerShards shards(model, routes, grid, row * grid.data, /*sharded=*/true);
+    RankBytes bytes = {store.value_bytes(), store.grad_bytes()};
+    for (const Parameter* parameter : store.parameters()) {
+      if (parameter->placement != Placement::buffer && shards.keeps(*parameter)) {
+        bytes.optimizer += 2 * parameter->value.bytes();
+      }
+    }
     if (bytes.total() > most.total()) most = bytes;
   }
   return most;
