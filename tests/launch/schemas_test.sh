@@ -82,7 +82,7 @@ def objects_of(schema, path):
 
 
 # Keys that a file need not have.
-optional = {"manifest": {"updates", "data"}, "bench.gemm": {"rows", "grouped"}, "trace": {"ts", "dur", "cat", "id", "bp", "args"},
+optional = {"manifest": {"updates", "data"}, "bench.gemm": {"rows", "grouped"}, "plan.memory": {"fits", "limit_bytes"}, "trace": {"ts", "dur", "cat", "id", "bp", "args"},
             "schedule": {"back_stage", "back_micro_batch", "rows", "peer", "tag"}}
 for name, schema in schemas.items():
     jsonschema.Draft202012Validator.check_schema(schema)
