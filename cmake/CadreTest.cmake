@@ -2,7 +2,8 @@
 # How a test file becomes tests, on one host and on several, and the check that no test file is forgotten.
 
 # Ranks of a test share the cores of one machine: they must yield while they wait and keep their libraries single-threaded.
-set(CADRE_TEST_ENVIRONMENT OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1)
+# All tests of a build take one choice of products, also where the home folder cannot be written.
+set(CADRE_TEST_ENVIRONMENT OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1 "XDG_CACHE_HOME=${PROJECT_BINARY_DIR}/cache")
 set(CADRE_MPI_ENVIRONMENT CADRE_TEST_MPI=1
     OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
     OMPI_MCA_mpi_yield_when_idle=1 OMPI_MCA_rmaps_base_oversubscribe=1)
