@@ -140,7 +140,8 @@ class Troubles {
 
 void print_build(const Findings& findings) {
   fmt::print("cadre {}\n", CADRE_VERSION);
-  fmt::print("  products  fp32 by OpenBLAS ({}); bf16 {}\n", blas_core_name(),
+  fmt::print("  products  fp32 by OpenBLAS ({}){}; bf16 {}\n", blas_core_name(),
+             has_onednn() ? " or oneDNN, by what compute.products chooses" : "",
              multiplies_bf16() ? "by oneDNN" : "rounded, as slow as fp32: oneDNN or the instructions are missing");
   fmt::print("  vectors   {}\n", cpu_vector_target());
   fmt::print("  tokens    bytes, tokenizer.json; tokenizer.model {}\n",

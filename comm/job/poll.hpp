@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Progress inside computation. Most MPI libraries move data only inside calls, so long kernels call poll_point() between
-// their tiles, every 50 us or so, and the poller of the rank then tests the requests under way, not more often than
+// Progress inside computation. Most MPI libraries move data only inside calls, so ThreadPool has a point between the parts of
+// a kernel, every 50 to 500 us or so, and the poller of the rank then tests the requests under way, not more often than
 // pays: about as often as its policy says while an exchange is in flight.
 #pragma once
 

@@ -133,8 +133,7 @@ struct Way {
   std::string products;
 };
 
-std::vector<Way> ways_of(const BenchGemmArguments& options, Precision precision) {
-  const std::string chosen = choose_products(product_cache(), options.calibrate).text();
+std::vector<Way> ways_of(const BenchGemmArguments& options, Precision precision, const std::string& chosen) {
   if (options.device != "cpu" || precision != Precision::fp32) return {{"chosen", chosen}};
   std::vector<Way> ways = {{"openblas", "openblas"}, {"openblas-packed", "nt=bbbb nn=bbbb tn=bbbb copy=1111"}};
   if (has_onednn()) ways.insert(ways.end(), {{"onednn", "onednn"}, {"onednn-packed", "onednn-packed"}});
@@ -150,7 +149,7 @@ std::unique_ptr<Kernels> kernels_of(const BenchGemmArguments& options, Precision
       {.bits = RowBits::as_in_training, .threads = &threads, .products = ProductChoice::parse(products, "products")});
 }
 
-nlohmann::json bench_single(const BenchGemmArguments& options, ThreadPool& threads) {
+nlohmann::json bench_single(const BenchGemmArguments& options, ThreadPool& threads, const std::string& chosen) {
   nlohmann::json rows = nlohmann::json::array();
   for (const Precision precision : {Precision::fp32, Precision::bf16}) {
     const char* name = precision == Precision::bf16 ? "bf16" : "fp32";
@@ -158,7 +157,7 @@ nlohmann::json bench_single(const BenchGemmArguments& options, ThreadPool& threa
       if (options.rows > 0 && shape.rows != options.rows) continue;
       Rates best = {};
       Rates rates = {};
-      for (const Way& way : ways_of(options, precision)) {
+      for (const Way& way : ways_of(options, precision, chosen)) {
         const auto kernels = kernels_of(options, precision, threads, way.products);
         rates = GemmProducts(*kernels, 1, shape).single(options.iterations);
         best = {std::max(best.forward, rates.forward), std::max(best.input_grad, rates.input_grad),
@@ -178,14 +177,17 @@ nlohmann::json bench_single(const BenchGemmArguments& options, ThreadPool& threa
 }
 
 // By default an expert of DeepSeek-V3 on a device, and what a CPU multiplies in a second.
-nlohmann::json bench_grouped(const BenchGemmArguments& options, ThreadPool& threads) {
+nlohmann::json bench_grouped(const BenchGemmArguments& options, ThreadPool& threads, const std::string& chosen) {
   const bool on_cpu = options.device == "cpu";
-  const auto chosen = [&](int64_t given, int64_t cuda, int64_t cpu) { return given > 0 ? given : on_cpu ? cpu : cuda; };
-  const int64_t experts = chosen(options.experts, 8, 4);
-  const Shape each = {chosen(options.tokens, 256, 64), chosen(options.out, 2048, 512), chosen(options.in, 7168, 1024)};
+  const auto given_or = [&](int64_t given, int64_t cuda, int64_t cpu) {
+    return given > 0 ? given : on_cpu ? cpu : cuda;
+  };
+  const int64_t experts = given_or(options.experts, 8, 4);
+  const Shape each = {given_or(options.tokens, 256, 64), given_or(options.out, 2048, 512),
+                      given_or(options.in, 7168, 1024)};
   const Shape all = {experts * each.rows, each.out, each.in};
   const Precision precision = options.precision == "bf16" ? Precision::bf16 : Precision::fp32;
-  const auto kernels = kernels_of(options, precision, threads, ways_of(options, precision).back().products);
+  const auto kernels = kernels_of(options, precision, threads, chosen);
   const Rates grouped = GemmProducts(*kernels, experts, each).grouped(options.iterations);
   const Rates single = GemmProducts(*kernels, 1, all).single(options.iterations);
   fmt::print("{} experts of {} tokens in one call, and one product of as many FLOPs, {}\n", experts, each.rows,
@@ -205,11 +207,13 @@ nlohmann::json bench_grouped(const BenchGemmArguments& options, ThreadPool& thre
 
 void bench_gemm(const BenchGemmArguments& options, ThreadPool& threads) {
   threads.resize(static_cast<int>(options.threads));
+  const std::string chosen = choose_products(product_cache(), options.calibrate).text();
+  fmt::print("chosen: {}\n", chosen);
   fmt::print("{:>21} {:>6} {:>6} {:>6} {:>10} {:>10} {:>11}   GFLOP/s, median of {}\n", "", "rows", "out", "in",
              "forward", "input grad", "weight grad", options.iterations);
   nlohmann::json report = {{"bench", "gemm"}, {"device", options.device}};
-  if (options.part != "grouped") report["rows"] = bench_single(options, threads);
-  if (options.part != "single") report["grouped"] = bench_grouped(options, threads);
+  if (options.part != "grouped") report["rows"] = bench_single(options, threads, chosen);
+  if (options.part != "single") report["grouped"] = bench_grouped(options, threads, chosen);
   if (!options.json.empty()) write_json_report(options.json, report);
 }
 

@@ -113,16 +113,13 @@ size_t kept_moment_bytes(const RunConfig& config, const ParameterStore& store, c
   return bytes;
 }
 
-// What a save in the background copies: values and moments that this rank saves, as Worker::saves says.
+// What a save in the background copies: values and moments that this rank saves.
 size_t saved_bytes(const RunConfig& config, Model& model, const OptimizerShards& shards, const PipelineRoutes& routes,
                    const Grid& grid, int rank) {
   size_t bytes = 0;
   for (const auto& stage : model.stages()) {
     stage->each_parameter([&](const Parameter& parameter) {
-      const bool saves = shards.is_shared_out(parameter)
-                             ? shards.keeps(parameter) && !parameter.is_copy
-                             : is_first_holder(parameter, stage->place().index, routes, grid, rank);
-      if (!saves) return;
+      if (!shards.saves(parameter, is_first_holder(parameter, stage->place().index, routes, grid, rank))) return;
       bytes += (1 + parameter.copies.size()) * parameter.value.bytes();
       if (parameter.placement != Placement::buffer) bytes += moment_bytes(config, parameter.value.bytes());
     });

@@ -30,7 +30,11 @@ class OptimizerShards {
   bool keeps(const Parameter& parameter) const;
   // Whether no other rank does, of several that hold the parameter.
   bool keeps_alone(const Parameter& parameter) const { return owners_.contains(&parameter) && keeps(parameter); }
-  bool is_shared_out(const Parameter& parameter) const { return owners_.contains(&parameter); }
+  // Whether this rank writes the parameter, and its moments, into checkpoints: the rank that alone keeps these, else the first
+  // of those that hold it.
+  bool saves(const Parameter& parameter, bool is_first_holder) const {
+    return owners_.contains(&parameter) ? keeps(parameter) && !parameter.is_copy : is_first_holder;
+  }
 
   // Hands the values of the parameters that this rank keeps to the ranks that hold them too. Collective over each of the
   // groups of `gradients`.

@@ -50,6 +50,15 @@ void write_choice(const fs::path& path, const std::string& machine, const Produc
   fs::remove(part, ignored);
 }
 
+// What rank 0 `wants`, or, for "auto", what it chooses.
+std::string choice_of_rank_0(const Communicator& world, const std::string& wants) {
+  std::vector<char> text(64);
+  if (world.rank() == 0) {
+    (wants == kAuto ? choose_products(product_cache()).text() : wants).copy(text.data(), text.size() - 1);
+  }
+  return wait(world.broadcast(std::move(text), 0)).data();
+}
+
 }  // namespace
 
 fs::path product_cache() {
@@ -73,22 +82,14 @@ ProductChoice choose_products(const fs::path& cache, bool anew) {
 }
 
 ProductChoice agree_on_products(const Communicator& world, const std::string& products) {
-  if (products != kAuto) return ProductChoice::parse(products, kKey);
-  std::vector<char> text(64);
-  if (world.rank() == 0) choose_products(product_cache()).text().copy(text.data(), text.size() - 1);
-  return ProductChoice::parse(wait(world.broadcast(std::move(text), 0)).data(), kKey);
+  return ProductChoice::parse(products == kAuto ? choice_of_rank_0(world, kAuto) : products, kKey);
 }
 
 RunConfig with_products(const Communicator& world, RunConfig config, std::string& note) {
   if (config.compute.device != "cpu") return config;
   if (config.compute.products == kAuto) {
-    std::vector<char> text(64);
-    if (world.rank() == 0) {
-      const auto saved = config_to_resume(config);
-      const std::string& products = saved ? saved->compute.products : config.compute.products;
-      (products == kAuto ? choose_products(product_cache()).text() : products).copy(text.data(), text.size() - 1);
-    }
-    config.compute.products = wait(world.broadcast(std::move(text), 0)).data();
+    const auto saved = world.rank() == 0 ? config_to_resume(config) : std::nullopt;
+    config.compute.products = choice_of_rank_0(world, saved ? saved->compute.products : kAuto);
   }
   const uint64_t mine = digest_of(product_machine()).xxh64;
   const std::vector<uint64_t> machines = wait(world.all_gather(mine));

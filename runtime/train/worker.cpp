@@ -66,9 +66,7 @@ void Worker::fill_store(bool with_grad) {
   store_.allocate(DType::f32, with_grad, /*dry_run=*/false, kernels_->memory());
 }
 
-bool Worker::saves(const Parameter& parameter) const {
-  return shards_.is_shared_out(parameter) ? shards_.keeps(parameter) && !parameter.is_copy : is_first_holder(parameter);
-}
+bool Worker::saves(const Parameter& parameter) const { return shards_.saves(parameter, is_first_holder(parameter)); }
 
 bool Worker::is_first_holder(const Parameter& parameter) const {
   return std::ranges::binary_search(first_held_, &parameter);

@@ -36,8 +36,7 @@ class Worker {
   const Kernels& kernels() const { return *kernels_; }
   // Whether this rank is the first of those that hold the parameter; see is_first_holder() of process_groups.hpp.
   bool is_first_holder(const Parameter& parameter) const;
-  // Whether this rank writes the parameter, and its moments, into checkpoints: the rank that alone keeps its moments, else
-  // the first holder.
+  // See OptimizerShards::saves.
   bool saves(const Parameter& parameter) const;
   GradientReduction& gradients() { return gradients_; }
   const OptimizerShards& shards() const { return shards_; }

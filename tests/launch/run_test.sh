@@ -32,6 +32,16 @@ says "loss $trained_loss nats a token"
 alone eval "$folder/run" --batches 2
 succeeded "eval on one rank"
 diff <(grep '^loss' "$output") "$folder/loss" >&2 || fail "the loss depends on the number of ranks"
+fp32=$(grep -o 'loss [0-9.]*' "$output")
+alone eval "$folder/run" --batches 2 --weights int8 --threads 2
+succeeded "eval of weights in int8"
+says "perplexity" "with weights in fp32: $fp32"
+alone eval "$folder/run" --batches 2 --weights int4
+refused 2 "--weights" "fp32 | bf16 | int8 | fp8"
+alone train "$folder/run.toml" compute.weights=int8 "out=$folder/x"
+refused 2 "compute.weights = int8, allowed: fp32"
+alone train "$folder/run.toml" compute.products=mkl "out=$folder/x"
+refused 2 "compute.products" "mkl"
 
 # The weights in fp8, which other ranks read.
 alone export "$checkpoint" --out "$folder/fp8" --format fp8

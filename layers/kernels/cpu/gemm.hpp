@@ -36,6 +36,9 @@ void gemm(GemmLibrary library, const GemmShape& shape, const GemmOperand& a, con
 void row_gemm(const GemmShape& shape, const GemmOperand& a, const GemmOperand& b, float* c, int64_t c_stride,
               float alpha = 1.0F);
 
+inline constexpr int64_t kInt8TermsPerScale = 32;
+inline constexpr int64_t kFp8TermsPerScale = 128;
+
 // A weight [rows, width] in a narrower format.
 struct NarrowMatrix {
   WeightFormat format = WeightFormat::fp32;
@@ -46,7 +49,7 @@ struct NarrowMatrix {
 
   NarrowMatrix() = default;
   NarrowMatrix(const float* values, int64_t rows, int64_t width, WeightFormat format, ThreadPool& threads);
-  int64_t terms_per_scale() const { return format == WeightFormat::int8 ? 32 : 128; }
+  int64_t terms_per_scale() const { return format == WeightFormat::int8 ? kInt8TermsPerScale : kFp8TermsPerScale; }
   int64_t scales_per_row() const { return (width + terms_per_scale() - 1) / terms_per_scale(); }
 };
 

@@ -78,7 +78,7 @@ struct Bf16Columns {
   }
 };
 
-// No vector spans two scales: there are at most 16 lanes, and a block of terms starts at a multiple of 128.
+// No vector spans two scales: there are at most 16 lanes, and a block of terms starts at a multiple of both.
 struct Int8Columns {
   struct Column {
     const int8_t* codes;
@@ -87,13 +87,13 @@ struct Int8Columns {
     HWY_INLINE Float load(Lanes lanes, size_t i) const {
       const hn::RebindToSigned<FloatTag> wide;
       const Float value = hn::ConvertTo(FloatTag(), hn::PromoteTo(wide, load_codes(codes + i, lanes)));
-      return hn::Mul(value, splat(scales[i / 32]));
+      return hn::Mul(value, splat(scales[i / kInt8TermsPerScale]));
     }
   };
   const NarrowMatrix& b;
   HWY_INLINE Column column(int64_t index, int64_t first) const {
     return {b.codes.as<int8_t>() + index * b.width + first,
-            b.scales.as<float>() + index * b.scales_per_row() + first / 32};
+            b.scales.as<float>() + index * b.scales_per_row() + first / kInt8TermsPerScale};
   }
 };
 
@@ -112,13 +112,13 @@ struct Fp8Columns {
       const Float small =
           hn::Mul(hn::ConvertTo(FloatTag(), hn::BitCast(hn::RebindToSigned<FloatTag>(), size)), splat(0x1p-9F));
       const Float value = hn::IfThenElse(hn::Lt(normal, splat(0x1p-6F)), small, normal);
-      return hn::Mul(hn::Or(value, hn::BitCast(FloatTag(), sign)), splat(scales[i / 128]));
+      return hn::Mul(hn::Or(value, hn::BitCast(FloatTag(), sign)), splat(scales[i / kFp8TermsPerScale]));
     }
   };
   const NarrowMatrix& b;
   HWY_INLINE Column column(int64_t index, int64_t first) const {
     return {b.codes.as<uint8_t>() + index * b.width + first,
-            b.scales.as<float>() + index * b.scales_per_row() + first / 128};
+            b.scales.as<float>() + index * b.scales_per_row() + first / kFp8TermsPerScale};
   }
 };
 
