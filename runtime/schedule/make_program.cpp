@@ -96,7 +96,7 @@ Program make_program(const std::string& name, int num_ranks, int num_micro_batch
 }
 
 double formula_bubble(const Program& program, const Cost& cost) {
-  return schedule_named(program.name).bubble(cost, program.num_ranks);
+  return std::max(0.0, schedule_named(program.name).bubble(cost, program.num_ranks));
 }
 
 std::string formula_text(const Program& program) { return schedule_named(program.name).formula; }

@@ -18,7 +18,8 @@ std::string schedule_summaries();  // one line each, for help
 Program make_program(const std::string& name, int num_ranks, int num_micro_batches);
 
 // Idle time of a rank by the formula of the schedule's authors. Exact where an overlapped pair costs as much as its two
-// halves, a backward as its two halves, and there are micro-batches enough; else compare with Simulation::idle.
+// halves, a backward as its two halves, and there are micro-batches enough; else compare with Simulation::idle. Costs
+// outside the formula's assumptions (weight gradients dearer than the rest) can make it negative: then 0.
 double formula_bubble(const Program& program, const Cost& cost);
 std::string formula_text(const Program& program);
 

@@ -96,6 +96,11 @@ TEST(Schedule, FormulaIsNotTheIdleTimeAtOtherCosts) {
   EXPECT_NEAR(formula_bubble(program, uneven), 5.4, kRounding);
 }
 
+TEST(Schedule, FormulaIsNeverBelowZero) {
+  // (R-1)(F&B+B-3W) = 3 (3 + 2 - 5.4), a measured weight gradient dearer than the formula allows.
+  EXPECT_EQ(formula_bubble(make_program("dualpipe", 8, 20), {.backward_weight = 1.8, .overlapped = 3}), 0);
+}
+
 // PP = 8, 20 micro-batches: ten from each end.
 const std::vector<std::string> kDualPipe8 = {
     "Fa0 Fa1 Fa2 Fa3 Fa4 Fa5 Fa6 Fb0 bb0 W Fb1 bb1 W Fb2 bb2 W Fb3 {Fa7&Bb3} {Fb4&Ba0} {Fa8&Bb4} {Fb5&Ba1} {Fa9&Bb5} "
