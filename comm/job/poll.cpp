@@ -41,6 +41,11 @@ void Poller::point() {
   count_.nanoseconds += last_ns_ - begin_ns;
 }
 
+void Poller::move_others_on() {
+  std::erase_if(watched_,
+                [](const Watched& watched) { return watched.kind == Kind::other && watched.request->test(); });
+}
+
 void Poller::learn(const Watched& completed, int64_t now_ns) {
   if (completed.kind == Kind::other) return;
   const auto duration = static_cast<double>(now_ns - completed.since_ns);

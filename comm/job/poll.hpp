@@ -42,6 +42,8 @@ class Poller {
 
   // Tests what is watched if it is time to.
   void point();
+  // Tests what is no exchange, while the rank waits for one.
+  void move_others_on();
 
   // Since the last call.
   PollCount take_count();

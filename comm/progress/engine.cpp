@@ -50,6 +50,7 @@ void Engine::wait_for_any(const std::vector<Run>& waiting, DeferredQueue* filler
       const auto ready = std::ranges::find_if(waiting, is_ready);
       if (ready != waiting.end()) return activity.relabel(ready->lane->position);
       for (const Run& run : waiting) deadline.check(*run.lane->suspension.awaited, run.lane->position);
+      job.poller().move_others_on();
       std::this_thread::yield();
     }
   }

@@ -86,11 +86,14 @@ const Block::Saved* Stage::saved_of(const Saved& saved, int layer) const {
 
 Task<Stage::Output> Stage::forward(LaneContext& ctx, TokenBatch batch, Tensor x, Saved& saved) const {
   saved.blocks.resize(blocks_.size());
+  if (ctx.values_of) co_await ctx.values_of(kEmbeddingBucket);
   x = enter(ctx, batch, x, saved);
   for (size_t i = 0; i < blocks_.size(); ++i) {
+    if (ctx.values_of) co_await ctx.values_of(static_cast<int>(i) + 1);
     Task<Tensor> block = blocks_[i]->forward(ctx, x, batch.sequences, saved.blocks[i]);
     x = co_await block;
   }
+  if (ctx.values_of) co_await ctx.values_of(num_buckets() - 1);
   Task<Output> end = leave(ctx, batch, x, saved);
   const Output output = co_await end;
   co_return output;

@@ -37,6 +37,8 @@ struct LaneContext : Context {
   RoutedTokens* routed = nullptr;       // at inference: added to
   TokenFacts tokens = {};
   bool decoding = false;  // later tokens of these sequences are not known yet
+  // Complete when the values of a bucket of the stage are; empty: they are. See Stage::each_parameter.
+  std::function<Request&(int bucket)> values_of = {};
 };
 
 // Computes a weight gradient, now or when its turn comes. What `run` refers to must live until then. `phase` is a string

@@ -1,6 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "layers/tensor/parameter.hpp"
 
+#include <algorithm>
+#include <numeric>
+#include <optional>
+
 #include "comm/base/check.hpp"
 #include "comm/base/random.hpp"
 
@@ -49,7 +53,7 @@ void initialise_part(const Init& init, const ParameterPart& part, const Tensor& 
 
 }  // namespace
 
-void ParameterStore::add(Parameter& parameter) {
+void ParameterStore::add(Parameter& parameter, int slice) {
   for (const ParameterPart& part : parameter.parts) {
     CADRE_CHECK(parameter.is_copy || names_.insert(part.name).second,
                 fmt::format("two parameters are named {}", part.name), "every module needs a prefix of its own");
@@ -57,6 +61,7 @@ void ParameterStore::add(Parameter& parameter) {
   if (num_buckets_ == 0) begin_bucket();
   parameters_.push_back(&parameter);
   bucket_of_.push_back(num_buckets_ - 1);
+  slice_of_.push_back(slice);
 }
 
 int ParameterStore::begin_bucket() { return num_buckets_++; }
@@ -96,11 +101,14 @@ void ParameterStore::allocate(DType dtype, bool with_grad, bool dry_run, Memory&
 
 // Sets where each group starts and returns where each parameter starts, in bytes.
 std::vector<size_t> ParameterStore::lay_out() {
+  std::vector<size_t> order(parameters_.size());
+  std::iota(order.begin(), order.end(), size_t{0});
+  std::ranges::stable_sort(order, {}, [this](size_t i) { return std::pair(bucket_of_[i], slice_of_[i]); });
   std::vector<size_t> offsets(parameters_.size());
   size_t offset = 0;
   for (size_t group = 0; group < kNumGroups; ++group) {
     group_start_[group] = offset;
-    for (size_t i = 0; i < parameters_.size(); ++i) {
+    for (const size_t i : order) {
       if (group_of(parameters_[i]->placement) != group) continue;
       offsets[i] = offset;
       const size_t bytes = static_cast<size_t>(parameters_[i]->value.numel()) * size_of(dtype_);
@@ -128,25 +136,32 @@ void ParameterStore::initialise(uint64_t seed) {
 }
 
 Tensor ParameterStore::grads_of(Placement placement) {
-  return grads_between(group_start_[group_of(placement)], group_start_[group_of(placement) + 1]);
+  return grads_between({group_start_[group_of(placement)], group_start_[group_of(placement) + 1]});
 }
 
-// The parameters of a bucket and group were added one after the other, and so they lie.
-Tensor ParameterStore::grads_of(Placement placement, int bucket) {
-  size_t start = 0;
-  size_t end = 0;
+Tensor ParameterStore::grads_of(Placement placement, int bucket) { return grads_between(bytes_of(placement, bucket)); }
+
+Tensor ParameterStore::values_of(Placement placement, int bucket) {
+  const Bytes bytes = bytes_of(placement, bucket);
+  std::byte* data = values_.empty() ? nullptr : values_.data() + bytes.begin;
+  return Tensor(data, dtype_, {static_cast<int64_t>((bytes.end - bytes.begin) / size_of(dtype_))});
+}
+
+// Parameters of one bucket and group lie one behind the other.
+ParameterStore::Bytes ParameterStore::bytes_of(Placement placement, int bucket) const {
+  std::optional<Bytes> all;
   for (size_t i = 0; i < parameters_.size(); ++i) {
     if (bucket_of_[i] != bucket || parameters_[i]->placement != placement) continue;
-    if (end == 0) start = parameter_start_[i];
-    end = parameter_start_[i] + whole_cache_lines(parameters_[i]->value.bytes());
+    const Bytes one = {parameter_start_[i], parameter_start_[i] + whole_cache_lines(parameters_[i]->value.bytes())};
+    all = all ? Bytes{std::min(all->begin, one.begin), std::max(all->end, one.end)} : one;
   }
-  return grads_between(start, end);
+  return all.value_or(Bytes());
 }
 
-Tensor ParameterStore::grads_between(size_t start, size_t end) {
+Tensor ParameterStore::grads_between(const Bytes& bytes) {
   CADRE_CHECK(with_grad_, "this store holds no gradients", "allocate it with gradients");
-  std::byte* data = grads_.empty() ? nullptr : grads_.data() + start;
-  return Tensor(data, dtype_, {static_cast<int64_t>((end - start) / size_of(dtype_))});
+  std::byte* data = grads_.empty() ? nullptr : grads_.data() + bytes.begin;
+  return Tensor(data, dtype_, {static_cast<int64_t>((bytes.end - bytes.begin) / size_of(dtype_))});
 }
 
 void ParameterStore::forget_grads() {

@@ -81,8 +81,9 @@ Parameter make_vector(std::string name, int64_t size, Init::Kind init, Placement
 // modules) and must not move once added.
 class ParameterStore {
  public:
-  // Throws when one of its names is already there, unless it is a copy.
-  void add(Parameter& parameter);
+  // Throws when one of its names is already there, unless it is a copy. In memory the parameters of a bucket lie in the order
+  // of their slices, so that one span holds all of a slice.
+  void add(Parameter& parameter, int slice = 0);
 
   // What is added from here on belongs to one more bucket: gradients that are reduced together. Returns its number, from
   // 0. A bucket may stay empty.
@@ -108,14 +109,17 @@ class ParameterStore {
   // placement changes them, and f32 values are the f64 ones rounded. After a dry run it does nothing.
   void initialise(uint64_t seed);
 
-  // One-dimensional views over all gradients of a group, in the order of adding. A tensor starts at a multiple of 64
+  // One-dimensional views over all gradients of a group. A tensor starts at a multiple of 64
   // bytes; the elements between two tensors are zero. Need with_grad.
   Tensor shared_grads() { return grads_of(Placement::shared); }
   Tensor expert_grads() { return grads_of(Placement::expert); }
   // The same of one bucket, shared or expert.
   Tensor grads_of(Placement placement, int bucket);
-  // Keeps the memory of gradients, for an operation under way.
+  // The values of the same parameters, in the same places.
+  Tensor values_of(Placement placement, int bucket);
+  // Keeps the memory of gradients, or of values, for an operation under way.
   std::shared_ptr<const void> grad_owner() const { return grads_.share(); }
+  std::shared_ptr<const void> value_owner() const { return values_.share(); }
 
   // Begins a step: the next weight gradient of each parameter overwrites. Touches no memory.
   void forget_grads();
@@ -132,12 +136,19 @@ class ParameterStore {
   static constexpr size_t kNumGroups = 3;         // shared, expert, buffer
   static constexpr size_t kNumTrainedGroups = 2;  // shared, expert
 
+  struct Bytes {
+    size_t begin = 0;
+    size_t end = 0;
+  };
+
   std::vector<size_t> lay_out();
   Tensor grads_of(Placement placement);
-  Tensor grads_between(size_t start, size_t end);
+  Tensor grads_between(const Bytes& bytes);
+  Bytes bytes_of(Placement placement, int bucket) const;
 
   std::vector<Parameter*> parameters_;
   std::vector<int> bucket_of_;           // each parameter
+  std::vector<int> slice_of_;            // each parameter
   std::vector<size_t> parameter_start_;  // bytes
   int num_buckets_ = 0;
   std::unordered_set<std::string> names_;

@@ -119,6 +119,8 @@ std::vector<Section> sections_of(RunConfig& c) {
            {"dispatch_format", &c.exchange.dispatch_format, one_of({"fp32", "bf16", "fp8"}),
             "format of dispatched rows; fp8: e4m3, one scale per 128 channels"},
            {"combine_format", &c.exchange.combine_format, one_of({"fp32", "bf16"}), "format of returned rows"},
+           {"gradients", &c.exchange.gradients, one_of({"fp32", "bf16"}),
+            "format in which gradients travel; their sums are fp32"},
            {"progress", &c.exchange.progress, one_of({"poll", "thread"}),
             "thread: an additional thread drives MPI if each rank has a free cpu"},
            {"polls", &c.exchange.polls, between(0, 1e6),

@@ -69,6 +69,7 @@ struct ExchangeConfig {
   std::string combine = "partial";
   std::string dispatch_format = "fp32";
   std::string combine_format = "fp32";
+  std::string gradients = "fp32";
   std::string progress = "poll";
   double polls = 30;  // while an exchange is in flight, between the tiles of products; 0: none
   double deadline_s = 120.0;

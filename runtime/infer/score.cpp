@@ -196,6 +196,7 @@ RunConfig score_config(RunConfig config, const ScoreTokens& tokens) {
 WorkerOptions score_options(const RunConfig& score_config, const Communicator& world, const ScoringOptions& options) {
   WorkerOptions worker = training_options(score_config, world);
   worker.with_grad = options.gradients;
+  worker.parallel.shard_optimizer = false;  // each rank has all sums
   worker.row_bits = RowBits::as_in_training;
   if (!options.gradients) worker.num_lanes = 1;
   return worker;

@@ -54,6 +54,9 @@ struct LiveChunk {
         scope(worker.arena(lane_index)),
         context(worker.lanes().training_context(work.token_scale, deferred, lane_index)) {
     context.tokens = batch.facts(work.seed);
+    context.values_of = [&gradients = worker.gradients(), at](int bucket) -> Request& {
+      return gradients.values_of(at.stage, bucket);
+    };
     worker.lane(lane_index).position = {.step = work.step, .micro_batch = at.micro_batch};
   }
 

@@ -12,7 +12,7 @@ namespace cadre {
 namespace {
 
 // Elements of one all_reduce: large enough for bandwidth, small enough for the int that MPI counts are.
-constexpr int64_t kReductionElements = int64_t{4} << 20;
+constexpr size_t kReductionElements = size_t{4} << 20;
 
 // Those without a layer need names of their own: ranks that hold both reduce them in any order.
 const char* reduction_phase(const Stage& stage, int bucket) {
@@ -20,26 +20,33 @@ const char* reduction_phase(const Stage& stage, int bucket) {
   return bucket == 0 ? "embedding gradient reduction" : "head gradient reduction";
 }
 
-std::span<float> grad_values(const Parameter& parameter) {
-  return {parameter.grad.data<float>(), static_cast<size_t>(parameter.grad.numel())};
+std::span<float> elements_of(const Tensor& tensor) {
+  return {tensor.data<float>(), static_cast<size_t>(tensor.numel())};
+}
+
+// Whether it is less to send each slice to its rank than all sums to all ranks: the rank with the longest slice gets it from each
+// of the others.
+bool scatters_well(const RankSlices& slices, int64_t count) {
+  int64_t longest = 0;
+  for (size_t r = 0; r + 1 < slices.size(); ++r) longest = std::max(longest, slices[r + 1] - slices[r]);
+  return longest * static_cast<int64_t>(slices.size() - 1) <= 2 * count;
 }
 
 }  // namespace
 
 // All ranks hold the same number of stages, and those that share one share them all.
 GradientReduction::GradientReduction(const ProcessGroups& groups, Model& model, const ExpertMaps& maps,
-                                     ParameterStore& store, Lanes& lanes)
-    : job_(groups.world.job()), model_(model), store_(store), lanes_(lanes) {
+                                     ParameterStore& store, const OptimizerShards& shards, DType wire, Lanes& lanes)
+    : job_(groups.world.job()), model_(model), store_(store), shards_(shards), lanes_(lanes) {
   const Communicator& world = groups.world;
   int num_buckets = 0;
   for (const auto& stage : model_.stages()) {
-    const int color = groups.routes.rows_of(stage->place().index).front();
-    const int expert_color = color * groups.grid.expert + groups.expert_rank();
-    stages_.push_back(
-        {world.split(color, world.rank(), "data"), world.split(expert_color, world.rank(), "expert data")});
+    stages_.push_back(make_groups(groups, stage->place().index));
+    make_queues(stages_.back(), wire);
     first_bucket_.push_back(num_buckets);
     num_buckets += stage->num_buckets();
   }
+  values_.resize(static_cast<size_t>(num_buckets));
   if (maps.have_replicas()) {
     replica_group_.emplace(world.split(groups.grid.expert_group(world.rank()), world.rank(), "expert/replicas"));
   }
@@ -49,6 +56,20 @@ GradientReduction::GradientReduction(const ProcessGroups& groups, Model& model, 
     embedding_rows_ = {first_row, last_row};
     embedding_group_.emplace(world.split(groups.grid.pipeline_group(world.rank()), world.rank(), "pipeline/embedding"));
   }
+}
+
+GradientReduction::StageGroups GradientReduction::make_groups(const ProcessGroups& groups, int stage) {
+  const Communicator& world = groups.world;
+  const int color = groups.routes.rows_of(stage).front();
+  const int expert_color = color * groups.grid.expert + groups.expert_rank();
+  return {world.split(color, world.rank(), "data"), world.split(expert_color, world.rank(), "expert data")};
+}
+
+// The rest is summed by the transport: groups of one, and arrays of a device.
+void GradientReduction::make_queues(StageGroups& groups, DType wire) const {
+  if (lanes_.transport_follows() || &lanes_.kernels().memory() != &host_memory()) return;
+  if (groups.shared.size() > 1) groups.shared_queue.emplace(groups.shared, wire);
+  if (groups.expert.size() > 1) groups.expert_queue.emplace(groups.expert, wire);
 }
 
 size_t GradientReduction::local_index(int stage) const {
@@ -69,14 +90,14 @@ void GradientReduction::start(int stage, int bucket) {
   if (reduced.is_block(bucket)) at.layer = reduced.layers().first + bucket - 1;
   Tracer& tracer = job_.tracer();
   const TraceActivity activity(tracer, TraceKind::compute, at);
-  std::vector<Request> started = start_sum(stages_[index].shared, Placement::shared, stored);
+  std::vector<Request> started = start_sum(stages_[index], Placement::shared, stored);
   if (std::vector<HeldValues> embedding = embedding_grads(reduced, stored); !embedding.empty()) {
     std::vector<Request> summed = std::exchange(started, {});
     started.push_back(sum_over_holders(*embedding_group_, std::move(embedding), /*tag=*/0, std::move(summed)));
   }
   at.phase = "expert gradient reduction";
   tracer.switch_to(at);
-  std::vector<Request> experts = start_sum(stages_[index].expert, Placement::expert, stored);
+  std::vector<Request> experts = start_sum(stages_[index], Placement::expert, stored);
   if (std::vector<HeldValues> replicated = replicated_grads(stored); !replicated.empty()) {
     started.push_back(sum_over_holders(*replica_group_, std::move(replicated), stored, std::move(experts)));
   } else {
@@ -88,16 +109,101 @@ void GradientReduction::start(int stage, int bucket) {
   }
 }
 
-std::vector<Request> GradientReduction::start_sum(const Communicator& group, Placement placement, int stored_bucket) {
+std::vector<Request> GradientReduction::start_sum(StageGroups& groups, Placement placement, int stored_bucket) {
+  const bool is_expert = placement == Placement::expert;
+  const Communicator& group = is_expert ? groups.expert : groups.shared;
   std::vector<Request> started;
   if (group.size() == 1) return started;
-  const Tensor values = store_.grads_of(placement, stored_bucket);
-  for (int64_t first = 0; first < values.numel(); first += kReductionElements) {
-    const auto count = static_cast<size_t>(std::min(kReductionElements, values.numel() - first));
-    started.push_back(
-        group.all_reduce(std::span(values.data<float>() + first, count), store_.grad_owner(), ReduceOp::sum));
+  const std::span<float> values = elements_of(store_.grads_of(placement, stored_bucket));
+  std::optional<ReductionQueue>& queue = is_expert ? groups.expert_queue : groups.shared_queue;
+  if (queue) {
+    const RankSlices slices = slices_of(placement, stored_bucket, group.size());
+    const bool scatters = shards_.sharded() && scatters_well(slices, static_cast<int64_t>(values.size()));
+    const size_t scattered = scatters ? static_cast<size_t>(slices.back()) : 0;
+    if (scattered > 0) started.push_back(queue->reduce_scatter(values.first(scattered), store_.grad_owner(), slices));
+    started.push_back(queue->all_reduce(values.subspan(scattered), store_.grad_owner()));
+    return started;
+  }
+  for (size_t first = 0; first < values.size(); first += kReductionElements) {
+    started.push_back(group.all_reduce(values.subspan(first, std::min(kReductionElements, values.size() - first)),
+                                       store_.grad_owner(), ReduceOp::sum));
   }
   return started;
+}
+
+// What each rank of the group owns of a bucket: the store has it in this order, and behind it what all keep.
+RankSlices GradientReduction::slices_of(Placement placement, int stored_bucket, int num_ranks) const {
+  RankSlices slices(static_cast<size_t>(num_ranks) + 1);
+  const auto* const base = store_.values_of(placement, stored_bucket).data<float>();
+  for (const Parameter* parameter : store_.parameters_of(stored_bucket)) {
+    const std::optional<int> owner = shards_.owner(*parameter);
+    if (parameter->placement != placement || !owner) continue;
+    int64_t& end = slices[static_cast<size_t>(*owner) + 1];
+    end = std::max(end, parameter->value.data<float>() - base + parameter->value.numel());
+  }
+  for (size_t r = 1; r < slices.size(); ++r) slices[r] = std::max(slices[r], slices[r - 1]);
+  return slices;
+}
+
+void GradientReduction::mark_values_changed() {
+  if (!shards_.sharded()) return;
+  values_changed_ = true;
+  for (Parameter* parameter : store_.parameters()) {
+    if (!parameter->frozen && !shards_.keeps(*parameter)) ++parameter->version;
+  }
+}
+
+void GradientReduction::start_values() {
+  if (!std::exchange(values_changed_, false)) return;
+  lanes_.kernels().synchronize();  // the host reads and writes values
+  for (size_t index = 0; index < stages_.size(); ++index) {
+    for (int bucket = 0; bucket < model_.stages()[index]->num_buckets(); ++bucket) {
+      Request& all = values_[static_cast<size_t>(first_bucket_[index] + bucket)];
+      all = all_of(start_values(index, bucket));
+      job_.poller().watch(all, Poller::Kind::other);
+    }
+  }
+}
+
+std::vector<Request> GradientReduction::start_values(size_t index, int bucket) {
+  const Stage& stage = *model_.stages()[index];
+  const int stored = first_bucket_[index] + bucket;
+  Position at = {.step = lanes_.lane().position.step, .phase = "parameters"};
+  if (stage.is_block(bucket)) at.layer = stage.layers().first + bucket - 1;
+  const TraceActivity activity(job_.tracer(), TraceKind::compute, at);
+  std::vector<Request> started;
+  for (const Placement placement : {Placement::shared, Placement::expert}) {
+    StageGroups& groups = stages_[index];
+    const Communicator& group = placement == Placement::expert ? groups.expert : groups.shared;
+    if (group.size() == 1) continue;
+    std::optional<ReductionQueue>& queue = placement == Placement::expert ? groups.expert_queue : groups.shared_queue;
+    const std::span<float> values = elements_of(store_.values_of(placement, stored));
+    const RankSlices slices = slices_of(placement, stored, group.size());
+    if (queue) {
+      started.push_back(queue->all_gather(values, store_.value_owner(), slices));
+      continue;
+    }
+    for (size_t r = 0; r + 1 < slices.size(); ++r) {
+      const auto slice = values.subspan(static_cast<size_t>(slices[r]), static_cast<size_t>(slices[r + 1] - slices[r]));
+      if (slice.empty()) continue;
+      started.push_back(group.transport().broadcast(std::as_writable_bytes(slice), static_cast<int>(r)));
+      started.back().keep(store_.value_owner());
+    }
+  }
+  return started;
+}
+
+void GradientReduction::complete_values() {
+  start_values();
+  lanes_.lane().enter("parameters");
+  for (Request& request : values_) {
+    lanes_.await(request);
+    job_.poller().unwatch(request);
+  }
+}
+
+Request& GradientReduction::values_of(int stage, int bucket) {
+  return values_[static_cast<size_t>(first_bucket_[local_index(stage)] + bucket)];
 }
 
 // By global id of the expert, as on every rank.
@@ -105,7 +211,7 @@ std::vector<HeldValues> GradientReduction::replicated_grads(int stored_bucket) {
   std::vector<HeldValues> held;
   for (Parameter* parameter : store_.parameters_of(stored_bucket)) {
     if (parameter->holders.size() < 2) continue;
-    held.push_back({grad_values(*parameter), store_.grad_owner(), parameter->holders});
+    held.push_back({elements_of(parameter->grad), store_.grad_owner(), parameter->holders});
   }
   return held;
 }
@@ -116,7 +222,7 @@ std::vector<HeldValues> GradientReduction::embedding_grads(Stage& stage, int sto
   if (!embedding_group_) return held;
   for (Parameter* parameter : store_.parameters_of(stored_bucket)) {
     if (parameter != stage.embedding_table() && parameter != stage.embedding_copy()) continue;
-    held.push_back({grad_values(*parameter), store_.grad_owner(), embedding_rows_});
+    held.push_back({elements_of(parameter->grad), store_.grad_owner(), embedding_rows_});
   }
   return held;
 }

@@ -45,6 +45,10 @@ WireFormats wire_formats(const ExchangeConfig& config) {
   return {.dispatch = wire_named(config.dispatch_format), .combine = wire_named(config.combine_format)};
 }
 
+DType gradient_wire(const ExchangeConfig& config) {
+  return value_named<DType>("exchange.gradients", config.gradients, {{"fp32", DType::f32}, {"bf16", DType::bf16}});
+}
+
 Precision precision_of(const ComputeConfig& config) {
   const bool is_ue8m0 = config.fp8_scale == "ue8m0";
   return value_named<Precision>("compute.precision", config.precision,

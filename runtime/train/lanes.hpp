@@ -38,6 +38,7 @@ WeightFormat weight_format(const ComputeConfig& config);
 Precision precision_of(const ComputeConfig& config);
 CombineMode combine_mode(const ExchangeConfig& config);
 WireFormats wire_formats(const ExchangeConfig& config);
+DType gradient_wire(const ExchangeConfig& config);
 
 class Lanes {
  public:

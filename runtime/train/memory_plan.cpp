@@ -89,13 +89,17 @@ size_t embedding_sum_bytes(const Model& model) {
   return (table != nullptr ? table : copy)->grad.bytes();
 }
 
-// All buckets may be under way at once.
-size_t reduced_bytes(const Model& model, ParameterStore& store, const Grid& grid, const PipelineRoutes& routes) {
+// What arrives of sums under way: pieces of a few arrays, or, of a device, all buckets at once.
+size_t reduced_bytes(const RunConfig& config, const Model& model, ParameterStore& store, const Grid& grid,
+                     const PipelineRoutes& routes) {
+  const auto under_way = [&](size_t bytes) {
+    return config.compute.device == "cpu" ? std::min(bytes, ReductionQueue::kMostBytes) : bytes;
+  };
   const auto rows = static_cast<int>(routes.rows_of(routes.stages_of(0).front().index).size());
   const size_t shared = store.shared_grads().bytes();
   size_t bytes = replicated_bytes(store) + embedding_sum_bytes(model);
-  if (grid.data * rows > 1) bytes += shared;
-  if (grid.data / grid.expert * rows > 1) bytes += store.grad_bytes() - shared;
+  if (grid.data * rows > 1) bytes += under_way(shared);
+  if (grid.data / grid.expert * rows > 1) bytes += under_way(store.grad_bytes() - shared);
   return bytes;
 }
 
@@ -200,7 +204,7 @@ void plan_on(std::unique_ptr<Transport> transport, const RunConfig& config, cons
     plan.lines.push_back({"partner copies", partner_copy_bytes(config, dry, partner)});
   }
   // MPI reduces into a copy of what it is given.
-  if (num_ranks > 1) plan.lines.push_back({"gradient reduction", reduced_bytes(model, store, grid, routes)});
+  if (num_ranks > 1) plan.lines.push_back({"gradient reduction", reduced_bytes(config, model, store, grid, routes)});
   plan.lines.push_back({"BLAS and MPI", kLibraryBytes});
   if (const size_t packed = packed_bytes(config, store); packed > 0) plan.lines.push_back({"packed weights", packed});
   plan.num_lanes = Executor::num_lanes(program)[static_cast<size_t>(grid.stage(rank))];

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <unordered_map>
 #include <vector>
 
@@ -14,43 +15,43 @@
 
 namespace cadre {
 
-class GradientReduction;
-class Lanes;
-
-// Which of `num_ranks` keeps each of some parameters of these sizes, so that sums of sizes are about equal: the largest first,
-// each to the rank that has least.
-std::vector<int> share_out(const std::vector<int64_t>& sizes, int num_ranks);
+// Which rank keeps each of some parameters of these sizes: the largest first, each to the rank that has least. `kept`: the sum
+// of sizes of each rank, before and after.
+std::vector<int> share_out(const std::vector<int64_t>& sizes, std::vector<int64_t>& kept);
 
 class OptimizerShards {
  public:
   // Of `rank`, whose stages `model` holds. Not `sharded`: all ranks keep all they hold. Not collective.
   OptimizerShards(Model& model, const PipelineRoutes& routes, const Grid& grid, int rank, bool sharded);
 
+  bool sharded() const { return sharded_; }
+  // Of the ranks that hold the parameter, as GradientReduction::group() numbers them, the one that keeps it where state is sharded;
+  // nothing where each keeps it.
+  std::optional<int> owner(const Parameter& parameter) const;
   // Whether this rank keeps the moments of a parameter that it holds, and updates it.
-  bool keeps(const Parameter& parameter) const;
+  bool keeps(const Parameter& parameter) const { return !sharded_ || !owner(parameter) || owned_.at(&parameter).here; }
   // Whether no other rank does, of several that hold the parameter.
-  bool keeps_alone(const Parameter& parameter) const { return owners_.contains(&parameter) && keeps(parameter); }
-  // Whether this rank writes the parameter, and its moments, into checkpoints: the rank that alone keeps these, else the first
-  // of those that hold it.
+  bool keeps_alone(const Parameter& parameter) const { return sharded_ && owner(parameter) && keeps(parameter); }
+  // Whether this rank counts the parameter in sums over all ranks: its owner, or the first that holds it. The same where state
+  // is not sharded, so that sums have the same bits.
+  bool counts(const Parameter& parameter, bool is_first_holder) const {
+    return owner(parameter) ? owned_.at(&parameter).here && !parameter.is_copy : is_first_holder;
+  }
+  // Whether this rank writes the parameter, and its moments, into checkpoints.
   bool saves(const Parameter& parameter, bool is_first_holder) const {
-    return owners_.contains(&parameter) ? keeps(parameter) && !parameter.is_copy : is_first_holder;
+    return sharded_ ? counts(parameter, is_first_holder) : is_first_holder;
   }
 
-  // Hands the values of the parameters that this rank keeps to the ranks that hold them too. Collective over each of the
-  // groups of `gradients`.
-  void exchange_values(GradientReduction& gradients, Lanes& lanes) const;
-
  private:
-  // Parameters of one stage that the same ranks hold.
-  struct Group {
-    int stage;
-    Placement placement;
-    int rank;                                         // of this rank in the group
-    std::vector<std::vector<Parameter*>> parameters;  // [ranks] that each keeps
+  struct Owned {
+    int owner;
+    bool here;
   };
 
-  std::vector<Group> groups_;                          // of more than one rank
-  std::unordered_map<const Parameter*, bool> owners_;  // of all in groups_: whether this rank keeps it
+  void share_out_stage(Stage& stage, Placement placement, const std::vector<int>& ranks, int rank);
+
+  bool sharded_;
+  std::unordered_map<const Parameter*, Owned> owned_;
 };
 
 }  // namespace cadre

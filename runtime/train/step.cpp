@@ -56,7 +56,7 @@ double gradient_norm(Worker& worker) {
   worker.lane().enter("gradient norm");
   double square = 0.0;
   for (const Parameter* parameter : worker.store().parameters()) {
-    if (!parameter->grad.defined() || parameter->frozen || !worker.is_first_holder(*parameter)) continue;
+    if (!parameter->grad.defined() || parameter->frozen || !worker.counts(*parameter)) continue;
     square += worker.kernels().sum_squares(parameter->grad);
   }
   return std::sqrt(worker.await(worker.world().all_reduce(square, ReduceOp::sum)));

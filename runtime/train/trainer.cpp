@@ -151,9 +151,11 @@ RunEnd Trainer::run_steps() {
     const bool save_due = due(config_.checkpoint.every) && skipped_in_a_row_ == 0;
     const bool is_last = progress_.step == last_step_;
     if (is_last || stop_requested_ || save_due) save();
-    if (copies_ != nullptr && (is_last || due(config_.checkpoint.partner_every)))
+    if (copies_ != nullptr && (is_last || due(config_.checkpoint.partner_every))) {
+      worker_.gradients().complete_values();
       copies_->take(worker_.world(), worker_.deadline_seconds(), progress_, worker_.store(), optimizer_,
                     [this](const Parameter& parameter) { return worker_.shards().keeps_alone(parameter); });
+    }
     // The trainer of the steps that follow evaluates what it goes on from.
     const bool goes_on = is_last && progress_.step < train.steps;
     if (!stop_requested_ && !goes_on && evaluation_due()) evaluate_and_log();
@@ -222,6 +224,9 @@ Trainer::Outcome Trainer::pass_without_overlap(StepWork work) {
   begin_together();
   {
     const TraceSpan span(worker_.job().tracer(), TraceKind::step, {.step = work.step, .phase = "step without overlap"});
+    worker_.gradients().complete_values();
+    // The step itself hands them over once more, as it would have without this.
+    if (work.step > 1) worker_.gradients().mark_values_changed();
     pass(work, local, Overlap::off);
   }
   for (const auto& [layer, router] : routers_here()) router->take_statistics();  // counted again by the step itself
@@ -291,6 +296,7 @@ StepRecord Trainer::step(StepWork work) {
   record.save_ms = saver_.take_stall_ms();
   record.steps = train.steps;
   record.moe_layers = moe_layers_;
+  worker_.gradients().start_values();
   LocalStep local = empty_local_step(config_.model);
   local.last_step_ms = last_step_ms_;
   local.last_wait_ms = last_wait_ms_;
@@ -318,7 +324,7 @@ StepRecord Trainer::step(StepWork work) {
     worker_.lane().enter("optimizer");
     optimizer_.update(worker_.kernels(), record.learning_rate, clip_factor(record.grad_norm, train.grad_clip),
                       record.step);
-    worker_.shards().exchange_values(worker_.gradients(), worker_.lanes());
+    worker_.gradients().mark_values_changed();
     update_routers(record.global);
   } else {
     skip(work, record);
@@ -364,6 +370,7 @@ double Trainer::evaluate() { return held_out_loss().value_or(std::nan("")); }
 
 std::optional<double> Trainer::held_out_loss() {
   if (config_.data.validation_fraction == 0.0) return std::nullopt;
+  worker_.gradients().complete_values();
   const BatchReader reader(dataset_.validation, config_.data.sequence_length, config_.train.batch,
                            static_cast<uint64_t>(config_.seed));
   const Evaluation evaluation = cadre::evaluate(worker_, reader, config_, config_.train.eval_batches, labeller());
@@ -373,6 +380,7 @@ std::optional<double> Trainer::held_out_loss() {
 }
 
 void Trainer::save() {
+  worker_.gradients().complete_values();
   CheckpointState state;
   state.model = config_.model;
   state.run_toml = to_toml(whole_);

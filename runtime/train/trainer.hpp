@@ -65,6 +65,7 @@ class Trainer {
   // Whether the traces of all ranks lie in the folder of the run.
   bool has_traces() const { return tracer_.is_written() && config_.trace.ranks == "all"; }
   const Dataset& dataset() const { return dataset_; }
+  // After a step other ranks may have newer values of parameters: GradientReduction::complete_values() gets them.
   Worker& worker() { return worker_; }
   const AdamW& optimizer() const { return optimizer_; }
 

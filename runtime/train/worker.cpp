@@ -34,9 +34,9 @@ Worker::Worker(Communicator world, const WorkerOptions& options)
       maps_(agreed_maps(groups_, options)),
       model_(options.model, groups_.routes.stages_of(row()), maps_, groups_.expert_rank()),
       lanes_(groups_, *kernels_, options),
-      gradients_(groups_, model_, maps_, store_, lanes_),
       shards_(model_, groups_.routes, groups_.grid, groups_.world.rank(),
-              options.with_grad && options.parallel.shard_optimizer) {
+              options.with_grad && options.parallel.shard_optimizer),
+      gradients_(groups_, model_, maps_, store_, shards_, gradient_wire(options.exchange), lanes_) {
   fill_store(options.with_grad);
   if (options.exchange.progress == "thread") start_progress(static_cast<int>(options.compute.threads));
 }
@@ -55,7 +55,7 @@ void Worker::fill_store(bool with_grad) {
     for (int bucket = 0; bucket < stage->num_buckets(); ++bucket) {
       store_.begin_bucket();
       stage->each_parameter(bucket, [&](Parameter& parameter) {
-        store_.add(parameter);
+        store_.add(parameter, shards_.owner(parameter).value_or(world().size()));  // behind the slices: what all keep
         if (cadre::is_first_holder(parameter, stage->place().index, groups_.routes, groups_.grid, world().rank())) {
           first_held_.push_back(&parameter);
         }
@@ -65,8 +65,6 @@ void Worker::fill_store(bool with_grad) {
   std::ranges::sort(first_held_);
   store_.allocate(DType::f32, with_grad, /*dry_run=*/false, kernels_->memory());
 }
-
-bool Worker::saves(const Parameter& parameter) const { return shards_.saves(parameter, is_first_holder(parameter)); }
 
 bool Worker::is_first_holder(const Parameter& parameter) const {
   return std::ranges::binary_search(first_held_, &parameter);

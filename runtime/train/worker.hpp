@@ -36,8 +36,9 @@ class Worker {
   const Kernels& kernels() const { return *kernels_; }
   // Whether this rank is the first of those that hold the parameter; see is_first_holder() of process_groups.hpp.
   bool is_first_holder(const Parameter& parameter) const;
-  // See OptimizerShards::saves.
-  bool saves(const Parameter& parameter) const;
+  // See OptimizerShards.
+  bool counts(const Parameter& parameter) const { return shards_.counts(parameter, is_first_holder(parameter)); }
+  bool saves(const Parameter& parameter) const { return shards_.saves(parameter, is_first_holder(parameter)); }
   GradientReduction& gradients() { return gradients_; }
   const OptimizerShards& shards() const { return shards_; }
 
@@ -71,8 +72,8 @@ class Worker {
   Model model_;
   ParameterStore store_;
   Lanes lanes_;
-  GradientReduction gradients_;
   OptimizerShards shards_;
+  GradientReduction gradients_;
   std::vector<const Parameter*> first_held_;  // sorted
   std::string progress_note_;
   std::unique_ptr<ProgressThread> progress_thread_;  // last: it drives the transport of the world

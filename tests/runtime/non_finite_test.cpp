@@ -37,6 +37,7 @@ std::vector<std::byte> state_of(Trainer& trainer) {
   const auto add = [&](const Tensor& tensor) {
     state.insert(state.end(), tensor.raw(), tensor.raw() + tensor.bytes());
   };
+  trainer.worker().gradients().complete_values();
   for (const Parameter* parameter : trainer.worker().store().parameters()) add(parameter->value);
   for (const AdamW::Moments& moments : trainer.optimizer().moments()) add(moments.first), add(moments.second);
   return state;

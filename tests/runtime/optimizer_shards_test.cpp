@@ -24,12 +24,20 @@ std::vector<int64_t> sums_of(const std::vector<int64_t>& sizes, const std::vecto
   return sums;
 }
 
+std::vector<int> share_out(const std::vector<int64_t>& sizes, int num_ranks) {
+  std::vector<int64_t> kept(static_cast<size_t>(num_ranks));
+  return cadre::share_out(sizes, kept);
+}
+
 TEST(ShareOut, TheLargestFirstToWhoHasLeast) {
   EXPECT_EQ(share_out({3, 9, 5, 4, 1}, 2), (std::vector<int>{0, 0, 1, 1, 1}));
   EXPECT_EQ(share_out({7, 7, 7}, 3), (std::vector<int>{0, 1, 2}));
   EXPECT_EQ(share_out({5, 2}, 4), (std::vector<int>{0, 1}));
   EXPECT_EQ(share_out({}, 3), std::vector<int>{});
   EXPECT_EQ(share_out({4, 4}, 1), (std::vector<int>{0, 0}));
+  std::vector<int64_t> kept = {5, 0, 3};
+  EXPECT_EQ(cadre::share_out({2, 4}, kept), (std::vector<int>{2, 1}));
+  EXPECT_EQ(kept, (std::vector<int64_t>{5, 4, 5}));
 }
 
 // The last parameter that a rank got was given to the one with least, so no two differ by more than the largest.

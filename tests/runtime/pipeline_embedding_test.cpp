@@ -21,6 +21,7 @@ using test::small_run;
 // The hash of the embedding on each rank that has it, of the first or of the last stage: all are the same.
 void expect_one_embedding(Trainer& trainer, Communicator& world) {
   std::vector<uint64_t> hashes;
+  trainer.worker().gradients().complete_values();
   for (const Parameter* parameter : trainer.worker().store().parameters()) {
     if (parameter->name() != "model.embed_tokens.weight") continue;
     const std::string_view bytes(reinterpret_cast<const char*>(parameter->value.raw()), parameter->value.bytes());

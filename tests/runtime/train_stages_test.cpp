@@ -103,6 +103,7 @@ using Weights = std::map<std::string, std::vector<float>>;
 
 Weights weights_of(Trainer& trainer) {
   Weights weights;
+  trainer.worker().gradients().complete_values();
   for (const Parameter* parameter : trainer.worker().store().parameters()) {
     const auto* values = parameter->value.data<float>();
     weights[parameter->name()] = {values, values + parameter->value.numel()};

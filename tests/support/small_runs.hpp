@@ -111,6 +111,7 @@ inline Outcome outcome_of(Communicator world, const RunConfig& config, int steps
   Outcome outcome;
   Trainer trainer(std::move(world), config);
   for (int i = 0; i < steps; ++i) outcome.losses.push_back(trainer.step().global.loss);
+  trainer.worker().gradients().complete_values();
   for (const Parameter* parameter : trainer.worker().store().parameters()) {
     const auto* values = parameter->value.data<float>();
     outcome.weights.emplace_back(values, values + parameter->value.numel());

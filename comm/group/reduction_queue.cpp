@@ -1,0 +1,298 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "comm/group/reduction_queue.hpp"
+
+#include <algorithm>
+#include <deque>
+#include <string>
+#include <utility>
+
+#include "comm/base/buffer.hpp"
+#include "comm/base/check.hpp"
+
+namespace cadre {
+namespace {
+
+// Of all slices together. A link of 300 Mbit/s takes some 20 ms for the half of it.
+constexpr int64_t kPieceElements = int64_t{1} << 18;
+// Pieces under way: more while they are fast, so that links are busy between two polls.
+constexpr size_t kFewestPieces = 2;
+constexpr size_t kMostPieces = ReductionQueue::kMostBytes / (kPieceElements * sizeof(float));
+constexpr int64_t kFastNs = 4'000'000;
+constexpr int64_t kSlowNs = 40'000'000;
+
+struct Array {
+  std::string what;
+  std::span<float> values;
+  std::shared_ptr<const void> owner;
+  RankSlices slices;
+  bool reduces;
+  bool gathers;
+  int64_t next = 0;  // elements of each slice that are in pieces
+  int num_open = 0;  // pieces
+
+  int64_t longest_slice() const {
+    int64_t longest = 0;
+    for (size_t r = 0; r + 1 < slices.size(); ++r) longest = std::max(longest, slices[r + 1] - slices[r]);
+    return longest;
+  }
+  bool all_begun() const { return next >= longest_slice(); }
+  bool done() const { return all_begun() && num_open == 0; }
+};
+
+struct Parts {  // by rank, in elements
+  std::vector<int64_t> counts;
+  std::vector<int64_t> offsets;
+};
+
+// A part of each slice.
+struct Piece {
+  std::shared_ptr<Array> array;
+  std::vector<int64_t> counts;
+  std::vector<int64_t> offsets;  // in the array
+  int64_t begun_ns;
+  Request request = {};
+  Buffer received = {};  // as it travelled
+};
+
+}  // namespace
+
+RankSlices equal_slices(int64_t count, int num_ranks) {
+  RankSlices slices;
+  for (int64_t r = 0; r <= num_ranks; ++r) slices.push_back(count * r / num_ranks);
+  return slices;
+}
+
+// Every piece passes both stages, in the order of the calls, also where it has nothing to do in one: so the messages of each
+// stage are posted in the same order on all ranks, however fast each is.
+class ReductionQueue::Pieces {
+ public:
+  Pieces(const Communicator& group, DType wire)
+      : reducing_group_(group), gathering_group_(group.duplicate(group.name() + "/gather")), wire_(wire) {}
+
+  const Communicator& group() const { return reducing_group_; }
+  size_t wire_bytes(const Array& array) const { return size_of(array.reduces ? wire_ : DType::f32); }
+
+  void add(std::shared_ptr<Array> array) { waiting_.push_back(std::move(array)); }
+
+  void move_on() {
+    while (begin_piece() || finish_reducing() || finish_gathering()) {
+    }
+    for (Piece& piece : reducing_) static_cast<void>(piece.request.test());
+    for (Piece& piece : gathering_) static_cast<void>(piece.request.test());
+  }
+
+  std::string missing() const {
+    for (const auto* stage : {&gathering_, &reducing_}) {
+      for (const Piece& piece : *stage) {
+        if (!piece.request.done()) return piece.request.missing();
+      }
+    }
+    return "no rank";
+  }
+
+  // Each message is abandoned for itself.
+  void abandon() {
+    waiting_.clear();
+    reducing_.clear();
+    gathering_.clear();
+  }
+
+ private:
+  int rank() const { return reducing_group_.rank(); }
+  size_t me() const { return static_cast<size_t>(rank()); }
+  int num_ranks() const { return reducing_group_.size(); }
+
+  bool begin_piece() {
+    while (!waiting_.empty() && waiting_.front()->all_begun()) waiting_.pop_front();
+    if (waiting_.empty() || reducing_.size() + gathering_.size() >= limit_) return false;
+    const std::shared_ptr<Array>& array = waiting_.front();
+    const int64_t length = std::max<int64_t>(1, kPieceElements / num_ranks());
+    Piece piece = {.array = array, .counts = {}, .offsets = {}, .begun_ns = trace_clock_ns()};
+    for (int r = 0; r < num_ranks(); ++r) {
+      const int64_t begin =
+          std::min(array->slices[static_cast<size_t>(r)] + array->next, array->slices[static_cast<size_t>(r) + 1]);
+      piece.offsets.push_back(begin);
+      piece.counts.push_back(std::min(length, array->slices[static_cast<size_t>(r) + 1] - begin));
+    }
+    array->next += length;
+    ++array->num_open;
+    if (array->reduces) begin_reducing(piece);
+    reducing_.push_back(std::move(piece));
+    return true;
+  }
+
+  // Part r of the piece goes to rank r.
+  void begin_reducing(Piece& piece) const {
+    const int64_t mine = piece.counts[me()];
+    Parts received = {std::vector<int64_t>(piece.counts.size(), mine), {}};
+    for (int64_t r = 0; r < num_ranks(); ++r) received.offsets.push_back(r * mine);
+    piece.received = Buffer(static_cast<size_t>(num_ranks() * mine) * size_of(wire_));
+    exchange(reducing_group_, piece, wire_, {piece.counts, piece.offsets}, piece.received.data(), std::move(received));
+  }
+
+  // This rank's part goes to all.
+  void begin_gathering(Piece& piece) const {
+    const size_t size = piece.counts.size();
+    const Parts sent = {std::vector<int64_t>(size, piece.counts[me()]),
+                        std::vector<int64_t>(size, piece.offsets[me()])};
+    if (!gathers_rounded(*piece.array)) {
+      auto* const values = reinterpret_cast<std::byte*>(piece.array->values.data());
+      return exchange(gathering_group_, piece, DType::f32, sent, values, {piece.counts, piece.offsets});
+    }
+    Parts received = {piece.counts, {}};
+    int64_t total = 0;
+    for (const int64_t count : piece.counts) received.offsets.push_back(std::exchange(total, total + count));
+    piece.received = Buffer(static_cast<size_t>(total) * sizeof(bf16));
+    exchange(gathering_group_, piece, DType::bf16, sent, piece.received.data(), std::move(received));
+  }
+
+  bool gathers_rounded(const Array& array) const { return array.reduces && wire_ == DType::bf16; }
+
+  // `sent` of the array; `received` in elements of `wire` from `memory` on.
+  void exchange(const Communicator& group, Piece& piece, DType wire, Parts sent, std::byte* memory,
+                Parts received) const {
+    sent.counts[me()] = received.counts[me()] = 0;
+    const float* const values = piece.array->values.data();
+    const auto* base = reinterpret_cast<const std::byte*>(values);
+    Buffer rounded;
+    if (wire == DType::bf16) {
+      int64_t total = 0;
+      for (const int64_t count : sent.counts) total += count;
+      rounded = Buffer(static_cast<size_t>(total) * sizeof(bf16));
+      base = rounded.data();
+      bf16* next = rounded.as<bf16>();
+      for (size_t r = 0; r < sent.counts.size(); ++r) {
+        const float* const part = values + std::exchange(sent.offsets[r], next - rounded.as<bf16>());
+        next = std::transform(part, part + sent.counts[r], next, to_bf16);
+      }
+    }
+    piece.request = group.transport().all_to_all_rows({base, sent.counts, sent.offsets},
+                                                      {memory, received.counts, received.offsets}, size_of(wire));
+    piece.request.hide();
+    piece.request.keep(piece.array->owner);
+    piece.request.keep(rounded.share());
+    piece.request.keep(piece.received.share());
+  }
+
+  bool finish_reducing() {
+    if (reducing_.empty() || !reducing_.front().request.test()) return false;
+    Piece piece = std::move(reducing_.front());
+    reducing_.pop_front();
+    if (piece.array->reduces) add_up(piece);
+    if (piece.array->gathers) begin_gathering(piece);
+    gathering_.push_back(std::move(piece));
+    return true;
+  }
+
+  bool finish_gathering() {
+    if (gathering_.empty() || !gathering_.front().request.test()) return false;
+    const Piece& piece = gathering_.front();
+    if (piece.array->gathers && gathers_rounded(*piece.array)) widen(piece);
+    --piece.array->num_open;
+    const int64_t taken = trace_clock_ns() - piece.begun_ns;
+    if (taken < kFastNs) limit_ = std::min(limit_ + 1, kMostPieces);
+    if (taken > kSlowNs) limit_ = std::max(limit_ - 1, kFewestPieces);
+    gathering_.pop_front();
+    return true;
+  }
+
+  // In the order of ranks, this one's own term unrounded.
+  void add_up(Piece& piece) const {
+    const auto count = static_cast<size_t>(piece.counts[me()]);
+    const std::span<float> sum = piece.array->values.subspan(static_cast<size_t>(piece.offsets[me()]), count);
+    const std::vector<float> mine(sum.begin(), sum.end());
+    const auto term = [&](size_t r, size_t i) {
+      if (r == me()) return mine[i];
+      return wire_ == DType::bf16 ? to_float(piece.received.as<bf16>()[r * count + i])
+                                  : piece.received.as<float>()[r * count + i];
+    };
+    for (size_t i = 0; i < count; ++i) sum[i] = term(0, i);
+    for (size_t r = 1; r < static_cast<size_t>(num_ranks()); ++r) {
+      for (size_t i = 0; i < count; ++i) sum[i] += term(r, i);
+    }
+    piece.received = Buffer();
+  }
+
+  // All ranks have what travelled.
+  void widen(const Piece& piece) const {
+    const bf16* arrived = piece.received.as<bf16>();
+    for (size_t r = 0; r < piece.counts.size(); ++r) {
+      float* const part = piece.array->values.data() + piece.offsets[r];
+      for (int64_t i = 0; i < piece.counts[r]; ++i) part[i] = to_float(r == me() ? to_bf16(part[i]) : arrived[i]);
+      arrived += piece.counts[r];
+    }
+  }
+
+  const Communicator& reducing_group_;
+  Communicator gathering_group_;
+  DType wire_;
+  size_t limit_ = kFewestPieces;
+  std::deque<std::shared_ptr<Array>> waiting_;
+  std::deque<Piece> reducing_;
+  std::deque<Piece> gathering_;
+};
+
+namespace {
+
+class ArrayOperation : public PendingOperation {
+ public:
+  ArrayOperation(std::shared_ptr<ReductionQueue::Pieces> pieces, std::shared_ptr<Array> array)
+      : pieces_(std::move(pieces)), array_(std::move(array)) {}
+
+  bool test() override {
+    pieces_->move_on();
+    return array_->done();
+  }
+  std::string missing() const override { return pieces_->missing(); }
+  void abandon() noexcept override {
+    pieces_->abandon();
+    pieces_ = nullptr;
+  }
+  bool outlives_job() const override { return false; }
+
+ private:
+  std::shared_ptr<ReductionQueue::Pieces> pieces_;
+  std::shared_ptr<Array> array_;
+};
+
+Request start(const std::shared_ptr<ReductionQueue::Pieces>& pieces, Array array) {
+  const Communicator& group = pieces->group();
+  CADRE_ASSERT(array.slices.size() == static_cast<size_t>(group.size()) + 1 && array.slices.front() == 0 &&
+               array.slices.back() <= static_cast<int64_t>(array.values.size()));
+  const auto me = static_cast<size_t>(group.rank());
+  const int64_t mine = array.slices[me + 1] - array.slices[me];
+  const int64_t sent =
+      (array.reduces ? array.slices.back() - mine : 0) + (array.gathers ? mine * (group.size() - 1) : 0);
+  std::string what = fmt::format("{} of {} f32 on '{}' (rank {} of {})", array.what, array.slices.back(), group.name(),
+                                 group.rank(), group.size());
+  const auto shared = std::make_shared<Array>(std::move(array));
+  if (group.size() == 1 || shared->all_begun()) return {};
+  pieces->add(shared);
+  return {group.job(), std::move(what), std::make_unique<ArrayOperation>(pieces, shared),
+          sent * static_cast<int64_t>(pieces->wire_bytes(*shared))};
+}
+
+}  // namespace
+
+ReductionQueue::ReductionQueue(const Communicator& group, DType wire)
+    : pieces_(std::make_shared<Pieces>(group, wire)) {}
+
+Request ReductionQueue::reduce_scatter(std::span<float> values, std::shared_ptr<const void> owner, RankSlices slices) {
+  return start(pieces_,
+               {"reduce_scatter", values, std::move(owner), std::move(slices), /*reduces=*/true, /*gathers=*/false});
+}
+
+Request ReductionQueue::all_gather(std::span<float> values, std::shared_ptr<const void> owner, RankSlices slices) {
+  return start(pieces_,
+               {"all_gather", values, std::move(owner), std::move(slices), /*reduces=*/false, /*gathers=*/true});
+}
+
+Request ReductionQueue::all_reduce(std::span<float> values, std::shared_ptr<const void> owner) {
+  RankSlices slices = equal_slices(static_cast<int64_t>(values.size()), group().size());
+  return start(pieces_,
+               {"all_reduce", values, std::move(owner), std::move(slices), /*reduces=*/true, /*gathers=*/true});
+}
+
+const Communicator& ReductionQueue::group() const { return pieces_->group(); }
+
+}  // namespace cadre

@@ -1,0 +1,46 @@
+// SPDX-License-Identifier: Apache-2.0
+// Sums of large arrays over the ranks of a group, a few pieces under way at a time: a small message that is sent meanwhile
+// waits for a piece, not for an array. For gradients and parameters (Rajbhandari et al. 2020, arXiv 1910.02054).
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "comm/group/communicator.hpp"
+
+namespace cadre {
+
+// Where rank r's slice of an array begins, and where the last one ends: [ranks + 1] elements, ascending from 0.
+using RankSlices = std::vector<int64_t>;
+// As equal as possible.
+RankSlices equal_slices(int64_t count, int num_ranks);
+
+// All calls are collective: the ranks of the group make the same calls in the same order. Arrays are equally long on all ranks,
+// on the host, and kept by `owner`. An operation moves on while it, or one that was started after it, is tested.
+class ReductionQueue {
+ public:
+  static constexpr size_t kMostBytes = size_t{16} << 20;  // that pieces under way take
+
+  // Collective. `group` outlives this object and all operations. `wire`: what terms and sums of gradients are rounded to on their way, f32
+  // (not at all) or bf16; sums are f32.
+  explicit ReductionQueue(const Communicator& group, DType wire = DType::f32);
+
+  // Rank r's slice becomes the sum x_0 + x_1 + .. over the ranks, added in this order whatever the slices are. The other
+  // slices stay. A rank sends all slices but its own.
+  Request reduce_scatter(std::span<float> values, std::shared_ptr<const void> owner, RankSlices slices);
+  // The other slices become those of their ranks; never rounded.
+  Request all_gather(std::span<float> values, std::shared_ptr<const void> owner, RankSlices slices);
+  // The whole becomes the same sums, equal to the bit on all ranks.
+  Request all_reduce(std::span<float> values, std::shared_ptr<const void> owner);
+
+  const Communicator& group() const;
+
+  class Pieces;
+
+ private:
+  std::shared_ptr<Pieces> pieces_;
+};
+
+}  // namespace cadre
