@@ -7,10 +7,13 @@
 #include <deque>
 #include <functional>
 #include <utility>
+#include <vector>
 
 #include "comm/base/trace.hpp"
 
 namespace cadre {
+
+class DeferredMerge;
 
 class DeferredQueue {
  public:
@@ -19,6 +22,8 @@ class DeferredQueue {
     items_.push_back({at, std::move(run)});
     ++num_pushed_;
   }
+  // What was pushed since the last part is a part. See DeferredMerge.
+  void end_part();
 
   // Runs the oldest, as an activity in the trace; false when there is none.
   bool run_one(Tracer& tracer) {
@@ -37,6 +42,7 @@ class DeferredQueue {
   }
 
  private:
+  friend DeferredMerge;
   struct Item {
     Position at;
     std::function<void()> run;
@@ -44,6 +50,51 @@ class DeferredQueue {
 
   std::deque<Item> items_;
   uint64_t num_pushed_ = 0;
+  DeferredMerge* merge_ = nullptr;
+  std::deque<size_t> parts_;  // ended and not handed on: items of each
+  size_t in_parts_ = 0;       // items
 };
+
+// Work of passes that run side by side, each of the same parts. It is handed on to one queue part by part, and of each part
+// pass by pass, whichever pass is ahead: what adds to the same memory adds in the order of passes.
+class DeferredMerge {
+ public:
+  // `into` outlives this object.
+  DeferredMerge(DeferredQueue& into, size_t num_passes) : into_(into), queues_(num_passes) {
+    for (DeferredQueue& queue : queues_) queue.merge_ = this;
+  }
+  DeferredMerge(const DeferredMerge&) = delete;
+  DeferredMerge& operator=(const DeferredMerge&) = delete;
+
+  // Of one pass; it runs nothing itself.
+  DeferredQueue& queue(size_t pass) { return queues_[pass]; }
+
+ private:
+  friend DeferredQueue;
+
+  void hand_on() {
+    while (!queues_[next_].parts_.empty()) {
+      DeferredQueue& queue = queues_[next_];
+      for (size_t i = 0; i < queue.parts_.front(); ++i) {
+        into_.push(queue.items_.front().at, std::move(queue.items_.front().run));
+        queue.items_.pop_front();
+      }
+      queue.in_parts_ -= queue.parts_.front();
+      queue.parts_.pop_front();
+      next_ = (next_ + 1) % queues_.size();
+    }
+  }
+
+  DeferredQueue& into_;
+  std::vector<DeferredQueue> queues_;
+  size_t next_ = 0;  // pass
+};
+
+inline void DeferredQueue::end_part() {
+  if (merge_ == nullptr) return;
+  parts_.push_back(items_.size() - in_parts_);
+  in_parts_ = items_.size();
+  merge_->hand_on();
+}
 
 }  // namespace cadre

@@ -19,6 +19,7 @@ struct PlanScheduleArguments {
   std::string schedule = "dualpipe";
   int64_t ranks = 8;
   int64_t micro_batches = 20;
+  int64_t ramp = 2;
   std::string cost = "F=1,B=2,Bi=1,W=1,FB=3";
   std::string json;
   std::string svg;
@@ -55,7 +56,8 @@ void run_plan_schedule(const PlanScheduleArguments& options, const Job& job) {
   if (job.rank() != 0) return;
   const Cost cost = cost_from(options.cost);
   Program program =
-      make_program(options.schedule, static_cast<int>(options.ranks), static_cast<int>(options.micro_batches));
+      make_program(options.schedule, static_cast<int>(options.ranks), static_cast<int>(options.micro_batches),
+                   static_cast<int>(options.ramp));
   const ScheduleReport report = report_schedule(std::move(program), cost);
   fmt::print("{}", report_text(report));
   if (!options.json.empty()) write_text_file(options.json, report_json(report).dump() + "\n");
@@ -71,6 +73,7 @@ Command plan_schedule_command() {
           .options = {{"schedule", &options->schedule, one_of(schedule_names()), "schedule"},
                       {"ranks", &options->ranks, between(1, 1024), "ranks of the pipeline"},
                       {"micro-batches", &options->micro_batches, between(1, 4096), "micro-batches of a step"},
+                      {"ramp", &options->ramp, between(1, 1024), "micro-batches side by side at both ends; of pair"},
                       {"cost", &options->cost, any(), "costs of ops, in any unit of time"},
                       {"json", &options->json, any(), "also write the result to this file, as JSON"},
                       {"svg", &options->svg, any(), "also draw the schedule to this file"}},

@@ -140,6 +140,7 @@ Task<double> Stage::predict_mtp(LaneContext& ctx, TokenBatch batch, Tensor norme
 Task<Tensor> Stage::backward(LaneContext& ctx, Saved& saved, Tensor dy, Weights weights, BucketDone done) {
   const auto complete = [&](int bucket) {
     if (done) defer(ctx, "gradient reduction", [done, bucket] { done(bucket); });
+    if (ctx.deferred != nullptr) ctx.deferred->end_part();
     if (weights == Weights::at_once) run_deferred(ctx);
   };
   if (head_) {

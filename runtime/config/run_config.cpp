@@ -102,6 +102,8 @@ std::vector<Section> sections_of(RunConfig& c) {
             "file that assigns experts and copies to ranks, from cadre plan placement --json"},
            {"schedule", &c.parallel.schedule, one_of({"1f1b", "zb1p", "dualpipe", "dualpipev", "pair"}),
             "order of micro-batches; pair (no pipeline): overlaps exchanges of one with products of the next"},
+           {"ramp", &c.parallel.ramp, between(1, 1024),
+            "schedule pair: micro-batches side by side where a step begins and ends; each takes memory"},
            {"overlap", &c.parallel.overlap, any(),
             "overlap communication and computation; false: run one operation after the other"},
            {"shard_optimizer", &c.parallel.shard_optimizer, any(),

@@ -57,6 +57,7 @@ struct ParallelConfig {
   int64_t redundant_experts = 0;
   std::string placement;  // a file of cadre plan placement
   std::string schedule = "1f1b";
+  int64_t ramp = 2;  // of schedule pair
   bool overlap = true;
   bool shard_optimizer = true;
 

@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
 #include <numeric>
 #include <utility>
 
@@ -109,6 +110,24 @@ BalanceFigures balance_figures(std::span<const int64_t> load) {
   figures.max_vio = static_cast<double>(max) / figures.mean - 1.0;
   figures.entropy = load.size() == 1 ? 1.0 : entropy / std::log(num_entries);
   return figures;
+}
+
+LocalStep& LocalStep::operator+=(const LocalStep& other) {
+  const auto add = [](std::vector<int64_t>& to, const std::vector<int64_t>& from) {
+    std::ranges::transform(to, from, to.begin(), std::plus{});
+  };
+  loss_sum += other.loss_sum;
+  balance_loss += other.balance_loss;
+  mtp_loss_sum += other.mtp_loss_sum;
+  num_tokens += other.num_tokens;
+  slots_planned += other.slots_planned;
+  add(slots_received, other.slots_received);
+  add(slots_dropped, other.slots_dropped);
+  rerouted += other.rerouted;
+  crossing_bytes += other.crossing_bytes;
+  between_hosts_bytes += other.between_hosts_bytes;
+  for (size_t layer = 0; layer < expert_counts.size(); ++layer) add(expert_counts[layer], other.expert_counts[layer]);
+  return *this;
 }
 
 double GlobalStep::drop_rate() const { return share_of(slots_dropped, slots_planned); }

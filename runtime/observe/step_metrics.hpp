@@ -41,6 +41,9 @@ struct LocalStep {
   double last_step_ms = 0.0;  // of the step before: this one is not over when the reduction starts
   double last_wait_ms = 0.0;
   bool stop_requested = false;
+
+  // Adds what further micro-batches were like.
+  LocalStep& operator+=(const LocalStep& other);
 };
 
 // The same over all ranks.

@@ -227,17 +227,23 @@ Program dualpipev(int num_ranks, int num_micro_batches) {
   return program;
 }
 
-Program pair(int num_micro_batches) {
+Program pair(int num_micro_batches, int ramp) {
+  const int depth = std::clamp(ramp, 1, num_micro_batches);
   Emitter emit({.stage = 0});
-  emit.forward();
-  repeat(num_micro_batches - 1, [&] { emit.overlapped(0, 0); });
-  emit.backward();
+  repeat(depth, [&] { emit.forward(); });
+  repeat(num_micro_batches - depth, [&] { emit.overlapped(0, 0); });
+  repeat(depth, [&] { emit.backward(); });
+  OpList ops = emit.take();
+  for (int i = 0; i + 1 < depth; ++i) {
+    ops[static_cast<size_t>(i)].with_next = true;
+    ops[ops.size() - 2 - static_cast<size_t>(i)].with_next = true;
+  }
   return {.name = "pair",
           .num_ranks = 1,
           .num_stages = 1,
           .num_micro_batches = num_micro_batches,
           .routes = {route_down(1)},
-          .ops = {emit.take()}};
+          .ops = {std::move(ops)}};
 }
 
 }  // namespace cadre

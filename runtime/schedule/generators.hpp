@@ -20,9 +20,9 @@ Program dualpipe(int num_ranks, int num_micro_batches);
 // Rank r holds stages r and 2R-1-r of a model of 2R stages: down the ranks and back up. M at least 2R.
 Program dualpipev(int num_ranks, int num_micro_batches);
 
-// One rank, one stage: the forward of each micro-batch beside the backward of the one before, for the sake of the
-// exchanges between experts alone.
-Program pair(int num_micro_batches);
+// One rank, one stage: each forward beside a backward, for the sake of the exchanges between experts alone. The first `ramp`
+// forwards run side by side, and so do the last backwards, which spreads the sums of gradients over several passes.
+Program pair(int num_micro_batches, int ramp);
 
 // Sends stand right behind the op that made the rows. Each receive stands as late as it can without ever holding up the
 // sender at unit costs, so that a receive buffer is taken about one op before its rows come, and sends that wait for

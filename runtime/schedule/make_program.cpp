@@ -14,7 +14,7 @@ namespace {
 struct Schedule {
   std::string name;
   std::string summary;
-  Program (*generate)(int num_ranks, int num_micro_batches);
+  Program (*generate)(int num_ranks, int num_micro_batches);  // nullptr: pair
   // What it asks of the counts and they do not give; empty when it can run.
   std::string (*lacks)(int num_ranks, int num_micro_batches);
   // Idle time of each rank, R ranks.
@@ -51,9 +51,8 @@ const std::array<Schedule, 5>& schedules() {
        }},
       {"dualpipev", "DualPipe on a V of 2R stages, all from rank 0", dualpipev, too_few, "(R-1)(F&B+B-3W)",
        [](const Cost& c, double ranks) { return (ranks - 1) * (c.overlapped + c.backward - 3 * c.backward_weight); }},
-      {"pair", "one rank: each forward overlapped with the backward before it, for expert parallelism alone",
-       [](int /*num_ranks*/, int num_micro_batches) { return pair(num_micro_batches); }, pair_lacks, "0",
-       [](const Cost& /*cost*/, double /*ranks*/) { return 0.0; }},
+      {"pair", "one rank: each forward overlapped with a backward, for expert parallelism alone", nullptr, pair_lacks,
+       "0", [](const Cost& /*cost*/, double /*ranks*/) { return 0.0; }},
   }};
   return table;
 }
@@ -81,15 +80,19 @@ std::string schedule_summaries() {
   return text;
 }
 
-Program make_program(const std::string& name, int num_ranks, int num_micro_batches) {
+Program make_program(const std::string& name, int num_ranks, int num_micro_batches, int ramp) {
+  const auto generate = [&](const Schedule& schedule) {
+    return add_messages(schedule.generate == nullptr ? pair(num_micro_batches, ramp)
+                                                     : schedule.generate(num_ranks, num_micro_batches));
+  };
   CADRE_CHECK(num_ranks >= 1 && num_micro_batches >= 1,
               fmt::format("{} ranks and {} micro-batches", num_ranks, num_micro_batches), "both must be at least 1");
   const Schedule& asked = schedule_named(name);
   const std::string lacks = asked.lacks(num_ranks, num_micro_batches);
-  if (lacks.empty()) return add_messages(asked.generate(num_ranks, num_micro_batches));
+  if (lacks.empty()) return generate(asked);
   // Without a pipeline there is still the overlap; without overlap the least idle time for the same memory.
   const Schedule& otherwise = schedule_named(num_ranks == 1 ? "pair" : "zb1p");
-  Program program = add_messages(otherwise.generate(num_ranks, num_micro_batches));
+  Program program = generate(otherwise);
   program.note = fmt::format("{} needs {}, there are {} ranks and {} micro-batches: {} instead", name, lacks, num_ranks,
                              num_micro_batches, program.name);
   return program;

@@ -14,8 +14,8 @@ std::vector<std::string> schedule_names();
 std::string schedule_summaries();  // one line each, for help
 
 // The program of schedule `name` with its messages, or of the nearest one that can run on so many ranks and
-// micro-batches; its `note` then says which and why. Throws on an unknown name or a count below 1.
-Program make_program(const std::string& name, int num_ranks, int num_micro_batches);
+// micro-batches; its `note` then says which and why. `ramp`: see pair(). Throws on an unknown name or a count below 1.
+Program make_program(const std::string& name, int num_ranks, int num_micro_batches, int ramp = 1);
 
 // Idle time of a rank by the formula of the schedule's authors. Exact where an overlapped pair costs as much as its two
 // halves, a backward as its two halves, and there are micro-batches enough; else compare with Simulation::idle. Costs

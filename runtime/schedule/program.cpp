@@ -93,9 +93,10 @@ std::string lists_text(const Program& program) {
   std::string text;
   for (size_t rank = 0; rank < program.ops.size(); ++rank) {
     text += fmt::format("rank{}", rank);
+    bool joined = false;
     for (const Op& op : program.ops[rank]) {
       if (is_message(op)) continue;
-      text += ' ';
+      text += std::exchange(joined, op.with_next) ? '+' : ' ';
       text += op.kind == OpKind::backward_weight ? "W" : name_of(program, op);
     }
     text += '\n';

@@ -41,10 +41,11 @@ enum class OpKind {
 
 struct Op {
   OpKind kind;
-  Chunk chunk = {};       // overlapped: of the forward
-  Chunk back_chunk = {};  // overlapped: of the backward
-  int peer = -1;          // messages: the other rank
-  Work feeds = {};        // messages: the work that the rows are for, at the receiver
+  Chunk chunk = {};        // overlapped: of the forward
+  Chunk back_chunk = {};   // overlapped: of the backward
+  int peer = -1;           // messages: the other rank
+  Work feeds = {};         // messages: the work that the rows are for, at the receiver
+  bool with_next = false;  // forward or backward: runs side by side with the op that follows, of the same kind
   bool operator==(const Op&) const = default;
 };
 
@@ -90,7 +91,7 @@ int number_of(const Program& program, Chunk chunk);
 bool has_two_phases(const Program& program);
 
 // "Fa3", "bb0" (input gradient), "Wb0", "{Fa7&Bb3}", "send for Fa3 to rank 2". The letter is the phase, where there
-// are two.
+// are two. Ops that run side by side are joined by + in lists.
 std::string name_of(const Program& program, const Op& op);
 std::string name_of(const Program& program, Work work);
 

@@ -63,6 +63,7 @@ class Verifier {
       const std::vector<Work> works = works_of(op);
       for (const Work& work : works) check_work(work);
       for (const Work& work : works) seen(work).run = position_;
+      if (op.with_next) check_next(op);
       if (op.kind == OpKind::backward_input) seen(works.front()).deferred = position_;
       count_live(op);
     }
@@ -79,6 +80,15 @@ class Verifier {
     require(program_.rank_of(op.chunk) == rank_, [&] { return held_elsewhere(op.chunk); });
     if (op.kind != OpKind::overlapped) return;
     require(program_.rank_of(op.back_chunk) == rank_, [&] { return held_elsewhere(op.back_chunk); });
+  }
+
+  void check_next(const Op& op) {
+    const OpList& ops = program_.ops[static_cast<size_t>(rank_)];
+    const auto next = static_cast<size_t>(position_) + 1;
+    require(op.kind == OpKind::forward || op.kind == OpKind::backward,
+            [] { return "cannot run side by side with another op"; });
+    require(next < ops.size() && ops[next].kind == op.kind && ops[next].chunk.stage == op.chunk.stage,
+            [] { return "is not followed by an op of its kind and stage, to run side by side with"; });
   }
 
   void check_work(Work work) {

@@ -34,7 +34,7 @@ const char* span_of(OpKind kind) {
 
 Program program_of(const RunConfig& config) {
   Program program = make_program(config.parallel.schedule, static_cast<int>(config.parallel.pipeline),
-                                 static_cast<int>(config.train.micro_batches));
+                                 static_cast<int>(config.train.micro_batches), static_cast<int>(config.parallel.ramp));
   CADRE_CHECK(program.num_stages <= config.model.num_hidden_layers,
               fmt::format("parallel.pipeline = {} with {} makes {} stages, allowed: at most the {} layers of the model",
                           config.parallel.pipeline, program.name, program.num_stages, config.model.num_hidden_layers),
@@ -67,6 +67,7 @@ struct LiveChunk {
   ArenaScope scope;
   LaneContext context;
   Stage::Saved saved;
+  LocalStep local;              // what its forward pass was like
   Buffer input;                 // of the forward pass
   Buffer output_gradient;       // what the backward pass begins with
   uint64_t deferred_until = 0;  // weight gradients of this chunk are among the first so many of the queue
@@ -85,7 +86,11 @@ class ProgramRun {
     Request arrived;
   };
 
+  // Ops that run side by side: one, or several forwards or backwards.
+  void run(std::span<const Op> ops);
   void run(const Op& op);
+  void run_forwards(std::span<const Op> ops);
+  void run_backwards(std::span<const Op> ops);
   void run_passes(std::vector<Engine::Run> runs);
   Task<void> forward_pass(LiveChunk& one);
   Task<void> backward_pass(LiveChunk& one, Stage::Weights weights);
@@ -97,7 +102,7 @@ class ProgramRun {
   LiveChunk& begin(Chunk chunk);
   LiveChunk& live(Chunk chunk);
   void end(Chunk chunk);
-  void forward_over();
+  void forward_over(const LiveChunk& one);
 
   void post_receive(const Op& op);
   void post_send(const Op& op);
@@ -138,7 +143,13 @@ ProgramRun::ProgramRun(Worker& worker, const Program& program, const StepWork& w
 void ProgramRun::run() {
   const PollScope polling(worker_.poller());
   try {
-    for (const Op& op : program_.ops[static_cast<size_t>(rank_)]) run(op);
+    std::span<const Op> left = program_.ops[static_cast<size_t>(rank_)];
+    while (!left.empty()) {
+      const auto last = std::ranges::find(left, false, &Op::with_next);
+      const auto together = static_cast<size_t>(last - left.begin()) + 1;
+      run(left.first(together));
+      left = left.subspan(together);
+    }
     finish_postponed();
   } catch (const OutOfMemory& error) {
     const Position at = tracer_.whereabouts().at;
@@ -150,18 +161,50 @@ void ProgramRun::run() {
   CADRE_ASSERT(rows_.empty());
 }
 
-void ProgramRun::run(const Op& op) {
+void ProgramRun::run(std::span<const Op> ops) {
+  const Op& first = ops.front();
   const TraceSpan span(tracer_, TraceKind::op,
-                       {.step = work_.step, .micro_batch = op.chunk.micro_batch, .phase = span_of(op.kind)});
+                       {.step = work_.step, .micro_batch = first.chunk.micro_batch, .phase = span_of(first.kind)});
+  if (ops.size() == 1) return run(first);
+  first.kind == OpKind::forward ? run_forwards(ops) : run_backwards(ops);
+}
+
+void ProgramRun::run_forwards(std::span<const Op> ops) {
+  std::vector<LiveChunk*> chunks;
+  std::vector<Task<void>> passes;
+  passes.reserve(ops.size());
+  std::vector<Engine::Run> runs;
+  for (const Op& op : ops) {
+    chunks.push_back(&begin(op.chunk));
+    passes.push_back(forward_pass(*chunks.back()));
+    runs.push_back({&worker_.lane(chunks.back()->lane), &passes.back()});
+  }
+  run_passes(std::move(runs));
+  for (const LiveChunk* one : chunks) forward_over(*one);
+}
+
+void ProgramRun::run_backwards(std::span<const Op> ops) {
+  DeferredMerge merge(deferred_, ops.size());
+  std::vector<Task<void>> passes;
+  passes.reserve(ops.size());
+  std::vector<Engine::Run> runs;
+  for (size_t i = 0; i < ops.size(); ++i) {
+    LiveChunk& one = live(ops[i].chunk);
+    one.context.deferred = &merge.queue(i);
+    passes.push_back(backward_pass(one, Stage::Weights::later));
+    runs.push_back({&worker_.lane(one.lane), &passes.back()});
+  }
+  run_passes(std::move(runs));
+  finish_postponed();
+  deferred_.run_first(deferred_.num_pushed(), tracer_);
+  for (const Op& op : ops) end(op.chunk);
+}
+
+void ProgramRun::run(const Op& op) {
   switch (op.kind) {
     case OpKind::receive: return post_receive(op);
     case OpKind::send: return post_send(op);
-    case OpKind::forward: {
-      LiveChunk& one = begin(op.chunk);
-      Task<void> pass = forward_pass(one);
-      run_passes({{&worker_.lane(one.lane), &pass}});
-      return forward_over();
-    }
+    case OpKind::forward: return run_forwards({&op, 1});
     case OpKind::backward: {
       LiveChunk& one = live(op.chunk);
       Task<void> pass = backward_pass(one, Stage::Weights::at_once);
@@ -177,7 +220,7 @@ void ProgramRun::run(const Op& op) {
       // pass comes first: it waits once more in each layer, and weight gradients fill the end of the backward pass.
       run_passes({{&worker_.lane(ahead.lane), &forward}, {&worker_.lane(behind.lane), &backward}});
       postpone_weight_grads(behind);
-      return forward_over();
+      return forward_over(ahead);
     }
     case OpKind::backward_input: {
       LiveChunk& one = live(op.chunk);
@@ -217,7 +260,8 @@ Task<void> ProgramRun::forward_pass(LiveChunk& one) {
     x = co_await rows;
   }
   Tensor y;
-  Task<void> pass = cadre::forward(one.stage, one.context, one.batch, x, one.saved, y, local_);
+  one.local = empty_local_step(one.stage.config());
+  Task<void> pass = cadre::forward(one.stage, one.context, one.batch, x, one.saved, y, one.local);
   co_await pass;
   if (work_.forward_done || y.defined()) {  // the host reads them
     Request computed = worker_.kernels().launched();
@@ -272,7 +316,9 @@ LiveChunk& ProgramRun::live(Chunk chunk) {
 
 void ProgramRun::end(Chunk chunk) { live_[static_cast<size_t>(live(chunk).lane)].reset(); }
 
-void ProgramRun::forward_over() {
+// In the order of the program, so that sums have the same bits whichever pass ended first.
+void ProgramRun::forward_over(const LiveChunk& one) {
+  local_ += one.local;
   if (--forwards_left_ == 0 && work_.forwards_done) work_.forwards_done();
 }
 

@@ -185,8 +185,9 @@ void plan_on(std::unique_ptr<Transport> transport, const RunConfig& config, cons
                      *exchange,
                      combine_mode(config.exchange)};
   const OpList& ops = program.ops[static_cast<size_t>(grid.stage(rank))];
-  const bool defers = std::ranges::any_of(
-      ops, [](const Op& op) { return op.kind == OpKind::backward_input || op.kind == OpKind::overlapped; });
+  const bool defers = std::ranges::any_of(ops, [](const Op& op) {
+    return op.kind == OpKind::backward_input || op.kind == OpKind::overlapped || op.with_next;
+  });
   for (const auto& stage : model.stages()) {
     Task<void> pass = dry_pass(*stage, ctx, tokens_of(largest_batch(config, grid.data), config.data.sequence_length),
                                config.model.hidden_size, defers ? Stage::Weights::later : Stage::Weights::at_once);

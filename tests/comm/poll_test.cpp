@@ -96,6 +96,38 @@ TEST(Poller, LearnsNothingFromOtherRequests) {
   EXPECT_EQ(poller.take_count().exchanges, 0);
 }
 
+// Passes a, b, c push two parts of one and of two items, each pass at its own pace.
+TEST(DeferredMerge, HandsOnPartByPartInTheOrderOfPasses) {
+  Tracer tracer;
+  DeferredQueue queue;
+  DeferredMerge merge(queue, 3);
+  std::string ran;
+  const auto push = [&](size_t pass, const std::string& item) {
+    merge.queue(pass).push({}, [&, item] { ran += item + ' '; });
+  };
+  const auto run_all = [&] {
+    while (queue.run_one(tracer)) {
+    }
+  };
+  push(2, "c0"), merge.queue(2).end_part();
+  push(1, "b0"), merge.queue(1).end_part();
+  push(2, "c1"), push(2, "c2"), merge.queue(2).end_part();
+  run_all();
+  EXPECT_EQ(ran, "");
+  push(0, "a0");
+  run_all();
+  EXPECT_EQ(ran, "");
+  merge.queue(0).end_part();
+  push(0, "a1"), push(0, "a2");
+  run_all();
+  EXPECT_EQ(ran, "a0 b0 c0 ");
+  push(1, "b1"), push(1, "b2"), merge.queue(1).end_part();
+  merge.queue(0).end_part();
+  run_all();
+  EXPECT_EQ(ran, "a0 b0 c0 a1 a2 b1 b2 c1 c2 ");
+  EXPECT_EQ(queue.num_pushed(), 9U);
+}
+
 TEST(DeferredQueue, RunsTheOldestFirstAndUpToACount) {
   DeferredQueue queue;
   Tracer tracer;

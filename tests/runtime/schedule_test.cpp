@@ -145,6 +145,9 @@ TEST(Schedule, PrintsTheShortOnes) {
   EXPECT_EQ(lists_text(make_program("zb1p", 2, 3)), "rank0 F0 F1 b0 W F2 b1 W b2 W\nrank1 F0 b0 F1 b1 W F2 b2 W W\n");
   EXPECT_EQ(lists_text(make_program("pair", 1, 3)), "rank0 F0 {F1&B0} {F2&B1} B2\n");
   EXPECT_EQ(lists_text(make_program("pair", 1, 1)), "rank0 F0 B0\n");
+  EXPECT_EQ(lists_text(make_program("pair", 1, 4, 2)), "rank0 F0+F1 {F2&B0} {F3&B1} B2+B3\n");
+  EXPECT_EQ(lists_text(make_program("pair", 1, 2, 5)), "rank0 F0+F1 B0+B1\n");
+  EXPECT_EQ(verify(make_program("pair", 1, 8, 3)).peak_live_forwards, std::vector<int>{4});
 }
 
 TEST(Schedule, NamesItsMessagesByWhatTheyFeed) {

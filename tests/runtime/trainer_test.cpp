@@ -31,18 +31,21 @@ void expect_same(const std::vector<double>& expected, const std::vector<double>&
   EXPECT_EQ(expected, actual);
 }
 
-// Two micro-batches at once, whatever the exchange: the same losses and weights as one after the other.
+// Two micro-batches at once, or all, whatever the exchange: the same losses and weights as one after the other.
 TEST(Trainer, overlap_changes_no_bit) {
   test::on_ranks(
       [](Communicator& world) {
         const RunFolder folder(world);
-        for (const char* strategy : {"flat", "shared", "hierarchical", "all_gather"}) {
+        const std::vector<std::pair<const char*, int64_t>> strategies = {
+            {"flat", 1}, {"shared", 2}, {"hierarchical", 3}, {"all_gather", 2}};
+        for (const auto& [strategy, ramp] : strategies) {
           SCOPED_TRACE(strategy);
           RunConfig serial = small_run(folder.path());
           serial.train.micro_batches = 3;  // of 3, 2 and 2 sequences: ragged, and ranks without any
           serial.exchange.strategy = strategy;
           RunConfig overlapped = serial;
           overlapped.parallel.schedule = "pair";
+          overlapped.parallel.ramp = ramp;
           const Outcome expected = outcome_of(world.duplicate("serial"), serial, 4);
           ASSERT_TRUE(std::isfinite(expected.losses.back()));
           EXPECT_EQ(expected, outcome_of(world.duplicate("overlapped"), overlapped, 4));

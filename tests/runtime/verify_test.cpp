@@ -125,6 +125,14 @@ TEST(Verify, RefusesEachKindOfBreakAndNamesTheOp) {
         {who, "(send for Fa1 to rank 2)", "need no message"}}});
 }
 
+TEST(Verify, RefusesOpsThatCannotRunSideBySide) {
+  expect_refused(
+      "pair", 1, 4, 0,
+      {{"an overlapped op", [](Editor& e) { e.op("{F1&B0}").with_next = true; }, {"({F1&B0})", "side by side"}},
+       {"a forward and an overlapped op", [](Editor& e) { e.op("F0").with_next = true; }, {"(F0)", "of its kind"}},
+       {"nothing behind", [](Editor& e) { e.op("B3").with_next = true; }, {"(B3)", "not followed"}}});
+}
+
 TEST(Verify, RefusesAMissingRowOfWork) {
   Program program = make_program("1f1b", 1, 2);
   program.ops[0].resize(2);  // F0 B0
