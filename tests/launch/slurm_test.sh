@@ -15,8 +15,9 @@ fail() {
   echo "FAILED: $1" >&2
   for rank in $(pgrep -x cadre); do grep -H -E '^(State|Threads)' "/proc/$rank/status" >&2; cat "/proc/$rank/wchan" >&2; done || true
   scontrol show job "${job:-}" >&2 || true
-  tail -n 20 "$output" | sed 's/^/    /' >&2 || true
   tail -n 15 "$TMPDIR"/*.log >&2
+  tail -n 20 "$output" | sed 's/^/    /' >&2 || true
+  echo "FAILED: $1; job ${job:-} is $(state)" >&2
   exit 1
 }
 
@@ -87,8 +88,9 @@ for LAUNCHER in srun mpirun; do
   until_true "the job is back in the queue" in_state PENDING
   says "stopped by a signal after step"
   [[ ! -e $OUT/FINISHED ]] || fail "FINISHED after a signal"
-  # Slurm has a job that is put back wait two minutes. Two seconds are enough: its credentials tell seconds apart.
-  sleep 2
+  # Slurm has a job that is put back wait two minutes. Its credentials tell seconds apart: on a busy machine two seconds
+  # were not enough.
+  sleep 5
   scontrol update jobid="$job" StartTime=now
   ends_as COMPLETED
   says "restart 1" "resumed after step"
@@ -146,7 +148,7 @@ if tearing_program "$folder/tears"; then
     until_true "a message is torn" test -e "$TORN"  # it waits in the queue before it starts, too
     until_true "the job is back in the queue" in_state PENDING
     says "expected"
-    sleep 2
+    sleep 5
     scontrol update jobid="$job" StartTime=now
     ends_as COMPLETED
     [[ -e $OUT/FINISHED ]] || fail "no FINISHED"
