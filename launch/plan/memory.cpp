@@ -14,6 +14,7 @@
 #include "comm/group/grid.hpp"
 #include "launch/command.hpp"
 #include "runtime/checkpoint/file.hpp"
+#include "runtime/config/recompute.hpp"
 #include "runtime/config/run_file.hpp"
 #include "runtime/observe/process_memory.hpp"
 #include "runtime/train/memory_plan.hpp"
@@ -57,7 +58,12 @@ struct Change {
 std::vector<Change> changes_of(const RunConfig& config, int64_t ranks) {
   std::vector<Change> changes;
   if (!config.parallel.shard_optimizer) changes.push_back({"parallel.shard_optimizer", "true"});
-  if (!recomputes_activations(config.train)) changes.push_back({"train.recompute", "activations"});
+  const Recompute recompute = recompute_of(config.train);
+  if (!recompute.activations) changes.push_back({"train.recompute", "activations"});
+  for (const int every : {4, 2}) {
+    if (recompute.every_layer == 0) changes.push_back({"train.recompute", fmt::format("every:{}", every)});
+  }
+  if (recompute.every_layer != 1) changes.push_back({"train.recompute", "layer"});
   const int64_t most =
       config.train.batch / std::max<int64_t>(1, ranks / config.parallel.pipeline);  // a sequence a rank
   for (int64_t parts = 2 * config.train.micro_batches; parts <= most; parts *= 2) {

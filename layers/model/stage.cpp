@@ -84,19 +84,45 @@ const Block::Saved* Stage::saved_of(const Saved& saved, int layer) const {
   return saved.mtp.empty() ? nullptr : &saved.mtp[static_cast<size_t>(layer - config_.num_hidden_layers)].block;
 }
 
+const Tensor* Stage::recomputed_from(const Saved& saved, int layer) const {
+  if (!has(layer) || layer >= config_.num_hidden_layers) return nullptr;
+  const Tensor& input = saved.inputs[static_cast<size_t>(layer - layers_.first)];
+  return input.defined() ? &input : nullptr;
+}
+
 Task<Stage::Output> Stage::forward(LaneContext& ctx, TokenBatch batch, Tensor x, Saved& saved) const {
   saved.blocks.resize(blocks_.size());
+  saved.inputs.resize(blocks_.size());
+  saved.sequences = batch.sequences;
   if (ctx.values_of) co_await ctx.values_of(kEmbeddingBucket);
   x = enter(ctx, batch, x, saved);
   for (size_t i = 0; i < blocks_.size(); ++i) {
     if (ctx.values_of) co_await ctx.values_of(static_cast<int>(i) + 1);
-    Task<Tensor> block = blocks_[i]->forward(ctx, x, batch.sequences, saved.blocks[i]);
+    Task<Tensor> block = forward_block(ctx, i, x, saved);
     x = co_await block;
   }
   if (ctx.values_of) co_await ctx.values_of(num_buckets() - 1);
   Task<Output> end = leave(ctx, batch, x, saved);
   const Output output = co_await end;
   co_return output;
+}
+
+// Of a block that is computed once more, only the input and the output stay.
+Task<Tensor> Stage::forward_block(LaneContext& ctx, size_t block, Tensor x, Saved& saved) const {
+  const int layer = layers_.first + static_cast<int>(block);
+  const bool recomputes = ctx.training && ctx.recompute_every > 0 && layer % ctx.recompute_every == 0;
+  if (!recomputes) {
+    Task<Tensor> pass = blocks_[block]->forward(ctx, x, saved.sequences, saved.blocks[block]);
+    const Tensor y = co_await pass;
+    co_return y;
+  }
+  saved.inputs[block] = x;
+  const Tensor kept = ctx.arena.take("layer output", ctx.dtype, {x.dim(0), x.dim(1)});
+  const ArenaScope scope(ctx.arena);
+  Task<Tensor> pass = blocks_[block]->forward(ctx, x, saved.sequences, saved.blocks[block]);
+  const Tensor y = co_await pass;
+  if (!ctx.arena.is_dry_run()) ctx.kernels.copy(y, kept);
+  co_return kept;
 }
 
 Tensor Stage::enter(LaneContext& ctx, const TokenBatch& batch, const Tensor& x, Saved& saved) const {
@@ -156,6 +182,11 @@ Task<Tensor> Stage::backward(LaneContext& ctx, Saved& saved, Tensor dy, Weights 
       scope.emplace(ctx.arena);
     } else {
       dx = ctx.arena.take("gradient", ctx.dtype, {dy.dim(0), dy.dim(1)});
+    }
+    if (saved.inputs[i].defined()) {
+      saved.blocks[i] = {};
+      Task<Tensor> again = blocks_[i]->forward(ctx, saved.inputs[i], saved.sequences, saved.blocks[i]);
+      co_await again;
     }
     Task<void> block = blocks_[i]->backward(ctx, saved.blocks[i], dy, dx);
     co_await block;

@@ -45,6 +45,8 @@ class Stage {
   struct Saved {
     Embedding::Saved embedding;
     std::vector<Block::Saved> blocks;  // of layers().first and on
+    std::vector<Tensor> inputs;        // of blocks that are computed once more; else undefined
+    Sequences sequences;
     Norm::Saved norm;
     Head::Saved head;
     std::vector<MtpModule::Saved> mtp;  // empty outside of training
@@ -104,12 +106,15 @@ class Stage {
   const Block& block(int layer) const { return *blocks_[static_cast<size_t>(layer - layers_.first)]; }
   // What a layer of this stage saved; nullptr where it did not run.
   const Block::Saved* saved_of(const Saved& saved, int layer) const;
+  // The input of a layer that the backward pass computes once more: its saved tensors are gone. Else nullptr.
+  const Tensor* recomputed_from(const Saved& saved, int layer) const;
 
  private:
   void make_embedding();
   void make_end(const ExpertMaps& maps, int expert_rank);
   Embedding& embedding_at_end() { return embedding_ ? *embedding_ : *embedding_copy_; }
   const Embedding& embedding_at_end() const { return embedding_ ? *embedding_ : *embedding_copy_; }
+  Task<Tensor> forward_block(LaneContext& ctx, size_t block, Tensor x, Saved& saved) const;
   Tensor enter(LaneContext& ctx, const TokenBatch& batch, const Tensor& x, Saved& saved) const;
   Task<Output> leave(LaneContext& ctx, TokenBatch batch, Tensor x, Saved& saved) const;
   Task<double> predict_mtp(LaneContext& ctx, TokenBatch batch, Tensor normed, Saved& saved) const;

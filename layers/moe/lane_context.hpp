@@ -25,6 +25,12 @@ struct RoutedTokens {
   int64_t rerouted = 0;  // of them, those whose best expert is dead
 };
 
+// What a backward pass computes once more instead of keeping it: the same bits, as all that a forward pass reads is the same.
+struct Recompute {
+  bool activations = false;  // outputs of activation functions
+  int every_layer = 0;       // of each layer whose index is a multiple all but its input; 0: none
+};
+
 struct LaneContext : Context {
   Lane& lane;
   Exchange& exchange;  // of this lane
@@ -36,7 +42,8 @@ struct LaneContext : Context {
   ExpertCache* expert_cache = nullptr;  // at inference: outputs of experts that were computed before
   RoutedTokens* routed = nullptr;       // at inference: added to
   TokenFacts tokens = {};
-  bool decoding = false;  // later tokens of these sequences are not known yet
+  int recompute_every = 0;  // see Recompute::every_layer
+  bool decoding = false;    // later tokens of these sequences are not known yet
   // Complete when the values of a bucket of the stage are; empty: they are. See Stage::each_parameter.
   std::function<Request&(int bucket)> values_of = {};
 };

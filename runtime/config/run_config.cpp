@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+#include "runtime/config/recompute.hpp"
 #include "runtime/config/run_config.hpp"
 
 #include <fmt/format.h>
@@ -82,8 +83,9 @@ std::vector<Section> sections_of(RunConfig& c) {
            {"beta1", &c.train.beta1, from_below(0, 1), "AdamW mean"},
            {"beta2", &c.train.beta2, from_below(0, 1), "AdamW variance"},
            {"epsilon", &c.train.epsilon, more_than(0), "AdamW epsilon"},
-           {"recompute", &c.train.recompute, one_of({"none", "activations"}),
-            "activations: outputs of activation functions are computed again in backward, not kept; same bits"},
+           {"recompute", &c.train.recompute, any(),
+            "what backward computes again, with the same bits: none | activations (of experts and dense networks) | layer "
+            "(also each layer from its input) | every:N (also each N-th layer)"},
            {"moments", &c.train.moments, one_of({"fp32", "bf16"}), "type of AdamW's mean and variance"},
            {"grad_clip", &c.train.grad_clip, at_least(0), "largest gradient norm; 0 for no clipping"},
            {"max_skipped_steps", &c.train.max_skipped_steps, at_least(1),
@@ -239,6 +241,7 @@ void check(const RunConfig& config, int num_ranks) {
   if (config.compute.products != "auto") ProductChoice::parse(config.compute.products, "compute.products");
   check_train(config.train);
   train_stages(config.train);
+  recompute_of(config.train);
   check_tasks(config);
   CADRE_CHECK(!config.out.empty(), "out = \"\", allowed: a path", "folder for checkpoints and logs");
   CADRE_CHECK(!config.data.path.empty() || !config.data.mixture.empty(), "data.path = \"\", allowed: a path",

@@ -40,7 +40,7 @@ struct TrainConfig {
   double beta2 = 0.95;
   double epsilon = 1e-8;
   std::string moments = "fp32";
-  std::string recompute = "activations";  // or none
+  std::string recompute = "activations";  // none | activations | layer | every:N
   double grad_clip = 1.0;                 // 0: off
   int64_t max_skipped_steps = 10;         // in a row
   int64_t eval_every = 0;                 // 0: only at the end
@@ -48,8 +48,6 @@ struct TrainConfig {
 
   bool operator==(const TrainConfig&) const = default;
 };
-
-inline bool recomputes_activations(const TrainConfig& train) { return train.recompute == "activations"; }
 
 struct ParallelConfig {
   int64_t pipeline = 1;  // rows of ranks that the layers are cut over

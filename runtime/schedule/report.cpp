@@ -45,19 +45,19 @@ const char* kind_name(OpKind kind) {
 
 nlohmann::json op_json(const Program& program, const Op& op, const Span& span) {
   const Chunk chunk = is_message(op) ? op.feeds.chunk : op.chunk;
-  nlohmann::json json = {{"op", name_of(program, op)},   {"kind", kind_name(op.kind)},
-                         {"stage", chunk.stage},         {"micro_batch", chunk.micro_batch},
-                         {"start", rounded(span.start)}, {"end", rounded(span.end)}};
+  nlohmann::json entry = {{"op", name_of(program, op)},   {"kind", kind_name(op.kind)},
+                          {"stage", chunk.stage},         {"micro_batch", chunk.micro_batch},
+                          {"start", rounded(span.start)}, {"end", rounded(span.end)}};
   if (op.kind == OpKind::overlapped) {
-    json["back_stage"] = op.back_chunk.stage;
-    json["back_micro_batch"] = op.back_chunk.micro_batch;
+    entry["back_stage"] = op.back_chunk.stage;
+    entry["back_micro_batch"] = op.back_chunk.micro_batch;
   }
   if (is_message(op)) {
-    json["rows"] = op.feeds.pass == Pass::forward ? "activations" : "gradients";
-    json["peer"] = op.peer;
-    json["tag"] = index_of(program, op.feeds);
+    entry["rows"] = op.feeds.pass == Pass::forward ? "activations" : "gradients";
+    entry["peer"] = op.peer;
+    entry["tag"] = index_of(program, op.feeds);
   }
-  return json;
+  return entry;
 }
 
 }  // namespace

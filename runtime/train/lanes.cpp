@@ -75,7 +75,7 @@ Lanes::Lanes(const ProcessGroups& groups, Kernels& kernels, const WorkerOptions&
       transport_follows_(groups.world.transport().follow(kernels.queue())),
       engine_(options.exchange.deadline_s),
       combine_(combine_mode(options.exchange)),
-      recomputes_activations_(options.recomputes_activations),
+      recompute_(options.recompute),
       wire_(wire_formats(options.exchange)) {
   groups.world.job().poller().set_policy({.polls_per_exchange = options.exchange.polls});
   for (int id = 0; id < options.num_lanes; ++id) {
@@ -143,12 +143,13 @@ void Lanes::make_arenas(const WorkerOptions& options) {
 }
 
 LaneContext Lanes::context(Space& own) const {
-  return {{kernels_, own.arena, DType::f32, recomputes_activations_}, own.lane, *own.exchange, combine_, wire_};
+  return {{kernels_, own.arena, DType::f32, recompute_.activations}, own.lane, *own.exchange, combine_, wire_};
 }
 
 LaneContext Lanes::training_context(double token_scale, DeferredQueue& deferred, int index) {
   LaneContext ctx = context(space(index));
   ctx.token_scale = token_scale;
+  ctx.recompute_every = recompute_.every_layer;
   ctx.deferred = &deferred;
   return ctx;
 }

@@ -25,7 +25,7 @@ struct WorkerOptions {
   ComputeConfig compute;
   PipelineRoutes routes = {};  // where the stages are; the rows of the grid are their ranks
   bool with_grad = true;
-  bool recomputes_activations = false;
+  Recompute recompute = {};
   RowBits row_bits = RowBits::independent;  // of products with weights without gradient
   int64_t max_tokens = 0;                   // that one forward pass on this rank is expected to take
   size_t activation_bytes = 0;              // that it is expected to need; 0: not known
@@ -89,7 +89,7 @@ class Lanes {
   bool transport_follows_;
   Engine engine_;
   CombineMode combine_;
-  bool recomputes_activations_;
+  Recompute recompute_;
   WireFormats wire_;
   std::vector<std::unique_ptr<Space>> spaces_;
   std::string exchange_reason_;

@@ -13,6 +13,7 @@
 #include "layers/tensor/parameter.hpp"
 #include "runtime/checkpoint/model_checkpoint.hpp"
 #include "runtime/checkpoint/partner_copies.hpp"
+#include "runtime/config/recompute.hpp"
 #include "runtime/config/step_changes.hpp"
 #include "runtime/observe/process_memory.hpp"
 #include "runtime/train/executor.hpp"
@@ -180,10 +181,10 @@ void plan_on(std::unique_ptr<Transport> transport, const RunConfig& config, cons
   const auto exchange = make_dry_exchange(grid.expert_rank(rank), reads_in_place(config, topology), exchange_bytes);
   const auto kernels = make_null_kernels();
   Arena arena(Arena::Mode::dry_run);
-  LaneContext ctx = {{*kernels, arena, DType::f32, recomputes_activations(config.train)},
-                     lane,
-                     *exchange,
-                     combine_mode(config.exchange)};
+  const Recompute recompute = recompute_of(config.train);
+  LaneContext ctx = {
+      {*kernels, arena, DType::f32, recompute.activations}, lane, *exchange, combine_mode(config.exchange)};
+  ctx.recompute_every = recompute.every_layer;
   const OpList& ops = program.ops[static_cast<size_t>(grid.stage(rank))];
   const bool defers = std::ranges::any_of(ops, [](const Op& op) {
     return op.kind == OpKind::backward_input || op.kind == OpKind::overlapped || op.with_next;
@@ -263,7 +264,7 @@ WorkerOptions training_options(const RunConfig& config, const Communicator& worl
           .compute = config.compute,
           .routes = {program.routes},
           .with_grad = true,
-          .recomputes_activations = recomputes_activations(config.train),
+          .recompute = recompute_of(config.train),
           .max_tokens = largest_batch(config, world.size() / static_cast<int>(config.parallel.pipeline)) *
                         config.data.sequence_length,
           .activation_bytes = plan.activation_bytes(),

@@ -123,7 +123,12 @@ NonFinite find_non_finite(Worker& worker, Executor& executor, StepWork work) {
   work.forward_done = [&](int /*micro_batch*/, const Stage& stage, const Stage::Saved& saved, const Tensor& y) {
     for (int64_t layer = 0; layer < model.num_hidden_layers + model.num_nextn_predict_layers; ++layer) {
       const Block::Saved* block = stage.saved_of(saved, static_cast<int>(layer));
-      if (block != nullptr) look_at_layer(*block, layer, search);
+      const Tensor* input = stage.recomputed_from(saved, static_cast<int>(layer));
+      if (input != nullptr) {
+        search.look_at(*input, Era::forward, place_of(layer, 0), fmt::format("the input of layer {}", layer));
+      } else if (block != nullptr) {
+        look_at_layer(*block, layer, search);
+      }
     }
     search.look_at(y, Era::forward, place_of(stage.layers().last, 0), "the input of the stage after");
   };

@@ -1,0 +1,14 @@
+// SPDX-License-Identifier: Apache-2.0
+// What train.recompute says.
+#pragma once
+
+#include "layers/moe/lane_context.hpp"
+#include "runtime/config/run_config.hpp"
+
+namespace cadre {
+
+// none: nothing. activations: outputs of activation functions. layer, every:N: these, and each layer, or each N-th one, from its
+// input on. Throws on another text.
+Recompute recompute_of(const TrainConfig& config);
+
+}  // namespace cadre
