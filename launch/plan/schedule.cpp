@@ -55,9 +55,8 @@ Cost cost_from(const std::string& text) {
 void run_plan_schedule(const PlanScheduleArguments& options, const Job& job) {
   if (job.rank() != 0) return;
   const Cost cost = cost_from(options.cost);
-  Program program =
-      make_program(options.schedule, static_cast<int>(options.ranks), static_cast<int>(options.micro_batches),
-                   static_cast<int>(options.ramp));
+  Program program = make_program(options.schedule, static_cast<int>(options.ranks),
+                                 static_cast<int>(options.micro_batches), static_cast<int>(options.ramp));
   const ScheduleReport report = report_schedule(std::move(program), cost);
   fmt::print("{}", report_text(report));
   if (!options.json.empty()) write_text_file(options.json, report_json(report).dump() + "\n");

@@ -1,5 +1,4 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "runtime/config/recompute.hpp"
 #include "runtime/config/run_config.hpp"
 
 #include <fmt/format.h>
@@ -11,6 +10,7 @@
 #include "comm/base/check.hpp"
 #include "layers/kernels/product_choice.hpp"
 #include "runtime/config/data_mixture.hpp"
+#include "runtime/config/recompute.hpp"
 #include "runtime/config/step_changes.hpp"
 #include "runtime/config/task_config.hpp"
 #include "runtime/config/train_stages.hpp"
@@ -84,7 +84,8 @@ std::vector<Section> sections_of(RunConfig& c) {
            {"beta2", &c.train.beta2, from_below(0, 1), "AdamW variance"},
            {"epsilon", &c.train.epsilon, more_than(0), "AdamW epsilon"},
            {"recompute", &c.train.recompute, any(),
-            "what backward computes again, with the same bits: none | activations (of experts and dense networks) | layer "
+            "what backward computes again, with the same bits: none | activations (of experts and dense networks) | "
+            "layer "
             "(also each layer from its input) | every:N (also each N-th layer)"},
            {"moments", &c.train.moments, one_of({"fp32", "bf16"}), "type of AdamW's mean and variance"},
            {"grad_clip", &c.train.grad_clip, at_least(0), "largest gradient norm; 0 for no clipping"},

@@ -197,7 +197,7 @@ WorkerOptions score_options(const RunConfig& score_config, const Communicator& w
   WorkerOptions worker = training_options(score_config, world);
   worker.with_grad = options.gradients;
   worker.parallel.shard_optimizer = false;  // each rank has all sums
-  worker.recompute = {};  // what it looks at is kept
+  worker.recompute = {};                    // what it looks at is kept
   worker.row_bits = RowBits::as_in_training;
   if (!options.gradients) worker.num_lanes = 1;
   return worker;
