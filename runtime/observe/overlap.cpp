@@ -311,6 +311,11 @@ std::optional<double> percent(double part, double whole) {
   return 100 * part / whole;
 }
 
+double osu_overlap_percent(double overlapped, double compute, double communication, double serial) {
+  if (overlapped >= serial || communication <= 0) return 0;
+  return std::clamp(100 * (1 - (overlapped - compute) / communication), 0.0, 100.0);
+}
+
 std::optional<double> gigabytes_per_second(const PhaseTimes& phase, size_t num_ranks) {
   constexpr double kGigabytesPerSecond = 1e-6;  // a byte a millisecond
   if (phase.phase_class == PhaseClass::compute || phase.bytes == 0 || phase.mean <= 0) return std::nullopt;

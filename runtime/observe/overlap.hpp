@@ -34,6 +34,10 @@ struct StepTimes {
 // `part` of `whole` in percent; none where there is no whole.
 std::optional<double> percent(double part, double whole);
 
+// Of communication, the part that computation hid, by the definition of the OSU benchmarks: from times with and without
+// overlap, not from what was in flight. In [0, 100]; 0 where overlapping took at least as long as one after the other.
+double osu_overlap_percent(double overlapped, double compute, double communication, double serial);
+
 // Compute phases: time of activities. The others: time in flight.
 struct PhaseTimes {
   std::string phase;

@@ -59,6 +59,18 @@ TEST(Overlap, OfTwoRanksThatExchange) {
   EXPECT_FALSE(report.without_overlap);
 }
 
+// Products of 10, a dispatch of 8, one after the other 18.
+TEST(Overlap, HidingByTheDefinitionOfOsu) {
+  EXPECT_DOUBLE_EQ(osu_overlap_percent(12, 10, 8, 18), 75) << "2 of 8 show";
+  EXPECT_DOUBLE_EQ(osu_overlap_percent(9, 10, 8, 18), 100) << "no more than all";
+  EXPECT_DOUBLE_EQ(osu_overlap_percent(18.5, 10, 8, 18), 0) << "no less than nothing";
+  // Alone the two took 20; one after the other, warm, 15. Overlapped they took no less.
+  EXPECT_DOUBLE_EQ(osu_overlap_percent(14, 10, 10, 15), 60);
+  EXPECT_DOUBLE_EQ(osu_overlap_percent(15, 10, 10, 15), 0);
+  EXPECT_DOUBLE_EQ(osu_overlap_percent(16, 10, 10, 15), 0);
+  EXPECT_DOUBLE_EQ(osu_overlap_percent(10, 10, 0, 18), 0) << "nothing to hide";
+}
+
 // The same with rank 1 on a clock that is 20 s behind and loses 100 us in the step's 1,000.
 TEST(Overlap, OfTwoClocks) {
   std::vector<RankTrace> traces = exchange_traces();
