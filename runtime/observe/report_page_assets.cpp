@@ -161,14 +161,17 @@ const char* const kScript = R"js(
       for (const y of [15, bottom + 15]) element(axis, 'text', {class: style, x: at, y: y}, String(+(i * step).toPrecision(9)));
     }
   }
-  // The phase on each activity that is long enough for it, in the middle of what is in view.
+  // The phase on each activity that has room for four letters of it, in the middle of what is in view.
   function drawNames() {
     const pixels = plot.getBoundingClientRect().width / width;
     names.replaceChildren();
     for (const rect of rects) {
       const from = Math.max(rect.x, left), to = Math.min(rect.x + rect.width, left + width);
-      if ((to - from) * pixels < 7 * rect.name.length + 8) continue;
-      element(names, 'text', {class: 'middle', x: ((from + to) / 2 - left) / width * 100 + '%', y: rect.y + 13}, rect.name);
+      const room = (to - from) * pixels - 6, letters = Math.floor(room / 6.6);
+      if (letters < Math.min(4, rect.name.length)) continue;
+      const text = rect.name.length <= letters ? rect.name : rect.name.slice(0, letters - 1) + '…';
+      element(names, 'text', {class: 'middle', x: ((from + to) / 2 - left) / width * 100 + '%', y: rect.y + 13,
+        'data-room': room}, text);
     }
   }
   function show(newLeft, newWidth) {
@@ -283,8 +286,8 @@ const char* const kScript = R"js(
     found.tipHidden = tip.hidden;
     for (let i = 0; i < 5; ++i) press('in');
     found.names = plot.querySelectorAll('.names text').length;
-    found.namesCut = [...plot.querySelectorAll('.names text')].filter(text =>
-      !inside(text.getBoundingClientRect(), plot.getBoundingClientRect(), 1)).length;
+    found.namesCut = [...plot.querySelectorAll('.names text')].filter(text => !inside(text.getBoundingClientRect(),
+      plot.getBoundingClientRect(), 1) || text.getComputedTextLength() > Number(text.dataset.room) + 6).length;
     press('all');
     found.experts = getComputedStyle(first).fill;
   }
