@@ -90,8 +90,8 @@ std::string definitions_text(const OverlapReport& report) {
         Milliseconds(report.times.step)(report.speed_up->serial));
   }
   text +=
-      "  exposed: communication in flight, no computation; skew: until the last rank posted, of which a faster network "
-      "saves nothing; transfer: the rest\n"
+      "  hidden: communication in flight during computation; exposed: without\n"
+      "  skew: exposed until the last rank posted, of which a faster network saves nothing; transfer: the rest\n"
       "  control: waits for counts and metrics; idle: no computation, no communication, no such wait\n";
   return text;
 }
@@ -194,8 +194,7 @@ std::string efficiency_text(const OverlapReport& report) {
     text += fmt::format(
         "bubble: a rank works on no pass for {} ms measured, {} by simulation of the schedule, {} by formula {}\n"
         "  from the first pass on any rank to the end of the last, messages of the pipeline in flight or not; idle "
-        "({}) "
-        "is of the whole step, and without the time in which something is in flight\n",
+        "({}) is of the whole step, and without the time in which something is in flight\n",
         ms(report.bubble->measured), ms(report.bubble->simulated), ms(report.bubble->formula),
         report.bubble->formula_text, ms(report.times.idle));
   }

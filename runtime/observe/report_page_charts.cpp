@@ -140,8 +140,7 @@ std::string bubble_bars(const Json& report) {
   }
   return "<p>Time in which a rank works on no pass, from the first pass on any rank to the end of the last: measured, "
          "by simulation of the schedule with the measured cost of its ops, and by the formula of the schedule. Idle "
-         "time "
-         "elsewhere is of the whole step, and without the time in which something is in flight.</p>\n" +
+         "time elsewhere is of the whole step, and without the time in which something is in flight.</p>\n" +
          bar_chart("Bubble of a rank in the pipeline", rows);
 }
 

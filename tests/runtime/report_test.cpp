@@ -95,7 +95,7 @@ TEST(Report, OneRankHasNoCommunication) {
   report.tokens_per_second = 500;
   EXPECT_EQ(first_line(report), "step 20.00 ms | no communication | 500 tokens/s");
   EXPECT_EQ(line_with(report_text(report), "whole step:"), "whole step: compute 19.00 ms | idle 1.00");
-  EXPECT_THAT(report_text(report), Not(HasSubstr("exposed:")));
+  EXPECT_THAT(report_text(report), Not(HasSubstr("hidden:")));
 }
 
 TEST(Report, SaysWhatItsWordsMean) {
@@ -111,7 +111,7 @@ TEST(Report, SaysWhatItsWordsMean) {
   report.speed_up->is_measured = true;
   EXPECT_EQ(line_with(report_text(report), "serial:"),
             "serial: 659.4 ms, the same steps with their passes run one op after the other");
-  EXPECT_THAT(line_with(report_text(report), "exposed:"), HasSubstr("of which a faster network saves nothing"));
+  EXPECT_THAT(line_with(report_text(report), "skew:"), HasSubstr("of which a faster network saves nothing"));
 }
 
 TEST(Report, Tables) {
