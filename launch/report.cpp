@@ -14,6 +14,7 @@
 #include "comm/base/check.hpp"
 #include "launch/command.hpp"
 #include "runtime/checkpoint/file.hpp"
+#include "runtime/config/run_file.hpp"
 #include "runtime/observe/chrome_trace.hpp"
 #include "runtime/observe/report_page.hpp"
 #include "runtime/observe/trace_file.hpp"
@@ -57,8 +58,30 @@ StepRange steps_from(const std::string& text) {
   return range;
 }
 
+// "deepseek_v3: 4 layers, hidden 512, 8 experts, top-4"; "" where the folder has no whole run.toml.
+std::string model_of(const fs::path& run) {
+  const fs::path file = run / "run.toml";
+  std::error_code missing;
+  if (!fs::exists(file, missing)) return "";
+  try {
+    const ModelConfig model = load_run_config(file.string(), {}).model;
+    std::string text =
+        fmt::format("{}: {} layers, hidden {}", model.model_type, model.num_hidden_layers, model.hidden_size);
+    if (model.n_routed_experts > 0) {
+      text += fmt::format(", {} experts, top-{}", model.n_routed_experts, model.num_experts_per_tok);
+    }
+    return text;
+  } catch (const Error&) {  // of another version, or torn: a report can do without it
+    return "";
+  }
+}
+
 OverlapReport report_of(const fs::path& run, const std::vector<RankTrace>& traces, const StepRange& steps) {
-  return analyse_overlap(traces, steps, read_metrics(run / "metrics.jsonl"));
+  OverlapReport report = analyse_overlap(traces, steps, read_metrics(run / "metrics.jsonl"));
+  std::error_code unknown;
+  report.name = fs::weakly_canonical(run, unknown).filename().string();
+  report.model = model_of(run);
+  return report;
 }
 
 // A file for the trace of one rank, a folder with a file a rank for those of several.

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // cadre bench overlap: how much of a dispatch hides behind products that take as long, by the number of polls inside
 // them. All contenders in turn in the same run, on routing that is drawn anew for each iteration.
+#include "runtime/observe/overlap.hpp"
+
 #include <fmt/core.h>
 #include <nlohmann/json.hpp>
 
@@ -76,11 +78,12 @@ struct Contender {
   double polls = 0;
   bool with_thread = false;
   Poller poller;  // what it has learnt of the length of exchanges
-  std::vector<double> us, hidden_percent, polls_done, poll_us;
+  std::vector<double> us, in_flight_percent, polls_done, poll_us;
 };
 
-// Of what was in flight, the part behind computation: the interval definition.
-double hidden_percent(const std::vector<TraceEvent>& events) {
+// Of the time in flight, the part during computation. Not what was hidden: a request that a busy rank notices late is in
+// flight for longer.
+double in_flight_during_compute(const std::vector<TraceEvent>& events) {
   std::vector<Interval> computed, in_flight;
   for (const TraceEvent& event : events) {
     if (event.kind == TraceKind::compute) computed.push_back({event.begin_ns, event.end_ns});
@@ -111,7 +114,7 @@ void run_overlapped(const Communicator& world, std::optional<int> spare_cpu, Exc
   contender.poller = poller;
   contender.polls_done.push_back(static_cast<double>(count.polls));
   contender.poll_us.push_back(static_cast<double>(count.nanoseconds) * 1e-3);
-  contender.hidden_percent.push_back(hidden_percent(recorder.events()));
+  contender.in_flight_percent.push_back(in_flight_during_compute(recorder.events()));
 }
 
 std::vector<Contender> contenders(const SpareCpu& spare) {
@@ -135,18 +138,24 @@ double median_of_worst_rank(const Communicator& world, const std::vector<double>
   return gather_times(world, values).slowest.p50;
 }
 
-// The median of the rank that hid least.
+// The median of the rank where it is least.
 double least_median(const Communicator& world, const std::vector<double>& values) {
   return wait(world.all_reduce(summarise(values).p50, ReduceOp::min));
 }
 
-nlohmann::json row_of(const Communicator& world, const Contender& contender, double pure_us, double compute_us) {
+// Medians, in us.
+struct WithoutOverlap {
+  double communication = 0;
+  double compute = 0;
+  double serial = 0;
+};
+
+nlohmann::json row_of(const Communicator& world, const Contender& contender, const WithoutOverlap& alone) {
   const double us = median_of_worst_rank(world, contender.us);
-  const double osu = std::clamp(100.0 * (1.0 - (us - compute_us) / pure_us), 0.0, 100.0);
   return {{"progress", contender.name},
           {"overlapped_us", us},
-          {"hidden_percent_osu", osu},
-          {"hidden_percent_interval", least_median(world, contender.hidden_percent)},
+          {"hidden_percent_osu", osu_overlap_percent(us, alone.compute, alone.communication, alone.serial)},
+          {"in_flight_during_compute_percent", least_median(world, contender.in_flight_percent)},
           {"polls", summarise(contender.polls_done).p50},
           {"poll_us", summarise(contender.poll_us).p50}};
 }
@@ -160,13 +169,18 @@ void print_overlap(const nlohmann::json& report) {
   fmt::print("dispatch alone {:.0f}, products alone {:.0f}, one after the other {:.0f}\n",
              report["communication_us"].get<double>(), report["compute_us"].get<double>(),
              report["serial_us"].get<double>());
-  fmt::print("{:<10} {:>10} {:>12} {:>17} {:>7} {:>9}\n", "", "overlapped", "hidden, OSU", "hidden, interval", "polls",
-             "polls, us");
+  fmt::print("{:<10} {:>10} {:>12} {:>24} {:>7} {:>9}\n", "", "overlapped", "hidden, OSU", "in flight during compute",
+             "polls", "polls, us");
   for (const nlohmann::json& row : report["rows"]) {
-    fmt::print("{:<10} {:>10.0f} {:>10.1f} % {:>15.1f} % {:>7.0f} {:>9.1f}\n", row["progress"].get<std::string>(),
+    fmt::print("{:<10} {:>10.0f} {:>10.1f} % {:>22.1f} % {:>7.0f} {:>9.1f}\n", row["progress"].get<std::string>(),
                row["overlapped_us"].get<double>(), row["hidden_percent_osu"].get<double>(),
-               row["hidden_percent_interval"].get<double>(), row["polls"].get<double>(), row["poll_us"].get<double>());
+               row["in_flight_during_compute_percent"].get<double>(), row["polls"].get<double>(),
+               row["poll_us"].get<double>());
   }
+  fmt::print(
+      "hidden, OSU: 100 % * (1 - (overlapped - products alone) / dispatch alone); 0 where that took at least as long "
+      "as "
+      "one after the other\n");
   const auto& why_not = report["no_thread_because"];
   if (!why_not.is_null()) fmt::print("thread: not measured, {}\n", why_not.get<std::string>());
 }
@@ -198,13 +212,13 @@ void bench_overlap(const Communicator& world, const BenchOverlapArguments& optio
     if (i != -1) continue;
     for (auto* warm : {&pure, &compute, &serial}) warm->clear();
     for (Contender& contender : all) {
-      for (auto* warm : {&contender.us, &contender.hidden_percent, &contender.polls_done, &contender.poll_us}) {
+      for (auto* warm : {&contender.us, &contender.in_flight_percent, &contender.polls_done, &contender.poll_us}) {
         warm->clear();
       }
     }
   }
-  const double pure_us = median_of_worst_rank(world, pure);
-  const double compute_us = median_of_worst_rank(world, compute);
+  const WithoutOverlap alone = {median_of_worst_rank(world, pure), median_of_worst_rank(world, compute),
+                                median_of_worst_rank(world, serial)};
   nlohmann::json report = {{"bench", "overlap"},
                            {"ranks", world.size()},
                            {"tokens", exchange.tokens},
@@ -212,12 +226,12 @@ void bench_overlap(const Communicator& world, const BenchOverlapArguments& optio
                            {"experts", exchange.experts},
                            {"top_k", exchange.top_k},
                            {"strategy", exchange.strategy},
-                           {"communication_us", pure_us},
-                           {"compute_us", compute_us},
-                           {"serial_us", median_of_worst_rank(world, serial)},
+                           {"communication_us", alone.communication},
+                           {"compute_us", alone.compute},
+                           {"serial_us", alone.serial},
                            {"rows", nlohmann::json::array()},
                            {"no_thread_because", nullptr}};
-  for (const Contender& contender : all) report["rows"].push_back(row_of(world, contender, pure_us, compute_us));
+  for (const Contender& contender : all) report["rows"].push_back(row_of(world, contender, alone));
   if (!spare.cpu) report["no_thread_because"] = spare.why_not;
   if (world.rank() == 0) {
     print_overlap(report);

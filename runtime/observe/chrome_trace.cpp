@@ -272,7 +272,10 @@ Json rank_json(const RankTrace& trace) {
           {"clock_offset_end_ns", trace.clock_offset_end_ns},
           {"clock_error_ns", trace.clock_error_ns},
           {"lost_events", trace.num_lost},
-          {"events", trace.events.size()}};
+          {"events", trace.events.size()},
+          {"written_at", trace.written_at},
+          {"machine", trace.machine},
+          {"cores", trace.cores}};
 }
 
 std::string file_text(int64_t base_ns, const Json& other_data, ChromeEvents& events) {

@@ -16,20 +16,21 @@
 namespace cadre {
 
 PhaseClass class_of(std::string_view phase) {
-  static constexpr std::array<std::string_view, 3> kReductions = {"metrics", "expert counts", "gradient norm"};
+  static constexpr std::array<std::string_view, 2> kControl = {"metrics", "expert counts"};
   if (phase.starts_with("dispatch") || phase.starts_with("combine")) return PhaseClass::exchange;
   if (phase.starts_with("send ") || phase.starts_with("receive ")) return PhaseClass::pipeline;
-  if (phase.ends_with("gradient reduction")) return PhaseClass::reduction;
-  if (std::ranges::find(kReductions, phase) != kReductions.end()) return PhaseClass::reduction;
+  if (phase.ends_with("gradient reduction") || phase == "gradient norm") return PhaseClass::reduction;
+  if (std::ranges::find(kControl, phase) != kControl.end()) return PhaseClass::control;
   return PhaseClass::compute;
 }
 
 const char* name_of(PhaseClass phase_class) {
   switch (phase_class) {
-    case PhaseClass::compute: return "compute";
     case PhaseClass::exchange: return "exchange";
     case PhaseClass::pipeline: return "pipeline";
     case PhaseClass::reduction: return "reduction";
+    case PhaseClass::control: return "control";
+    case PhaseClass::compute: return "compute";
   }
   return "";
 }
@@ -56,6 +57,7 @@ int group_of(const Grid& grid, const std::string& phase, int rank) {
     case PhaseClass::exchange: return grid.expert_group(rank);
     case PhaseClass::pipeline: return grid.pipeline_group(rank);
     case PhaseClass::reduction:
+    case PhaseClass::control:
     case PhaseClass::compute: break;
   }
   // All ranks that hold a layer reduce its gradients, those of experts the ranks that hold the same ones.
@@ -172,7 +174,9 @@ std::vector<std::vector<FlightTimes>> flight_times(const std::vector<RankTrace>&
   std::vector<std::vector<FlightTimes>> times;
   for (const RankTrace& trace : traces) {
     times.emplace_back();
-    for (const TracedEvent& event : trace.events) times.back().push_back({event.begin_ns, event.begin_ns});
+    for (const TracedEvent& event : trace.events)
+
+      times.back().push_back({event.begin_ns, event.begin_ns, event.end_ns, event.end_ns});
   }
   for (const Operation& operation : operations) {
     int64_t last_post = 0;
@@ -183,7 +187,11 @@ std::vector<std::vector<FlightTimes>> flight_times(const std::vector<RankTrace>&
     for (const EventPlace& at : operation.flights) times[at.trace][at.event].last_post_ns = last_post;
     if (operation.phase_class != PhaseClass::pipeline) continue;
     const EventPlace receive = operation.flights.back();
-    times[receive.trace][receive.event] = {.begin_ns = last_post, .last_post_ns = last_post};
+    FlightTimes& received = times[receive.trace][receive.event];
+    received.begin_ns = last_post;
+    FlightTimes& sent = times[operation.flights.front().trace][operation.flights.front().event];
+    sent.arrival_ns = std::max(received.end_ns, sent.begin_ns);
+    sent.end_ns = std::min(sent.end_ns, sent.arrival_ns);
   }
   return times;
 }

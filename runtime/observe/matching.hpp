@@ -12,8 +12,9 @@
 
 namespace cadre {
 
-// What the phases of a trace are part of, for the sums of a report.
-enum class PhaseClass { compute, exchange, pipeline, reduction };
+// What the phases of a trace are part of, for the sums of a report; in the order of its tables. Control: counts and
+// metrics, small messages that carry nothing a layer computes and are not communication in the sums.
+enum class PhaseClass { exchange, pipeline, reduction, control, compute };
 
 PhaseClass class_of(std::string_view phase);
 const char* name_of(PhaseClass phase_class);
@@ -50,9 +51,11 @@ std::vector<int64_t> steps_of(const RankTrace& trace);
 struct FlightTimes {
   int64_t begin_ns = 0;      // its posting; of a receive not before the send was posted: until then it is idle time
   int64_t last_post_ns = 0;  // when the last rank posted its part of the operation: from then on rows can travel
+  int64_t end_ns = 0;        // its end; of a send not after that of the receive, though its rank may notice later
+  int64_t arrival_ns = 0;    // when its rows were there: its end; of a send the end of the receive
 };
 
-// For each trace and event; of events that are no flights, or match nothing, when they begin.
+// For each trace and event; of events that are no flights, or match nothing, when they begin and end.
 std::vector<std::vector<FlightTimes>> flight_times(const std::vector<RankTrace>& traces,
                                                    const std::vector<Operation>& operations);
 

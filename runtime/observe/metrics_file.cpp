@@ -205,6 +205,12 @@ LoggedStep step_from(const nlohmann::json& json) {
   LoggedStep step;
   step.balance = {json.at("step").get<int64_t>(), number(json, "expert_cv"), number(json, "device_cv"),
                   number(json, "expert_max_vio"), number(json, "drop_rate")};
+  const auto known = [&](const char* key) {
+    const auto found = json.find(key);
+    return found != json.end() && found->is_number() ? std::optional(found->get<double>()) : std::nullopt;
+  };
+  step.loss = known("loss");
+  step.num_tokens = known("tokens");
   for (const nlohmann::json& layer : json.at("layers")) {
     step.layers.push_back({layer.at("layer").get<int>(), layer.at("counts").get<std::vector<int64_t>>()});
   }

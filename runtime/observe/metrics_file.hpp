@@ -88,6 +88,8 @@ struct LayerLoad {
 struct LoggedStep {
   StepBalance balance;
   std::vector<LayerLoad> layers;
+  std::optional<double> loss = std::nullopt;        // none where it was not finite
+  std::optional<double> num_tokens = std::nullopt;  // of the global batch
 };
 
 // The steps of a metrics.jsonl, in order; none where there is no file. Lines of evaluations are passed over, as is a last line

@@ -13,13 +13,13 @@
 
 #include "comm/base/check.hpp"
 #include "runtime/observe/matching.hpp"
+#include "runtime/observe/report_metrics.hpp"
 #include "runtime/observe/step_sums.hpp"
 
 namespace cadre {
 namespace {
 
 constexpr double kUsPerNs = 1e-3;
-constexpr size_t kMostBalanceRows = 1000;
 
 using SpanOfStep = std::map<int64_t, size_t>;  // by step: the index of its span
 
@@ -125,13 +125,15 @@ StepTimes times_of(const StepSums& sums) {
           .exchange = ms(sums.exchange),
           .exchange_hidden = ms(sums.exchange_hidden),
           .skew = ms(sums.skew),
-          .transfer = ms(sums.exposed() - sums.skew)};
+          .transfer = ms(sums.exposed() - sums.skew),
+          .control = ms(sums.control)};
 }
 
 StepTimes mean_times(const std::vector<StepSums>& sums) {
   static constexpr double StepTimes::*kMembers[] = {
-      &StepTimes::step, &StepTimes::compute,  &StepTimes::communication,   &StepTimes::hidden, &StepTimes::exposed,
-      &StepTimes::idle, &StepTimes::exchange, &StepTimes::exchange_hidden, &StepTimes::skew,   &StepTimes::transfer};
+      &StepTimes::step,    &StepTimes::compute,  &StepTimes::communication, &StepTimes::hidden,
+      &StepTimes::exposed, &StepTimes::idle,     &StepTimes::exchange,      &StepTimes::exchange_hidden,
+      &StepTimes::skew,    &StepTimes::transfer, &StepTimes::control};
   StepTimes mean;
   for (const StepSums& rank : sums) {
     const StepTimes times = times_of(rank);
@@ -177,12 +179,15 @@ std::vector<PhaseTimes> phases_of(const std::vector<StepSums>& sums) {
   for (const PhaseKey& key : keys) {
     PhaseTimes phase = {.phase = key.second, .phase_class = key.first};
     std::vector<double> times;
+    int64_t message_bytes = 0;
+    int64_t message_ns = 0;
     for (const StepSums& rank : sums) {
       const auto found = rank.phases.find(key);
       times.push_back(found == rank.phases.end() ? 0.0 : ms_per_step(found->second.time, rank));
-      if (found != rank.phases.end()) {
-        phase.bytes += static_cast<double>(found->second.bytes) / static_cast<double>(rank.num_steps);
-      }
+      if (found == rank.phases.end()) continue;
+      phase.bytes += static_cast<double>(found->second.bytes) / static_cast<double>(rank.num_steps);
+      message_bytes += found->second.bytes;
+      message_ns += found->second.message_time;
     }
     const auto [min, max] = std::ranges::minmax(times);
     phase.min = min;
@@ -196,6 +201,9 @@ std::vector<PhaseTimes> phases_of(const std::vector<StepSums>& sums) {
     if (key.first != PhaseClass::compute) {
       phase.hidden = mean_over_ranks<PhaseSums, PhaseKey>(sums, &StepSums::phases, key, &PhaseSums::hidden);
       phase.exposed = phase.mean - phase.hidden;
+    }
+    if (message_ns > 0) {  // a byte a nanosecond
+      phase.gigabytes_per_second = static_cast<double>(message_bytes) / static_cast<double>(message_ns);
     }
     phases.push_back(std::move(phase));
   }
@@ -274,34 +282,43 @@ std::optional<SerialSteps> serial_steps(const Analysed& all, const std::vector<S
   double overlapped = 0;
   for (const StepSums& rank : sums) overlapped += ms_per_step(rank.all_passes, rank) / static_cast<double>(sums.size());
   if (overlapped == 0) return std::nullopt;
-  return SerialSteps{times, overlapped, times.step / overlapped};
+  const double step = mean_times(sums).step;
+  const double whole = step - overlapped + times.step;
+  return SerialSteps{times, overlapped, times.step / overlapped, whole, whole / step};
 }
 
-void add_metrics(const std::vector<LoggedStep>& metrics, const std::vector<int64_t>& steps, OverlapReport& report) {
-  std::map<int, std::vector<int64_t>> counts;
-  std::map<int, std::pair<double, int>> imbalance;  // sum and number of max / mean
-  const size_t stride = metrics.size() / kMostBalanceRows + 1;
-  for (size_t i = 0; i < metrics.size(); ++i) {
-    const LoggedStep& step = metrics[i];
-    if (i % stride == 0) report.balance.push_back(step.balance);
-    if (!std::ranges::binary_search(steps, step.balance.step)) continue;
-    for (const LayerLoad& layer : step.layers) {
-      std::vector<int64_t>& sum = counts[layer.layer];
-      sum.resize(std::max(sum.size(), layer.counts.size()));
-      std::ranges::transform(layer.counts, sum, sum.begin(), std::plus());
-      const int64_t total = std::accumulate(layer.counts.begin(), layer.counts.end(), int64_t{0});
-      if (total == 0) continue;
-      auto& [ratios, number] = imbalance[layer.layer];
-      ratios += static_cast<double>(std::ranges::max(layer.counts) * static_cast<int64_t>(layer.counts.size())) /
-                static_cast<double>(total);
-      ++number;
-    }
+// Of what the ranks could use: cores that several may use count once. Nothing where a trace does not say.
+std::optional<Cores> cores_of(const std::vector<RankTrace>& traces) {
+  struct Machine {
+    std::set<int> cores;
+    int num_threads = 0;
+  };
+  std::map<std::string, Machine> machines;
+  for (const RankTrace& trace : traces) {
+    if (trace.machine.empty() || trace.cores.empty()) return std::nullopt;
+    Machine& machine = machines[trace.machine];
+    machine.cores.insert(trace.cores.begin(), trace.cores.end());
+    machine.num_threads += trace.run.threads;
   }
-  for (auto& [layer, sum] : counts) report.expert_load.push_back({layer, std::move(sum)});
-  for (LayerTimes& layer : report.layers) {
-    const auto found = imbalance.find(layer.layer);
-    if (found != imbalance.end()) layer.tokens_max_over_mean = found->second.first / found->second.second;
+  Cores all;
+  for (const auto& [name, machine] : machines) {
+    const auto num_cores = static_cast<int>(machine.cores.size());
+    all.number += num_cores;
+    all.are_shared = all.are_shared || machine.num_threads > num_cores;
   }
+  return all;
+}
+
+std::optional<SpeedUp> speed_up_of(const OverlapReport& report) {
+  const StepTimes& times = report.times;
+  if (report.run.num_ranks == 1 || times.communication <= 0 || times.step <= 0) return std::nullopt;
+  if (report.without_overlap) {
+    return SpeedUp{report.without_overlap->whole_step, report.without_overlap->whole_speed_up, true};
+  }
+  // Stages wait for each other in serial steps too; how long, intervals do not tell.
+  if (report.run.pipeline > 1) return std::nullopt;
+  const double serial = times.compute + times.communication;
+  return SpeedUp{serial, serial / times.step, false};
 }
 
 }  // namespace
@@ -311,10 +328,9 @@ std::optional<double> percent(double part, double whole) {
   return 100 * part / whole;
 }
 
-std::optional<double> gigabytes_per_second(const PhaseTimes& phase, size_t num_ranks) {
-  constexpr double kGigabytesPerSecond = 1e-6;  // a byte a millisecond
-  if (phase.phase_class == PhaseClass::compute || phase.bytes == 0 || phase.mean <= 0) return std::nullopt;
-  return phase.bytes / static_cast<double>(num_ranks) / phase.mean * kGigabytesPerSecond;
+double osu_overlap_percent(double overlapped, double compute, double communication, double serial) {
+  if (overlapped >= serial || communication <= 0) return 0;
+  return std::clamp(100 * (1 - (overlapped - compute) / communication), 0.0, 100.0);
 }
 
 OverlapReport analyse_overlap(const std::vector<RankTrace>& traces, const StepRange& range,
@@ -332,6 +348,7 @@ OverlapReport analyse_overlap(const std::vector<RankTrace>& traces, const StepRa
   report.first_step = steps.front();
   report.last_step = steps.back();
   report.num_steps = static_cast<int64_t>(steps.size());
+  report.written_at = traces.front().written_at;
   report.times = mean_times(sums);
   report.steady = steady_times(sums);
   report.phases = phases_of(sums);
@@ -350,6 +367,8 @@ OverlapReport analyse_overlap(const std::vector<RankTrace>& traces, const StepRa
   report.stragglers = stragglers_of(all, spans, steps);
   report.bubble = bubble_of(report.run, sums);
   report.without_overlap = serial_steps(all, spans, steps);
+  report.speed_up = speed_up_of(report);
+  report.cores = cores_of(traces);
   add_metrics(metrics, steps, report);
   return report;
 }

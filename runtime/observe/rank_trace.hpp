@@ -63,6 +63,9 @@ struct RankTrace {
   int64_t clock_offset_end_ns = 0;
   int64_t clock_error_ns = 0;  // half of the shortest round trip to rank 0
   uint64_t num_lost = 0;       // events that the ring overwrote
+  int64_t written_at = 0;      // seconds since 1970; 0: not known
+  std::string machine;         // the same for hosts that are namespaces of one machine; "": not known
+  std::vector<int> cores;      // that the rank may use, by their first cpu; none: not known
   std::vector<TracedEvent> events;
 
   bool operator==(const RankTrace&) const = default;

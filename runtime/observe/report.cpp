@@ -2,46 +2,16 @@
 #include "runtime/observe/report.hpp"
 
 #include <fmt/format.h>
-#include <nlohmann/json.hpp>
 
 #include <algorithm>
-#include <cmath>
 #include <functional>
-#include <map>
 #include <string>
-#include <utility>
 #include <vector>
 
-#include "comm/base/check.hpp"
+#include "runtime/observe/text_table.hpp"
 
 namespace cadre {
 namespace {
-
-// Rows of text with aligned columns: the first to the left, numbers to the right.
-class Table {
- public:
-  explicit Table(std::vector<std::string> head) { add(std::move(head)); }
-
-  void add(std::vector<std::string> row) {
-    widths_.resize(std::max(widths_.size(), row.size()));
-    for (size_t i = 0; i < row.size(); ++i) widths_[i] = std::max(widths_[i], row[i].size());
-    rows_.push_back(std::move(row));
-  }
-
-  std::string text() const {
-    std::string text;
-    for (const std::vector<std::string>& row : rows_) {
-      std::string line = fmt::format("  {:<{}}", row.front(), widths_.front());
-      for (size_t i = 1; i < row.size(); ++i) line += fmt::format("  {:>{}}", row[i], widths_[i]);
-      text += line + '\n';
-    }
-    return text;
-  }
-
- private:
-  std::vector<std::vector<std::string>> rows_;
-  std::vector<size_t> widths_;
-};
 
 // From which NOTE lines speak.
 constexpr double kExposedLimitPercent = 10;
@@ -61,14 +31,69 @@ class Milliseconds {
 
 std::string percent_text(std::optional<double> value) { return value ? fmt::format("{:.1f} %", *value) : "-"; }
 
+// "4 ranks on 2 cores"
+std::string cores_text(const OverlapReport& report) {
+  const TracedRun& run = report.run;
+  return fmt::format("{} ranks{} on {} cores", run.num_ranks,
+                     run.threads > 1 ? fmt::format(" of {} threads", run.threads) : "", report.cores->number);
+}
+
+bool has_communication(const OverlapReport& report) {
+  return report.run.num_ranks > 1 && report.times.communication > 0;
+}
+
+std::string speed_up_text(const OverlapReport& report) {
+  if (!report.speed_up) return "speed-up over serial -";
+  return fmt::format("speed-up over serial {}{:.2f}", report.speed_up->is_measured ? "" : "about ",
+                     report.speed_up->ratio);
+}
+
 std::string headline_text(const OverlapReport& report) {
   const StepTimes& times = report.times;
   const Milliseconds ms(times.step);
-  return fmt::format(
-      "step {} ms | compute {} | communication {} | hidden {} ({}) | exposed {} ({} of step) | idle {}\n",
-      ms(times.step), ms(times.compute), ms(times.communication), ms(times.hidden),
-      percent_text(percent(times.hidden, times.communication)), ms(times.exposed),
-      percent_text(percent(times.exposed, times.step)), ms(times.idle));
+  std::vector<std::string> parts = {fmt::format("step {} ms", ms(times.step))};
+  if (has_communication(report)) {
+    parts.push_back(speed_up_text(report));
+    parts.push_back(fmt::format("exposed {} ms ({} of step; skew {}, transfer {})", ms(times.exposed),
+                                percent_text(percent(times.exposed, times.step)), ms(times.skew), ms(times.transfer)));
+  } else {
+    parts.emplace_back("no communication");
+  }
+  if (report.tokens_per_second) parts.push_back(fmt::format("{:.0f} tokens/s", *report.tokens_per_second));
+  if (report.cores && report.cores->are_shared) parts.push_back(cores_text(report));
+  return fmt::format("{}\n", fmt::join(parts, " | "));
+}
+
+std::string whole_step_text(const OverlapReport& report) {
+  const StepTimes& times = report.times;
+  const Milliseconds ms(times.step);
+  std::string text = fmt::format("whole step: compute {} ms | ", ms(times.compute));
+  if (has_communication(report)) {
+    text += fmt::format("communication {} | hidden {} ({}) | exposed {} | control {} | ", ms(times.communication),
+                        ms(times.hidden), percent_text(percent(times.hidden, times.communication)), ms(times.exposed),
+                        ms(times.control));
+  }
+  return text + fmt::format("idle {}\n", ms(times.idle));
+}
+
+// What the words above mean.
+std::string definitions_text(const OverlapReport& report) {
+  if (!has_communication(report)) return "";
+  std::string text;
+  if (report.speed_up && report.speed_up->is_measured) {
+    text += fmt::format("  serial: {} ms, the same steps with their passes run one op after the other\n",
+                        Milliseconds(report.times.step)(report.speed_up->serial));
+  } else if (report.speed_up) {
+    text += fmt::format(
+        "  serial: {} ms, estimated: compute + communication in flight, one after the other (trace.compare=true "
+        "measures it)\n",
+        Milliseconds(report.times.step)(report.speed_up->serial));
+  }
+  text +=
+      "  hidden: communication in flight during computation; exposed: without\n"
+      "  skew: exposed until the last rank posted, of which a faster network saves nothing; transfer: the rest\n"
+      "  control: waits for counts and metrics; idle: no computation, no communication, no such wait\n";
+  return text;
 }
 
 std::string steady_text(const OverlapReport& report) {
@@ -103,10 +128,11 @@ std::string bytes_of_phase(const PhaseTimes& phase) {
 
 std::string phases_text(const OverlapReport& report) {
   const Milliseconds ms(report.times.step);
-  Table table({"phase", "class", "min ms", "mean", "max", "%var", "of step", "sent", "GB/s", "exposed", "hidden"});
+  TextTable table(
+      {"phase", "class", "min ms", "mean", "max", "%var", "of step", "sent", "GB/s a message", "exposed", "hidden"});
   for (const PhaseTimes& phase : report.phases) {
     const bool travels = phase.phase_class != PhaseClass::compute;
-    const auto rate = gigabytes_per_second(phase, report.ranks.size());
+    const auto rate = phase.gigabytes_per_second;
     table.add({phase.phase, name_of(phase.phase_class), ms(phase.min), ms(phase.mean), ms(phase.max),
                fmt::format("{:.1f}", phase.variation_percent), percent_text(percent(phase.mean, report.times.step)),
                bytes_of_phase(phase), rate ? fmt::format("{:.3f}", *rate) : "-", travels ? ms(phase.exposed) : "-",
@@ -117,7 +143,7 @@ std::string phases_text(const OverlapReport& report) {
 
 std::string layers_text(const OverlapReport& report) {
   const Milliseconds ms(report.times.step);
-  Table table({"layer", "compute ms", "communication", "exposed", "hidden", "tokens max/mean"});
+  TextTable table({"layer", "compute ms", "communication", "exposed", "hidden", "tokens max/mean"});
   for (const LayerTimes& layer : report.layers) {
     table.add({fmt::format("{}", layer.layer), ms(layer.compute), ms(layer.communication), ms(layer.exposed),
                percent_text(percent(layer.hidden, layer.communication)),
@@ -136,12 +162,12 @@ std::string ranks_text(const OverlapReport& report) {
                              [](const RankTimes& one) { return one.times.exposed + one.times.idle; });
     shown.resize(kShown);
   }
-  Table table({"rank", "step ms", "compute", "communication", "hidden", "skew", "transfer", "idle"});
+  TextTable table({"rank", "step ms", "compute", "communication", "hidden", "skew", "transfer", "control", "idle"});
   for (const RankTimes& rank : shown) {
     const StepTimes& times = rank.times;
     table.add({fmt::format("{} @ {}", rank.rank, rank.host), ms(times.step), ms(times.compute), ms(times.communication),
                percent_text(percent(times.hidden, times.communication)), ms(times.skew), ms(times.transfer),
-               ms(times.idle)});
+               ms(times.control), ms(times.idle)});
   }
   const size_t left_out = report.ranks.size() - shown.size();
   return table.text() + (left_out > 0 ? fmt::format("  and {} ranks that wait less\n", left_out) : "");
@@ -149,7 +175,7 @@ std::string ranks_text(const OverlapReport& report) {
 
 std::string stragglers_text(const OverlapReport& report) {
   constexpr size_t kShown = 8;
-  Table table({"last to post", "times", "of all", "late us"});
+  TextTable table({"last to post", "times", "of all", "late us"});
   for (size_t i = 0; i < report.stragglers.size() && i < kShown; ++i) {
     const Straggler& one = report.stragglers[i];
     table.add({fmt::format("{} @ {}", one.rank, one.host), fmt::format("{}", one.times_last),
@@ -165,9 +191,12 @@ std::string efficiency_text(const OverlapReport& report) {
   std::string text = fmt::format("load balance {:.3f} x communication efficiency {:.3f} = parallel efficiency {:.3f}\n",
                                  balance, communication, balance * communication);
   if (report.bubble) {
-    text += fmt::format("bubble: idle {} ms measured, {} by simulation of the schedule, {} by formula {}\n",
-                        ms(report.bubble->measured), ms(report.bubble->simulated), ms(report.bubble->formula),
-                        report.bubble->formula_text);
+    text += fmt::format(
+        "bubble: a rank works on no pass for {} ms measured, {} by simulation of the schedule, {} by formula {}\n"
+        "  from the first pass on any rank to the end of the last, messages of the pipeline in flight or not; idle "
+        "({}) is of the whole step, and without the time in which something is in flight\n",
+        ms(report.bubble->measured), ms(report.bubble->simulated), ms(report.bubble->formula),
+        report.bubble->formula_text, ms(report.times.idle));
   }
   if (report.without_overlap) {
     const StepTimes& serial = report.without_overlap->times;
@@ -196,179 +225,57 @@ std::string exposed_advice(const OverlapReport& report) {
   return "raise train.micro_batches, or send less: exchange.dispatch_format=bf16, exchange.strategy=auto";
 }
 
-std::string notes_text(const OverlapReport& report) {
-  std::string text;
-  const StepTimes& times = report.times;
-  if (const auto exposed = percent(times.exposed, times.step); exposed && *exposed > kExposedLimitPercent) {
-    text += fmt::format(
-        "NOTE: {} of the step is exposed communication (limit {:.0f} %, {} of it waiting for late ranks): {}\n",
-        percent_text(exposed), kExposedLimitPercent, percent_text(percent(times.skew, times.exposed)),
-        exposed_advice(report));
-  }
-  if (const auto idle = percent(times.idle, times.step); idle && *idle > kIdleLimitPercent) {
-    text += fmt::format(
-        "NOTE: ranks are idle for {} of the step (limit {:.0f} %): {}\n", percent_text(idle), kIdleLimitPercent,
-        report.run.pipeline > 1 ? "raise train.micro_batches, or set parallel.schedule to zb1p or dualpipe"
-                                : "something outside of the step's requests holds them up");
-  }
-  if (report.load_balance < kLoadBalanceLimit) {
-    text += fmt::format(
-        "NOTE: on average ranks compute {:.2f} of what the busiest does (limit {:.2f}): raise model.bias_update_rate "
-        "or "
-        "model.aux_loss_alpha if its experts have more tokens, else look at its host\n",
-        report.load_balance, kLoadBalanceLimit);
-  }
-  if (report.lost_events > 0) {
-    text += fmt::format("NOTE: {} events were lost, and with them the first steps: trace fewer steps at a time\n",
-                        report.lost_events);
-  }
-  return text;
-}
-
 }  // namespace
 
+std::vector<std::string> report_notes(const OverlapReport& report) {
+  std::vector<std::string> notes;
+  const StepTimes& times = report.times;
+  if (report.cores && report.cores->are_shared) {
+    notes.push_back(fmt::format(
+        "{}: ranks take turns on a core, and what one waits for another computes; no figure here is that of a machine "
+        "with a core for each",
+        cores_text(report)));
+  }
+  if (const auto exposed = percent(times.exposed, times.step); exposed && *exposed > kExposedLimitPercent) {
+    notes.push_back(
+        fmt::format("{} of the step is exposed communication (limit {:.0f} %, {} of it waiting for late ranks): {}",
+                    percent_text(exposed), kExposedLimitPercent, percent_text(percent(times.skew, times.exposed)),
+                    exposed_advice(report)));
+  }
+  if (report.speed_up && report.speed_up->is_measured && report.speed_up->ratio < 1) {
+    notes.push_back(fmt::format(
+        "overlap makes the step slower: {:.2f} times as fast as serial. Set parallel.overlap=false, or another "
+        "parallel.schedule",
+        report.speed_up->ratio));
+  }
+  if (const auto idle = percent(times.idle, times.step); idle && *idle > kIdleLimitPercent) {
+    notes.push_back(
+        fmt::format("ranks are idle for {} of the step (limit {:.0f} %): {}", percent_text(idle), kIdleLimitPercent,
+                    report.run.pipeline > 1 ? "raise train.micro_batches, or set parallel.schedule to zb1p or dualpipe"
+                                            : "something outside of the step's requests holds them up"));
+  }
+  if (report.load_balance < kLoadBalanceLimit) {
+    notes.push_back(fmt::format(
+        "on average ranks compute {:.2f} of what the busiest does (limit {:.2f}): raise model.bias_update_rate or "
+        "model.aux_loss_alpha if its experts have more tokens, else look at its host",
+        report.load_balance, kLoadBalanceLimit));
+  }
+  if (report.lost_events > 0) {
+    notes.push_back(fmt::format("{} events were lost, and with them the first steps: trace fewer steps at a time",
+                                report.lost_events));
+  }
+  return notes;
+}
+
 std::string report_text(const OverlapReport& report) {
-  std::string text = headline_text(report) + steady_text(report) + run_text(report) + '\n' + phases_text(report);
+  std::string text = headline_text(report) + steady_text(report) + whole_step_text(report) + definitions_text(report) +
+                     run_text(report) + '\n' + phases_text(report);
   if (!report.layers.empty()) text += '\n' + layers_text(report);
   text += '\n' + ranks_text(report);
   if (!report.stragglers.empty()) text += '\n' + stragglers_text(report);
   text += '\n' + efficiency_text(report);
-  return text + notes_text(report);
-}
-
-namespace {
-
-using Json = nlohmann::json;
-
-constexpr double kStandardErrors = 2;
-constexpr double kShareOfStep = 0.005;
-
-struct Mean {
-  double value = 0;
-  double standard_error = 0;  // over the ranks
-};
-
-using Means = std::map<std::pair<std::string, std::string>, Mean>;  // by class and phase
-
-Means means_of(const Json& report) {
-  const double num_ranks = std::max(1.0, report.at("run").at("ranks").get<double>());
-  Means means;
-  for (const Json& phase : report.at("phases")) {
-    const auto mean = phase.at("mean_ms").get<double>();
-    const double deviation = mean * phase.at("variation_percent").get<double>() / 100;
-    means[{phase.at("class").get<std::string>(), phase.at("phase").get<std::string>()}] = {
-        mean, deviation / std::sqrt(num_ranks)};
-  }
-  return means;
-}
-
-Json change_percent(double before, double after) { return before > 0 ? Json(100 * (after - before) / before) : Json(); }
-
-std::string percent_text(const Json& value) {
-  return value.is_null() ? "-" : fmt::format("{:+.1f} %", value.get<double>());
-}
-
-std::string number_text(const Json& value, int places) {
-  return value.is_null() ? "-" : fmt::format("{:.{}f}", value.get<double>(), places);
-}
-
-// Figures of the headline in the order of a table.
-constexpr std::pair<const char*, const char*> kFigures[] = {
-    {"step_ms", "step ms"},
-    {"compute_ms", "compute"},
-    {"communication_ms", "communication"},
-    {"hidden_percent", "hidden %"},
-    {"exposed_ms", "exposed"},
-    {"exposed_percent_of_step", "exposed % of step"},
-    {"idle_ms", "idle"},
-    {"exchange_ms", "exchange"},
-    {"exchange_hidden_percent", "exchange hidden %"},
-};
-
-}  // namespace
-
-void check_report(const Json& json, const std::string& from) {
-  const bool known =
-      json.is_object() && json.value("schema", Json()) == "cadre.report" && json.value("version", Json()) == 1;
-  CADRE_CHECK(known, fmt::format("{} is no report of version 1", from),
-              "write one with cadre report RUN_DIR --json FILE");
-  try {
-    static_cast<void>(means_of(json));
-    for (const auto& [key, name] : kFigures) static_cast<void>(json.at("headline").at(key));
-  } catch (const Json::exception& error) {
-    throw Error(ErrorKind::input, fmt::format("{} is a damaged report: {}", from, error.what()),
-                "write it again with cadre report RUN_DIR --json FILE");
-  }
-}
-
-Json diff_json(const Json& before, const Json& after) {
-  const Means old_means = means_of(before);
-  const Means new_means = means_of(after);
-  Means all = old_means;
-  all.insert(new_means.begin(), new_means.end());
-  const double least = kShareOfStep * before.at("headline").at("step_ms").get<double>();
-  std::vector<Json> changes;
-  for (const auto& [key, unused] : all) {
-    const auto in = [&key = key](const Means& means) {
-      const auto found = means.find(key);
-      return found == means.end() ? Mean() : found->second;
-    };
-    const Mean was = in(old_means);
-    const Mean is = in(new_means);
-    const double noise = kStandardErrors * std::hypot(was.standard_error, is.standard_error);
-    const double moved = std::abs(is.value - was.value);
-    if (moved <= noise || moved <= least) continue;
-    changes.push_back({{"phase", key.second},
-                       {"class", key.first},
-                       {"before_ms", was.value},
-                       {"after_ms", is.value},
-                       {"change_percent", change_percent(was.value, is.value)},
-                       {"noise_ms", noise}});
-  }
-  std::ranges::stable_sort(changes, std::greater(), [](const Json& one) {
-    return std::abs(one.at("after_ms").get<double>() - one.at("before_ms").get<double>());
-  });
-  return {{"schema", "cadre.report.diff"},
-          {"version", 1},
-          {"before", {{"run", before.at("run")}, {"headline", before.at("headline")}}},
-          {"after", {{"run", after.at("run")}, {"headline", after.at("headline")}}},
-          {"changes", std::move(changes)}};
-}
-
-std::string diff_text(const Json& diff) {
-  const Json& before = diff.at("before").at("headline");
-  const Json& after = diff.at("after").at("headline");
-  Table headlines({"", "before", "after", "change"});
-  for (const auto& [key, name] : kFigures) {
-    const bool both = !before.at(key).is_null() && !after.at(key).is_null();
-    const bool is_share = std::string_view(name).ends_with("%") || std::string_view(name).ends_with("step");
-    std::string change = "-";
-    if (both && is_share) {
-      change = fmt::format("{:+.1f} points", after.at(key).get<double>() - before.at(key).get<double>());
-    } else if (both) {
-      change = percent_text(change_percent(before.at(key).get<double>(), after.at(key).get<double>()));
-    }
-    headlines.add(
-        {name, number_text(before.at(key), is_share ? 1 : 3), number_text(after.at(key), is_share ? 1 : 3), change});
-  }
-  std::string text = headlines.text();
-  std::string settings;
-  for (const auto& [key, value] : diff.at("before").at("run").items()) {
-    static constexpr std::string_view kIncidental[] = {"clock_error_us", "config_hash", "first_step", "last_step",
-                                                       "lost_events"};
-    const Json other = diff.at("after").at("run").value(key, Json());
-    if (other == value || std::ranges::find(kIncidental, key) != std::end(kIncidental)) continue;
-    settings += fmt::format("  {} {} -> {}\n", key, value.dump(), other.dump());
-  }
-  if (!settings.empty()) text += "\nThe runs differ in\n" + settings;
-  if (diff.at("changes").empty()) return text + "\nNo phase changed beyond the noise between ranks.\n";
-  Table phases({"changed beyond noise", "class", "before ms", "after", "change", "noise"});
-  for (const Json& one : diff.at("changes")) {
-    phases.add({one.at("phase").get<std::string>(), one.at("class").get<std::string>(),
-                number_text(one.at("before_ms"), 3), number_text(one.at("after_ms"), 3),
-                percent_text(one.at("change_percent")), number_text(one.at("noise_ms"), 3)});
-  }
-  return text + '\n' + phases.text();
+  for (const std::string& note : report_notes(report)) text += fmt::format("NOTE: {}\n", note);
+  return text;
 }
 
 }  // namespace cadre

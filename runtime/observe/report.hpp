@@ -5,15 +5,20 @@
 #include <nlohmann/json_fwd.hpp>
 
 #include <string>
+#include <vector>
 
 #include "runtime/observe/overlap.hpp"
 
 namespace cadre {
 
-// The line that sums a run up, tables by phase, layer and rank, and NOTE lines that say which option to change.
+// The line that sums a run up, what its words mean, tables by phase, layer and rank, and NOTE lines.
 std::string report_text(const OverlapReport& report);
 
-// Schema: launch/schemas/report.schema.json.
+// What is far from its limit, and which option to change.
+std::vector<std::string> report_notes(const OverlapReport& report);
+
+// Of the schema launch/schemas/report.schema.json. 2: control traffic is no communication.
+inline constexpr int kReportVersion = 2;
 nlohmann::json report_json(const OverlapReport& report);
 
 // Throws when `json`, read from `from`, is no report that diff_text understands.

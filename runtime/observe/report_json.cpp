@@ -1,5 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <fmt/chrono.h>
 #include <nlohmann/json.hpp>
+
+#include <ctime>
 
 #include "runtime/observe/report.hpp"
 #include "runtime/observe/run_json.hpp"
@@ -9,8 +12,21 @@ namespace {
 
 nlohmann::json or_null(std::optional<double> value) { return value ? nlohmann::json(*value) : nlohmann::json(); }
 
+nlohmann::json text_or_null(const std::string& text) { return text.empty() ? nlohmann::json() : nlohmann::json(text); }
+
+// "2026-11-30T12:00:00Z"
+nlohmann::json date_json(int64_t seconds_since_1970) {
+  if (seconds_since_1970 == 0) return {};
+  return fmt::format("{:%Y-%m-%dT%H:%M:%SZ}", fmt::gmtime(static_cast<std::time_t>(seconds_since_1970)));
+}
+
 nlohmann::json reported_run_json(const OverlapReport& report) {
   nlohmann::json json = run_json(report.run);
+  json["name"] = text_or_null(report.name);
+  json["model"] = text_or_null(report.model);
+  json["date"] = date_json(report.written_at);
+  json["cores"] = report.cores ? nlohmann::json(report.cores->number) : nlohmann::json();
+  json["shares_cores"] = report.cores ? nlohmann::json(report.cores->are_shared) : nlohmann::json();
   json["first_step"] = report.first_step;
   json["last_step"] = report.last_step;
   json["clock_error_us"] = report.clock_error_us;
@@ -18,14 +34,24 @@ nlohmann::json reported_run_json(const OverlapReport& report) {
   return json;
 }
 
-nlohmann::json headline_json(const StepTimes& times) {
+nlohmann::json headline_json(const OverlapReport& report) {
+  const StepTimes& times = report.times;
+  const auto& speed_up = report.speed_up;
   return {{"step_ms", times.step},
+          {"serial_step_ms", speed_up ? nlohmann::json(speed_up->serial) : nlohmann::json()},
+          {"serial", speed_up ? nlohmann::json(speed_up->is_measured ? "measured" : "estimated") : nlohmann::json()},
+          {"speed_up", speed_up ? nlohmann::json(speed_up->ratio) : nlohmann::json()},
+          {"tokens_per_second", or_null(report.tokens_per_second)},
+          {"loss", or_null(report.loss)},
           {"compute_ms", times.compute},
           {"communication_ms", times.communication},
           {"hidden_ms", times.hidden},
           {"hidden_percent", or_null(percent(times.hidden, times.communication))},
           {"exposed_ms", times.exposed},
           {"exposed_percent_of_step", or_null(percent(times.exposed, times.step))},
+          {"skew_ms", times.skew},
+          {"transfer_ms", times.transfer},
+          {"control_ms", times.control},
           {"idle_ms", times.idle},
           {"exchange_ms", times.exchange},
           {"exchange_hidden_percent", or_null(percent(times.exchange_hidden, times.exchange))}};
@@ -51,7 +77,7 @@ nlohmann::json phase_json(const PhaseTimes& phase, const OverlapReport& report) 
           {"variation_percent", phase.variation_percent},
           {"percent_of_step", or_null(percent(phase.mean, report.times.step))},
           {"bytes", if_travels(phase.bytes)},
-          {"gigabytes_per_second", or_null(gigabytes_per_second(phase, report.ranks.size()))},
+          {"message_gigabytes_per_second", or_null(phase.gigabytes_per_second)},
           {"exposed_ms", if_travels(phase.exposed)},
           {"hidden_percent", travels ? or_null(percent(phase.hidden, phase.mean)) : nlohmann::json()}};
 }
@@ -75,6 +101,7 @@ nlohmann::json rank_times_json(const RankTimes& rank) {
           {"hidden_percent", or_null(percent(times.hidden, times.communication))},
           {"skew_ms", times.skew},
           {"transfer_ms", times.transfer},
+          {"control_ms", times.control},
           {"idle_ms", times.idle},
           {"compute_percent_of_step", or_null(percent(times.compute, times.step))}};
 }
@@ -94,7 +121,9 @@ nlohmann::json serial_json(const std::optional<SerialSteps>& serial) {
           {"exposed_ms", serial->times.exposed},
           {"exchange_ms", serial->times.exchange},
           {"exchange_hidden_percent", or_null(percent(serial->times.exchange_hidden, serial->times.exchange))},
-          {"speed_up", serial->speed_up}};
+          {"speed_up", serial->speed_up},
+          {"step_ms", serial->whole_step},
+          {"step_speed_up", serial->whole_speed_up}};
 }
 
 template <class Value, class ToJson>
@@ -108,9 +137,9 @@ nlohmann::json list_json(const std::vector<Value>& values, ToJson&& to_json) {
 
 nlohmann::json report_json(const OverlapReport& report) {
   return {{"schema", "cadre.report"},
-          {"version", 1},
+          {"version", kReportVersion},
           {"run", reported_run_json(report)},
-          {"headline", headline_json(report.times)},
+          {"headline", headline_json(report)},
           {"steady", steady_json(report.steady)},
           {"phases", list_json(report.phases, [&](const PhaseTimes& one) { return phase_json(one, report); })},
           {"layers", list_json(report.layers, layer_json)},
@@ -137,9 +166,16 @@ nlohmann::json report_json(const OverlapReport& report) {
                                           {"max_vio", one.max_vio},
                                           {"drop_rate", one.drop_rate}};
                                 })},
-          {"expert_load", list_json(report.expert_load, [](const LayerLoad& one) -> nlohmann::json {
-             return {{"layer", one.layer}, {"counts", one.counts}};
-           })}};
+          {"expert_load", list_json(report.expert_load,
+                                    [](const LayerLoad& one) -> nlohmann::json {
+                                      return {{"layer", one.layer}, {"counts", one.counts}};
+                                    })},
+          {"load_over_time",
+           list_json(report.load_over_time,
+                     [](const LoadOverTime& one) -> nlohmann::json {
+                       return {{"layer", one.layer}, {"first_steps", one.first_steps}, {"counts", one.counts}};
+                     })},
+          {"notes", report_notes(report)}};
 }
 
 }  // namespace cadre

@@ -3,8 +3,8 @@
 // in the markup; a script adds zoom and tooltips to the timeline, and without it all figures are there.
 //
 // Ids and data attributes are stable, for tests and for whoever reads the page by program: the sections are #headline,
-// #without-overlap, #timeline, #phases, #layers, #ranks, #stragglers, #bubble, #balance, #expert-load; bars of the
-// timeline have the class compute, wait or flight, a family of phases (experts, routing ...) and data-rank, data-phase.
+// #without-overlap, #timeline, #phases, #layers, #ranks, #stragglers, #bubble, #balance, #expert-load, #load-over-time; bars
+// of the timeline have the class compute, wait or flight, a family of phases (experts, dispatch ...), data-rank, data-phase.
 // Opened with ?check, the page measures its own layout and writes what it found into #self-check as JSON.
 #pragma once
 
@@ -17,7 +17,7 @@
 
 namespace cadre {
 
-// `report` by the schema cadre.report, version 1; `traces` in any order, none for a page without a timeline. Throws where
+// `report` by the schema cadre.report, version kReportVersion; `traces` in any order, none for a page without a timeline. Throws where
 // `report` is something else.
 std::string report_page(const nlohmann::json& report, const std::vector<RankTrace>& traces);
 

@@ -11,9 +11,10 @@ const char* const kStyle = R"css(
   --paper: #ffffff; --ground: #f1f3f6; --line: #d5dae1; --ink: #1b222c; --soft: #55606f; --accent: #0072b2;
   --share: 0%; --share-fill: #cfe3f3; --warn: #8a3b00;
   --attention: #e2a5c6; --attention-back: #b5608f; --experts: #3f93d6; --experts-back: #00527f;
-  --routing: #f2b33a; --routing-back: #c07f00; --weights: #009e73; --pipeline: #85cdf3; --reduction: #8a5a2b;
+  --router: #f0e442; --router-back: #b5a900; --dispatch: #e69f00; --dispatch-back: #a66f00;
+  --combine: #9b86d6; --combine-back: #5f45a8; --weights: #009e73; --pipeline: #85cdf3; --reduction: #8a5a2b;
   --step: #8d96a3; --wait: #d55e00; --busy: #3f93d6; --idle: #8d96a3;
-  --l0: #2166ac; --l1: #4f9bcb; --l2: #92c5de; --l3: #d1e5f0; --l4: #f0f1f3; --l5: #fde0c5; --l6: #f8b878; --l7: #e5823a;
+  --none: #ffffff; --l1: #4f9bcb; --l2: #92c5de; --l3: #d1e5f0; --l4: #f0f1f3; --l5: #fde0c5; --l6: #f8b878; --l7: #e5823a;
   --l8: #b8480a; --cell: #1b222c; --cell-ends: #ffffff;
 }
 @media (prefers-color-scheme: dark) {
@@ -21,7 +22,7 @@ const char* const kStyle = R"css(
     --paper: #14181e; --ground: #1e242c; --line: #39424e; --ink: #e6eaf0; --soft: #a3aebd; --accent: #6cbcec;
     --share-fill: #24445c; --warn: #ffb27d;
     --experts: #5aa9e6; --experts-back: #1f6ba3; --wait: #f0752a; --reduction: #b98350; --busy: #4f9fde;
-    --l0: #7fbdf5; --l1: #5497d6; --l2: #3a72a8; --l3: #2c4d6c; --l4: #2b3139; --l5: #5f452d; --l6: #96622c; --l7: #cf8230;
+    --none: #14181e; --l1: #5497d6; --l2: #3a72a8; --l3: #2c4d6c; --l4: #2b3139; --l5: #5f452d; --l6: #96622c; --l7: #cf8230;
     --l8: #ffb061; --cell: #f3f5f8; --cell-ends: #14181e;
   }
 }
@@ -48,9 +49,16 @@ dd { margin: 0 }
 .big small { display: block; font-size: 13px; font-weight: 400; color: var(--soft) }
 .scroll { overflow-x: auto; border: 1px solid var(--line); border-radius: 6px }
 table { border-collapse: collapse; width: 100%; font-size: 13.5px; font-variant-numeric: tabular-nums }
-th, td { padding: 4px 12px; text-align: left; white-space: nowrap; border-bottom: 1px solid var(--line) }
-th { background: var(--ground); font-weight: 600 }
-th small { font-weight: 400; color: var(--soft) }
+th, td { padding: 4px 12px; text-align: left; border-bottom: 1px solid var(--line) }
+th { background: var(--ground); font-weight: 600; vertical-align: bottom }
+th small { display: block; min-height: 1.2em; font-weight: 400; color: var(--soft); white-space: nowrap }
+.number { white-space: nowrap }
+th.number { white-space: normal }
+@media (max-width: 1100px) {
+  table { font-size: 12.5px }
+  th, td { padding: 4px 6px }
+  td:not(.number) { min-width: 11ch; overflow-wrap: anywhere }
+}
 tbody tr:last-child td { border-bottom: 0 }
 .number { text-align: right }
 .bar { background: linear-gradient(to right, var(--share-fill) var(--share), transparent 0) }
@@ -86,8 +94,12 @@ figcaption b { color: var(--ink) }
 .attention.back { fill: var(--attention-back); background: var(--attention-back) }
 .experts { fill: var(--experts); background: var(--experts) }
 .experts.back { fill: var(--experts-back); background: var(--experts-back) }
-.routing { fill: var(--routing); background: var(--routing) }
-.routing.back { fill: var(--routing-back); background: var(--routing-back) }
+.router { fill: var(--router); background: var(--router) }
+.router.back { fill: var(--router-back); background: var(--router-back) }
+.dispatch { fill: var(--dispatch); background: var(--dispatch) }
+.dispatch.back { fill: var(--dispatch-back); background: var(--dispatch-back) }
+.combine { fill: var(--combine); background: var(--combine) }
+.combine.back { fill: var(--combine-back); background: var(--combine-back) }
 .weights { fill: var(--weights); background: var(--weights) }
 .pipeline { fill: var(--pipeline); background: var(--pipeline) }
 .reduction { fill: var(--reduction); background: var(--reduction) }
@@ -95,7 +107,9 @@ figcaption b { color: var(--ink) }
 .wait { fill: var(--wait); background: var(--wait) }
 .busy { fill: var(--busy); background: var(--busy) }
 .idle { fill: var(--idle); background: var(--idle) }
-.load0 { fill: var(--l0); background: var(--l0) }
+.load0 { fill: var(--none); background: var(--none); stroke: var(--warn) }
+.load0 text { stroke: none }
+.swatch.load0 { border: 1px solid var(--warn) }
 .load1 { fill: var(--l1); background: var(--l1) }
 .load2 { fill: var(--l2); background: var(--l2) }
 .load3 { fill: var(--l3); background: var(--l3) }
@@ -105,7 +119,10 @@ figcaption b { color: var(--ink) }
 .load7 { fill: var(--l7); background: var(--l7) }
 .load8 { fill: var(--l8); background: var(--l8) }
 .map g text { fill: var(--cell) }
-.map .load0 text, .map .load8 text { fill: var(--cell-ends) }
+.map .load8 text { fill: var(--cell-ends) }
+.names text { fill: #ffffff; stroke: #14181e; stroke-width: 2.5px; paint-order: stroke; font-size: 11px; pointer-events: none }
+#notes { margin: 0 0 10px; padding: 8px 14px 8px 30px; background: var(--ground); border-left: 4px solid var(--warn); max-width: 110ch }
+details summary { cursor: pointer; color: var(--soft); font-size: 13px; margin: 8px 0 }
 #tip { position: fixed; z-index: 1; pointer-events: none; padding: 4px 8px; border: 1px solid var(--line); font-size: 13px;
   border-radius: 4px; background: var(--paper); white-space: pre-line }
 @media print { .controls, #tip { display: none } }
@@ -119,15 +136,18 @@ const char* const kScript = R"js(
   const plot = document.querySelector('#timeline .plot');
   if (!plot) return;
   const bars = plot.querySelector('.bars'), axis = plot.querySelector('.axis'), tip = document.getElementById('tip');
+  const names = plot.querySelector('.names');
+  const rects = [...bars.querySelectorAll('.compute')].map(rect => ({x: rect.x.baseVal.value, y: rect.y.baseVal.value,
+    width: rect.width.baseVal.value, name: rect.dataset.phase}));
   const whole = bars.viewBox.baseVal.width, height = bars.viewBox.baseVal.height, ms = Number(plot.dataset.ms);
   const top = Number(plot.dataset.top), bottom = Number(plot.dataset.bottom);
   let left = 0, width = whole;
 
-  function element(name, attributes, text) {
+  function element(parent, name, attributes, text) {
     const made = document.createElementNS('http://www.w3.org/2000/svg', name);
     for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
     if (text !== undefined) made.textContent = text;
-    axis.append(made);
+    parent.append(made);
   }
   function drawAxis() {
     const from = left / whole * ms, shown = width / whole * ms;
@@ -136,9 +156,22 @@ const char* const kScript = R"js(
     axis.replaceChildren();
     for (let i = Math.ceil(from / step - 1e-9); i * step <= (from + shown) * (1 + 1e-9); ++i) {
       const share = (i * step - from) / shown * 100, at = share + '%';
-      element('line', {x1: at, x2: at, y1: top - 4, y2: bottom});
+      element(axis, 'line', {x1: at, x2: at, y1: top - 4, y2: bottom});
       const style = share < 2 ? 'start' : share > 98 ? 'end' : 'middle';
-      for (const y of [15, bottom + 15]) element('text', {class: style, x: at, y: y}, String(+(i * step).toPrecision(9)));
+      for (const y of [15, bottom + 15]) element(axis, 'text', {class: style, x: at, y: y}, String(+(i * step).toPrecision(9)));
+    }
+  }
+  // The phase on each activity that has room for four letters of it, in the middle of what is in view.
+  function drawNames() {
+    const pixels = plot.getBoundingClientRect().width / width;
+    names.replaceChildren();
+    for (const rect of rects) {
+      const from = Math.max(rect.x, left), to = Math.min(rect.x + rect.width, left + width);
+      const room = (to - from) * pixels - 6, letters = Math.floor(room / 6.6);
+      if (letters < Math.min(4, rect.name.length)) continue;
+      const text = rect.name.length <= letters ? rect.name : rect.name.slice(0, letters - 1) + '…';
+      element(names, 'text', {class: 'middle', x: ((from + to) / 2 - left) / width * 100 + '%', y: rect.y + 13,
+        'data-room': room}, text);
     }
   }
   function show(newLeft, newWidth) {
@@ -146,6 +179,7 @@ const char* const kScript = R"js(
     left = Math.min(whole - width, Math.max(0, newLeft));
     bars.setAttribute('viewBox', [left, 0, width, height].join(' '));
     drawAxis();
+    drawNames();
   }
   function zoom(factor, share) { show(left + width * share * (1 - factor), width * factor); }
   function shareOf(event) {
@@ -153,6 +187,8 @@ const char* const kScript = R"js(
     return (event.clientX - box.left) / box.width;
   }
 
+  drawNames();
+  addEventListener('resize', drawNames);
   const controls = document.querySelector('#timeline .controls');
   controls.hidden = false;
   controls.addEventListener('click', event => {
@@ -201,7 +237,8 @@ const char* const kScript = R"js(
   const all = selector => [...document.querySelectorAll(selector)];
   const inside = (inner, outer, slack) => inner.left >= outer.left - slack && inner.right <= outer.right + slack &&
     inner.top >= outer.top - slack && inner.bottom <= outer.bottom + slack;
-  const found = {bars: 0, outside: 0, empty: 0, overlapping: 0, textCut: 0, cellsCut: 0, ranks: 0, uncoloured: 0};
+  const found = {bars: 0, outside: 0, empty: 0, overlapping: 0, textCut: 0, cellsCut: 0, scrolled: 0, ranks: 0,
+    uncoloured: 0};
   const fills = new Set();
   const plot = document.querySelector('#timeline .plot');
   if (plot) use(plot);
@@ -229,6 +266,7 @@ const char* const kScript = R"js(
     if (!inside(text.getBoundingClientRect(), drawing.getBoundingClientRect(), 1)) ++found.textCut;
   }
   for (const cell of all('td, th, dd, dt, h1, h2, p, li')) if (cell.scrollWidth > cell.clientWidth + 1) ++found.cellsCut;
+  for (const table of all('.scroll')) if (table.scrollWidth > table.clientWidth + 1) ++found.scrolled;
   found.texts = texts.length;
   found.pageWidth = document.documentElement.clientWidth;
   found.pageOverflow = document.documentElement.scrollWidth - document.documentElement.clientWidth;
@@ -246,6 +284,10 @@ const char* const kScript = R"js(
     found.tip = tip.textContent;
     plot.dispatchEvent(new PointerEvent('pointerleave'));
     found.tipHidden = tip.hidden;
+    for (let i = 0; i < 5; ++i) press('in');
+    found.names = plot.querySelectorAll('.names text').length;
+    found.namesCut = [...plot.querySelectorAll('.names text')].filter(text => !inside(text.getBoundingClientRect(),
+      plot.getBoundingClientRect(), 1) || text.getComputedTextLength() > Number(text.dataset.room) + 6).length;
     press('all');
     found.experts = getComputedStyle(first).fill;
   }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The smaller charts of a report page: bars of times, lines of balance over steps, the map of expert load.
+// The smaller charts of a report page: bars of times, lines of balance over steps.
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -104,10 +104,6 @@ std::string line_chart(const Json& steps, const char* key, const char* title, co
   return text + "</svg></figure>\n";
 }
 
-constexpr int kColours = 9;  // a quarter of the mean each, from none to twice the mean
-
-int colour_of(double load) { return std::clamp(static_cast<int>(std::lround(load * 4)), 0, kColours - 1); }
-
 }  // namespace
 
 std::string overlap_bars(const Json& report) {
@@ -116,11 +112,8 @@ std::string overlap_bars(const Json& report) {
     return note("The steps were not also run without overlap, so there is nothing to compare with.");
   const Json& headline = object_at(report, "headline");
   return fmt::format(
-             "<p>Speed-up <b>{}</b>. Hidden part of the exchanges: {} with overlap, {} without.</p>\n",
-             [&] {
-               const auto speed_up = number_at(serial, "speed_up");
-               return speed_up ? fmt::format("{:.3f} ×", *speed_up) : std::string("–");
-             }(),
+             "<p>Speed-up of the passes <b>{}</b>. Hidden part of the exchanges: {} with overlap, {} without.</p>\n",
+             figure(number_at(serial, "speed_up"), Unit::factor),
              figure(number_at(headline, "exchange_hidden_percent"), Unit::percent),
              figure(number_at(serial, "exchange_hidden_percent"), Unit::percent)) +
          bar_chart(
@@ -145,10 +138,10 @@ std::string bubble_bars(const Json& report) {
     }
     rows.push_back({name, label, {{"idle", value.value_or(0)}}});
   }
-  return "<p>Idle time of a rank in a step, measured, by simulation of the schedule with the measured cost of its ops, "
-         "and "
-         "by the formula of the schedule.</p>\n" +
-         bar_chart("Idle time of a rank in the pipeline", rows);
+  return "<p>Time in which a rank works on no pass, from the first pass on any rank to the end of the last: measured, "
+         "by simulation of the schedule with the measured cost of its ops, and by the formula of the schedule. Idle "
+         "time elsewhere is of the whole step, and without the time in which something is in flight.</p>\n" +
+         bar_chart("Bubble of a rank in the pipeline", rows);
 }
 
 std::string balance_lines(const Json& report) {
@@ -161,112 +154,6 @@ std::string balance_lines(const Json& report) {
   }
   if (charts.empty()) return note("The run has no metrics of these steps.");
   return "<div class=\"panels\">\n" + charts + "</div>\n";
-}
-
-namespace {
-
-// A layer: the slots of each expert, and how often each is of the mean; of no expert where no token came.
-struct LoadRow {
-  std::string layer;
-  std::vector<double> loads;
-  std::vector<double> counts;
-};
-
-std::vector<LoadRow> load_rows(const Json& report) {
-  std::vector<LoadRow> rows;
-  for (const Json& layer : array_at(report, "expert_load")) {
-    LoadRow row = {text_at(layer, "layer"), {}, {}};
-    double total = 0;
-    for (const Json& count : array_at(layer, "counts")) {
-      row.counts.push_back(count.is_number() ? count.get<double>() : 0);
-      total += row.counts.back();
-    }
-    for (const double count : row.counts) {
-      if (total > 0) row.loads.push_back(count * static_cast<double>(row.counts.size()) / total);
-    }
-    rows.push_back(std::move(row));
-  }
-  return rows;
-}
-
-// Where the cells of a map of so many rows and experts lie: in percent of its width, in pixels of its height.
-struct LoadGrid {
-  double tall;
-  double wide;
-  double height;
-};
-
-std::string load_cells(const LoadRow& row, const LoadGrid& grid, double top) {
-  constexpr double kTallEnough = 12, kWideEnough = 5;  // for a number inside
-  std::string cells;
-  for (size_t expert = 0; expert < row.loads.size(); ++expert) {
-    const double load = row.loads[expert];
-    const double left = grid.wide * static_cast<double>(expert);
-    cells += fmt::format(
-        "<g class=\"load{0}\"><rect class=\"load\" data-layer=\"{1}\" data-expert=\"{2}\" "
-        "data-load=\"{3:.4f}\" x=\"{4:.4f}%\" width=\"{5:.4f}%\" y=\"{6:g}\" height=\"{7:g}\">"
-        "<title>layer {1}, expert {2}: {3:.2f} of the mean, {8:.0f} slots</title></rect>",
-        colour_of(load), escaped(row.layer), expert, load, left, grid.wide, top, grid.tall - 1, row.counts[expert]);
-    if (grid.wide >= kWideEnough && grid.tall > kTallEnough) {
-      cells += fmt::format("<text class=\"small middle\" x=\"{:.4f}%\" y=\"{:g}\">{:.2f}</text>", left + grid.wide / 2,
-                           top + grid.tall / 2 + 3, load);
-    }
-    cells += "</g>\n";
-  }
-  return cells;
-}
-
-std::string expert_marks(size_t num_experts, const LoadGrid& grid) {
-  std::string marks;
-  for (const double mark : ticks(static_cast<double>(num_experts - 1), 16)) {
-    if (mark != std::floor(mark)) continue;
-    const double at = grid.wide * (mark + 0.5);
-    marks += fmt::format("<text class=\"small {}\" x=\"{:.4f}%\" y=\"{:g}\">{:g}</text>", at < 2 ? "start" : "middle",
-                         at, grid.height - 5, mark);
-  }
-  return marks;
-}
-
-std::string load_scale() {
-  std::string scale = "<ul class=\"legend scale\" aria-label=\"Scale\">";
-  for (int i = 0; i < kColours; ++i) {
-    scale += legend_entry(fmt::format("load{}", i), i == 4              ? "1, the mean"
-                                                    : i == kColours - 1 ? "2 and more"
-                                                                        : fmt::format("{:g}", i / 4.0));
-  }
-  return scale + "</ul>\n";
-}
-
-}  // namespace
-
-std::string load_map(const Json& report) {
-  constexpr double kLabels = 64, kAxis = 20;
-  const std::vector<LoadRow> rows = load_rows(report);
-  size_t most_experts = 0;
-  for (const LoadRow& row : rows) most_experts = std::max(most_experts, row.counts.size());
-  if (most_experts == 0) return note("The run has no expert counts of these steps.");
-
-  const double tall = rows.size() > 40 ? 11 : 18;
-  const LoadGrid grid = {tall, 100 / static_cast<double>(most_experts),
-                         tall * static_cast<double>(rows.size()) + kAxis};
-  std::string labels =
-      fmt::format("<svg class=\"labels\" width=\"{:g}\" height=\"{:g}\" role=\"img\" aria-label=\"Layers\">\n", kLabels,
-                  grid.height);
-  std::string cells = fmt::format(
-      "<svg class=\"map\" width=\"100%\" height=\"{:g}\" role=\"img\" aria-label=\"Load of {} experts in {} layers, "
-      "relative to the mean of the layer\">\n",
-      grid.height, most_experts, rows.size());
-  for (size_t i = 0; i < rows.size(); ++i) {
-    const double top = tall * static_cast<double>(i);
-    labels += fmt::format("<text class=\"small end\" x=\"{:g}\" y=\"{:g}\">layer {}</text>\n", kLabels - 8,
-                          top + tall / 2 + 3.5, escaped(rows[i].layer));
-    cells += load_cells(rows[i], grid, top);
-  }
-  labels +=
-      fmt::format("<text class=\"small end\" x=\"{:g}\" y=\"{:g}\">expert</text>\n", kLabels - 8, grid.height - 5);
-  cells += expert_marks(most_experts, grid);
-  return "<p>Slots of each expert over the traced steps, relative to the mean of its layer.</p>\n" + load_scale() +
-         "<div class=\"beside\">\n" + labels + "</svg>\n" + cells + "</svg>\n</div>\n";
 }
 
 }  // namespace cadre::page

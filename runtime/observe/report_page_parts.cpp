@@ -17,10 +17,12 @@ const char* suffix_of(Unit unit) {
     case Unit::us: return " µs";
     case Unit::percent: return " %";
     case Unit::gigabytes_per_second: return " GB/s";
+    case Unit::factor: return " ×";
     case Unit::text:
     case Unit::count:
     case Unit::bytes:
-    case Unit::ratio: break;
+    case Unit::ratio:
+    case Unit::loss: break;
   }
   return "";
 }
@@ -33,6 +35,8 @@ int decimals_of(double largest, Unit unit) {
     case Unit::bytes: return 0;
     case Unit::percent: return 1;
     case Unit::ratio: return 2;
+    case Unit::factor: return 3;
+    case Unit::loss: return 4;
     case Unit::ms:
     case Unit::us:
     case Unit::gigabytes_per_second: break;

@@ -31,7 +31,7 @@ std::string text_at(const Json& object, const char* key);    // "" where absent
 const Json& array_at(const Json& object, const char* key);   // [] where absent
 const Json& object_at(const Json& object, const char* key);  // null where absent
 
-enum class Unit { text, count, ms, us, percent, bytes, gigabytes_per_second, ratio };
+enum class Unit { text, count, ms, us, percent, bytes, gigabytes_per_second, ratio, factor, loss };
 
 // "36.50 ms"; "–" for none. Not for Unit::text.
 std::string figure(std::optional<double> value, Unit unit);
@@ -61,5 +61,6 @@ std::string overlap_bars(const Json& report);
 std::string bubble_bars(const Json& report);
 std::string balance_lines(const Json& report);
 std::string load_map(const Json& report);
+std::string load_over_time(const Json& report);
 
 }  // namespace cadre::page

@@ -34,7 +34,9 @@ struct Family {
 constexpr Family kFamilies[] = {
     {"attention", "embedding, norm, attention, head"},
     {"experts", "experts, shared experts, ffn"},
-    {"routing", "router, dispatch, combine"},
+    {"router", "router"},
+    {"dispatch", "dispatch"},
+    {"combine", "combine"},
     {"weights", "weight gradients"},
     {"pipeline", "pipeline send, receive"},
     {"reduction", "reductions over ranks"},
@@ -50,9 +52,9 @@ std::string_view family_of(std::string_view phase) {
       {"experts", "experts"},
       {"shared experts", "experts"},
       {"ffn", "experts"},
-      {"router", "routing"},
-      {"dispatch", "routing"},
-      {"combine", "routing"},
+      {"router", "router"},
+      {"dispatch", "dispatch"},
+      {"combine", "combine"},
       {"expert counts", "reduction"},
       {"metrics", "reduction"},
       {"gradient norm", "reduction"},
@@ -292,7 +294,7 @@ class TimelineChart {
     for (size_t i = 0; i < bars_.size(); ++i) {
       for (const Bar& bar : bars_[i]) draw_bar(bar, *traces_[i], top(i));
     }
-    put("</svg>\n</svg>\n");
+    put("</svg>\n<g class=\"names\"></g>\n</svg>\n");
   }
 
   void draw_bar(const Bar& bar, const RankTrace& trace, double y) {

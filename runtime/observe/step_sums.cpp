@@ -103,10 +103,15 @@ class StepParts {
     for (const size_t i : events) {
       const TracedEvent& event = trace.events[i];
       if (event.kind == TraceKind::compute) {
-        computed.push_back(add(event.begin_ns, event, activity_row(event.phase), layer_compute_));
-      } else if (event.kind == TraceKind::flight) {
-        in_flight.push_back(add(times[i].begin_ns, event, flight_row(event.phase), layer_flights_));
-        if (class_of(event.phase) == PhaseClass::exchange) exchanged.push_back(in_flight.back());
+        computed.push_back(add(event.begin_ns, event.end_ns, activity_row(event.phase)));
+        if (event.layer >= 0) layer_compute_[event.layer].push_back(computed.back());
+      } else if (event.kind == TraceKind::flight && trace.run.num_ranks > 1) {
+        const PhaseClass phase_class = class_of(event.phase);
+        const Interval inside = add(times[i].begin_ns, times[i].end_ns, flight_row(event.phase));
+        if (phase_class == PhaseClass::control) continue;
+        in_flight.push_back(inside);
+        if (phase_class == PhaseClass::exchange) exchanged.push_back(inside);
+        if (event.layer >= 0) layer_flights_[event.layer].push_back(inside);
         flights_[place_of_event(event)].push_back(i);
         all_flights_.push_back(i);
       }
@@ -125,6 +130,9 @@ class StepParts {
     sums.exchange += exchange_.total();
     sums.exchange_hidden += common(exchange_, compute_);
     sums.skew += skew(events);
+    if (trace_.run.num_ranks > 1) {
+      sums.control += without(waits_for(PhaseClass::control, events), communication_).total();
+    }
     for (const auto& [row, intervals] : rows_) {
       PhaseSums& phase = sums.phases[row];
       const IntervalSet set(intervals);
@@ -139,11 +147,10 @@ class StepParts {
     }
     Intervals overlapped;
     Interval passes = {span_.end, span_.begin};
-    const IntervalSet stage_waits = waits_for_stages(events);
+    const IntervalSet stage_waits = waits_for(PhaseClass::pipeline, events);
     for (const size_t i : events) {
       const TracedEvent& event = trace_.events[i];
-      const bool posted_here = event.begin_ns >= span_.begin && event.begin_ns < span_.end;
-      if (event.kind == TraceKind::flight && posted_here) sums.phases[flight_row(event.phase)].bytes += event.bytes;
+      if (event.kind == TraceKind::flight) add_message(i, sums);
       if (event.kind != TraceKind::op) continue;
       const Interval inside = clipped(event.begin_ns, event.end_ns);
       if (event.phase == kAllPassesPhase) sums.all_passes += inside.end - inside.begin;
@@ -167,15 +174,25 @@ class StepParts {
     steady.exchange_hidden += common(exchange, compute_);
   }
 
+  void add_message(size_t i, StepSums& sums) const {
+    const TracedEvent& event = trace_.events[i];
+    const bool posted_here = event.begin_ns >= span_.begin && event.begin_ns < span_.end;
+    if (event.bytes == 0 || !posted_here || trace_.run.num_ranks == 1) return;
+    PhaseSums& phase = sums.phases[flight_row(event.phase)];
+    phase.bytes += event.bytes;
+    // A part that ended before the last rank posted did not need it.
+    const FlightTimes& times = times_[i];
+    phase.message_time +=
+        times.arrival_ns - (times.last_post_ns < times.arrival_ns ? times.last_post_ns : times.begin_ns);
+  }
+
   Interval clipped(int64_t begin, int64_t end) const {
     return {std::max(begin, span_.begin), std::min(end, span_.end)};
   }
 
-  Interval add(int64_t begin, const TracedEvent& event, const std::pair<PhaseClass, std::string>& row,
-               std::map<int, Intervals>& layers) {
-    const Interval inside = clipped(begin, event.end_ns);
+  Interval add(int64_t begin, int64_t end, const std::pair<PhaseClass, std::string>& row) {
+    const Interval inside = clipped(begin, end);
     rows_[row].push_back(inside);
-    if (event.layer >= 0) layers[event.layer].push_back(inside);
     return inside;
   }
 
@@ -200,12 +217,12 @@ class StepParts {
     return flights;
   }
 
-  IntervalSet waits_for_stages(const std::vector<size_t>& events) const {
+  IntervalSet waits_for(PhaseClass phase_class, const std::vector<size_t>& events) const {
     Intervals waits;
     for (const size_t i : events) {
       const TracedEvent& event = trace_.events[i];
-      const bool waits_for_stage = event.kind == TraceKind::wait && class_of(event.phase) == PhaseClass::pipeline;
-      if (waits_for_stage) waits.push_back({event.begin_ns, event.end_ns});
+      if (event.kind != TraceKind::wait || class_of(event.phase) != phase_class) continue;
+      waits.push_back(clipped(event.begin_ns, event.end_ns));
     }
     return IntervalSet(std::move(waits));
   }

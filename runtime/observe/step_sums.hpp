@@ -47,6 +47,7 @@ struct PhaseSums {
   int64_t time = 0;    // of activities, or in flight
   int64_t hidden = 0;  // of the time in flight
   int64_t bytes = 0;
+  int64_t message_time = 0;  // of the messages that carry bytes, one by one: from the last post to the arrival
 };
 
 struct LayerSums {
@@ -77,6 +78,7 @@ struct StepSums {
   int64_t exchange = 0;
   int64_t exchange_hidden = 0;
   int64_t skew = 0;
+  int64_t control = 0;     // a wait for a control message, without communication
   int64_t all_passes = 0;  // the span of the forward and backward passes and the sums of their gradients
   SteadySums steady;
   std::map<std::pair<PhaseClass, std::string>, PhaseSums> phases;
@@ -85,7 +87,7 @@ struct StepSums {
   std::vector<Interval> passes;       // from the first of these ops to the last, of each step
 
   int64_t exposed() const { return communication - hidden; }
-  int64_t idle() const { return step - compute - exposed(); }
+  int64_t idle() const { return step - compute - exposed() - control; }
 };
 
 // A sum over steps as milliseconds a step.
@@ -104,7 +106,8 @@ class StepEvents {
 };
 
 // Adds the step whose span is trace.events[span]. `times`: of the events of this trace, from flight_times. What crosses
-// the border of the step counts as far as it lies inside; bytes count where they were posted.
+// the border of the step counts as far as it lies inside; bytes count where they were posted. Requests of a run of one rank
+// do not count: nothing travels.
 void add_step(const RankTrace& trace, const std::vector<FlightTimes>& times, const StepEvents& events, size_t span,
               StepSums& sums);
 

@@ -5,6 +5,7 @@
 #include <nlohmann/json.hpp>
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <cstdlib>
 #include <limits>
@@ -15,6 +16,7 @@
 #include "comm/base/check.hpp"
 #include "runtime/checkpoint/file.hpp"
 #include "runtime/observe/chrome_trace.hpp"
+#include "runtime/observe/machine.hpp"
 #include "runtime/observe/rank_trace.hpp"
 
 namespace cadre {
@@ -140,6 +142,9 @@ class Reader {
     other.at("clock_offset_end_ns").get_to(trace.clock_offset_end_ns);
     other.at("clock_error_ns").get_to(trace.clock_error_ns);
     other.at("lost_events").get_to(trace.num_lost);
+    trace.written_at = other.value("written_at", int64_t{0});
+    trace.machine = other.value("machine", "");
+    trace.cores = other.value("cores", std::vector<int>());
     require(trace.rank >= 0 && trace.rank < trace.run.num_ranks,
             fmt::format("rank {} of {}", trace.rank, trace.run.num_ranks));
     const Json& entries = json.at("traceEvents");
@@ -222,6 +227,14 @@ class Reader {
 
 }  // namespace
 
+namespace {
+
+int64_t seconds_since_1970() {
+  return std::chrono::duration_cast<std::chrono::seconds>(std::chrono::system_clock::now().time_since_epoch()).count();
+}
+
+}  // namespace
+
 RankTrace to_rank_trace(const TraceRecorder& recorder, const TracedRun& run, int rank, const std::string& host,
                         const ClockOffsets& offsets) {
   RankTrace trace = {.run = run,
@@ -231,6 +244,9 @@ RankTrace to_rank_trace(const TraceRecorder& recorder, const TracedRun& run, int
                      .clock_offset_end_ns = offsets.end.offset_ns,
                      .clock_error_ns = offsets.error_ns(),
                      .num_lost = recorder.num_lost(),
+                     .written_at = seconds_since_1970(),
+                     .machine = machine_id(),
+                     .cores = cores_of_process(),
                      .events = {}};
   for (const TraceEvent& event : recorder.events()) {
     trace.events.push_back({.kind = event.kind,

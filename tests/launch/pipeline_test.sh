@@ -36,6 +36,6 @@ paste -d ' ' "$folder/losses" "$folder/losses.alone" |
 
 alone report "$folder/pipeline"
 succeeded report
-says "hidden" "bubble: idle" "without overlap: passes" "dualpipev, 8 micro-batches"
+says "hidden" "bubble: a rank works on no pass" "without overlap: passes" "dualpipev, 8 micro-batches"
 grep -q '"schema": "cadre.report"' "$folder/pipeline/report.json" || fail "no report.json"
 grep -q '<section id="timeline"' "$folder/pipeline/report.html" || fail "no timeline in report.html"

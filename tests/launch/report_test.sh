@@ -32,8 +32,12 @@ succeeded "report --help"
 says "Usage: cadre report RUN_DIR" "--steps" "cadre report diff"
 alone report "$run" --trace "$folder/all.json" --hta "$folder/hta"
 succeeded "report"
-says "step 1.000 ms | compute 0.700 | communication 0.299 | hidden 0.000 (0.0 %) | exposed 0.299 (29.9 % of step) | idle 0.001" \
+head -n 1 "$output" | grep -qx "step 1.000 ms | speed-up over serial about 1.00 | exposed 0.299 ms (29.9 % of step; skew 0.100, transfer 0.199)" ||
+  fail "the first line is another"
+says "whole step: compute 0.700 ms | communication 0.299 | hidden 0.000 (0.0 %) | exposed 0.299 | control 0.000 | idle 0.001" \
   "1 @ node1" "0.200" "1.50" "NOTE: 29.9 % of the step is exposed communication"
+grep -q '"name": "traced"' "$run/report.json" || fail "no name of the run in report.json"
+grep -q '<ul id="notes"' "$run/report.html" || fail "no notes in report.html"
 grep -q '"schema": "cadre.report"' "$run/report.json" || fail "no schema in report.json"
 grep -q '"max_vio": 1.5' "$run/report.json" || fail "no balance in report.json"
 grep -q '"bp":"e"' "$folder/all.json" || fail "no arrows in all.json"

@@ -186,8 +186,8 @@ says "3 experts of 5 tokens in one call" "grouped / one"
 grep -q '"together"' "$folder/gemm.json" || fail "no grouped products in gemm.json"
 on_two_ranks bench overlap --tokens 64 --hidden 128 --iterations 3 --warmup 2 --json "$folder/overlap.json"
 succeeded "bench overlap"
-says "dispatch alone" "hidden, OSU" "0 polls" "20 polls" "200 polls" "thread"
-for key in communication_us compute_us serial_us overlapped_us hidden_percent_osu hidden_percent_interval polls poll_us; do
+says "dispatch alone" "hidden, OSU" "in flight during compute" "0 polls" "20 polls" "200 polls" "thread"
+for key in communication_us compute_us serial_us overlapped_us hidden_percent_osu in_flight_during_compute_percent polls poll_us; do
   grep -q "\"$key\"" "$folder/overlap.json" || fail "no $key in overlap.json"
 done
 alone plan dispatch --tokens 1000 --experts 64 --ranks 16 --hosts 4 --hidden 256

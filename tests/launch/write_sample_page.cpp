@@ -16,10 +16,11 @@ int main(int argc, char** argv) {
   nlohmann::json report = cadre::test::sample_report();
   std::vector<cadre::RankTrace> traces = cadre::test::sample_traces();
   if (argc > 2 && std::string_view(argv[2]) == "bare") {
-    for (const char* key : {"phases", "layers", "ranks", "stragglers", "balance", "expert_load"}) {
+    for (const char* key :
+         {"phases", "layers", "ranks", "stragglers", "balance", "expert_load", "load_over_time", "notes"}) {
       report[key] = nlohmann::json::array();
     }
-    report["bubble"] = report["without_overlap"] = nullptr;
+    report["bubble"] = report["without_overlap"] = report["steady"] = nullptr;
     traces.clear();
   }
   std::ofstream file(argv[1]);

@@ -102,7 +102,7 @@ TEST(ReportPage, IsWellFormedAndNeedsNothingElse) {
     if (name == "section") ids.push_back(attribute(element, "id"));
   });
   EXPECT_EQ(ids, (std::vector<std::string>{"headline", "without-overlap", "timeline", "phases", "layers", "ranks",
-                                           "stragglers", "bubble", "balance", "expert-load"}));
+                                           "stragglers", "bubble", "balance", "expert-load", "load-over-time"}));
   for (const char* reach : {"url(", "@import", "fetch(", "XMLHttpRequest", "innerHTML"}) {
     EXPECT_EQ(page.find(reach), std::string::npos) << reach;
   }
@@ -112,7 +112,12 @@ TEST(ReportPage, IsWellFormedAndNeedsNothingElse) {
 TEST(ReportPage, EscapesWhatComesFromOutside) {
   const std::string hostile = "</style></script>'\"<i>&amp;";
   json report = test::sample_report();
-  for (const char* key : {"mpi", "schedule", "exchange", "config_hash", "cadre_version"}) report["run"][key] = hostile;
+  for (const char* key :
+       {"mpi", "schedule", "exchange", "config_hash", "cadre_version", "name", "model", "date", "cores"}) {
+    report["run"][key] = hostile;
+  }
+  report["headline"]["serial"] = report["notes"][0] = hostile;
+  report["load_over_time"][0]["layer"] = report["load_over_time"][0]["first_steps"][0] = hostile;
   for (json& phase : report["phases"]) phase["phase"] = phase["class"] = hostile;
   report["bubble"]["formula"] = hostile;
   report["expert_load"][0]["layer"] = hostile;
@@ -141,7 +146,10 @@ TEST(ReportPage, SectionsHoldTheirNumbers) {
     for (const std::string& number : numbers)
       EXPECT_NE(text[id].find(number), std::string::npos) << id << ": " << number;
   };
-  expect("headline", {"48.12 ms", "88.4 %", "3.500 ms", "7.3 % of the step", "1.125 ms", "91.2 %"});
+  expect("headline", {"48.12 ms", "1.397 ×", "over serial, 67.25 ms", "3.500 ms", "7.3 % of the step", "2.250 ms",
+                      "skew 1.250 ms", "21278", "3.4200", "88.4 %", "1.125 ms", "4 ranks on 2 cores"});
+  expect("headline", {"Serial: the same steps with their passes run one op after the other", "Steady state", "95.1 %",
+                      "set <b>parallel.schedule</b>"});
   expect("without-overlap", {"1.397 ×", "67.25 ms, of which 22.50 ms exposed", "91.2 % with overlap, 1.5 % without"});
   expect("timeline", {"Step 12 of the run", "the median of 3", "node01.clu…"});
   expect("phases", {"gradient reduction", "33.6 MB", "13.42"});  // 33554432 bytes in 2.5 ms are 13.42 GB/s
@@ -149,9 +157,65 @@ TEST(ReportPage, SectionsHoldTheirNumbers) {
   expect("ranks", {"0.97", "0.89", "48.15", "0.500"});
   expect("stragglers", {"120", "48.0", "421.5"});
   expect("bubble", {"5.250 ms", "4.500 ms", "4.125 ms = (R/2-1)(F&B+B-3W)"});
+  expect("load-over-time",
+         {"Layer 1", "step 0", "step 38", "expert 15", "from step 38 on, expert 5: 0.00 of the mean"});
   expect("balance", {"Expert CV", "Device CV", "MaxVio", "step 0", "step 39"});
   expect("expert-load", {"layer 1, expert 5: 0.00 of the mean, 0 slots", "2600 slots"});
   EXPECT_EQ(text["balance"].find("Drop rate"), std::string::npos) << "nothing was dropped";
+}
+
+TEST(ReportPage, NamesTheRun) {
+  const std::string page = report_page(test::sample_report(), test::sample_traces());
+  EXPECT_NE(page.find("<title>Overlap, sample, steps 10 to 12</title>"), std::string::npos);
+  for (const char* fact : {"<dd>sample</dd>", "<dd>2026-11-30T12:00:00Z</dd>",
+                           "<dd>deepseek_v3: 4 layers, hidden 512, 16 experts, top-4</dd>"}) {
+    EXPECT_NE(page.find(fact), std::string::npos) << fact;
+  }
+}
+
+TEST(ReportPage, OneRankHasNoCommunication) {
+  json report = test::sample_report();
+  report["run"]["ranks"] = 1;
+  const std::string headline = all_text(sections_of(parsed(report_page(report, {}))).at("headline"));
+  EXPECT_NE(headline.find("nothing travels between ranks"), std::string::npos);
+  for (const char* word : {"Speed-up", "Exposed", "skew"}) EXPECT_EQ(headline.find(word), std::string::npos) << word;
+  report["run"]["ranks"] = 4;
+  report["headline"]["serial"] = "estimated";
+  const std::string estimated = all_text(sections_of(parsed(report_page(report, {}))).at("headline"));
+  EXPECT_NE(estimated.find("≈ 1.397 ×"), std::string::npos);
+  EXPECT_NE(estimated.find("compute + communication in flight, one after the other"), std::string::npos);
+}
+
+// The phases of a table of the section, and of those folded away.
+TEST(ReportPage, ExchangesComeFirstAndSmallPhasesAreFolded) {
+  const auto section = sections_of(parsed(report_page(test::sample_report(), {}))).at("phases");
+  std::vector<std::string> shown, folded;
+  const auto first_cells = [](const tree::ptree& node, std::vector<std::string>& cells) {
+    visit(node, [&](const std::string& name, const tree::ptree& element) {
+      if (name == "tr" && element.count("td") > 0) cells.push_back(element.find("td")->second.data());
+    });
+  };
+  first_cells(section.get_child("div"), shown);
+  first_cells(section.get_child("details"), folded);
+  EXPECT_EQ(shown, (std::vector<std::string>{"dispatch gradient", "combine", "dispatch", "gradient reduction",
+                                             "experts gradient", "experts", "experts weights", "attention", "optimizer",
+                                             "router"}));
+  EXPECT_EQ(folded, (std::vector<std::string>{"expert counts", "metrics handling"}));
+  EXPECT_EQ(section.get<std::string>("details.summary"), "2 below 0.1 % of the step");
+}
+
+// The largest load of layer 1 is 4 of 5 experts' 8 slots: 2.5 times the mean. Colours: 0 none, 4 the mean, 8 the largest.
+TEST(ReportPage, LoadIsColouredUpToTheLargest) {
+  json report = test::sample_report();
+  report["expert_load"] = json::array({{{"layer", 1}, {"counts", {4, 0, 1, 2, 1}}}});
+  const tree::ptree document = parsed(report_page(report, {}));
+  std::vector<std::string> colours;
+  visit(sections_of(document).at("expert-load"), [&](const std::string& name, const tree::ptree& element) {
+    if (name == "g") colours.push_back(attribute(element, "class"));
+  });
+  EXPECT_EQ(colours, (std::vector<std::string>{"load8", "load0", "load3", "load5", "load3"}))
+      << "2.5, 0, 0.625, 1.25, 0.625 of the mean";
+  EXPECT_NE(all_text(sections_of(document).at("expert-load")).find("2.5"), std::string::npos);
 }
 
 TEST(ReportPage, TimelineHoldsTheEventsOfTheMedianStep) {
@@ -202,8 +266,8 @@ TEST(ReportPage, ClocksWaitsAndFlightsLieWhereTheyBelong) {
           bars[order.back()] = element;
         });
   ASSERT_EQ(order, (std::vector<std::string>{"0 compute attention back attention gradient", "1 compute experts experts",
-                                             "1 flight routing dispatch", "1 flight routing combine",
-                                             "1 flight routing back dispatch gradient", "1 wait dispatch"}));
+                                             "1 flight dispatch dispatch", "1 flight combine combine",
+                                             "1 flight dispatch back dispatch gradient", "1 wait dispatch"}));
   const auto expect_at = [&](size_t i, const char* x, const char* width) {
     EXPECT_EQ(attribute(bars[order[i]], "x"), x) << order[i];
     EXPECT_EQ(attribute(bars[order[i]], "width"), width) << order[i];
@@ -261,13 +325,13 @@ TEST(ReportPage, SaysInALineWhatIsAbsent) {
   report["run"]["lost_events"] = 12;
   EXPECT_NE(report_page(report, {}).find("12 events were lost"), std::string::npos);
   for (const char* key : {"phases", "layers", "ranks", "stragglers", "balance", "expert_load", "bubble",
-                          "without_overlap", "efficiency"}) {
+                          "without_overlap", "efficiency", "load_over_time", "notes", "steady"}) {
     report.erase(key);
   }
   report["headline"] = {{"step_ms", std::numeric_limits<double>::quiet_NaN()}, {"idle_ms", "4"}};
   const std::string page = report_page(report, {});
   const auto sections = sections_of(parsed(page));
-  EXPECT_EQ(sections.size(), 10U);
+  EXPECT_EQ(sections.size(), 11U);
   for (const auto& [id, section] : sections) {
     int num_notes = 0;
     visit(section, [&](const std::string& name, const tree::ptree& element) {
@@ -289,11 +353,11 @@ TEST(ReportPage, SaysInALineWhatIsAbsent) {
 TEST(ReportPage, RefusesWhatIsNoReport) {
   const std::vector<json> strangers = {json(),
                                        json::array(),
-                                       {{"schema", "cadre.report"}, {"version", 2}},
-                                       {{"schema", "cadre.schedule/1"}, {"version", 1}}};
+                                       {{"schema", "cadre.report"}, {"version", 1}},
+                                       {{"schema", "cadre.schedule/1"}, {"version", 2}}};
   for (const json& stranger : strangers) {
     const std::string error = test::error_of([&] { report_page(stranger, {}); });
-    EXPECT_NE(error.find("schema cadre.report and version 1"), std::string::npos) << error;
+    EXPECT_NE(error.find("schema cadre.report and version 2"), std::string::npos) << error;
   }
 }
 

@@ -21,6 +21,7 @@ namespace {
 using test::exchange_traces;
 using test::pipeline_traces;
 using testing::ElementsAre;
+using testing::EndsWith;
 using testing::HasSubstr;
 using testing::Not;
 using testing::StartsWith;
@@ -60,15 +61,57 @@ OverlapReport large_report() {
   return report;
 }
 
+std::string first_line(const OverlapReport& report) { return lines_of(report_text(report)).front(); }
+
 TEST(Report, FirstLine) {
-  EXPECT_EQ(
-      lines_of(report_text(large_report())).front(),
-      "step 412.3 ms | compute 371.0 | communication 288.4 | hidden 251.9 (87.3 %) | exposed 36.5 (8.9 % of step) "
-      "| idle 4.8");
-  EXPECT_EQ(
-      lines_of(report_text(analyse_overlap(exchange_traces()))).front(),
-      "step 1.000 ms | compute 0.715 | communication 0.450 | hidden 0.190 (42.2 %) | exposed 0.260 (26.0 % of step) "
-      "| idle 0.025");
+  OverlapReport report = large_report();
+  EXPECT_EQ(first_line(report),
+            "step 412.3 ms | speed-up over serial - | exposed 36.5 ms (8.9 % of step; skew 6.5, transfer 30.0)");
+  report.speed_up = {.serial = 453.6, .ratio = 1.1, .is_measured = true};
+  report.tokens_per_second = 39734.4;
+  report.cores = {.number = 2, .are_shared = false};
+  EXPECT_EQ(first_line(report),
+            "step 412.3 ms | speed-up over serial 1.10 | exposed 36.5 ms (8.9 % of step; skew 6.5, transfer 30.0) | "
+            "39734 tokens/s");
+  EXPECT_EQ(first_line(analyse_overlap(exchange_traces())),
+            "step 1.000 ms | speed-up over serial about 1.10 | exposed 0.260 ms (26.0 % of step; skew 0.050, transfer "
+            "0.210)");
+}
+
+TEST(Report, FirstLineOfMoreRanksThanCores) {
+  OverlapReport report = large_report();
+  report.run.num_ranks = 4;
+  report.cores = {.number = 2, .are_shared = true};
+  EXPECT_THAT(first_line(report), EndsWith(" | 4 ranks on 2 cores"));
+  EXPECT_THAT(line_with(report_text(report), "NOTE:"), HasSubstr("4 ranks on 2 cores: ranks take turns"));
+  report.run.threads = 3;
+  EXPECT_THAT(first_line(report), EndsWith(" | 4 ranks of 3 threads on 2 cores"));
+}
+
+TEST(Report, OneRankHasNoCommunication) {
+  OverlapReport report = large_report();
+  report.run.num_ranks = 1;
+  report.times = {.step = 20, .compute = 19, .idle = 1};
+  report.tokens_per_second = 500;
+  EXPECT_EQ(first_line(report), "step 20.00 ms | no communication | 500 tokens/s");
+  EXPECT_EQ(line_with(report_text(report), "whole step:"), "whole step: compute 19.00 ms | idle 1.00");
+  EXPECT_THAT(report_text(report), Not(HasSubstr("hidden:")));
+}
+
+TEST(Report, SaysWhatItsWordsMean) {
+  OverlapReport report = large_report();
+  report.times.control = 2;
+  EXPECT_EQ(line_with(report_text(report), "whole step:"),
+            "whole step: compute 371.0 ms | communication 288.4 | hidden 251.9 (87.3 %) | exposed 36.5 | control 2.0 | "
+            "idle 4.8");
+  EXPECT_EQ(line_with(report_text(report), "serial:"), "");
+  report.speed_up = {.serial = 659.4, .ratio = 1.6, .is_measured = false};
+  EXPECT_THAT(line_with(report_text(report), "serial:"),
+              StartsWith("serial: 659.4 ms, estimated: compute + communication in flight, one after the other"));
+  report.speed_up->is_measured = true;
+  EXPECT_EQ(line_with(report_text(report), "serial:"),
+            "serial: 659.4 ms, the same steps with their passes run one op after the other");
+  EXPECT_THAT(line_with(report_text(report), "skew:"), HasSubstr("of which a faster network saves nothing"));
 }
 
 TEST(Report, Tables) {
@@ -76,11 +119,11 @@ TEST(Report, Tables) {
   EXPECT_EQ(line_with(text, "step 7;"),
             "step 7; 2 ranks on 1 hosts: pipeline 1, data 2, expert 2; schedule 1f1b, 1 micro-batches; exchange flat; "
             "clocks to 0.0 us");
-  // 6,000 B of two ranks in 0.235 ms each; 65/235 of variation.
-  EXPECT_EQ(line_with(text, "dispatch"), "dispatch exchange 0.170 0.235 0.300 27.7 23.5 % 0.006 MB 0.013 0.185 21.3 %");
+  // 6,000 B of two ranks, each from the last post on: 320 us; 65/235 of variation.
+  EXPECT_EQ(line_with(text, "dispatch"), "dispatch exchange 0.170 0.235 0.300 27.7 23.5 % 0.006 MB 0.019 0.185 21.3 %");
   EXPECT_EQ(line_with(text, "shared experts"), "shared experts compute 0.000 0.050 0.100 100.0 5.0 % - - - -");
   EXPECT_EQ(line_with(text, "1 0.640"), "1 0.640 0.385 0.260 32.5 % -");
-  EXPECT_EQ(line_with(text, "0 @ host0"), "0 @ host0 1.000 0.650 0.600 50.0 % 0.100 0.200 0.050");
+  EXPECT_EQ(line_with(text, "0 @ host0"), "0 @ host0 1.000 0.650 0.550 45.5 % 0.100 0.200 0.000 0.050");
   EXPECT_EQ(line_with(text, "1 @ host1 3"), "1 @ host1 3 100.0 % 120.0");
   EXPECT_EQ(line_with(text, "load balance"),
             "load balance 0.917 x communication efficiency 0.780 = parallel efficiency 0.715");
@@ -122,6 +165,9 @@ TEST(Report, NotesNameTheOptionToChange) {
   EXPECT_THAT(note_of(), HasSubstr("60.0 % of it waiting for late ranks"));
   EXPECT_THAT(note_of(), HasSubstr("model.bias_update_rate"));
   report = large_report();
+  report.speed_up = {.serial = 391.7, .ratio = 0.95, .is_measured = true};
+  EXPECT_THAT(note_of(), HasSubstr("overlap makes the step slower: 0.95 times"));
+  report = large_report();
   report.times.idle = 50;
   EXPECT_THAT(note_of(), HasSubstr("idle for 12.1 %"));
   report = large_report();
@@ -134,8 +180,12 @@ TEST(Report, NotesNameTheOptionToChange) {
 
 TEST(Report, BubbleAndSerialSteps) {
   OverlapReport report = analyse_overlap(pipeline_traces());
-  EXPECT_EQ(line_with(report_text(report), "bubble:"),
-            "bubble: idle 0.350 ms measured, 0.250 by simulation of the schedule, 0.250 by formula (R-1)(F+B)");
+  EXPECT_EQ(
+      line_with(report_text(report), "bubble:"),
+      "bubble: a rank works on no pass for 0.350 ms measured, 0.250 by simulation of the schedule, 0.250 by formula "
+      "(R-1)(F+B)");
+  // 0.220 and 0.280
+  EXPECT_THAT(line_with(report_text(report), "from the first pass"), HasSubstr("idle (0.250) is of the whole step"));
   report.without_overlap =
       SerialSteps{{.step = 0.9, .exposed = 0.4, .exchange = 0.2, .exchange_hidden = 0.05}, 0.6, 1.5};
   EXPECT_EQ(line_with(report_text(report), "without overlap:"),
@@ -168,54 +218,85 @@ TEST(Report, SteadyStateOfOverlappedOps) {
 TEST(ReportJson, HasTheSchema) {
   OverlapReport report = analyse_overlap(pipeline_traces(), {}, {{{7, 0.2, 0.1, 1.0, 0.25}, {{1, {4, 2}}}}});
   report.stragglers.push_back({1, "host1", 3, 100.0, 120.0});
-  report.without_overlap = SerialSteps{{.step = 0.9}, 0.6, 1.5};
+  report.without_overlap = SerialSteps{{.step = 0.9}, 0.6, 1.5, 1.0, 1.25};
   const Json json = Json::parse(report_json(report).dump());
   EXPECT_EQ(json["schema"], "cadre.report");
-  EXPECT_EQ(json["version"], 1);
-  EXPECT_THAT(keys_of(json),
-              ElementsAre("balance", "bubble", "efficiency", "expert_load", "headline", "layers", "phases", "ranks",
-                          "run", "schema", "steady", "stragglers", "version", "without_overlap"));
+  EXPECT_EQ(json["version"], 2);
+  EXPECT_THAT(keys_of(json), ElementsAre("balance", "bubble", "efficiency", "expert_load", "headline", "layers",
+                                         "load_over_time", "notes", "phases", "ranks", "run", "schema", "steady",
+                                         "stragglers", "version", "without_overlap"));
   EXPECT_THAT(keys_of(json["run"]),
-              ElementsAre("cadre_version", "clock_error_us", "config_hash", "data", "exchange", "expert", "first_step",
-                          "hosts", "last_step", "lost_events", "micro_batches", "mpi", "pipeline", "ranks", "schedule",
-                          "seed", "threads"));
-  EXPECT_THAT(keys_of(json["headline"]),
-              ElementsAre("communication_ms", "compute_ms", "exchange_hidden_percent", "exchange_ms", "exposed_ms",
-                          "exposed_percent_of_step", "hidden_ms", "hidden_percent", "idle_ms", "step_ms"));
+              ElementsAre("cadre_version", "clock_error_us", "config_hash", "cores", "data", "date", "exchange",
+                          "expert", "first_step", "hosts", "last_step", "lost_events", "micro_batches", "model", "mpi",
+                          "name", "pipeline", "ranks", "schedule", "seed", "shares_cores", "threads"));
+  EXPECT_THAT(
+      keys_of(json["headline"]),
+      ElementsAre("communication_ms", "compute_ms", "control_ms", "exchange_hidden_percent", "exchange_ms",
+                  "exposed_ms", "exposed_percent_of_step", "hidden_ms", "hidden_percent", "idle_ms", "loss", "serial",
+                  "serial_step_ms", "skew_ms", "speed_up", "step_ms", "tokens_per_second", "transfer_ms"));
   EXPECT_THAT(keys_of(json["phases"][0]),
-              ElementsAre("bytes", "class", "exposed_ms", "gigabytes_per_second", "hidden_percent", "max_ms", "mean_ms",
-                          "min_ms", "percent_of_step", "phase", "variation_percent"));
+              ElementsAre("bytes", "class", "exposed_ms", "hidden_percent", "max_ms", "mean_ms",
+                          "message_gigabytes_per_second", "min_ms", "percent_of_step", "phase", "variation_percent"));
   EXPECT_THAT(keys_of(json["layers"][0]), ElementsAre("communication_ms", "compute_ms", "exposed_ms", "hidden_percent",
                                                       "layer", "tokens_max_over_mean"));
   EXPECT_THAT(keys_of(json["ranks"][0]),
-              ElementsAre("communication_ms", "compute_ms", "compute_percent_of_step", "hidden_percent", "host",
-                          "idle_ms", "rank", "skew_ms", "step_ms", "transfer_ms"));
+              ElementsAre("communication_ms", "compute_ms", "compute_percent_of_step", "control_ms", "hidden_percent",
+                          "host", "idle_ms", "rank", "skew_ms", "step_ms", "transfer_ms"));
   EXPECT_THAT(keys_of(json["efficiency"]), ElementsAre("communication", "load_balance", "parallel"));
   EXPECT_THAT(keys_of(json["stragglers"][0]),
               ElementsAre("host", "mean_late_us", "rank", "share_percent", "times_last"));
   EXPECT_THAT(keys_of(json["bubble"]),
               ElementsAre("formula", "formula_idle_ms", "measured_idle_ms", "simulated_idle_ms"));
-  EXPECT_THAT(keys_of(json["without_overlap"]), ElementsAre("exchange_hidden_percent", "exchange_ms", "exposed_ms",
-                                                            "overlapped_passes_ms", "passes_ms", "speed_up"));
+  EXPECT_THAT(keys_of(json["without_overlap"]),
+              ElementsAre("exchange_hidden_percent", "exchange_ms", "exposed_ms", "overlapped_passes_ms", "passes_ms",
+                          "speed_up", "step_ms", "step_speed_up"));
   EXPECT_THAT(keys_of(json["balance"][0]), ElementsAre("device_cv", "drop_rate", "expert_cv", "max_vio", "step"));
   EXPECT_THAT(keys_of(json["expert_load"][0]), ElementsAre("counts", "layer"));
+  EXPECT_THAT(keys_of(json["load_over_time"][0]), ElementsAre("counts", "first_steps", "layer"));
 }
 
 TEST(ReportJson, HasTheValues) {
   const Json json = report_json(analyse_overlap(exchange_traces()));
-  EXPECT_DOUBLE_EQ(json["headline"]["hidden_percent"], 100 * 0.19 / 0.45);
+  EXPECT_DOUBLE_EQ(json["headline"]["hidden_percent"], 100 * 0.125 / 0.385);
+  EXPECT_EQ(json["headline"]["serial"], "estimated");
+  EXPECT_DOUBLE_EQ(json["headline"]["speed_up"], 1.1);
+  EXPECT_DOUBLE_EQ(json["headline"]["skew_ms"], 0.05);
+  EXPECT_DOUBLE_EQ(json["headline"]["transfer_ms"], 0.21);
   EXPECT_DOUBLE_EQ(json["headline"]["exposed_percent_of_step"], 26.0);
   EXPECT_DOUBLE_EQ(json["headline"]["exchange_hidden_percent"], 100 * 0.125 / 0.385);
   EXPECT_TRUE(json["bubble"].is_null());
   EXPECT_TRUE(json["without_overlap"].is_null());
   EXPECT_TRUE(json["balance"].is_array() && json["balance"].empty());
-  const Json& experts = json["phases"][0];
+  const Json& experts = json["phases"][3];
   EXPECT_EQ(experts["phase"], "experts");
   EXPECT_EQ(experts["class"], "compute");
   EXPECT_TRUE(experts["bytes"].is_null() && experts["exposed_ms"].is_null() && experts["hidden_percent"].is_null());
-  EXPECT_DOUBLE_EQ(json["phases"][4]["gigabytes_per_second"], 6000 / 470e-6 * 1e-9);
+  EXPECT_DOUBLE_EQ(json["phases"][0]["message_gigabytes_per_second"], 6000 / 320e-6 * 1e-9);
+  EXPECT_EQ(json["phases"][2]["class"], "control");
   EXPECT_TRUE(json["layers"][0]["tokens_max_over_mean"].is_null());
   EXPECT_EQ(report_json(analyse_overlap(pipeline_traces()))["headline"]["exchange_hidden_percent"], Json());
+}
+
+TEST(ReportJson, HasNameDateModelAndNotes) {
+  OverlapReport report = large_report();
+  Json json = report_json(report);
+  for (const char* key : {"name", "date", "model", "cores", "shares_cores"})
+    EXPECT_TRUE(json["run"][key].is_null()) << key;
+  EXPECT_TRUE(json["headline"]["loss"].is_null());
+  EXPECT_TRUE(json["notes"].is_array() && json["notes"].empty());
+  report.name = "overlap";
+  report.model = "deepseek: 4 layers";
+  report.written_at = 1'000'000'000;
+  report.loss = 2.5;
+  report.cores = {.number = 1, .are_shared = true};
+  json = report_json(report);
+  EXPECT_EQ(json["run"]["name"], "overlap");
+  EXPECT_EQ(json["run"]["model"], "deepseek: 4 layers");
+  EXPECT_EQ(json["run"]["date"], "2001-09-09T01:46:40Z");
+  EXPECT_EQ(json["run"]["cores"], 1);
+  EXPECT_EQ(json["headline"]["loss"], 2.5);
+  ASSERT_EQ(json["notes"].size(), 1U);
+  EXPECT_THAT(json["notes"][0].get<std::string>(), StartsWith("2 ranks on 1 cores"));
 }
 
 // Compute of 371 ms that both ranks share, an exchange whose ranks lie 10 ms apart.
@@ -238,6 +319,8 @@ TEST(ReportDiff, TellsChangesFromNoise) {
   EXPECT_EQ(line_with(diff_text(diff), "step ms"), "step ms 400.000 380.000 -5.0 %");
   EXPECT_EQ(line_with(diff_text(diff), "experts"), "experts compute 300.000 290.000 -3.3 % 0.000");
   EXPECT_EQ(line_with(diff_text(diff), "hidden %"), "hidden % 87.3 87.3 +0.0 points");
+  EXPECT_EQ(line_with(diff_text(diff), "speed-up"), "speed-up - - -");
+  EXPECT_EQ(line_with(diff_text(diff), "transfer"), "transfer 30.000 30.000 +0.0 %");
 
   diff = diff_json(report_with(400, 300, 100), report_with(380, 298.5, 140));
   ASSERT_EQ(diff["changes"].size(), 1U) << "1.5 ms is below 0.5 % of the step";
@@ -251,17 +334,19 @@ TEST(ReportDiff, TellsHowTheRunsDiffer) {
   Json other = report_with(380, 300, 100);
   other["run"]["schedule"] = "pair";
   other["run"]["first_step"] = 99;
+  other["run"]["date"] = "2026-11-30T12:00:00Z";
   const std::string text = diff_text(diff_json(report_with(400, 300, 100), other));
   EXPECT_EQ(line_with(text, "schedule"), "schedule \"1f1b\" -> \"pair\"");
   EXPECT_EQ(line_with(text, "first_step"), "");
+  EXPECT_EQ(line_with(text, "date"), "");
 }
 
 TEST(ReportDiff, RefusesWhatIsNoReport) {
   EXPECT_NO_THROW(check_report(report_with(400, 300, 100), "a.json"));
   test::expect_message(test::message_of([] { check_report(Json::array(), "a.json"); }), {"a.json is no report"});
   Json wrong = report_with(400, 300, 100);
-  wrong["version"] = 2;
-  test::expect_message(test::message_of([&] { check_report(wrong, "a.json"); }), {"a.json is no report of version 1"});
+  wrong["version"] = 1;
+  test::expect_message(test::message_of([&] { check_report(wrong, "a.json"); }), {"a.json is no report of version 2"});
   wrong = report_with(400, 300, 100);
   wrong["phases"][0].erase("mean_ms");
   test::expect_message(test::message_of([&] { check_report(wrong, "a.json"); }),
@@ -277,9 +362,13 @@ TEST(MetricsFile, GivesTheBalanceOfItsSteps) {
   ASSERT_EQ(steps.size(), 1U);
   EXPECT_EQ(steps[0].balance.max_vio, 1.5);
   EXPECT_EQ(steps[0].balance.device_cv, 0.0);
+  EXPECT_FALSE(steps[0].loss || steps[0].num_tokens);
   EXPECT_EQ(steps[0].layers[0].layer, 2);
   EXPECT_THAT(steps[0].layers[0].counts, ElementsAre(3, 0));
   EXPECT_TRUE(read_metrics(folder / "nowhere.jsonl").empty());
+  test::write_file(folder / "metrics.jsonl", "{\"loss\":2.5,\"tokens\":64," + step.substr(1) + "\n");
+  EXPECT_EQ(read_metrics(folder / "metrics.jsonl")[0].loss, 2.5);
+  EXPECT_EQ(read_metrics(folder / "metrics.jsonl")[0].num_tokens, 64);
   test::write_file(folder / "metrics.jsonl", step + "\n{\"step\":4}\n");
   EXPECT_THAT(test::error_of([&] { read_metrics(folder / "metrics.jsonl"); }),
               HasSubstr("metrics.jsonl:2 is not a step"));

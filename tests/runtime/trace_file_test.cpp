@@ -141,6 +141,9 @@ RankTrace awkward_trace() {
   trace.clock_offset_begin_ns = -1234567890123456789;
   trace.clock_offset_end_ns = 7;
   trace.clock_error_ns = 312;
+  trace.written_at = 1'764'500'000;
+  trace.machine = "\"machine\"";
+  trace.cores = {0, 2, 17};
   int64_t odd = 300LL * 24 * 3600 * 1'000'000'000 + 1;
   for (TracedEvent& event : trace.events) {
     event.begin_ns += odd;
@@ -329,6 +332,8 @@ TEST(TraceFile, TakesARecorderToTheClockOfRank0) {
   EXPECT_EQ(trace.clock_offset_begin_ns, 5000);
   EXPECT_EQ(trace.clock_offset_end_ns, 5100);
   EXPECT_EQ(trace.clock_error_ns, 9);
+  EXPECT_GT(trace.written_at, 1'700'000'000);
+  EXPECT_FALSE(trace.cores.empty());
   EXPECT_EQ(trace.events, (std::vector<TracedEvent>{{compute, "other", 2, -1, 3, 6000, 6150, 0},
                                                     {flight, "dispatch", 2, 1, 3, 6075, 6300, 64}}));
 }

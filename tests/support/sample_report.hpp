@@ -175,44 +175,52 @@ inline std::vector<RankTrace> sample_traces(const SampleRun& run = {}) {
 inline nlohmann::json sample_report() {
   using nlohmann::json;
   json report = json::parse(R"json({
-    "schema": "cadre.report", "version": 1,
+    "schema": "cadre.report", "version": 2,
     "run": {"cadre_version": "0.1.0", "mpi": "Open MPI v4.1.4, package: Debian, ident: 4.1.4", "hosts": 2, "ranks": 4,
       "pipeline": 2, "data": 2, "expert": 2, "schedule": "dualpipev", "micro_batches": 2, "exchange": "flat", "threads": 1,
       "seed": 1, "config_hash": "4be1c0ffee15", "first_step": 10, "last_step": 12, "clock_error_us": 3.25,
-      "lost_events": 0},
-    "headline": {"step_ms": 48.125, "compute_ms": 43.5, "communication_ms": 30.25, "hidden_ms": 26.75,
+      "lost_events": 0, "name": "sample", "model": "deepseek_v3: 4 layers, hidden 512, 16 experts, top-4",
+      "date": "2026-11-30T12:00:00Z", "cores": 2, "shares_cores": true},
+    "headline": {"step_ms": 48.125, "serial_step_ms": 67.25, "serial": "measured", "speed_up": 1.3974,
+      "tokens_per_second": 21278, "loss": 3.42, "skew_ms": 1.25, "transfer_ms": 2.25, "control_ms": 0.0, "compute_ms": 43.5, "communication_ms": 30.25, "hidden_ms": 26.75,
       "hidden_percent": 88.4, "exposed_ms": 3.5, "exposed_percent_of_step": 7.3, "idle_ms": 1.125, "exchange_ms": 21.0,
       "exchange_hidden_percent": 91.2},
     "efficiency": {"load_balance": 0.97, "communication": 0.92, "parallel": 0.89},
     "bubble": {"measured_idle_ms": 5.25, "simulated_idle_ms": 4.5, "formula_idle_ms": 4.125,
       "formula": "(R/2-1)(F&B+B-3W)"},
     "without_overlap": {"passes_ms": 67.25, "overlapped_passes_ms": 48.125, "exposed_ms": 22.5, "exchange_ms": 23.5, "exchange_hidden_percent": 1.5,
-      "speed_up": 1.397}
+      "speed_up": 1.397, "step_ms": 67.25, "step_speed_up": 1.3974},
+    "steady": {"time_ms": 38.5, "compute_ms": 36.0, "exchange_ms": 20.5, "exchange_hidden_ms": 19.5,
+      "exchange_hidden_percent": 95.1},
+    "notes": ["7.3 % of the step is exposed: set <b>parallel.schedule</b>"]
   })json");
   const auto add_phase = [&](const char* phase, const char* phase_class, double mean, const json& bytes) {
     const bool flies = std::string(phase_class) != "compute";
-    report["phases"].push_back({{"phase", phase},
-                                {"class", phase_class},
-                                {"min_ms", 0.9 * mean},
-                                {"mean_ms", mean},
-                                {"max_ms", 1.15 * mean},
-                                {"variation_percent", 7.25},
-                                {"percent_of_step", mean / 0.48125},
-                                {"bytes", bytes},
-                                {"gigabytes_per_second", flies ? json(bytes.get<double>() / mean / 1e6) : json()},
-                                {"exposed_ms", flies ? json(0.1 * mean) : json()},
-                                {"hidden_percent", flies ? json(90.0) : json()}});
+    report["phases"].push_back(
+        {{"phase", phase},
+         {"class", phase_class},
+         {"min_ms", 0.9 * mean},
+         {"mean_ms", mean},
+         {"max_ms", 1.15 * mean},
+         {"variation_percent", 7.25},
+         {"percent_of_step", mean / 0.48125},
+         {"bytes", bytes},
+         {"message_gigabytes_per_second", flies ? json(bytes.get<double>() / mean / 1e6) : json()},
+         {"exposed_ms", flies ? json(0.1 * mean) : json()},
+         {"hidden_percent", flies ? json(90.0) : json()}});
   };
-  add_phase("attention", "compute", 5.5, nullptr);
-  add_phase("router", "compute", 0.5, nullptr);
-  add_phase("experts", "compute", 6.5, nullptr);
-  add_phase("experts gradient", "compute", 6.75, nullptr);
-  add_phase("experts weights", "compute", 6.25, nullptr);
-  add_phase("optimizer", "compute", 1.5, nullptr);
-  add_phase("dispatch", "exchange", 7.25, 33554432);
-  add_phase("combine", "exchange", 8.0, 33554432);
   add_phase("dispatch gradient", "exchange", 12.0, 33554432);
+  add_phase("combine", "exchange", 8.0, 33554432);
+  add_phase("dispatch", "exchange", 7.25, 33554432);
   add_phase("gradient reduction", "reduction", 2.5, 33554432);
+  add_phase("expert counts", "control", 0.02, 4096);
+  add_phase("experts gradient", "compute", 6.75, nullptr);
+  add_phase("experts", "compute", 6.5, nullptr);
+  add_phase("experts weights", "compute", 6.25, nullptr);
+  add_phase("attention", "compute", 5.5, nullptr);
+  add_phase("optimizer", "compute", 1.5, nullptr);
+  add_phase("router", "compute", 0.5, nullptr);
+  add_phase("metrics handling", "compute", 0.04, nullptr);
   for (int layer = 0; layer < 4; ++layer) {
     report["layers"].push_back({{"layer", layer},
                                 {"compute_ms", 9.5 + 0.2 * layer},
@@ -231,6 +239,7 @@ inline nlohmann::json sample_report() {
                                {"hidden_percent", 87.5 + 0.5 * rank},
                                {"skew_ms", 2.0 - 0.5 * rank},
                                {"transfer_ms", 1.5},
+                               {"control_ms", 0.0},
                                {"idle_ms", 1.125},
                                {"compute_percent_of_step", 89.5 + 0.5 * rank}});
   }
@@ -254,6 +263,14 @@ inline nlohmann::json sample_report() {
     report["expert_load"].push_back({{"layer", layer}, {"counts", counts}});
   }
   report["expert_load"][2]["counts"][3] = 2600;
+  json history = {{"layer", 1}, {"first_steps", json::array()}, {"counts", json::array()}};
+  for (int step = 0; step < 40; step += 2) {
+    json counts = json::array();
+    for (int expert = 0; expert < 16; ++expert) counts.push_back(expert == 5 && step > 20 ? 0 : 400 + random() % 900);
+    history["first_steps"].push_back(step);
+    history["counts"].push_back(std::move(counts));
+  }
+  report["load_over_time"].push_back(std::move(history));
   return report;
 }
 
