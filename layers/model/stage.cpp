@@ -94,17 +94,28 @@ Task<Stage::Output> Stage::forward(LaneContext& ctx, TokenBatch batch, Tensor x,
   saved.blocks.resize(blocks_.size());
   saved.inputs.resize(blocks_.size());
   saved.sequences = batch.sequences;
-  if (ctx.values_of) co_await ctx.values_of(kEmbeddingBucket);
+  Task<void> embedding = wait_for_values(ctx, kEmbeddingBucket);
+  co_await embedding;
   x = enter(ctx, batch, x, saved);
   for (size_t i = 0; i < blocks_.size(); ++i) {
-    if (ctx.values_of) co_await ctx.values_of(static_cast<int>(i) + 1);
+    Task<void> values = wait_for_values(ctx, static_cast<int>(i) + 1);
+    co_await values;
     Task<Tensor> block = forward_block(ctx, i, x, saved);
     x = co_await block;
   }
-  if (ctx.values_of) co_await ctx.values_of(num_buckets() - 1);
+  Task<void> values = wait_for_values(ctx, num_buckets() - 1);
+  co_await values;
   Task<Output> end = leave(ctx, batch, x, saved);
   const Output output = co_await end;
   co_return output;
+}
+
+Task<void> Stage::wait_for_values(LaneContext& ctx, int bucket) const {
+  if (!ctx.values_of) co_return;
+  Request& values = ctx.values_of(bucket);
+  if (values.test()) co_return;
+  ctx.lane.enter("parameter gather", is_block(bucket) ? layers_.first + bucket - 1 : -1);
+  co_await values;
 }
 
 // Of a block that is computed once more, only the input and the output stay.

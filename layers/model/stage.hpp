@@ -114,6 +114,7 @@ class Stage {
   void make_end(const ExpertMaps& maps, int expert_rank);
   Embedding& embedding_at_end() { return embedding_ ? *embedding_ : *embedding_copy_; }
   const Embedding& embedding_at_end() const { return embedding_ ? *embedding_ : *embedding_copy_; }
+  Task<void> wait_for_values(LaneContext& ctx, int bucket) const;
   Task<Tensor> forward_block(LaneContext& ctx, size_t block, Tensor x, Saved& saved) const;
   Tensor enter(LaneContext& ctx, const TokenBatch& batch, const Tensor& x, Saved& saved) const;
   Task<Output> leave(LaneContext& ctx, TokenBatch batch, Tensor x, Saved& saved) const;

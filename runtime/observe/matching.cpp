@@ -19,7 +19,9 @@ PhaseClass class_of(std::string_view phase) {
   static constexpr std::array<std::string_view, 2> kControl = {"metrics", "expert counts"};
   if (phase.starts_with("dispatch") || phase.starts_with("combine")) return PhaseClass::exchange;
   if (phase.starts_with("send ") || phase.starts_with("receive ")) return PhaseClass::pipeline;
-  if (phase.ends_with("gradient reduction") || phase == "gradient norm") return PhaseClass::reduction;
+  if (phase.ends_with("gradient reduction") || phase.ends_with("parameter gather") || phase == "gradient norm") {
+    return PhaseClass::reduction;
+  }
   if (std::ranges::find(kControl, phase) != kControl.end()) return PhaseClass::control;
   return PhaseClass::compute;
 }
@@ -61,7 +63,7 @@ int group_of(const Grid& grid, const std::string& phase, int rank) {
     case PhaseClass::compute: break;
   }
   // All ranks that hold a layer reduce its gradients, those of experts the ranks that hold the same ones.
-  if (phase == "expert gradient reduction") return grid.expert_rank(rank);
+  if (phase == "expert gradient reduction" || phase == "expert parameter gather") return grid.expert_rank(rank);
   if (phase == "expert counts") return grid.data_group(rank);
   return 0;
 }

@@ -5,8 +5,8 @@
 //   forward      embedding, norm, attention, router, dispatch, shared experts, experts, combine, ffn, head, expert counts
 //   backward     the same with " gradient" (of inputs) or " weights"
 //   pipeline     send activations, receive activations, send gradients, receive gradients
-//   step         data, metrics, gradient norm, optimizer, other; gradient reduction, and with "embedding ", "head " or
-//                "expert " before it
+//   step         data, metrics, gradient norm, optimizer, other; gradient reduction, parameter gather, and each with
+//                "embedding ", "head " or "expert " before it
 // A step span has the phase "step", or "step without overlap" where the same step also ran serially for comparison; op
 // spans have the phase forward, backward, overlapped, backward input, backward weight, send or receive, and all of a step
 // lie in one with the phase "passes".

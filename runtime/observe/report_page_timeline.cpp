@@ -61,7 +61,7 @@ std::string_view family_of(std::string_view phase) {
   };
   constexpr std::string_view kGradient = " gradient";
   if (phase.ends_with(" weights")) return "weights";
-  if (phase.ends_with("gradient reduction")) return "reduction";
+  if (phase.ends_with("gradient reduction") || phase.ends_with("parameter gather")) return "reduction";
   if (phase.starts_with("send ") || phase.starts_with("receive ")) return "pipeline";
   if (phase.ends_with(kGradient)) phase.remove_suffix(kGradient.size());
   const auto found = kFamilyOf.find(phase);

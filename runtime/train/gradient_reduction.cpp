@@ -20,6 +20,12 @@ const char* reduction_phase(const Stage& stage, int bucket) {
   return bucket == 0 ? "embedding gradient reduction" : "head gradient reduction";
 }
 
+const char* gather_phase(const Stage& stage, int bucket, Placement placement) {
+  if (placement == Placement::expert) return "expert parameter gather";
+  if (stage.is_block(bucket)) return "parameter gather";
+  return bucket == 0 ? "embedding parameter gather" : "head parameter gather";
+}
+
 std::span<float> elements_of(const Tensor& tensor) {
   return {tensor.data<float>(), static_cast<size_t>(tensor.numel())};
 }
@@ -168,14 +174,15 @@ void GradientReduction::start_values() {
 std::vector<Request> GradientReduction::start_values(size_t index, int bucket) {
   const Stage& stage = *model_.stages()[index];
   const int stored = first_bucket_[index] + bucket;
-  Position at = {.step = lanes_.lane().position.step, .phase = "parameters"};
+  Position at = {.step = lanes_.lane().position.step};
   if (stage.is_block(bucket)) at.layer = stage.layers().first + bucket - 1;
-  const TraceActivity activity(job_.tracer(), TraceKind::compute, at);
   std::vector<Request> started;
   for (const Placement placement : {Placement::shared, Placement::expert}) {
     StageGroups& groups = stages_[index];
     const Communicator& group = placement == Placement::expert ? groups.expert : groups.shared;
     if (group.size() == 1) continue;
+    at.phase = gather_phase(stage, bucket, placement);
+    const TraceActivity activity(job_.tracer(), TraceKind::compute, at);
     std::optional<ReductionQueue>& queue = placement == Placement::expert ? groups.expert_queue : groups.shared_queue;
     const std::span<float> values = elements_of(store_.values_of(placement, stored));
     const RankSlices slices = slices_of(placement, stored, group.size());
@@ -195,7 +202,7 @@ std::vector<Request> GradientReduction::start_values(size_t index, int bucket) {
 
 void GradientReduction::complete_values() {
   start_values();
-  lanes_.lane().enter("parameters");
+  lanes_.lane().enter("parameter gather");
   for (Request& request : values_) {
     lanes_.await(request);
     job_.poller().unwatch(request);
