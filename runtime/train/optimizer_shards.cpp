@@ -38,6 +38,10 @@ void for_range(const std::vector<Parameter*>& parameters, int64_t first, int64_t
   }
 }
 
+size_t bytes_of(int64_t count) { return static_cast<size_t>(count) * sizeof(float); }
+std::byte* bytes_at(float* values) { return reinterpret_cast<std::byte*>(values); }
+const std::byte* bytes_at(const float* values) { return reinterpret_cast<const std::byte*>(values); }
+
 int64_t elements_of(const std::vector<Parameter*>& parameters) {
   return std::accumulate(parameters.begin(), parameters.end(), int64_t{0},
                          [](int64_t sum, const Parameter* parameter) { return sum + parameter->value.numel(); });
@@ -92,7 +96,7 @@ bool OptimizerShards::keeps(const Parameter& parameter) const {
 
 void OptimizerShards::exchange_values(GradientReduction& gradients, Lanes& lanes) const {
   if (groups_.empty()) return;
-  lanes.kernels().synchronize();  // the host reads and writes values
+  Memory& memory = lanes.kernels().memory();
   lanes.lane().enter("parameters");
   for (const Group& group : groups_) {
     const Communicator& ranks = gradients.group(group.stage, group.placement);
@@ -103,13 +107,16 @@ void OptimizerShards::exchange_values(GradientReduction& gradients, Lanes& lanes
       const int64_t count = std::min(kMostElements, most - first);
       std::vector<float> mine(static_cast<size_t>(count));
       for_range(group.parameters[static_cast<size_t>(group.rank)], first, count,
-                [&](const float* values, int64_t size, int64_t at) { std::copy_n(values, size, mine.data() + at); });
+                [&](const float* values, int64_t size, int64_t at) {
+                  memory.read(bytes_at(mine.data() + at), bytes_at(values), bytes_of(size));
+                });
       const std::vector<float> all = lanes.await(ranks.all_gather(mine));
       for (size_t rank = 0; rank < group.parameters.size(); ++rank) {
         if (static_cast<int>(rank) == group.rank) continue;
         const float* theirs = all.data() + static_cast<int64_t>(rank) * count;
-        for_range(group.parameters[rank], first, count,
-                  [&](float* values, int64_t size, int64_t at) { std::copy_n(theirs + at, size, values); });
+        for_range(group.parameters[rank], first, count, [&](float* values, int64_t size, int64_t at) {
+          memory.write(bytes_at(values), bytes_at(theirs + at), bytes_of(size));
+        });
       }
     }
     for (const auto& kept : group.parameters) {

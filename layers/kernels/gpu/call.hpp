@@ -24,7 +24,7 @@ namespace cadre::gpu {
 //   bool multiplies_fp8()                        whether operands may be fp8 codes with scales
 //   void multiply(ProductShape, a, b, float* d)  multiply.hpp has shapes and operands
 //   void multiply_grouped(span<const Product>)   several of them, which touch nothing of each other's
-//   Memory& memory()                             memory that kernels reach, and the host too
+//   Memory& memory()                             memory that kernels reach; for_results() of it the host reaches too
 //   Memory& message_memory()                     memory that kernels reach, and transports
 //   unique_ptr<DeviceClock> make_clock()         of what is launched
 //   void begin()                                 a call begins
