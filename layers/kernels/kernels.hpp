@@ -233,7 +233,7 @@ class Kernels {
   // --- vocabulary -------------------------------------------------------------------------------------------------
   // y[T,H] = table[ids[t], :]; ids is i32[T], every id in [0, V)
   virtual void embedding(const Tensor& ids, const Tensor& table, const Tensor& y) const = 0;
-  // adds dy rows to dtable[V,H], in token order
+  // adds dy rows to dtable[V,H], in token order; the host reads ids
   virtual void embedding_grad(const Tensor& ids, const Tensor& dy, const Tensor& dtable) const = 0;
   // losses[T] = logsumexp(logits[t]) - logits[t, targets[t]]; a target of -1 gives 0. targets is i32[T].
   virtual void cross_entropy(const Tensor& logits, const Tensor& targets, const Tensor& losses) const = 0;

@@ -38,6 +38,8 @@ const AttentionShape kShapes[] = {
     shape_of(1, 3, 3, 3, 1, 1, 192),       shape_of(0, 4, 4, 4, 2, 2, 8),
     shape_of(2, 70, 70, 70, 3, 3, 24, 17),  // values narrower than keys, as in latent attention
     shape_of(2, 5, 11, 12, 4, 1, 6, 13),    // and wider, a chunk of one shared head
+    shape_of(1, 300, 310, 310, 2, 1, 6),    // more rows than a tile of a GPU, of heads together
+    shape_of(2, 270, 270, 270, 4, 2, 5),    // and of heads one after the other
 };
 
 class FastAttention : public testing::TestWithParam<std::tuple<test::FastBackEnd, AttentionShape>> {

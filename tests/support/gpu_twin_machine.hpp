@@ -296,7 +296,7 @@ class TwinMachine {
   // Of op(the stored matrix).
   template <class T>
   static double element(const T* matrix, const Stored& stored, int64_t row, int64_t column) {
-    return double{gpu::load(matrix[stored.transposed ? row * stored.rows + column : column * stored.rows + row])};
+    return double{gpu::load(matrix[stored.transposed ? row * stored.leading + column : column * stored.leading + row])};
   }
   // Codes and scales of columns along which is summed, as cuBLAS documents them: of "VEC128" with the outer axis fastest,
   // of "BLK128x128" with the inner one and a stride that is a multiple of 4.
@@ -309,17 +309,27 @@ class TwinMachine {
     return double{from_fp8(matrix.codes[outer * stored.rows + inner])} * double{matrix.scales[scale]};
   }
 
+  template <class T>
+  static const T* matrix(const T* first, const Stored& stored, int64_t i) {
+    return first + i * stored.step;
+  }
+  static gpu::Fp8Matrix matrix(const gpu::Fp8Matrix& first, const Stored&, int64_t) { return first; }
+
   template <class Operand>
   void multiply_now(const gpu::ProductShape& shape, Operand a, Operand b, float* d) const {
     const gpu::ColumnMajorProduct product = gpu::in_column_major(shape);
-    in_order(order_, product.result.columns, [&](int64_t column) {
+    in_order(order_, shape.count * product.result.columns, [&](int64_t i) {
+      const int64_t of = i / product.result.columns;
+      const int64_t column = i % product.result.columns;
+      const Operand first = matrix(b, product.first, of);
+      const Operand second = matrix(a, product.second, of);
+      float* const results = d + of * product.result.step + column * product.result.leading;
       for (int64_t row = 0; row < product.result.rows; ++row) {
-        float& out = d[column * product.result.rows + row];
-        double sum = shape.accumulate == Accumulate::yes ? double{out} : 0.0;
+        double sum = shape.accumulate == Accumulate::yes ? double{results[row]} : 0.0;
         for (int64_t k = 0; k < shape.inner; ++k) {
-          sum += element(b, product.first, row, k) * element(a, product.second, k, column);
+          sum += element(first, product.first, row, k) * element(second, product.second, k, column);
         }
-        out = static_cast<float>(sum);
+        results[row] = static_cast<float>(sum);
       }
     });
   }

@@ -97,6 +97,18 @@ class Call {
     return host;
   }
 
+  // A copy of what the caller has for a while.
+  template <class T>
+  const T* copied(std::span<const T> values) {
+    const size_t bytes = values.size_bytes();
+    std::byte* here = machine_.scratch(bytes);
+    if (bytes == 0) return reinterpret_cast<T*>(here);
+    std::byte* staged = machine_.staging(bytes);
+    std::memcpy(staged, values.data(), bytes);
+    machine_.copy_in(here, staged, bytes);
+    return reinterpret_cast<T*>(here);
+  }
+
   void copy(const std::byte* from, std::byte* to, size_t bytes) { machine_.copy_on_device(to, from, bytes); }
 
   template <class Body>
@@ -141,12 +153,8 @@ class Call {
 
   std::byte* placed(std::byte* host, size_t bytes, bool read) {
     if (machine_.reaches(host, bytes)) return host;
-    std::byte* here = machine_.scratch(bytes);
-    if (!read || bytes == 0) return here;
-    std::byte* copy = machine_.staging(bytes);
-    std::memcpy(copy, host, bytes);
-    machine_.copy_in(here, copy, bytes);
-    return here;
+    if (!read) return machine_.scratch(bytes);
+    return const_cast<std::byte*>(copied(std::span<const std::byte>(host, bytes)));
   }
 
   std::byte* written(const Tensor& tensor, bool read) {

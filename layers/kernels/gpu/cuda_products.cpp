@@ -62,11 +62,18 @@ Owned<cublasLtMatmulDescOpaque_t> make_desc(const ColumnMajorProduct& product, c
   return owned;
 }
 
-Owned<cublasLtMatrixLayoutOpaque_t> make_layout(cudaDataType_t type, const ColumnMajorProduct::Stored& stored) {
+Owned<cublasLtMatrixLayoutOpaque_t> make_layout(cudaDataType_t type, const ColumnMajorProduct::Stored& stored,
+                                                int64_t count) {
   cublasLtMatrixLayout_t layout = nullptr;
   CADRE_CUDA(cublasLtMatrixLayoutCreate(&layout, type, static_cast<uint64_t>(stored.rows),
-                                        static_cast<uint64_t>(stored.columns), stored.rows));
-  return Owned<cublasLtMatrixLayoutOpaque_t>(layout);
+                                        static_cast<uint64_t>(stored.columns), stored.leading));
+  Owned<cublasLtMatrixLayoutOpaque_t> owned(layout);
+  if (count == 1) return owned;
+  const auto matrices = static_cast<int32_t>(count);
+  CADRE_CUDA(cublasLtMatrixLayoutSetAttribute(layout, CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, &matrices, sizeof matrices));
+  CADRE_CUDA(cublasLtMatrixLayoutSetAttribute(layout, CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET, &stored.step,
+                                              sizeof stored.step));
+  return owned;
 }
 
 // The largest power of two up to 256 that divides the address: rows of an expert may start anywhere.
@@ -139,9 +146,9 @@ void LtProducts::multiply(const ProductShape& shape, const LtOperand& a, const L
                           cudaStream_t stream, void* workspace) {
   const ColumnMajorProduct product = in_column_major(shape);
   const auto desc = make_desc(product, b, a);
-  const auto b_layout = make_layout(b.type, product.first);
-  const auto a_layout = make_layout(a.type, product.second);
-  const auto d_layout = make_layout(CUDA_R_32F, product.result);
+  const auto b_layout = make_layout(b.type, product.first, shape.count);
+  const auto a_layout = make_layout(a.type, product.second, shape.count);
+  const auto d_layout = make_layout(CUDA_R_32F, product.result, shape.count);
 
   const uint32_t aligned[] = {alignment_of(b.values), alignment_of(a.values), alignment_of(d)};
   const bool adds = shape.accumulate == Accumulate::yes;
@@ -154,7 +161,14 @@ void LtProducts::multiply(const ProductShape& shape, const LtOperand& a, const L
                    static_cast<int64_t>(b.scaling),
                    aligned[0],
                    aligned[1],
-                   aligned[2]};
+                   aligned[2],
+                   shape.count,
+                   product.first.leading,
+                   product.first.step,
+                   product.second.leading,
+                   product.second.step,
+                   product.result.leading,
+                   product.result.step};
   auto found = chosen_.find(key);
   if (found == chosen_.end()) {
     const auto preference = make_preference(aligned[0], aligned[1], aligned[2]);

@@ -65,8 +65,8 @@ class LtProducts {
   void fork(cudaStream_t stream);
   void join(cudaStream_t stream);
 
-  // An algorithm is asked for once for each shape, type, scaling and alignment: equal calls give equal bits.
-  using Key = std::array<int64_t, 10>;
+  // An algorithm is asked for once for each shape, type, scaling, alignment and strides: equal calls give equal bits.
+  using Key = std::array<int64_t, 17>;
 
   cublasLtHandle_t handle_ = nullptr;
   void* workspace_ = nullptr;
