@@ -82,7 +82,7 @@ class TwinQueue {
 
   void push(std::function<void()> work) {
     waiting_.push_back(std::move(work));
-    if (draw() % 16 == 0) run(draw() % 4);
+    if (draw() % 64 == 0) run(draw() % 16);
   }
   Mark mark() const { return num_done_ + waiting_.size(); }
   bool is_past(Mark mark) const { return num_done_ >= mark; }

@@ -24,29 +24,6 @@ struct Destroy {
 template <class T>
 using Owned = std::unique_ptr<T, Destroy>;
 
-#if CUBLAS_VERSION >= 120900
-constexpr bool kHasFp8 = true;
-
-void set_scales(cublasLtMatmulDesc_t desc, const LtOperand& operand, cublasLtMatmulDescAttributes_t mode_attribute,
-                cublasLtMatmulDescAttributes_t pointer_attribute) {
-  if (operand.scales == nullptr) return;
-  const cublasLtMatmulMatrixScale_t mode = operand.scaling == Fp8Scaling::tiles
-                                               ? CUBLASLT_MATMUL_MATRIX_SCALE_VEC128_32F
-                                               : CUBLASLT_MATMUL_MATRIX_SCALE_BLK128x128_32F;
-  CADRE_CUDA(cublasLtMatmulDescSetAttribute(desc, mode_attribute, &mode, sizeof mode));
-  CADRE_CUDA(cublasLtMatmulDescSetAttribute(desc, pointer_attribute, &operand.scales, sizeof operand.scales));
-}
-
-void set_scales(cublasLtMatmulDesc_t desc, const LtOperand& first, const LtOperand& second) {
-  set_scales(desc, first, CUBLASLT_MATMUL_DESC_A_SCALE_MODE, CUBLASLT_MATMUL_DESC_A_SCALE_POINTER);
-  set_scales(desc, second, CUBLASLT_MATMUL_DESC_B_SCALE_MODE, CUBLASLT_MATMUL_DESC_B_SCALE_POINTER);
-}
-#else
-constexpr bool kHasFp8 = false;
-
-void set_scales(cublasLtMatmulDesc_t, const LtOperand&, const LtOperand&) {}
-#endif
-
 Owned<cublasLtMatmulDescOpaque_t> make_desc(const ColumnMajorProduct& product, const LtOperand& first,
                                             const LtOperand& second) {
   cublasLtMatmulDesc_t desc = nullptr;
@@ -139,7 +116,7 @@ bool LtProducts::multiply_fp8(int device) {
   int minor = 0;
   CADRE_CUDA(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
   CADRE_CUDA(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device));
-  return kHasFp8 && major == 9 && minor == 0 && cublasLtGetVersion() >= 120900;
+  return has_fp8_scales() && major == 9 && minor == 0;
 }
 
 void LtProducts::multiply(const ProductShape& shape, const LtOperand& a, const LtOperand& b, float* d,

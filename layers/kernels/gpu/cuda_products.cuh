@@ -25,9 +25,13 @@ struct LtOperand {
   Fp8Scaling scaling = Fp8Scaling::tiles;
 };
 
+// Whether cuBLASLt, as it was compiled with and as it is, has scales by tile and block; and what tells it those of operands.
+bool has_fp8_scales();
+void set_scales(cublasLtMatmulDesc_t desc, const LtOperand& first, const LtOperand& second);
+
 class LtProducts {
  public:
-  // Whether cuBLASLt, as it was compiled with and as it is, has fp8 operands with scales by tile and block on `device`.
+  // Whether it has fp8 operands with scales by tile and block on `device`.
   static bool multiply_fp8(int device);
 
   LtProducts();
