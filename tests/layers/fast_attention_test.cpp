@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <string>
 #include <tuple>
 
 #include "layers/kernels/kernels.hpp"
@@ -138,7 +139,8 @@ TEST_P(FastAttention, ValuesMayBePartOfTheKeys) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Shapes, FastAttention,
-                         testing::Combine(test::each_fast_back_end(), testing::ValuesIn(kShapes)));
+                         testing::Combine(test::each_fast_back_end(), testing::ValuesIn(kShapes)),
+                         [](const auto& one) { return std::get<0>(one.param).name + std::to_string(one.index); });
 
 }  // namespace
 }  // namespace cadre
