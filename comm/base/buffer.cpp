@@ -39,6 +39,13 @@ void Memory::fill(std::byte* data, std::byte value, size_t bytes) {
   std::memset(data, std::to_integer<int>(value), bytes);
 }
 
+void Memory::read(std::byte* to, const std::byte* from, size_t bytes) {
+  synchronize();
+  if (bytes > 0) std::memcpy(to, from, bytes);
+}
+
+void Memory::write(std::byte* to, const std::byte* from, size_t bytes) { Memory::read(to, from, bytes); }
+
 Memory& host_memory() {
   static auto& memory = *new HostMemory;  // has no state; it outlives every buffer
   return memory;

@@ -24,13 +24,19 @@ class Memory {
   virtual std::byte* allocate(size_t bytes) = 0;
   virtual void release(std::byte* data) noexcept = 0;
 
-  // fill() enqueues on the device, behind the operations before it. When synchronize() returns, all are complete, and the
-  // host may read and write. On host memory fill() is immediate.
+  // fill() enqueues on the device, behind the operations before it. When synchronize() returns, all are complete. On host
+  // memory fill() is immediate.
   virtual void fill(std::byte* data, std::byte value, size_t bytes);
   virtual void synchronize() {}
 
-  // Memory of the same device for what it writes and the host reads, synchronize() as here: reading it moves no pages. Where
-  // there is but one memory, this one.
+  // Whether the host may use bytes of this memory, after synchronize(). What it may not use it copies: read() to its own
+  // memory, write() from there, behind the operations before them and complete when they return.
+  virtual bool is_on_host() const { return true; }
+  virtual void read(std::byte* to, const std::byte* from, size_t bytes);
+  virtual void write(std::byte* to, const std::byte* from, size_t bytes);
+
+  // Memory of the same device that the host may use too, for little: kernels reach it over a bus. Where there is but one
+  // memory, this one.
   virtual Memory& for_results() { return *this; }
 };
 

@@ -29,7 +29,7 @@ class CudaCopies final : public DeviceCopies {
   bool is_device_memory(const std::byte* data) const override {
     cudaPointerAttributes attributes = {};
     CADRE_CUDA(cudaPointerGetAttributes(&attributes, data));
-    return attributes.type == cudaMemoryTypeManaged || attributes.type == cudaMemoryTypeDevice;
+    return attributes.type == cudaMemoryTypeDevice;
   }
   Memory& staging() override { return pinned_; }
   void to_host(std::byte* host, const std::byte* device, size_t bytes) override { copy(host, device, bytes); }

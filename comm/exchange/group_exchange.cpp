@@ -78,6 +78,10 @@ std::unique_ptr<Exchange> make_exchange(std::string_view strategy, const Exchang
                 fmt::format("exchange.strategy = shared on {} hosts", agreed.topology.num_hosts()),
                 "use hierarchical, which shares memory inside each host, or keep expert-parallel groups inside a host");
   }
+  if ((strategy == "shared" || strategy == "hierarchical") && setup.device_codec != nullptr) {
+    throw Error(ErrorKind::environment, fmt::format("exchange.strategy = {} with compute.device = cuda", strategy),
+                "rows of a device travel as messages: use flat, all_gather or auto");
+  }
   std::unique_ptr<Exchange> made;
   const std::optional<Failure> failure =
       attempt_together(agreed.group, agreed.group.job().deadline_seconds(), "making the exchange",

@@ -41,9 +41,9 @@ class HolderSum : public PendingOperation {
       under_way_.clear();
       num_done_ = 0;
       switch (phase_) {
-        case Phase::wait: collect(); break;
+        case Phase::wait: take(), collect(); break;
         case Phase::collect: add_up(), hand_out(); break;
-        case Phase::hand_out: return true;
+        case Phase::hand_out: give_back(); return true;
       }
     }
     return false;
@@ -77,6 +77,24 @@ class HolderSum : public PendingOperation {
   void begin(Request message) {
     message.hide();
     under_way_.push_back(std::move(message));
+  }
+
+  // Values in memory of a device are summed in a copy.
+  void take() {
+    for (HeldValues& held : held_) {
+      if (held.memory->is_on_host()) continue;
+      Buffer copy(held.values.size_bytes());
+      held.memory->read(copy.data(), std::as_bytes(held.values).data(), copy.bytes());
+      homes_.push_back({held.values, held.memory, copy.as<float>()});
+      held.values = {copy.as<float>(), held.values.size()};
+      held.owner = copy.share();
+    }
+  }
+  void give_back() {
+    for (const Home& home : homes_) {
+      home.memory->write(std::as_writable_bytes(home.values).data(), reinterpret_cast<const std::byte*>(home.copy),
+                         home.values.size_bytes());
+    }
   }
 
   void collect() {
@@ -119,8 +137,15 @@ class HolderSum : public PendingOperation {
     }
   }
 
+  struct Home {
+    std::span<float> values;
+    Memory* memory;
+    const float* copy;  // which its HeldValues own
+  };
+
   const Communicator& group_;
   std::vector<HeldValues> held_;
+  std::vector<Home> homes_;
   int tag_;
   Phase phase_ = Phase::wait;
   std::vector<Request> under_way_;

@@ -7,6 +7,7 @@
 #include <span>
 #include <vector>
 
+#include "comm/base/buffer.hpp"
 #include "comm/group/communicator.hpp"
 
 namespace cadre {
@@ -16,6 +17,7 @@ struct HeldValues {
   std::span<float> values;
   std::shared_ptr<const void> owner;  // of the memory of `values`
   std::vector<int> holders;           // ranks of the group, ascending, this one among them
+  Memory* memory = &host_memory();    // of `values`
 };
 
 // Begins when `after` is complete, and replaces each of the values by the sum over its holders: x_0 + x_1 + .. in the

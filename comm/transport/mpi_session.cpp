@@ -1,8 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <mpi.h>
-#if __has_include(<mpi-ext.h>)
-#include <mpi-ext.h>
-#endif
 
 #include <algorithm>
 #include <array>
@@ -106,14 +103,6 @@ std::string mpi_library_version() {
   CADRE_MPI(MPI_Get_library_version(text, &length));
   const std::string version(text, static_cast<size_t>(length));
   return version.substr(0, version.find_first_of(",\n"));
-}
-
-bool mpi_reaches_devices() {
-#ifdef MPIX_CUDA_AWARE_SUPPORT
-  return MPIX_Query_cuda_support() == 1;
-#else
-  return false;
-#endif
 }
 
 std::string mpi_thread_level() {

@@ -11,6 +11,7 @@
 #include "comm/base/check.hpp"
 #include "comm/base/random.hpp"
 #include "comm/job/wait.hpp"
+#include "layers/tensor/on_host.hpp"
 #include "runtime/checkpoint/file.hpp"
 #include "runtime/train/devices.hpp"
 
@@ -58,10 +59,11 @@ Field device_option(std::string& device) {
 }
 
 Command bench_command() {
-  return {.name = "bench",
-          .summary = "measures parts of a step and the limit of each",
-          .parts = {bench_gemm_command(), bench_exchange_command(), bench_layer_command(), bench_overlap_command(),
-                    bench_permute_command(), bench_router_command(), bench_generate_command()}};
+  return {
+      .name = "bench",
+      .summary = "measures parts of a step and the limit of each",
+      .parts = {bench_attention_command(), bench_gemm_command(), bench_exchange_command(), bench_layer_command(),
+                bench_overlap_command(), bench_permute_command(), bench_router_command(), bench_generate_command()}};
 }
 
 std::vector<Field> bench_fields(std::vector<Field> own, BenchOptions& options) {
@@ -82,14 +84,12 @@ void on_bench_ranks(const Job& job, const BenchOptions& options, const std::func
 }
 
 void draw_rows(const Kernels& kernels, const Tensor& rows, uint64_t id) {
-  const bool on_host = &kernels.memory() == &host_memory();
-  Buffer staging(on_host ? 0 : rows.bytes());
-  const Tensor drawn = on_host ? rows : rows.with_memory(staging.data(), DType::f32);
+  OnHost drawn(rows, kernels.memory());
   const Random random(7, "bench", id);
-  for (int64_t i = 0; i < drawn.numel(); ++i) {
-    drawn.data<float>()[i] = static_cast<float>(random.uniform(static_cast<uint64_t>(i)) * 2.0 - 1.0);
+  for (int64_t i = 0; i < rows.numel(); ++i) {
+    drawn->data<float>()[i] = static_cast<float>(random.uniform(static_cast<uint64_t>(i)) * 2.0 - 1.0);
   }
-  if (!on_host) kernels.copy(drawn, rows);
+  drawn.put_back();
 }
 
 BenchRig::BenchRig(const Communicator& world, const BenchOptions& options, const std::string& precision)

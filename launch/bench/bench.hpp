@@ -42,6 +42,7 @@ TimesOverRanks gather_times(const Communicator& world, const std::vector<double>
 // Writes `json` to `path`; throws when it cannot.
 void write_json_report(const std::string& path, const nlohmann::json& json);
 
+Command bench_attention_command();
 Command bench_gemm_command();
 Command bench_generate_command();
 Command bench_exchange_command();

@@ -12,6 +12,7 @@
 #include "comm/base/check.hpp"
 #include "comm/progress/engine.hpp"
 #include "layers/moe/rows.hpp"
+#include "layers/tensor/on_host.hpp"
 #include "runtime/train/devices.hpp"
 
 namespace cadre {
@@ -84,14 +85,16 @@ void ExchangeRun::prepare(Workload workload, int64_t iteration) {
 
   const int64_t num_tokens = dispatch_->plan().num_tokens;
   x_ = arena_.take("x", DType::f32, {num_tokens, options_.hidden});
+  OnHost x(x_, kernels_->memory());
   for (int64_t token = 0; token < num_tokens; ++token) {
     for (int64_t h = 0; h < options_.hidden; ++h) {
-      x_.data<float>()[token * options_.hidden + h] = channel(world_.rank(), token, h);
+      x->data<float>()[token * options_.hidden + h] = channel(world_.rank(), token, h);
     }
   }
+  x.put_back();
   placed_ = arena_.take("placed", DType::f32, {dispatch_->num_places(), options_.hidden});
   y_ = arena_.take("y", DType::f32, {num_tokens, options_.hidden});
-  for (const Tensor& output : {placed_, y_}) std::memset(output.raw(), 0xff, output.bytes());
+  for (const Tensor& output : {placed_, y_}) forget(output);
 }
 
 double ExchangeRun::exchange_us() {
@@ -129,8 +132,7 @@ double ExchangeRun::alltoallv_us() {
                             1.0F / static_cast<float>(options_.top_k));
   const Tensor weights = vector_tensor(values);
   by_hand.run(x_, weights, y_);  // touches its pages
-  kernels_->synchronize();
-  std::memset(y_.raw(), 0xff, y_.bytes());
+  forget(y_);
   return timed_us([&] { by_hand.run(x_, weights, y_); });
 }
 
@@ -139,8 +141,8 @@ double ExchangeRun::memcpy_us() {
   if (from_.bytes() < bytes) {
     from_ = Buffer(bytes, kernels_->memory());
     into_ = Buffer(bytes, kernels_->memory());
-    std::memset(from_.data(), 1, bytes);
-    std::memset(into_.data(), 2, bytes);
+    kernels_->memory().fill(from_.data(), std::byte{1}, bytes);
+    kernels_->memory().fill(into_.data(), std::byte{2}, bytes);
   }
   const Tensor from(from_.data(), DType::u8, {static_cast<int64_t>(bytes)});
   const Tensor into(into_.data(), DType::u8, {static_cast<int64_t>(bytes)});
@@ -153,11 +155,12 @@ double ExchangeRun::memcpy_us() {
 // Token identity: every place holds a whole row of one (rank, token), ordered by rank and token inside an expert.
 int64_t ExchangeRun::wrong_placed() const {
   int64_t count = 0;
+  const OnHost placed(placed_, kernels_->memory());
   const std::vector<int32_t>& offsets = dispatch_->expert_offsets();
   for (size_t expert = 0; expert + 1 < offsets.size(); ++expert) {
     int64_t last = -1;
     for (int32_t place = offsets[expert]; place < offsets[expert + 1]; ++place) {
-      const float* row = placed_.data<float>() + place * options_.hidden;
+      const float* row = placed->data<float>() + place * options_.hidden;
       const auto rank = static_cast<int>(row[0]);
       const auto token = static_cast<int64_t>(row[1]);
       bool good = rank >= 0 && rank < world_.size() && rank * options_.tokens + token > last;
@@ -171,13 +174,14 @@ int64_t ExchangeRun::wrong_placed() const {
 
 int64_t ExchangeRun::wrong_results() const {
   int64_t count = 0;
+  const OnHost y(y_, kernels_->memory());
   // Channels that name the row are large: rounded they say nothing, and with fp8 they set the scale of their tile.
   const Wire wire = dispatch_format_.wire;
   const int64_t first = wire == Wire::same ? 0 : wire == Wire::bf16 ? 2 : kFp8TileChannels;
   const double allowed = tolerance(dispatch_format_.wire, static_cast<int>(options_.top_k));
   for (int64_t token = 0; token < y_.dim(0); ++token) {
     bool good = true;
-    const float* row = y_.data<float>() + token * options_.hidden;
+    const float* row = y->data<float>() + token * options_.hidden;
     for (int64_t h = first; h < options_.hidden; ++h) {
       const double expected = channel(world_.rank(), token, h);
       good &= std::fabs(row[h] - expected) <= allowed * std::max(1.0, std::fabs(expected));
@@ -185,6 +189,10 @@ int64_t ExchangeRun::wrong_results() const {
     count += good ? 0 : 1;
   }
   return count;
+}
+
+void ExchangeRun::forget(const Tensor& output) const {
+  kernels_->memory().fill(output.raw(), std::byte{0xff}, output.bytes());
 }
 
 double ExchangeRun::timed_us(const std::function<void()>& work) const {
@@ -200,8 +208,9 @@ namespace {
 
 Tensor rows_in(Buffer& buffer, int64_t count, int64_t hidden) { return {buffer.data(), DType::f32, {count, hidden}}; }
 
-// into[i] = from[index[i]], as one writes it.
-void copy_rows(const Tensor& from, const std::vector<int32_t>& index, const Tensor& into) {
+// into[i] = from[index[i]], as one writes it; by a device that has `from`.
+void copy_rows(const Kernels& kernels, const Tensor& from, const std::vector<int32_t>& index, const Tensor& into) {
+  if (!kernels.memory().is_on_host()) return kernels.gather_rows(from, index_tensor(index), Tensor(), into);
   const size_t row_bytes = into.row_bytes();
   for (size_t i = 0; i < index.size(); ++i) {
     std::memcpy(into.raw() + i * row_bytes, from.raw() + static_cast<size_t>(index[i]) * row_bytes, row_bytes);
@@ -272,11 +281,11 @@ void AlltoallvExchange::run(const Tensor& x, const Tensor& weight, const Tensor&
   const Tensor sent = rows_in(sent_, static_cast<int64_t>(pack_token_.size()), hidden_);
   const Tensor received = rows_in(received_, static_cast<int64_t>(expert_order_.size()), hidden_);
   const Tensor placed = rows_in(placed_, received.dim(0), hidden_);
-  copy_rows(x, pack_token_, sent);
+  copy_rows(kernels_, x, pack_token_, sent);
   exchange(sent, send_counts_, send_offsets_, received, receive_counts_, receive_offsets_);
-  copy_rows(received, expert_order_, placed);
+  copy_rows(kernels_, received, expert_order_, placed);
 
-  copy_rows(placed, arrival_order_, received);
+  copy_rows(kernels_, placed, arrival_order_, received);
   exchange(received, receive_counts_, receive_offsets_, sent, send_counts_, send_offsets_);
   kernels_.sum_rows(sent, index_tensor(token_offsets_), index_tensor(slot_row_), weight, y);
 }

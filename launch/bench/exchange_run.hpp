@@ -67,6 +67,7 @@ class ExchangeRun {
   Task<void> to_experts(Dispatch::Meanwhile meanwhile);
   Task<void> to_tokens();
   void run(Task<void> task);
+  void forget(const Tensor& output) const;  // fills it with NaN
 
   const Communicator& world_;
   Lane lane_;

@@ -6,8 +6,10 @@
 //
 // A call may return before it is done, as on a device. Calls are done one after the other, so kernels need not care; the host
 // must, for tensors of memory():
-//   - it reads what kernels wrote when launched() of that time is complete, or after synchronize();
-//   - it writes where nothing that was launched reads or writes: after synchronize(), or in Arena::take_host.
+//   - where memory().is_on_host() is false it reads and writes copies: Memory::read and write, OnHost, host_side();
+//   - Arena::take_result is for what both use: it reads when launched() of that time is complete, or after synchronize(), and
+//     writes where nothing that was launched reads or writes;
+//   - Arena::take_host is for what it alone writes.
 // In memory of the host a call has read and written what it will when it returns.
 #pragma once
 
@@ -231,7 +233,7 @@ class Kernels {
   // --- vocabulary -------------------------------------------------------------------------------------------------
   // y[T,H] = table[ids[t], :]; ids is i32[T], every id in [0, V)
   virtual void embedding(const Tensor& ids, const Tensor& table, const Tensor& y) const = 0;
-  // adds dy rows to dtable[V,H], in token order
+  // adds dy rows to dtable[V,H], in token order; the host reads ids
   virtual void embedding_grad(const Tensor& ids, const Tensor& dy, const Tensor& dtable) const = 0;
   // losses[T] = logsumexp(logits[t]) - logits[t, targets[t]]; a target of -1 gives 0. targets is i32[T].
   virtual void cross_entropy(const Tensor& logits, const Tensor& targets, const Tensor& losses) const = 0;

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "layers/moe/experts.hpp"
 
+#include "layers/tensor/on_host.hpp"
+
 namespace cadre {
 
 Experts::Experts(const std::string& prefix, const ExpertMap& map, int rank, const ExpertOptions& options)
@@ -46,11 +48,12 @@ void Experts::run(Context& ctx, size_t expert, const Tensor& x, Saved& saved, co
     return;
   }
   const uint64_t version = chosen.version();
-  ctx.kernels.synchronize();
-  if (cache->find(&chosen, version, x, y)) return;
+  Memory& memory = ctx.kernels.memory();
+  const OnHost rows(x, memory);
+  OnHost found(y, memory);
+  if (cache->find(&chosen, version, *rows, *found)) return found.put_back();
   saved.experts[expert] = chosen.forward_into(ctx, x, y);
-  ctx.kernels.synchronize();
-  cache->keep(&chosen, version, x, y);
+  cache->keep(&chosen, version, *rows, *OnHost(y, memory));
 }
 
 Tensor Experts::input_grad(Context& ctx, Saved& saved, const Tensor& dy) const {

@@ -37,10 +37,10 @@ InnerMixture::InnerMixture(const std::string& prefix, const ExpertOptions& optio
 void InnerMixture::choose(Context& ctx, const Tensor& x, Saved& saved) const {
   Context products = ctx.fp32();
   const int64_t rows = x.dim(0);
-  const Tensor logits = gate_.forward(products, x, saved.gate);
-  saved.scores = ctx.arena.take("experts", ctx.dtype, {rows, options_.inner_experts});
-  saved.ids = ctx.arena.take("experts", DType::i32, {rows, options_.inner_top_k});
-  saved.weights = ctx.arena.take("experts", ctx.dtype, {rows, options_.inner_top_k});
+  const Tensor logits = host_side(ctx, "experts", gate_.forward(products, x, saved.gate));
+  saved.scores = ctx.arena.take_result("experts", ctx.dtype, {rows, options_.inner_experts});
+  saved.ids = ctx.arena.take_result("experts", DType::i32, {rows, options_.inner_top_k});
+  saved.weights = ctx.arena.take_result("experts", ctx.dtype, {rows, options_.inner_top_k});
   std::vector<int64_t> bad;
   ctx.kernels.synchronize();
   if (!ctx.arena.is_dry_run()) bad = rows_not_finite(logits);
@@ -48,7 +48,7 @@ void InnerMixture::choose(Context& ctx, const Tensor& x, Saved& saved) const {
   ctx.kernels.softmax(logits, saved.scores);
   ctx.kernels.top_k(saved.scores, Tensor(), saved.ids);
   if (!ctx.arena.is_dry_run()) routing_weights(weights_of(options_), saved.scores, saved.ids, saved.weights);
-  fill_with_nan(bad, saved.weights);
+  fill_with_nan(bad, saved.weights, ctx.kernels.memory());
   saved.batch = batch_of(ctx, saved.ids, options_.inner_experts);
   saved.experts.offsets = saved.batch.expert_offsets;
 }
@@ -66,8 +66,8 @@ void InnerMixture::input_grad_into(Context& ctx, Saved& saved, const Tensor& dy,
   const Tensor weights = saved.weights.reshape({num_slots, 1});
   const Tensor place_weight = ctx.arena.take("experts", ctx.dtype, {num_slots, 1});
   const Tensor d_out = ctx.arena.take("experts", ctx.dtype, {num_slots, options_.ffn.hidden});
-  const Tensor dweights = ctx.arena.take("experts", ctx.dtype, {saved.weights.dim(0), options_.inner_top_k});
-  const Tensor dscores = ctx.arena.take("experts", ctx.dtype, {saved.scores.dim(0), options_.inner_experts});
+  const Tensor dweights = ctx.arena.take_result("experts", ctx.dtype, {saved.weights.dim(0), options_.inner_top_k});
+  const Tensor dscores = ctx.arena.take_result("experts", ctx.dtype, {saved.scores.dim(0), options_.inner_experts});
   const Tensor dlogits = ctx.arena.take("experts", ctx.dtype, {saved.scores.dim(0), options_.inner_experts});
   ctx.kernels.gather_rows(weights, index_tensor(batch.place_slot), Tensor(), place_weight);
   ctx.kernels.gather_rows(dy, index_tensor(batch.place_row), place_weight.reshape({num_slots}), d_out);

@@ -242,7 +242,7 @@ void Losses::begin_sequences(LaneContext& ctx, const Routing& routing, Saved& sa
   const ArenaScope scope(ctx.arena);
   Tensor best = routing.best;
   if (!best.defined()) {
-    best = ctx.arena.take("router", DType::i32, {routing.num_tokens(), top_k_});
+    best = ctx.arena.take_result("router", DType::i32, {routing.num_tokens(), top_k_});
     ctx.kernels.top_k(routing.scores, Tensor(), best);
   }
   if (ctx.arena.is_dry_run()) return;

@@ -1,8 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "layers/moe/moe_layer.hpp"
 
+#include <numeric>
+#include <vector>
+
 #include "comm/base/check.hpp"
 #include "layers/moe/not_finite.hpp"
+#include "layers/moe/rows.hpp"
 #include "layers/tensor/tensor.hpp"
 
 namespace cadre {
@@ -61,8 +65,7 @@ Task<Tensor> MoeLayer::forward(LaneContext& ctx, Tensor x, Saved& saved) const {
                             : experts_->forward(ctx, x, routed.ids, routed.weights, saved, meanwhile);
   const Tensor y = co_await result;
   if (shared_) ctx.kernels.add(y, shared_y, y);
-  if (!saved.router.scorer.not_finite.empty()) ctx.kernels.synchronize();
-  fill_with_nan(saved.router.scorer.not_finite, y);
+  fill_with_nan(saved.router.scorer.not_finite, y, ctx.kernels.memory());
 
   ctx.lane.enter("expert counts");
   router_.finish_losses(ctx, saved.router, co_await std::move(counted));
@@ -110,10 +113,10 @@ Experts& MoeLayer::whole_experts() {
 Tensor MoeLayer::scaled_shared(LaneContext& ctx, const Tensor& rows) const {
   if (options_.shared_scale == 1.0) return rows;
   const Tensor scaled = ctx.arena.take("moe", ctx.dtype, {rows.dim(0), rows.dim(1)});
-  ctx.kernels.synchronize();
-  for (int64_t i = 0; !ctx.arena.is_dry_run() && i < rows.numel(); ++i) {
-    set_element(scaled, i, element(rows, i) * options_.shared_scale);
-  }
+  std::vector<int32_t> index(static_cast<size_t>(rows.dim(0)));
+  std::iota(index.begin(), index.end(), 0);
+  const std::vector<double> scales(index.size(), options_.shared_scale);
+  ctx.kernels.gather_rows(rows, index_tensor(index), weight_tensor(ctx, scales), scaled);
   return scaled;
 }
 

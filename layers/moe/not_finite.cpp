@@ -31,13 +31,9 @@ void zero_rows(const std::vector<int64_t>& rows, const Tensor& x) {
   for (const int64_t t : rows) x.rows(t, 1).fill_zero();
 }
 
-void fill_with_nan(const std::vector<int64_t>& rows, const Tensor& x) {
-  if (rows.empty()) return;
-  with_element_type(x, [&]<class T>(std::type_identity<T>) {
-    for (const int64_t t : rows) {
-      std::fill_n(x.rows(t, 1).data<T>(), x.dim(1), std::numeric_limits<T>::quiet_NaN());
-    }
-  });
+// All bits set are a NaN of any type.
+void fill_with_nan(const std::vector<int64_t>& rows, const Tensor& x, Memory& memory) {
+  for (const int64_t t : rows) memory.fill(x.rows(t, 1).raw(), std::byte{0xff}, x.row_bytes());
 }
 
 }  // namespace cadre

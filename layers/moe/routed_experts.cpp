@@ -61,7 +61,7 @@ Task<Tensor> RoutedExperts::forward(LaneContext& ctx, Tensor x, Tensor ids, Tens
   }
   ctx.lane.enter("combine");
   if (ctx.training && options_.diversity > 0.0) {
-    saved.slot_out = ctx.arena.take("moe", ctx.dtype, {dispatch.plan().num_slots(), saved.expert_out.dim(1)});
+    saved.slot_out = ctx.arena.take_result("moe", ctx.dtype, {dispatch.plan().num_slots(), saved.expert_out.dim(1)});
   }
   Task<Tensor> combined = combine(ctx, saved.expert_out, Weighted::yes, dispatch, saved.slot_out);
   co_return co_await combined;
@@ -148,7 +148,7 @@ Task<Tensor> RoutedExperts::combine(LaneContext& ctx, Tensor places, Weighted we
 Task<void> RoutedExperts::add_diversity_grad(LaneContext& ctx, Tensor d_out, const Saved& saved) const {
   Dispatch& dispatch = *saved.dispatch;
   const int64_t width = d_out.dim(1);
-  const Tensor grads = ctx.arena.take("moe", ctx.dtype, {dispatch.plan().num_slots(), width});
+  const Tensor grads = ctx.arena.take_result("moe", ctx.dtype, {dispatch.plan().num_slots(), width});
   const Tensor arrived = ctx.arena.take("experts", ctx.dtype, {d_out.dim(0), width});
   ctx.kernels.synchronize();
   if (!ctx.arena.is_dry_run()) {

@@ -57,12 +57,12 @@ void Router::set_dead(const std::vector<int>& experts) {
 
 Task<void> Router::forward(LaneContext& ctx, const Tensor& x, Saved& saved) const {
   const int64_t num_tokens = x.dim(0);
-  scorer_.forward(ctx, x, saved.scorer);
+  saved.at_once = can_route_at_once(ctx);
+  scorer_.forward(ctx, x, /*for_host=*/!saved.at_once || losses_.need_logits(), saved.scorer);
   saved.logits = saved.scorer.logits;
   saved.scores = saved.scorer.scores;
   saved.ids = ctx.arena.take_result("router", DType::i32, {num_tokens, num_slots()});
   saved.weights = ctx.arena.take_result("router", ctx.dtype, {num_tokens, num_slots()});
-  saved.at_once = can_route_at_once(ctx);
   if (saved.at_once) {
     Task<void> route = route_at_once(ctx, saved);
     co_await route;

@@ -9,6 +9,7 @@
 #include "comm/base/random.hpp"
 #include "layers/moe/not_finite.hpp"
 #include "layers/moe/two_level.hpp"
+#include "layers/tensor/on_host.hpp"
 #include "layers/tensor/tensor.hpp"
 
 namespace cadre {
@@ -19,6 +20,11 @@ uint64_t key_of(const TokenFacts& tokens, int64_t t) { return static_cast<uint64
 Tensor like(Context& ctx, const Tensor& other) {
   return ctx.arena.take("router", ctx.dtype, {other.dim(0), other.dim(1)});
 }
+// For what the host computes.
+Tensor host_like(Context& ctx, const Tensor& other) {
+  return ctx.arena.take_result("router", ctx.dtype, {other.dim(0), other.dim(1)});
+}
+Tensor on_host_side(Context& ctx, const Tensor& tensor) { return host_side(ctx, "router", tensor); }
 
 void check_finite(const std::vector<int64_t>& not_finite, int64_t num_tokens, const std::string& prefix,
                   const TokenFacts& tokens) {
@@ -113,29 +119,34 @@ Scorer::Scorer(const std::string& prefix, const ScoreOptions& options) : prefix_
   if (options.noise) noise_.emplace_back(prefix + ".noise", options.hidden, options.num_experts, 0.0);
 }
 
-void Scorer::forward(LaneContext& ctx, const Tensor& input, Saved& saved) const {
+void Scorer::forward(LaneContext& ctx, const Tensor& input, bool for_host, Saved& saved) const {
   Tensor x = input;
   if (ctx.training && options_.jitter > 0.0) {
-    saved.factors = like(ctx, x);
-    x = like(ctx, x);
+    const Tensor seen = on_host_side(ctx, input);
+    saved.factors = host_like(ctx, x);
+    x = host_like(ctx, x);
     if (!ctx.arena.is_dry_run()) {
       ctx.kernels.synchronize();
       draw_jitter(options_.jitter, prefix_, ctx.tokens, saved.factors);
-      multiply(input, saved.factors, x);
+      multiply(seen, saved.factors, x);
     }
   }
   saved.logits = gate(ctx, x, saved);
-  if (ctx.training && options_.noise) add_noise(ctx, x, saved);
-  saved.scores = like(ctx, saved.logits);
+  const bool noisy = ctx.training && options_.noise;
+  if (for_host || noisy) saved.logits = on_host_side(ctx, saved.logits);
+  if (noisy) add_noise(ctx, x, saved);
+  saved.scores = for_host ? host_like(ctx, saved.logits) : like(ctx, saved.logits);
 }
 
 int64_t Scorer::check(const LaneContext& ctx, std::span<const uint8_t> alive, Saved& saved) const {
   if (ctx.arena.is_dry_run()) return 0;
-  saved.not_finite = rows_not_finite(saved.logits);
-  if (!ctx.training) check_finite(saved.not_finite, saved.logits.dim(0), prefix_, ctx.tokens);
-  zero_rows(saved.not_finite, saved.logits);
-  if (alive.empty()) return 0;
-  return leave_out(alive, saved.logits);
+  OnHost logits(saved.logits, ctx.kernels.memory());
+  saved.not_finite = rows_not_finite(*logits);
+  if (!ctx.training) check_finite(saved.not_finite, logits->dim(0), prefix_, ctx.tokens);
+  zero_rows(saved.not_finite, *logits);
+  const int64_t num_lost = alive.empty() ? 0 : leave_out(alive, *logits);
+  if (!alive.empty() || !saved.not_finite.empty()) logits.put_back();
+  return num_lost;
 }
 
 void Scorer::score(Context& ctx, std::span<const uint8_t> alive, const Saved& saved) const {
@@ -161,8 +172,9 @@ Tensor Scorer::gate(Context& ctx, Tensor x, Saved& saved) const {
     x = layers_[i].forward(products, x, saved.layers[i]);
   }
   if (coarse_.empty()) return x;
-  const Tensor coarse = coarse_.front().forward(products, input, saved.coarse);
-  saved.within_group = like(ctx, x);
+  const Tensor coarse = on_host_side(ctx, coarse_.front().forward(products, input, saved.coarse));
+  x = on_host_side(ctx, x);
+  saved.within_group = host_like(ctx, x);
   if (ctx.arena.is_dry_run()) return x;
   ctx.kernels.synchronize();
   join_levels(coarse, x, saved.within_group);
@@ -172,9 +184,9 @@ Tensor Scorer::gate(Context& ctx, Tensor x, Saved& saved) const {
 void Scorer::add_noise(LaneContext& ctx, const Tensor& x, Saved& saved) const {
   Context products = ctx.fp32();
   saved.clean = saved.logits;
-  saved.noise_input = noise_.front().forward(products, x, saved.noise);
-  saved.normal = like(ctx, saved.clean);
-  saved.logits = like(ctx, saved.clean);
+  saved.noise_input = on_host_side(ctx, noise_.front().forward(products, x, saved.noise));
+  saved.normal = host_like(ctx, saved.clean);
+  saved.logits = host_like(ctx, saved.clean);
   if (ctx.arena.is_dry_run()) return;
   ctx.kernels.synchronize();
   draw_noise(prefix_, ctx.tokens, saved);
@@ -199,7 +211,8 @@ Tensor Scorer::input_grad_of_logits(Context& ctx, Saved& saved, Tensor d, const 
     dx = linear.input_grad(products, of, dy);
   };
   if (saved.noise_input.defined()) {
-    const Tensor dv = like(ctx, d);
+    d = on_host_side(ctx, d);
+    const Tensor dv = host_like(ctx, d);
     if (!ctx.arena.is_dry_run()) {
       ctx.kernels.synchronize();
       through_noise(saved, grads, d, dv);
@@ -207,7 +220,8 @@ Tensor Scorer::input_grad_of_logits(Context& ctx, Saved& saved, Tensor d, const 
     add_dx(noise_.front(), saved.noise, dv);
   }
   if (!coarse_.empty()) {
-    const Tensor d_coarse = ctx.arena.take("router", ctx.dtype, {d.dim(0), options_.coarse_groups});
+    d = on_host_side(ctx, d);
+    const Tensor d_coarse = ctx.arena.take_result("router", ctx.dtype, {d.dim(0), options_.coarse_groups});
     if (!ctx.arena.is_dry_run()) {
       ctx.kernels.synchronize();
       join_levels_grad(saved.within_group, d, d_coarse);
@@ -220,6 +234,7 @@ Tensor Scorer::input_grad_of_logits(Context& ctx, Saved& saved, Tensor d, const 
   }
   add_dx(layers_.front(), saved.layers.front(), d);
   if (saved.factors.defined() && !ctx.arena.is_dry_run()) {
+    dx = on_host_side(ctx, dx);
     ctx.kernels.synchronize();
     multiply(dx, saved.factors, dx);
   }

@@ -48,7 +48,8 @@ class Scorer {
   };
 
   // The logits, and room for the scores.
-  void forward(LaneContext& ctx, const Tensor& x, Saved& saved) const;
+  // for_host: the host reads logits and scores.
+  void forward(LaneContext& ctx, const Tensor& x, bool for_host, Saved& saved) const;
   // Once the logits are computed. `alive` [E], or empty: all. Returns how many tokens have their largest logit at an
   // expert that is not. When a logit is not finite: in training see Saved, so that all ranks get to the end of the step and
   // skip it together; else throws ErrorKind::numerics with the number of tokens and the first of them.

@@ -5,6 +5,7 @@
 
 #include <optional>
 #include <string>
+#include <string_view>
 #include <utility>
 
 #include "layers/kernels/kernels.hpp"
@@ -41,6 +42,14 @@ struct Context {
   // The same with products in fp32, as all of a router are.
   Context fp32() const { return {kernels.fp32(), arena, dtype, recomputes_activations}; }
 };
+
+// The same values where the host may use them too, behind the kernels before: there, or in a copy.
+inline Tensor host_side(Context& ctx, std::string_view label, const Tensor& tensor) {
+  if (ctx.kernels.memory().is_on_host()) return tensor;
+  const Tensor copy = ctx.arena.take_result(label, tensor.dtype(), {tensor.dim(0), tensor.row_numel()});
+  ctx.kernels.copy(tensor, copy);
+  return copy;
+}
 
 // Calls `write(accumulate)` so that the first gradient of a step overwrites and the later ones add: gradients need no
 // pass that clears them. For kernels that only add, see cleared_grad.

@@ -45,8 +45,7 @@ class Arena {
   // of the device take a copy when they are called.
   Tensor take_host(std::string_view label, DType dtype, std::initializer_list<int64_t> shape);
 
-  // The same for a tensor that kernels write and the host reads: in memory of the device's side that both reach, whose pages
-  // stay with the host.
+  // The same for a tensor that both use, kernels and the host: in memory that both reach, over a bus from the device.
   Tensor take_result(std::string_view label, DType dtype, std::initializer_list<int64_t> shape);
 
   // Where the next tensor is carved from.

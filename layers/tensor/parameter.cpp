@@ -7,6 +7,7 @@
 
 #include "comm/base/check.hpp"
 #include "comm/base/random.hpp"
+#include "layers/tensor/on_host.hpp"
 
 namespace cadre {
 
@@ -82,14 +83,19 @@ void ParameterStore::allocate(DType dtype, bool with_grad, bool dry_run, Memory&
   memory_ = &memory;
   parameter_start_ = lay_out();
   const std::vector<size_t>& offsets = parameter_start_;
-  values_ = Buffer(dry_run ? 0 : value_bytes(), memory);
+  const size_t buffers_start = group_start_[kNumTrainedGroups];
+  values_ = Buffer(dry_run ? 0 : buffers_start, memory);
+  buffers_ = Buffer(dry_run ? 0 : value_bytes() - buffers_start, memory.for_results());
   grads_ = Buffer(dry_run ? 0 : grad_bytes(), memory);
   memory.fill(grads_.data(), std::byte{0}, grads_.bytes());
 
   for (size_t i = 0; i < parameters_.size(); ++i) {
     Parameter& parameter = *parameters_[i];
     const bool trained = parameter.placement != Placement::buffer;
-    parameter.value = parameter.value.with_memory(dry_run ? nullptr : values_.data() + offsets[i], dtype);
+    const auto value = [&] {
+      return trained ? values_.data() + offsets[i] : buffers_.data() + (offsets[i] - buffers_start);
+    };
+    parameter.value = parameter.value.with_memory(dry_run ? nullptr : value(), dtype);
     parameter.grad = Tensor();
     if (with_grad && trained) {
       parameter.grad = parameter.value.with_memory(dry_run ? nullptr : grads_.data() + offsets[i], dtype);
@@ -120,16 +126,16 @@ std::vector<size_t> ParameterStore::lay_out() {
 }
 
 void ParameterStore::initialise(uint64_t seed) {
-  if (values_.empty()) return;
-  memory_->synchronize();
+  if (values_.empty() && buffers_.empty()) return;
   for (Parameter* parameter : parameters_) {
     for (const ParameterPart& part : parameter->parts) {
-      const Tensor rows = parameter->value.rows(part.first_row, part.num_rows);
+      OnHost rows(parameter->value.rows(part.first_row, part.num_rows), *memory_);
       if (dtype_ == DType::f64) {
-        initialise_part<double>(parameter->init, part, rows, seed);
+        initialise_part<double>(parameter->init, part, *rows, seed);
       } else {
-        initialise_part<float>(parameter->init, part, rows, seed);
+        initialise_part<float>(parameter->init, part, *rows, seed);
       }
+      rows.put_back();
     }
     ++parameter->version;
   }

@@ -76,8 +76,8 @@ Parameter make_weight(std::initializer_list<std::pair<std::string, int64_t>> par
 // A vector [size] without weight decay: the gain or offset of a norm, a bias.
 Parameter make_vector(std::string name, int64_t size, Init::Kind init, Placement placement = Placement::shared);
 
-// Gives memory to the parameters of a rank: one buffer of values, one of gradients, each ordered shared, expert,
-// buffer, so that every group that is reduced together is one span. The parameters stay where they are (in their
+// Gives memory to the parameters of a rank: one buffer of values, one of gradients, each ordered shared, expert, and one of
+// buffers, so that every group that is reduced together is one span. The parameters stay where they are (in their
 // modules) and must not move once added.
 class ParameterStore {
  public:
@@ -157,6 +157,7 @@ class ParameterStore {
   Memory* memory_ = &host_memory();
   std::array<size_t, kNumGroups + 1> group_start_{};  // bytes
   Buffer values_;
+  Buffer buffers_;  // values that the host uses too
   Buffer grads_;
 };
 

@@ -8,6 +8,7 @@
 #include <set>
 #include <string_view>
 
+#include "layers/tensor/on_host.hpp"
 #include "runtime/checkpoint/safetensors.hpp"
 #include "runtime/checkpoint/stored_values.hpp"
 
@@ -25,7 +26,6 @@ void append_parts(const Parameter& parameter, const Tensor& whole, std::string_v
 }  // namespace
 
 std::vector<NamedTensor> name_values(const ParameterStore& store, const ParameterChoice& chosen) {
-  store.memory().synchronize();
   std::vector<NamedTensor> tensors;
   for (const Parameter* parameter : store.parameters()) {
     if (chosen(*parameter)) append_parts(*parameter, parameter->value, "", tensors);
@@ -82,9 +82,11 @@ class TensorLoad {
     }
   }
 
-  void copy() const {
-    for (const auto& [source, memory] : copies_) {
-      memory.dtype() == DType::f32 ? source.read(memory.data<float>()) : copy_rounded(source, memory.data<bf16>());
+  void copy(Memory& memory) const {
+    for (const auto& [source, tensor] : copies_) {
+      OnHost to(tensor, memory);
+      tensor.dtype() == DType::f32 ? source.read(to->data<float>()) : copy_rounded(source, to->data<bf16>());
+      to.put_back();
     }
   }
 
@@ -165,8 +167,8 @@ Manifest load_checkpoint(const fs::path& directory, const ParameterStore& store,
   std::optional<TensorLoad> moments;
   if (optimizer != nullptr) moments.emplace(directory, kOptimizerFolder, known, name_moments(*optimizer, chosen));
 
-  values.copy();
-  if (moments) moments->copy();
+  values.copy(store.memory());
+  if (moments) moments->copy(store.memory());
   for (Parameter* parameter : store.parameters()) ++parameter->version;
   return manifest.value_or(Manifest{});
 }

@@ -80,16 +80,16 @@ int partner_before(const Topology& topology, int rank) {
   return (rank + topology.num_ranks() - partner_stride(topology)) % topology.num_ranks();
 }
 
-void PartnerCopies::copy(const std::vector<NamedTensor>& tensors, Copy& to) {
+void PartnerCopies::copy(const std::vector<NamedTensor>& tensors, Memory& memory, Copy& to) {
   to.entries.clear();
   int64_t bytes = 0;
-  for (const auto& [name, memory] : tensors) {
-    to.entries.push_back({hash_name(name), bytes, static_cast<int64_t>(memory.bytes())});
-    bytes += static_cast<int64_t>(memory.bytes());
+  for (const auto& [name, tensor] : tensors) {
+    to.entries.push_back({hash_name(name), bytes, static_cast<int64_t>(tensor.bytes())});
+    bytes += static_cast<int64_t>(tensor.bytes());
   }
   if (to.bytes.bytes() != static_cast<size_t>(bytes)) to.bytes = Buffer(static_cast<size_t>(bytes));
   for (size_t i = 0; i < tensors.size(); ++i) {
-    std::memcpy(to.bytes.data() + to.entries[i].offset, tensors[i].memory.raw(), tensors[i].memory.bytes());
+    memory.read(to.bytes.data() + to.entries[i].offset, tensors[i].memory.raw(), tensors[i].memory.bytes());
   }
 }
 
@@ -131,7 +131,7 @@ void PartnerCopies::take(const Communicator& world, double deadline_seconds, con
   State& state = states_[0].step < states_[1].step ? states_[0] : states_[1];
   if (state.step < 0) state = {};  // a death came in between: what is under way keeps that memory
   state.step = -1;
-  copy(tensors_of(store, optimizer, any_parameter), state.own);
+  copy(tensors_of(store, optimizer, any_parameter), store.memory(), state.own);
   if (world.size() > 1) {
     std::vector<NamedTensor> alone = name_values(store, is_expert);
     std::ranges::move(
@@ -139,7 +139,7 @@ void PartnerCopies::take(const Communicator& world, double deadline_seconds, con
                      [&](const Parameter& parameter) { return is_expert(parameter) || keeps_alone(parameter); }),
         std::back_inserter(alone));
     Copy copied;
-    copy(alone, copied);
+    copy(alone, store.memory(), copied);
     swap_with_partners(world, deadline_seconds, copied, state.of_partner);
   }
   state.skipped_steps = optimizer.skipped_steps();
@@ -209,7 +209,7 @@ std::optional<TrainProgress> PartnerCopies::restore(const Communicator& world, d
     const Place place = own ? here.at(keys[i]) : Place{arrived[i].data(), arrived[i].bytes(), nullptr};
     CADRE_CHECK_PEER(place.bytes == tensors[i].memory.bytes(),
                      fmt::format("{} has another size than its copy", tensors[i].name));
-    std::memcpy(tensors[i].memory.raw(), place.at, place.bytes);
+    store.memory().write(tensors[i].memory.raw(), place.at, place.bytes);
   }
   for (Parameter* parameter : store.parameters()) ++parameter->version;
   optimizer.set_history(state->skipped_steps, state->updates);

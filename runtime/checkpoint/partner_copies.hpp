@@ -57,7 +57,7 @@ class PartnerCopies {
     Copy of_partner;
   };
 
-  static void copy(const std::vector<NamedTensor>& tensors, Copy& to);
+  static void copy(const std::vector<NamedTensor>& tensors, Memory& memory, Copy& to);
   static void swap_with_partners(const Communicator& world, double deadline_seconds, const Copy& mine, Copy& theirs);
   const State* newest_of_all(const Communicator& world, double deadline_seconds) const;
 

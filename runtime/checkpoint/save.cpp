@@ -123,14 +123,14 @@ std::future<Part> at_once(const std::function<Part()>& work) {
 }
 
 // Moves the tensors into `space`, which grows where it is too small.
-void copy_into(Buffer& space, std::vector<NamedTensor>& values, std::vector<NamedTensor>& moments) {
+void copy_into(Buffer& space, Memory& memory, std::vector<NamedTensor>& values, std::vector<NamedTensor>& moments) {
   const size_t bytes = CheckpointSave::copy_bytes(values) + CheckpointSave::copy_bytes(moments);
   if (space.bytes() < bytes) space = Buffer(bytes);
   std::byte* next = space.data();
   for (std::vector<NamedTensor>* tensors : {&values, &moments}) {
     for (NamedTensor& tensor : *tensors) {
       const Tensor source = tensor.memory;
-      if (source.bytes() > 0) std::memcpy(next, source.raw(), source.bytes());
+      memory.read(next, source.raw(), source.bytes());
       tensor.memory = source.with_memory(next, source.dtype());
       next += whole_cache_lines(source.bytes());
     }
@@ -146,7 +146,8 @@ struct CheckpointSave::Job {
   bool is_first;                    // rank 0
   std::vector<NamedTensor> values;  // what this rank writes
   std::vector<NamedTensor> moments;
-  std::shared_ptr<Buffer> space;  // of the copy they lie in, if any
+  std::shared_ptr<Buffer> space;  // of the copy they lie in, where they are written while others go on
+  Buffer own_space = {};          // of the copy of what lies on a device
   fs::path staged = {};
   std::string file = {};  // of this rank
   std::vector<Shard> shards = {};
@@ -198,7 +199,12 @@ CheckpointSave::CheckpointSave(const CheckpointRanks& ranks, const fs::path& roo
       job_(new Job{root, state, keep, ranks.world.rank() == 0, name_values(store, ranks.writes),
                    name_moments(optimizer, ranks.writes), std::move(space)}) {
   std::ranges::move(name_copies(store, ranks.writes), std::back_inserter(job_->values));
-  if (job_->space) copy_into(*job_->space, job_->values, job_->moments);
+  Memory& memory = store.memory();
+  if (job_->space || !memory.is_on_host()) {
+    copy_into(job_->space ? *job_->space : job_->own_space, memory, job_->values, job_->moments);
+  } else {
+    memory.synchronize();
+  }
   begin(Stage::stage);
 }
 

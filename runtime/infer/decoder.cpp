@@ -102,7 +102,7 @@ Task<void> Decoder::read_into(Tensor& logits, LaneContext& ctx, const std::vecto
   const auto num_wanted = static_cast<int64_t>(wanted.size());
   const Tensor rows = take(num_wanted);
   ctx.kernels.gather_rows(hidden, Tensor(wanted.data(), DType::i32, {num_wanted}), Tensor(), rows);
-  logits = worker_.model().last_stage().logits(ctx, rows);
+  logits = host_side(ctx, "decode", worker_.model().last_stage().logits(ctx, rows));
   Request computed = ctx.kernels.launched();
   co_await computed;
 }
@@ -148,7 +148,7 @@ Task<void> Decoder::draft_into(std::vector<std::vector<int32_t>>& drafts, LaneCo
     const auto num_texts = static_cast<int64_t>(last_rows.size());
     const Tensor last = take(num_texts);
     ctx.kernels.gather_rows(y, Tensor(last_rows.data(), DType::i32, {num_texts}), Tensor(), last);
-    const Tensor logits = stage.mtp_logits(ctx, module, last);
+    const Tensor logits = host_side(ctx, "decode", stage.mtp_logits(ctx, module, last));
     Request computed = ctx.kernels.launched();
     co_await computed;
     int64_t at = 0;
@@ -173,7 +173,9 @@ Tensor Decoder::rows_of(const NextTokens& tokens) {
     std::vector<float>& tail = slots_[slot].tail;
     const int64_t num_new = count - (slots_[slot].first - first);
     to = std::ranges::copy(tail, to).out;
-    to = std::copy_n(slots_[slot].hidden.data<float>(), num_new * width, to);
+    const Tensor fresh = slots_[slot].hidden.rows(0, num_new);
+    worker_.kernels().memory().read(reinterpret_cast<std::byte*>(to), fresh.raw(), fresh.bytes());
+    to += num_new * width;
     tail.assign(to - std::min<int64_t>(num_drafts() - 1, count) * width, to);
   }
   return rows;

@@ -5,7 +5,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <map>
 #include <optional>
 #include <span>
@@ -18,12 +17,6 @@
 
 namespace cadre {
 namespace {
-
-Buffer copy_of(const Tensor& tensor) {
-  Buffer copy(tensor.bytes());
-  if (!copy.empty()) std::memcpy(copy.data(), tensor.raw(), tensor.bytes());
-  return copy;
-}
 
 // The tokens that this rank has of each micro-batch, and what its stages make of them.
 class TokenScorer {
@@ -75,7 +68,6 @@ class TokenScorer {
     worker_.store().forget_grads();
     Executor(worker_, program_of(config_)).run(work, local, config_.parallel.overlap ? Overlap::on : Overlap::off);
     worker_.gradients().finish();
-    worker_.kernels().synchronize();
     for (const Parameter* parameter : worker_.store().parameters()) {
       if (!parameter->grad.defined() || !worker_.is_first_holder(*parameter)) continue;
       for (const ParameterPart& part : parameter->parts) {
@@ -128,6 +120,12 @@ class TokenScorer {
   static Tensor output_of(const Stage& stage, const Stage::Saved& saved, int layer, const Tensor& y) {
     if (layer + 1 < stage.layers().last) return stage.saved_of(saved, layer + 1)->attention_norm.x;
     return stage.place().is_last() ? saved.norm.x : y;
+  }
+
+  Buffer copy_of(const Tensor& tensor) const {
+    Buffer copy(tensor.bytes());
+    worker_.kernels().memory().read(copy.data(), tensor.raw(), copy.bytes());
+    return copy;
   }
 
   static Buffer widened(const Tensor& ids) {

@@ -19,9 +19,9 @@ namespace {
 
 constexpr char kDevicesHint[] = "compute.device=cpu needs none; cadre doctor says what there is";
 
-// Over MPI, through memory of the host where MPI takes no other.
-Communicator over_mpi(Communicator world, int device) {
-  if (world.transport().name() != "mpi" || mpi_reaches_devices()) return world;
+// Through memory of the host where the transport takes no other.
+Communicator staged(Communicator world, int device) {
+  if (world.transport().name() == "mpi" && mpi_reaches_devices()) return world;
   return {make_staged_transport(world.transport().split(0, world.rank()), make_cuda_copies(device)), world.name()};
 }
 
@@ -72,7 +72,7 @@ Communicator over_devices(Communicator world, const ComputeConfig& compute, cons
   }
   const std::vector<DeviceSeat> seats = take_device_seats(world);
   const int device = seats[static_cast<size_t>(world.rank())].device;
-  if (exchange.transport == "mpi") return over_mpi(std::move(world), device);
+  if (exchange.transport == "mpi") return staged(std::move(world), device);
   const std::string why_not =
       world.transport().name() == "mpi" ? why_no_nccl(discover_topology(world), seats) : "ranks are threads";
   if (why_not.empty()) {
@@ -82,7 +82,7 @@ Communicator over_devices(Communicator world, const ComputeConfig& compute, cons
     throw Error(ErrorKind::environment, fmt::format("exchange.transport = nccl: {}", why_not),
                 "exchange.transport=auto takes MPI then");
   }
-  return over_mpi(std::move(world), device);
+  return staged(std::move(world), device);
 }
 
 std::unique_ptr<Kernels> make_kernels(const Communicator& world, const ComputeConfig& config, RowBits bits) {

@@ -37,9 +37,10 @@ Task<void> forward_here(Worker& worker, LaneContext& ctx, MicroBatch& micro_batc
     x = y;
     if (stage->place().is_last() || route[at + 1] == worker.row()) continue;
     ctx.lane.enter("send activations", -1);
+    Buffer rows(x.bytes());
+    worker.kernels().memory().read(rows.data(), x.raw(), rows.bytes());
     Request sent;
-    if (x.bytes() > 0)
-      sent = pipeline.send({x.raw(), x.bytes()}, ctx.arena.owner(), route[at + 1], stage->place().index + 1);
+    if (!rows.empty()) sent = pipeline.send(rows.span(), rows.share(), route[at + 1], stage->place().index + 1);
     co_await sent;
   }
 }

@@ -361,7 +361,7 @@ void ProgramRun::hand_on(Work done, const Tensor& rows) {
   const auto next = work_after(program_, done);
   if (!next || !rows.defined()) return;
   Buffer copy(rows.bytes());
-  if (!copy.empty()) std::memcpy(copy.data(), rows.raw(), rows.bytes());
+  worker_.kernels().memory().read(copy.data(), rows.raw(), rows.bytes());
   rows_[index_of(program_, *next)].memory = std::move(copy);
 }
 

@@ -2,7 +2,6 @@
 #include "runtime/train/gradient_reduction.hpp"
 
 #include <algorithm>
-#include <cstring>
 #include <iterator>
 #include <utility>
 
@@ -218,7 +217,7 @@ std::vector<HeldValues> GradientReduction::replicated_grads(int stored_bucket) {
   std::vector<HeldValues> held;
   for (Parameter* parameter : store_.parameters_of(stored_bucket)) {
     if (parameter->holders.size() < 2) continue;
-    held.push_back({elements_of(parameter->grad), store_.grad_owner(), parameter->holders});
+    held.push_back({elements_of(parameter->grad), store_.grad_owner(), parameter->holders, &store_.memory()});
   }
   return held;
 }
@@ -229,7 +228,7 @@ std::vector<HeldValues> GradientReduction::embedding_grads(Stage& stage, int sto
   if (!embedding_group_) return held;
   for (Parameter* parameter : store_.parameters_of(stored_bucket)) {
     if (parameter != stage.embedding_table() && parameter != stage.embedding_copy()) continue;
-    held.push_back({elements_of(parameter->grad), store_.grad_owner(), embedding_rows_});
+    held.push_back({elements_of(parameter->grad), store_.grad_owner(), embedding_rows_, &store_.memory()});
   }
   return held;
 }
@@ -240,8 +239,8 @@ void GradientReduction::add_embedding_copy() {
   const Parameter* const copy = model_.stages().back()->embedding_copy();
   if (table == nullptr || copy == nullptr) return;
   lanes_.kernels().add(table->grad, copy->grad, table->grad);
+  lanes_.kernels().copy(table->grad, copy->grad);
   lanes_.kernels().synchronize();
-  std::memcpy(copy->grad.raw(), table->grad.raw(), table->grad.bytes());
 }
 
 void GradientReduction::finish() {

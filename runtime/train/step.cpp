@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "layers/tensor/on_host.hpp"
 #include "runtime/checkpoint/file.hpp"
 
 namespace cadre {
@@ -63,10 +64,11 @@ double gradient_norm(Worker& worker) {
 }
 
 uint64_t gradient_hash(Worker& worker) {
-  worker.kernels().synchronize();
   Digester digester;
   for (const Parameter* parameter : worker.store().parameters()) {
-    if (parameter->grad.defined()) digester.append({parameter->grad.raw(), parameter->grad.bytes()});
+    if (!parameter->grad.defined()) continue;
+    const OnHost grad(parameter->grad, worker.store().memory());
+    digester.append({grad->raw(), grad->bytes()});
   }
   return digester.digest().xxh64;
 }

@@ -303,6 +303,18 @@ TEST(Exchange, hierarchical_adds_the_sums_of_a_host_in_the_order_of_ranks) {
   if (test::num_hosts() == 1) test::on_ranks(body, {4});
 }
 
+// Both read rows where they lie, which no host does on a device.
+TEST(Exchange, shared_memory_is_refused_for_rows_of_a_device) {
+  test::on_one_rank([](Communicator world) {
+    for (const char* strategy : {"shared", "hierarchical"}) {
+      ExchangeSetup setup =
+          test::setup_of(world, Topology::uniform(1, 1), {.max_tokens = 4, .top_k = 4, .row_bytes = 128});
+      setup.device_codec = &host_codec();
+      EXPECT_THROW(make_exchange(strategy, setup), Error);
+    }
+  });
+}
+
 // Dispatch after dispatch, with nothing in between that would hold the fast ranks back: they are one ahead of those that
 // read late, which still find the rows, and the notices that say where they are, of the dispatch before.
 TEST(Exchange, ranks_may_run_one_dispatch_ahead_of_those_that_read_late) {

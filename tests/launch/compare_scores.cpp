@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// Compares what `cadre score` wrote with what is expected: compare_scores ACTUAL EXPECTED. Prints each tensor
-// that differs, and how many were compared; the exit code is 1 when any differs.
+// Compares what `cadre score` wrote with what is expected: compare_scores ACTUAL EXPECTED [TOLERANCE]. Prints each tensor
+// that differs by more than it may, or than TOLERANCE, and how many were compared; the exit code is 1 when any differs.
 #include <fmt/format.h>
+
+#include <string>
 
 #include "tests/support/score_comparison.hpp"
 
@@ -11,7 +13,9 @@ int main(int argc, char** argv) {
   const SafetensorsReader actual(argv[1]);
   const SafetensorsReader expected(argv[2]);
   const auto wanted = test::tensors_of(expected);
-  const auto lines = test::differences_of(test::tensors_of(actual), wanted, test::kFp32Tolerance);
+  test::ScoreTolerance tolerance = test::kFp32Tolerance;
+  if (argc > 3) tolerance.values = tolerance.loss = tolerance.gradients = std::stod(argv[3]);
+  const auto lines = test::differences_of(test::tensors_of(actual), wanted, tolerance);
   for (const std::string& line : lines) fmt::print("{}\n", line);
   fmt::print("{} tensors compared\n", wanted.size());
   return lines.empty() ? 0 : 1;

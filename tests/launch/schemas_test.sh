@@ -27,6 +27,7 @@ written bench.overlap "$folder/overlap" bench overlap "${small[@]}" --json "$fol
 written bench.layer "$folder/layer" bench layer "${small[@]}" --ffn 32 --experts 4 --top-k 2 --json "$folder/layer"
 written bench.router "$folder/router" bench router "${small[@]}" --experts 16 --top-k 2 --json "$folder/router"
 written bench.permute "$folder/permute" bench permute "${small[@]}" --experts 8 --top-k 2 --json "$folder/permute"
+written bench.attention "$folder/attention" bench attention --length 24 --heads 2 --head-dim 6 --value-dim 4 --iterations 1 --json "$folder/attention"
 written bench.gemm "$folder/gemm" bench gemm --part all --rows 16 --tokens 5 --out 16 --in 24 --experts 3 --iterations 1 --json "$folder/gemm"
 written plan.dispatch "$folder/dispatch" plan dispatch --tokens 100 --experts 16 --top-k 2 --ranks 4 --hosts 2 --json "$folder/dispatch"
 written plan.memory "$folder/memory" plan memory "$folder/run.toml" --ranks 4 --limit 0.01 --json "$folder/memory"

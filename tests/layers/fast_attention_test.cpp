@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <string>
 #include <tuple>
 
 #include "layers/kernels/kernels.hpp"
@@ -38,6 +39,8 @@ const AttentionShape kShapes[] = {
     shape_of(1, 3, 3, 3, 1, 1, 192),       shape_of(0, 4, 4, 4, 2, 2, 8),
     shape_of(2, 70, 70, 70, 3, 3, 24, 17),  // values narrower than keys, as in latent attention
     shape_of(2, 5, 11, 12, 4, 1, 6, 13),    // and wider, a chunk of one shared head
+    shape_of(1, 300, 310, 310, 2, 1, 6),    // more rows than a tile of a GPU, of heads together
+    shape_of(2, 270, 270, 270, 4, 2, 5),    // and of heads one after the other
 };
 
 class FastAttention : public testing::TestWithParam<std::tuple<test::FastBackEnd, AttentionShape>> {
@@ -136,7 +139,8 @@ TEST_P(FastAttention, ValuesMayBePartOfTheKeys) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Shapes, FastAttention,
-                         testing::Combine(test::each_fast_back_end(), testing::ValuesIn(kShapes)));
+                         testing::Combine(test::each_fast_back_end(), testing::ValuesIn(kShapes)),
+                         [](const auto& one) { return std::get<0>(one.param).name + std::to_string(one.index); });
 
 }  // namespace
 }  // namespace cadre

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Bodies of GPU kernels that do what layers/moe and the CPU's fp8 do on the host: the router in one kernel, rounding to fp8.
+// Bodies of GPU kernels that do what layers/moe and the CPU's fp8 do on the host: the router in one kernel, rounding to fp8;
+// and the tiles of attention.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -8,6 +9,7 @@
 #include <vector>
 
 #include "layers/kernels/cpu/narrow.hpp"
+#include "layers/kernels/gpu/attention.hpp"
 #include "layers/kernels/gpu/fp8.hpp"
 #include "layers/kernels/gpu/router.hpp"
 #include "layers/kernels/gpu/staging.hpp"
@@ -51,6 +53,92 @@ struct Pieces {
   }
   Tensor scores, ids, weights;
 };
+
+// Tiles of attention: every query of every head is in one, which ends with the last key that it sees, begins where its first
+// row lies, and has no more scores than there is room for.
+void expect_tiles_to_cover(const AttentionShape& shape) {
+  const gpu::AttentionPlan plan(shape);
+  constexpr int64_t kDim = 3;
+  std::vector<int> covered(static_cast<size_t>(shape.batch * shape.q_len * shape.num_heads));
+  gpu::each_tile(plan, [&](const gpu::AttentionTile& tile) {
+    ASSERT_TRUE(tile.count == 1 || tile.count * tile.rows * tile.row_floats() <= gpu::kScoreFloats);
+    ASSERT_EQ(tile.num_seen(tile.rows - 1), tile.keys);
+    ASSERT_EQ(tile.query_start(kDim), tile.output_row(0) * kDim);
+    const gpu::MatrixStrides queries = plan.query_strides(kDim);
+    const gpu::MatrixStrides keys = plan.key_strides(kDim);
+    for (int64_t row = 0; row < tile.count * tile.rows; ++row) {
+      const int64_t start = tile.query_start(kDim) + row / tile.rows * queries.matrix + row % tile.rows * queries.row;
+      ASSERT_EQ(start, tile.output_row(row) * kDim);
+      const int64_t kv_head = tile.head_of(row) / (shape.num_heads / shape.num_kv_heads);
+      ASSERT_EQ(tile.key_start(shape.kv_stride, kDim) + row / tile.rows * keys.matrix,
+                (tile.sequence_of(row) * shape.kv_stride * shape.num_kv_heads + kv_head) * kDim);
+      ASSERT_EQ(tile.num_seen(row), shape.kv_len - shape.q_len + tile.query_of(row) + 1);
+      ++covered[static_cast<size_t>(tile.output_row(row))];
+    }
+  });
+  EXPECT_EQ(std::ranges::count(covered, 1), static_cast<int64_t>(covered.size()));
+}
+
+TEST(GpuAttention, TilesCoverEveryQueryOnce) {
+  const auto shape = [](int64_t batch, int64_t q_len, int64_t kv_len, int64_t heads, int64_t kv_heads) {
+    return AttentionShape{batch, q_len, kv_len, kv_len + 5, heads, kv_heads, 3, 3, 1.0};
+  };
+  expect_tiles_to_cover(shape(2, 4096, 4096, 16, 16));  // some heads of a sequence at once
+  expect_tiles_to_cover(shape(2, 600, 700, 12, 3));     // heads of a key one after the other
+  expect_tiles_to_cover(shape(3, 1, 90, 12, 3));        // in decoding, together
+  expect_tiles_to_cover(shape(5, 7, 5000, 128, 1));     // latent attention
+  expect_tiles_to_cover(shape(70, 1, 40'000, 128, 1));  // some sequences at once
+  expect_tiles_to_cover(shape(2, 3, 3, 1, 1));
+}
+
+// With bf16 in the products and operands that have those bits, what is rounded are probabilities and gradients of scores:
+// by 2^-9 of themselves each, at random. Decoding reads few rows of queries, and rounds nothing.
+TEST(GpuAttention, RoundsProbabilitiesToBf16) {
+  for (const int64_t q_len : {int64_t{40}, int64_t{1}}) {
+    const AttentionShape shape = {2, q_len, 60, 60, 4, 2, 24, 24, 0.2};
+    Arena arena(Arena::Mode::real, /*poison=*/true);
+    const auto take = [&](int64_t rows, int64_t heads) { return arena.take("rows", DType::f32, {rows, heads, 24}); };
+    uint64_t next_id = 0;
+    const auto random = [&](int64_t rows, int64_t heads) {
+      const Tensor tensor = take(rows, heads);
+      test::fill_random(tensor, next_id++, 1.0);
+      for (int64_t i = 0; i < tensor.numel(); ++i) {
+        float& value = tensor.data<float>()[i];
+        value = to_float(to_bf16(value));
+      }
+      return tensor;
+    };
+    const Tensor q = random(2 * q_len, 4);
+    const Tensor k = random(2 * 60, 2);
+    const Tensor v = random(2 * 60, 2);
+    const Tensor dout = random(2 * q_len, 4);
+    std::vector<std::vector<double>> results[2];
+    for (const auto& kernels :
+         {make_reference_kernels(), test::make_gpu_twin(TwinOrder::ascending, TwinMemory::copied, Precision::bf16)}) {
+      const bool is_twin = kernels->name() != make_reference_kernels()->name();
+      const Tensor lse = arena.take("lse", DType::f32, {2, 4, q_len});
+      const Tensor out = take(2 * q_len, 4);
+      const Tensor grads[] = {take(2 * q_len, 4), take(2 * 60, 2), take(2 * 60, 2)};
+      kernels->attention(shape, q, k, v, out, lse);
+      kernels->attention_grad(shape, q, k, v, out, lse, dout, grads[0], grads[1], grads[2]);
+      kernels->synchronize();
+      for (const Tensor& result : {out, grads[0], grads[1], grads[2]}) {
+        results[is_twin ? 1 : 0].push_back(test::values_of(result));
+      }
+    }
+    for (size_t i = 0; i < results[0].size(); ++i) {
+      double difference = 0.0;
+      double norm = 0.0;
+      for (size_t j = 0; j < results[0][i].size(); ++j) {
+        difference += std::pow(results[0][i][j] - results[1][i][j], 2);
+        norm += std::pow(results[0][i][j], 2);
+      }
+      const double relative = std::sqrt(difference / norm);
+      EXPECT_LT(relative, q_len == 1 ? 1e-5 : 0x1p-8) << "result " << i;
+      EXPECT_TRUE(q_len == 1 || relative > 0x1p-12) << "result " << i << " was not rounded";
+    }
+  }
+}
 
 // 10 experts in 4 groups are 3 3 2 2; 8 of 10 experts are more than one kept group has. Several bins of experts, and a bin
 // that is not full, in 300.

@@ -50,7 +50,7 @@ const MoeCase kCases[] = {
 };
 
 void each_exchange(const MoeCase& test_case, Communicator& world, const std::function<void(MoeRun&)>& check) {
-  for (const test::ExchangeVariant& variant : test::exchange_variants(world)) {
+  for (const test::ExchangeVariant& variant : test::exchange_variants(world, test::rows_of(test_case))) {
     SCOPED_TRACE(testing::Message() << variant.describe() << ", " << world.size() << " ranks");
     MoeRun run(test_case, world, variant);
     check(run);

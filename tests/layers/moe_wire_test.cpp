@@ -118,7 +118,7 @@ void expect_bound(const Floats& y, const Fp32& fp32, const MoeRun& run) {
 void each_exchange(const MoeCase& test_case, const std::function<void(MoeRun&, Communicator&)>& check) {
   test::on_ranks(
       [&](Communicator& world) {
-        for (const test::ExchangeVariant& variant : test::exchange_variants(world)) {
+        for (const test::ExchangeVariant& variant : test::exchange_variants(world, test::rows_of(test_case))) {
           SCOPED_TRACE(variant.describe());
           MoeRun run(test_case, world, variant);
           check(run, world);

@@ -30,7 +30,8 @@ const std::filesystem::path kGolden = std::filesystem::path(CADRE_TEST_FOLDER) /
 
 std::unique_ptr<Kernels> late() { return test::make_gpu_twin(test::TwinOrder::ascending, test::TwinMemory::own); }
 
-// The ranks of `world`, over a transport that goes by the late device's time as NCCL does.
+// The ranks of `world`, which pass on what lies on the device, and a transport that goes by its time as NCCL does.
+Communicator staged(const Communicator& world) { return {test::make_twin_transport(world.transport()), "staged"}; }
 Communicator following(const Communicator& world) {
   return {test::make_following_transport(world.transport()), "following"};
 }
@@ -73,14 +74,14 @@ TEST(LateDevice, TrainsAsTheCpuDoes) {
         config.model.tie_word_embeddings = true;
         const std::vector<double> expected = train(world.duplicate("cpu"), config, 3, {});
         config.out += ".late";
-        const std::vector<double> actual = train(world.duplicate("late"), config, 3, late);
+        const std::vector<double> actual = train(staged(world), config, 3, late);
         expect_close(expected, actual);
         expect_close(expected, train(following(world), config, 3, late));
 
         // What was saved is what was trained.
         const RunConfig again = test::resumed(config);
         expect_close({actual.back()}, train(world.duplicate("again"), again, 0, {}));
-        expect_close({actual.back()}, train(world.duplicate("again, late"), again, 0, late));
+        expect_close({actual.back()}, train(staged(world), again, 0, late));
       },
       {1, 2, 4});
 }
@@ -95,7 +96,7 @@ TEST(LateDevice, RoutesAsTheCpuDoes) {
           RunConfig config = small_run(folder.path());
           change(config);
           const std::vector<double> expected = train(world.duplicate("cpu"), config, 2, {});
-          expect_close(expected, train(world.duplicate("late"), config, 2, late));
+          expect_close(expected, train(staged(world), config, 2, late));
           expect_close(expected, train(following(world), config, 2, late));
         };
         expect_same("noise and jitter", [](RunConfig& config) {
@@ -132,6 +133,17 @@ TEST(LateDevice, RoutesAsTheCpuDoes) {
           config.exchange.combine_format = "bf16";
         });
         expect_same("results slot by slot", [](RunConfig& config) { config.exchange.combine = "slot_order"; });
+        expect_same("experts with replicas, copies on a partner", [](RunConfig& config) {
+          config.parallel.redundant_experts = 2;
+          config.checkpoint.partner_copies = 1;
+        });
+        expect_same("experts that are projections", [](RunConfig& config) {
+          config.model.expert_kinds = ExpertKinds::projections;
+          config.model.n_routed_experts = 12;
+          config.model.num_experts_per_tok = 3;
+        });
+        expect_same("outputs of experts that differ",
+                    [](RunConfig& config) { config.model.router.losses.diversity = 0.01; });
       },
       {1, 2});
 }
@@ -161,7 +173,7 @@ TEST(LateDevice, ScoresTheGoldenCase) {
           config.train.micro_batches = 2;
           config = score_config(config, tokens);
           const ScoringOptions all = {.gradients = gradients, .routing = true, .hidden = true};
-          Communicator own = world.duplicate("worker");
+          Communicator own = staged(world);
           WorkerOptions options = score_options(config, own, all);
           options.make_kernels = late;
           Worker worker(std::move(own), options);
@@ -240,7 +252,7 @@ TEST(LateDevice, DecodesAsTheCpuDoes) {
   test::on_ranks(
       [](Communicator& world) {
         const std::vector<double> expected = decode(world.duplicate("cpu"), {});
-        const std::vector<double> actual = decode(world.duplicate("late"), late);
+        const std::vector<double> actual = decode(staged(world), late);
         ASSERT_EQ(expected.size(), actual.size());
         ASSERT_GT(expected.size(), size_t{3 * 2 * 2 * kVocabulary});
         for (size_t i = 0; i < expected.size(); ++i) ASSERT_NEAR(actual[i], expected[i], 1e-4) << "number " << i;

@@ -11,7 +11,9 @@
 #include <limits>
 #include <optional>
 
+#include "layers/tensor/on_host.hpp"
 #include "runtime/train/trainer.hpp"
+#include "tests/support/closed_memory.hpp"
 #include "tests/support/files.hpp"
 #include "tests/support/gpu_twin.hpp"
 #include "tests/support/ranks.hpp"
@@ -55,13 +57,16 @@ class Poison {
       }
     }
     if (parameter_ == nullptr) return;  // of another rank
-    before_.assign(values_.data<float>(), values_.data<float>() + values_.numel());
-    std::fill_n(values_.data<float>(), values_.numel(), value);
+    memory_ = &trainer.worker().store().memory();
+    OnHost values(values_, *memory_);
+    before_.assign(values->data<float>(), values->data<float>() + values->numel());
+    std::fill_n(values->data<float>(), values->numel(), value);
+    values.put_back();
     ++parameter_->version;
   }
   ~Poison() {
     if (parameter_ == nullptr) return;
-    std::copy(before_.begin(), before_.end(), values_.data<float>());
+    memory_->write(values_.raw(), reinterpret_cast<const std::byte*>(before_.data()), values_.bytes());
     ++parameter_->version;
   }
   Poison(const Poison&) = delete;
@@ -69,6 +74,7 @@ class Poison {
 
  private:
   Parameter* parameter_ = nullptr;
+  Memory* memory_ = nullptr;
   Tensor values_;
   std::vector<float> before_;
 };
@@ -108,7 +114,7 @@ TEST(NonFinite, a_late_device_skips_what_the_cpu_skips) {
         const RunFolder folder(world);
         std::vector<double> losses;
         for (const KernelMaker& kernels : {KernelMaker(), KernelMaker(late)}) {
-          Trainer trainer(world.duplicate("run"), run_in(folder), nullptr, kernels);
+          Trainer trainer({test::make_twin_transport(world.transport()), "run"}, run_in(folder), nullptr, kernels);
           {
             const Poison poison(trainer, "model.layers.1.mlp.gate.weight", 3e38F);
             EXPECT_EQ(trainer.step().skipped_steps, 1);

@@ -39,14 +39,17 @@ struct ExchangeVariant {
 };
 
 // Ranks of one host can also play several: the first third (at least one rank) and the rest, or every rank a host.
-inline std::vector<ExchangeVariant> exchange_variants(const Communicator& group) {
+// Rows of a device travel as messages.
+enum class RowsOf { host, device };
+inline std::vector<ExchangeVariant> exchange_variants(const Communicator& group, RowsOf rows = RowsOf::host) {
   const Topology real = discover_topology(group);
   std::vector<ExchangeVariant> variants;
   for (const std::string_view strategy : kStrategies) {
     if (strategy == "shared" && real.num_hosts() > 1) continue;
+    if (rows == RowsOf::device && (strategy == "shared" || strategy == "hierarchical")) continue;
     variants.push_back({std::string(strategy), "hosts as they are", real});
   }
-  if (real.num_hosts() > 1 || group.size() == 1) return variants;
+  if (real.num_hosts() > 1 || group.size() == 1 || rows == RowsOf::device) return variants;
   std::vector<int> leaders(static_cast<size_t>(group.size()), 0);
   const std::vector<std::string> names(leaders.size(), "host");
   const int num_first = (group.size() + 2) / 3;

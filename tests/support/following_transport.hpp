@@ -103,8 +103,8 @@ class FollowingTransport final : public ForwardingTransport {
 
 // The ranks of `world`. Collective.
 inline std::unique_ptr<Transport> make_following_transport(Transport& world) {
-  auto base = world.split(0, world.rank());
-  return std::make_unique<FollowingTransport>(std::move(base), world.split(0, world.rank()),
+  auto base = make_twin_transport(world);
+  return std::make_unique<FollowingTransport>(std::move(base), make_twin_transport(world),
                                               std::make_shared<TwinQueue*>(nullptr));
 }
 

@@ -22,6 +22,7 @@
 #include "layers/kernels/gpu/fp8.hpp"
 #include "layers/kernels/gpu/multiply.hpp"
 #include "layers/kernels/gpu/staging.hpp"
+#include "tests/support/closed_memory.hpp"
 #include "tests/support/gpu_twin.hpp"
 
 namespace cadre::test {
@@ -72,25 +73,29 @@ class TwinBlock {
   float* shared_;
 };
 
-// What the machine has been told and not yet done.
+// What the machine has been told and not yet done. While it works its memory is open.
 class TwinQueue {
  public:
   using Mark = uint64_t;
 
+  explicit TwinQueue(ClosedMemory* closed = nullptr) : closed_(closed) {}
+
   void push(std::function<void()> work) {
     waiting_.push_back(std::move(work));
-    if (draw() % 16 == 0) run(draw() % 4);
+    if (draw() % 64 == 0) run(draw() % 16);
   }
   Mark mark() const { return num_done_ + waiting_.size(); }
   bool is_past(Mark mark) const { return num_done_ >= mark; }
   void wait_for(Mark mark) {
-    while (!is_past(mark)) run(1);
+    if (!is_past(mark)) run(mark - num_done_);
   }
   // Goes on by some of it.
   void run_some() { run(1 + draw() % 8); }
 
  private:
   void run(uint64_t count) {
+    if (count == 0 || waiting_.empty()) return;
+    const ClosedMemory::Opening opening(closed_);
     for (; count > 0 && !waiting_.empty(); --count) {
       const std::function<void()> work = std::move(waiting_.front());
       waiting_.pop_front();
@@ -103,6 +108,7 @@ class TwinQueue {
     return state_ >> 33;
   }
 
+  ClosedMemory* closed_;
   std::deque<std::function<void()>> waiting_;
   Mark num_done_ = 0;
   uint64_t state_ = 1;
@@ -140,26 +146,35 @@ class TwinClock final : public DeviceClock {
   std::shared_ptr<DeviceClock> clock_ = make_host_clock();
 };
 
-// Memory of the host that knows what it handed out, and what of all memory kernels reach.
+// Memory that knows what it handed out, and what of all memory kernels reach. `closed`: where it comes from, and the host
+// does not reach it; else from the host.
 class OwnMemory final : public Memory {
  public:
-  OwnMemory(TwinQueue& queue, TwinMemory reached, gpu::AddressRanges& ranges, Memory* results = nullptr)
-      : queue_(queue), reached_(reached), ranges_(ranges), results_(results) {}
+  OwnMemory(TwinQueue& queue, TwinMemory reached, gpu::AddressRanges& ranges, Memory* results = nullptr,
+            ClosedMemory* closed = nullptr)
+      : queue_(queue), reached_(reached), ranges_(ranges), results_(results), closed_(closed) {}
   std::byte* allocate(size_t bytes) override {
-    std::byte* data = host_memory().allocate(bytes);
+    std::byte* data = closed_ == nullptr ? host_memory().allocate(bytes) : closed_->allocate(bytes);
     ranges_.add(data, bytes);
     return data;
   }
   void release(std::byte* data) noexcept override {
     synchronize();
     ranges_.remove(data);
-    host_memory().release(data);
+    closed_ == nullptr ? host_memory().release(data) : closed_->release(data);
   }
   void fill(std::byte* data, std::byte value, size_t bytes) override {
     if (!reaches(data, bytes)) return Memory::fill(data, value, bytes);
     queue_.push([=, this] { Memory::fill(data, value, bytes); });
   }
   void synchronize() override { queue_.wait_for(queue_.mark()); }
+  bool is_on_host() const override { return closed_ == nullptr; }
+  void read(std::byte* to, const std::byte* from, size_t bytes) override {
+    Memory::read(to, ClosedMemory::open(from), bytes);
+  }
+  void write(std::byte* to, const std::byte* from, size_t bytes) override {
+    Memory::write(ClosedMemory::open(to), from, bytes);
+  }
   Memory& for_results() override { return results_ == nullptr ? *this : *results_; }
   bool reaches(const void* data, size_t bytes) const {
     return reached_ == TwinMemory::reached || (reached_ == TwinMemory::own && ranges_.contain(data, bytes));
@@ -170,6 +185,7 @@ class OwnMemory final : public Memory {
   TwinMemory reached_;
   gpu::AddressRanges& ranges_;
   Memory* results_;
+  ClosedMemory* closed_;
 };
 
 class TwinMachine {
@@ -177,9 +193,11 @@ class TwinMachine {
   TwinMachine(TwinOrder order, TwinMemory reached, TwinFp8 fp8 = TwinFp8::rounded)
       : order_(order),
         fp8_(fp8),
+        closed_(reached == TwinMemory::own ? std::make_unique<ClosedMemory>() : nullptr),
+        queue_(closed_.get()),
         results_(queue_, reached, ranges_),
         messages_(queue_, reached, ranges_),
-        own_(queue_, reached, ranges_, &results_) {}
+        own_(queue_, reached, ranges_, &results_, closed_.get()) {}
 
   bool reaches(const void* data, size_t bytes) const { return own_.reaches(data, bytes); }
 
@@ -278,7 +296,7 @@ class TwinMachine {
   // Of op(the stored matrix).
   template <class T>
   static double element(const T* matrix, const Stored& stored, int64_t row, int64_t column) {
-    return double{gpu::load(matrix[stored.transposed ? row * stored.rows + column : column * stored.rows + row])};
+    return double{gpu::load(matrix[stored.transposed ? row * stored.leading + column : column * stored.leading + row])};
   }
   // Codes and scales of columns along which is summed, as cuBLAS documents them: of "VEC128" with the outer axis fastest,
   // of "BLK128x128" with the inner one and a stride that is a multiple of 4.
@@ -291,23 +309,34 @@ class TwinMachine {
     return double{from_fp8(matrix.codes[outer * stored.rows + inner])} * double{matrix.scales[scale]};
   }
 
+  template <class T>
+  static const T* matrix(const T* first, const Stored& stored, int64_t i) {
+    return first + i * stored.step;
+  }
+  static gpu::Fp8Matrix matrix(const gpu::Fp8Matrix& first, const Stored&, int64_t) { return first; }
+
   template <class Operand>
   void multiply_now(const gpu::ProductShape& shape, Operand a, Operand b, float* d) const {
     const gpu::ColumnMajorProduct product = gpu::in_column_major(shape);
-    in_order(order_, product.result.columns, [&](int64_t column) {
+    in_order(order_, shape.count * product.result.columns, [&](int64_t i) {
+      const int64_t of = i / product.result.columns;
+      const int64_t column = i % product.result.columns;
+      const Operand first = matrix(b, product.first, of);
+      const Operand second = matrix(a, product.second, of);
+      float* const results = d + of * product.result.step + column * product.result.leading;
       for (int64_t row = 0; row < product.result.rows; ++row) {
-        float& out = d[column * product.result.rows + row];
-        double sum = shape.accumulate == Accumulate::yes ? double{out} : 0.0;
+        double sum = shape.accumulate == Accumulate::yes ? double{results[row]} : 0.0;
         for (int64_t k = 0; k < shape.inner; ++k) {
-          sum += element(b, product.first, row, k) * element(a, product.second, k, column);
+          sum += element(first, product.first, row, k) * element(second, product.second, k, column);
         }
-        out = static_cast<float>(sum);
+        results[row] = static_cast<float>(sum);
       }
     });
   }
 
   TwinOrder order_;
   TwinFp8 fp8_;
+  std::unique_ptr<ClosedMemory> closed_;
   TwinQueue queue_;
   gpu::AddressRanges ranges_;
   OwnMemory results_;

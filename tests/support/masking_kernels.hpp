@@ -20,6 +20,7 @@ class MaskingKernels final : public Kernels {
   std::string_view name() const override { return "masking"; }
   Memory& memory() const override { return kernels_->memory(); }
   Request launched() const override { return kernels_->launched(); }
+  void copy(const Tensor& src, const Tensor& dst) const override { kernels_->copy(src, dst); }
 
   // One token of eight loses all its slots; of the others, half of the slots are masked.
   void top_k(const Tensor& scores, const Tensor& bias, const Tensor& ids) const override {

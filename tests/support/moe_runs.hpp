@@ -17,6 +17,7 @@
 #include "layers/kernels/cpu/cpu.hpp"
 #include "layers/kernels/cpu/products.hpp"
 #include "layers/moe/moe_layer.hpp"
+#include "layers/tensor/on_host.hpp"
 #include "layers/tensor/parameter.hpp"
 #include "tests/support/exchanges.hpp"
 #include "tests/support/gpu_twin.hpp"
@@ -84,6 +85,10 @@ inline std::unique_ptr<Kernels> make_kernels(BackEnd back_end) {
   return make_reference_kernels();
 }
 
+inline RowsOf rows_of(const MoeCase& test_case) {
+  return test_case.back_end == BackEnd::gpu_twin ? RowsOf::device : RowsOf::host;
+}
+
 inline MoeOptions moe_options(const MoeCase& test_case) {
   return {.hidden = test_case.hidden,
           .expert_width = kExpertWidth,
@@ -125,7 +130,10 @@ inline TokenSlice slice_of(const MoeCase& test_case, int rank, int size) {
 
 using Floats = std::vector<float>;
 
-inline Floats floats_of(const Tensor& tensor) { return {tensor.data<float>(), tensor.data<float>() + tensor.numel()}; }
+inline Floats floats_of(const Tensor& tensor, Memory& memory) {
+  const OnHost here(tensor, memory);
+  return {here->data<float>(), here->data<float>() + here->numel()};
+}
 
 inline bool same_bits(const Floats& a, const Floats& b) {
   return a.size() == b.size() && (a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0);
@@ -184,10 +192,9 @@ class MoeRun {
     Task<void> task = forward_and_backward(ctx, result);
     Engine().run(lane_, task);
     store_.complete_grads();
-    kernels_->synchronize();
     for (const Parameter* parameter : store_.parameters()) {
       if (parameter->placement == Placement::expert) {
-        result.expert_grads[parameter->name()] = floats_of(parameter->grad);
+        result.expert_grads[parameter->name()] = floats_of(parameter->grad, kernels_->memory());
       }
     }
     return result;
@@ -197,7 +204,7 @@ class MoeRun {
   TokenSlice slice() const { return slice_; }
   const MoeLayer::Saved& saved() const { return saved_; }
   const std::vector<Parameter*>& parameters() const { return store_.parameters(); }
-  Floats x() const { return floats_of(x_); }
+  Floats x() const { return floats_of(x_, kernels_->memory()); }
   Exchange& exchange() { return *exchange_; }
 
  private:
@@ -213,13 +220,14 @@ class MoeRun {
 
   Tensor fill(const char* purpose, uint64_t seed) {
     const Tensor tensor = arena_.take(purpose, DType::f32, {slice_.count, test_case_.hidden});
-    kernels_->synchronize();
+    OnHost here(tensor, kernels_->memory());
     for (int64_t t = 0; t < slice_.count; ++t) {
       const Random random(seed, purpose, static_cast<uint64_t>(slice_.first + t));
       for (int64_t h = 0; h < test_case_.hidden; ++h) {
-        tensor.data<float>()[t * test_case_.hidden + h] = static_cast<float>(random.normal(static_cast<uint64_t>(h)));
+        here->data<float>()[t * test_case_.hidden + h] = static_cast<float>(random.normal(static_cast<uint64_t>(h)));
       }
     }
+    here.put_back();
     return tensor;
   }
 
@@ -228,12 +236,10 @@ class MoeRun {
     saved_ = {};
     Task<Tensor> forward = layer_.forward(ctx, x_, saved_);
     const Tensor y = co_await forward;
-    kernels_->synchronize();
-    result.y = floats_of(y);
+    result.y = floats_of(y, kernels_->memory());
     Task<Tensor> backward = layer_.backward(ctx, saved_, c_);
     const Tensor dx = co_await backward;
-    kernels_->synchronize();
-    result.dx = floats_of(dx);
+    result.dx = floats_of(dx, kernels_->memory());
   }
 
   MoeCase test_case_;

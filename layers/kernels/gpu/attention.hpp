@@ -1,311 +1,324 @@
 // SPDX-License-Identifier: Apache-2.0
-// Causal attention in tiles (Dao et al. 2022): a block a tile, the other side of it streamed through shared memory. Sums
-// run in a fixed order and nothing is added by two blocks, so equal calls give equal bits. Correct first: products run
-// on plain floats, not on tensor cores.
+// Causal attention: scores of a tile of queries against all keys that it sees, by one product for many heads; the softmax of
+// their rows by a body; then the products with the values. Backward computes scores anew and likewise. Sums run in a fixed
+// order and nothing is added by two blocks, so equal calls give equal bits.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
+#include <type_traits>
 
 #include "layers/kernels/gpu/block.hpp"
+#include "layers/kernels/gpu/call.hpp"
+#include "layers/kernels/gpu/elements.hpp"
+#include "layers/kernels/gpu/multiply.hpp"
 #include "layers/kernels/kernels.hpp"
 
 namespace cadre::gpu {
 
-// Rows of queries and of keys in a tile: the most, from 32 down, whose buffers fit in shared memory.
-// `floats_of(tile)` says how many floats those are; 0 when not even one row fits.
-template <class FloatsOf>
-int64_t attention_tile(const FloatsOf& floats_of) {
-  int64_t tile = 32;
-  while (tile > 0 && floats_of(tile) > kSharedFloats) tile /= 2;
-  return tile;
-}
+inline constexpr int64_t kAttentionRows = 256;  // of a tile, at least one query
+inline constexpr int64_t kScoreFloats =
+    (int64_t{32} << 20) / 4;                  // of a product, so that the cache of a device holds them
+inline constexpr int64_t kScoreMultiple = 8;  // of which the length of a row of scores is one
+inline constexpr int64_t kNarrowRows = 16;    // as many rows of queries make rounding keys worth its time
 
-CADRE_DEVICE inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-
-// `count` rows of `width` into shared memory; row i starts at from + i * stride.
-template <class Block>
-CADRE_DEVICE void load_rows(Block& block, const float* from, int64_t stride, int64_t count, int64_t width, float* to) {
-  block.each(count * width, [&](int64_t i) { to[i] = from[i / width * stride + i % width]; });
-}
-
-CADRE_DEVICE inline float dot(const float* a, const float* b, int64_t count) {
-  float total = 0.0F;
-  for (int64_t i = 0; i < count; ++i) total += a[i] * b[i];
-  return total;
-}
-
-// Where the rows of one head of one sequence lie. Strides are those from a token to the next.
+// Rows of queries and the heads that they belong to. Where a key/value head has several, their queries are rows of one matrix
+// if they lie at one distance, and come one after the other if not. A product takes all key/value heads of a sequence, or,
+// where there is one such head, all sequences.
 struct AttentionPlan {
-  int64_t q_len, kv_len, kv_stride, num_heads, num_kv_heads, head_dim, value_dim, v_width;
+  AttentionShape shape;
+  int64_t group;     // heads of a key/value head
+  int64_t together;  // of them, those of one matrix
+  bool by_sequence;  // matrices of a product are sequences
+  int64_t matrices;  // of a product
+
+  explicit AttentionPlan(const AttentionShape& of)
+      : shape(of),
+        group(of.num_heads / of.num_kv_heads),
+        together(of.num_kv_heads == 1 || of.q_len == 1 ? group : 1),
+        by_sequence(of.num_kv_heads == 1),
+        matrices(by_sequence ? of.batch : of.num_kv_heads) {}
+
+  int64_t tile() const { return std::clamp<int64_t>(kAttentionRows / together, 1, std::max<int64_t>(shape.q_len, 1)); }
+
+  // Of queries, outputs and their gradients, `width` elements a head.
+  MatrixStrides query_strides(int64_t width) const {
+    return {together > 1 ? width : shape.num_heads * width,
+            (by_sequence ? shape.q_len * shape.num_heads : group) * width};
+  }
+  // Of keys and values.
+  MatrixStrides key_strides(int64_t width) const {
+    return {shape.num_kv_heads * width, (by_sequence ? shape.kv_stride * shape.num_kv_heads : 1) * width};
+  }
+};
+
+// What one product computes: `count` matrices from the `first`, of `rows` rows, which are `together` heads of each query from
+// `query` on, against the first `keys` keys.
+struct AttentionTile {
+  int64_t sequence, first, count, pass, query, rows, keys;
+  int64_t q_len, kv_len, num_heads, num_kv_heads, group, together;
+  bool by_sequence;
+
+  CADRE_DEVICE int64_t row_floats() const { return tiles_of(keys, kScoreMultiple) * kScoreMultiple; }
+  CADRE_DEVICE int64_t query_of(int64_t row) const { return query + row % rows / together; }
+  // Query t sees keys 0 .. kv_len - q_len + t.
+  CADRE_DEVICE int64_t num_seen(int64_t row) const { return kv_len - q_len + query_of(row) + 1; }
+  CADRE_DEVICE int64_t sequence_of(int64_t row) const { return by_sequence ? first + row / rows : sequence; }
+  CADRE_DEVICE int64_t head_of(int64_t row) const {
+    const int64_t kv_head = by_sequence ? 0 : first + row / rows;
+    return kv_head * group + pass * together + row % together;
+  }
+  CADRE_DEVICE int64_t output_row(int64_t row) const {
+    return (sequence_of(row) * q_len + query_of(row)) * num_heads + head_of(row);
+  }
+  CADRE_DEVICE int64_t lse_index(int64_t row) const {
+    return (sequence_of(row) * num_heads + head_of(row)) * q_len + query_of(row);
+  }
+  // Where the first matrix begins in queries of `width` elements, and in keys.
+  int64_t query_start(int64_t width) const {
+    const int64_t of = by_sequence ? first : sequence;
+    const int64_t head = (by_sequence ? 0 : first * group) + pass * together;
+    return ((of * q_len + query) * num_heads + head) * width;
+  }
+  int64_t key_start(int64_t kv_stride, int64_t width) const {
+    return by_sequence ? first * kv_stride * width : (sequence * kv_stride * num_kv_heads + first) * width;
+  }
+};
+
+// Calls f(tile) for each, later queries behind earlier ones.
+template <class F>
+void each_tile(const AttentionPlan& plan, const F& f) {
+  const AttentionShape& shape = plan.shape;
+  for (int64_t query = 0; query < shape.q_len; query += plan.tile()) {
+    const int64_t queries = std::min(plan.tile(), shape.q_len - query);
+    AttentionTile tile = {.sequence = 0,
+                          .first = 0,
+                          .count = 0,
+                          .pass = 0,
+                          .query = query,
+                          .rows = queries * plan.together,
+                          .keys = shape.kv_len - shape.q_len + query + queries,
+                          .q_len = shape.q_len,
+                          .kv_len = shape.kv_len,
+                          .num_heads = shape.num_heads,
+                          .num_kv_heads = shape.num_kv_heads,
+                          .group = plan.group,
+                          .together = plan.together,
+                          .by_sequence = plan.by_sequence};
+    const int64_t most = std::max<int64_t>(1, kScoreFloats / (tile.rows * tile.row_floats()));
+    for (; tile.sequence < (plan.by_sequence ? 1 : shape.batch); ++tile.sequence) {
+      for (tile.first = 0; tile.first < plan.matrices; tile.first += most) {
+        tile.count = std::min(most, plan.matrices - tile.first);
+        for (tile.pass = 0; tile.pass < plan.group / plan.together; ++tile.pass) f(tile);
+      }
+    }
+  }
+}
+
+// A block a row: scores become probabilities, 0 behind the last key that is seen.
+template <class T>
+struct SoftmaxScores {
+  AttentionTile tile;
   float scale;
-  int64_t tile;
-
-  static AttentionPlan of(const AttentionShape& shape, int64_t v_width) {
-    return {shape.q_len,
-            shape.kv_len,
-            shape.kv_stride,
-            shape.num_heads,
-            shape.num_kv_heads,
-            shape.head_dim,
-            shape.value_dim,
-            v_width,
-            static_cast<float>(shape.scale),
-            0};
-  }
-  CADRE_DEVICE int64_t query_row(int64_t b, int64_t t, int64_t head) const {
-    return (b * q_len + t) * num_heads + head;
-  }
-  CADRE_DEVICE int64_t key_row(int64_t b, int64_t j, int64_t kv_head) const {
-    return (b * kv_stride + j) * num_kv_heads + kv_head;
-  }
-  CADRE_DEVICE int64_t lse_index(int64_t b, int64_t t, int64_t head) const {
-    return (b * num_heads + head) * q_len + t;
-  }
-  CADRE_DEVICE int64_t kv_head_of(int64_t head) const { return head / (num_heads / num_kv_heads); }
-  // Query t sees keys 0 .. last_key(t).
-  CADRE_DEVICE int64_t last_key(int64_t t) const { return kv_len - q_len + t; }
-  CADRE_DEVICE int64_t query_stride() const { return num_heads * head_dim; }
-  CADRE_DEVICE int64_t out_stride() const { return num_heads * value_dim; }
-  CADRE_DEVICE int64_t key_stride() const { return num_kv_heads * head_dim; }
-  CADRE_DEVICE int64_t value_stride() const { return num_kv_heads * v_width; }
-};
-
-// The tile of queries that a block has: queries first .. first + rows of one head.
-struct QueryTile {
-  int64_t b, head, kv_head, first, rows;
-  CADRE_DEVICE QueryTile(const AttentionPlan& plan, int64_t block) {
-    const int64_t tiles = tiles_of(plan.q_len, plan.tile);
-    b = block / tiles / plan.num_heads;
-    head = block / tiles % plan.num_heads;
-    kv_head = plan.kv_head_of(head);
-    first = block % tiles * plan.tile;
-    rows = least(plan.tile, plan.q_len - first);
-  }
-};
-
-// Blocks: batch x heads x tiles of queries.
-struct AttentionForward {
-  AttentionPlan plan;
-  const float* q;
-  const float* k;
-  const float* v;
-  float* out;
+  float* scores;
+  T* p;  // where T is float, the scores
   float* lse;
-
-  static int64_t floats_of(const AttentionPlan& plan, int64_t tile) {
-    const int64_t wider = plan.head_dim > plan.value_dim ? plan.head_dim : plan.value_dim;
-    return tile * (plan.head_dim + plan.value_dim + wider + tile + 3);
-  }
+  CADRE_DEVICE int threads() const { return threads_for(tile.keys); }
 
   template <class Block>
   CADRE_DEVICE void operator()(Block& block) const {
-    const QueryTile at(plan, block.index());
-    const int64_t dim = plan.head_dim;
-    const int64_t value_dim = plan.value_dim;
-    float* queries = block.shared();                                      // [tile, dim]
-    float* sums = queries + plan.tile * dim;                              // [tile, value_dim]
-    float* loaded = sums + plan.tile * value_dim;                         // keys, then values
-    float* p = loaded + plan.tile * (dim > value_dim ? dim : value_dim);  // [tile, tile]
-    float* top = p + plan.tile * plan.tile;                               // [tile]: the largest score so far
-    float* denominator = top + plan.tile;                                 // [tile]
-    float* shrink = denominator + plan.tile;                              // [tile]: what older sums are multiplied by
-
-    load_rows(block, q + plan.query_row(at.b, at.first, at.head) * dim, plan.query_stride(), at.rows, dim, queries);
-    block.each(at.rows, [&](int64_t i) {
-      top[i] = -INFINITY;
-      denominator[i] = 0.0F;
-    });
-    block.each(at.rows * value_dim, [&](int64_t i) { sums[i] = 0.0F; });
-
-    const int64_t num_keys = plan.last_key(at.first + at.rows - 1) + 1;
-    for (int64_t key = 0; key < num_keys; key += plan.tile) {
-      const int64_t keys = least(plan.tile, num_keys - key);
-      load_rows(block, k + plan.key_row(at.b, key, at.kv_head) * dim, plan.key_stride(), keys, dim, loaded);
-      block.each(at.rows * keys, [&](int64_t i) {
-        const int64_t row = i / keys;
-        const bool seen = key + i % keys <= plan.last_key(at.first + row);
-        p[i] = seen ? plan.scale * dot(queries + row * dim, loaded + i % keys * dim, dim) : -INFINITY;
-      });
-      block.each(at.rows, [&](int64_t row) {
-        float larger = top[row];
-        for (int64_t j = 0; j < keys; ++j) larger = p[row * keys + j] > larger ? p[row * keys + j] : larger;
-        shrink[row] = expf(top[row] - larger);
-        float total = denominator[row] * shrink[row];
-        for (int64_t j = 0; j < keys; ++j) {
-          p[row * keys + j] = expf(p[row * keys + j] - larger);
-          total += p[row * keys + j];
-        }
-        top[row] = larger;
-        denominator[row] = total;
-      });
-      load_rows(block, v + plan.key_row(at.b, key, at.kv_head) * plan.v_width, plan.value_stride(), keys, value_dim,
-                loaded);
-      block.each(at.rows * value_dim, [&](int64_t i) {
-        const float* probability = p + i / value_dim * keys;
-        float total = sums[i] * shrink[i / value_dim];
-        for (int64_t j = 0; j < keys; ++j) total += probability[j] * loaded[j * value_dim + i % value_dim];
-        sums[i] = total;
-      });
-    }
-    float* out_rows = out + plan.query_row(at.b, at.first, at.head) * value_dim;
-    block.each(at.rows * value_dim, [&](int64_t i) {
-      out_rows[i / value_dim * plan.out_stride() + i % value_dim] = sums[i] / denominator[i / value_dim];
-    });
-    block.each(at.rows,
-               [&](int64_t i) { lse[plan.lse_index(at.b, at.first + i, at.head)] = top[i] + logf(denominator[i]); });
+    const int64_t seen = tile.num_seen(block.index());
+    float* row = scores + block.index() * tile.row_floats();
+    T* out = p + block.index() * tile.row_floats();
+    const float top = block.reduce(
+        seen, -INFINITY, [&](int64_t i) { return scale * row[i]; }, Larger());
+    block.each(tile.keys, [&](int64_t i) { row[i] = i < seen ? expf(scale * row[i] - top) : 0.0F; });
+    const float denominator = sum(block, seen, [&](int64_t i) { return row[i]; });
+    block.each(tile.keys, [&](int64_t i) { store(out[i], row[i] / denominator); });
+    block.each(1, [&](int64_t) { lse[tile.lse_index(block.index())] = top + logf(denominator); });
   }
 };
 
-// With p the probabilities: ds = scale p (dout v^T - <dout, out>), dq = ds k, dk = ds^T q, dv = p^T dout.
-struct AttentionGradInputs {
-  const float* q;
-  const float* k;
-  const float* v;
-  const float* out;
+// A block a row: with p the probabilities, scores become p, and dout v^T becomes scale p (dout v^T - <dout, out>).
+template <class T>
+struct ScoreGrads {
+  AttentionTile tile;
+  float scale;
+  int64_t value_dim;
   const float* lse;
+  const float* out;
   const float* dout;
+  const float* scores;
+  const float* value_dots;
+  T* p;   // where T is float, the scores
+  T* ds;  // and the value_dots
+  CADRE_DEVICE int threads() const { return threads_for(tile.keys); }
+
+  template <class Block>
+  CADRE_DEVICE void operator()(Block& block) const {
+    const int64_t seen = tile.num_seen(block.index());
+    const int64_t first = block.index() * tile.row_floats();
+    const float shift = lse[tile.lse_index(block.index())];
+    const int64_t at = tile.output_row(block.index()) * value_dim;
+    const float out_dot = sum(block, value_dim, [&](int64_t i) { return dout[at + i] * out[at + i]; });
+    block.each(tile.keys, [&](int64_t i) {
+      const float probability = i < seen ? expf(scale * scores[first + i] - shift) : 0.0F;
+      const float slope = i < seen ? scale * probability * (value_dots[first + i] - out_dot) : 0.0F;
+      store(p[first + i], probability);
+      store(ds[first + i], slope);
+    });
+  }
 };
 
-// <dout, out> of each query of a tile, and its lse, into shared memory.
-template <class Block>
-CADRE_DEVICE void load_query_facts(Block& block, const AttentionPlan& plan, const AttentionGradInputs& in,
-                                   const QueryTile& at, float* out_dots, float* lses) {
-  block.each(at.rows, [&](int64_t i) {
-    const int64_t row = plan.query_row(at.b, at.first + i, at.head) * plan.value_dim;
-    out_dots[i] = dot(in.dout + row, in.out + row, plan.value_dim);
-    lses[i] = in.lse[plan.lse_index(at.b, at.first + i, at.head)];
+// The rows of a gradient that attention_grad writes.
+struct ZeroKeys {
+  float* rows;
+  int64_t kv_len;
+  int64_t kv_stride;
+  int64_t width;  // of all heads
+  CADRE_DEVICE void operator()(int64_t i) const {
+    rows[(i / width / kv_len * kv_stride + i / width % kv_len) * width + i % width] = 0.0F;
+  }
+};
+
+// `values` as products of T take them.
+template <class T, class Call>
+const T* as_operand(Call& call, const Tensor& values) {
+  if constexpr (std::is_same_v<T, float>) {
+    return call.in(values);
+  } else {
+    T* rounded = call.template scratch<T>(values.numel());
+    call.elements(values.numel(), ToBf16{call.in(values), rounded});
+    return rounded;
+  }
+}
+
+// Scratch for the scores of any tile, as T.
+template <class T, class Call>
+T* score_room(Call& call, const AttentionPlan& plan) {
+  int64_t most = 0;
+  each_tile(plan,
+            [&](const AttentionTile& tile) { most = std::max(most, tile.count * tile.rows * tile.row_floats()); });
+  return call.template scratch<T>(most);
+}
+
+// rows x keys of a tile: its queries (or gradients of outputs) times keys (or values), over `width` elements.
+template <class T, class Call>
+void multiply_scores(Call& call, const AttentionPlan& plan, const AttentionTile& tile, const T* queries, const T* keys,
+                     int64_t width, int64_t key_width, float* scores) {
+  const ProductShape shape = {tile.rows,
+                              tile.keys,
+                              width,
+                              false,
+                              true,
+                              Accumulate::no,
+                              tile.count,
+                              plan.query_strides(width),
+                              plan.key_strides(key_width),
+                              {tile.row_floats(), tile.rows * tile.row_floats()}};
+  call.multiply(shape, queries + tile.query_start(width), keys + tile.key_start(plan.shape.kv_stride, key_width),
+                scores);
+}
+// A row for each query: probabilities, or gradients of scores, times values or keys.
+template <class T, class Call>
+void multiply_keys(Call& call, const AttentionPlan& plan, const AttentionTile& tile, const T* scores, const T* keys,
+                   int64_t width, int64_t key_width, float* result) {
+  const ProductShape shape = {tile.rows,
+                              width,
+                              tile.keys,
+                              false,
+                              false,
+                              Accumulate::no,
+                              tile.count,
+                              {tile.row_floats(), tile.rows * tile.row_floats()},
+                              plan.key_strides(key_width),
+                              plan.query_strides(width)};
+  call.multiply(shape, scores, keys + tile.key_start(plan.shape.kv_stride, key_width),
+                result + tile.query_start(width));
+}
+// Adds to a row for each key: the transposed scores times queries or gradients of outputs.
+template <class T, class Call>
+void add_queries(Call& call, const AttentionPlan& plan, const AttentionTile& tile, const T* scores, const T* queries,
+                 int64_t width, float* result) {
+  const ProductShape shape = {tile.keys,
+                              width,
+                              tile.rows,
+                              true,
+                              false,
+                              Accumulate::yes,
+                              tile.count,
+                              {tile.row_floats(), tile.rows * tile.row_floats()},
+                              plan.query_strides(width),
+                              plan.key_strides(width)};
+  call.multiply(shape, scores, queries + tile.query_start(width), result + tile.key_start(plan.shape.kv_stride, width));
+}
+
+// kernels.hpp has the formulas.
+template <class T, class Call>
+void attend(Call& call, const AttentionShape& shape, const Tensor& q, const Tensor& k, const Tensor& v,
+            const Tensor& out, const Tensor& lse) {
+  const AttentionPlan plan(shape);
+  const int64_t value_width = v.dim(2);
+  const T* queries = as_operand<T>(call, q);
+  const T* keys = as_operand<T>(call, k);
+  const T* values = v.raw() == k.raw() ? keys : as_operand<T>(call, v);
+  float* const outs = call.out(out);
+  float* const lses = call.out(lse);
+  float* const scores = score_room<float>(call, plan);
+  T* p;
+  if constexpr (std::is_same_v<T, float>) {
+    p = scores;
+  } else {
+    p = score_room<T>(call, plan);
+  }
+  each_tile(plan, [&](const AttentionTile& tile) {
+    multiply_scores(call, plan, tile, queries, keys, shape.head_dim, shape.head_dim, scores);
+    call.blocks(tile.count * tile.rows, SoftmaxScores<T>{tile, static_cast<float>(shape.scale), scores, p, lses});
+    multiply_keys(call, plan, tile, p, values, shape.value_dim, value_width, outs);
   });
 }
 
-// Blocks: batch x heads x tiles of queries.
-struct AttentionQueryGrad {
-  AttentionPlan plan;
-  AttentionGradInputs in;
-  float* dq;
-
-  static int64_t floats_of(const AttentionPlan& plan, int64_t tile) {
-    return tile * (3 * plan.head_dim + 2 * plan.value_dim + tile + 2);
+template <class T, class Call>
+void attend_grad(Call& call, const AttentionShape& shape, const Tensor& q, const Tensor& k, const Tensor& v,
+                 const Tensor& out, const Tensor& lse, const Tensor& dout, const Tensor& dq, const Tensor& dk,
+                 const Tensor& dv) {
+  const AttentionPlan plan(shape);
+  const T* queries = as_operand<T>(call, q);
+  const T* keys = as_operand<T>(call, k);
+  const T* values = as_operand<T>(call, v);
+  const T* grads = as_operand<T>(call, dout);
+  const float* lses = call.in(lse);
+  const float* outs = call.in(out);
+  const float* douts = call.in(dout);
+  float* const query_grads = call.out(dq);
+  float* const key_grads = call.both(dk);
+  float* const value_grads = call.both(dv);
+  float* const scores = score_room<float>(call, plan);
+  float* const value_dots = score_room<float>(call, plan);
+  T* p;
+  T* ds;
+  if constexpr (std::is_same_v<T, float>) {
+    p = scores;
+    ds = value_dots;
+  } else {
+    p = score_room<T>(call, plan);
+    ds = score_room<T>(call, plan);
   }
-
-  template <class Block>
-  CADRE_DEVICE void operator()(Block& block) const {
-    const QueryTile at(plan, block.index());
-    const int64_t dim = plan.head_dim;
-    const int64_t value_dim = plan.value_dim;
-    float* queries = block.shared();                   // [tile, dim]
-    float* douts = queries + plan.tile * dim;          // [tile, value_dim]
-    float* keys_here = douts + plan.tile * value_dim;  // [tile, dim]
-    float* values = keys_here + plan.tile * dim;       // [tile, value_dim]
-    float* sums = values + plan.tile * value_dim;      // [tile, dim]
-    float* ds = sums + plan.tile * dim;                // [tile, tile]
-    float* out_dots = ds + plan.tile * plan.tile;      // [tile]
-    float* lses = out_dots + plan.tile;                // [tile]
-
-    load_rows(block, in.q + plan.query_row(at.b, at.first, at.head) * dim, plan.query_stride(), at.rows, dim, queries);
-    load_rows(block, in.dout + plan.query_row(at.b, at.first, at.head) * value_dim, plan.out_stride(), at.rows,
-              value_dim, douts);
-    load_query_facts(block, plan, in, at, out_dots, lses);
-    block.each(at.rows * dim, [&](int64_t i) { sums[i] = 0.0F; });
-
-    const int64_t num_keys = plan.last_key(at.first + at.rows - 1) + 1;
-    for (int64_t key = 0; key < num_keys; key += plan.tile) {
-      const int64_t keys = least(plan.tile, num_keys - key);
-      load_rows(block, in.k + plan.key_row(at.b, key, at.kv_head) * dim, plan.key_stride(), keys, dim, keys_here);
-      load_rows(block, in.v + plan.key_row(at.b, key, at.kv_head) * value_dim, plan.value_stride(), keys, value_dim,
-                values);
-      block.each(at.rows * keys, [&](int64_t i) {
-        const int64_t row = i / keys;
-        const int64_t j = i % keys;
-        const bool seen = key + j <= plan.last_key(at.first + row);
-        const float score = plan.scale * dot(queries + row * dim, keys_here + j * dim, dim);
-        const float value_dot = dot(douts + row * value_dim, values + j * value_dim, value_dim);
-        ds[i] = seen ? plan.scale * expf(score - lses[row]) * (value_dot - out_dots[row]) : 0.0F;
-      });
-      block.each(at.rows * dim, [&](int64_t i) {
-        float total = sums[i];
-        for (int64_t j = 0; j < keys; ++j) total += ds[i / dim * keys + j] * keys_here[j * dim + i % dim];
-        sums[i] = total;
-      });
-    }
-    float* grads = dq + plan.query_row(at.b, at.first, at.head) * dim;
-    block.each(at.rows * dim, [&](int64_t i) { grads[i / dim * plan.query_stride() + i % dim] = sums[i]; });
-  }
-};
-
-// Blocks: batch x key/value heads x tiles of keys.
-struct AttentionKeyGrad {
-  AttentionPlan plan;
-  AttentionGradInputs in;
-  float* dk;
-  float* dv;
-
-  static int64_t floats_of(const AttentionPlan& plan, int64_t tile) {
-    return tile * (3 * plan.head_dim + 3 * plan.value_dim + 2 * tile + 2);
-  }
-
-  template <class Block>
-  CADRE_DEVICE void operator()(Block& block) const {
-    const int64_t tiles = tiles_of(plan.kv_len, plan.tile);
-    const int64_t b = block.index() / tiles / plan.num_kv_heads;
-    const int64_t kv_head = block.index() / tiles % plan.num_kv_heads;
-    const int64_t key = block.index() % tiles * plan.tile;
-    const int64_t keys = least(plan.tile, plan.kv_len - key);
-    const int64_t group = plan.num_heads / plan.num_kv_heads;
-    const int64_t dim = plan.head_dim;
-    const int64_t value_dim = plan.value_dim;
-    float* keys_here = block.shared();                    // [tile, dim]
-    float* values = keys_here + plan.tile * dim;          // [tile, value_dim]
-    float* key_sums = values + plan.tile * value_dim;     // [tile, dim]
-    float* value_sums = key_sums + plan.tile * dim;       // [tile, value_dim]
-    float* queries = value_sums + plan.tile * value_dim;  // [tile, dim]
-    float* douts = queries + plan.tile * dim;             // [tile, value_dim]
-    float* p = douts + plan.tile * value_dim;             // [tile, tile]
-    float* ds = p + plan.tile * plan.tile;                // [tile, tile]
-    float* out_dots = ds + plan.tile * plan.tile;         // [tile]
-    float* lses = out_dots + plan.tile;                   // [tile]
-
-    load_rows(block, in.k + plan.key_row(b, key, kv_head) * dim, plan.key_stride(), keys, dim, keys_here);
-    load_rows(block, in.v + plan.key_row(b, key, kv_head) * value_dim, plan.value_stride(), keys, value_dim, values);
-    block.each(keys * dim, [&](int64_t i) { key_sums[i] = 0.0F; });
-    block.each(keys * value_dim, [&](int64_t i) { value_sums[i] = 0.0F; });
-
-    const int64_t query_tiles = tiles_of(plan.q_len, plan.tile);
-    for (int64_t step = 0; step < group * query_tiles; ++step) {
-      const int64_t head = kv_head * group + step / query_tiles;
-      const QueryTile at(plan, (b * plan.num_heads + head) * query_tiles + step % query_tiles);
-      if (plan.last_key(at.first + at.rows - 1) < key) continue;  // the same for all threads
-      load_rows(block, in.q + plan.query_row(b, at.first, head) * dim, plan.query_stride(), at.rows, dim, queries);
-      load_rows(block, in.dout + plan.query_row(b, at.first, head) * value_dim, plan.out_stride(), at.rows, value_dim,
-                douts);
-      load_query_facts(block, plan, in, at, out_dots, lses);
-      block.each(at.rows * keys, [&](int64_t i) {
-        const int64_t row = i / keys;
-        const int64_t j = i % keys;
-        const bool seen = key + j <= plan.last_key(at.first + row);
-        const float score = plan.scale * dot(queries + row * dim, keys_here + j * dim, dim);
-        const float value_dot = dot(douts + row * value_dim, values + j * value_dim, value_dim);
-        p[i] = seen ? expf(score - lses[row]) : 0.0F;
-        ds[i] = plan.scale * p[i] * (value_dot - out_dots[row]);
-      });
-      block.each(keys * dim, [&](int64_t i) {
-        float total = key_sums[i];
-        for (int64_t row = 0; row < at.rows; ++row) total += ds[row * keys + i / dim] * queries[row * dim + i % dim];
-        key_sums[i] = total;
-      });
-      block.each(keys * value_dim, [&](int64_t i) {
-        float total = value_sums[i];
-        for (int64_t row = 0; row < at.rows; ++row) {
-          total += p[row * keys + i / value_dim] * douts[row * value_dim + i % value_dim];
-        }
-        value_sums[i] = total;
-      });
-    }
-    float* key_grads = dk + plan.key_row(b, key, kv_head) * dim;
-    float* value_grads = dv + plan.key_row(b, key, kv_head) * value_dim;
-    block.each(keys * dim, [&](int64_t i) { key_grads[i / dim * plan.key_stride() + i % dim] = key_sums[i]; });
-    block.each(keys * value_dim,
-               [&](int64_t i) { value_grads[i / value_dim * plan.value_stride() + i % value_dim] = value_sums[i]; });
-  }
-};
+  const auto zero = [&](float* rows, int64_t width) {
+    width *= shape.num_kv_heads;
+    call.elements(shape.batch * shape.kv_len * width, ZeroKeys{rows, shape.kv_len, shape.kv_stride, width});
+  };
+  zero(key_grads, shape.head_dim);
+  zero(value_grads, shape.value_dim);
+  each_tile(plan, [&](const AttentionTile& tile) {
+    multiply_scores(call, plan, tile, queries, keys, shape.head_dim, shape.head_dim, scores);
+    multiply_scores(call, plan, tile, grads, values, shape.value_dim, shape.value_dim, value_dots);
+    call.blocks(tile.count * tile.rows, ScoreGrads<T>{tile, static_cast<float>(shape.scale), shape.value_dim, lses,
+                                                      outs, douts, scores, value_dots, p, ds});
+    multiply_keys(call, plan, tile, ds, keys, shape.head_dim, shape.head_dim, query_grads);
+    add_queries(call, plan, tile, ds, queries, shape.head_dim, key_grads);
+    add_queries(call, plan, tile, p, grads, shape.value_dim, value_grads);
+  });
+}
 
 }  // namespace cadre::gpu

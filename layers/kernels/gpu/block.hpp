@@ -11,6 +11,7 @@
 //   block.shared()                the floats that the launch asked for, common to the threads of the block
 //
 // n is below 2^31. A block body may say how many threads its blocks have: int threads() const, the same on both sides.
+// CADRE_DEVICE, which layers/CMakeLists.txt defines, marks what runs on both.
 //
 // So that both runs agree: within one `each` no f(i) reads what another writes, and what stands outside of `each` is the
 // same for all threads of the block. The twin runs every `each` in both directions to find an offence.
@@ -19,12 +20,6 @@
 #include <concepts>
 #include <cstdint>
 #include <type_traits>
-
-#if defined(__CUDACC__)
-#define CADRE_DEVICE __host__ __device__
-#else
-#define CADRE_DEVICE
-#endif
 
 namespace cadre::gpu {
 

@@ -24,7 +24,7 @@ namespace cadre::gpu {
 //   bool multiplies_fp8()                        whether operands may be fp8 codes with scales
 //   void multiply(ProductShape, a, b, float* d)  multiply.hpp has shapes and operands
 //   void multiply_grouped(span<const Product>)   several of them, which touch nothing of each other's
-//   Memory& memory()                             memory that kernels reach, and the host too
+//   Memory& memory()                             memory that kernels reach; for_results() of it the host reaches too
 //   Memory& message_memory()                     memory that kernels reach, and transports
 //   unique_ptr<DeviceClock> make_clock()         of what is launched
 //   void begin()                                 a call begins
@@ -97,6 +97,18 @@ class Call {
     return host;
   }
 
+  // A copy of what the caller has for a while.
+  template <class T>
+  const T* copied(std::span<const T> values) {
+    const size_t bytes = values.size_bytes();
+    std::byte* here = machine_.scratch(bytes);
+    if (bytes == 0) return reinterpret_cast<T*>(here);
+    std::byte* staged = machine_.staging(bytes);
+    std::memcpy(staged, values.data(), bytes);
+    machine_.copy_in(here, staged, bytes);
+    return reinterpret_cast<T*>(here);
+  }
+
   void copy(const std::byte* from, std::byte* to, size_t bytes) { machine_.copy_on_device(to, from, bytes); }
 
   template <class Body>
@@ -141,12 +153,8 @@ class Call {
 
   std::byte* placed(std::byte* host, size_t bytes, bool read) {
     if (machine_.reaches(host, bytes)) return host;
-    std::byte* here = machine_.scratch(bytes);
-    if (!read || bytes == 0) return here;
-    std::byte* copy = machine_.staging(bytes);
-    std::memcpy(copy, host, bytes);
-    machine_.copy_in(here, copy, bytes);
-    return here;
+    if (!read) return machine_.scratch(bytes);
+    return const_cast<std::byte*>(copied(std::span<const std::byte>(host, bytes)));
   }
 
   std::byte* written(const Tensor& tensor, bool read) {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // All kernels of the GPU back end, compiled for devices.
 #include <algorithm>
+#include <cstring>
 #include <memory>
 #include <tuple>
 #include <utility>
@@ -15,6 +16,7 @@ namespace gpu {
 namespace {
 
 constexpr size_t kScratchPiece = size_t{64} << 20;
+constexpr size_t kPinnedPiece = size_t{8} << 20;
 constexpr double kMiB = 1024.0 * 1024.0;
 
 std::string mib(size_t bytes) {
@@ -35,17 +37,6 @@ void check_free(size_t bytes) {
       "lower train.batch, raise train.micro_batches, or use more devices; the plan is the table printed before");
 }
 
-// Moves pages to the device, so that memory that is taken is also there.
-void move_to_device(std::byte* data, size_t bytes, int device) {
-#if CUDART_VERSION >= 13000
-  const cudaMemLocation location = {.type = cudaMemLocationTypeDevice, .id = device};
-  CADRE_CUDA(cudaMemPrefetchAsync(data, bytes, location, 0, nullptr));
-#else
-  CADRE_CUDA(cudaMemPrefetchAsync(data, bytes, device, nullptr));
-#endif
-  CADRE_CUDA(cudaStreamSynchronize(nullptr));
-}
-
 }  // namespace
 
 std::byte* PlainMemory::allocate(size_t bytes) {
@@ -61,6 +52,7 @@ std::byte* PlainMemory::allocate(size_t bytes) {
   return static_cast<std::byte*>(data);
 }
 
+// At the end of a process there may be no driver any more.
 void PlainMemory::release(std::byte* data) noexcept {
   ranges_.remove(data);
   std::ignore = cudaStreamSynchronize(stream_.get());
@@ -72,32 +64,37 @@ void PlainMemory::release(std::byte* data) noexcept {
 }
 
 void PlainMemory::fill(std::byte* data, std::byte value, size_t bytes) {
+  if (!ranges_.contain(data, bytes)) return Memory::fill(data, value, bytes);
   CADRE_CUDA(cudaSetDevice(device_));
   if (bytes > 0) CADRE_CUDA(cudaMemsetAsync(data, std::to_integer<int>(value), bytes, stream_.get()));
 }
 
-std::byte* ManagedMemory::allocate(size_t bytes) {
+std::byte* PlainMemory::piece() {
   CADRE_CUDA(cudaSetDevice(device_));
-  check_free(bytes);
-  void* data = nullptr;
-  CADRE_CUDA(cudaMallocManaged(&data, bytes));
-  auto* memory = static_cast<std::byte*>(data);
-  ranges_.add(memory, bytes);
-  move_to_device(memory, bytes, device_);
-  return memory;
+  if (piece_.empty()) piece_ = Buffer(kPinnedPiece, pinned_);
+  return piece_.data();
 }
 
-// At the end of a process there may be no driver any more.
-void ManagedMemory::release(std::byte* data) noexcept {
-  ranges_.remove(data);
-  std::ignore = cudaStreamSynchronize(stream_.get());
-  std::ignore = cudaFree(data);
+void PlainMemory::read(std::byte* to, const std::byte* from, size_t bytes) {
+  if (is_on_host()) return Memory::read(to, from, bytes);
+  std::byte* const pinned = piece();
+  for (size_t done = 0; done < bytes; done += kPinnedPiece) {
+    const size_t here = std::min(kPinnedPiece, bytes - done);
+    CADRE_CUDA(cudaMemcpyAsync(pinned, from + done, here, cudaMemcpyDefault, stream_.get()));
+    stream_.wait();
+    std::memcpy(to + done, pinned, here);
+  }
 }
 
-void ManagedMemory::fill(std::byte* data, std::byte value, size_t bytes) {
-  if (!reaches(data, bytes)) return Memory::fill(data, value, bytes);
-  CADRE_CUDA(cudaSetDevice(device_));
-  if (bytes > 0) CADRE_CUDA(cudaMemsetAsync(data, std::to_integer<int>(value), bytes, stream_.get()));
+void PlainMemory::write(std::byte* to, const std::byte* from, size_t bytes) {
+  if (is_on_host()) return Memory::write(to, from, bytes);
+  std::byte* const pinned = piece();
+  for (size_t done = 0; done < bytes; done += kPinnedPiece) {
+    const size_t here = std::min(kPinnedPiece, bytes - done);
+    std::memcpy(pinned, from + done, here);
+    CADRE_CUDA(cudaMemcpyAsync(to + done, pinned, here, cudaMemcpyDefault, stream_.get()));
+    stream_.wait();
+  }
 }
 
 ScratchMemory::~ScratchMemory() {
@@ -176,16 +173,7 @@ std::unique_ptr<DeviceClock> CudaMachine::make_clock() const {
 }
 
 CudaMachine::CudaMachine(int device)
-    : device_(device), stream_(device), memory_(device, stream_), copies_(make_cuda_copies(device)) {
-  int shares_pages = 0;
-  CADRE_CUDA(cudaDeviceGetAttribute(&shares_pages, cudaDevAttrConcurrentManagedAccess, device));
-  if (shares_pages == 0) {
-    throw Error(ErrorKind::environment,
-                "CUDA device " + std::to_string(device) + " cannot share managed memory with a running host",
-                "GPUs can under Linux; use compute.device=cpu");
-  }
-  products_ = std::make_unique<LtProducts>();
-}
+    : device_(device), stream_(device), copies_(make_cuda_copies(device)), products_(std::make_unique<LtProducts>()) {}
 
 CudaMachine::~CudaMachine() { std::ignore = cudaStreamSynchronize(stream_.get()); }
 

@@ -26,7 +26,7 @@ struct CudaDevices {
 // Those that this process may use.
 CudaDevices find_cuda_devices();
 
-// f32 tensors, wherever they are; at hand are those in its memory(), which the host reaches too. Calls launch and return.
+// f32 tensors, wherever they are; at hand are those in its memory(), which the host does not reach. Calls launch and return.
 // Throws ErrorKind::environment where there is no such device, or a later call when it fails or is full.
 std::unique_ptr<Kernels> make_cuda_kernels(int device, Precision precision);
 

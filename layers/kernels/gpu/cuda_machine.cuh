@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// A Machine (call.hpp) that is a CUDA device: one stream, managed memory for tensors, scratch memory, launches. Calls
+// A Machine (call.hpp) that is a CUDA device: one stream, memory for tensors, scratch memory, launches. Calls
 // launch and return; the stream is what keeps them in order.
 #pragma once
 
@@ -17,44 +17,34 @@
 
 namespace cadre::gpu {
 
-// mapped: of the host, which the device reaches over its bus, for the little that the host reads. device: its own, which the
-// host does not reach, for what travels.
+// mapped: of the host, which the device reaches over its bus, for the little that both use. device: its own, which the host
+// does not reach; what does not fit there is refused.
 enum class PlainKind { mapped, device };
 class PlainMemory final : public Memory {
  public:
-  PlainMemory(PlainKind kind, int device, CudaStream& stream, AddressRanges& ranges)
-      : kind_(kind), device_(device), stream_(stream), ranges_(ranges) {}
+  PlainMemory(PlainKind kind, int device, CudaStream& stream, AddressRanges& ranges, Memory& pinned,
+              Memory* results = nullptr)
+      : kind_(kind), device_(device), stream_(stream), ranges_(ranges), pinned_(pinned), results_(results) {}
   std::byte* allocate(size_t bytes) override;
   void release(std::byte* data) noexcept override;  // waits for the stream, which may be using it
   void fill(std::byte* data, std::byte value, size_t bytes) override;
   void synchronize() override { stream_.wait(); }
+  bool is_on_host() const override { return kind_ == PlainKind::mapped; }
+  // In pieces, through pinned memory.
+  void read(std::byte* to, const std::byte* from, size_t bytes) override;
+  void write(std::byte* to, const std::byte* from, size_t bytes) override;
+  Memory& for_results() override { return results_ == nullptr ? *this : *results_; }
 
  private:
+  std::byte* piece();
+
   PlainKind kind_;
   int device_;
   CudaStream& stream_;
   AddressRanges& ranges_;
-};
-
-// Memory that host and device reach at the same address: pages live where they were touched last. It lies on the device
-// from the start; what does not fit there is refused, though the driver would take it and page.
-class ManagedMemory final : public Memory {
- public:
-  ManagedMemory(int device, CudaStream& stream) : device_(device), stream_(stream) {}
-  std::byte* allocate(size_t bytes) override;
-  void release(std::byte* data) noexcept override;  // waits for the stream, which may be using it
-  void fill(std::byte* data, std::byte value, size_t bytes) override;
-  void synchronize() override { stream_.wait(); }
-  Memory& for_results() override { return results_; }
-  Memory& for_messages() { return messages_; }
-  bool reaches(const void* data, size_t bytes) const { return ranges_.contain(data, bytes); }
-
- private:
-  int device_;
-  CudaStream& stream_;
-  AddressRanges ranges_;  // of these two as well
-  PlainMemory results_{PlainKind::mapped, device_, stream_, ranges_};
-  PlainMemory messages_{PlainKind::device, device_, stream_, ranges_};
+  Memory& pinned_;
+  Memory* results_;
+  Buffer piece_;
 };
 
 // Device memory for the length of a call; that of the next one may be the same, as the stream does one after the other.
@@ -91,10 +81,10 @@ class CudaMachine {
   CudaMachine(const CudaMachine&) = delete;
   CudaMachine& operator=(const CudaMachine&) = delete;
 
-  bool reaches(const void* data, size_t bytes) const { return memory_.reaches(data, bytes); }
+  bool reaches(const void* data, size_t bytes) const { return ranges_.contain(data, bytes); }
   std::byte* scratch(size_t bytes) { return scratch_.take(bytes); }
   Memory& memory() { return memory_; }
-  Memory& message_memory() { return memory_.for_messages(); }
+  Memory& message_memory() { return memory_; }
 
   std::byte* staging(size_t bytes) { return staging_.take(stream_, bytes); }
   void copy_in(std::byte* device, const std::byte* staged, size_t bytes) {
@@ -140,8 +130,10 @@ class CudaMachine {
 
   int device_;
   CudaStream stream_;
-  ManagedMemory memory_;
   std::shared_ptr<DeviceCopies> copies_;
+  AddressRanges ranges_;  // of both memories
+  PlainMemory results_{PlainKind::mapped, device_, stream_, ranges_, copies_->staging()};
+  PlainMemory memory_{PlainKind::device, device_, stream_, ranges_, copies_->staging(), &results_};
   Staging<CudaStream::Mark> staging_{copies_->staging()};
   ScratchMemory scratch_;
   std::unique_ptr<LtProducts> products_;

@@ -24,29 +24,6 @@ struct Destroy {
 template <class T>
 using Owned = std::unique_ptr<T, Destroy>;
 
-#if CUBLAS_VERSION >= 120900
-constexpr bool kHasFp8 = true;
-
-void set_scales(cublasLtMatmulDesc_t desc, const LtOperand& operand, cublasLtMatmulDescAttributes_t mode_attribute,
-                cublasLtMatmulDescAttributes_t pointer_attribute) {
-  if (operand.scales == nullptr) return;
-  const cublasLtMatmulMatrixScale_t mode = operand.scaling == Fp8Scaling::tiles
-                                               ? CUBLASLT_MATMUL_MATRIX_SCALE_VEC128_32F
-                                               : CUBLASLT_MATMUL_MATRIX_SCALE_BLK128x128_32F;
-  CADRE_CUDA(cublasLtMatmulDescSetAttribute(desc, mode_attribute, &mode, sizeof mode));
-  CADRE_CUDA(cublasLtMatmulDescSetAttribute(desc, pointer_attribute, &operand.scales, sizeof operand.scales));
-}
-
-void set_scales(cublasLtMatmulDesc_t desc, const LtOperand& first, const LtOperand& second) {
-  set_scales(desc, first, CUBLASLT_MATMUL_DESC_A_SCALE_MODE, CUBLASLT_MATMUL_DESC_A_SCALE_POINTER);
-  set_scales(desc, second, CUBLASLT_MATMUL_DESC_B_SCALE_MODE, CUBLASLT_MATMUL_DESC_B_SCALE_POINTER);
-}
-#else
-constexpr bool kHasFp8 = false;
-
-void set_scales(cublasLtMatmulDesc_t, const LtOperand&, const LtOperand&) {}
-#endif
-
 Owned<cublasLtMatmulDescOpaque_t> make_desc(const ColumnMajorProduct& product, const LtOperand& first,
                                             const LtOperand& second) {
   cublasLtMatmulDesc_t desc = nullptr;
@@ -62,11 +39,18 @@ Owned<cublasLtMatmulDescOpaque_t> make_desc(const ColumnMajorProduct& product, c
   return owned;
 }
 
-Owned<cublasLtMatrixLayoutOpaque_t> make_layout(cudaDataType_t type, const ColumnMajorProduct::Stored& stored) {
+Owned<cublasLtMatrixLayoutOpaque_t> make_layout(cudaDataType_t type, const ColumnMajorProduct::Stored& stored,
+                                                int64_t count) {
   cublasLtMatrixLayout_t layout = nullptr;
   CADRE_CUDA(cublasLtMatrixLayoutCreate(&layout, type, static_cast<uint64_t>(stored.rows),
-                                        static_cast<uint64_t>(stored.columns), stored.rows));
-  return Owned<cublasLtMatrixLayoutOpaque_t>(layout);
+                                        static_cast<uint64_t>(stored.columns), stored.leading));
+  Owned<cublasLtMatrixLayoutOpaque_t> owned(layout);
+  if (count == 1) return owned;
+  const auto matrices = static_cast<int32_t>(count);
+  CADRE_CUDA(cublasLtMatrixLayoutSetAttribute(layout, CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, &matrices, sizeof matrices));
+  CADRE_CUDA(cublasLtMatrixLayoutSetAttribute(layout, CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET, &stored.step,
+                                              sizeof stored.step));
+  return owned;
 }
 
 // The largest power of two up to 256 that divides the address: rows of an expert may start anywhere.
@@ -132,16 +116,16 @@ bool LtProducts::multiply_fp8(int device) {
   int minor = 0;
   CADRE_CUDA(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
   CADRE_CUDA(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device));
-  return kHasFp8 && major == 9 && minor == 0 && cublasLtGetVersion() >= 120900;
+  return has_fp8_scales() && major == 9 && minor == 0;
 }
 
 void LtProducts::multiply(const ProductShape& shape, const LtOperand& a, const LtOperand& b, float* d,
                           cudaStream_t stream, void* workspace) {
   const ColumnMajorProduct product = in_column_major(shape);
   const auto desc = make_desc(product, b, a);
-  const auto b_layout = make_layout(b.type, product.first);
-  const auto a_layout = make_layout(a.type, product.second);
-  const auto d_layout = make_layout(CUDA_R_32F, product.result);
+  const auto b_layout = make_layout(b.type, product.first, shape.count);
+  const auto a_layout = make_layout(a.type, product.second, shape.count);
+  const auto d_layout = make_layout(CUDA_R_32F, product.result, shape.count);
 
   const uint32_t aligned[] = {alignment_of(b.values), alignment_of(a.values), alignment_of(d)};
   const bool adds = shape.accumulate == Accumulate::yes;
@@ -154,7 +138,14 @@ void LtProducts::multiply(const ProductShape& shape, const LtOperand& a, const L
                    static_cast<int64_t>(b.scaling),
                    aligned[0],
                    aligned[1],
-                   aligned[2]};
+                   aligned[2],
+                   shape.count,
+                   product.first.leading,
+                   product.first.step,
+                   product.second.leading,
+                   product.second.step,
+                   product.result.leading,
+                   product.result.step};
   auto found = chosen_.find(key);
   if (found == chosen_.end()) {
     const auto preference = make_preference(aligned[0], aligned[1], aligned[2]);

@@ -25,9 +25,13 @@ struct LtOperand {
   Fp8Scaling scaling = Fp8Scaling::tiles;
 };
 
+// Whether cuBLASLt, as it was compiled with and as it is, has scales by tile and block; and what tells it those of operands.
+bool has_fp8_scales();
+void set_scales(cublasLtMatmulDesc_t desc, const LtOperand& first, const LtOperand& second);
+
 class LtProducts {
  public:
-  // Whether cuBLASLt, as it was compiled with and as it is, has fp8 operands with scales by tile and block on `device`.
+  // Whether it has fp8 operands with scales by tile and block on `device`.
   static bool multiply_fp8(int device);
 
   LtProducts();
@@ -65,8 +69,8 @@ class LtProducts {
   void fork(cudaStream_t stream);
   void join(cudaStream_t stream);
 
-  // An algorithm is asked for once for each shape, type, scaling and alignment: equal calls give equal bits.
-  using Key = std::array<int64_t, 10>;
+  // An algorithm is asked for once for each shape, type, scaling, alignment and strides: equal calls give equal bits.
+  using Key = std::array<int64_t, 17>;
 
   cublasLtHandle_t handle_ = nullptr;
   void* workspace_ = nullptr;

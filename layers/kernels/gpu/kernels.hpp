@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The whole list of kernels on a Machine (call.hpp says what that is): f32 tensors, accumulation in fp32, fixed orders
-// of addition. Products with weights: weight_products.hpp. The device's machine is cuda_machine.cuh; tests have one that is a
+// of addition. Products with weights: weight_products.hpp. Where those are narrower than fp32, those of attention are in bf16. The device's machine is cuda_machine.cuh; tests have one that is a
 // host.
 #pragma once
 
@@ -8,6 +8,7 @@
 #include <string_view>
 #include <utility>
 
+#include "layers/kernels/gpu/attention.hpp"
 #include "layers/kernels/gpu/call.hpp"
 #include "layers/kernels/gpu/row_codec.hpp"
 #include "layers/kernels/kernels.hpp"
@@ -106,6 +107,11 @@ class GpuKernels final : public Kernels {
   void head_linear_transposed(const Tensor& x, const HeadRows& weight, const Tensor& y) const override;
 
  private:
+  // Few rows of queries, as in decoding, read keys that were rounded no faster than those that were not.
+  bool attends_in_bf16(const AttentionShape& shape) const {
+    return fp32_ && shape.q_len * shape.num_heads / shape.num_kv_heads >= gpu::kNarrowRows;
+  }
+
   // What `body` launches, from operands in place to results back home.
   template <class Body>
   void run(Body&& body) const {

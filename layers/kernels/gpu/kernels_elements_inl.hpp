@@ -155,31 +155,30 @@ void GpuKernels<Machine>::adamw(const AdamWStep& step, const Tensor& value, cons
 
 namespace gpu {
 
-// `plan` with the tile that the kernel's shared memory has room for.
-template <class Kernel>
-AttentionPlan with_tile(AttentionPlan plan) {
-  plan.tile = attention_tile([&](int64_t tile) { return Kernel::floats_of(plan, tile); });
-  CADRE_CHECK(plan.tile > 0,
-              fmt::format("heads of {} and values of {} elements do not fit in the shared memory of a GPU block",
-                          plan.head_dim, plan.value_dim),
-              "use smaller heads, or device = cpu");
-  return plan;
-}
-
-template <class Kernel>
-int64_t query_blocks(const AttentionShape& shape, const AttentionPlan& plan) {
-  return shape.batch * shape.num_heads * tiles_of(shape.q_len, plan.tile);
-}
-
 template <class T>
 ColumnsOf<T> columns_of(T* rows, const Columns& columns) {
   return {rows + columns.first, width_of(columns.rows)};
 }
 
+// Of all heads at once, each with its rows of the weight: y[t,h,:] from x[t,h,:].
+inline ProductShape head_product(const Tensor& x, const HeadRows& weight, const Tensor& y, bool transposed) {
+  const int64_t in = width_of(weight.weight);
+  const int64_t heads = weight.num_heads;
+  return {.rows = num_rows_of(x) / heads,
+          .columns = transposed ? in : weight.count,
+          .inner = transposed ? weight.count : in,
+          .b_transposed = !transposed,
+          .count = heads,
+          .a = {heads * width_of(x), width_of(x)},
+          .b = {in, weight.weight.dim(0) / heads * in},
+          .d = {heads * width_of(y), width_of(y)}};
+}
+
 template <class Call>
-HeadRowsOf head_rows_of(Call& call, const HeadRows& rows) {
-  return {call.in(rows.weight), rows.num_heads, rows.weight.dim(0) / rows.num_heads,
-          rows.first,           rows.count,     width_of(rows.weight)};
+void multiply_heads(Call& call, const Tensor& x, const HeadRows& weight, const Tensor& y, bool transposed) {
+  if (num_rows_of(x) == 0) return;
+  call.multiply(head_product(x, weight, y, transposed), call.in(x),
+                call.in(weight.weight) + weight.first * width_of(weight.weight), call.both(y));
 }
 
 }  // namespace gpu
@@ -212,12 +211,9 @@ void GpuKernels<Machine>::rope(const Tensor& x, const Tensor& positions, const R
 template <class Machine>
 void GpuKernels<Machine>::attention(const AttentionShape& shape, const Tensor& q, const Tensor& k, const Tensor& v,
                                     const Tensor& out, const Tensor& lse) const {
-  using Kernel = gpu::AttentionForward;
   run([&](auto& call) {
-    const auto plan = gpu::with_tile<Kernel>(gpu::AttentionPlan::of(shape, v.dim(2)));
-    call.blocks(gpu::query_blocks<Kernel>(shape, plan),
-                Kernel{plan, call.in(q), call.in(k), call.in(v), call.out(out), call.out(lse)},
-                Kernel::floats_of(plan, plan.tile));
+    attends_in_bf16(shape) ? gpu::attend<bf16>(call, shape, q, k, v, out, lse)
+                           : gpu::attend<float>(call, shape, q, k, v, out, lse);
   });
 }
 
@@ -225,17 +221,9 @@ template <class Machine>
 void GpuKernels<Machine>::attention_grad(const AttentionShape& shape, const Tensor& q, const Tensor& k, const Tensor& v,
                                          const Tensor& out, const Tensor& lse, const Tensor& dout, const Tensor& dq,
                                          const Tensor& dk, const Tensor& dv) const {
-  using QueryGrad = gpu::AttentionQueryGrad;
-  using KeyGrad = gpu::AttentionKeyGrad;
   run([&](auto& call) {
-    const auto plan = gpu::AttentionPlan::of(shape, shape.value_dim);
-    const gpu::AttentionGradInputs in = {call.in(q), call.in(k), call.in(v), call.in(out), call.in(lse), call.in(dout)};
-    const auto query_plan = gpu::with_tile<QueryGrad>(plan);
-    call.blocks(gpu::query_blocks<QueryGrad>(shape, query_plan), QueryGrad{query_plan, in, call.out(dq)},
-                QueryGrad::floats_of(query_plan, query_plan.tile));
-    const auto key_plan = gpu::with_tile<KeyGrad>(plan);
-    call.blocks(shape.batch * shape.num_kv_heads * gpu::tiles_of(shape.kv_len, key_plan.tile),
-                KeyGrad{key_plan, in, call.both(dk), call.both(dv)}, KeyGrad::floats_of(key_plan, key_plan.tile));
+    attends_in_bf16(shape) ? gpu::attend_grad<bf16>(call, shape, q, k, v, out, lse, dout, dq, dk, dv)
+                           : gpu::attend_grad<float>(call, shape, q, k, v, out, lse, dout, dq, dk, dv);
   });
 }
 
@@ -263,20 +251,12 @@ void GpuKernels<Machine>::sum_columns(const Columns& src, const Columns& dst) co
 
 template <class Machine>
 void GpuKernels<Machine>::head_linear(const Tensor& x, const HeadRows& weight, const Tensor& y) const {
-  run([&](auto& call) {
-    call.elements(
-        gpu::num_rows_of(x) * weight.count,
-        gpu::HeadLinear{call.in(x), gpu::width_of(x), gpu::head_rows_of(call, weight), call.both(y), gpu::width_of(y)});
-  });
+  run([&](auto& call) { gpu::multiply_heads(call, x, weight, y, /*transposed=*/false); });
 }
 
 template <class Machine>
 void GpuKernels<Machine>::head_linear_transposed(const Tensor& x, const HeadRows& weight, const Tensor& y) const {
-  run([&](auto& call) {
-    call.elements(gpu::num_rows_of(x) * gpu::width_of(weight.weight),
-                  gpu::HeadLinearTransposed{call.in(x), gpu::width_of(x), gpu::head_rows_of(call, weight), call.both(y),
-                                            gpu::width_of(y)});
-  });
+  run([&](auto& call) { gpu::multiply_heads(call, x, weight, y, /*transposed=*/true); });
 }
 
 }  // namespace cadre

@@ -178,9 +178,14 @@ void GpuKernels<Machine>::embedding(const Tensor& ids, const Tensor& table, cons
 
 template <class Machine>
 void GpuKernels<Machine>::embedding_grad(const Tensor& ids, const Tensor& dy, const Tensor& dtable) const {
+  const gpu::TokensByRow by_row({ids.data<int32_t>(), static_cast<size_t>(ids.numel())});
   run([&](auto& call) {
-    call.elements(dtable.dim(1), gpu::EmbeddingGrad{call.template in<int32_t>(ids), call.in(dy), call.both(dtable),
-                                                    ids.numel(), dtable.dim(1)});
+    call.blocks(by_row.num_rows(), gpu::EmbeddingGrad{.ids = call.template in<int32_t>(ids),
+                                                      .tokens = call.copied(std::span(by_row.tokens)),
+                                                      .starts = call.copied(std::span(by_row.starts)),
+                                                      .dy = call.in(dy),
+                                                      .dtable = call.both(dtable),
+                                                      .width = dtable.dim(1)});
   });
 }
 

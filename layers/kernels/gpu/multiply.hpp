@@ -3,13 +3,21 @@
 #pragma once
 
 #include <cstdint>
+#include <utility>
 
 #include "layers/kernels/kernels.hpp"
 
 namespace cadre::gpu {
 
-// d [rows, columns] = op(a) op(b), or adds. Row-major without gaps; op(a) is [rows, inner] and op(b) [inner, columns], and
-// a transposed operand is stored the other way round. d is f32, sums are fp32.
+// How matrices lie in elements: from one row to the next, 0 where there is no gap, and from one matrix to the next.
+struct MatrixStrides {
+  int64_t row = 0;
+  int64_t matrix = 0;
+};
+
+// d [rows, columns] = op(a) op(b), or adds. Row-major; op(a) is [rows, inner] and op(b) [inner, columns], and a transposed
+// operand is stored the other way round. d is f32, sums are fp32. `count` such products by one call, which touch nothing of
+// each other's.
 struct ProductShape {
   int64_t rows;
   int64_t columns;
@@ -17,6 +25,10 @@ struct ProductShape {
   bool a_transposed = false;
   bool b_transposed = false;
   Accumulate accumulate = Accumulate::no;
+  int64_t count = 1;
+  MatrixStrides a = {};
+  MatrixStrides b = {};
+  MatrixStrides d = {};
 };
 
 // One product, with its operands on the device: const float*, const bf16* or Fp8Matrix.
@@ -29,12 +41,14 @@ struct Product {
 };
 
 // The same for a library whose matrices are column-major, where a row-major matrix is its own transpose: d is
-// op(first) op(second) with first = b and second = a. `rows` of a stored matrix is also its leading dimension.
+// op(first) op(second) with first = b and second = a.
 struct ColumnMajorProduct {
   struct Stored {
     int64_t rows;
     int64_t columns;
     bool transposed;
+    int64_t leading;  // elements from a column to the next
+    int64_t step;     // from a matrix to the next
   };
   Stored first;
   Stored second;
@@ -42,12 +56,14 @@ struct ColumnMajorProduct {
 };
 
 inline ColumnMajorProduct in_column_major(const ProductShape& shape) {
-  const auto stored = [](int64_t rows, int64_t columns, bool transposed) {
-    return transposed ? ColumnMajorProduct::Stored{rows, columns, true}
-                      : ColumnMajorProduct::Stored{columns, rows, false};
+  const auto stored = [](int64_t rows, int64_t columns, bool transposed, const MatrixStrides& strides) {
+    if (transposed) std::swap(rows, columns);
+    return ColumnMajorProduct::Stored{columns, rows, transposed, strides.row == 0 ? columns : strides.row,
+                                      strides.matrix};
   };
-  return {stored(shape.inner, shape.columns, shape.b_transposed), stored(shape.rows, shape.inner, shape.a_transposed),
-          stored(shape.rows, shape.columns, false)};
+  return {stored(shape.inner, shape.columns, shape.b_transposed, shape.b),
+          stored(shape.rows, shape.inner, shape.a_transposed, shape.a),
+          stored(shape.rows, shape.columns, false, shape.d)};
 }
 
 // Which values of an fp8 operand share a scale: 128 along the axis that is summed over, or, of at most one of both

@@ -2,9 +2,12 @@
 // Bodies that move and join rows: on the way to experts and back, of a table, and parts of them.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <span>
 #include <type_traits>
+#include <vector>
 
 #include "layers/kernels/gpu/block.hpp"
 
@@ -98,15 +101,45 @@ struct DotRows {
   }
 };
 
-// A thread adds one column of all tokens, so that a row of the table gets its tokens in order.
+// Tokens by the row of the table that they had, in their order: those of the s-th row are tokens[starts[s]] and on.
+struct TokensByRow {
+  std::vector<int32_t> tokens;
+  std::vector<int32_t> starts;  // one more than rows
+
+  explicit TokensByRow(std::span<const int32_t> ids) {
+    std::vector<uint64_t> keys;
+    for (size_t t = 0; t < ids.size(); ++t) keys.push_back(static_cast<uint64_t>(ids[t]) << 32 | t);
+    std::ranges::sort(keys);
+    for (size_t i = 0; i < keys.size(); ++i) {
+      if (i == 0 || keys[i] >> 32 != keys[i - 1] >> 32) starts.push_back(static_cast<int32_t>(i));
+      tokens.push_back(static_cast<int32_t>(keys[i]));
+    }
+    starts.push_back(static_cast<int32_t>(ids.size()));
+  }
+  int64_t num_rows() const { return static_cast<int64_t>(starts.size()) - 1; }
+};
+
+// A block a row of the table that a token had.
 struct EmbeddingGrad {
   const int32_t* ids;
+  const int32_t* tokens;
+  const int32_t* starts;
   const float* dy;
   float* dtable;
-  int64_t tokens;
   int64_t width;
-  CADRE_DEVICE void operator()(int64_t h) const {
-    for (int64_t t = 0; t < tokens; ++t) dtable[ids[t] * width + h] += dy[t * width + h];
+  CADRE_DEVICE bool fours() const { return in_fours(width, dy, dtable); }
+  CADRE_DEVICE int threads() const { return threads_for_columns(width, fours()); }
+
+  template <class Block>
+  CADRE_DEVICE void operator()(Block& block) const {
+    const int64_t first = starts[block.index()];
+    const int64_t end = starts[block.index() + 1];
+    float* row = dtable + ids[tokens[first]] * width;
+    each_column(block, width, fours(), [&]<class V>(std::type_identity<V>, int64_t i) {
+      V total = at<V>(row, i);
+      for (int64_t j = first; j < end; ++j) total = by_float(Plus(), total, at<V>(dy + tokens[j] * width, i));
+      at<V>(row, i) = total;
+    });
   }
 };
 
@@ -155,49 +188,6 @@ struct SumColumns {
       for (int64_t j = 0; j < terms; ++j) total = by_float(Plus(), total, at<V>(src.row(first + j), i));
       at<V>(to, i) = total;
     });
-  }
-};
-
-// Rows first .. first + count of each head's `rows_of_head` rows of a weight with rows of `width`.
-struct HeadRowsOf {
-  const float* weight;
-  int64_t num_heads;
-  int64_t rows_of_head;
-  int64_t first;
-  int64_t count;
-  int64_t width;
-  CADRE_DEVICE const float* row(int64_t of_x, int64_t i) const {
-    return weight + (of_x % num_heads * rows_of_head + first + i) * width;
-  }
-};
-
-struct HeadLinear {
-  const float* x;
-  int64_t x_width;
-  HeadRowsOf weight;
-  float* y;
-  int64_t y_width;
-  CADRE_DEVICE void operator()(int64_t i) const {
-    const int64_t r = i / weight.count;
-    const float* row = weight.row(r, i % weight.count);
-    float total = 0.0F;
-    for (int64_t k = 0; k < weight.width; ++k) total += x[r * x_width + k] * row[k];
-    y[r * y_width + i % weight.count] = total;
-  }
-};
-
-struct HeadLinearTransposed {
-  const float* x;
-  int64_t x_width;
-  HeadRowsOf weight;
-  float* y;
-  int64_t y_width;
-  CADRE_DEVICE void operator()(int64_t i) const {
-    const int64_t r = i / weight.width;
-    const int64_t k = i % weight.width;
-    float total = 0.0F;
-    for (int64_t j = 0; j < weight.count; ++j) total += x[r * x_width + j] * weight.row(r, j)[k];
-    y[r * y_width + k] = total;
   }
 };
 
