@@ -54,6 +54,7 @@ struct LiveChunk {
         scope(worker.arena(lane_index)),
         context(worker.lanes().training_context(work.token_scale, deferred, lane_index)) {
     context.tokens = batch.facts(work.seed);
+    context.loss_scale = work.loss_scale;
     worker.lane(lane_index).position = {.step = work.step, .micro_batch = at.micro_batch};
   }
 
