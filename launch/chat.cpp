@@ -50,9 +50,12 @@ std::vector<std::string> answers(Worker& worker, const std::vector<Conversation>
   std::vector<std::string> texts(conversations.size());
   std::vector<StopStrings> stops(conversations.size(), StopStrings(options.stop_strings));
   std::vector<Utf8Stream> characters(conversations.size());
+  std::vector<char> has_begun(conversations.size(), 0);
+  const std::string_view before = before_answer(answering.chat.format());
   generate(worker, requests, options, [&](size_t i, std::optional<int32_t> token) {
     std::string made = characters[i].put(token ? stops[i].put(answering.tokenizer.piece(*token)) : stops[i].finish());
     if (!token) made += characters[i].finish();
+    if (!made.empty() && !std::exchange(has_begun[i], 1) && made.starts_with(before)) made.erase(0, before.size());
     texts[i] += made;
     if (i == 0 && show && worker.world().rank() == 0 && !made.empty()) show(made);
   });

@@ -49,7 +49,7 @@ std::vector<ChatPart> v2_parts(const Conversation& conversation) {
   for (const Message& message : conversation) {
     if (message.role == kAssistant) {
       parts.push_back(text_part("Assistant:"));
-      add_answer(" " + message.content, message.weight, parts);
+      add_answer(std::string(before_answer(ChatFormat::deepseek_v2)) + message.content, message.weight, parts);
     } else {
       parts.push_back(text_part((message.role == "user" ? "User: " : "") + message.content + "\n\n"));
     }
@@ -142,6 +142,8 @@ std::vector<ChatPart> prompt_of(ChatFormat format, const Conversation& conversat
   }
   return parts;
 }
+
+std::string_view before_answer(ChatFormat format) { return format == ChatFormat::deepseek_v2 ? " " : ""; }
 
 ChatFormat find_chat_format(const TokenizerFiles& files, const Tokenizer& tokenizer, const std::string& key) {
   const std::string text = chat_template_of(files);

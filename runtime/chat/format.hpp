@@ -5,6 +5,7 @@
 
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "runtime/chat/conversation.hpp"
@@ -35,6 +36,9 @@ std::vector<ChatPart> whole_conversation(ChatFormat format, const Conversation& 
 
 // What the model reads before it writes the next answer. Throws where the last message is an answer.
 std::vector<ChatPart> prompt_of(ChatFormat format, const Conversation& conversation);
+
+// What the model writes before the content of an answer: the space of "Assistant: " in deepseek_v2.
+std::string_view before_answer(ChatFormat format);
 
 // The format that these files of a tokenizer ask for: by their chat template, or, without one, by the tokens of the roles.
 // Throws where they ask for another or for none; the message names those that there are and `key`, which sets one.

@@ -140,6 +140,39 @@ TEST_F(ChatFiles, TheTemplateNamesTheFormat) {
   expect_message(message_of([&] { find(nlohmann::json::object()); }), {"has no chat template", "data.chat_format"});
 }
 
+// A byte-level tokenizer with the tokens of DeepSeek-V3 behind the bytes; ids as transformers' apply_chat_template gives them
+// with it. Without a template the tokens of the roles name the format.
+TEST_F(ChatFiles, TokensAreThoseOfTransformers) {
+  auto tokenizer = nlohmann::json::parse(byte_tokenizer_json());
+  const char* names[] = {"<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜User｜>", "<｜Assistant｜>"};
+  for (int i = 0; i < 4; ++i) {
+    tokenizer["added_tokens"].push_back({{"id", 256 + i},
+                                         {"content", names[i]},
+                                         {"single_word", false},
+                                         {"lstrip", false},
+                                         {"rstrip", false},
+                                         {"normalized", false},
+                                         {"special", i < 2}});
+  }
+  const test::TemporaryDirectory folder;
+  test::write_file(folder / "tokenizer.json", tokenizer.dump());
+  test::write_file(folder / "tokenizer_config.json",
+                   nlohmann::json{{"bos_token", names[0]}, {"eos_token", names[1]}}.dump());
+  const Chat chat = open_chat(folder.path().string(), "auto", ModelConfig(), "data.chat_format");
+  EXPECT_EQ(chat.format(), ChatFormat::deepseek_v3);
+  EXPECT_EQ(chat.encode(kQuestion).ids,
+            (std::vector<int32_t>{256, 66, 101, 32,  98,  114, 105, 101, 102, 46, 258, 72, 105,
+                                  259, 72, 101, 108, 108, 111, 33,  257, 258, 50, 43,  50, 63}));
+  const ChatTokens thoughts = chat.encode(kThoughts);
+  EXPECT_EQ(thoughts.ids,
+            (std::vector<int32_t>{256, 65,  10,  10,  66,  258, 50, 43, 50,  63,  259, 60,  116, 104, 105, 110,
+                                  107, 62,  10,  104, 109, 10,  60, 47, 116, 104, 105, 110, 107, 62,  10,  10,
+                                  102, 111, 117, 114, 257, 258, 51, 43, 51,  63,  259, 115, 105, 120, 257}));
+  for (size_t i = 0; i < thoughts.ids.size(); ++i) {
+    EXPECT_EQ(thoughts.weights[i], (i > 10 && i < 37) || i > 42 ? 1.0F : 0.0F) << i;
+  }
+}
+
 // With bytes and byte 0 as the end: every byte is a token.
 TEST(Chat, OnlyAnswersHaveALoss) {
   const Chat chat(ChatFormat::deepseek_v2, std::make_shared<ByteTokenizer>(), std::nullopt, 0);

@@ -139,6 +139,33 @@ TEST(ConversationRun, IsTheSameOnAnyRanksAndMicroBatches) {
       {1, 2, 3, 4});
 }
 
+// The loss is a mean: what all answers weigh cancels out, in the gradients too.
+TEST(ConversationRun, TheScaleOfAllWeightsDoesNotCount) {
+  test::on_one_rank([](Communicator world) {
+    const ChatFolder folder(world);
+    RunConfig config = chat_run(folder.path());
+    config.train.grad_clip = 0.0;
+    std::vector<StepRecord> records;
+    for (const char* weight : {"1", "4"}) {
+      std::string lines;
+      for (int i = 0; i < 60; ++i) {
+        lines += fmt::format(R"({{"messages": [{{"role": "user", "content": "{0}"}}, )"
+                             R"({{"role": "assistant", "content": "{0}{0}", "weight": {1}}}]}})"
+                             "\n",
+                             i, weight);
+      }
+      test::write_file(folder.path() / "chat.jsonl", lines);
+      Trainer trainer(world.duplicate("run"), config);
+      records.push_back(trainer.step());
+    }
+    EXPECT_NEAR(records[1].global.loss, records[0].global.loss, 1e-6);
+    EXPECT_NEAR(records[1].grad_norm, records[0].grad_norm, 1e-5 * records[0].grad_norm);
+    EXPECT_NEAR(records[1].global.balance_loss, records[0].global.balance_loss, 1e-6);
+    EXPECT_EQ(records[1].global.loss_weight, 4.0 * records[0].global.loss_weight);
+    EXPECT_LT(records[0].global.loss_weight, 0.5 * static_cast<double>(records[0].global.num_tokens));
+  });
+}
+
 TEST(ConversationRun, GoesOnToTheSameBits) {
   test::on_one_rank([](Communicator world) {
     const ChatFolder folder(world);
