@@ -63,6 +63,7 @@ int32_t task_of(const std::string& task) {
 
 void take_data(const std::string& path, DataConfig& data) {
   if (path.empty()) return;
+  if (!data.validation.empty()) data.validation = path;
   data.path = path;
   data.mixture.clear();
 }
@@ -133,6 +134,13 @@ HeldOut held_out(const RunConfig& config) {
   CADRE_CHECK(!data.path.empty() || !data.mixture.empty(),
               "--data is missing, and the checkpoint does not name its training data",
               "a text file, a folder of them, or an llm.c token file");
+  if (!data.validation.empty()) {
+    OpenedPart opened = open_validation(data, config.model);
+    HeldOut whole;
+    whole.parts.push_back(std::move(opened.part));
+    whole.summaries.push_back(std::move(opened.summary));
+    return whole;
+  }
   Dataset dataset = open_dataset(data, config.model);
   if (data.validation_fraction > 0.0) return {std::move(dataset.validation), std::move(dataset.summaries)};
   return {each_window_once(std::move(dataset.train), data.sequence_length), std::move(dataset.summaries)};

@@ -20,6 +20,8 @@ namespace {
 struct EvalArguments {
   std::string checkpoint;
   std::string data;
+  std::string format;
+  std::string chat_format;
   int64_t batches = TrainConfig().eval_batches;
   std::string dead_experts;
   std::string placement;
@@ -29,8 +31,10 @@ struct EvalArguments {
 
 void print_evaluation(const Evaluation& evaluation, const ModelConfig& model) {
   const std::vector<int> moe_layers = moe_layers_of(model);
-  fmt::print("loss {:.4f} nats a token, perplexity {:.3f}, over {} held-out tokens\n", evaluation.loss,
-             std::exp(evaluation.loss), evaluation.num_tokens);
+  const bool all_count = evaluation.loss_weight == static_cast<double>(evaluation.num_tokens);
+  fmt::print("loss {:.4f} nats a token, perplexity {:.3f}, over {} held-out tokens{}\n", evaluation.loss,
+             std::exp(evaluation.loss), evaluation.num_tokens,
+             all_count ? "" : fmt::format(", of which those that count weigh {:g}", evaluation.loss_weight));
   for (size_t i = 0; i < moe_layers.size(); ++i) {
     const BalanceFigures figures = balance_figures(evaluation.expert_counts[i]);
     fmt::print("layer {:3} | experts cv {:.2f} maxvio {:.2f} entropy {:.3f} dead {} of {}\n", moe_layers[i], figures.cv,
@@ -47,6 +51,8 @@ void run_eval(const EvalArguments& options, const Job& job) {
   const std::string notes = checkpoint_notes(checkpoint);
   if (job.rank() == 0) fmt::print("{}", notes);
   take_data(options.data, config.data);
+  if (!options.format.empty()) config.data.format = options.format;
+  if (!options.chat_format.empty()) config.data.chat_format = options.chat_format;
   leave_out(options.dead_experts, config.model);
   config.parallel.placement = options.placement;
   apply(options.compute, config.compute);
@@ -84,21 +90,25 @@ void run_eval(const EvalArguments& options, const Job& job) {
 
 Command eval_command() {
   const auto options = std::make_shared<EvalArguments>();
-  return {
-      .name = "eval",
-      .summary = "measures the loss of a checkpoint on held-out data and the balance of its experts",
-      .arguments = {checkpoint_argument(options->checkpoint)},
-      .options = {{"data", &options->data, any(),
-                   "a text file, a folder of them, or an llm.c token file; reads the last data.validation_fraction of "
-                   "it. Default: the training data"},
-                  {"batches", &options->batches, at_least(1),
-                   "largest number of batches of train.batch sequences; each held-out window counts once"},
-                  dead_experts_option(options->dead_experts),
-                  placement_option(options->placement),
-                  weights_option(options->compute),
-                  threads_option(options->compute),
-                  ranks_option(options->ranks)},
-      .run = [options](const Job& job) { run_eval(*options, job); }};
+  return {.name = "eval",
+          .summary = "measures the loss of a checkpoint on held-out data and the balance of its experts",
+          .arguments = {checkpoint_argument(options->checkpoint)},
+          .options =
+              {{"data", &options->data, any(),
+                "a text file, a folder of them, an llm.c token file or a file of conversations; reads all of it where "
+                "the run has data.validation, else the last data.validation_fraction. Default: data of the run"},
+               {"format", &options->format, one_of({"", "text", "conversations"}),
+                "of the data, as data.format of a run; default: that of the run"},
+               {"chat-format", &options->chat_format, one_of({"", "auto", "deepseek_v2", "deepseek_v3", "deepseek_r1"}),
+                "of conversations, as data.chat_format of a run; default: that of the run"},
+               {"batches", &options->batches, at_least(1),
+                "largest number of batches of train.batch sequences; each held-out window counts once"},
+               dead_experts_option(options->dead_experts),
+               placement_option(options->placement),
+               weights_option(options->compute),
+               threads_option(options->compute),
+               ranks_option(options->ranks)},
+          .run = [options](const Job& job) { run_eval(*options, job); }};
 }
 
 }  // namespace cadre

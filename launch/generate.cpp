@@ -12,6 +12,7 @@
 #include <set>
 
 #include "comm/base/console.hpp"
+#include "launch/chat.hpp"
 #include "launch/checkpoint_argument.hpp"
 #include "launch/command.hpp"
 #include "launch/requests.hpp"
@@ -31,6 +32,8 @@ namespace {
 struct GenerateArguments {
   std::string checkpoint;
   RequestOptions requests;
+  ChatOptions chat;
+  std::vector<std::string> stop;
   int64_t max_new = GenerateOptions().max_new;
   int64_t seed = 0;
   int64_t batch = 0;
@@ -105,10 +108,11 @@ void print_texts(Worker& worker, const Requests& requests, const Tokenizer& toke
   const std::vector<TextRequest>& texts = requests.texts;
   const size_t samples = texts.size() / requests.prompts.size();
   TextStream stream(texts.size(), print_text);
+  std::vector<StopStrings> stops(texts.size(), StopStrings(options.stop_strings));
   for (size_t text = 0; speaks && text < texts.size(); ++text) stream.add(text, requests.prompts[text / samples]);
   const GenerateStatistics statistics =
       generate(worker, texts, options, [&](size_t text, std::optional<int32_t> token) {
-        if (token) stream.add(text, tokenizer.piece(*token));
+        stream.add(text, token ? stops[text].put(tokenizer.piece(*token)) : stops[text].finish());
         if (!token) stream.end(text);
       });
   if (!speaks) return;
@@ -131,10 +135,44 @@ std::string apply_sampling_defaults(const std::filesystem::path& checkpoint, con
   apply("temperature", defaults.temperature, sampling.temperature);
   apply("top-k", defaults.top_k, sampling.top_k);
   apply("top-p", defaults.top_p, sampling.top_p);
+  apply("repetition-penalty", defaults.repetition_penalty, sampling.repetition_penalty);
   return applied.empty() ? "" : fmt::format("note: generation_config.json of the checkpoint sets{}\n", applied);
 }
 
+// What --chat does not go with.
+void check_chat(const GenerateArguments& options) {
+  for (const char* chat_only : {"system", "conversations", "chat-format"}) {
+    CADRE_CHECK(options.chat.is_on || !options.given.contains(chat_only), fmt::format("--{} without --chat", chat_only),
+                "add --chat, which speaks in turns");
+  }
+  for (const char* other : {"prompts", "samples", "complexity", "explain"}) {
+    CADRE_CHECK(!options.chat.is_on || !options.given.contains(other), fmt::format("--{} with --chat", other),
+                "give questions with --prompt, --conversations FILE or on standard input");
+  }
+  CADRE_CHECK(options.requests.prompts.empty() || options.chat.conversations.empty(),
+              "--prompt and --conversations are given", "give one of them");
+}
+
+// The questions of a chat need no requests: those have what the text asks of the router.
+Requests requests_of(const GenerateArguments& options, const RequestOptions& wanted, const RunConfig& config,
+                     const Tokenizer& tokenizer) {
+  if (!options.chat.is_on) return make_requests(wanted, config, tokenizer);
+  Requests none;
+  none.top_k = config.model.num_experts_per_tok;
+  return none;
+}
+
+// The format of --chat-format, else that of a run on conversations, else the one that the tokenizer asks for.
+std::optional<Chat> chat_of(const GenerateArguments& options, const RunConfig& config) {
+  if (!options.chat.is_on) return std::nullopt;
+  const bool was_trained = config.data.format == "conversations";
+  std::string format = was_trained ? config.data.chat_format : "auto";
+  if (!options.chat.format.empty()) format = options.chat.format;
+  return open_chat(config.data.tokenizer, format, config.model, "--chat-format");
+}
+
 void run_generate(const GenerateArguments& options, const Job& job) {
+  check_chat(options);
   const std::filesystem::path checkpoint = find_checkpoint(options.checkpoint);
   RunConfig config = run_config_of(checkpoint);
   const std::string notes = checkpoint_notes(checkpoint);
@@ -143,14 +181,18 @@ void run_generate(const GenerateArguments& options, const Job& job) {
   apply(options.compute, config.compute);
   config.parallel.placement = options.placement;
   const auto tokenizer = tokenizer_of(checkpoint, config);
-  const std::vector<int32_t> end_tokens = end_tokens_of(checkpoint, config.model.vocab_size);
+  std::vector<int32_t> end_tokens = end_tokens_of(checkpoint, config.model.vocab_size);
+  const std::optional<Chat> chat_with = chat_of(options, config);
+  if (chat_with && std::ranges::find(end_tokens, chat_with->end_token()) == end_tokens.end()) {
+    end_tokens.push_back(chat_with->end_token());
+  }
   RequestOptions wanted = options.requests;
   const std::string sampling_note = apply_sampling_defaults(checkpoint, options.given, wanted.sampling);
   if (job.rank() == 0) fmt::print(stderr, "{}", sampling_note);
   wanted.sampling.seed = static_cast<uint64_t>(options.seed);
   wanted.sampling.num_ids = tokenizer->vocab_size();
   wanted.sampling.more = end_tokens;
-  const Requests requests = make_requests(wanted, config, *tokenizer);
+  const Requests requests = requests_of(options, wanted, config, *tokenizer);
   for (const std::string& note : requests.notes) {
     if (job.rank() == 0) fmt::print(stderr, "note: {}\n", note);
   }
@@ -176,11 +218,20 @@ void run_generate(const GenerateArguments& options, const Job& job) {
     if (options.cache_mib > 0) cache.emplace(static_cast<size_t>(options.cache_mib) << 20);
     GenerateOptions generate_options = {.max_new = options.max_new,
                                         .end_tokens = end_tokens,
+                                        .stop_strings = options.stop,
+                                        .piece = [&tokenizer](int32_t token) { return tokenizer->piece(token); },
                                         .cache = cache ? &*cache : nullptr,
                                         .labeller = labeller ? &*labeller : nullptr};
     if (cache) generate_options.batch = 1;  // what it knows are the rows of a whole pass
     if (options.batch > 0) generate_options.batch = options.batch;
-    print_texts(worker, requests, *tokenizer, generate_options);
+    if (chat_with) {
+      ChatOptions questions = options.chat;
+      questions.prompts = options.requests.prompts;
+      const RequestFacts facts = {.task = task_of(options.requests.task)};
+      chat(worker, questions, {*chat_with, *tokenizer, wanted.sampling, facts, generate_options});
+    } else {
+      print_texts(worker, requests, *tokenizer, generate_options);
+    }
     if (cache) print_cache(worker, *cache);
   });
 }
@@ -199,10 +250,20 @@ Command generate_command() {
            {"max-new", &options->max_new, at_least(1), "largest number of new tokens per text"},
            {"temperature", &options->requests.sampling.temperature, at_least(0),
             "divides the logits; 0 takes the likeliest token. The checkpoint's generation_config.json sets other "
-            "defaults of this, --top-k and --top-p where it has do_sample = true"},
+            "defaults of this, --top-k and --top-p where it has do_sample = true, and of --repetition-penalty"},
            {"top-k", &options->requests.sampling.top_k, at_least(0), "sample from this many likeliest tokens; 0: all"},
            {"top-p", &options->requests.sampling.top_p, between(0, 1),
             "then from the fewest tokens with this total probability"},
+           {"repetition-penalty", &options->requests.sampling.repetition_penalty, more_than(0),
+            "divides positive logits of tokens that the text has already, multiplies negative ones; 1: none"},
+           {"chat", &options->chat.is_on, any(),
+            "speak in turns, in the chat format of the model: each --prompt is a question; without one, each line of "
+            "standard input"},
+           {"chat-format", &options->chat.format, one_of({"", "auto", "deepseek_v2", "deepseek_v3", "deepseek_r1"}),
+            "with --chat; default: that of the run, or what the tokenizer asks for"},
+           {"system", &options->chat.system, any(), "with --chat: the system message"},
+           {"conversations", &options->chat.conversations, any(),
+            "with --chat: JSON Lines file of conversations; each user message without an answer is answered"},
            {"seed", &options->seed, at_least(0), "seed of sampling"},
            {"samples", &options->requests.samples, at_least(1), "texts per prompt, with seeds --seed, --seed + 1, ..."},
            {"batch", &options->batch, at_least(0),
@@ -222,7 +283,8 @@ Command generate_command() {
            threads_option(options->compute),
            {"explain", &options->explain, any(), "print the recognised task of each prompt and its keywords"},
            ranks_option(options->ranks)},
-      .lists = {{"prompt", &options->requests.prompts, "text to continue"}},
+      .lists = {{"prompt", &options->requests.prompts, "text to continue"},
+                {"stop", &options->stop, "ends a text before this string; end tokens of the checkpoint end it too"}},
       .given = &options->given,
       .run = [options](const Job& job) { run_generate(*options, job); }};
 }

@@ -127,9 +127,11 @@ std::optional<Found> find_latest(const RunConfig& config) {
 
 void print_data(const Dataset& data) {
   for (size_t i = 0; i < data.summaries.size(); ++i) {
+    const int64_t held_out = data.validation_summary ? 0 : data.validation[i].tokens.num_tokens();
     say(fmt::format("data {}; {} to train on, {} held out\n", describe(data.summaries[i]),
-                    data.train[i].tokens.num_tokens(), data.validation[i].tokens.num_tokens()));
+                    data.train[i].tokens.num_tokens(), held_out));
   }
+  if (data.validation_summary) say(fmt::format("validation data {}\n", describe(*data.validation_summary)));
 }
 
 // What rank 0 prints of a trainer before it runs.

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "layers/model/mtp_module.hpp"
 
+#include "layers/nn/documents.hpp"
+
 namespace cadre {
 
 MtpModule::MtpModule(const ModelConfig& config, int index, const ExpertMap& map, int expert_rank)
@@ -11,6 +13,23 @@ MtpModule::MtpModule(const ModelConfig& config, int index, const ExpertMap& map,
       block_(config, index, map, expert_rank),
       head_norm_(layer_name(index, "shared_head.norm"), norm_options(config)) {}
 
+namespace {
+
+// The last token of a document that another one follows in its sequence has nothing to predict: what it reads is of the
+// next document.
+void forget_targets_across(const Sequences& whole, const TokenBatch& shifted) {
+  int64_t row = 0;
+  for (const int64_t length : whole.documents) {
+    row += length;
+    const int64_t last = row - 1;
+    const int64_t place = last % whole.length;
+    if (place == whole.length - 1) continue;  // gone
+    shifted.targets.data<int32_t>()[last / whole.length * (whole.length - 1) + place] = -1;
+  }
+}
+
+}  // namespace
+
 // Token i of a sequence now reads and predicts what token i + 1 did; the last one is gone.
 void MtpModule::shift(LaneContext& ctx, const TokenBatch& batch, Saved& saved) const {
   const int64_t length = batch.sequences.length;
@@ -19,14 +38,17 @@ void MtpModule::shift(LaneContext& ctx, const TokenBatch& batch, Saved& saved) c
   const auto take = [&] { return ctx.arena.take_host("mtp", DType::i32, {num_rows}); };
   saved.num_rows = batch.ids.dim(0);
   saved.kept = take();
-  saved.batch = {take(), take(), {batch.sequences.batch, left, take()}};
+  saved.batch = {take(), take(), {batch.sequences.batch, left, take(), without_last_tokens(batch.sequences)}};
+  if (batch.weights.defined()) saved.batch.weights = ctx.arena.take_host("mtp", DType::f32, {num_rows});
   for (int64_t row = 0; row < num_rows && !ctx.arena.is_dry_run(); ++row) {
     const int64_t from = row / left * length + row % left;
     saved.kept.data<int32_t>()[row] = static_cast<int32_t>(from);
     saved.batch.ids.data<int32_t>()[row] = batch.ids.data<int32_t>()[from + 1];
     saved.batch.targets.data<int32_t>()[row] = batch.targets.data<int32_t>()[from + 1];
     saved.batch.sequences.positions.data<int32_t>()[row] = batch.sequences.positions.data<int32_t>()[from];
+    if (batch.weights.defined()) saved.batch.weights.data<float>()[row] = batch.weights.data<float>()[from + 1];
   }
+  if (!ctx.arena.is_dry_run()) forget_targets_across(batch.sequences, saved.batch);
   saved.ctx.emplace(ctx);
   saved.ctx->tokens = shifted(ctx.arena, ctx.tokens, saved.kept, left, length);
 }
@@ -52,10 +74,11 @@ Task<MtpModule::Output> MtpModule::forward(LaneContext& ctx, TokenBatch batch, T
   Task<Tensor> layer = block_.forward(*saved.ctx, x, saved.batch.sequences, saved.block);
   const Tensor y = co_await layer;
   ctx.lane.enter("mtp");
-  const Tensor losses = head.forward(ctx, head_norm_.forward(ctx, y, saved.head_norm), saved.batch.targets, saved.head);
+  const Tensor losses = head.forward(ctx, head_norm_.forward(ctx, y, saved.head_norm), saved.batch.targets, saved.head,
+                                     saved.batch.weights);
   Request computed = ctx.kernels.launched();
   co_await computed;
-  co_return Output{y, ctx.arena.is_dry_run() ? 0.0 : sum_of_losses(losses)};
+  co_return Output{y, ctx.arena.is_dry_run() ? 0.0 : sum_of_losses(losses, saved.batch.weights)};
 }
 
 Task<void> MtpModule::backward(LaneContext& ctx, Saved& saved, double scale, Tensor dy, Embedding& embedding,

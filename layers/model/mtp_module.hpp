@@ -3,7 +3,8 @@
 // 2412.19437, section 2.2), as in the released weights: from the hidden state of a token and the embedding of the next
 // one, through a whole layer, to the shared head:
 //   x_i = eh_proj [enorm(Emb(t_i+1)) ; hnorm(h_i)],  y = Block(x),  loss_i = -log softmax(Head(shared_head.norm(y_i)))[t_i+2]
-// Each module has one token a sequence less than what it stands on. Embedding and head are those of the model. Row i has
+// Each module has one token a sequence less than what it stands on; t_i+1 and t_i+2 are of the document of t_i, or there is
+// no loss. Embedding and head are those of the model. Row i has
 // position, number and all other facts of token i. Its losses, balance losses too, are means over all T tokens.
 #pragma once
 

@@ -146,10 +146,10 @@ Task<Stage::Output> Stage::leave(LaneContext& ctx, TokenBatch batch, Tensor x, S
   if (!head_) co_return Output{x};
   ctx.lane.enter("head", -1);
   const Tensor normed = norm_->forward(ctx, x, saved.norm);
-  const Tensor losses = head_->forward(ctx, normed, batch.targets, saved.head);
+  const Tensor losses = head_->forward(ctx, normed, batch.targets, saved.head, batch.weights);
   Request computed = ctx.kernels.launched();
   co_await computed;
-  Output output{.y = Tensor(), .loss_sum = ctx.arena.is_dry_run() ? 0.0 : sum_of_losses(losses)};
+  Output output{.y = Tensor(), .loss_sum = ctx.arena.is_dry_run() ? 0.0 : sum_of_losses(losses, batch.weights)};
   saved.mtp.resize(ctx.training ? mtp_.size() : 0);
   if (!saved.mtp.empty()) {
     Task<double> mtp = predict_mtp(ctx, batch, normed, saved);
@@ -215,7 +215,7 @@ Task<Tensor> Stage::backward(LaneContext& ctx, Saved& saved, Tensor dy, Weights 
 // From the losses to the gradient of the last block's output.
 Task<Tensor> Stage::begin_backward(LaneContext& ctx, Saved& saved, Weights weights) {
   ctx.lane.enter("head gradient", -1);
-  const Tensor d_normed = head_->input_grad(ctx, saved.head, ctx.token_scale);
+  const Tensor d_normed = head_->input_grad(ctx, saved.head, ctx.loss_scale.value_or(ctx.token_scale));
   if (!saved.mtp.empty()) {
     Task<void> mtp = mtp_backward(ctx, saved, d_normed, weights);
     co_await mtp;
@@ -231,7 +231,8 @@ Task<Tensor> Stage::begin_backward(LaneContext& ctx, Saved& saved, Weights weigh
 
 // Adds what the MTP modules give to the gradient of the normed rows.
 Task<void> Stage::mtp_backward(LaneContext& ctx, Saved& saved, Tensor d_normed, Weights weights) {
-  const double scale = ctx.token_scale * config_.mtp_loss_factor / static_cast<double>(mtp_.size());
+  const double scale =
+      ctx.loss_scale.value_or(ctx.token_scale) * config_.mtp_loss_factor / static_cast<double>(mtp_.size());
   std::optional<ArenaScope> scope;
   if (weights == Weights::at_once) scope.emplace(ctx.arena);
   Tensor dy;

@@ -70,7 +70,7 @@ class Stage {
   // Called, in the order of ctx.deferred, each time that all weight gradients of one bucket have been added to.
   using BucketDone = std::function<void(int bucket)>;
 
-  // Adds the gradients of (token_scale x losses + balance losses) to all parameters, where the losses are those of the head
+  // Adds the gradients of (loss_scale x losses + balance losses) to all parameters, where the losses are those of the head
   // plus mtp_loss_factor times the mean of the MTP modules; dx [T,H] for the stage before, undefined
   // in the first. dy [T,H] is what the stage after gave; the last stage begins with its losses.
   Task<Tensor> backward(LaneContext& ctx, Saved& saved, Tensor dy, Weights weights, BucketDone done = {});

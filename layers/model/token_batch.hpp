@@ -10,6 +10,7 @@ struct TokenBatch {
   Tensor ids;
   Tensor targets;
   Sequences sequences;
+  Tensor weights = {};  // f32[T] in host memory, of the loss of each target; undefined: all are 1
 };
 
 }  // namespace cadre

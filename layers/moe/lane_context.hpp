@@ -2,6 +2,8 @@
 // What a module needs when it talks to other ranks: the context of its micro-batch, and the lane that carries it.
 #pragma once
 
+#include <optional>
+
 #include "comm/exchange/dispatch.hpp"
 #include "comm/job/poll.hpp"
 #include "comm/progress/deferred.hpp"
@@ -36,16 +38,18 @@ struct LaneContext : Context {
   Exchange& exchange;  // of this lane
   CombineMode combine = CombineMode::partial;
   WireFormats wire = {};
-  double token_scale = 1.0;           // 1 / tokens of the global batch; every loss is a mean over it
+  double token_scale = 1.0;           // 1 / tokens of the global batch; balance losses are means over it
   bool training = true;               // a backward pass follows: the balance loss is wanted
   DeferredQueue* deferred = nullptr;  // where weight gradients wait for their time; nullptr: they are computed at once
   ExpertCache* expert_cache = nullptr;  // at inference: outputs of experts that were computed before
   RoutedTokens* routed = nullptr;       // at inference: added to
   TokenFacts tokens = {};
   int recompute_every = 0;  // see Recompute::every_layer
-  bool decoding = false;    // later tokens of these sequences are not known yet
   // Complete when the values of a bucket of the stage are; empty: they are. See Stage::each_parameter.
   std::function<Request&(int bucket)> values_of = {};
+  // 1 / (sum of the weights of the targets of the global batch): losses of targets are means over these. Empty: token_scale.
+  std::optional<double> loss_scale = {};
+  bool decoding = false;  // later tokens of these sequences are not known yet
 };
 
 // Computes a weight gradient, now or when its turn comes. What `run` refers to must live until then. `phase` is a string

@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "comm/base/check.hpp"
+#include "layers/nn/documents.hpp"
 
 namespace cadre {
 namespace {
@@ -54,8 +55,10 @@ double yarn_mscale(double factor, double m) { return factor <= 1.0 ? 1.0 : 0.1 *
 
 void fill_positions(const Sequences& sequences, int64_t first) {
   auto* position = sequences.positions.data<int32_t>();
-  for (int64_t b = 0; b < sequences.batch; ++b) {
-    for (int64_t t = 0; t < sequences.length; ++t) *position++ = static_cast<int32_t>(first + t);
+  for (const DocumentRun& run : document_runs(sequences)) {
+    for (int64_t b = 0; b < run.batch; ++b) {
+      for (int64_t t = 0; t < run.length; ++t) *position++ = static_cast<int32_t>(first + t);
+    }
   }
 }
 
@@ -121,8 +124,8 @@ Tensor CausalAttention::forward(Context& ctx, const Tensor& x, const Sequences& 
 
   saved.out = ctx.arena.take("attention", ctx.dtype, {num_tokens, options_.num_heads * head_dim});
   saved.lse = ctx.arena.take("attention", ctx.dtype, {sequences.batch, options_.num_heads, sequences.length});
-  const AttentionShape shape = shape_of(sequences.batch, sequences.length, sequences.length);
-  ctx.kernels.attention(shape, saved.q, saved.k, saved.v, saved.out, saved.lse);
+  attend_documents(ctx.kernels, shape_of(sequences.batch, sequences.length, sequences.length), sequences,
+                   {saved.q, saved.k, saved.v, saved.out, saved.lse});
   return o_proj_.forward(ctx, saved.out, saved.o_proj);
 }
 
@@ -136,8 +139,8 @@ Tensor CausalAttention::input_grad(Context& ctx, Saved& saved, const Tensor& dy)
   const Tensor dk = ctx.arena.take("attention", ctx.dtype, {num_tokens, options_.num_kv_heads, options_.head_dim});
   const Tensor dv = ctx.arena.take("attention", ctx.dtype, {num_tokens, options_.num_kv_heads, options_.head_dim});
 
-  const AttentionShape shape = shape_of(sequences.batch, sequences.length, sequences.length);
-  ctx.kernels.attention_grad(shape, saved.q, saved.k, saved.v, saved.out, saved.lse, dout, dq, dk, dv);
+  attend_documents_grad(ctx.kernels, shape_of(sequences.batch, sequences.length, sequences.length), sequences,
+                        {saved.q, saved.k, saved.v, saved.out, saved.lse}, dout, dq, dk, dv);
   ctx.kernels.rope(dq, sequences.positions, options_.rope, RopeDirection::backward);
   ctx.kernels.rope(dk, sequences.positions, options_.rope, RopeDirection::backward);
 

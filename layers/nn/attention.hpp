@@ -37,14 +37,16 @@ Rope yarn_rope(double theta, int64_t dim, RopeLayout layout, const YarnOptions& 
 // 1 for factor <= 1, else 0.1 m ln(factor) + 1. Its square, with m = mscale_all_dim, multiplies the softmax scale.
 double yarn_mscale(double factor, double m);
 
-// Sequences of equal length, stored one after the other.
+// Sequences of equal length, stored one after the other. Each may be packed from whole documents, whose tokens see nothing
+// of each other.
 struct Sequences {
   int64_t batch = 0;
-  int64_t length = 0;  // tokens of each in this call
-  Tensor positions;    // i32[batch length]: absolute, 0 for the first token of a sequence
+  int64_t length = 0;                   // tokens of each in this call
+  Tensor positions;                     // i32[batch length]: absolute, 0 for the first token of a document
+  std::vector<int64_t> documents = {};  // lengths in row order, batch length tokens in all; empty: one a sequence
 };
 
-// Writes first, first + 1, .. for each of the sequences into `positions` (host memory).
+// Writes first, first + 1, .. for each of the documents into `positions` (host memory).
 void fill_positions(const Sequences& sequences, int64_t first);
 
 struct AttentionOptions {

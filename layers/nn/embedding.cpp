@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "layers/nn/embedding.hpp"
 
+#include <vector>
+
 #include "layers/tensor/tensor.hpp"
 
 namespace cadre {
@@ -21,9 +23,12 @@ void Embedding::weight_grad(Context& ctx, const Saved& saved) {
   ctx.kernels.embedding_grad(saved.ids, saved.dy, cleared_grad(ctx.kernels, table_));
 }
 
-double sum_of_losses(const Tensor& losses) {
+double sum_of_losses(const Tensor& losses, const Tensor& weights) {
   double sum = 0.0;
-  for (int64_t t = 0; t < losses.numel(); ++t) sum += element(losses, t);
+  for (int64_t t = 0; t < losses.numel(); ++t) {
+    const double loss = element(losses, t);
+    sum += weights.defined() ? static_cast<double>(weights.data<float>()[t]) * loss : loss;
+  }
   return sum;
 }
 
@@ -36,17 +41,51 @@ Tensor Head::logits(Context& ctx, const Tensor& x) const {
   return logits;
 }
 
-Tensor Head::forward(Context& ctx, const Tensor& x, const Tensor& targets, Saved& saved) const {
+Tensor Head::forward(Context& ctx, const Tensor& x, const Tensor& targets, Saved& saved, const Tensor& weights) const {
   saved.x = x;
   saved.logits = logits(ctx, x);
   saved.targets = targets;
+  saved.weights = weights;
   const Tensor losses = ctx.arena.take_result("head", ctx.dtype, {x.dim(0)});
   ctx.kernels.cross_entropy(saved.logits, targets, losses);
   return losses;
 }
 
+namespace {
+
+// Rows [first, last) whose losses have one weight; those without a target have any.
+struct WeightRun {
+  int64_t first = 0;
+  int64_t last = 0;
+  double weight = 1.0;
+};
+
+std::vector<WeightRun> weight_runs(const Tensor& targets, const Tensor& weights) {
+  std::vector<WeightRun> runs = {{.last = targets.dim(0)}};
+  if (!weights.defined()) return runs;
+  bool is_known = false;  // of the last run
+  for (int64_t t = 0; t < targets.dim(0); ++t) {
+    if (targets.data<int32_t>()[t] < 0) continue;
+    const auto weight = static_cast<double>(weights.data<float>()[t]);
+    if (is_known && weight != runs.back().weight) {
+      runs.back().last = t;
+      runs.push_back({t, targets.dim(0), weight});
+    }
+    runs.back().weight = weight;
+    is_known = true;
+  }
+  return runs;
+}
+
+}  // namespace
+
+// Kernels scale all rows of a call alike.
 Tensor Head::input_grad(Context& ctx, Saved& saved, double scale) const {
-  ctx.kernels.cross_entropy_grad(saved.logits, saved.targets, scale, saved.logits);
+  for (const WeightRun& run : weight_runs(saved.targets, saved.weights)) {
+    const int64_t count = run.last - run.first;
+    const Tensor logits = saved.logits.rows(run.first, count);
+    ctx.kernels.cross_entropy_grad(logits, saved.targets.rows(run.first, count), scale * run.weight, logits);
+  }
   const Tensor dx = ctx.arena.take("head", ctx.dtype, {saved.logits.dim(0), weight_.value.dim(1)});
   ctx.kernels.without_fp8().linear_input_grad(saved.logits, weight_, dx, Accumulate::no);
   return dx;

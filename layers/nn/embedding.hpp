@@ -33,8 +33,8 @@ class Embedding {
 
 // The end of a model: rows to logits, logits and targets to losses.
 
-// In fp64, in the order of the tokens.
-double sum_of_losses(const Tensor& losses);
+// In fp64, in the order of the tokens. `weights`, f32[T] in host memory, multiply the losses; undefined: all are 1.
+double sum_of_losses(const Tensor& losses, const Tensor& weights = {});
 
 class Head {
  public:
@@ -49,13 +49,14 @@ class Head {
     Tensor x;
     Tensor logits;  // input_grad overwrites them by their gradient
     Tensor targets;
+    Tensor weights;
   };
 
   // x [T,H] to logits [T,V], for inference.
   Tensor logits(Context& ctx, const Tensor& x) const;
-  // losses [T] = -log p(target); 0 where the target is -1. targets i32[T].
-  Tensor forward(Context& ctx, const Tensor& x, const Tensor& targets, Saved& saved) const;
-  // Gradient of scale times the sum of the losses; scale is 1 / (tokens of the global batch).
+  // losses [T] = -log p(target), unweighted; 0 where the target is -1. targets i32[T]; weights as in sum_of_losses.
+  Tensor forward(Context& ctx, const Tensor& x, const Tensor& targets, Saved& saved, const Tensor& weights = {}) const;
+  // Gradient of scale times sum_of_losses; scale is 1 / (sum of the weights in the global batch).
   Tensor input_grad(Context& ctx, Saved& saved, double scale) const;
   void weight_grad(Context& ctx, const Saved& saved);
   void each_parameter(const ParameterVisitor& visit);

@@ -5,6 +5,7 @@
 #include <tuple>
 
 #include "comm/base/check.hpp"
+#include "layers/nn/documents.hpp"
 
 namespace cadre {
 namespace {
@@ -84,7 +85,7 @@ Tensor LatentAttention::forward(Context& ctx, const Tensor& x, const Sequences& 
   saved.lse = ctx.arena.take("attention", ctx.dtype, {sequences.batch, heads, sequences.length});
   const AttentionShape shape = {sequences.batch, sequences.length, sequences.length,   sequences.length, heads,
                                 heads,           query_dim(),      options_.value_dim, scale()};
-  ctx.kernels.attention(shape, saved.queries, saved.keys, saved.values, saved.out, saved.lse);
+  attend_documents(ctx.kernels, shape, sequences, {saved.queries, saved.keys, saved.values, saved.out, saved.lse});
   return o_proj_.forward(ctx, saved.out, saved.o_proj);
 }
 
@@ -97,7 +98,8 @@ Tensor LatentAttention::input_grad(Context& ctx, Saved& saved, const Tensor& dy)
   const Tensor dv = ctx.arena.take("attention", ctx.dtype, {dy.dim(0), heads, options_.value_dim});
   const AttentionShape shape = {sequences.batch, sequences.length, sequences.length,   sequences.length, heads,
                                 heads,           query_dim(),      options_.value_dim, scale()};
-  ctx.kernels.attention_grad(shape, saved.queries, saved.keys, saved.values, saved.out, saved.lse, dout, dq, dk, dv);
+  attend_documents_grad(ctx.kernels, shape, sequences, {saved.queries, saved.keys, saved.values, saved.out, saved.lse},
+                        dout, dq, dk, dv);
   const Tensor dx = queries_grad(ctx, saved, dq);
   latents_grad(ctx, saved, dk, dv, dx);
   return dx;

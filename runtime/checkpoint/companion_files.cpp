@@ -85,10 +85,13 @@ SamplingDefaults sampling_defaults_of(const fs::path& checkpoint) {
   if (!fs::exists(file)) return {};
   const json content = read_json_file(file);
   CADRE_CHECK(content.is_object(), fmt::format("{}: not a JSON object", file.string()));
-  const SamplingDefaults defaults = {number_in<double>(content, "temperature", at_least(0), file),
-                                     number_in<int64_t>(content, "top_k", at_least(0), file),
-                                     number_in<double>(content, "top_p", between(0, 1), file)};
-  return content.value("do_sample", json()) == true ? defaults : SamplingDefaults();
+  SamplingDefaults defaults = {number_in<double>(content, "temperature", at_least(0), file),
+                               number_in<int64_t>(content, "top_k", at_least(0), file),
+                               number_in<double>(content, "top_p", between(0, 1), file),
+                               number_in<double>(content, "repetition_penalty", more_than(0), file)};
+  const bool samples = content.value("do_sample", json()) == true;
+  if (!samples) defaults.temperature.reset(), defaults.top_k.reset(), defaults.top_p.reset();
+  return defaults;
 }
 
 std::string generation_config_of(const json& config) {

@@ -26,11 +26,13 @@ inline constexpr const char* kGenerationConfigFile = "generation_config.json";
 // [0, vocab_size) and on what is no id.
 std::vector<int32_t> end_tokens_of(const std::filesystem::path& checkpoint, int64_t vocab_size);
 
-// How a checkpoint asks to sample. What is missing or null in the file is empty, and all is where do_sample is not true.
+// How a checkpoint asks to sample. What is missing or null in the file is empty, and, where do_sample is not true, all but
+// the penalty, which the likeliest token is chosen with too.
 struct SamplingDefaults {
   std::optional<double> temperature;
   std::optional<int64_t> top_k;
   std::optional<double> top_p;
+  std::optional<double> repetition_penalty;
 };
 
 // Of generation_config.json; empty without the file. Throws on values out of range, whatever do_sample says.

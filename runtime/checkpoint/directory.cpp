@@ -29,6 +29,7 @@ namespace fs = std::filesystem;
 constexpr std::string_view kPrefix = "step_";
 constexpr std::string_view kStagedSuffix = ".tmp";
 constexpr const char* kLatest = "latest";
+constexpr const char* kBest = "best";
 
 std::string checkpoint_name(int64_t step) {
   CADRE_CHECK(step >= 0, fmt::format("a checkpoint has step {}; it must be at least 0", step));
@@ -126,23 +127,26 @@ void clear_latest_folder(const fs::path& root) {
 }
 
 // The name in a link, or in a file that took the place of one.
-std::string name_in_latest(const fs::path& latest) {
+std::string name_in_link(const fs::path& link) {
   std::error_code none;
-  if (fs::is_symlink(latest, none)) return fs::read_symlink(latest, none).filename().string();
-  if (!fs::is_regular_file(latest, none)) return "";
+  if (fs::is_symlink(link, none)) return fs::read_symlink(link, none).filename().string();
+  if (!fs::is_regular_file(link, none)) return "";
   std::string name;
-  std::ifstream(latest) >> name;
+  std::ifstream(link) >> name;
   return fs::path(name).filename().string();
 }
 
-void point_latest_at(const fs::path& root, const std::string& name) {
-  const fs::path link = root / kLatest;
-  clear_latest_folder(root);
+void point_link_at(const fs::path& link, const std::string& name) {
   const fs::path fresh = link.string() + std::string(kStagedSuffix);
   remove_tree(fresh);
   attempt(fmt::format("create the link {}", fresh.string()),
           [&](std::error_code& error) { fs::create_directory_symlink(name, fresh, error); });
   rename_path(fresh, link);
+}
+
+void point_latest_at(const fs::path& root, const std::string& name) {
+  clear_latest_folder(root);
+  point_link_at(root / kLatest, name);
 }
 
 }  // namespace
@@ -188,7 +192,7 @@ std::optional<CheckpointPath> latest_checkpoint(const fs::path& root) {
   const fs::path latest = root / kLatest;
   std::error_code none;
   if (!fs::is_directory(fs::symlink_status(latest, none))) {
-    const std::string name = name_in_latest(latest);
+    const std::string name = name_in_link(latest);
     const auto step = step_of(name);
     if (!step || !fs::is_directory(root / name, none)) return std::nullopt;
     return CheckpointPath{*step, root / name};
@@ -229,16 +233,24 @@ std::vector<fs::path> checkpoints_at(const fs::path& path) {
   return {};
 }
 
+void mark_best(const fs::path& root, int64_t step) {
+  const std::string name = checkpoint_name(step);
+  if (!fs::is_directory(root / name)) return;
+  point_link_at(root / kBest, name);
+  sync_path(root);
+}
+
 void prune_checkpoints(const fs::path& root, const KeepRule& keep) {
   CADRE_CHECK(keep.newest >= 1, fmt::format("{} checkpoints are to be kept; it must be at least 1", keep.newest));
   const auto checkpoints = list_checkpoints(root);
   const auto latest = latest_checkpoint(root);
+  const std::string best = name_in_link(root / kBest);
   // What lies beyond `latest` belongs to a course that the run has left.
   const auto is_milestone = [&](int64_t step) {
     return keep.every > 0 && step % keep.every == 0 && latest && step <= latest->step;
   };
   for (size_t i = keep.newest; i < checkpoints.size(); ++i) {
-    if (is_milestone(checkpoints[i].step)) continue;
+    if (is_milestone(checkpoints[i].step) || checkpoints[i].path.filename() == best) continue;
     // First out of the list, then away: a half-removed checkpoint must not look like one.
     const fs::path doomed = checkpoints[i].path.string() + ".pruned" + std::string(kStagedSuffix);
     rename_path(checkpoints[i].path, doomed);

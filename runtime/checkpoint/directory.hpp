@@ -2,6 +2,7 @@
 // Where checkpoints live and how one comes into being. Below a root directory:
 //   step_00000100/        a whole checkpoint: the name appears only when every byte is on the disk
 //   step_00000200.tmp/    one that is being written, or was when its run died
+//   best                  a symbolic link to the checkpoint of the best evaluation, where a run looks for that
 //   latest                a symbolic link to the checkpoint committed last. Programs that copy a run may leave a copy of that
 //                         folder, or a file with its name, in its place; both are read, and replaced by the next commit
 // A checkpoint is never touched before the one that replaces it is committed. One process of a run calls these.
@@ -52,7 +53,10 @@ std::vector<CheckpointPath> list_checkpoints(const std::filesystem::path& root);
 // checkpoints folder, or a `latest` that is missing there, stand for list_checkpoints(). Empty when it is none of these.
 std::vector<std::filesystem::path> checkpoints_at(const std::filesystem::path& path);
 
-// Removes all that the rule does not keep.
+// Moves the link `best` to the checkpoint of the step. Does nothing where there is none.
+void mark_best(const std::filesystem::path& root, int64_t step);
+
+// Removes all that the rule does not keep, but for the one that `best` points to.
 void prune_checkpoints(const std::filesystem::path& root, const KeepRule& keep);
 
 // Going on from the newest checkpoint that is whole, when those before it in the list are damaged.

@@ -15,9 +15,10 @@ namespace {
 
 constexpr std::array<std::string_view, 6> kNoEffect = {"out",         "recover", "model.config",
                                                        "checkpoint.", "trace.",  "log."};
-constexpr std::array<std::string_view, 9> kNotResult = {
-    "train.recompute", "train.steps", "train.eval_every", "train.eval_batches", "train.max_skipped_steps",
-    "parallel.",       "exchange.",   "compute.threads",  "compute.device"};
+constexpr std::array<std::string_view, 11> kNotResult = {
+    "train.recompute", "train.steps",     "train.eval_every", "train.eval_batches", "train.max_skipped_steps",
+    "train.patience",  "data.validation", "parallel.",        "exchange.",          "compute.threads",
+    "compute.device"};
 
 template <size_t N>
 bool is_one_of(const std::string& key, const std::array<std::string_view, N>& names) {

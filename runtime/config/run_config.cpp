@@ -61,6 +61,16 @@ std::vector<Section> sections_of(RunConfig& c) {
            {"tokenizer", &c.data.tokenizer, any(),
             "bytes, or a tokenizer.json (byte-level BPE), a tokenizer.model (SentencePiece) or a folder with one"},
            {"sequence_length", &c.data.sequence_length, at_least(1), "tokens in a training sequence"},
+           {"format", &c.data.format, one_of({"text", "conversations"}),
+            "conversations: JSON Lines with messages (role, content, optional weight) or prompt and completion; the "
+            "loss "
+            "is that of the answers, and sequences are packed from whole conversations"},
+           {"chat_format", &c.data.chat_format, one_of({"auto", "deepseek_v2", "deepseek_v3", "deepseek_r1"}),
+            "how a conversation becomes a text; auto: as the chat template or the tokens of the tokenizer say"},
+           {"validation", &c.data.validation, any(),
+            "held-out data of the same format, instead of a share of the training data"},
+           {"mask_documents", &c.data.mask_documents, any(),
+            "keep attention and positions inside each document of a sequence; an end-of-text token ends a document"},
            {"validation_fraction", &c.data.validation_fraction, from_below(0, 1),
             "share of the data, at its end, that is held out for evaluation"},
        }},
@@ -94,6 +104,9 @@ std::vector<Section> sections_of(RunConfig& c) {
            {"eval_every", &c.train.eval_every, at_least(0), "steps between evaluations; 0: only at the end"},
            {"eval_batches", &c.train.eval_batches, at_least(1),
             "largest number of batches in an evaluation; each held-out window counts once"},
+           {"patience", &c.train.patience, at_least(0),
+            "end the run after this many evaluations in a row without a lower loss, and keep the checkpoint of the "
+            "lowest; 0: neither"},
        }},
       {"parallel",
        {
@@ -256,9 +269,12 @@ void check(const RunConfig& config, int num_ranks) {
                           config.data.sequence_length, config.model.max_position_embeddings),
               "raise max_position_embeddings or shorten the sequences");
   CADRE_CHECK(
-      config.train.eval_every == 0 || config.data.validation_fraction > 0,
+      config.train.eval_every == 0 || config.data.validation_fraction > 0 || !config.data.validation.empty(),
       fmt::format("train.eval_every = {}, allowed: 0 with data.validation_fraction = 0", config.train.eval_every),
       "hold out some data, for example data.validation_fraction=0.05");
+  CADRE_CHECK(config.train.patience == 0 || config.train.eval_every > 0,
+              fmt::format("train.patience = {} with train.eval_every = 0, allowed: 0", config.train.patience),
+              "patience counts evaluations: set train.eval_every");
   const int64_t pipeline = config.parallel.pipeline;
   CADRE_CHECK(num_ranks % pipeline == 0,
               fmt::format("parallel.pipeline = {}, allowed: a divisor of the {} ranks", pipeline, num_ranks),

@@ -19,7 +19,11 @@ struct DataConfig {
   std::string mixture;              // of data sets by task, in place of path: data_mixture.hpp
   std::string tokenizer = "bytes";  // or the path of one
   int64_t sequence_length = 128;
+  std::string format = "text";       // or conversations
+  std::string chat_format = "auto";  // of conversations
+  std::string validation;            // held-out data of its own; empty: validation_fraction of the rest
   double validation_fraction = 0.05;
+  bool mask_documents = false;
 
   bool operator==(const DataConfig&) const = default;
 };
@@ -45,6 +49,7 @@ struct TrainConfig {
   int64_t max_skipped_steps = 10;         // in a row
   int64_t eval_every = 0;                 // 0: only at the end
   int64_t eval_batches = 8;
+  int64_t patience = 0;  // evaluations; 0: the run does not end early
 
   bool operator==(const TrainConfig&) const = default;
 };

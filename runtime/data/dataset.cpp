@@ -10,7 +10,9 @@
 #include <vector>
 
 #include "comm/base/check.hpp"
+#include "runtime/chat/chat.hpp"
 #include "runtime/config/task_config.hpp"
+#include "runtime/data/conversations.hpp"
 #include "runtime/data/documents.hpp"
 #include "runtime/data/token_source.hpp"
 #include "runtime/tokenizer/bytes.hpp"
@@ -28,6 +30,13 @@ void check_part(const char* part, const TokenSource& tokens, const DataConfig& c
                           part, config.sequence_length + 1, describe(summary)),
               fmt::format("give more data, shorter sequences, or another data.validation_fraction (now {})",
                           config.validation_fraction));
+}
+
+void check_vocabulary(const Tokenizer& tokenizer, const std::string& path, int64_t vocab_size) {
+  CADRE_CHECK(vocab_size >= tokenizer.vocab_size(),
+              fmt::format("model.vocab_size = {}, allowed: integer >= {} with data.tokenizer = \"{}\"", vocab_size,
+                          tokenizer.vocab_size(), path),
+              path == kByteTokenizer ? "every byte is a token" : "each of its tokens needs a row of the embedding");
 }
 
 // A byte is its own id.
@@ -108,10 +117,7 @@ OpenedTokens open_tokens(const std::string& path, const std::string& tokenizer_p
   const bool is_ready = is_token_file(path);
   if (is_ready && are_bytes) return open_ids(path, vocab_size);
   const auto tokenizer = open_tokenizer(tokenizer_path);
-  CADRE_CHECK(vocab_size >= tokenizer->vocab_size(),
-              fmt::format("model.vocab_size = {}, allowed: integer >= {} with data.tokenizer = \"{}\"", vocab_size,
-                          tokenizer->vocab_size(), tokenizer_path),
-              are_bytes ? "every byte is a token" : "each of its tokens needs a row of the embedding");
+  check_vocabulary(*tokenizer, tokenizer_path, vocab_size);
   if (is_ready) return open_ids(path, vocab_size);
   Documents documents = read_documents(path, separator_of(end_of_text, are_bytes));
   DataSummary summary = {.path = path,
@@ -127,17 +133,94 @@ OpenedTokens open_tokens(const std::string& path, const std::string& tokenizer_p
   return {std::move(tokens), std::move(summary)};
 }
 
+namespace {
+
+// The token that ends a document, where documents are told apart.
+int32_t document_end_of(const DataConfig& config, const ModelConfig& model) {
+  if (!config.mask_documents) return -1;
+  CADRE_CHECK(
+      model.eos_token_id >= 0,
+      fmt::format("data.mask_documents = true with model.eos_token_id = {}, allowed: false", model.eos_token_id),
+      "documents end with an end-of-text token: set model.eos_token_id, or name a tokenizer that has one");
+  return static_cast<int32_t>(model.eos_token_id);
+}
+
+// Opens the data of one format: data.format.
+class DataOpener {
+ public:
+  DataOpener(const DataConfig& config, const ModelConfig& model)
+      : config_(config), model_(model), document_end_(document_end_of(config, model)) {
+    if (config.format == "conversations") {
+      chat_.emplace(open_chat(config.tokenizer, config.chat_format, model, "data.chat_format"));
+      check_vocabulary(*open_tokenizer(config.tokenizer), config.tokenizer, model.vocab_size);
+    }
+  }
+
+  // Appends both parts of an entry; the last `fraction` of it is for validation.
+  void add(const MixtureEntry& entry, double fraction, Dataset& data) const {
+    chat_ ? add_conversations(entry, fraction, data) : add_text(entry, fraction, data);
+    data.train.back().task = data.validation.back().task = entry.task;
+    data.train.back().weight = data.validation.back().weight = entry.weight;
+    check_part("training", data.train.back().tokens, config_, data.summaries.back());
+    if (fraction > 0) check_part("validation", data.validation.back().tokens, config_, data.summaries.back());
+  }
+
+ private:
+  void add_text(const MixtureEntry& entry, double fraction, Dataset& data) const {
+    auto [all, summary] = open_tokens(entry.path, config_.tokenizer, model_.vocab_size, model_.eos_token_id);
+    const auto num_held_out = static_cast<int64_t>(fraction * static_cast<double>(all.num_tokens()));
+    const int64_t num_train = all.num_tokens() - num_held_out;
+    data.train.push_back({.tokens = all.slice(0, num_train), .document_end = document_end_});
+    data.validation.push_back({.tokens = all.slice(num_train, num_held_out), .document_end = document_end_});
+    data.summaries.push_back(std::move(summary));
+  }
+
+  void add_conversations(const MixtureEntry& entry, double fraction, Dataset& data) const {
+    const std::vector<Conversation> all = read_conversations(entry.path, /*need_answers=*/true);
+    const auto num_held_out = static_cast<size_t>(fraction * static_cast<double>(all.size()));
+    const auto packed = [&](std::span<const Conversation> some) {
+      return pack_conversations(entry.path, some, *chat_, config_.sequence_length, model_.vocab_size);
+    };
+    PackedConversations train = packed(std::span(all).first(all.size() - num_held_out));
+    PackedConversations held_out = packed(std::span(all).last(num_held_out));
+    DataSummary summary = {.path = entry.path,
+                           .files = 1,
+                           .bytes = static_cast<int64_t>(std::filesystem::file_size(entry.path)),
+                           .tokens = train.summary.tokens + held_out.summary.tokens,
+                           .note = fmt::format("{}: {}", name_of(chat_->format()), describe(train.summary))};
+    if (num_held_out > 0) summary.note += "; held out: " + describe(held_out.summary);
+    data.train.push_back({.tokens = std::move(train.tokens), .marks = std::move(train.marks)});
+    data.validation.push_back({.tokens = std::move(held_out.tokens), .marks = std::move(held_out.marks)});
+    data.summaries.push_back(std::move(summary));
+  }
+
+  const DataConfig& config_;
+  const ModelConfig& model_;
+  int32_t document_end_;
+  std::optional<Chat> chat_;
+};
+
+}  // namespace
+
+bool holds_out_data(const DataConfig& config) { return !config.validation.empty() || config.validation_fraction > 0.0; }
+
+OpenedPart open_validation(const DataConfig& config, const ModelConfig& model) {
+  Dataset data;
+  DataOpener(config, model).add({.path = config.validation}, 0.0, data);
+  return {std::move(data.train.front()), std::move(data.summaries.front())};
+}
+
 Dataset open_dataset(const DataConfig& config, const ModelConfig& model) {
   Dataset data;
+  const DataOpener opener(config, model);
+  const bool has_own = !config.validation.empty();
   for (const MixtureEntry& entry : mixture_entries(config)) {
-    auto [all, summary] = open_tokens(entry.path, config.tokenizer, model.vocab_size, model.eos_token_id);
-    const auto num_held_out = static_cast<int64_t>(config.validation_fraction * static_cast<double>(all.num_tokens()));
-    const int64_t num_train = all.num_tokens() - num_held_out;
-    data.train.push_back({all.slice(0, num_train), entry.task, entry.weight});
-    check_part("training", data.train.back().tokens, config, summary);
-    data.validation.push_back({all.slice(num_train, num_held_out), entry.task, entry.weight});
-    if (config.validation_fraction > 0) check_part("validation", data.validation.back().tokens, config, summary);
-    data.summaries.push_back(std::move(summary));
+    opener.add(entry, has_own ? 0.0 : config.validation_fraction, data);
+  }
+  if (has_own) {
+    OpenedPart opened = open_validation(config, model);
+    data.validation = {std::move(opened.part)};
+    data.validation_summary = std::move(opened.summary);
   }
   data.validation = each_window_once(std::move(data.validation), config.sequence_length);
   return data;

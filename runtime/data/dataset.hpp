@@ -38,10 +38,15 @@ struct OpenedTokens {
 };
 
 struct Dataset {
-  std::vector<DataPart> train;       // as data.mixture weighs them
-  std::vector<DataPart> validation;  // the last floor(validation_fraction * tokens) of each, each window once a round
+  std::vector<DataPart> train;  // as data.mixture weighs them
+  // data.validation, or the last floor(validation_fraction * tokens) of each; each window once a round
+  std::vector<DataPart> validation;
   std::vector<DataSummary> summaries;
+  std::optional<DataSummary> validation_summary;  // of data.validation
 };
+
+// Whether the configuration holds data out for evaluation.
+bool holds_out_data(const DataConfig& config);
 
 // All tokens of a path: a token file when it begins like one, else text through the tokenizer. Between two documents of
 // a folder stands the token `end_of_text`; where that is -1 a newline. A tokenizer with more tokens than the model's
@@ -49,9 +54,17 @@ struct Dataset {
 OpenedTokens open_tokens(const std::string& path, const std::string& tokenizer, int64_t vocab_size,
                          int64_t end_of_text = -1);
 
-// All of data.path, or of data.mixture. A part that is not even one window of sequence_length + 1 tokens is an error; a validation_fraction of 0 asks for no
-// validation part.
+// All of data.path, or of data.mixture, in the format data.format. A part that is not even one window of sequence_length + 1
+// tokens is an error; data.validation or else validation_fraction says what is held out. Of conversations a part is whole
+// ones, packed (conversations.hpp).
 Dataset open_dataset(const DataConfig& config, const ModelConfig& model);
+
+// The whole of data.validation alone, as Dataset::validation has it.
+struct OpenedPart {
+  DataPart part;
+  DataSummary summary;
+};
+OpenedPart open_validation(const DataConfig& config, const ModelConfig& model);
 
 // The same run with model.eos_token_id, where the configuration leaves it open, from the tokenizer, if that has such a
 // token. Bytes have none.

@@ -60,10 +60,14 @@ int64_t num_tokens(const std::vector<DataPart>& parts) {
 }
 
 uint64_t fingerprint(const std::vector<DataPart>& parts) {
-  if (parts.size() == 1 && parts.front().task == kNoTask) return parts.front().tokens.fingerprint();
+  const auto of_part = [](const DataPart& part) {
+    const uint64_t tokens = part.tokens.fingerprint();
+    return part.marks == nullptr ? tokens : hash_name(fmt::format("{:x} {:x}", tokens, fingerprint(*part.marks)));
+  };
+  if (parts.size() == 1 && parts.front().task == kNoTask) return of_part(parts.front());
   uint64_t hash = 0;
   for (const DataPart& part : parts) {
-    hash = hash_name(fmt::format("{:x} {:x} {} {}", hash, part.tokens.fingerprint(), part.task, part.weight));
+    hash = hash_name(fmt::format("{:x} {:x} {} {}", hash, of_part(part), part.task, part.weight));
   }
   return hash;
 }
@@ -92,6 +96,10 @@ BatchReader::BatchReader(TokenSource tokens, int64_t sequence_length, int64_t ba
 
 bool BatchReader::has_tasks() const {
   return std::ranges::any_of(parts_, [](const DataPart& part) { return part.task != kNoTask; });
+}
+
+bool BatchReader::has_marks() const {
+  return std::ranges::any_of(parts_, [](const DataPart& part) { return part.is_marked(); });
 }
 
 DataPosition BatchReader::begin() const {
@@ -125,19 +133,35 @@ void BatchReader::fill_batch(int64_t step, int64_t first_sequence, int64_t count
   fill_batch(at_step(step), first_sequence, count, tokens, targets);
 }
 
-void BatchReader::fill_batch(const DataPosition& from, int64_t first_sequence, int64_t count, std::span<int32_t> tokens,
-                             std::span<int32_t> targets) const {
+double BatchReader::fill_batch(const DataPosition& from, int64_t first_sequence, int64_t count,
+                               std::span<int32_t> tokens, std::span<int32_t> targets, BatchMarks* marks) const {
   CADRE_ASSERT(first_sequence >= 0 && count >= 0 && first_sequence + count <= batch_);
   const auto length = static_cast<size_t>(sequence_length_);
   CADRE_ASSERT(tokens.size() == static_cast<size_t>(count) * length && targets.size() == tokens.size());
   std::vector<int32_t> ids(length + 1);
+  BatchMarks unwanted;
+  double weight = 0.0;
   for (int64_t i = 0; i < count; ++i) {
     const Place at = place(from, first_sequence + i);
-    parts_[at.part].tokens.read(at.window * sequence_length_, ids);
+    const DataPart& part = parts_[at.part];
+    part.tokens.read(at.window * sequence_length_, ids);
     const size_t row = static_cast<size_t>(i) * length;
     std::copy_n(ids.begin(), length, tokens.begin() + static_cast<ptrdiff_t>(row));
     std::copy_n(ids.begin() + 1, length, targets.begin() + static_cast<ptrdiff_t>(row));
+    if (!has_marks()) continue;
+    weight += mark_window(part.marking(), at.window * sequence_length_, ids, targets.subspan(row, length),
+                          marks ? *marks : unwanted);
   }
+  return has_marks() ? weight : static_cast<double>(count * sequence_length_);
+}
+
+double BatchReader::weight_of_batch(const DataPosition& from, int64_t count) const {
+  if (!has_marks()) return static_cast<double>(count * sequence_length_);
+  std::vector<int32_t> tokens(static_cast<size_t>(sequence_length_));
+  std::vector<int32_t> targets(tokens.size());
+  double weight = 0.0;
+  for (int64_t i = 0; i < count; ++i) weight += fill_batch(from, i, 1, tokens, targets);
+  return weight;
 }
 
 ResumedPosition resume_position(const DataPosition& saved, const BatchReader& reader, uint64_t fingerprint) {

@@ -5,11 +5,13 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <string>
 #include <vector>
 
 #include "runtime/config/data_mixture.hpp"
+#include "runtime/data/marks.hpp"
 #include "runtime/data/token_source.hpp"
 
 namespace cadre {
@@ -47,8 +49,13 @@ struct DataPosition {
 // A set of data that sequences are drawn from.
 struct DataPart {
   TokenSource tokens;
-  int32_t task = kNoTask;  // of all its tokens
-  int64_t weight = 1;      // sequences of each round of the sum of all weights
+  int32_t task = kNoTask;                        // of all its tokens
+  int64_t weight = 1;                            // sequences of each round of the sum of all weights
+  int32_t document_end = -1;                     // token that ends a document, where these are told apart
+  std::shared_ptr<const TokenMarks> marks = {};  // of all its tokens
+
+  Marking marking() const { return {document_end, marks.get()}; }
+  bool is_marked() const { return document_end >= 0 || marks != nullptr; }
 };
 
 int64_t num_windows(const DataPart& part, int64_t sequence_length);
@@ -70,6 +77,7 @@ class BatchReader {
 
   int64_t num_windows() const { return num_windows_; }  // of all parts
   bool has_tasks() const;
+  bool has_marks() const;
 
   // What sequence `index` of the batch reads that begins at `from`: the part, and the window of it.
   struct Place {
@@ -86,9 +94,13 @@ class BatchReader {
   DataPosition advance(const DataPosition& from, int64_t num_windows) const;
   // Where the batch of `step` (from 0) begins, if all batches are of one size.
   DataPosition at_step(int64_t step) const { return advance(begin(), step * batch_); }
-  // As below, of the batch that begins at `from`.
-  void fill_batch(const DataPosition& from, int64_t first_sequence, int64_t count, std::span<int32_t> tokens,
-                  std::span<int32_t> targets) const;
+  // As below, of the batch that begins at `from`. Where the data has marks, targets that do not count are -1, `marks`, if
+  // given, receives those of these sequences, and the result is the weight of all targets; else their number.
+  double fill_batch(const DataPosition& from, int64_t first_sequence, int64_t count, std::span<int32_t> tokens,
+                    std::span<int32_t> targets, BatchMarks* marks = nullptr) const;
+  // The weight of all targets of sequences [0, count) of the batch that begins at `from`, added up sequence by sequence, so
+  // that it is the same for every division of the batch. Reads them where the data has marks.
+  double weight_of_batch(const DataPosition& from, int64_t count) const;
 
   // The window that sequence `index` of the global batch reads at `step` (from 0).
   int64_t window(int64_t step, int64_t index) const { return window(at_step(step), index); }

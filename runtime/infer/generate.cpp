@@ -3,69 +3,12 @@
 
 #include <algorithm>
 #include <cmath>
-#include <numeric>
 #include <utility>
 #include <vector>
 
 #include "comm/base/check.hpp"
-#include "comm/base/random.hpp"
 
 namespace cadre {
-namespace {
-
-struct Likelier {
-  std::span<const float> logits;
-  bool operator()(int32_t a, int32_t b) const { return logits[a] != logits[b] ? logits[a] > logits[b] : a < b; }
-};
-
-void likeliest_first(std::span<const float> logits, std::vector<int32_t>& ids) {
-  std::ranges::sort(ids, Likelier{logits});
-}
-
-// The ids to choose among, likeliest first when some are left out.
-std::vector<int32_t> kept_tokens(std::span<const float> logits, const Sampling& sampling) {
-  const size_t all = sampling.num_ids > 0 ? static_cast<size_t>(sampling.num_ids) : logits.size();
-  std::vector<int32_t> ids(std::min(all, logits.size()));
-  std::iota(ids.begin(), ids.end(), 0);
-  for (const int32_t id : sampling.more) {
-    if (static_cast<size_t>(id) >= all && static_cast<size_t>(id) < logits.size()) ids.push_back(id);
-  }
-  const size_t wanted = sampling.temperature == 0.0 ? 1 : static_cast<size_t>(sampling.top_k);
-  if (wanted == 0 || wanted >= ids.size()) return ids;
-  std::partial_sort(ids.begin(), ids.begin() + static_cast<std::ptrdiff_t>(wanted), ids.end(), Likelier{logits});
-  ids.resize(wanted);
-  return ids;
-}
-
-}  // namespace
-
-int32_t sample_token(std::span<const float> logits, const Sampling& sampling, int64_t position) {
-  if (!std::ranges::all_of(logits, [](float logit) { return std::isfinite(logit); })) {
-    throw Error(ErrorKind::numerics, fmt::format("the logits of token {} are not finite", position),
-                "the weights are damaged, or the model diverged in training");
-  }
-  std::vector<int32_t> ids = kept_tokens(logits, sampling);
-  if (ids.size() == 1) return ids.front();
-  if (sampling.top_p < 1.0) likeliest_first(logits, ids);
-
-  const float largest = logits[*std::ranges::min_element(ids, Likelier{logits})];
-  std::vector<double> cumulative(ids.size());
-  double sum = 0.0;
-  for (size_t i = 0; i < ids.size(); ++i) {
-    sum += std::exp((static_cast<double>(logits[ids[i]]) - largest) / sampling.temperature);
-    cumulative[i] = sum;
-  }
-  if (sampling.top_p < 1.0) {
-    const auto enough = std::ranges::lower_bound(cumulative, sampling.top_p * sum);
-    const auto kept = static_cast<size_t>(enough - cumulative.begin()) + 1;
-    cumulative.resize(std::min(kept, cumulative.size()));
-    sum = cumulative.back();
-  }
-  const double drawn = sum * Random(sampling.seed, "sample", 0).uniform(static_cast<uint64_t>(position));
-  const auto found = std::ranges::upper_bound(cumulative, drawn);
-  return ids[std::min(static_cast<size_t>(found - cumulative.begin()), cumulative.size() - 1)];
-}
-
 namespace {
 
 constexpr size_t kNoToken = static_cast<size_t>(-1);
@@ -97,6 +40,7 @@ struct Text {
   int64_t num_made = 0;
   std::vector<int32_t> tasks = {};  // of the first tokens, as far as they have been asked for
   std::optional<TaskLabeller::Sequence> labels = {};
+  std::optional<StopStrings> stop = {};  // where there are any
 };
 
 class Generation {
@@ -111,7 +55,10 @@ class Generation {
         num_drafts_(options.speculate ? decoder_.num_drafts() : 0),
         end_tokens_(options.end_tokens.value_or(end_tokens(worker.model().config()))),
         in_slot_(static_cast<size_t>(num_slots_), kNoToken) {
-    for (const TextRequest& request : requests) texts_.push_back({.tokens = request.prompt, .drafts = {}});
+    for (const TextRequest& request : requests) {
+      texts_.push_back({.tokens = request.prompt, .drafts = {}});
+      if (!options.stop_strings.empty()) texts_.back().stop.emplace(options.stop_strings);
+    }
     statistics_.drafted.resize(static_cast<size_t>(num_drafts_));
     statistics_.accepted.resize(static_cast<size_t>(num_drafts_));
   }
@@ -194,11 +141,14 @@ class Generation {
   std::vector<int32_t> choose(size_t index, const Tensor& logits) {
     Text& text = texts_[index];
     std::vector<int32_t> made;
+    std::vector<int32_t> known;  // that a penalty is for
+    if (requests_[index].sampling.repetition_penalty != 1.0) known = text.tokens;
     for (size_t i = 0; i <= text.drafts.size(); ++i) {
       const auto position = static_cast<int64_t>(text.tokens.size() + i);
       made.push_back(sample(
           index, {logits.data<float>() + static_cast<int64_t>(i) * logits.dim(1), static_cast<size_t>(logits.dim(1))},
-          position));
+          position, known));
+      known.push_back(made.back());
       if (i == text.drafts.size() || ends_text(made.back())) break;
       ++statistics_.drafted[i];
       if (made.back() != text.drafts[i]) break;
@@ -207,8 +157,8 @@ class Generation {
     return made;
   }
 
-  int32_t sample(size_t text, std::span<const float> logits, int64_t position) const {
-    return sample_token(logits, requests_[text].sampling, position);
+  int32_t sample(size_t text, std::span<const float> logits, int64_t position, std::span<const int32_t> known) const {
+    return sample_token(logits, requests_[text].sampling, position, known);
   }
 
   // Every rank learns what was made, so that all agree on which texts go on.
@@ -240,7 +190,8 @@ class Generation {
       if (is_over) break;
       text.tokens.push_back(token);
       emit(index, token);
-      is_over = ++text.num_made == options_.max_new;
+      if (text.stop) text.stop->put(options_.piece(token));
+      is_over = ++text.num_made == options_.max_new || (text.stop && text.stop->is_over());
       if (is_over) break;
     }
     if (is_over) emit(index, std::nullopt);
@@ -248,7 +199,7 @@ class Generation {
   }
 
   void emit(size_t text, std::optional<int32_t> token) const {
-    if (worker_.expert_group().rank() == 0) emit_(text, token);
+    if (options_.emits_on_all_ranks || worker_.expert_group().rank() == 0) emit_(text, token);
   }
 
   void draft() {
@@ -258,7 +209,7 @@ class Generation {
     }
     std::vector<std::vector<int32_t>> drafts =
         decoder_.draft(known, [this](size_t slot, std::span<const float> logits, int64_t position) {
-          return sample(text_in(slot), logits, position);
+          return sample(text_in(slot), logits, position, texts_[text_in(slot)].tokens);
         });
     for (size_t slot = 0; slot < known.size(); ++slot) {
       if (text_in(slot) == kNoToken) continue;
@@ -294,6 +245,7 @@ class Generation {
 GenerateStatistics generate(Worker& worker, const std::vector<TextRequest>& texts, const GenerateOptions& options,
                             const Emit& emit) {
   check(worker.model().config(), texts, options.max_new);
+  CADRE_ASSERT(options.stop_strings.empty() || options.piece);
   return Generation(worker, texts, options, emit).run();
 }
 

@@ -17,26 +17,12 @@
 #include "layers/moe/expert_cache.hpp"
 #include "runtime/data/dataset.hpp"
 #include "runtime/infer/decoder.hpp"
+#include "runtime/infer/sampling.hpp"
+#include "runtime/infer/stop_strings.hpp"
 #include "runtime/tokenizer/utf8.hpp"
 #include "runtime/train/worker.hpp"
 
 namespace cadre {
-
-// From logits to the next token.
-struct Sampling {
-  double temperature = 1.0;  // 0: always the likeliest token
-  int64_t top_k = 0;         // choose among that many likeliest tokens; 0: among all
-  double top_p =
-      1.0;  // then among the fewest likeliest that have this probability together; 1: all (Holtzman et al. 2020)
-  uint64_t seed = 0;
-  int64_t num_ids = 0;  // ids below it are tokens; those from it on, which pad a vocabulary, are not chosen. 0: all are
-  std::vector<int32_t> more = {};  // but these are tokens too, each once
-};
-
-// Draws from softmax(logits / temperature) over the kept tokens, with the random number of (seed, position): the same
-// text wherever and on however many ranks it is made. Of equal logits the lower id counts as likelier. Throws
-// ErrorKind::numerics on a NaN or infinite logit.
-int32_t sample_token(std::span<const float> logits, const Sampling& sampling, int64_t position);
 
 // Facts of a text that the router uses.
 struct RequestFacts {
@@ -55,6 +41,9 @@ struct GenerateOptions {
   int64_t batch = 16;                                   // texts under way at once, over all ranks
   bool speculate = true;                                // where the model has MTP modules
   std::optional<std::vector<int32_t>> end_tokens = {};  // in the place of the model's eos_token_id
+  std::vector<std::string> stop_strings = {};           // a text ends with the token in which one of them ends
+  std::function<std::string(int32_t)> piece = {};       // the bytes of a token, for stop_strings
+  bool emits_on_all_ranks = false;                      // else on the first
   ExpertCache* cache = nullptr;                         // of this rank; nullptr: every output of an expert is computed
   const TaskLabeller* labeller = nullptr;               // of tokens as they are read, drafts too; nullptr: no tasks
 };
@@ -71,7 +60,7 @@ using Emit = std::function<void(size_t text, std::optional<int32_t> token)>;
 
 // Makes up to `max_new` tokens of each text, fewer when the model chooses one of its end_tokens, which is not emitted. A text does
 // not depend on the others, nor on `batch` and `speculate`. Collective over the expert-parallel group, whose first rank calls
-// `emit`. All arguments are the same on all ranks, but for the cache, which each rank may have or not.
+// `emit`, also with the token that completes a stop string. All arguments are the same on all ranks, but for the cache, which each rank may have or not.
 GenerateStatistics generate(Worker& worker, const std::vector<TextRequest>& texts, const GenerateOptions& options,
                             const Emit& emit);
 

@@ -23,6 +23,7 @@ std::vector<double> values_of(const LocalStep& local, size_t rank, size_t num_ra
                                 local.balance_loss,
                                 local.mtp_loss_sum,
                                 static_cast<double>(local.num_tokens),
+                                local.loss_weight,
                                 static_cast<double>(local.slots_planned),
                                 static_cast<double>(local.between_hosts_bytes),
                                 static_cast<double>(local.rerouted)};
@@ -164,6 +165,7 @@ GlobalStep StepReduction::finish() {
   global.balance_loss = totals.number();
   const double mtp_loss_sum = totals.number();
   global.num_tokens = totals.integer();
+  global.loss_weight = totals.number();
   global.slots_planned = totals.integer();
   global.between_hosts_bytes = totals.integer();
   global.rerouted = totals.integer();
@@ -183,9 +185,9 @@ GlobalStep StepReduction::finish() {
   global.slots_received = sum_of(global.device_slots);
   global.slots_dropped = sum_of(global.layer_dropped);
   global.crossing_bytes = sum_of(global.device_bytes);
-  if (global.num_tokens > 0) {
-    global.loss = loss_sum / static_cast<double>(global.num_tokens);
-    global.mtp_loss = mtp_loss_sum / static_cast<double>(global.num_tokens);
+  if (global.loss_weight > 0.0) {
+    global.loss = loss_sum / global.loss_weight;
+    global.mtp_loss = mtp_loss_sum / global.loss_weight;
   }
   check_conservation(global);
   return global;

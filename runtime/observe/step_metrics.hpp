@@ -31,6 +31,7 @@ struct LocalStep {
   double balance_loss = 0.0;  // this rank's share, all layers
   double mtp_loss_sum = 0.0;  // of the MTP modules, as loss_sum
   int64_t num_tokens = 0;
+  double loss_weight = 0.0;                         // of their targets; num_tokens where all count
   int64_t slots_planned = 0;                        // routed by this rank's tokens, masked ones not counted
   std::vector<int64_t> slots_received;              // [mixture layers] computed by this rank's experts
   std::vector<int64_t> slots_dropped;               // [mixture layers] of this rank's tokens
@@ -48,10 +49,11 @@ struct LocalStep {
 
 // The same over all ranks.
 struct GlobalStep {
-  double loss = 0.0;  // mean over tokens, without the balance loss; 0 when there was no token
+  double loss = 0.0;  // mean over targets, without the balance loss; 0 when there was none
   double balance_loss = 0.0;
-  double mtp_loss = 0.0;  // of the MTP modules: sum / tokens, unweighted; 0 without any
+  double mtp_loss = 0.0;  // of the MTP modules: sum / loss_weight, without their factor; 0 without any
   int64_t num_tokens = 0;
+  double loss_weight = 0.0;
   int64_t slots_planned = 0;
   int64_t slots_received = 0;
   int64_t slots_dropped = 0;

@@ -106,6 +106,7 @@ std::string content_of(const json& config, const char* name) {
 void read_config(const json& config, Tokenizer& tokenizer) {
   CADRE_CHECK(config.is_object(), fmt::format("{} is no object", kTokenizerConfigFile));
   if (const auto end = tokenizer.find(content_of(config, "eos_token"))) tokenizer.set_end_of_text(end);
+  tokenizer.set_begin_of_text(tokenizer.find(content_of(config, "bos_token")));
   if (!config.contains("add_bos_token")) return;
   std::vector<int32_t> prefix;
   if (flag(config, kTokenizerConfigFile, "add_bos_token", false)) {

@@ -41,12 +41,15 @@ class Tokenizer {
   const std::vector<int32_t>& prompt_prefix() const { return prompt_prefix_; }
   void set_prompt_prefix(std::vector<int32_t> tokens) { prompt_prefix_ = std::move(tokens); }
 
-  // The token that ends a text, as the files of the tokenizer name it.
+  // The tokens that begin and end a text, as the files of the tokenizer name them.
+  std::optional<int32_t> begin_of_text() const { return begin_of_text_; }
+  void set_begin_of_text(std::optional<int32_t> token) { begin_of_text_ = token; }
   std::optional<int32_t> end_of_text() const { return end_of_text_; }
   void set_end_of_text(std::optional<int32_t> token) { end_of_text_ = token; }
 
  private:
   std::vector<int32_t> prompt_prefix_;
+  std::optional<int32_t> begin_of_text_;
   std::optional<int32_t> end_of_text_;
 };
 

@@ -91,7 +91,8 @@ Evaluation evaluate(Worker& worker, const BatchReader& reader, const RunConfig& 
   StepReduction reduction(worker.world(), local);
   worker.await(reduction.request());
   GlobalStep global = reduction.finish();
-  return {global.loss, global.num_tokens, std::move(global.expert_counts), global.stop_requested, global.rerouted};
+  return {global.loss,           global.num_tokens,  std::move(global.expert_counts),
+          global.stop_requested, global.loss_weight, global.rerouted};
 }
 
 }  // namespace cadre

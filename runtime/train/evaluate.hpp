@@ -11,10 +11,11 @@
 namespace cadre {
 
 struct Evaluation {
-  double loss = 0.0;  // mean nats a token
+  double loss = 0.0;  // mean nats a target
   int64_t num_tokens = 0;
   std::vector<std::vector<int64_t>> expert_counts;  // [mixture layers][E]
   bool stop_requested = false;                      // by a signal to any rank
+  double loss_weight = 0.0;                         // of the targets; num_tokens where all count
   int64_t rerouted = 0;                             // tokens whose best expert is dead, counted once a layer
 };
 

@@ -57,6 +57,7 @@ struct LiveChunk {
     context.values_of = [&gradients = worker.gradients(), at](int bucket) -> Request& {
       return gradients.values_of(at.stage, bucket);
     };
+    context.loss_scale = work.loss_scale;
     worker.lane(lane_index).position = {.step = work.step, .micro_batch = at.micro_batch};
   }
 

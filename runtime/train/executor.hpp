@@ -5,6 +5,7 @@
 #pragma once
 
 #include <functional>
+#include <optional>
 #include <vector>
 
 #include "runtime/schedule/program.hpp"
@@ -19,6 +20,7 @@ struct StepWork {
   std::function<MicroBatch(int)> read;     // this rank's part of the micro-batch of that number
   std::function<int64_t(int)> num_tokens;  // of it
   double token_scale = 1.0;                // 1 / tokens of the global batch
+  std::optional<double> loss_scale = {};   // 1 / weight of its targets; empty: token_scale
   // Called when this rank's last forward pass is over, before the backward pass that follows.
   std::function<void()> forwards_done = {};
   bool reduce_gradients = true;  // as soon as they are complete, bucket by bucket

@@ -29,7 +29,7 @@ MicroBatch::MicroBatch(const BatchReader& reader, const DataPosition& from, int6
       ids_(static_cast<size_t>(range.count * sequence_length)),
       targets_(ids_.size()),
       positions_(ids_.size()) {
-  reader.fill_batch(from, range.first, range.count, ids_, targets_);
+  loss_weight_ = reader.fill_batch(from, range.first, range.count, ids_, targets_, &marks_);
   for (int64_t i = 0; reader.has_tasks() && i < range.count; ++i) {
     tasks_.insert(tasks_.end(), static_cast<size_t>(sequence_length), reader.task(from, range.first + i));
   }
@@ -43,7 +43,8 @@ MicroBatch::MicroBatch(std::vector<int32_t> ids, std::vector<int32_t> targets, i
       sequence_length_(sequence_length),
       ids_(std::move(ids)),
       targets_(std::move(targets)),
-      positions_(ids_.size()) {
+      positions_(ids_.size()),
+      loss_weight_(static_cast<double>(ids_.size())) {
   fill_positions(tokens().sequences, 0);
 }
 
@@ -52,7 +53,9 @@ void MicroBatch::recognise_tasks(const TaskLabeller* labeller) {
 }
 
 TokenBatch MicroBatch::tokens() {
-  return {view(ids_), view(targets_), {num_sequences_, sequence_length_, view(positions_)}};
+  Tensor weights;
+  if (marks_.has_weights()) weights = Tensor(marks_.weights.data(), DType::f32, {num_tokens()});
+  return {view(ids_), view(targets_), {num_sequences_, sequence_length_, view(positions_), marks_.documents}, weights};
 }
 
 TokenFacts MicroBatch::facts(uint64_t seed) {
@@ -60,6 +63,7 @@ TokenFacts MicroBatch::facts(uint64_t seed) {
           .step = step_,
           .first = first_sequence_ * sequence_length_,
           .sequence_length = sequence_length_,
+          .position = marks_.documents.empty() ? Tensor() : view(positions_),
           .task = tasks_.empty() ? Tensor() : view(tasks_)};
 }
 

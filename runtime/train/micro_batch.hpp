@@ -44,6 +44,8 @@ class MicroBatch {
   TokenBatch tokens();
   // Of a run with that seed.
   TokenFacts facts(uint64_t seed);
+  // Of the targets of these tokens, for the mean of their losses: their number, where the data has no marks.
+  double loss_weight() const { return loss_weight_; }
   int64_t num_tokens() const { return static_cast<int64_t>(ids_.size()); }
 
  private:
@@ -53,6 +55,8 @@ class MicroBatch {
   int64_t sequence_length_;
   std::vector<int32_t> ids_, targets_, positions_;
   std::vector<int32_t> tasks_;  // empty: none has one
+  BatchMarks marks_;
+  double loss_weight_;
 };
 
 }  // namespace cadre

@@ -45,7 +45,10 @@ Task<void> forward(const Stage& stage, LaneContext& ctx, MicroBatch& micro_batch
   local.between_hosts_bytes += traffic.between_hosts;
   local.loss_sum += output.loss_sum;
   local.mtp_loss_sum += output.mtp_loss_sum;
-  if (stage.place().is_last()) local.num_tokens += micro_batch.num_tokens();
+  if (stage.place().is_last()) {
+    local.num_tokens += micro_batch.num_tokens();
+    local.loss_weight += micro_batch.loss_weight();
+  }
   const std::vector<int> moe_layers = moe_layers_of(stage.config());
   for (size_t mixture = 0; mixture < moe_layers.size(); ++mixture) {
     const Block::Saved* block = stage.saved_of(saved, moe_layers[mixture]);

@@ -91,6 +91,9 @@ Trainer::Trainer(Communicator world, const RunConfig& config, PartnerCopies* cop
     if (progress_.step == 0 && !whole_.train.init.empty()) start_from_weights(worker_, whole_, notes);
   }
   check_agreement();
+  if (whole_.train.patience > 0) {
+    best_.emplace(worker_.world(), config_.out, progress_.step, whole_.train.patience, whole_.train.eval_every);
+  }
   if (worker_.world().rank() == 0) {
     prepare_folder(whole_);
     log_.emplace(config_.out, steps_done(), config_.log.every,
@@ -142,7 +145,8 @@ RunEnd Trainer::run_steps() {
   const auto evaluation_due = [&] { return progress_.step == train.steps || due(train.eval_every); };
   // A save comes before the evaluation of its step; the run may have ended between the two.
   if (progress_.step > 0 && evaluation_due()) evaluate_and_log();
-  while (progress_.step < last_step_ && !stop_requested_) {
+  const auto is_over = [&] { return best_ && best_->is_over(progress_.step); };
+  while (progress_.step < last_step_ && !stop_requested_ && !is_over()) {
     const StepRecord record = step();
     if (log_) log_->step(record);
     saver_.poll();
@@ -164,9 +168,13 @@ RunEnd Trainer::run_steps() {
     stop();
     return RunEnd::stopped;
   }
+  if (is_over() && saved_step_ != progress_.step) save();
   saver_.require_saved();
   if (log_) log_->summary();
-  if (progress_.step < train.steps) {
+  if (is_over() && progress_.step < train.steps) {
+    note(fmt::format("no lower validation loss than {:.4f} since step {}: the run ends; checkpoints/best has that step",
+                     best_->loss(), best_->step()));
+  } else if (progress_.step < train.steps) {
     note(tracer_.stop(progress_.step));
     return RunEnd::other_config;
   }
@@ -177,6 +185,16 @@ RunEnd Trainer::run_steps() {
 void Trainer::evaluate_and_log() {
   const std::optional<double> loss = held_out_loss();
   if (log_ && loss) log_->evaluation(progress_.step, *loss);
+  if (best_ && loss) keep_best(*loss);
+}
+
+void Trainer::keep_best(double loss) {
+  if (!best_->add(progress_.step, loss)) return;
+  if (saved_step_ != progress_.step) save();
+  saver_.finish();
+  if (worker_.world().rank() != 0) return;
+  mark_best(checkpoint_root(config_), progress_.step);
+  best_->write();
 }
 
 void Trainer::note(const std::string& line) {
@@ -202,6 +220,8 @@ StepWork Trainer::work_of_step() const {
   work.step = progress_.step + 1;
   work.seed = static_cast<uint64_t>(config_.seed);
   work.token_scale = 1.0 / static_cast<double>(train.batch * length);
+  const double weight = train_reader_.weight_of_batch(progress_.data, train.batch);
+  work.loss_scale = weight > 0.0 ? 1.0 / weight : 0.0;
   work.read = [this, range_of, length](int i) {
     MicroBatch micro_batch(train_reader_, progress_.data, progress_.step, range_of(i), length);
     micro_batch.recognise_tasks(labeller());
@@ -369,13 +389,13 @@ void Trainer::skip(const StepWork& work, const StepRecord& record) {
 double Trainer::evaluate() { return held_out_loss().value_or(std::nan("")); }
 
 std::optional<double> Trainer::held_out_loss() {
-  if (config_.data.validation_fraction == 0.0) return std::nullopt;
+  if (!holds_out_data(config_.data)) return std::nullopt;
   worker_.gradients().complete_values();
   const BatchReader reader(dataset_.validation, config_.data.sequence_length, config_.train.batch,
                            static_cast<uint64_t>(config_.seed));
   const Evaluation evaluation = cadre::evaluate(worker_, reader, config_, config_.train.eval_batches, labeller());
   stop_requested_ |= evaluation.stop_requested;
-  if (evaluation.num_tokens == 0) return std::nullopt;  // given up for a signal
+  if (evaluation.loss_weight == 0.0) return std::nullopt;  // given up for a signal
   return evaluation.loss;
 }
 

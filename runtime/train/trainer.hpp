@@ -14,6 +14,7 @@
 #include "runtime/observe/step_metrics.hpp"
 #include "runtime/optim/adamw.hpp"
 #include "runtime/tokenizer/tokenizer.hpp"
+#include "runtime/train/best_evaluation.hpp"
 #include "runtime/train/executor.hpp"
 #include "runtime/train/saver.hpp"
 #include "runtime/train/step_tracer.hpp"
@@ -40,8 +41,8 @@ class Trainer {
   // Whether the next step has the configuration that the trainer was built for, or none is left.
   bool is_of_next_step() const;
 
-  // Runs all steps that are left and have its configuration, evaluates and saves; after the last step of all marks the run
-  // as finished. When a rank was asked to stop (StopSignals), all ranks save after the same step and return, and the run is
+  // Runs all steps that are left and have its configuration, evaluates and saves; after the last step of all, or where
+  // train.patience ends the run, marks it as finished. When a rank was asked to stop (StopSignals), all ranks save after the same step and return, and the run is
   // not marked. An error inside a traced window: each rank writes its trace as far as it got, then the error is thrown.
   RunEnd run();
 
@@ -75,6 +76,7 @@ class Trainer {
   bool resume_from_copies();
   void tell_plan();
   void evaluate_and_log();
+  void keep_best(double loss);
   std::optional<double> held_out_loss();  // nothing without enough data, or when a signal came before its end
   void stop();
   void note(const std::string& line);  // said by rank 0, unless it is empty
@@ -119,6 +121,7 @@ class Trainer {
   Saver saver_;
   PartnerCopies* copies_;  // nullptr: none are kept
   TrainProgress progress_;
+  std::optional<BestEvaluation> best_;  // with train.patience
   int64_t saved_step_ = 0;
   bool stop_requested_ = false;  // the same on all ranks
   int64_t skipped_in_a_row_ = 0;

@@ -72,6 +72,14 @@ echo '{"do_sample": false, "temperature": 0.4, "top_k": 3}' >"$folder/asks/gener
 draws asks
 texts_of | cmp - "$folder/plain" >&2 || fail "the defaults of the checkpoint are used without do_sample"
 grep -q "generation_config" "$output" && fail "a note on a file that sets nothing"
+# A penalty for tokens that the text has already counts without do_sample too.
+draws run --repetition-penalty 1.5
+texts_of >"$folder/penalised"
+cmp -s "$folder/penalised" "$folder/plain" && fail "--repetition-penalty changes nothing"
+echo '{"repetition_penalty": 1.5, "temperature": 0.4}' >"$folder/asks/generation_config.json"
+draws asks
+says "note: generation_config.json of the checkpoint sets --repetition-penalty 1.5"
+texts_of | cmp - "$folder/penalised" >&2 || fail "the penalty of the checkpoint is not used"
 echo '{"do_sample": true, "top_p": 1.5}' >"$folder/asks/generation_config.json"
 draws asks
 refused 2 "generation_config.json: top_p = 1.5, allowed: number in [0, 1]"

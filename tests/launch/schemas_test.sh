@@ -47,6 +47,14 @@ for rank_grid in "1 1f1b" "2 dualpipev"; do
   to_validate manifest "$run/checkpoints/latest/cadre.json"
   for trace in "$run"/trace/rank00000.json "$run"/trace/rank00001.json "$run/all.json"; do to_validate trace "$trace"; done
 done
+chat=(data.format=conversations data.chat_format=deepseek_v2 model.eos_token_id=0 data.validation_fraction=0.2 train.eval_every=2)
+"$root/launch/make-conversations" 40 >"$folder/conversations"
+written best "$folder/chat/best.json" train "$folder/run.toml" "${chat[@]}" "data=$folder/conversations" "out=$folder/chat" \
+  data.sequence_length=64 train.patience=1
+echo '{"prompt": "What is 3 plus 4?", "completion": "7"}' >"$folder/asked"
+echo '{"messages": [{"role": "user", "content": "Hi"}]}' >>"$folder/asked"
+timeout "$time_limit" "$program" generate "$folder/chat" --chat --conversations "$folder/asked" --max-new 5 2>"$output" >"$folder/answered.jsonl" || fail "chat"
+to_validate generate.chat "$folder/answered.jsonl"
 written bench.generate "$folder/generate" bench generate --model "$folder/run1/checkpoints/latest" --ranks 2 --prompt 9 \
   --max-new 3 --batch 2 --iterations 1 --json "$folder/generate"
 written report.diff "$folder/diff" report diff "$folder/run1" "$folder/run2" --json "$folder/diff"

@@ -158,6 +158,25 @@ TEST(Generate, EndsAtAnyOfTheEndTokensThatAreGiven) {
   });
 }
 
+// Tokens stand for letters here. The token that completes the string is emitted, and none after it.
+TEST(Generate, EndsWithAStopStringOnAllRanks) {
+  const TextOptions options = {.max_new = 20, .sampling = {.seed = 4}};
+  const Tokens endless = expected_tokens(tiny_options(), options);
+  const auto piece = [](int32_t token) { return std::string(1, static_cast<char>('A' + token)); };
+  const std::string stop = piece(endless[4]) + piece(endless[5]) + piece(endless[6]);
+  test::on_ranks([&](Communicator& world) {
+    Worker worker(std::move(world), tiny_options());
+    worker.store().initialise(5);
+    const GenerateOptions ends = {
+        .max_new = options.max_new, .stop_strings = {"never", stop}, .piece = piece, .emits_on_all_ranks = true};
+    Tokens tokens;
+    generate(worker, {{kPrompt, options.sampling}}, ends, [&](size_t, std::optional<int32_t> token) {
+      if (token) tokens.push_back(*token);
+    });
+    EXPECT_EQ(tokens, Tokens(endless.begin(), endless.begin() + 7));
+  });
+}
+
 // The same text once more finds what its experts made of the same rows: as much as was looked for the first time.
 TEST(Generate, TheCacheOfExpertsChangesNothing) {
   const TextOptions options = {.max_new = 20, .sampling = {.temperature = 0.8, .seed = 9}};

@@ -55,6 +55,21 @@ TEST(Sample, TopPKeepsTheFewestThatReachIt) {
   EXPECT_EQ(seen(0.7, 3), (std::set<int32_t>{1, 3}));  // .487 of the .686 that top-k left
 }
 
+// 0.5 / 2, 2 / 2, -1 x 2, 2, 1: token 3 is the likeliest, and with the same penalty token 4 beats 1 and 3 at 4.
+TEST(Sample, PenaltyMakesTokensOfTheTextLessLikely) {
+  const auto best = [](double penalty, const std::vector<int32_t>& text) {
+    return sample_token(kLogits, {.temperature = 0.0, .repetition_penalty = penalty}, 0, text);
+  };
+  EXPECT_EQ(best(1.0, {1, 1}), 1);
+  EXPECT_EQ(best(2.0, {1, 0, 2, 1}), 3);
+  EXPECT_EQ(best(1.5, {1, 3}), 1);  // 2 / 1.5 is above 1
+  EXPECT_EQ(best(4.0, {1, 3, 1}), 4);
+  EXPECT_EQ(best(0.5, {4}), 1);  // 1 / 0.5 equals 2, and the lower id counts as likelier
+  EXPECT_EQ(best(0.4, {4}), 4);
+  const std::vector<float> negative = {-1.0F, -1.5F};
+  EXPECT_EQ(sample_token(negative, {.temperature = 0.0, .repetition_penalty = 2.0}, 0, std::vector<int32_t>{0}), 1);
+}
+
 TEST(Sample, FrequenciesFollowTheSoftmax) {
   constexpr int64_t kDraws = 40000;
   constexpr double kTemperature = 0.7;

@@ -43,7 +43,7 @@ WorkerOptions worker_options(const RunConfig& config, const char* strategy = "fl
   return options;
 }
 
-// Ragged: prompts of 1 to 30 tokens, greedy and drawn.
+// Ragged: prompts of 1 to 30 tokens, greedy and drawn, one with a penalty for tokens that it has already.
 std::vector<TextRequest> requests() {
   std::vector<TextRequest> requests;
   const std::string text = test::some_text();
@@ -51,6 +51,7 @@ std::vector<TextRequest> requests() {
     TextRequest request;
     for (size_t i = 0; i < length; ++i) request.prompt.push_back(static_cast<unsigned char>(text[i + 11 * length]));
     request.sampling = {.temperature = requests.size() == 2 ? 0.8 : 0.0, .seed = length};
+    if (requests.size() == 1) request.sampling.repetition_penalty = 1.2;
     requests.push_back(request);
   }
   return requests;

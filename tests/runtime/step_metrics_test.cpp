@@ -103,6 +103,7 @@ LocalStep example(int rank, int num_ranks) {
   local.loss_sum = 0.5 * rank;
   local.balance_loss = 0.25;
   local.num_tokens = units;
+  local.loss_weight = static_cast<double>(units);
   local.slots_planned = 4 * units;
   local.slots_received = {last ? 2 * total_units : 0, last ? 2 * total_units - (num_ranks - 1) : 1};
   local.slots_dropped = {0, 2 * rank};
@@ -155,6 +156,7 @@ TEST(StepReduction, TakesRanksWithoutTokens) {
     if (world.rank() == world.size() - 1) {
       local.loss_sum = 1.5;
       local.num_tokens = 1;
+      local.loss_weight = 1.0;
       local.slots_planned = 2;
       local.slots_received = {2};
       local.expert_counts = {{0, 1, 1}};
