@@ -121,6 +121,7 @@ LocalStep& LocalStep::operator+=(const LocalStep& other) {
   balance_loss += other.balance_loss;
   mtp_loss_sum += other.mtp_loss_sum;
   num_tokens += other.num_tokens;
+  loss_weight += other.loss_weight;
   slots_planned += other.slots_planned;
   add(slots_received, other.slots_received);
   add(slots_dropped, other.slots_dropped);
