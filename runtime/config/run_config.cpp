@@ -275,6 +275,10 @@ void check(const RunConfig& config, int num_ranks) {
   CADRE_CHECK(config.train.patience == 0 || config.train.eval_every > 0,
               fmt::format("train.patience = {} with train.eval_every = 0, allowed: 0", config.train.patience),
               "patience counts evaluations: set train.eval_every");
+  CADRE_CHECK(config.exchange.gradients == "fp32" || config.compute.device == "cpu",
+              fmt::format("exchange.gradients = {}, allowed: fp32 with compute.device = {}", config.exchange.gradients,
+                          config.compute.device),
+              "sums of a device's gradients are fp32");
   const int64_t pipeline = config.parallel.pipeline;
   CADRE_CHECK(num_ranks % pipeline == 0,
               fmt::format("parallel.pipeline = {}, allowed: a divisor of the {} ranks", pipeline, num_ranks),

@@ -109,6 +109,25 @@ TEST(OptimizerShards, ChangeNoBit) {
       {2, 3, 4});
 }
 
+// Rounded on their way, summed in fp32: almost the same run, and all ranks agree on it.
+TEST(OptimizerShards, GradientsTravelInBf16) {
+  test::on_ranks(
+      [](Communicator& world) {
+        const RunFolder folder(world);
+        RunConfig config = small_run(folder.path());
+        config.parallel.expert = 1;
+        const test::Outcome expected = outcome_of(world.duplicate("fp32"), config, 8);
+        config.exchange.gradients = "bf16";
+        const test::Outcome rounded = outcome_of(world.duplicate("bf16"), config, 8);
+        EXPECT_NE(rounded.losses.back(), expected.losses.back());
+        for (size_t i = 0; i < expected.losses.size(); ++i) {
+          EXPECT_NEAR(rounded.losses[i], expected.losses[i], 2e-3 * expected.losses[i]) << "step " << i + 1;
+        }
+        EXPECT_EQ(wait(world.broadcast(rounded.weights.front(), 0)), rounded.weights.front());
+      },
+      {2, 3});
+}
+
 // Steps 1 to 3 on one set of ranks, 4 to 6 on another; all three ways from one text.
 TEST(OptimizerShards, AnyRanksGoOnFromAnyCheckpoint) {
   test::on_ranks(
