@@ -9,7 +9,7 @@ source "$(dirname "$0")/common.sh" "$1"
 root=$(cd "$(dirname "$0")/../.." && pwd)
 cat "$root"/README.md "$root"/*/README.md >"$folder/text"
 small=(data.path="$folder/text" "out=$folder/run" train.steps=4 train.batch=16 train.micro_batches=8 trace.first_step=3
-  trace.steps=2 model.hidden_size=256 model.num_hidden_layers=2 model.intermediate_size=512)
+  trace.steps=2 parallel.ramp=2 model.hidden_size=256 model.num_hidden_layers=2 model.intermediate_size=512)
 
 code=0
 timeout "$time_limit" "$hosts" 2 1 --rate 200mbit -- "$program" train "$root/launch/configs/overlap.toml" "${small[@]}" \
