@@ -85,15 +85,15 @@ class HolderSum : public PendingOperation {
       if (held.memory->is_on_host()) continue;
       Buffer copy(held.values.size_bytes());
       held.memory->read(copy.data(), std::as_bytes(held.values).data(), copy.bytes());
-      homes_.push_back({held.values, held.memory, copy.as<float>()});
+      originals_.push_back({held.values, held.memory, copy.as<float>()});
       held.values = {copy.as<float>(), held.values.size()};
       held.owner = copy.share();
     }
   }
   void give_back() {
-    for (const Home& home : homes_) {
-      home.memory->write(std::as_writable_bytes(home.values).data(), reinterpret_cast<const std::byte*>(home.copy),
-                         home.values.size_bytes());
+    for (const Original& original : originals_) {
+      original.memory->write(std::as_writable_bytes(original.values).data(),
+                             reinterpret_cast<const std::byte*>(original.copy), original.values.size_bytes());
     }
   }
 
@@ -137,7 +137,7 @@ class HolderSum : public PendingOperation {
     }
   }
 
-  struct Home {
+  struct Original {
     std::span<float> values;
     Memory* memory;
     const float* copy;  // which its HeldValues own
@@ -145,7 +145,7 @@ class HolderSum : public PendingOperation {
 
   const Communicator& group_;
   std::vector<HeldValues> held_;
-  std::vector<Home> homes_;
+  std::vector<Original> originals_;
   int tag_;
   Phase phase_ = Phase::wait;
   std::vector<Request> under_way_;

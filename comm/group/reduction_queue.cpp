@@ -12,7 +12,7 @@
 namespace cadre {
 namespace {
 
-// Of all slices together. A link of 300 Mbit/s takes some 20 ms for the half of it.
+// Of all slices together: half of it, what a rank of two sends, takes 14 ms at 300 Mbit/s.
 constexpr int64_t kPieceElements = int64_t{1} << 18;
 // Pieces under way: more while they are fast, so that links are busy between two polls.
 constexpr size_t kFewestPieces = 2;
@@ -30,12 +30,7 @@ struct Array {
   int64_t next = 0;  // elements of each slice that are in pieces
   int num_open = 0;  // pieces
 
-  int64_t longest_slice() const {
-    int64_t longest = 0;
-    for (size_t r = 0; r + 1 < slices.size(); ++r) longest = std::max(longest, slices[r + 1] - slices[r]);
-    return longest;
-  }
-  bool all_begun() const { return next >= longest_slice(); }
+  bool all_begun() const { return next >= longest_of(slices); }
   bool done() const { return all_begun() && num_open == 0; }
 };
 
@@ -62,8 +57,14 @@ RankSlices equal_slices(int64_t count, int num_ranks) {
   return slices;
 }
 
-// Every piece passes both stages, in the order of the calls, also where it has nothing to do in one: so the messages of each
-// stage are posted in the same order on all ranks, however fast each is.
+int64_t longest_of(const RankSlices& slices) {
+  int64_t longest = 0;
+  for (size_t r = 0; r + 1 < slices.size(); ++r) longest = std::max(longest, slices[r + 1] - slices[r]);
+  return longest;
+}
+
+// Every piece passes both stages in the order of the calls, even where a stage has no work for it: all ranks then post the
+// messages of each stage in the same order, whatever their speed.
 class ReductionQueue::Pieces {
  public:
   Pieces(const Communicator& group, DType wire)

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Sums of large arrays over the ranks of a group, a few pieces under way at a time: a small message that is sent meanwhile
-// waits for a piece, not for an array. For gradients and parameters (Rajbhandari et al. 2020, arXiv 1910.02054).
+// Sums of large arrays over the ranks of a group, a few pieces under way at a time, so that a small message waits for a
+// piece and not for an array. For gradients and parameters (Rajbhandari et al. 2020, arXiv 1910.02054).
 #pragma once
 
 #include <cstdint>
@@ -16,15 +16,16 @@ namespace cadre {
 using RankSlices = std::vector<int64_t>;
 // As equal as possible.
 RankSlices equal_slices(int64_t count, int num_ranks);
+int64_t longest_of(const RankSlices& slices);
 
-// All calls are collective: the ranks of the group make the same calls in the same order. Arrays are equally long on all ranks,
-// on the host, and kept by `owner`. An operation moves on while it, or one that was started after it, is tested.
+// All calls are collective: the ranks of the group make the same calls in the same order. Arrays are equally long on all
+// ranks, lie on the host and are kept by `owner`. A test of any operation of the queue advances all of them.
 class ReductionQueue {
  public:
-  static constexpr size_t kMostBytes = size_t{16} << 20;  // that pieces under way take
+  static constexpr size_t kMostBytes = size_t{16} << 20;  // of the pieces under way
 
-  // Collective. `group` outlives this object and all operations. `wire`: what terms and sums of gradients are rounded to on their way, f32
-  // (not at all) or bf16; sums are f32.
+  // Collective. `group` outlives this object and all operations. `wire`: the type in which terms and sums of reductions travel,
+  // f32 or bf16. Additions are in f32.
   explicit ReductionQueue(const Communicator& group, DType wire = DType::f32);
 
   // Rank r's slice becomes the sum x_0 + x_1 + .. over the ranks, added in this order whatever the slices are. The other

@@ -42,7 +42,7 @@ class Poller {
 
   // Tests what is watched if it is time to.
   void point();
-  // Tests what is no exchange, while the rank waits for one.
+  // Tests the watched requests that are not exchanges. For the time in which the rank waits for an exchange.
   void move_others_on();
 
   // Since the last call.

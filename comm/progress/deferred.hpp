@@ -22,7 +22,7 @@ class DeferredQueue {
     items_.push_back({at, std::move(run)});
     ++num_pushed_;
   }
-  // What was pushed since the last part is a part. See DeferredMerge.
+  // Of a queue of a DeferredMerge: ends the part that began behind the one before.
   void end_part();
 
   // Runs the oldest, as an activity in the trace; false when there is none.

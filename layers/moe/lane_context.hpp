@@ -27,10 +27,10 @@ struct RoutedTokens {
   int64_t rerouted = 0;  // of them, those whose best expert is dead
 };
 
-// What a backward pass computes once more instead of keeping it: the same bits, as all that a forward pass reads is the same.
+// What the backward pass recomputes. The bits are the same, because a forward pass changes nothing that it reads.
 struct Recompute {
   bool activations = false;  // outputs of activation functions
-  int every_layer = 0;       // of each layer whose index is a multiple all but its input; 0: none
+  int every_layer = 0;       // layers whose index is a multiple keep their input alone; 0: no layer
 };
 
 struct LaneContext : Context {

@@ -7,8 +7,8 @@
 
 namespace cadre {
 
-// none: nothing. activations: outputs of activation functions. layer, every:N: these, and each layer, or each N-th one, from its
-// input on. Throws on another text.
+// none: nothing. activations: outputs of activation functions. layer, every:N: these, and each layer, or each N-th one, from
+// its input on. Throws on another text.
 Recompute recompute_of(const TrainConfig& config);
 
 }  // namespace cadre

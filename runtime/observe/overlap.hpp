@@ -120,7 +120,7 @@ struct LoadOverTime {
 
 struct OverlapReport {
   TracedRun run;
-  std::string name;        // of the run, and what it trains; known to whoever has its folder
+  std::string name;        // of the run, and what it trains; read from its folder
   std::string model;       // in a few words
   int64_t written_at = 0;  // when the trace was written, in seconds since 1970; 0: not known
   int64_t first_step = 0;

@@ -2,7 +2,6 @@
 #include "runtime/train/executor.hpp"
 
 #include <algorithm>
-#include <cstring>
 #include <map>
 #include <memory>
 #include <utility>
@@ -11,6 +10,7 @@
 #include "comm/base/out_of_memory.hpp"
 #include "runtime/schedule/make_program.hpp"
 #include "runtime/schedule/verify.hpp"
+#include "runtime/train/pipeline_rows.hpp"
 
 namespace cadre {
 namespace {
@@ -82,11 +82,6 @@ class ProgramRun {
   void run();
 
  private:
-  struct Rows {  // what a pass is fed with
-    Buffer memory;
-    Request arrived;
-  };
-
   // Ops that run side by side: one, or several forwards or backwards.
   void run(std::span<const Op> ops);
   void run(const Op& op);
@@ -105,12 +100,7 @@ class ProgramRun {
   void end(Chunk chunk);
   void forward_over(const LiveChunk& one);
 
-  void post_receive(const Op& op);
-  void post_send(const Op& op);
-  void hand_on(Work done, const Tensor& rows);
   Task<Tensor> rows_for(Work work, LiveChunk& one);
-  size_t bytes_of(int micro_batch) const;
-  int tag_of(Work work) const;
 
   Worker& worker_;
   const Program& program_;
@@ -123,8 +113,7 @@ class ProgramRun {
   std::vector<std::unique_ptr<LiveChunk>> live_;  // by lane
   DeferredQueue deferred_;
   LiveChunk* postponed_ = nullptr;  // of the last overlapped op, when its weight gradients may still be in the queue
-  std::map<int, Rows> rows_;        // by index_of the work they feed
-  std::vector<Request> sends_;
+  PipelineRows rows_;
   std::map<std::pair<int, int>, int> backwards_left_;  // by stage and bucket
 };
 
@@ -139,7 +128,8 @@ ProgramRun::ProgramRun(Worker& worker, const Program& program, const StepWork& w
       forwards_left_(static_cast<int>(std::ranges::count_if(
           program.ops[static_cast<size_t>(rank_)],
           [](const Op& op) { return op.kind == OpKind::forward || op.kind == OpKind::overlapped; }))),
-      live_(static_cast<size_t>(worker.lanes().size())) {}
+      live_(static_cast<size_t>(worker.lanes().size())),
+      rows_(worker, program, work) {}
 
 void ProgramRun::run() {
   const PollScope polling(worker_.poller());
@@ -157,9 +147,7 @@ void ProgramRun::run() {
     if (at.micro_batch < 0) throw;
     throw error.at(at, work_.num_tokens(at.micro_batch));
   }
-  worker_.lane().position = {.step = work_.step, .phase = "send"};
-  for (Request& sent : sends_) worker_.await(sent);
-  CADRE_ASSERT(rows_.empty());
+  rows_.finish();
 }
 
 void ProgramRun::run(std::span<const Op> ops) {
@@ -203,8 +191,8 @@ void ProgramRun::run_backwards(std::span<const Op> ops) {
 
 void ProgramRun::run(const Op& op) {
   switch (op.kind) {
-    case OpKind::receive: return post_receive(op);
-    case OpKind::send: return post_send(op);
+    case OpKind::receive: return rows_.post_receive(op);
+    case OpKind::send: return rows_.post_send(op);
     case OpKind::forward: return run_forwards({&op, 1});
     case OpKind::backward: {
       LiveChunk& one = live(op.chunk);
@@ -269,7 +257,7 @@ Task<void> ProgramRun::forward_pass(LiveChunk& one) {
     co_await computed;
   }
   if (work_.forward_done) work_.forward_done(one.chunk.micro_batch, one.stage, one.saved, y);
-  hand_on(work, y);
+  rows_.hand_on(work, y);
 }
 
 Task<void> ProgramRun::backward_pass(LiveChunk& one, Stage::Weights weights) {
@@ -289,7 +277,7 @@ Task<void> ProgramRun::backward_pass(LiveChunk& one, Stage::Weights weights) {
     Request computed = worker_.kernels().launched();
     co_await computed;
   }
-  hand_on(work, dx);
+  rows_.hand_on(work, dx);
 }
 
 // As many backward passes add to a bucket as micro-batches pass through the stage here.
@@ -323,59 +311,9 @@ void ProgramRun::forward_over(const LiveChunk& one) {
   if (--forwards_left_ == 0 && work_.forwards_done) work_.forwards_done();
 }
 
-size_t ProgramRun::bytes_of(int micro_batch) const {
-  return static_cast<size_t>(work_.num_tokens(micro_batch) * worker_.model().config().hidden_size) * sizeof(float);
-}
-
-// Forward and backward passes of the same two stages travel in opposite directions: between two ranks one of the two
-// stages of the receiver and a micro-batch tell which message it is.
-int ProgramRun::tag_of(Work work) const {
-  return phase_of(program_, work.chunk) * program_.num_micro_batches + work.chunk.micro_batch;
-}
-
-void ProgramRun::post_receive(const Op& op) {
-  Rows& rows = rows_[index_of(program_, op.feeds)];
-  rows.memory = Buffer(bytes_of(op.feeds.chunk.micro_batch));
-  if (rows.memory.empty()) return;
-  const bool forward = op.feeds.pass == Pass::forward;
-  tracer_.switch_to({.step = work_.step,
-                     .micro_batch = op.feeds.chunk.micro_batch,
-                     .phase = forward ? "receive activations" : "receive gradients"});
-  rows.arrived = worker_.pipeline_group().receive(rows.memory.span(), rows.memory.share(), op.peer, tag_of(op.feeds));
-}
-
-void ProgramRun::post_send(const Op& op) {
-  auto rows = rows_.extract(index_of(program_, op.feeds));
-  CADRE_ASSERT(!rows.empty());
-  Buffer& memory = rows.mapped().memory;
-  if (memory.empty()) return;
-  const bool forward = op.feeds.pass == Pass::forward;
-  tracer_.switch_to({.step = work_.step,
-                     .micro_batch = op.feeds.chunk.micro_batch,
-                     .phase = forward ? "send activations" : "send gradients"});
-  Request sent = worker_.pipeline_group().send(memory.span(), memory.share(), op.peer, tag_of(op.feeds));
-  std::erase_if(sends_, [](Request& request) { return request.test(); });
-  if (!sent.test()) sends_.push_back(std::move(sent));
-}
-
-void ProgramRun::hand_on(Work done, const Tensor& rows) {
-  const auto next = work_after(program_, done);
-  if (!next || !rows.defined()) return;
-  Buffer copy(rows.bytes());
-  worker_.kernels().memory().read(copy.data(), rows.raw(), rows.bytes());
-  rows_[index_of(program_, *next)].memory = std::move(copy);
-}
-
 Task<Tensor> ProgramRun::rows_for(Work work, LiveChunk& one) {
-  const bool forward = work.pass == Pass::forward;
-  worker_.lane(one.lane).enter(forward ? "receive activations" : "receive gradients", -1);
-  auto found = rows_.extract(index_of(program_, work));
-  CADRE_ASSERT(!found.empty());
-  co_await found.mapped().arrived;
-  Buffer& kept = forward ? one.input : one.output_gradient;
-  kept = std::move(found.mapped().memory);
-  const int64_t hidden = worker_.model().config().hidden_size;
-  co_return Tensor(kept.data(), DType::f32, {one.batch.num_tokens(), hidden});
+  Buffer& kept = work.pass == Pass::forward ? one.input : one.output_gradient;
+  return rows_.take(work, worker_.lane(one.lane), one.batch.num_tokens(), kept);
 }
 
 }  // namespace

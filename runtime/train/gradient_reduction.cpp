@@ -29,12 +29,9 @@ std::span<float> elements_of(const Tensor& tensor) {
   return {tensor.data<float>(), static_cast<size_t>(tensor.numel())};
 }
 
-// Whether it is less to send each slice to its rank than all sums to all ranks: the rank with the longest slice gets it from each
-// of the others.
+// Whether a reduce-scatter moves less than an all-reduce: the rank with the longest slice receives it from each other rank.
 bool scatters_well(const RankSlices& slices, int64_t count) {
-  int64_t longest = 0;
-  for (size_t r = 0; r + 1 < slices.size(); ++r) longest = std::max(longest, slices[r + 1] - slices[r]);
-  return longest * static_cast<int64_t>(slices.size() - 1) <= 2 * count;
+  return longest_of(slices) * static_cast<int64_t>(slices.size() - 1) <= 2 * count;
 }
 
 }  // namespace
@@ -47,7 +44,8 @@ GradientReduction::GradientReduction(const ProcessGroups& groups, Model& model, 
   int num_buckets = 0;
   for (const auto& stage : model_.stages()) {
     stages_.push_back(make_groups(groups, stage->place().index));
-    make_queues(stages_.back(), wire);
+    for (const Placement placement : {Placement::shared, Placement::expert})
+      make_queue(stages_.back().of(placement), wire);
     first_bucket_.push_back(num_buckets);
     num_buckets += stage->num_buckets();
   }
@@ -67,14 +65,18 @@ GradientReduction::StageGroups GradientReduction::make_groups(const ProcessGroup
   const Communicator& world = groups.world;
   const int color = groups.routes.rows_of(stage).front();
   const int expert_color = color * groups.grid.expert + groups.expert_rank();
-  return {world.split(color, world.rank(), "data"), world.split(expert_color, world.rank(), "expert data")};
+  return {{world.split(color, world.rank(), "data")}, {world.split(expert_color, world.rank(), "expert data")}};
 }
 
-// The rest is summed by the transport: groups of one, and arrays of a device.
-void GradientReduction::make_queues(StageGroups& groups, DType wire) const {
-  if (lanes_.transport_follows() || &lanes_.kernels().memory() != &host_memory()) return;
-  if (groups.shared.size() > 1) groups.shared_queue.emplace(groups.shared, wire);
-  if (groups.expert.size() > 1) groups.expert_queue.emplace(groups.expert, wire);
+// Arrays of a device are summed by the transport.
+void GradientReduction::make_queue(Group& group, DType wire) const {
+  if (lanes_.transport_follows() || !lanes_.kernels().memory().is_on_host()) return;
+  if (group.ranks.size() > 1) group.queue.emplace(group.ranks, wire);
+}
+
+GradientReduction::~GradientReduction() {
+  for (const Request& request : started_) job_.poller().unwatch(request);
+  for (const Request& request : values_) job_.poller().unwatch(request);
 }
 
 size_t GradientReduction::local_index(int stage) const {
@@ -95,14 +97,14 @@ void GradientReduction::start(int stage, int bucket) {
   if (reduced.is_block(bucket)) at.layer = reduced.layers().first + bucket - 1;
   Tracer& tracer = job_.tracer();
   const TraceActivity activity(tracer, TraceKind::compute, at);
-  std::vector<Request> started = start_sum(stages_[index], Placement::shared, stored);
+  std::vector<Request> started = start_sum(stages_[index].shared, Placement::shared, stored);
   if (std::vector<HeldValues> embedding = embedding_grads(reduced, stored); !embedding.empty()) {
     std::vector<Request> summed = std::exchange(started, {});
     started.push_back(sum_over_holders(*embedding_group_, std::move(embedding), /*tag=*/0, std::move(summed)));
   }
   at.phase = "expert gradient reduction";
   tracer.switch_to(at);
-  std::vector<Request> experts = start_sum(stages_[index], Placement::expert, stored);
+  std::vector<Request> experts = start_sum(stages_[index].expert, Placement::expert, stored);
   if (std::vector<HeldValues> replicated = replicated_grads(stored); !replicated.empty()) {
     started.push_back(sum_over_holders(*replica_group_, std::move(replicated), stored, std::move(experts)));
   } else {
@@ -114,24 +116,22 @@ void GradientReduction::start(int stage, int bucket) {
   }
 }
 
-std::vector<Request> GradientReduction::start_sum(StageGroups& groups, Placement placement, int stored_bucket) {
-  const bool is_expert = placement == Placement::expert;
-  const Communicator& group = is_expert ? groups.expert : groups.shared;
+std::vector<Request> GradientReduction::start_sum(Group& group, Placement placement, int stored_bucket) {
   std::vector<Request> started;
-  if (group.size() == 1) return started;
+  if (group.ranks.size() == 1) return started;
   const std::span<float> values = elements_of(store_.grads_of(placement, stored_bucket));
-  std::optional<ReductionQueue>& queue = is_expert ? groups.expert_queue : groups.shared_queue;
-  if (queue) {
-    const RankSlices slices = slices_of(placement, stored_bucket, group.size());
+  if (group.queue) {
+    const RankSlices slices = slices_of(placement, stored_bucket, group.ranks.size());
     const bool scatters = shards_.sharded() && scatters_well(slices, static_cast<int64_t>(values.size()));
     const size_t scattered = scatters ? static_cast<size_t>(slices.back()) : 0;
-    if (scattered > 0) started.push_back(queue->reduce_scatter(values.first(scattered), store_.grad_owner(), slices));
-    started.push_back(queue->all_reduce(values.subspan(scattered), store_.grad_owner()));
+    if (scattered > 0)
+      started.push_back(group.queue->reduce_scatter(values.first(scattered), store_.grad_owner(), slices));
+    started.push_back(group.queue->all_reduce(values.subspan(scattered), store_.grad_owner()));
     return started;
   }
   for (size_t first = 0; first < values.size(); first += kReductionElements) {
-    started.push_back(group.all_reduce(values.subspan(first, std::min(kReductionElements, values.size() - first)),
-                                       store_.grad_owner(), ReduceOp::sum));
+    started.push_back(group.ranks.all_reduce(values.subspan(first, std::min(kReductionElements, values.size() - first)),
+                                             store_.grad_owner(), ReduceOp::sum));
   }
   return started;
 }
@@ -177,24 +177,27 @@ std::vector<Request> GradientReduction::start_values(size_t index, int bucket) {
   if (stage.is_block(bucket)) at.layer = stage.layers().first + bucket - 1;
   std::vector<Request> started;
   for (const Placement placement : {Placement::shared, Placement::expert}) {
-    StageGroups& groups = stages_[index];
-    const Communicator& group = placement == Placement::expert ? groups.expert : groups.shared;
-    if (group.size() == 1) continue;
     at.phase = gather_phase(stage, bucket, placement);
     const TraceActivity activity(job_.tracer(), TraceKind::compute, at);
-    std::optional<ReductionQueue>& queue = placement == Placement::expert ? groups.expert_queue : groups.shared_queue;
-    const std::span<float> values = elements_of(store_.values_of(placement, stored));
-    const RankSlices slices = slices_of(placement, stored, group.size());
-    if (queue) {
-      started.push_back(queue->all_gather(values, store_.value_owner(), slices));
-      continue;
-    }
-    for (size_t r = 0; r + 1 < slices.size(); ++r) {
-      const auto slice = values.subspan(static_cast<size_t>(slices[r]), static_cast<size_t>(slices[r + 1] - slices[r]));
-      if (slice.empty()) continue;
-      started.push_back(group.transport().broadcast(std::as_writable_bytes(slice), static_cast<int>(r)));
-      started.back().keep(store_.value_owner());
-    }
+    std::ranges::move(start_gather(stages_[index].of(placement), placement, stored), std::back_inserter(started));
+  }
+  return started;
+}
+
+std::vector<Request> GradientReduction::start_gather(Group& group, Placement placement, int stored_bucket) {
+  std::vector<Request> started;
+  if (group.ranks.size() == 1) return started;
+  const std::span<float> values = elements_of(store_.values_of(placement, stored_bucket));
+  const RankSlices slices = slices_of(placement, stored_bucket, group.ranks.size());
+  if (group.queue) {
+    started.push_back(group.queue->all_gather(values, store_.value_owner(), slices));
+    return started;
+  }
+  for (size_t r = 0; r + 1 < slices.size(); ++r) {
+    const auto slice = values.subspan(static_cast<size_t>(slices[r]), static_cast<size_t>(slices[r + 1] - slices[r]));
+    if (slice.empty()) continue;
+    started.push_back(group.ranks.transport().broadcast(std::as_writable_bytes(slice), static_cast<int>(r)));
+    started.back().keep(store_.value_owner());
   }
   return started;
 }
@@ -256,7 +259,7 @@ void GradientReduction::finish() {
 
 void GradientReduction::sum_over_stage(int stage, std::vector<int64_t>& values) const {
   if (values.empty()) return;
-  values = lanes_.await(stages_[local_index(stage)].shared.all_reduce(std::move(values), ReduceOp::sum));
+  values = lanes_.await(stages_[local_index(stage)].shared.ranks.all_reduce(std::move(values), ReduceOp::sum));
 }
 
 }  // namespace cadre

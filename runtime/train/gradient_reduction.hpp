@@ -25,6 +25,10 @@ class GradientReduction {
   // arguments outlive this object.
   GradientReduction(const ProcessGroups& groups, Model& model, const ExpertMaps& maps, ParameterStore& store,
                     const OptimizerShards& shards, DType wire, Lanes& lanes);
+  // After an error the poller still watches what is under way.
+  ~GradientReduction();
+  GradientReduction(const GradientReduction&) = delete;
+  GradientReduction& operator=(const GradientReduction&) = delete;
 
   // Starts the sum of a bucket of a stage. Collective over its holders: all start the buckets of a stage in the same order,
   // each once a step, and finish together.
@@ -32,36 +36,36 @@ class GradientReduction {
   // Waits for all sums that were started.
   void finish();
 
-  // After an update: each rank has new values of what it keeps alone.
+  // To be called after an update: each rank has new values of the parameters that it keeps alone.
   void mark_values_changed();
-  // Starts to hand them to the ranks that hold them too. Nothing where none has changed. Collective over the world.
+  // Starts to gather new values from the ranks that keep them. Does nothing where none has changed. Collective over the world.
   void start_values();
-  // The same, and waits for all. Before anything but the forward passes of a step reads values.
+  // The same, and waits for all. Needed before values are read by anything but the forward passes of a step.
   void complete_values();
   // Complete when the values of a bucket are; a forward pass awaits it.
   Request& values_of(int stage, int bucket);
 
-  // The ranks that hold a stage, or, of them, those that hold the same experts.
-  const Communicator& group(int stage, Placement placement) const {
-    const StageGroups& groups = stages_[local_index(stage)];
-    return placement == Placement::expert ? groups.expert : groups.shared;
-  }
   // Adds up over all ranks that hold a stage. Collective over them; all pass as many values.
   void sum_over_stage(int stage, std::vector<int64_t>& values) const;
 
  private:
+  struct Group {
+    Communicator ranks;
+    std::optional<ReductionQueue> queue = {};  // where there are several ranks and arrays are on the host
+  };
   struct StageGroups {
-    Communicator shared;                              // the ranks that hold the stage
-    Communicator expert;                              // of them, those that hold the same experts
-    std::optional<ReductionQueue> shared_queue = {};  // of groups of more than one rank whose arrays are on the host
-    std::optional<ReductionQueue> expert_queue = {};
+    Group shared;  // the ranks that hold the stage
+    Group expert;  // of them, those that hold the same experts
+
+    Group& of(Placement placement) { return placement == Placement::expert ? expert : shared; }
   };
 
   static StageGroups make_groups(const ProcessGroups& groups, int stage);
-  void make_queues(StageGroups& groups, DType wire) const;
+  void make_queue(Group& group, DType wire) const;
   size_t local_index(int stage) const;
-  std::vector<Request> start_sum(StageGroups& groups, Placement placement, int stored_bucket);
+  std::vector<Request> start_sum(Group& group, Placement placement, int stored_bucket);
   std::vector<Request> start_values(size_t index, int bucket);
+  std::vector<Request> start_gather(Group& group, Placement placement, int stored_bucket);
   RankSlices slices_of(Placement placement, int stored_bucket, int num_ranks) const;
   std::vector<HeldValues> replicated_grads(int stored_bucket);
   std::vector<HeldValues> embedding_grads(Stage& stage, int stored_bucket);

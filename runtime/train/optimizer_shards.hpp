@@ -25,8 +25,8 @@ class OptimizerShards {
   OptimizerShards(Model& model, const PipelineRoutes& routes, const Grid& grid, int rank, bool sharded);
 
   bool sharded() const { return sharded_; }
-  // Of the ranks that hold the parameter, as GradientReduction::group() numbers them, the one that keeps it where state is sharded;
-  // nothing where each keeps it.
+  // The rank that keeps the parameter where state is sharded, as an index into the ranks that hold it, ascending; nothing
+  // where each of them keeps it.
   std::optional<int> owner(const Parameter& parameter) const;
   // Whether this rank keeps the moments of a parameter that it holds, and updates it.
   bool keeps(const Parameter& parameter) const { return !sharded_ || !owner(parameter) || owned_.at(&parameter).here; }

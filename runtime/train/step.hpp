@@ -21,7 +21,8 @@ LocalStep empty_local_step(const ModelConfig& config);
 Task<void> forward(const Stage& stage, LaneContext& ctx, MicroBatch& micro_batch, Tensor x, Stage::Saved& saved,
                    Tensor& y, LocalStep& local);
 
-// The Euclidean norm of the gradient of all that is not frozen, once it is reduced; the same on all ranks. Collective over the world.
+// The Euclidean norm of the gradient of all that is not frozen, once it is reduced; the same on all ranks. Collective over
+// the world.
 double gradient_norm(Worker& worker);
 
 // Of all gradients on this rank, bit by bit.
