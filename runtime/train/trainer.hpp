@@ -43,7 +43,8 @@ class Trainer {
 
   // Runs all steps that are left and have its configuration, evaluates and saves; after the last step of all, or where
   // train.patience ends the run, marks it as finished. When a rank was asked to stop (StopSignals), all ranks save after the
-  // same step and return, and the run is not marked. An error inside a traced window: each rank writes its trace as far as it got, then the error is thrown.
+  // same step and return, and the run is not marked. An error inside a traced window: each rank writes its trace as far as it
+  // got, then the error is thrown.
   RunEnd run();
 
   // One optimiser step; the result is the same on all ranks. Without finite loss and gradient it changes nothing but the
