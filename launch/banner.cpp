@@ -19,7 +19,7 @@
 #include "comm/job/wait.hpp"
 #include "comm/liveness/liveness.hpp"
 #include "comm/transport/mpi.hpp"
-#include "runtime/train/devices.hpp"
+#include "runtime/parallel/devices.hpp"
 
 namespace cadre {
 namespace {

@@ -8,7 +8,7 @@
 
 #include "comm/base/fields.hpp"
 #include "runtime/data/dataset.hpp"
-#include "runtime/train/worker.hpp"
+#include "runtime/parallel/worker.hpp"
 
 namespace cadre {
 

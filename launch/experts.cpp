@@ -11,7 +11,7 @@
 #include "launch/checkpoint_argument.hpp"
 #include "launch/command.hpp"
 #include "layers/kernels/kernels.hpp"
-#include "layers/moe/task.hpp"
+#include "layers/router/task.hpp"
 #include "runtime/checkpoint/model_checkpoint.hpp"
 #include "runtime/checkpoint/stored_values.hpp"
 #include "runtime/config/run_file.hpp"

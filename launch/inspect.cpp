@@ -18,7 +18,7 @@
 #include "layers/tensor/parameter.hpp"
 #include "runtime/checkpoint/file.hpp"
 #include "runtime/checkpoint/model_checkpoint.hpp"
-#include "runtime/train/optimizer_shards.hpp"
+#include "runtime/parallel/optimizer_shards.hpp"
 
 namespace cadre {
 namespace {

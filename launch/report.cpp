@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // cadre report: what the trace of a run says about overlap, and what changed between two runs.
-#include "runtime/observe/report.hpp"
+#include "runtime/report/report.hpp"
 
 #include <fmt/core.h>
 #include <nlohmann/json.hpp>
@@ -16,8 +16,8 @@
 #include "runtime/checkpoint/file.hpp"
 #include "runtime/config/run_file.hpp"
 #include "runtime/observe/chrome_trace.hpp"
-#include "runtime/observe/report_page.hpp"
 #include "runtime/observe/trace_file.hpp"
+#include "runtime/report/report_page.hpp"
 
 namespace cadre {
 namespace {

@@ -13,7 +13,7 @@
 #include "comm/job/wait.hpp"
 #include "layers/tensor/on_host.hpp"
 #include "runtime/checkpoint/file.hpp"
-#include "runtime/train/devices.hpp"
+#include "runtime/parallel/devices.hpp"
 
 namespace cadre {
 

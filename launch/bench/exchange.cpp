@@ -11,7 +11,7 @@
 
 #include "launch/bench/bench.hpp"
 #include "launch/bench/exchange_run.hpp"
-#include "runtime/train/devices.hpp"
+#include "runtime/parallel/devices.hpp"
 
 namespace cadre {
 namespace {

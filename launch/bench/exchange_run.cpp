@@ -13,7 +13,7 @@
 #include "comm/progress/engine.hpp"
 #include "layers/moe/rows.hpp"
 #include "layers/tensor/on_host.hpp"
-#include "runtime/train/devices.hpp"
+#include "runtime/parallel/devices.hpp"
 
 namespace cadre {
 namespace {

@@ -16,7 +16,7 @@
 #include "layers/kernels/kernels.hpp"
 #include "layers/tensor/arena.hpp"
 #include "layers/tensor/parameter.hpp"
-#include "runtime/train/products.hpp"
+#include "runtime/parallel/products.hpp"
 
 namespace cadre {
 namespace {

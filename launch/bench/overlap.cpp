@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // cadre bench overlap: how much of a dispatch hides behind products that take as long, by the number of polls inside
 // them. All contenders in turn in the same run, on routing that is drawn anew for each iteration.
-#include "runtime/observe/overlap.hpp"
+#include "runtime/report/overlap.hpp"
 
 #include <fmt/core.h>
 #include <nlohmann/json.hpp>
@@ -17,7 +17,7 @@
 #include "launch/bench/bench.hpp"
 #include "launch/bench/exchange_run.hpp"
 #include "layers/tensor/parameter.hpp"
-#include "runtime/observe/step_sums.hpp"
+#include "runtime/report/step_sums.hpp"
 
 namespace cadre {
 namespace {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // `cadre bench router`: from rows to experts and their weights, beside the product that makes the logits and beside a copy
 // of as many bytes as all behind it must read and write.
-#include "layers/moe/router.hpp"
+#include "layers/router/router.hpp"
 
 #include <fmt/core.h>
 #include <nlohmann/json.hpp>

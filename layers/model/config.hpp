@@ -11,7 +11,7 @@
 #include <vector>
 
 #include "comm/base/fields.hpp"
-#include "layers/moe/options.hpp"
+#include "layers/router/options.hpp"
 
 namespace cadre {
 

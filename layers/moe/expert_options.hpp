@@ -4,8 +4,8 @@
 
 #include <cstdint>
 
-#include "layers/moe/options.hpp"
 #include "layers/nn/ffn.hpp"
+#include "layers/router/options.hpp"
 
 namespace cadre {
 

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "layers/moe/inner_mixture.hpp"
 
-#include "layers/moe/not_finite.hpp"
 #include "layers/moe/rows.hpp"
-#include "layers/moe/weights.hpp"
+#include "layers/router/not_finite.hpp"
+#include "layers/router/weights.hpp"
 
 namespace cadre {
 namespace {

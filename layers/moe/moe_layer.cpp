@@ -5,8 +5,8 @@
 #include <vector>
 
 #include "comm/base/check.hpp"
-#include "layers/moe/not_finite.hpp"
 #include "layers/moe/rows.hpp"
+#include "layers/router/not_finite.hpp"
 #include "layers/tensor/tensor.hpp"
 
 namespace cadre {

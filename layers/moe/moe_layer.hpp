@@ -7,10 +7,10 @@
 #include <string>
 #include <vector>
 
-#include "layers/moe/lane_context.hpp"
 #include "layers/moe/projections.hpp"
 #include "layers/moe/routed_experts.hpp"
-#include "layers/moe/router.hpp"
+#include "layers/router/lane_context.hpp"
+#include "layers/router/router.hpp"
 
 namespace cadre {
 

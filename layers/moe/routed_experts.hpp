@@ -9,7 +9,7 @@
 
 #include "comm/exchange/dispatch.hpp"
 #include "layers/moe/experts.hpp"
-#include "layers/moe/lane_context.hpp"
+#include "layers/router/lane_context.hpp"
 
 namespace cadre {
 

@@ -7,7 +7,7 @@
 #include <charconv>
 
 #include "comm/base/check.hpp"
-#include "layers/moe/task.hpp"
+#include "layers/router/task.hpp"
 
 namespace cadre {
 namespace {

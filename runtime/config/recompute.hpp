@@ -2,7 +2,7 @@
 // What train.recompute says.
 #pragma once
 
-#include "layers/moe/lane_context.hpp"
+#include "layers/router/lane_context.hpp"
 #include "runtime/config/run_config.hpp"
 
 namespace cadre {

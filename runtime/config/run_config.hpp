@@ -10,7 +10,7 @@
 
 #include "comm/base/fields.hpp"
 #include "layers/model/config.hpp"
-#include "layers/moe/task.hpp"
+#include "layers/router/task.hpp"
 
 namespace cadre {
 

@@ -2,7 +2,7 @@
 // The [task] section, read: its lists as what layers/moe/task works with.
 #pragma once
 
-#include "layers/moe/complexity.hpp"
+#include "layers/router/complexity.hpp"
 #include "runtime/config/run_config.hpp"
 
 namespace cadre {

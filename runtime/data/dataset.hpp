@@ -9,7 +9,7 @@
 #include <string>
 #include <vector>
 
-#include "layers/moe/task.hpp"
+#include "layers/router/task.hpp"
 #include "runtime/config/data_mixture.hpp"
 #include "runtime/config/run_config.hpp"
 #include "runtime/data/documents.hpp"

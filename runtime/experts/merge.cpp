@@ -6,7 +6,7 @@
 #include <utility>
 
 #include "comm/base/check.hpp"
-#include "layers/moe/task.hpp"
+#include "layers/router/task.hpp"
 #include "runtime/experts/expert_sums.hpp"
 #include "runtime/experts/stored_model.hpp"
 

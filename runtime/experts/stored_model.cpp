@@ -10,8 +10,8 @@
 #include "runtime/checkpoint/model_checkpoint.hpp"
 #include "runtime/checkpoint/save.hpp"
 #include "runtime/config/run_file.hpp"
+#include "runtime/parallel/micro_batch.hpp"
 #include "runtime/tokenizer/tokenizer.hpp"
-#include "runtime/train/micro_batch.hpp"
 #include "runtime/train/resume.hpp"
 
 namespace cadre {

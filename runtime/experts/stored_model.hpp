@@ -12,7 +12,7 @@
 #include "runtime/config/run_config.hpp"
 #include "runtime/data/order.hpp"
 #include "runtime/optim/adamw.hpp"
-#include "runtime/train/worker.hpp"
+#include "runtime/parallel/worker.hpp"
 
 namespace cadre {
 

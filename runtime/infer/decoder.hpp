@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "layers/moe/expert_cache.hpp"
-#include "runtime/train/worker.hpp"
+#include "runtime/parallel/worker.hpp"
 
 namespace cadre {
 

@@ -19,8 +19,8 @@
 #include "runtime/infer/decoder.hpp"
 #include "runtime/infer/sampling.hpp"
 #include "runtime/infer/stop_strings.hpp"
+#include "runtime/parallel/worker.hpp"
 #include "runtime/tokenizer/utf8.hpp"
-#include "runtime/train/worker.hpp"
 
 namespace cadre {
 

@@ -11,8 +11,8 @@
 #include <utility>
 
 #include "comm/base/check.hpp"
+#include "runtime/parallel/executor.hpp"
 #include "runtime/train/evaluate.hpp"
-#include "runtime/train/executor.hpp"
 #include "runtime/train/memory_plan.hpp"
 
 namespace cadre {

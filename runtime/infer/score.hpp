@@ -10,7 +10,7 @@
 #include "comm/base/buffer.hpp"
 #include "comm/base/dtype.hpp"
 #include "runtime/config/data_mixture.hpp"
-#include "runtime/train/worker.hpp"
+#include "runtime/parallel/worker.hpp"
 
 namespace cadre {
 

@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "runtime/data/order.hpp"
-#include "runtime/train/step.hpp"
+#include "runtime/parallel/step.hpp"
 
 namespace cadre {
 

@@ -16,9 +16,9 @@
 #include "runtime/config/recompute.hpp"
 #include "runtime/config/step_changes.hpp"
 #include "runtime/observe/process_memory.hpp"
-#include "runtime/train/executor.hpp"
-#include "runtime/train/expert_placement.hpp"
-#include "runtime/train/micro_batch.hpp"
+#include "runtime/parallel/executor.hpp"
+#include "runtime/parallel/expert_placement.hpp"
+#include "runtime/parallel/micro_batch.hpp"
 
 namespace cadre {
 namespace {

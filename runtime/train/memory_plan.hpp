@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "comm/group/topology.hpp"
-#include "runtime/train/worker.hpp"
+#include "runtime/parallel/worker.hpp"
 
 namespace cadre {
 

@@ -6,7 +6,7 @@
 #include <functional>
 #include <string>
 
-#include "runtime/train/executor.hpp"
+#include "runtime/parallel/executor.hpp"
 
 namespace cadre {
 

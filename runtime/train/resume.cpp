@@ -25,6 +25,7 @@
 #include "runtime/config/config_changes.hpp"
 #include "runtime/config/run_file.hpp"
 #include "runtime/config/step_changes.hpp"
+#include "runtime/parallel/products.hpp"
 #include "runtime/tokenizer/bytes.hpp"
 #include "runtime/train/saver.hpp"
 
@@ -188,6 +189,16 @@ Resumed resume_from_checkpoint(Worker& worker, AdamW& optimizer, const RunConfig
   }
   resumed.progress = from_rank_0(world, resumed.progress);
   return resumed;
+}
+
+RunConfig with_products(const Communicator& world, RunConfig config, std::string& note) {
+  if (config.compute.device != "cpu") return config;
+  if (config.compute.products == "auto") {
+    const auto saved = world.rank() == 0 ? config_to_resume(config) : std::nullopt;
+    config.compute.products = products_of_rank_0(world, saved ? saved->compute.products : "auto");
+  }
+  note = note_on_machines(world, config.compute.products);
+  return config;
 }
 
 void start_from_weights(Worker& worker, const RunConfig& config, std::vector<std::string>& notes) {

@@ -10,8 +10,8 @@
 
 #include "runtime/checkpoint/manifest.hpp"
 #include "runtime/optim/adamw.hpp"
+#include "runtime/parallel/worker.hpp"
 #include "runtime/tokenizer/tokenizer.hpp"
-#include "runtime/train/worker.hpp"
 
 namespace cadre {
 
@@ -32,6 +32,10 @@ Resumed resume_from_checkpoint(Worker& worker, AdamW& optimizer, const RunConfig
 // The configuration that the newest checkpoint was saved with, where checkpoint.resume has the run go on from it; none where
 // there is none or it cannot be read. For rank 0.
 std::optional<RunConfig> config_to_resume(const RunConfig& config);
+
+// `config` with a choice of products in place of "auto": that of the checkpoint which the run goes on from, else that of rank 0.
+// With device = cuda as it is. Collective over `world`. `note` on rank 0: where the CPUs of the ranks differ.
+RunConfig with_products(const Communicator& world, RunConfig config, std::string& note);
 
 // Collective over the world. Fills parameters with the weights in the directory train.init, as load_checkpoint does. MTP modules
 // that its files have none of stay as they are, which `notes` say. Throws, on all ranks, on what is missing, damaged or of

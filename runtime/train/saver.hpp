@@ -10,7 +10,7 @@
 
 #include "comm/base/buffer.hpp"
 #include "runtime/checkpoint/save.hpp"
-#include "runtime/train/worker.hpp"
+#include "runtime/parallel/worker.hpp"
 
 namespace cadre {
 

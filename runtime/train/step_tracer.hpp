@@ -10,8 +10,8 @@
 #include "comm/base/trace.hpp"
 #include "runtime/observe/rank_trace.hpp"
 #include "runtime/observe/trace_file.hpp"
+#include "runtime/parallel/worker.hpp"
 #include "runtime/schedule/program.hpp"
-#include "runtime/train/worker.hpp"
 
 namespace cadre {
 

@@ -13,12 +13,12 @@
 #include "runtime/observe/run_log.hpp"
 #include "runtime/observe/step_metrics.hpp"
 #include "runtime/optim/adamw.hpp"
+#include "runtime/parallel/executor.hpp"
+#include "runtime/parallel/worker.hpp"
 #include "runtime/tokenizer/tokenizer.hpp"
 #include "runtime/train/best_evaluation.hpp"
-#include "runtime/train/executor.hpp"
 #include "runtime/train/saver.hpp"
 #include "runtime/train/step_tracer.hpp"
-#include "runtime/train/worker.hpp"
 
 namespace cadre {
 

@@ -8,9 +8,9 @@
 #include "comm/base/trace.hpp"
 #include "runtime/checkpoint/directory.hpp"
 #include "runtime/optim/lr_schedule.hpp"
+#include "runtime/parallel/step.hpp"
 #include "runtime/train/non_finite.hpp"
 #include "runtime/train/signals.hpp"
-#include "runtime/train/step.hpp"
 #include "runtime/train/trainer.hpp"
 
 namespace cadre {

@@ -5,7 +5,7 @@
 #include <fstream>
 #include <string_view>
 
-#include "runtime/observe/report_page.hpp"
+#include "runtime/report/report_page.hpp"
 #include "tests/support/sample_report.hpp"
 
 int main(int argc, char** argv) {

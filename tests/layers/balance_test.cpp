@@ -4,9 +4,9 @@
 
 #include <cmath>
 
-#include "layers/moe/balance_terms.hpp"
-#include "layers/moe/capacity.hpp"
-#include "layers/moe/noisy_load.hpp"
+#include "layers/router/balance_terms.hpp"
+#include "layers/router/capacity.hpp"
+#include "layers/router/noisy_load.hpp"
 #include "tests/support/layer_run.hpp"
 
 namespace cadre {

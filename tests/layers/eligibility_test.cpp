@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Group-limited routing against values worked out by hand.
-#include "layers/moe/eligibility.hpp"
+#include "layers/router/eligibility.hpp"
 
 #include <gtest/gtest.h>
 

@@ -13,8 +13,8 @@
 #include "layers/kernels/gpu/fp8.hpp"
 #include "layers/kernels/gpu/router.hpp"
 #include "layers/kernels/gpu/staging.hpp"
-#include "layers/moe/eligibility.hpp"
-#include "layers/moe/weights.hpp"
+#include "layers/router/eligibility.hpp"
+#include "layers/router/weights.hpp"
 #include "tests/support/gpu_twin_machine.hpp"
 #include "tests/support/tensors.hpp"
 
@@ -28,7 +28,7 @@ bool same_bits(const Tensor& a, const Tensor& b) {
   return a.bytes() == b.bytes() && std::memcmp(a.raw(), b.raw(), a.bytes()) == 0;
 }
 
-// The router piece by piece, as layers/moe/router.cpp has it.
+// The router piece by piece, as layers/router/router.cpp has it.
 struct Pieces {
   Pieces(Arena& arena, const Kernels& kernels, const RouteRule& rule, const Tensor& logits, const Tensor& bias,
          int64_t top_k)

@@ -8,8 +8,8 @@
 #include <limits>
 #include <vector>
 
-#include "layers/moe/loss_sums.hpp"
-#include "layers/moe/weights.hpp"
+#include "layers/router/loss_sums.hpp"
+#include "layers/router/weights.hpp"
 #include "tests/support/fast_kernels.hpp"
 
 namespace cadre {

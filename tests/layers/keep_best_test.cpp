@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The distributed selection against a plain sort of all candidates, with ties and with ranks that have none.
-#include "layers/moe/keep_best.hpp"
+#include "layers/router/keep_best.hpp"
 
 #include <gtest/gtest.h>
 

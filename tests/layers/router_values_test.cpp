@@ -9,7 +9,7 @@
 #include <string>
 #include <vector>
 
-#include "layers/moe/noisy_load.hpp"
+#include "layers/router/noisy_load.hpp"
 #include "tests/support/layer_run.hpp"
 
 namespace cadre {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The facts of the tokens of whole sequences, and those of the rows that MTP modules keep of them.
-#include "layers/moe/token_facts.hpp"
+#include "layers/router/token_facts.hpp"
 
 #include <gtest/gtest.h>
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Which device each rank takes, how that is told, and what happens where there is none.
-#include "runtime/train/devices.hpp"
+#include "runtime/parallel/devices.hpp"
 
 #include <gtest/gtest.h>
 

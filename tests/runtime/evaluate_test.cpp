@@ -4,7 +4,7 @@
 
 #include <gtest/gtest.h>
 
-#include "runtime/train/executor.hpp"
+#include "runtime/parallel/executor.hpp"
 #include "runtime/train/memory_plan.hpp"
 #include "tests/support/ranks.hpp"
 #include "tests/support/small_runs.hpp"

@@ -7,7 +7,7 @@
 #include <random>
 #include <vector>
 
-#include "runtime/observe/step_sums.hpp"
+#include "runtime/report/step_sums.hpp"
 
 namespace cadre {
 namespace {

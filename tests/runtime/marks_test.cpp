@@ -7,9 +7,9 @@
 #include <numeric>
 
 #include "runtime/data/order.hpp"
+#include "runtime/parallel/micro_batch.hpp"
 #include "runtime/train/evaluate.hpp"
 #include "runtime/train/memory_plan.hpp"
-#include "runtime/train/micro_batch.hpp"
 #include "tests/support/messages.hpp"
 #include "tests/support/ranks.hpp"
 #include "tests/support/small_runs.hpp"

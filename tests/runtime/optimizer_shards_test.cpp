@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Sharding of the optimiser's state: who keeps what, the bits of the run without it, and checkpoints for any other ranks.
-#include "runtime/train/optimizer_shards.hpp"
+#include "runtime/parallel/optimizer_shards.hpp"
 
 #include <gtest/gtest.h>
 

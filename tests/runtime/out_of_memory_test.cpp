@@ -9,7 +9,7 @@
 #include <string>
 
 #include "comm/transport/local.hpp"
-#include "runtime/train/executor.hpp"
+#include "runtime/parallel/executor.hpp"
 #include "tests/support/ranks.hpp"
 #include "tests/support/small_runs.hpp"
 

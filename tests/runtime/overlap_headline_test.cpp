@@ -7,7 +7,7 @@
 #include <algorithm>
 #include <vector>
 
-#include "runtime/observe/overlap.hpp"
+#include "runtime/report/overlap.hpp"
 #include "tests/support/traces.hpp"
 
 namespace cadre {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The analysis of traces made by hand, against answers worked out by hand. Times in ms; sums of whole nanoseconds
 // divided once differ from the decimal fractions here by rounding only.
-#include "runtime/observe/overlap.hpp"
+#include "runtime/report/overlap.hpp"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>

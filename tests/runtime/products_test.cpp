@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The choice of products: kept in a cache, agreed by all ranks, and taken over from the checkpoint that a run goes on from.
-#include "runtime/train/products.hpp"
+#include "runtime/parallel/products.hpp"
 
 #include <gtest/gtest.h>
 

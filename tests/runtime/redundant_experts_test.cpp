@@ -10,8 +10,8 @@
 #include <set>
 
 #include "runtime/checkpoint/file.hpp"
+#include "runtime/parallel/expert_placement.hpp"
 #include "runtime/placement/plan.hpp"
-#include "runtime/train/expert_placement.hpp"
 #include "runtime/train/memory_plan.hpp"
 #include "tests/support/messages.hpp"
 #include "tests/support/ranks.hpp"

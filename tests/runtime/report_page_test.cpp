@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // What the page of a report says, read back from its markup; how it looks is a matter for launch/report_page.
-#include "runtime/observe/report_page.hpp"
+#include "runtime/report/report_page.hpp"
 
 #include <boost/property_tree/ptree.hpp>
 #include <boost/property_tree/xml_parser.hpp>

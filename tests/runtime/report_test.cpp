@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // What a report says: its first line to the letter, its tables, notes and JSON, and what changed between two.
-#include "runtime/observe/report.hpp"
+#include "runtime/report/report.hpp"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>

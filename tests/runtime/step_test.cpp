@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The norm of the gradients of a whole model, whichever ranks hold its parts.
-#include "runtime/train/step.hpp"
+#include "runtime/parallel/step.hpp"
 
 #include <gtest/gtest.h>
 

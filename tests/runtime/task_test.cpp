@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The task of a text in Chinese and English, and the worked example of task-aware routing: selection with the bias,
 // weights without it, by the pieces that the router is made of.
-#include "layers/moe/task.hpp"
+#include "layers/router/task.hpp"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -10,8 +10,8 @@
 #include <memory>
 
 #include "layers/kernels/kernels.hpp"
-#include "layers/moe/complexity.hpp"
-#include "layers/moe/weights.hpp"
+#include "layers/router/complexity.hpp"
+#include "layers/router/weights.hpp"
 #include "runtime/config/task_config.hpp"
 #include "runtime/data/dataset.hpp"
 #include "runtime/tokenizer/bytes.hpp"

@@ -1,0 +1,41 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "layers/router/token_facts.hpp"
+
+namespace cadre {
+
+int64_t TokenFacts::number_of(int64_t t) const {
+  if (sequence_stride == 0 || sequence_length == 0) return first + t;
+  return first + t / sequence_length * sequence_stride + t % sequence_length;
+}
+
+int64_t TokenFacts::position_of(int64_t t) const {
+  if (position.defined()) return position.data<int32_t>()[t];
+  const int64_t stride = sequence_stride > 0 ? sequence_stride : sequence_length;
+  return stride > 0 ? number_of(t) % stride : number_of(t);
+}
+
+TokenFacts shifted(Arena& arena, const TokenFacts& tokens, const Tensor& kept, int64_t length, int64_t from_length) {
+  // Every member is named, so that a new one does not compile until it is said here what becomes of it.
+  const auto& [seed, step, first, sequence_length, sequence_stride, position, task, num_experts] = tokens;
+  const auto of_rows = [&](const Tensor& fact) {
+    if (!fact.defined()) return Tensor();
+    const Tensor rows = arena.take_host("token facts", DType::i32, {kept.dim(0)});
+    if (arena.is_dry_run()) return rows;
+    for (int64_t row = 0; row < kept.dim(0); ++row) {
+      rows.data<int32_t>()[row] = fact.data<int32_t>()[kept.data<int32_t>()[row]];
+    }
+    return rows;
+  };
+  int64_t stride = sequence_stride;
+  if (stride == 0 && sequence_length > 0) stride = from_length;
+  return {.seed = seed,
+          .step = step,
+          .first = first,
+          .sequence_length = sequence_length > 0 ? length : 0,
+          .sequence_stride = stride,
+          .position = of_rows(position),
+          .task = of_rows(task),
+          .num_experts = of_rows(num_experts)};
+}
+
+}  // namespace cadre

@@ -1,0 +1,341 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "runtime/parallel/executor.hpp"
+
+#include <algorithm>
+#include <map>
+#include <memory>
+#include <utility>
+
+#include "comm/base/buffer.hpp"
+#include "comm/base/out_of_memory.hpp"
+#include "runtime/parallel/pipeline_rows.hpp"
+#include "runtime/schedule/make_program.hpp"
+#include "runtime/schedule/verify.hpp"
+
+namespace cadre {
+namespace {
+
+constexpr int kMaxTag = 32766;
+
+const char* span_of(OpKind kind) {
+  switch (kind) {
+    case OpKind::forward: return "forward";
+    case OpKind::backward: return "backward";
+    case OpKind::backward_input: return "backward input";
+    case OpKind::backward_weight: return "backward weight";
+    case OpKind::overlapped: return "overlapped";
+    case OpKind::receive: return "receive";
+    case OpKind::send: return "send";
+  }
+  return "";
+}
+
+}  // namespace
+
+Program program_of(const RunConfig& config) {
+  Program program = make_program(config.parallel.schedule, static_cast<int>(config.parallel.pipeline),
+                                 static_cast<int>(config.train.micro_batches), static_cast<int>(config.parallel.ramp));
+  CADRE_CHECK(program.num_stages <= config.model.num_hidden_layers,
+              fmt::format("parallel.pipeline = {} with {} makes {} stages, allowed: at most the {} layers of the model",
+                          config.parallel.pipeline, program.name, program.num_stages, config.model.num_hidden_layers),
+              "a smaller pipeline, or a schedule with one stage a rank, such as zb1p");
+  return program;
+}
+
+namespace {
+
+// A micro-batch at a stage, between its forward and the end of its backward.
+struct LiveChunk {
+  LiveChunk(Worker& worker, const StepWork& work, DeferredQueue& deferred, int lane_index, Chunk at)
+      : lane(lane_index),
+        chunk(at),
+        stage(worker.model().stage(at.stage)),
+        batch(work.read(at.micro_batch)),
+        scope(worker.arena(lane_index)),
+        context(worker.lanes().training_context(work.token_scale, deferred, lane_index)) {
+    context.tokens = batch.facts(work.seed);
+    context.values_of = [&gradients = worker.gradients(), at](int bucket) -> Request& {
+      return gradients.values_of(at.stage, bucket);
+    };
+    context.loss_scale = work.loss_scale;
+    worker.lane(lane_index).position = {.step = work.step, .micro_batch = at.micro_batch};
+  }
+
+  int lane;
+  Chunk chunk;
+  Stage& stage;
+  MicroBatch batch;
+  ArenaScope scope;
+  LaneContext context;
+  Stage::Saved saved;
+  LocalStep local;              // what its forward pass was like
+  Buffer input;                 // of the forward pass
+  Buffer output_gradient;       // what the backward pass begins with
+  uint64_t deferred_until = 0;  // weight gradients of this chunk are among the first so many of the queue
+};
+
+// One run of the program: it lives on the frame of Executor::run().
+class ProgramRun {
+ public:
+  ProgramRun(Worker& worker, const Program& program, const StepWork& work, LocalStep& local, Overlap overlap);
+
+  void run();
+
+ private:
+  // Ops that run side by side: one, or several forwards or backwards.
+  void run(std::span<const Op> ops);
+  void run(const Op& op);
+  void run_forwards(std::span<const Op> ops);
+  void run_backwards(std::span<const Op> ops);
+  void run_passes(std::vector<Engine::Run> runs);
+  Task<void> forward_pass(LiveChunk& one);
+  Task<void> backward_pass(LiveChunk& one, Stage::Weights weights);
+  void bucket_done(int stage, int bucket);
+
+  void postpone_weight_grads(LiveChunk& one);
+  void finish_postponed();
+
+  LiveChunk& begin(Chunk chunk);
+  LiveChunk& live(Chunk chunk);
+  void end(Chunk chunk);
+  void forward_over(const LiveChunk& one);
+
+  Task<Tensor> rows_for(Work work, LiveChunk& one);
+
+  Worker& worker_;
+  const Program& program_;
+  const StepWork& work_;
+  LocalStep& local_;
+  Overlap overlap_;
+  Tracer& tracer_;
+  int rank_;
+  int forwards_left_;
+  std::vector<std::unique_ptr<LiveChunk>> live_;  // by lane
+  DeferredQueue deferred_;
+  LiveChunk* postponed_ = nullptr;  // of the last overlapped op, when its weight gradients may still be in the queue
+  PipelineRows rows_;
+  std::map<std::pair<int, int>, int> backwards_left_;  // by stage and bucket
+};
+
+ProgramRun::ProgramRun(Worker& worker, const Program& program, const StepWork& work, LocalStep& local, Overlap overlap)
+    : worker_(worker),
+      program_(program),
+      work_(work),
+      local_(local),
+      overlap_(overlap),
+      tracer_(worker.job().tracer()),
+      rank_(worker.row()),
+      forwards_left_(static_cast<int>(std::ranges::count_if(
+          program.ops[static_cast<size_t>(rank_)],
+          [](const Op& op) { return op.kind == OpKind::forward || op.kind == OpKind::overlapped; }))),
+      live_(static_cast<size_t>(worker.lanes().size())),
+      rows_(worker, program, work) {}
+
+void ProgramRun::run() {
+  const PollScope polling(worker_.poller());
+  try {
+    std::span<const Op> left = program_.ops[static_cast<size_t>(rank_)];
+    while (!left.empty()) {
+      const auto last = std::ranges::find(left, false, &Op::with_next);
+      const auto together = static_cast<size_t>(last - left.begin()) + 1;
+      run(left.first(together));
+      left = left.subspan(together);
+    }
+    finish_postponed();
+  } catch (const OutOfMemory& error) {
+    const Position at = tracer_.whereabouts().at;
+    if (at.micro_batch < 0) throw;
+    throw error.at(at, work_.num_tokens(at.micro_batch));
+  }
+  rows_.finish();
+}
+
+void ProgramRun::run(std::span<const Op> ops) {
+  const Op& first = ops.front();
+  const TraceSpan span(tracer_, TraceKind::op,
+                       {.step = work_.step, .micro_batch = first.chunk.micro_batch, .phase = span_of(first.kind)});
+  if (ops.size() == 1) return run(first);
+  first.kind == OpKind::forward ? run_forwards(ops) : run_backwards(ops);
+}
+
+void ProgramRun::run_forwards(std::span<const Op> ops) {
+  std::vector<LiveChunk*> chunks;
+  std::vector<Task<void>> passes;
+  passes.reserve(ops.size());
+  std::vector<Engine::Run> runs;
+  for (const Op& op : ops) {
+    chunks.push_back(&begin(op.chunk));
+    passes.push_back(forward_pass(*chunks.back()));
+    runs.push_back({&worker_.lane(chunks.back()->lane), &passes.back()});
+  }
+  run_passes(std::move(runs));
+  for (const LiveChunk* one : chunks) forward_over(*one);
+}
+
+void ProgramRun::run_backwards(std::span<const Op> ops) {
+  DeferredMerge merge(deferred_, ops.size());
+  std::vector<Task<void>> passes;
+  passes.reserve(ops.size());
+  std::vector<Engine::Run> runs;
+  for (size_t i = 0; i < ops.size(); ++i) {
+    LiveChunk& one = live(ops[i].chunk);
+    one.context.deferred = &merge.queue(i);
+    passes.push_back(backward_pass(one, Stage::Weights::later));
+    runs.push_back({&worker_.lane(one.lane), &passes.back()});
+  }
+  run_passes(std::move(runs));
+  finish_postponed();
+  deferred_.run_first(deferred_.num_pushed(), tracer_);
+  for (const Op& op : ops) end(op.chunk);
+}
+
+void ProgramRun::run(const Op& op) {
+  switch (op.kind) {
+    case OpKind::receive: return rows_.post_receive(op);
+    case OpKind::send: return rows_.post_send(op);
+    case OpKind::forward: return run_forwards({&op, 1});
+    case OpKind::backward: {
+      LiveChunk& one = live(op.chunk);
+      Task<void> pass = backward_pass(one, Stage::Weights::at_once);
+      run_passes({{&worker_.lane(one.lane), &pass}});
+      return end(op.chunk);
+    }
+    case OpKind::overlapped: {
+      LiveChunk& behind = live(op.back_chunk);
+      LiveChunk& ahead = begin(op.chunk);
+      Task<void> backward = backward_pass(behind, Stage::Weights::later);
+      Task<void> forward = forward_pass(ahead);
+      // The backward pass begins with an exchange and so starts first, in the shadow of attention. From then on the forward
+      // pass comes first: it waits once more in each layer, and weight gradients fill the end of the backward pass.
+      run_passes({{&worker_.lane(ahead.lane), &forward}, {&worker_.lane(behind.lane), &backward}});
+      postpone_weight_grads(behind);
+      return forward_over(ahead);
+    }
+    case OpKind::backward_input: {
+      LiveChunk& one = live(op.chunk);
+      Task<void> pass = backward_pass(one, Stage::Weights::later);
+      run_passes({{&worker_.lane(one.lane), &pass}});
+      one.deferred_until = deferred_.num_pushed();
+      return;
+    }
+    case OpKind::backward_weight: deferred_.run_first(live(op.chunk).deferred_until, tracer_); return end(op.chunk);
+  }
+}
+
+void ProgramRun::run_passes(std::vector<Engine::Run> runs) {
+  if (overlap_ == Overlap::on) return worker_.lanes().run(std::move(runs), &deferred_);
+  for (const Engine::Run& run : runs) worker_.lanes().run({run});
+}
+
+// They run as filler in the next overlapped op.
+void ProgramRun::postpone_weight_grads(LiveChunk& one) {
+  one.deferred_until = deferred_.num_pushed();
+  finish_postponed();
+  postponed_ = &one;
+}
+
+void ProgramRun::finish_postponed() {
+  if (postponed_ == nullptr) return;
+  deferred_.run_first(postponed_->deferred_until, tracer_);
+  end(postponed_->chunk);
+  postponed_ = nullptr;
+}
+
+Task<void> ProgramRun::forward_pass(LiveChunk& one) {
+  const Work work = {Pass::forward, one.chunk};
+  Tensor x;
+  if (work_before(program_, work)) {
+    Task<Tensor> rows = rows_for(work, one);
+    x = co_await rows;
+  }
+  Tensor y;
+  one.local = empty_local_step(one.stage.config());
+  Task<void> pass = cadre::forward(one.stage, one.context, one.batch, x, one.saved, y, one.local);
+  co_await pass;
+  if (work_.forward_done || y.defined()) {  // the host reads them
+    Request computed = worker_.kernels().launched();
+    co_await computed;
+  }
+  if (work_.forward_done) work_.forward_done(one.chunk.micro_batch, one.stage, one.saved, y);
+  rows_.hand_on(work, y);
+}
+
+Task<void> ProgramRun::backward_pass(LiveChunk& one, Stage::Weights weights) {
+  const Work work = {Pass::backward, one.chunk};
+  Tensor dy;
+  if (!one.stage.place().is_last()) {
+    Task<Tensor> rows = rows_for(work, one);
+    dy = co_await rows;
+  }
+  Stage::BucketDone done;
+  if (work_.reduce_gradients) {
+    done = [this, stage = one.chunk.stage](int bucket) { bucket_done(stage, bucket); };
+  }
+  Task<Tensor> pass = one.stage.backward(one.context, one.saved, dy, weights, std::move(done));
+  const Tensor dx = co_await pass;
+  if (dx.defined()) {
+    Request computed = worker_.kernels().launched();
+    co_await computed;
+  }
+  rows_.hand_on(work, dx);
+}
+
+// As many backward passes add to a bucket as micro-batches pass through the stage here.
+void ProgramRun::bucket_done(int stage, int bucket) {
+  const auto [left, first] = backwards_left_.try_emplace({stage, bucket}, 0);
+  if (first) {
+    for (int i = 0; i < program_.num_micro_batches; ++i) left->second += program_.rank_of({stage, i}) == rank_ ? 1 : 0;
+  }
+  if (--left->second == 0) worker_.gradients().start(stage, bucket);
+}
+
+LiveChunk& ProgramRun::begin(Chunk chunk) {
+  const auto free = std::find(live_.begin(), live_.end(), nullptr);
+  CADRE_ASSERT(free != live_.end());
+  tracer_.switch_to({.step = work_.step, .micro_batch = chunk.micro_batch, .phase = "data"});
+  *free = std::make_unique<LiveChunk>(worker_, work_, deferred_, static_cast<int>(free - live_.begin()), chunk);
+  return **free;
+}
+
+LiveChunk& ProgramRun::live(Chunk chunk) {
+  const auto found = std::ranges::find_if(live_, [&](const auto& one) { return one && one->chunk == chunk; });
+  CADRE_ASSERT(found != live_.end());
+  return **found;
+}
+
+void ProgramRun::end(Chunk chunk) { live_[static_cast<size_t>(live(chunk).lane)].reset(); }
+
+// In the order of the program, so that sums have the same bits whichever pass ended first.
+void ProgramRun::forward_over(const LiveChunk& one) {
+  local_ += one.local;
+  if (--forwards_left_ == 0 && work_.forwards_done) work_.forwards_done();
+}
+
+Task<Tensor> ProgramRun::rows_for(Work work, LiveChunk& one) {
+  Buffer& kept = work.pass == Pass::forward ? one.input : one.output_gradient;
+  return rows_.take(work, worker_.lane(one.lane), one.batch.num_tokens(), kept);
+}
+
+}  // namespace
+
+Executor::Executor(Worker& worker, const Program& program) : worker_(worker), program_(program) {
+  CADRE_ASSERT(program.num_ranks == worker.grid().pipeline);
+  CADRE_CHECK(2 * program.num_micro_batches <= kMaxTag,
+              fmt::format("train.micro_batches = {}, allowed: at most {}", program.num_micro_batches, kMaxTag / 2),
+              "every message of the pipeline has a tag of its own");
+  CADRE_ASSERT(std::ranges::max(num_lanes(program)) <= worker.lanes().size());
+}
+
+std::vector<int> Executor::num_lanes(const Program& program) {
+  std::vector<int> lanes = verify(program).peak_live_forwards;
+  for (size_t rank = 0; rank < lanes.size(); ++rank) {
+    if (std::ranges::count(program.ops[rank], OpKind::overlapped, &Op::kind) > 0) ++lanes[rank];
+  }
+  return lanes;
+}
+
+void Executor::run(const StepWork& work, LocalStep& local, Overlap overlap) {
+  ProgramRun(worker_, program_, work, local, overlap).run();
+}
+
+}  // namespace cadre

@@ -1,0 +1,89 @@
+// SPDX-License-Identifier: Apache-2.0
+// Sums the gradients of a bucket over the ranks that hold the same parameters: shared parameters over all ranks that hold the
+// stage, experts over those that hold the same experts, replicas of an expert over the ranks of the expert-parallel group
+// that hold one, a tied embedding over the first and the last row of the pipeline. Where the optimiser's state is sharded a
+// sum arrives at the parameter's owner alone, which hands the new value to the others before the next step reads it.
+#pragma once
+
+#include <deque>
+#include <optional>
+#include <vector>
+
+#include "comm/group/holder_sum.hpp"
+#include "comm/group/reduction_queue.hpp"
+#include "layers/model/expert_maps.hpp"
+#include "layers/model/model.hpp"
+#include "layers/tensor/parameter.hpp"
+#include "runtime/parallel/lanes.hpp"
+#include "runtime/parallel/optimizer_shards.hpp"
+
+namespace cadre {
+
+class GradientReduction {
+ public:
+  // Collective over the world of `groups`. The store holds the buckets of the model's stages, one after the other; all
+  // arguments outlive this object.
+  GradientReduction(const ProcessGroups& groups, Model& model, const ExpertMaps& maps, ParameterStore& store,
+                    const OptimizerShards& shards, DType wire, Lanes& lanes);
+  // After an error the poller still watches what is under way.
+  ~GradientReduction();
+  GradientReduction(const GradientReduction&) = delete;
+  GradientReduction& operator=(const GradientReduction&) = delete;
+
+  // Starts the sum of a bucket of a stage. Collective over its holders: all start the buckets of a stage in the same order,
+  // each once a step, and finish together.
+  void start(int stage, int bucket);
+  // Waits for all sums that were started.
+  void finish();
+
+  // To be called after an update: each rank has new values of the parameters that it keeps alone.
+  void mark_values_changed();
+  // Starts to gather new values from the ranks that keep them. Does nothing where none has changed. Collective over the world.
+  void start_values();
+  // The same, and waits for all. Needed before values are read by anything but the forward passes of a step.
+  void complete_values();
+  // Complete when the values of a bucket are; a forward pass awaits it.
+  Request& values_of(int stage, int bucket);
+
+  // Adds up over all ranks that hold a stage. Collective over them; all pass as many values.
+  void sum_over_stage(int stage, std::vector<int64_t>& values) const;
+
+ private:
+  struct Group {
+    Communicator ranks;
+    std::optional<ReductionQueue> queue = {};  // where there are several ranks and arrays are on the host
+  };
+  struct StageGroups {
+    Group shared;  // the ranks that hold the stage
+    Group expert;  // of them, those that hold the same experts
+
+    Group& of(Placement placement) { return placement == Placement::expert ? expert : shared; }
+  };
+
+  static StageGroups make_groups(const ProcessGroups& groups, int stage);
+  void make_queue(Group& group, DType wire) const;
+  size_t local_index(int stage) const;
+  std::vector<Request> start_sum(Group& group, Placement placement, int stored_bucket);
+  std::vector<Request> start_values(size_t index, int bucket);
+  std::vector<Request> start_gather(Group& group, Placement placement, int stored_bucket);
+  RankSlices slices_of(Placement placement, int stored_bucket, int num_ranks) const;
+  std::vector<HeldValues> replicated_grads(int stored_bucket);
+  std::vector<HeldValues> embedding_grads(Stage& stage, int stored_bucket);
+  void add_embedding_copy();
+
+  JobContext& job_;
+  Model& model_;
+  ParameterStore& store_;
+  const OptimizerShards& shards_;
+  Lanes& lanes_;
+  std::deque<StageGroups> stages_;               // of this rank, ascending; queues refer to groups
+  std::vector<int> first_bucket_;                // of each of them in the store
+  std::optional<Communicator> replica_group_;    // the expert-parallel group, where experts have replicas
+  std::optional<Communicator> embedding_group_;  // the pipeline, where two of its ranks hold the embedding
+  std::vector<int> embedding_rows_;              // these two
+  std::deque<Request> started_;                  // a deque does not move them
+  bool values_changed_ = false;
+  std::vector<Request> values_;  // of each bucket
+};
+
+}  // namespace cadre

@@ -1,0 +1,73 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "runtime/parallel/worker.hpp"
+
+#include <algorithm>
+#include <utility>
+
+#include "runtime/parallel/devices.hpp"
+#include "runtime/parallel/expert_placement.hpp"
+
+namespace cadre {
+namespace {
+
+// The deadline is set before the first group is made.
+ProcessGroups make_groups(Communicator world, const WorkerOptions& options) {
+  world.job().set_deadline(options.exchange.deadline_s);
+  return {over_devices(std::move(world), options.compute, options.exchange), options.routes, options.parallel};
+}
+
+std::unique_ptr<Kernels> make_back_end(const Communicator& world, const WorkerOptions& options) {
+  return options.make_kernels ? options.make_kernels() : make_kernels(world, options.compute, options.row_bits);
+}
+
+ExpertMaps agreed_maps(const ProcessGroups& groups, const WorkerOptions& options) {
+  ExpertMaps maps = place_experts(options.model, options.parallel, groups.grid.expert);
+  check_same_maps(groups.world, maps, options.model, options.parallel.placement);
+  return maps;
+}
+
+}  // namespace
+
+Worker::Worker(Communicator world, const WorkerOptions& options)
+    : groups_(make_groups(std::move(world), options)),
+      kernels_(make_back_end(groups_.world, options)),
+      maps_(agreed_maps(groups_, options)),
+      model_(options.model, groups_.routes.stages_of(row()), maps_, groups_.expert_rank()),
+      lanes_(groups_, *kernels_, options),
+      shards_(model_, groups_.routes, groups_.grid, groups_.world.rank(),
+              options.with_grad && options.parallel.shard_optimizer),
+      gradients_(groups_, model_, maps_, store_, shards_, gradient_wire(options.exchange), lanes_) {
+  fill_store(options.with_grad);
+  if (options.exchange.progress == "thread") start_progress(static_cast<int>(options.compute.threads));
+}
+
+void Worker::start_progress(int num_threads) {
+  const SpareCpu spare = find_spare_cpu(world(), num_threads);
+  if (spare.cpu) {
+    progress_thread_ = std::make_unique<ProgressThread>(world().transport(), *spare.cpu);
+  } else {
+    progress_note_ = fmt::format("exchange.progress = thread does not run: {}", spare.why_not);
+  }
+}
+
+void Worker::fill_store(bool with_grad) {
+  for (const auto& stage : model_.stages()) {
+    for (int bucket = 0; bucket < stage->num_buckets(); ++bucket) {
+      store_.begin_bucket();
+      stage->each_parameter(bucket, [&](Parameter& parameter) {
+        store_.add(parameter, shards_.owner(parameter).value_or(world().size()));  // behind the slices: what all keep
+        if (cadre::is_first_holder(parameter, stage->place().index, groups_.routes, groups_.grid, world().rank())) {
+          first_held_.push_back(&parameter);
+        }
+      });
+    }
+  }
+  std::ranges::sort(first_held_);
+  store_.allocate(DType::f32, with_grad, /*dry_run=*/false, kernels_->memory());
+}
+
+bool Worker::is_first_holder(const Parameter& parameter) const {
+  return std::ranges::binary_search(first_held_, &parameter);
+}
+
+}  // namespace cadre
