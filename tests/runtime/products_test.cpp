@@ -11,6 +11,7 @@
 
 #include "comm/base/check.hpp"
 #include "runtime/checkpoint/directory.hpp"
+#include "runtime/train/resume.hpp"
 #include "tests/support/files.hpp"
 #include "tests/support/ranks.hpp"
 
