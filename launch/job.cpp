@@ -19,6 +19,7 @@
 #include <thread>
 #include <vector>
 
+#include "comm/base/host_name.hpp"
 #include "comm/base/stack_trace.hpp"
 #include "comm/base/trace.hpp"
 #include "comm/transport/local.hpp"
@@ -55,11 +56,7 @@ Launched launched_as() {
   return {};
 }
 
-std::string rank_text(int rank) {
-  std::array<char, 256> host{};
-  const bool known = gethostname(host.data(), host.size() - 1) == 0;
-  return fmt::format("rank {} on {}: ", rank, known ? host.data() : "an unknown host");
-}
+std::string rank_text(int rank) { return fmt::format("rank {} on {}: ", rank, host_name()); }
 
 // One line, whatever the text of a library looks like, in one write. A mistake shows its stack.
 void print_error(const std::string& rank, const Error& error) {

@@ -1,12 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "comm/group/topology.hpp"
 
-#include <unistd.h>
-
 #include <algorithm>
 #include <array>
 
 #include "comm/base/check.hpp"
+#include "comm/base/host_name.hpp"
 #include "comm/job/wait.hpp"
 
 namespace cadre {
@@ -54,7 +53,7 @@ Topology discover_topology(const Communicator& group) {
   wait(all_here);
   Place mine;
   mine.leader = group.transport().host_leader();
-  gethostname(mine.name.data(), mine.name.size() - 1);
+  host_name().copy(mine.name.data(), mine.name.size() - 1);
   std::vector<int> leaders;
   std::vector<std::string> names;
   for (const Place& place : wait(group.all_gather(mine))) {

@@ -12,6 +12,8 @@
 #include <cstring>
 #include <random>
 
+#include "comm/base/host_name.hpp"
+
 namespace cadre {
 namespace {
 
@@ -101,7 +103,7 @@ Contact make_contact(uint16_t port) {
   for (uint64_t& word : contact.secret) word = uint64_t{random()} << 32 | random();
   contact.pid = getpid();
   contact.port = port;
-  static_cast<void>(gethostname(contact.host.data(), contact.host.size() - 1));
+  host_name().copy(contact.host.data(), contact.host.size() - 1);
   const std::vector<Address> addresses = own_addresses();
   contact.num_addresses = static_cast<uint32_t>(std::min(addresses.size(), contact.addresses.size()));
   std::copy_n(addresses.begin(), contact.num_addresses, contact.addresses.begin());

@@ -2,7 +2,6 @@
 #include <mpi.h>
 #include <sys/mman.h>
 #include <sys/statvfs.h>
-#include <unistd.h>
 
 #include <array>
 #include <cstring>
@@ -11,6 +10,7 @@
 #include <vector>
 
 #include "comm/base/check.hpp"
+#include "comm/base/host_name.hpp"
 #include "comm/job/wait.hpp"
 #include "comm/transport/mpi_operations.hpp"
 
@@ -24,11 +24,6 @@ size_t free_shared_bytes() {
   struct statvfs space {};
   if (statvfs(kSharedMemoryPath, &space) != 0) return 0;
   return static_cast<size_t>(space.f_bavail) * space.f_frsize;
-}
-
-std::string host_name() {
-  std::array<char, 256> name{};
-  return gethostname(name.data(), name.size() - 1) == 0 ? name.data() : "an unknown host";
 }
 
 class MpiSharedMemory : public SharedMemory {

@@ -29,6 +29,7 @@ MoeOptions moe_options(const ModelConfig& config) {
 }  // namespace
 
 NormOptions norm_options(const ModelConfig& config) {
+  CADRE_CHECK(config.norm == "layernorm" || config.norm == "rmsnorm", "no norm has the name " + config.norm);
   return {.kind = config.norm == "layernorm" ? NormKind::layer : NormKind::rms,
           .hidden = config.hidden_size,
           .epsilon = config.rms_norm_eps};

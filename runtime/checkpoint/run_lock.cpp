@@ -16,6 +16,7 @@
 #include <utility>
 
 #include "comm/base/check.hpp"
+#include "comm/base/host_name.hpp"
 
 namespace cadre {
 namespace {
@@ -37,11 +38,6 @@ std::string first_line(const char* path) {
 std::string link_text(const char* path) {
   std::error_code none;
   return fs::read_symlink(path, none).string();
-}
-
-std::string host_name() {
-  std::array<char, 256> name{};
-  return gethostname(name.data(), name.size() - 1) == 0 ? name.data() : "an unknown host";
 }
 
 std::string variable(const char* name) {

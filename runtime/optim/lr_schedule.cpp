@@ -5,6 +5,8 @@
 #include <cmath>
 #include <numbers>
 
+#include "comm/base/check.hpp"
+
 namespace cadre {
 namespace {
 
@@ -20,6 +22,7 @@ double remaining(const TrainConfig& config, int64_t t) {
   if (config.schedule == "wsd") return 1.0 - progress(t, config.steps - config.decay_steps, config.steps);
   const double done = progress(t, config.warmup_steps, config.steps);
   if (config.schedule == "linear") return 1.0 - done;
+  CADRE_CHECK(config.schedule == "cosine", "no schedule has the name " + config.schedule);
   return 0.5 * (1.0 + std::cos(std::numbers::pi * done));
 }
 

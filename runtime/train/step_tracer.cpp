@@ -4,7 +4,6 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <array>
 #include <charconv>
 #include <chrono>
 #include <sstream>
@@ -12,6 +11,7 @@
 #include <utility>
 
 #include "comm/base/check.hpp"
+#include "comm/base/host_name.hpp"
 #include "comm/group/agreement.hpp"
 #include "runtime/observe/trace_file.hpp"
 #include "runtime/train/saver.hpp"
@@ -23,11 +23,6 @@ namespace {
 constexpr size_t kEventsOfARank = size_t{1} << 19;
 
 constexpr std::chrono::seconds kOthersTime{2};  // for the traces of other ranks, when an error ends the job
-
-std::string host_name() {
-  std::array<char, 256> name{};
-  return gethostname(name.data(), name.size() - 1) == 0 ? name.data() : "unknown";
-}
 
 }  // namespace
 
