@@ -47,11 +47,13 @@ Command bench_command();
 Command report_command();
 Command doctor_command();
 
-// The parts of `cadre plan`: each works out in one process what a run would do, without running it.
+// The parts of `cadre plan`: each works out in one process what a run would do, without running it; cluster measures.
+Command plan_cluster_command();
 Command plan_dispatch_command();
 Command plan_memory_command();
 Command plan_placement_command();
 Command plan_schedule_command();
+Command plan_step_command();
 
 // Runs the command that `words` (without the name of the program) ask for, or prints help or version, on rank 0. Every
 // rank calls it. Throws on words that no command takes.

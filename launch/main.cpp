@@ -26,8 +26,8 @@ void keep_freed_pages() {
 cadre::Command plan_command() {
   return {.name = "plan",
           .summary = "works out beforehand what a run would do",
-          .parts = {cadre::plan_dispatch_command(), cadre::plan_memory_command(), cadre::plan_placement_command(),
-                    cadre::plan_schedule_command()}};
+          .parts = {cadre::plan_cluster_command(), cadre::plan_dispatch_command(), cadre::plan_memory_command(),
+                    cadre::plan_placement_command(), cadre::plan_schedule_command(), cadre::plan_step_command()}};
 }
 
 }  // namespace

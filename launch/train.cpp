@@ -32,6 +32,7 @@
 #include "runtime/train/recovery.hpp"
 #include "runtime/train/resume.hpp"
 #include "runtime/train/run_folder.hpp"
+#include "runtime/train/schedule_choice.hpp"
 #include "runtime/train/trainer.hpp"
 
 namespace cadre {
@@ -145,7 +146,7 @@ void tell_trainer(const Trainer& trainer) {
 
 // The steps that are left, from the last checkpoint on: a trainer for each configuration that they have.
 void train_all_steps(Communicator world, const RunConfig& config, const MemoryReport& memory, Recovery* recovery,
-                     PartnerCopies* copies) {
+                     PartnerCopies* copies, const std::optional<StepForecast>& forecast) {
   const bool changes = !config.changes.empty();
   int64_t next_step = changes ? likely_next_step(world, config) : 1;
   bool is_first = true;
@@ -153,6 +154,7 @@ void train_all_steps(Communicator world, const RunConfig& config, const MemoryRe
     Trainer trainer(changes ? world.duplicate(world.name()) : std::move(world), config, copies, {}, next_step);
     next_step = trainer.steps_done() + 1;
     if (!trainer.is_of_next_step()) continue;  // the newest checkpoint was left out
+    if (forecast) trainer.expect(*forecast);
     const bool speaks = trainer.worker().world().rank() == 0;
     if (is_first && recovery != nullptr) {
       const double seconds = recovery->stands();
@@ -175,16 +177,20 @@ void train_on(Communicator world, const RunConfig& asked, int ranks_of_process, 
   const FolderClaim claim(world, asked, run);
   if (claim.is_finished()) return;
   std::string note;
-  const RunConfig config = with_products(world, asked, note);
+  const RunConfig measured = with_products(world, asked, note);
   if (fresh) {
-    print_banner(world, config);
+    print_banner(world, measured);
     clean_host(world);
     if (world.rank() == 0 && !note.empty()) say(note);
   } else if (world.rank() == 0) {
     say(fmt::format("RECOVERY {}; {} ranks continue\n", recovery->story(), world.size()));
   }
+  std::string choice;
+  std::optional<StepForecast> forecast;
+  const RunConfig config = with_schedule(world, measured, choice, forecast);
+  if (world.rank() == 0 && !choice.empty()) say(choice + "\n");
   const MemoryReport memory(world, config, ranks_of_process);
-  train_all_steps(std::move(world), config, memory, recovery, copies);
+  train_all_steps(std::move(world), config, memory, recovery, copies, forecast);
 }
 
 void train_with_survivors(const RunConfig& config, const Job& job) {

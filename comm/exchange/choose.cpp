@@ -3,8 +3,11 @@
 
 #include <algorithm>
 #include <array>
+#include <chrono>
 #include <cmath>
 #include <cstring>
+#include <string_view>
+#include <thread>
 #include <utility>
 
 #include "comm/base/buffer.hpp"
@@ -18,14 +21,17 @@ namespace {
 constexpr size_t kSmallBytes = 1024;
 constexpr size_t kLargeBytes = size_t{512} << 10;
 constexpr int kRepetitions = 7;
+constexpr std::chrono::milliseconds kPause{60};
+constexpr int kAfterPause = 6;
 
 double median(std::vector<double> values) {
   std::nth_element(values.begin(), values.begin() + static_cast<int64_t>(values.size() / 2), values.end());
   return values[values.size() / 2];
 }
 
-// Every rank sends `bytes` to its target and gets as much from all whose target it is: seconds.
-double message_seconds(const Communicator& group, const std::vector<int>& target_of_rank, size_t bytes) {
+// Every rank sends `bytes` to its target and gets as much from all whose target it is: seconds of each repetition.
+std::vector<double> message_seconds(const Communicator& group, const std::vector<int>& target_of_rank, size_t bytes,
+                                    int repetitions) {
   const auto num_ranks = static_cast<size_t>(group.size());
   const auto me = static_cast<size_t>(group.rank());
   std::vector<int64_t> send_counts(num_ranks, 0);
@@ -40,7 +46,7 @@ double message_seconds(const Communicator& group, const std::vector<int>& target
   Buffer in(bytes * static_cast<size_t>(receive_offsets.back()));
   std::memset(out.data(), 1, out.bytes());
   std::vector<double> seconds;
-  for (int i = 0; i < kRepetitions; ++i) {
+  for (int i = 0; i < repetitions; ++i) {
     Request together = group.barrier();
     wait(together);
     const int64_t begin = trace_clock_ns();
@@ -51,12 +57,22 @@ double message_seconds(const Communicator& group, const std::vector<int>& target
     wait(moved);
     seconds.push_back(static_cast<double>(trace_clock_ns() - begin) * 1e-9);
   }
-  return median(std::move(seconds));
+  return seconds;
+}
+
+// What messages after a pause gain over those of a busy link; below half of a message it is noise.
+double burst_seconds(const Communicator& group, const std::vector<int>& target_of_rank, double large) {
+  std::this_thread::sleep_for(kPause);
+  double gained = 0.0;
+  for (const double seconds : message_seconds(group, target_of_rank, kLargeBytes, kAfterPause)) {
+    gained += std::max(0.0, large - seconds);
+  }
+  return gained > 0.5 * large ? gained : 0.0;
 }
 
 LinkCost measure_link(const Communicator& group, const std::vector<int>& target_of_rank) {
-  const double small = message_seconds(group, target_of_rank, kSmallBytes);
-  const double large = message_seconds(group, target_of_rank, kLargeBytes);
+  const double small = median(message_seconds(group, target_of_rank, kSmallBytes, kRepetitions));
+  const double large = median(message_seconds(group, target_of_rank, kLargeBytes, kRepetitions));
   return {small, std::max(0.0, large - small) / static_cast<double>(kLargeBytes - kSmallBytes)};
 }
 
@@ -75,8 +91,18 @@ double measure_copy() {
 
 constexpr double kAsGoodAsEqual = 1.25;
 
-// Of `places` even ones, how many are hit by `draws` of different experts.
-double expected_hit(double places, double draws) { return places * (1.0 - std::pow(1.0 - 1.0 / places, draws)); }
+// Of `places` even ones, how many are hit by `draws` different experts of `experts`; 0: of very many.
+double expected_hit(double places, double draws, double experts) {
+  if (experts < places || experts <= draws) {
+    return experts > 0.0 && experts <= draws ? places : places * (1.0 - std::pow(1.0 - 1.0 / places, draws));
+  }
+  // All draws miss the experts / places of one.
+  double missed = 1.0;
+  for (double drawn = 0.0; drawn < draws; drawn += 1.0) {
+    missed *= std::max(0.0, experts - experts / places - drawn) / (experts - drawn);
+  }
+  return places * (1.0 - missed);
+}
 
 // Bytes of one rank, each way, and how they split.
 struct Volume {
@@ -92,56 +118,70 @@ Volume volume_of(const ExchangeWorkload& workload, const Topology& topology) {
   volume.ranks = topology.num_ranks();
   volume.hosts = topology.num_hosts();
   volume.neighbours = volume.ranks / volume.hosts - 1.0;
-  volume.row_copies = expected_hit(volume.ranks, workload.top_k);
-  volume.host_copies = expected_hit(volume.hosts, workload.top_k);
+  volume.row_copies = expected_hit(volume.ranks, workload.top_k, workload.experts);
+  volume.host_copies = expected_hit(volume.hosts, workload.top_k, workload.experts);
+  if (workload.most_hosts > 0) volume.host_copies = std::min<double>(volume.host_copies, workload.most_hosts);
   return volume;
 }
 
 // A message to every peer with the given share of all rows in it.
-double pairwise(const Volume& volume, const CostModel& costs, double bytes) {
-  return costs.host.time(volume.neighbours, bytes * volume.neighbours / volume.ranks) +
-         costs.network.time(volume.far_ranks(), bytes * volume.far_ranks() / volume.ranks);
+LinkTime pairwise(const Volume& volume, const CostModel& costs, double bytes) {
+  const double far = volume.far_ranks();
+  return {costs.host.time(0.0, bytes * volume.neighbours / volume.ranks) +
+              costs.network.time(0.0, bytes * far / volume.ranks),
+          costs.host.time(volume.neighbours, 0.0) + costs.network.time(far, 0.0)};
 }
 
-double flat_combine(const ExchangeWorkload& workload, const Volume& volume, const CostModel& costs) {
-  const double tokens = static_cast<double>(workload.tokens);
-  const double rows = tokens * (workload.slot_order ? workload.top_k : volume.row_copies);
-  // Sums are written before they are sent, slots are packed: one more pass either way.
-  return pairwise(volume, costs, rows * static_cast<double>(workload.combine.wire_bytes())) +
-         rows * static_cast<double>(workload.combine.row_bytes()) * costs.copy_s;
+double rows_back(const ExchangeWorkload& workload, const Volume& volume) {
+  return static_cast<double>(workload.tokens) * (workload.slot_order ? workload.top_k : volume.row_copies);
 }
 
-double flat_time(const ExchangeWorkload& workload, const Volume& volume, const CostModel& costs) {
+LinkTime flat_combine(const ExchangeWorkload& workload, const Volume& volume, const CostModel& costs) {
+  return pairwise(volume, costs, rows_back(workload, volume) * static_cast<double>(workload.combine.wire_bytes()));
+}
+
+// Sums are written before they are sent, slots are packed: one more pass either way.
+double flat_copied(const ExchangeWorkload& workload, const Volume& volume, const CostModel& costs) {
+  return rows_back(workload, volume) * static_cast<double>(workload.combine.row_bytes()) * costs.copy_s;
+}
+
+ExchangeTimes flat_times(const ExchangeWorkload& workload, const Volume& volume, const CostModel& costs) {
   const double rows = static_cast<double>(workload.tokens) * volume.row_copies;
-  return pairwise(volume, costs, rows * static_cast<double>(workload.dispatch.wire_bytes())) +
-         rows * static_cast<double>(workload.dispatch.row_bytes()) * costs.copy_s +
-         flat_combine(workload, volume, costs);
+  return {.dispatch = pairwise(volume, costs, rows * static_cast<double>(workload.dispatch.wire_bytes())),
+          .combine = flat_combine(workload, volume, costs),
+          .copied_s = rows * static_cast<double>(workload.dispatch.row_bytes()) * costs.copy_s +
+                      flat_copied(workload, volume, costs)};
 }
 
-double all_gather_time(const ExchangeWorkload& workload, const Volume& volume, const CostModel& costs) {
+ExchangeTimes all_gather_times(const ExchangeWorkload& workload, const Volume& volume, const CostModel& costs) {
   const double rows = static_cast<double>(workload.tokens) * volume.ranks;
-  // The rows, and the list of those that each peer is to take.
-  return pairwise(volume, costs, rows * static_cast<double>(workload.dispatch.wire_bytes())) +
-         pairwise(volume, costs, 0.0) + flat_combine(workload, volume, costs);
+  LinkTime there = pairwise(volume, costs, rows * static_cast<double>(workload.dispatch.wire_bytes()));
+  there.latency_s *= 2.0;  // of the rows, and of the list of those that each peer is to take
+  return {.dispatch = there,
+          .combine = flat_combine(workload, volume, costs),
+          .copied_s = flat_copied(workload, volume, costs)};
 }
 
 // Rows are read where they are by the product that wants them: what is left is to tell each other.
-double in_place_time(const Volume& volume, const CostModel& costs) {
-  return 2.0 * costs.host.time(std::max(1.0, volume.neighbours), 0.0);
+LinkTime in_place_time(const Volume& volume, const CostModel& costs) {
+  return {0.0, costs.host.time(std::max(1.0, volume.neighbours), 0.0)};
 }
 
-double hierarchical_time(const ExchangeWorkload& workload, const Volume& volume, const CostModel& costs) {
+ExchangeTimes hierarchical_times(const ExchangeWorkload& workload, const Volume& volume, const CostModel& costs) {
   const double tokens = static_cast<double>(workload.tokens);
   const double far_hosts = volume.hosts - 1.0;
   const double far_rows = tokens * volume.host_copies * far_hosts / volume.hosts;
   const double sums = workload.slot_order ? tokens * workload.top_k * far_hosts / volume.hosts : far_rows;
-  const double there = costs.network.time(far_hosts, far_rows * static_cast<double>(workload.dispatch.wire_bytes()));
-  const double back = costs.network.time(far_hosts, sums * static_cast<double>(workload.combine.wire_bytes()));
-  const double partial_rows = tokens * volume.row_copies;
-  return there + back + 2.0 * in_place_time(volume, costs) +
-         (far_rows * static_cast<double>(workload.dispatch.row_bytes()) +
-          partial_rows * static_cast<double>(workload.combine.row_bytes())) *
-             costs.copy_s;
+  const LinkTime told = in_place_time(volume, costs);
+  const auto way = [&](double rows, const RowFormat& format) {
+    return LinkTime{costs.network.time(0.0, rows * static_cast<double>(format.wire_bytes())),
+                    costs.network.time(far_hosts, 0.0) + 2.0 * told.latency_s};
+  };
+  return {.dispatch = way(far_rows, workload.dispatch),
+          .combine = way(sums, workload.combine),
+          .copied_s = (far_rows * static_cast<double>(workload.dispatch.row_bytes()) +
+                       tokens * volume.row_copies * static_cast<double>(workload.combine.row_bytes())) *
+                      costs.copy_s};
 }
 
 std::string in_words(const std::vector<Prediction>& predictions) {
@@ -154,7 +194,7 @@ std::string in_words(const std::vector<Prediction>& predictions) {
 
 }  // namespace
 
-CostModel measure_costs(const Communicator& group, const Topology& topology) {
+CostModel measure_costs(const Communicator& group, const Topology& topology, Bursts bursts) {
   const HostMap map(topology, group.rank());
   std::vector<int> next_neighbour;
   std::vector<int> next_host;
@@ -166,20 +206,44 @@ CostModel measure_costs(const Communicator& group, const Topology& topology) {
   CostModel model;
   model.host = measure_link(group, next_neighbour);
   if (map.num_hosts() > 1) model.network = measure_link(group, next_host);
+  if (bursts == Bursts::measured && map.num_hosts() > 1) {
+    const double large = model.network.time(1.0, static_cast<double>(kLargeBytes));
+    model.network.burst_s = burst_seconds(group, next_host, large);
+  }
   model.copy_s = measure_copy();
   const std::array<double, 5> mine = {model.host.alpha_s, model.host.beta_s, model.network.alpha_s,
                                       model.network.beta_s, model.copy_s};
   const auto slowest = wait(group.all_reduce(mine, ReduceOp::max));
-  return {{slowest[0], slowest[1]}, {slowest[2], slowest[3]}, slowest[4]};
+  const double burst_s = wait(group.all_reduce(model.network.burst_s, ReduceOp::min));
+  return {{slowest[0], slowest[1]}, {slowest[2], slowest[3], burst_s}, slowest[4]};
+}
+
+ExchangeTimes exchange_times(const std::string& strategy, const ExchangeWorkload& workload, const Topology& topology,
+                             const CostModel& costs) {
+  const Volume volume = volume_of(workload, topology);
+  ExchangeTimes times;
+  if (strategy == "shared") {
+    times.dispatch = times.combine = in_place_time(volume, costs);
+  } else if (strategy == "hierarchical") {
+    times = hierarchical_times(workload, volume, costs);
+  } else if (strategy == "all_gather") {
+    times = all_gather_times(workload, volume, costs);
+  } else {
+    CADRE_ASSERT(strategy == "flat");
+    times = flat_times(workload, volume, costs);
+  }
+  times.row_copies = volume.row_copies;
+  return times;
 }
 
 std::vector<Prediction> predict(const ExchangeWorkload& workload, const Topology& topology, const CostModel& costs) {
-  const Volume volume = volume_of(workload, topology);
   std::vector<Prediction> predictions;
-  if (volume.hosts == 1.0) predictions.push_back({"shared", in_place_time(volume, costs)});
-  if (volume.hosts > 1.0) predictions.push_back({"hierarchical", hierarchical_time(workload, volume, costs)});
-  predictions.push_back({"flat", flat_time(workload, volume, costs)});
-  predictions.push_back({"all_gather", all_gather_time(workload, volume, costs)});
+  for (const char* strategy : {"shared", "hierarchical", "flat", "all_gather"}) {
+    const bool one_host = topology.num_hosts() == 1;
+    if (strategy == std::string_view(one_host ? "hierarchical" : "shared")) continue;
+    const ExchangeTimes times = exchange_times(strategy, workload, topology, costs);
+    predictions.push_back({strategy, times.dispatch.seconds() + times.combine.seconds() + times.copied_s});
+  }
   // Insertion by clear advantage keeps the order above among equals.
   for (size_t i = 1; i < predictions.size(); ++i) {
     for (size_t j = i; j > 0 && predictions[j].seconds * kAsGoodAsEqual < predictions[j - 1].seconds; --j) {

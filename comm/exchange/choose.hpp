@@ -15,8 +15,11 @@ namespace cadre {
 struct LinkCost {
   double alpha_s = 0.0;  // of one message
   double beta_s = 0.0;   // of one byte
+  double burst_s = 0.0;  // of sending that an idle link saves up and then sends at once, as token buckets of clouds do
 
+  // Of a link that was busy before.
   double time(double messages, double bytes) const { return messages * alpha_s + bytes * beta_s; }
+  bool operator==(const LinkCost&) const = default;
 };
 
 struct CostModel {
@@ -25,8 +28,11 @@ struct CostModel {
   double copy_s = 0.0;  // of one byte copied in memory
 };
 
+// Whether bursts are measured too, which takes a pause.
+enum class Bursts { ignored, measured };
+
 // Collective; `topology` is of the group's ranks. The slowest rank counts, so all ranks get the same numbers.
-CostModel measure_costs(const Communicator& group, const Topology& topology);
+CostModel measure_costs(const Communicator& group, const Topology& topology, Bursts bursts = Bursts::ignored);
 
 // One dispatch and combine, as the model will ask for.
 struct ExchangeWorkload {
@@ -35,7 +41,26 @@ struct ExchangeWorkload {
   RowFormat dispatch;
   RowFormat combine;
   bool slot_order = false;  // a row comes back for each slot
+  int experts = 0;          // that a token draws its own from; 0: very many
+  int most_hosts = 0;       // that the experts of a token are on; 0: no limit
 };
+
+// Of a rank with balanced routing: how long a dispatch or a combine occupies its links, and what it takes beside that.
+struct LinkTime {
+  double busy_s = 0.0;
+  double latency_s = 0.0;
+
+  double seconds() const { return busy_s + latency_s; }
+};
+struct ExchangeTimes {
+  LinkTime dispatch;
+  LinkTime combine;
+  double copied_s = 0.0;    // passes over rows in memory, by this rank
+  double row_copies = 0.0;  // ranks that need a token
+};
+// Pure. Throws ErrorKind::internal for an unknown strategy.
+ExchangeTimes exchange_times(const std::string& strategy, const ExchangeWorkload& workload, const Topology& topology,
+                             const CostModel& costs);
 
 struct Prediction {
   std::string strategy;

@@ -5,15 +5,14 @@
 
 #include <algorithm>
 #include <filesystem>
-#include <map>
 #include <memory>
 #include <optional>
 
 #include "comm/base/check.hpp"
 #include "comm/base/trace.hpp"
 #include "launch/command.hpp"
+#include "launch/plan/loads.hpp"
 #include "runtime/checkpoint/file.hpp"
-#include "runtime/observe/metrics_file.hpp"
 #include "runtime/placement/eplb.hpp"
 #include "runtime/placement/plan.hpp"
 
@@ -32,39 +31,6 @@ struct PlanPlacementArguments {
   std::string previous;
   std::string json;
 };
-
-// The counts of a run, layer by layer, summed over its steps.
-ExpertLoads loads_of_run(const fs::path& metrics) {
-  std::map<int, std::vector<double>> sums;
-  for (const LoggedStep& step : read_metrics(metrics)) {
-    for (const LayerLoad& layer : step.layers) {
-      std::vector<double>& sum = sums[layer.layer];
-      sum.resize(std::max(sum.size(), layer.counts.size()), 0.0);
-      for (size_t expert = 0; expert < layer.counts.size(); ++expert) {
-        sum[expert] += static_cast<double>(layer.counts[expert]);
-      }
-    }
-  }
-  CADRE_CHECK(!sums.empty(), fmt::format("{}: no step with experts", metrics.string()),
-              "--loads is a JSON file, the folder of a run, or its metrics.jsonl");
-  ExpertLoads loads;
-  for (auto& [layer, sum] : sums) {
-    CADRE_CHECK(loads.weight.empty() || sum.size() == loads.weight.front().size(),
-                fmt::format("{}: layer {} has {} experts, others have {}", metrics.string(), layer, sum.size(),
-                            loads.weight.front().size()),
-                "all layers have the same number");
-    loads.layers.push_back(layer);
-    loads.weight.push_back(std::move(sum));
-  }
-  return loads;
-}
-
-ExpertLoads read_loads(const std::string& argument) {
-  CADRE_CHECK(!argument.empty(), "--loads is missing", "a JSON file, the folder of a run, or its metrics.jsonl");
-  if (fs::is_directory(argument)) return loads_of_run(fs::path(argument) / "metrics.jsonl");
-  if (fs::path(argument).extension() == ".jsonl") return loads_of_run(argument);
-  return loads_from_json(read_json_file(argument), argument);
-}
 
 PlacementSizes sizes_of(const PlanPlacementArguments& options, int num_experts) {
   CADRE_CHECK(options.ranks > 0, "--ranks is missing", "the ranks of one expert-parallel group");

@@ -163,4 +163,19 @@ ParameterCount count_parameters(const ModelConfig& config);
 // scores cost 2 NH D FLOPs a key and their weighted sum 2 NH DV, three times with backward.
 double flops_per_token(const ModelConfig& config, int64_t sequence_length);
 
+// Elements of the matrices of a layer that take part in products; each costs a token 2 FLOPs in a forward pass and 4 in a
+// backward pass. A number above the last layer is an MTP module's.
+struct LayerElements {
+  int64_t attention = 0;
+  int64_t router = 0;
+  int64_t shared_experts = 0;
+  int64_t dense = 0;        // a dense network, or the one behind the experts
+  int64_t experts = 0;      // all of them
+  int64_t met_experts = 0;  // those of one token
+};
+LayerElements layer_elements(const ModelConfig& config, int64_t layer);
+
+// FLOPs of the scores and weighted sums of attention, of one token in the forward pass of one layer.
+double attended_flops(const ModelConfig& config, int64_t sequence_length);
+
 }  // namespace cadre

@@ -24,27 +24,6 @@ int64_t attended_width(const ModelConfig& c) {
   return c.num_attention_heads * (c.qk_nope_head_dim + c.qk_rope_head_dim + c.v_head_dim);
 }
 
-// Weights of one layer that take part in products: all of them, and those one token meets.
-struct LayerWeights {
-  int64_t total = 0;
-  int64_t active = 0;
-};
-
-LayerWeights layer_weights(const ModelConfig& c, int64_t layer) {
-  const int64_t ffn_matrices = is_gated(c) ? 3 : 2;
-  const int64_t attention = attention_weights(c);
-  const int64_t highway = c.ffn_highway ? c.hidden_size * c.hidden_size : 0;
-  const int64_t ffn = highway + ffn_matrices * c.hidden_size * c.intermediate_size;
-  if (!is_moe_layer(c, layer)) {
-    const int64_t dense = attention + ffn;
-    return {dense, dense};
-  }
-  const int64_t expert = ffn_matrices * c.hidden_size * c.moe_intermediate_size;
-  const int64_t always = attention + router_weights(c) + c.n_shared_experts * expert + (highway > 0 ? ffn : 0);
-  const ExpertWeights routed = routed_expert_weights(c);
-  return {always + routed.total, always + c.num_experts_per_tok * routed.active / c.n_routed_experts};
-}
-
 int64_t norm_elements(const ModelConfig& c) { return c.norm == "layernorm" ? 2 * c.hidden_size : c.hidden_size; }
 
 // Elements of one layer that no product touches: norms and the buffers of a router.
@@ -62,7 +41,32 @@ int64_t count_vectors(const ModelConfig& c) {
   return count;
 }
 
+int64_t total_of(const LayerElements& e) { return e.attention + e.router + e.shared_experts + e.dense + e.experts; }
+int64_t active_of(const LayerElements& e) { return total_of(e) - e.experts + e.met_experts; }
+
 }  // namespace
+
+LayerElements layer_elements(const ModelConfig& c, int64_t layer) {
+  const int64_t ffn_matrices = is_gated(c) ? 3 : 2;
+  const int64_t highway = c.ffn_highway ? c.hidden_size * c.hidden_size : 0;
+  const int64_t ffn = highway + ffn_matrices * c.hidden_size * c.intermediate_size;
+  LayerElements elements = {.attention = attention_weights(c)};
+  if (!is_moe_layer(c, layer)) {
+    elements.dense = ffn;
+    return elements;
+  }
+  const ExpertWeights routed = routed_expert_weights(c);
+  elements.router = router_weights(c);
+  elements.shared_experts = c.n_shared_experts * ffn_matrices * c.hidden_size * c.moe_intermediate_size;
+  elements.dense = highway > 0 ? ffn : 0;
+  elements.experts = routed.total;
+  elements.met_experts = c.num_experts_per_tok * routed.active / c.n_routed_experts;
+  return elements;
+}
+
+double attended_flops(const ModelConfig& config, int64_t sequence_length) {
+  return static_cast<double>(attended_width(config)) * static_cast<double>(sequence_length + 1);
+}
 
 ParameterCount count_parameters(const ModelConfig& config) {
   const int64_t embedding = config.vocab_size * config.hidden_size;
@@ -70,14 +74,14 @@ ParameterCount count_parameters(const ModelConfig& config) {
   ParameterCount count{.total = tables + count_vectors(config), .embedding = embedding};
   count.active = count.total;
   for (int64_t layer = 0; layer < config.num_hidden_layers; ++layer) {
-    const LayerWeights weights = layer_weights(config, layer);
-    count.total += weights.total;
-    count.active += weights.active;
+    const LayerElements elements = layer_elements(config, layer);
+    count.total += total_of(elements);
+    count.active += active_of(elements);
   }
   for (int64_t module = 0; module < config.num_nextn_predict_layers; ++module) {
     const int64_t layer = config.num_hidden_layers + module;
     const int64_t projection = 2 * config.hidden_size * config.hidden_size;
-    count.mtp_modules += layer_weights(config, layer).total + layer_vectors(config, layer) + projection;
+    count.mtp_modules += total_of(layer_elements(config, layer)) + layer_vectors(config, layer) + projection;
     count.mtp_modules += 3 * norm_elements(config);
   }
   return count;
@@ -88,8 +92,7 @@ double flops_per_token(const ModelConfig& config, int64_t sequence_length) {
   // The head multiplies also where it is the embedding table.
   const int64_t looked_up = config.tie_word_embeddings ? 0 : count.embedding;
   const auto multiplied = static_cast<double>(count.active - looked_up - count_vectors(config));
-  const auto attended =
-      static_cast<double>(config.num_hidden_layers * attended_width(config)) * static_cast<double>(sequence_length + 1);
+  const double attended = static_cast<double>(config.num_hidden_layers) * attended_flops(config, sequence_length);
   return 6.0 * multiplied + 3.0 * attended;
 }
 

@@ -116,8 +116,10 @@ std::vector<Section> sections_of(RunConfig& c) {
             "additional copies of experts in each such group; copies share the rows"},
            {"placement", &c.parallel.placement, any(),
             "file that assigns experts and copies to ranks, from cadre plan placement --json"},
-           {"schedule", &c.parallel.schedule, one_of({"1f1b", "zb1p", "dualpipe", "dualpipev", "pair"}),
-            "order of micro-batches; pair (no pipeline): overlaps exchanges of one with products of the next"},
+           {"schedule", &c.parallel.schedule, one_of({"1f1b", "zb1p", "dualpipe", "dualpipev", "pair", "auto"}),
+            "order of micro-batches; pair (no pipeline): overlaps exchanges of one with products of the next; auto: "
+            "measures and "
+            "takes the fastest by prediction"},
            {"ramp", &c.parallel.ramp, between(1, 1024),
             "schedule pair: micro-batches side by side where a step begins and ends; each takes memory"},
            {"overlap", &c.parallel.overlap, any(),

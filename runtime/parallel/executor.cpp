@@ -9,7 +9,6 @@
 #include "comm/base/buffer.hpp"
 #include "comm/base/out_of_memory.hpp"
 #include "runtime/parallel/pipeline_rows.hpp"
-#include "runtime/schedule/make_program.hpp"
 #include "runtime/schedule/verify.hpp"
 
 namespace cadre {
@@ -29,20 +28,6 @@ const char* span_of(OpKind kind) {
   }
   return "";
 }
-
-}  // namespace
-
-Program program_of(const RunConfig& config) {
-  Program program = make_program(config.parallel.schedule, static_cast<int>(config.parallel.pipeline),
-                                 static_cast<int>(config.train.micro_batches), static_cast<int>(config.parallel.ramp));
-  CADRE_CHECK(program.num_stages <= config.model.num_hidden_layers,
-              fmt::format("parallel.pipeline = {} with {} makes {} stages, allowed: at most the {} layers of the model",
-                          config.parallel.pipeline, program.name, program.num_stages, config.model.num_hidden_layers),
-              "a smaller pipeline, or a schedule with one stage a rank, such as zb1p");
-  return program;
-}
-
-namespace {
 
 // A micro-batch at a stage, between its forward and the end of its backward.
 struct LiveChunk {

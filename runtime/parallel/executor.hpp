@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "runtime/parallel/step.hpp"
-#include "runtime/schedule/program.hpp"
+#include "runtime/schedule/run_program.hpp"
 
 namespace cadre {
 
@@ -31,9 +31,6 @@ enum class Overlap {
   on,
   off,  // one op after the other, nothing behind waits: the same numbers, for comparison
 };
-
-// The program of the step that `config` describes. Throws when the model has fewer layers than it has stages.
-Program program_of(const RunConfig& config);
 
 class Executor {
  public:

@@ -11,8 +11,8 @@ namespace {
 
 class Walker {
  public:
-  Walker(const Program& program, const Costs& costs, Sends sends)
-      : program_(program), costs_(costs), sends_(sends), clock_(program.ops.size(), 0.0) {
+  Walker(const Program& program, const RunOp& run, Sends sends, double message)
+      : program_(program), run_(run), sends_(sends), message_time_(message), clock_(program.ops.size(), 0.0) {
     const auto num_messages = static_cast<size_t>(num_works(program));
     sent_.resize(num_messages);
     posted_.resize(num_messages);
@@ -46,7 +46,7 @@ class Walker {
     if (op.kind == OpKind::receive) {
       const auto message = static_cast<size_t>(index_of(program_, op.feeds));
       posted_[message] = {now, position};
-      span = {now, sent_[message] ? std::max(now, sent_[message]->time) : now};
+      span = {now, sent_[message] ? arrival_of(message) : now};
       wake(op.peer);
       return true;
     }
@@ -69,20 +69,25 @@ class Walker {
       if (!needs_message(program_, work)) continue;
       const auto message = static_cast<size_t>(index_of(program_, work));
       if (!sent_[message] || !posted_[message]) return false;
-      const double arrival = std::max(sent_[message]->time, posted_[message]->time);
+      const double arrival = arrival_of(message);
       walk_.spans[rank][posted_[message]->position].end = arrival;
       start = std::max(start, arrival);
     }
-    span = {start, start + cost_of(costs_[rank], op)};
+    span = {start, run_(rank, position, start)};
     now = span.end;
     return true;
+  }
+
+  double arrival_of(size_t message) const {
+    return std::max(sent_[message]->time, posted_[message]->time) + message_time_;
   }
 
   void wake(int rank) { may_go_on_.push_back(static_cast<size_t>(rank)); }
 
   const Program& program_;
-  const Costs& costs_;
+  const RunOp& run_;
   Sends sends_;
+  double message_time_;
   std::vector<double> clock_;
   Events sent_;
   Events posted_;
@@ -112,7 +117,16 @@ bool Walk::finished(const Program& program) const {
   return true;
 }
 
-Walk walk(const Program& program, const Costs& costs, Sends sends) { return Walker(program, costs, sends).run(); }
+Walk walk(const Program& program, const RunOp& run, Sends sends, double message) {
+  return Walker(program, run, sends, message).run();
+}
+
+Walk walk(const Program& program, const Costs& costs, Sends sends) {
+  const RunOp run = [&](size_t rank, size_t position, double start) {
+    return start + cost_of(costs[rank], program.ops[rank][position]);
+  };
+  return walk(program, run, sends);
+}
 
 Simulation simulate(const Program& program, const Costs& costs, Sends sends) {
   Walk walked = walk(program, costs, sends);

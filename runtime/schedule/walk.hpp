@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstddef>
+#include <functional>
 #include <vector>
 
 #include "runtime/schedule/program.hpp"
@@ -43,6 +44,12 @@ struct Walk {
 
   bool finished(const Program& program) const;
 };
+
+// When the compute op at a position of a rank's list ends, which begins at `start`. Called once for each op, for each rank in
+// the order of its list.
+using RunOp = std::function<double(size_t rank, size_t position, double start)>;
+// Rows arrive `message` after both sides have posted.
+Walk walk(const Program& program, const RunOp& run, Sends sends, double message = 0);
 
 // Each message of the program may be sent and received once at most.
 Walk walk(const Program& program, const Costs& costs, Sends sends);

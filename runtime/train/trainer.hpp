@@ -18,6 +18,7 @@
 #include "runtime/tokenizer/tokenizer.hpp"
 #include "runtime/train/best_evaluation.hpp"
 #include "runtime/train/saver.hpp"
+#include "runtime/train/schedule_choice.hpp"
 #include "runtime/train/step_tracer.hpp"
 
 namespace cadre {
@@ -40,6 +41,9 @@ class Trainer {
 
   // Whether the next step has the configuration that the trainer was built for, or none is left.
   bool is_of_next_step() const;
+
+  // The run checks the forecast once, with a step that it runs serially too, and says where it was wrong.
+  void expect(const StepForecast& forecast) { forecast_.emplace(forecast, last_step_ - progress_.step); }
 
   // Runs all steps that are left and have its configuration, evaluates and saves; after the last step of all, or where
   // train.patience ends the run, marks it as finished. When a rank was asked to stop (StopSignals), all ranks save after the
@@ -129,6 +133,8 @@ class Trainer {
   double last_step_ms_ = 0.0;
   double last_wait_ms_ = 0.0;
   double loss_sum_ = 0.0;  // of this rank in the last step
+  std::optional<ForecastCheck> forecast_;
+  double serial_passes_s_ = 0.0;  // of the last step that ran serially
 };
 
 }  // namespace cadre

@@ -65,7 +65,9 @@ Trainer::Outcome Trainer::pass_without_overlap(StepWork work) {
     worker_.gradients().complete_values();
     // The step itself hands them over once more, as it would have without this.
     if (work.step > 1) worker_.gradients().mark_values_changed();
+    const int64_t begin_ns = trace_clock_ns();
     pass(work, local, Overlap::off);
+    serial_passes_s_ = milliseconds(begin_ns) * 1e-3;
   }
   for (const auto& [layer, router] : routers_here()) router->take_statistics();  // counted again by the step itself
   return outcome_of(local.loss_sum);
@@ -97,15 +99,21 @@ StepRecord Trainer::step() {
   begin_stage();
   const StepWork work = work_of_step();
   worker_.lane().position = {.step = work.step};
-  if (!tracer_.traces(work.step)) return step(work);
-  tracer_.begin(work.step);
+  const bool traces = tracer_.traces(work.step);
+  const bool checks = forecast_ && forecast_->wants_serial_step();
+  if (traces) tracer_.begin(work.step);
   std::optional<Outcome> serial;
-  if (config_.trace.compare) serial = pass_without_overlap(work);
-  begin_together();
+  if (checks || (traces && config_.trace.compare)) serial = pass_without_overlap(work);
+  if (traces || checks) begin_together();
   StepRecord record = step(work);
   // Gradients stay until the next step.
   if (serial && skipped_in_a_row_ == 0) check_same(*serial, outcome_of(loss_sum_));
-  note(tracer_.end(work.step));
+  if (forecast_) forecast_->add(record.step_ms * 1e-3);
+  if (checks) {
+    note(forecast_->conclude(serial_passes_s_));
+    forecast_.reset();
+  }
+  if (traces) note(tracer_.end(work.step));
   return record;
 }
 

@@ -31,6 +31,10 @@ written bench.attention "$folder/attention" bench attention --length 24 --heads 
 written bench.gemm "$folder/gemm" bench gemm --part all --rows 16 --tokens 5 --out 16 --in 24 --experts 3 --iterations 1 --json "$folder/gemm"
 written plan.dispatch "$folder/dispatch" plan dispatch --tokens 100 --experts 16 --top-k 2 --ranks 4 --hosts 2 --json "$folder/dispatch"
 written plan.memory "$folder/memory" plan memory "$folder/run.toml" --ranks 4 --limit 0.01 --json "$folder/memory"
+code=0
+"$program" plan cluster "$folder/run.toml" --ranks 2 --out "$folder/cluster.toml" >"$output" 2>&1 || code=$?
+succeeded "plan cluster"
+written plan.step "$folder/step" plan step "$folder/run.toml" --ranks 2 --cluster "$folder/cluster.toml" --json "$folder/step"
 for schedule in dualpipe 1f1b zb1p; do
   written schedule "$folder/$schedule" plan schedule --schedule "$schedule" --ranks 4 --micro-batches 8 --json "$folder/$schedule"
 done

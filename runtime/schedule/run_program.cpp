@@ -1,0 +1,42 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "runtime/schedule/run_program.hpp"
+
+#include "comm/base/check.hpp"
+#include "runtime/schedule/make_program.hpp"
+
+namespace cadre {
+namespace {
+
+Program program_named(const std::string& schedule, const RunConfig& config) {
+  return make_program(schedule, static_cast<int>(config.parallel.pipeline),
+                      static_cast<int>(config.train.micro_batches), static_cast<int>(config.parallel.ramp));
+}
+
+}  // namespace
+
+std::vector<std::string> possible_schedules(const RunConfig& config) {
+  std::vector<std::string> names;
+  for (const std::string& name : schedule_names()) {
+    const bool for_one = name == "1f1b" || name == "pair";
+    if (config.parallel.pipeline == 1 && !for_one) continue;
+    const Program program = program_named(name, config);
+    if (program.note.empty() && program.num_stages <= config.model.num_hidden_layers) names.push_back(name);
+  }
+  return names;
+}
+
+Program program_of(const RunConfig& config) {
+  std::string schedule = config.parallel.schedule;
+  if (schedule == "auto") {
+    const std::vector<std::string> names = possible_schedules(config);
+    schedule = names.empty() ? "1f1b" : names.back();
+  }
+  Program program = program_named(schedule, config);
+  CADRE_CHECK(program.num_stages <= config.model.num_hidden_layers,
+              fmt::format("parallel.pipeline = {} with {} makes {} stages, allowed: at most the {} layers of the model",
+                          config.parallel.pipeline, program.name, program.num_stages, config.model.num_hidden_layers),
+              "a smaller pipeline, or a schedule with one stage a rank, such as zb1p");
+  return program;
+}
+
+}  // namespace cadre

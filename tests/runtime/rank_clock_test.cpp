@@ -1,0 +1,191 @@
+// SPDX-License-Identifier: Apache-2.0
+// The clock of a rank against cases worked out by hand, and against the bubbles of the schedules' formulas.
+#include "runtime/plan/rank_clock.hpp"
+
+#include <gtest/gtest.h>
+
+#include <string>
+#include <vector>
+
+#include "runtime/plan/predict_step.hpp"
+#include "runtime/schedule/generators.hpp"
+#include "runtime/schedule/make_program.hpp"
+
+namespace cadre {
+namespace {
+
+constexpr double kRounding = 1e-9;
+
+PassPart works(double seconds) { return {PartKind::compute, seconds}; }
+PassPart starts(int id, double seconds, double latency = 0.0) { return {PartKind::start, seconds, latency, id}; }
+PassPart awaits(int id) { return {PartKind::await, 0.0, 0.0, id}; }
+PassPart later(double seconds) { return {PartKind::defer, seconds}; }
+PassPart ends(int bucket) { return {PartKind::end_bucket, 0.0, 0.0, bucket}; }
+
+// 2 s, an exchange of 3 s, 1 s; back 1 s, an exchange of 3 s, 1 s, and 2 s of weight gradients.
+StageTimes one_layer() {
+  return {.forward = {works(2), starts(0, 3), awaits(0), works(1)},
+          .backward = {works(1), starts(0, 3), awaits(0), works(1), later(2), ends(0)},
+          .buckets = {{}}};
+}
+
+struct Outcome {
+  double end = 0.0;
+  double compute = 0.0;
+  double waits = 0.0;
+  double exchanges = 0.0;
+};
+
+Outcome run_on_one_rank(const Program& program, const StageTimes& stage, ClockOverlap overlap = ClockOverlap::on,
+                        bool hands_values = false) {
+  const std::vector<StageTimes> stages = {stage};
+  RankClock clock(program, 0, stages, /*piece_s=*/1.0, overlap);
+  if (hands_values) clock.start_values(0.0);
+  double now = 0.0;
+  for (size_t i = 0; i < program.ops[0].size(); ++i) now = clock.run(i, now);
+  Outcome outcome;
+  outcome.end = clock.finish(now);
+  outcome.compute = clock.compute_s();
+  outcome.waits = length_of(union_of(clock.waits()));
+  outcome.exchanges = length_of(union_of(clock.exchanges()));
+  return outcome;
+}
+
+TEST(LinkClock, sends_one_after_the_other) {
+  LinkClock link(1.0);
+  EXPECT_DOUBLE_EQ(link.send(0.0, 2.0), 2.0);
+  EXPECT_DOUBLE_EQ(link.send(1.0, 2.0), 4.0);
+  EXPECT_DOUBLE_EQ(link.send(10.0, 2.0), 12.0);
+}
+
+// Bulk of 5 s in pieces of 1 s: two are handed over at 0. At 0.5 an exchange of 1 s waits for both, until 3; the piece that
+// followed the first one at 1 stands behind it.
+TEST(LinkClock, an_exchange_waits_for_two_pieces_of_bulk) {
+  LinkClock link(1.0);
+  const int bulk = link.add_bulk(0.0, 5.0);
+  EXPECT_DOUBLE_EQ(link.bulk_end(bulk, 0.0), 5.0);
+  EXPECT_DOUBLE_EQ(link.send(0.5, 1.0), 3.0);
+  EXPECT_DOUBLE_EQ(link.bulk_end(bulk, 0.5), 6.0);
+  EXPECT_DOUBLE_EQ(link.send(3.5, 1.0), 6.0) << "behind the pieces that follow those that ended at 1 and 2";
+  EXPECT_DOUBLE_EQ(link.bulk_end(bulk, 20.0), 7.0);
+}
+
+// A burst of 3 s: at 0 the link owes nothing and sends 5 s of data in 2. At 4 it has 2 s of credit again, and 5 s take 3.
+TEST(LinkClock, an_idle_link_saves_up_a_burst) {
+  LinkClock link(1.0, 3.0);
+  EXPECT_DOUBLE_EQ(link.send(0.0, 5.0), 2.0);
+  EXPECT_DOUBLE_EQ(link.send(4.0, 5.0), 7.0);
+  EXPECT_DOUBLE_EQ(link.send(20.0, 1.0), 20.0);
+}
+
+TEST(RankClock, unions_and_what_they_have_in_common) {
+  const std::vector<ClockSpan> a = union_of({{4, 6}, {0, 2}, {1, 3}, {7, 7}});
+  EXPECT_DOUBLE_EQ(length_of(a), 5.0);
+  EXPECT_DOUBLE_EQ(common_length(a, union_of({{2, 5}})), 2.0);
+}
+
+// Forward 2 + 3 + 1; backward 1 + 3 + 1 + 2: nothing is there to hide the exchanges.
+TEST(RankClock, a_serial_micro_batch_shows_its_exchanges) {
+  const Outcome outcome = run_on_one_rank(one_f_one_b(1, 1), one_layer());
+  EXPECT_DOUBLE_EQ(outcome.end, 13.0);
+  EXPECT_DOUBLE_EQ(outcome.compute, 7.0);
+  EXPECT_DOUBLE_EQ(outcome.waits, 6.0);
+  EXPECT_DOUBLE_EQ(outcome.exchanges, 6.0);
+}
+
+// F0 0-6. F1&B0: B0 works 6-7 and starts its exchange, F1 works 7-9 and starts the other, behind it from 10 to 13. B0 waits to
+// 10, works to 11, its weight gradients fill 11-13, F1 works 13-14. B1: 14-15, exchange to 18, 18-19, weights to 21.
+TEST(RankClock, a_pair_hides_exchanges_behind_the_other_pass_and_weights) {
+  const Outcome outcome = run_on_one_rank(pair(2, 1), one_layer());
+  EXPECT_DOUBLE_EQ(outcome.end, 21.0);
+  EXPECT_DOUBLE_EQ(outcome.compute, 14.0);
+  EXPECT_DOUBLE_EQ(outcome.waits, 3.0 + 1.0 + 3.0);
+}
+
+// Both forwards together, the second first: works 0-2 and 2-4, exchanges 2-5 and 5-8, works 5-6 and 8-9. Both backwards: works
+// 9-10 and 10-11, exchanges 10-13 and 13-16, the second works 13-14, the first 16-17. The weights of the first come first, so
+// none fills 14-16: 17-21.
+TEST(RankClock, ramps_run_passes_side_by_side) {
+  const Outcome outcome = run_on_one_rank(pair(2, 2), one_layer());
+  EXPECT_DOUBLE_EQ(outcome.end, 21.0);
+  EXPECT_DOUBLE_EQ(outcome.compute, 14.0);
+  EXPECT_DOUBLE_EQ(outcome.waits, 1.0 + 2.0 + 2.0 + 2.0);
+}
+
+TEST(RankClock, without_overlap_all_stand_one_behind_the_other) {
+  EXPECT_DOUBLE_EQ(run_on_one_rank(pair(2, 2), one_layer(), ClockOverlap::off).end, 26.0);
+  EXPECT_DOUBLE_EQ(run_on_one_rank(pair(2, 1), one_layer(), ClockOverlap::off).end, 26.0);
+}
+
+// The sum of the gradients of bucket 1 begins when its weight gradients are done, and hides behind the rest of backward.
+TEST(RankClock, sums_begin_with_the_last_gradient_and_values_are_awaited) {
+  StageTimes stage;
+  stage.forward = {{PartKind::await_values, 0, 0, 1}, works(2)};
+  stage.backward = {works(1), later(1), ends(1), works(3), ends(0)};
+  stage.buckets = {{.reduce_s = 0.5, .add_s = 0.25, .values_s = 0.0}, {.reduce_s = 2.0, .add_s = 0.5, .values_s = 4.0}};
+  // Values to 4, forward to 6, backward 6-8 and the sum from 8 to 10, added in 0.5, works 8.5-11.5; the sum of bucket 0 from
+  // 11.5 to 12, while 0.25 are added.
+  const Outcome outcome = run_on_one_rank(one_f_one_b(1, 1), stage, ClockOverlap::on, /*hands_values=*/true);
+  EXPECT_DOUBLE_EQ(outcome.end, 12.0);
+  EXPECT_DOUBLE_EQ(outcome.compute, 2 + 1 + 1 + 3 + 0.75);
+  EXPECT_DOUBLE_EQ(outcome.waits, 4.0 + 0.25);
+}
+
+// A sum waits for the backward pass of the last micro-batch of its stage.
+TEST(RankClock, only_the_last_micro_batch_starts_a_sum) {
+  StageTimes stage;
+  stage.forward = {works(1)};
+  stage.backward = {works(1), later(1), ends(0)};
+  stage.buckets = {{.reduce_s = 5.0}};
+  EXPECT_DOUBLE_EQ(run_on_one_rank(one_f_one_b(1, 3), stage).end, 9.0 + 5.0);
+}
+
+StepShape even_pipeline(const std::string& schedule, int ranks, int micro_batches) {
+  StepShape shape;
+  shape.program = make_program(schedule, ranks, micro_batches);
+  shape.grid = Grid::make(ranks, ranks, 1);
+  const StageTimes stage = {.forward = {works(1)}, .backward = {works(1), later(1), ends(0)}, .buckets = {{}}};
+  shape.stages.assign(static_cast<size_t>(shape.program.num_stages), stage);
+  shape.skew_s.assign(shape.stages.size(), 0.0);
+  shape.tail_s.assign(shape.stages.size(), 0.0);
+  shape.tokens_of_step = 100.0;
+  shape.flops_per_token = 1e9;
+  return shape;
+}
+
+// The executor sends the gradient of an overlapped op's input before the weight gradients of that op, which the formulas of DualPipe
+// and DualPipeV do not: there the bubble is smaller.
+TEST(PredictStep, has_the_bubble_of_the_formula_where_stages_are_even) {
+  for (const std::string schedule : {"1f1b", "zb1p", "dualpipe", "dualpipev"}) {
+    for (const int ranks : {2, 4, 8}) {
+      const StepShape shape = even_pipeline(schedule, ranks, 4 * ranks);
+      const StepPrediction step = predict_step(shape, 1.0);
+      SCOPED_TRACE(schedule + " on " + std::to_string(ranks));
+      ASSERT_EQ(shape.program.name, schedule);
+      const double formula = formula_bubble(shape.program, Cost());
+      EXPECT_NEAR(step.formula_bubble_s, formula, kRounding);
+      EXPECT_NEAR(step.schedule_bubble_s, formula, kRounding);
+      if (schedule == "1f1b" || schedule == "zb1p") {
+        EXPECT_NEAR(step.idle_s, formula, kRounding);
+      } else {
+        EXPECT_LE(step.idle_s, formula);
+      }
+      EXPECT_NEAR(step.compute_s + step.idle_s, step.step_s, kRounding);
+      EXPECT_NEAR(step.tokens_per_s, 100.0 / step.step_s, kRounding);
+      EXPECT_NEAR(step.mfu, 100.0 / step.step_s / ranks, kRounding) << "GFLOP a token, 1 GFLOP/s a rank";
+    }
+  }
+}
+
+TEST(PredictStep, adds_what_follows_the_passes_and_the_way_of_messages) {
+  StepShape shape = even_pipeline("1f1b", 2, 1);
+  EXPECT_NEAR(predict_step(shape, 1.0).step_s, 6.0, kRounding);
+  shape.message_s = 0.5;
+  EXPECT_NEAR(predict_step(shape, 1.0).step_s, 7.0, kRounding);
+  shape.tail_s = {0.25, 0.75};
+  shape.tail_latency_s = 0.125;
+  EXPECT_NEAR(predict_step(shape, 1.0).step_s, 7.875, kRounding);
+}
+
+}  // namespace
+}  // namespace cadre

@@ -1,0 +1,254 @@
+// SPDX-License-Identifier: Apache-2.0
+// What a step consists of, against numbers worked out by hand; the file of a machine; and the choice of a schedule.
+#include "runtime/plan/step_shape.hpp"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cmath>
+
+#include "comm/base/check.hpp"
+#include "runtime/plan/predict_step.hpp"
+#include "runtime/train/schedule_choice.hpp"
+
+namespace cadre {
+namespace {
+
+using ::testing::HasSubstr;
+
+// Each rate another one, so that none can stand for another.
+Machine machine_of_tens() {
+  Machine machine;
+  machine.attention = {10, 20, 40};
+  machine.router = {1, 2, 4};
+  machine.shared_experts = {11, 12, 13};
+  machine.dense = {21, 22, 23};
+  machine.head = {31, 32, 33};
+  machine.experts = {{8, {5, 6, 7}}, {16, {15, 26, 37}}};
+  machine.embedding = 1.5;
+  machine.dispatch = 2.5;
+  machine.combine = 3.5;
+  machine.combine_grad = 4.5;
+  machine.dispatch_grad = 5.5;
+  machine.reduction = 6.5;
+  machine.gradient_norm = 7.5;
+  machine.update = 8.5;
+  machine.repack = 9.5;
+  machine.host = {1e-6, 1e-10, 0.5};
+  machine.network = {1e-5, 1e-9, 0.0};
+  return machine;
+}
+
+RunConfig small_run() {
+  RunConfig config;
+  config.model.hidden_size = 8;
+  config.model.num_hidden_layers = 2;
+  config.model.num_attention_heads = 2;
+  config.model.num_key_value_heads = 2;
+  config.model.vocab_size = 64;
+  config.model.intermediate_size = 16;
+  config.model.first_k_dense_replace = 1;
+  config.model.n_routed_experts = 8;
+  config.model.num_experts_per_tok = 2;
+  config.model.moe_intermediate_size = 4;
+  config.model.n_shared_experts = 1;
+  config.data.sequence_length = 16;
+  config.train.batch = 8;
+  config.train.micro_batches = 2;
+  config.exchange.strategy = "flat";
+  return config;
+}
+
+double compute_of(const PassParts& parts) {
+  double seconds = 0.0;
+  for (const PassPart& part : parts) seconds += part.kind == PartKind::compute ? part.seconds : 0.0;
+  return seconds;
+}
+
+std::vector<PassPart> starts_of(const PassParts& parts) {
+  std::vector<PassPart> starts;
+  for (const PassPart& part : parts) {
+    if (part.kind == PartKind::start) starts.push_back(part);
+  }
+  return starts;
+}
+
+TEST(Machine, a_file_is_read_back_as_it_was_written) {
+  const Machine machine = machine_of_tens();
+  EXPECT_EQ(parse_machine(to_toml(machine), "C.toml"), machine);
+}
+
+TEST(Machine, a_file_that_lacks_or_adds_a_key_is_refused_by_name) {
+  const auto error_of = [](std::string text) {
+    try {
+      parse_machine(text, "C.toml");
+    } catch (const Error& error) {
+      return std::string(error.text());
+    }
+    return std::string("none");
+  };
+  std::string text = to_toml(machine_of_tens());
+  const auto without = [&](const std::string& part, const std::string& instead) {
+    std::string changed = text;
+    return changed.replace(changed.find(part), part.size(), instead);
+  };
+  EXPECT_THAT(error_of(without("[network]", "[netwrk]")), HasSubstr("[network] is missing"));
+  EXPECT_THAT(error_of(without("update = 8.5", "")), HasSubstr("rows.update is missing"));
+  EXPECT_THAT(error_of(without("update = 8.5", "update = 0")), HasSubstr("rows.update = 0"));
+  EXPECT_THAT(error_of(text + "\n[more]\nx = 1\n"), HasSubstr("unknown section [more]"));
+  EXPECT_THAT(error_of("[peak"), HasSubstr("C.toml:1"));
+}
+
+TEST(Machine, rates_of_experts_lie_between_those_of_the_sizes_that_were_measured) {
+  const Machine machine = machine_of_tens();
+  EXPECT_EQ(machine.experts_with(4), (ProductRate{5, 6, 7}));
+  EXPECT_EQ(machine.experts_with(12), (ProductRate{10, 16, 22}));
+  EXPECT_EQ(machine.experts_with(100), (ProductRate{15, 26, 37}));
+  EXPECT_EQ(machine.peak_gflops(), 40);
+}
+
+// 8 sequences in 2 micro-batches on 2 ranks: 2 sequences of 16, T = 32 tokens a rank, 8 rows an expert of 8 (2 x 2 x 32 / 8 = 16).
+// Attention: 4 x 8 x 8 = 256 elements, 16 x 17 FLOPs of scores a token; dense 3 x 8 x 16 = 384; router 64; shared 96; an
+// expert 96, two met; head 512.
+TEST(StepShape, works_as_the_elements_of_the_layers_say) {
+  const StepShape shape = shape_step(small_run(), Topology::uniform(1, 2), machine_of_tens());
+  ASSERT_EQ(shape.stages.size(), 1U);
+  const double tokens = 32;
+  EXPECT_EQ(shape.tokens, tokens);
+  const double attention = tokens * (2 * 256 + 16 * 17);
+  const double row_bytes = tokens * 8 * 4;
+  // Of 8 experts 4 are on the other rank: both of a token are here in 3/14 of the cases, and a row there in 11/14.
+  const double copies = 2 * 11.0 / 14.0;
+  const double forward = 0.5 * row_bytes / 1.5e9 + 2 * attention / 10e9 + tokens * 2 * 384 / 21e9 +
+                         tokens * 2 * 64 / 1e9 + row_bytes * copies / 2.5e9 + tokens * 2 * 96 / 11e9 +
+                         tokens * 2 * 2 * 96 / 15e9 + row_bytes * (2 + copies) / 3.5e9 + tokens * 2 * 512 / 31e9;
+  EXPECT_NEAR(compute_of(shape.stages[0].forward), forward, 1e-6 * forward);
+  const double backward = tokens * 2 * 512 / 32e9 + row_bytes * copies / 4.5e9 + tokens * 2 * 96 / 12e9 +
+                          tokens * 2 * 2 * 96 / 26e9 + tokens * 2 * 64 / 2e9 + row_bytes * (2 + copies) / 5.5e9 +
+                          2 * attention / 20e9 + tokens * 2 * 384 / 22e9 + 0.5 * row_bytes / 1.5e9;
+  EXPECT_NEAR(compute_of(shape.stages[0].backward), backward, 1e-6 * backward);
+  double deferred = 0.0;
+  for (const PassPart& part : shape.stages[0].backward) deferred += part.kind == PartKind::defer ? part.seconds : 0.0;
+  const double weights = tokens * 2 * 512 / 33e9 + tokens * 2 * 96 / 13e9 + tokens * 2 * 2 * 96 / 37e9 +
+                         tokens * 2 * 64 / 4e9 + 2 * attention / 40e9 + tokens * 2 * 384 / 23e9;
+  EXPECT_NEAR(deferred, weights, 1e-6 * weights);
+}
+
+// Half of the row copies go to the other rank, whose link is the network where it is on another host.
+TEST(StepShape, exchanges_what_the_other_rank_needs) {
+  const double bytes = 32 * 8 * 4 * 11.0 / 14.0;
+  for (const int hosts : {1, 2}) {
+    const LinkCost link = hosts == 1 ? LinkCost{1e-6, 1e-10} : LinkCost{1e-5, 1e-9};
+    const StepShape shape = shape_step(small_run(), Topology::uniform(hosts, 2 / hosts), machine_of_tens());
+    const std::vector<PassPart> forward = starts_of(shape.stages[0].forward);
+    ASSERT_EQ(forward.size(), 3U) << "counts, rows, sums";
+    EXPECT_NEAR(forward[0].seconds, 0.0, 1e-15);
+    EXPECT_NEAR(forward[0].latency, link.alpha_s, 1e-15);
+    for (const size_t i : {1, 2}) {
+      EXPECT_NEAR(forward[i].seconds, bytes * link.beta_s, 1e-6 * bytes * link.beta_s);
+      EXPECT_NEAR(forward[i].latency, link.alpha_s, 1e-15);
+    }
+    EXPECT_EQ(starts_of(shape.stages[0].backward).size(), 3U) << "rows, numbers, sums";
+  }
+  EXPECT_TRUE(starts_of(shape_step(small_run(), Topology::uniform(1, 1), machine_of_tens()).stages[0].forward).empty());
+}
+
+// Bytes x (P - 1) / P at each rank: shared parameters over 2 ranks, experts over none, since each is on one rank.
+TEST(StepShape, sums_what_the_ranks_have_in_common) {
+  RunConfig config = small_run();
+  const Topology two_hosts = Topology::uniform(2, 1);
+  const auto reduce_of = [&] {
+    double seconds = 0.0;
+    const StepShape shape = shape_step(config, two_hosts, machine_of_tens());
+    for (const BucketTraffic& bucket : shape.stages[0].buckets) seconds += bucket.reduce_s;
+    return seconds;
+  };
+  const double elements = 2 * 512 + 2 * 256 + 384 + 64 + 96;
+  const double pieces = 4;  // the buckets: embedding, two layers, head
+  const double sharded = elements * 4 / 2 * 1e-9 + pieces / 2 * 1e-5;
+  EXPECT_NEAR(reduce_of(), sharded, 1e-6 * sharded);
+  config.parallel.shard_optimizer = false;
+  EXPECT_NEAR(reduce_of(), 2 * sharded, 1e-6 * sharded);
+  EXPECT_EQ(shape_step(config, two_hosts, machine_of_tens()).stages[0].buckets[1].values_s, 0.0);
+  config.exchange.gradients = "bf16";
+  EXPECT_NEAR(reduce_of(), elements * 4 / 2 * 1e-9 + pieces * 1e-5, 1e-6 * sharded);
+}
+
+TEST(StepShape, busier_ranks_take_longer_and_are_awaited) {
+  // Of 8 slots of 4 tokens 6 are on the first rank, whose share of rows is 1 - 1/4 (3/4)^3.
+  const LoadSkew skew = skew_of({1}, {{3, 1, 1, 1, 1, 1, 0, 0}}, /*top_k=*/2, 2);
+  EXPECT_DOUBLE_EQ(skew.work_of(1), 1.5);
+  EXPECT_DOUBLE_EQ(skew.work_of(0), 1.0);
+  const double hit = 1 - 0.25 * 0.75 * 0.75 * 0.75;
+  EXPECT_DOUBLE_EQ(skew.rows_of(1), hit / (1 - std::pow(0.75, 4)));
+  EXPECT_DOUBLE_EQ(skew_of({0}, {{4, 4, 4, 4, 4, 4, 4, 4}}, 2, 2).rows_of(0), 1.0);
+  const Topology host = Topology::uniform(1, 2);
+  const StepShape even = shape_step(small_run(), host, machine_of_tens());
+  const StepShape busy = shape_step(small_run(), host, machine_of_tens(), skew);
+  const double experts = 32 * 2 * 2 * 96 * (1 / 15e9 + 1 / 26e9 + 1 / 37e9);
+  EXPECT_NEAR(busy.skew_s[0], 0.5 * experts, 1e-6 * experts);
+  const double more = std::min(skew.rows_of(1), 2 / (2 * 11.0 / 14.0));
+  EXPECT_NEAR(starts_of(busy.stages[0].forward)[1].seconds, more * starts_of(even.stages[0].forward)[1].seconds, 1e-15);
+  const StepPrediction mean = predict_step(busy, 40);
+  EXPECT_GT(mean.step_s, predict_step(even, 40).step_s);
+  EXPECT_NEAR(mean.skew_s, 2 * 0.5 * 0.5 * experts, 1e-6 * experts)
+      << "two micro-batches; half of the ranks are not busy";
+  EXPECT_NEAR(mean.compute_s + mean.exposed_s + mean.idle_s, mean.step_s, 1e-12);
+}
+
+// A slow link: what a pair hides is worth more than what it costs. A link that takes no time: nothing is gained.
+TEST(ChooseSchedule, takes_the_fastest_and_says_why) {
+  RunConfig config = small_run();
+  config.parallel.schedule = "auto";
+  Machine machine = machine_of_tens();
+  const Topology two_hosts = Topology::uniform(2, 1);
+  const ScheduleChoice slow = choose_schedule(config, two_hosts, machine);
+  EXPECT_EQ(slow.schedule, "pair");
+  EXPECT_TRUE(slow.overlap);
+  EXPECT_THAT(slow.reason, HasSubstr("schedule pair: predicted ms a step: serial"));
+  machine.network = {0.0, 0.0};
+  const ScheduleChoice fast = choose_schedule(config, two_hosts, machine);
+  EXPECT_EQ(fast.schedule, "1f1b");
+  for (const ScheduleChoice* choice : {&slow, &fast}) EXPECT_GT(choice->forecast.step_s, 0.0);
+}
+
+// Never slower than serial by prediction, whatever the machine is.
+TEST(ChooseSchedule, is_not_slower_than_serial) {
+  RunConfig config = small_run();
+  config.model.num_hidden_layers = 4;
+  config.parallel.schedule = "auto";
+  for (const int pipeline : {1, 2}) {
+    config.parallel.pipeline = pipeline;
+    config.train.micro_batches = 4;
+    for (const double alpha : {0.0, 1e-6, 1e-3}) {
+      for (const double beta : {0.0, 1e-9, 1e-6}) {
+        Machine machine = machine_of_tens();
+        machine.network = {alpha, beta};
+        const Topology topology = Topology::uniform(4, 1);
+        const ScheduleChoice choice = choose_schedule(config, topology, machine);
+        RunConfig serial = config;
+        serial.parallel.schedule = "1f1b";
+        const double limit = predict_step(shape_step(serial, topology, machine), 1.0, /*overlap=*/false).step_s;
+        EXPECT_LE(choice.forecast.step_s, limit * (1 + 1e-12)) << choice.reason;
+      }
+    }
+  }
+}
+
+TEST(ForecastCheck, speaks_where_a_forecast_is_more_than_a_tenth_off) {
+  const auto note_of = [](double step_s, double serial_s) {
+    ForecastCheck check({.step_s = 1.0, .serial_passes_s = 2.0}, /*steps_left=*/10);
+    int step = 0;
+    for (const double seconds : {9.0, step_s, 2.0 * step_s, step_s}) {
+      EXPECT_EQ(check.wants_serial_step(), ++step == 4);
+      check.add(seconds);
+    }
+    return check.conclude(serial_s);
+  };
+  EXPECT_EQ(note_of(1.05, 2.1), "");
+  EXPECT_THAT(note_of(1.25, 2.0), HasSubstr("predicted 1000.0 ms a step, measured 1250.0 (-20 %)"));
+  EXPECT_THAT(note_of(1.0, 1.6), HasSubstr("measured 1600.0 (+25 %)"));
+}
+
+}  // namespace
+}  // namespace cadre
