@@ -43,7 +43,7 @@ std::string ranks_a_host(const Topology& topology) {
 }
 
 std::string transport_text(const Communicator& world) {
-  if (world.transport().name() != "mpi") return "threads of one process";
+  if (world.transport().name() != "mpi") return world.size() == 1 ? "one process" : "threads of one process";
   return fmt::format("{}, thread level {}", mpi_library_version(), mpi_thread_level());
 }
 

