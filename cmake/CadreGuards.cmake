@@ -35,3 +35,9 @@ if(CADRE_INSTALL AND NOT CADRE_SANITIZE)
   set_tests_properties(guard/consumer PROPERTIES TIMEOUT 300 LABELS guard FIXTURES_REQUIRED installed
     ENVIRONMENT "OMPI_ALLOW_RUN_AS_ROOT=1;OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1")
 endif()
+
+# Doxygen finds nothing to warn of in the headers.
+if(CADRE_INSTALL AND CADRE_DOXYGEN)
+  add_test(NAME guard/html COMMAND "${CMAKE_COMMAND}" --build "${PROJECT_BINARY_DIR}" --target cadre_html)
+  set_tests_properties(guard/html PROPERTIES TIMEOUT 300 LABELS guard RUN_SERIAL ON)
+endif()

@@ -19,6 +19,7 @@
 #include "comm/job/wait.hpp"
 #include "comm/liveness/liveness.hpp"
 #include "comm/transport/mpi.hpp"
+#include "launch/network.hpp"
 #include "runtime/parallel/devices.hpp"
 
 namespace cadre {
@@ -63,6 +64,7 @@ void print_banner(const Communicator& world, const RunConfig& config) {
   const std::vector<Binding> bindings = gather_bindings(world);
   std::vector<DeviceSeat> seats;
   if (config.compute.device != "cpu") seats = take_device_seats(world);
+  const std::vector<Adapters> adapters = gather_adapters(world);
   if (world.rank() != 0) return;
 
   const Grid grid =
@@ -70,6 +72,10 @@ void print_banner(const Communicator& world, const RunConfig& config) {
   std::string text = fmt::format("cadre {} | ranks {} | hosts {} | ranks a host {} | grid {}\n", CADRE_VERSION,
                                  world.size(), topology.num_hosts(), ranks_a_host(topology), grid.describe());
   text += fmt::format("  transport {}\n", transport_text(world));
+  const MpiComponents components = world.transport().name() == "mpi" ? loaded_components() : MpiComponents();
+  if (const std::string network = network_text(components, adapters); !network.empty()) {
+    text += fmt::format("  network   {}\n", network);
+  }
   text += fmt::format("  exchange  {}, combine {}, deadline {} s\n", config.exchange.strategy, config.exchange.combine,
                       config.exchange.deadline_s);
   text += liveness_text(world);
@@ -86,6 +92,8 @@ void print_banner(const Communicator& world, const RunConfig& config) {
     text += crowding_note(topology, bindings, host, config.compute.threads);
   }
   say(text);
+  const std::string warning = tcp_warning(components, adapters, topology.num_hosts());
+  if (!warning.empty()) say(fmt::format("warning: {}\n", warning));
 }
 
 namespace {

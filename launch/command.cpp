@@ -9,20 +9,17 @@
 
 #include "comm/base/check.hpp"
 #include "comm/base/console.hpp"
+#include "launch/reference.hpp"
 #include "runtime/checkpoint/safetensors_header.hpp"
+#include "runtime/config/run_file.hpp"
 
 namespace cadre {
 namespace {
 
 namespace po = boost::program_options;
 
-constexpr unsigned kHelpWidth = 120;
+constexpr unsigned kHelpWidth = 100;
 constexpr const char* kPlaced = "placed";  // where the parser collects the words without --
-
-std::string placeholder(const Field& field) {
-  if (std::holds_alternative<int64_t*>(field.member)) return "N";
-  return std::holds_alternative<double*>(field.member) ? "X" : "TEXT";
-}
 
 std::string option_help(const Field& field) {
   const std::string allowed = allowed_text(field);
@@ -73,6 +70,10 @@ std::string help_of(const std::string& path, const std::string& summary, const s
   return text + fmt::format("\n  cadre {}COMMAND --help   its arguments and options\n", path);
 }
 
+std::string before_hint(const std::string& hint, const std::string& see) {
+  return hint.empty() ? see : fmt::format("{}; {}", hint, see);
+}
+
 std::string see_help(const Command& command) { return fmt::format("see cadre {} --help", command.name); }
 
 po::variables_map parse(const Command& command, const po::options_description& visible,
@@ -87,10 +88,13 @@ po::variables_map parse(const Command& command, const po::options_description& v
   try {
     po::store(po::command_line_parser(words).options(all).positional(placed).style(long_options).run(), values);
   } catch (const po::unknown_option& error) {
+    const std::string& name = error.get_option_name();
+    const std::string key = command.overrides != nullptr ? key_of_option(name) : "";
     std::vector<std::string> known;
     for (const auto& option : visible.options()) known.push_back("--" + option->long_name());
-    throw Error(ErrorKind::input, fmt::format("unknown option {}", error.get_option_name()),
-                fmt::format("{}; {}", nearest_name_hint(error.get_option_name(), known), see_help(command)));
+    throw Error(ErrorKind::input, fmt::format("unknown option {}", name),
+                before_hint(key.empty() ? nearest_name_hint(name, known) : fmt::format("write {}=VALUE", key),
+                            see_help(command)));
   } catch (const po::error& error) {
     throw Error(ErrorKind::input, fmt::format("command line: {}", error.what()), see_help(command));
   }
@@ -163,7 +167,7 @@ void run_one_of(const std::string& path, const std::string& summary, const std::
   std::vector<std::string> known;
   for (const Command& other : commands) known.push_back(other.name);
   CADRE_CHECK(found != commands.end(), fmt::format("unknown command {}{}", path, name),
-              fmt::format("{}; {}", nearest_name_hint(name, known), see_all));
+              before_hint(nearest_name_hint(name, known), see_all));
   Command command = *found;
   command.name = path + name;
   const std::vector<std::string> rest = {words.begin() + 1, words.end()};

@@ -22,6 +22,7 @@
 #include "comm/transport/mpi.hpp"
 #include "launch/banner.hpp"
 #include "launch/command.hpp"
+#include "launch/network.hpp"
 #include "layers/kernels/cpu/cpu.hpp"
 #include "layers/kernels/cpu/products.hpp"
 #include "layers/kernels/gpu/cuda.hpp"
@@ -40,6 +41,7 @@ constexpr int64_t kLockedBytes = 64 * kMebibyte;  // for an RDMA adapter to regi
 struct DoctorArguments {
   int64_t threads = 1;
   int64_t ranks = 0;
+  int64_t links = 16;
 };
 
 // What a rank finds on its host; travels between ranks as bytes.
@@ -49,7 +51,6 @@ struct HostFacts {
   int64_t lockable_bytes = 0;
   int32_t num_adapters = 0;  // InfiniBand and RoCE
   int32_t num_gpus = 0;
-  int32_t openmp_threads = 0;  // OMP_NUM_THREADS; 0 when it is not set
   std::array<char, 28> launcher{};
 };
 
@@ -83,7 +84,6 @@ HostFacts find_facts() {
   }
   facts.num_adapters = entries_of("/sys/class/infiniband");
   facts.num_gpus = entries_of("/proc/driver/nvidia/gpus");
-  if (const char* threads = std::getenv("OMP_NUM_THREADS")) facts.openmp_threads = std::atoi(threads);
   std::string_view(launcher_of_process()).copy(facts.launcher.data(), facts.launcher.size() - 1);
   return facts;
 }
@@ -116,10 +116,12 @@ bool has_ucx() {
 // What rank 0 knows of the job.
 struct Findings {
   Topology topology;
-  std::vector<Binding> bindings;  // [ranks]
-  std::vector<HostFacts> facts;   // [ranks]
-  std::string no_spare_cpu;       // why no progress thread runs; else empty
-  bool is_mpi = true;             // else ranks are threads
+  std::vector<Binding> bindings;   // [ranks]
+  std::vector<HostFacts> facts;    // [ranks]
+  std::vector<Adapters> adapters;  // [ranks]
+  std::vector<LinkSpeed> links;
+  std::string no_spare_cpu;  // why no progress thread runs; else empty
+  bool is_mpi = true;        // else ranks are threads
   int64_t threads = 1;
 };
 
@@ -149,6 +151,10 @@ void print_build(const Findings& findings) {
   fmt::print("  mpi       {}, thread level {}\n", mpi_library_version(), mpi_thread_level());
   fmt::print("  ucx       {}{}\n", has_ucx() ? "installed" : "not installed",
              has_ucx() && ucx_is_off(pml_choice()) ? ", switched off (pml = " + pml_choice() + ")" : "");
+  if (findings.is_mpi) {
+    const std::string network = network_text(loaded_components(), findings.adapters);
+    if (!network.empty()) fmt::print("  network   {}\n", network);
+  }
   const CudaDevices devices = find_cuda_devices();
   fmt::print("  cuda      {}\n", devices.list.empty() ? devices.why_none
                                                       : fmt::format("{} devices, the first {}", devices.list.size(),
@@ -199,11 +205,6 @@ void look_at_host(const Findings& findings, int host, Troubles& troubles) {
     troubles.add(fmt::format("{}: several ranks are bound to the same cpu", name),
                  "mpirun --map-by slot:PE=THREADS --bind-to core, or srun --cpus-per-task=THREADS");
   }
-  if (facts.openmp_threads == 0 && num_ranks > 1) {
-    troubles.add(
-        fmt::format("{}: OMP_NUM_THREADS is not set: libraries may start one thread per core", name),
-        fmt::format("export OMP_NUM_THREADS={0} OPENBLAS_NUM_THREADS={0} (mpirun: -x each)", findings.threads));
-  }
   if (findings.is_mpi && num_ranks > 1 && facts.shm_free_bytes < num_ranks * kShmBytesPerRank) {
     troubles.add(
         fmt::format("{}: /dev/shm has {} MiB free for {} ranks", name, facts.shm_free_bytes / kMebibyte, num_ranks),
@@ -249,6 +250,14 @@ void print_findings(const Findings& findings) {
   }
   fmt::print("  progress  {}\n", findings.no_spare_cpu.empty() ? "a thread can drive MPI: every rank has a free cpu"
                                                                : fmt::format("by polls: {}", findings.no_spare_cpu));
+  for (const LinkSpeed& link : findings.links) {
+    const auto name_of = [&](int rank) {
+      const auto host = static_cast<size_t>(findings.topology.host_of_rank[static_cast<size_t>(rank)]);
+      return fmt::format("rank {} on {}", rank, findings.topology.host_names[host]);
+    };
+    fmt::print("  link      {} - {}: latency {:.1f} us, bandwidth {:.2f} GB/s\n", name_of(link.first),
+               name_of(link.second), link.latency_us, link.bytes_per_second * 1e-9);
+  }
   troubles.print();
 }
 
@@ -258,6 +267,8 @@ void run_doctor(const DoctorArguments& options, const Job& job) {
     findings.topology = discover_topology(world);
     findings.bindings = gather_bindings(world);
     findings.facts = gather_facts(world);
+    findings.adapters = gather_adapters(world);
+    findings.links = measure_links(world, findings.topology, static_cast<int>(options.links));
     findings.no_spare_cpu = find_spare_cpu(world, static_cast<int>(options.threads)).why_not;
     findings.is_mpi = options.ranks == 0;
     findings.threads = options.threads;
@@ -272,6 +283,8 @@ Command doctor_command() {
   return {.name = "doctor",
           .summary = "prints what was built, what each host of the job has, and how to repair what is wrong",
           .options = {{"threads", &options->threads, at_least(1), "compute.threads of later runs"},
+                      {"links", &options->links, between(0, 1024),
+                       "other hosts to measure latency and bandwidth to, from rank 0"},
                       ranks_option(options->ranks)},
           .run = [options](const Job& job) { run_doctor(*options, job); }};
 }

@@ -23,6 +23,7 @@
 #include <utility>
 #include <vector>
 
+#include "comm/base/error_list.hpp"
 #include "comm/base/host_name.hpp"
 #include "comm/base/stack_trace.hpp"
 #include "comm/base/trace.hpp"
@@ -77,10 +78,16 @@ std::string rank_text(int rank) { return fmt::format("rank {} on {}: ", rank, ho
 
 // One line, whatever the text of a library looks like, in one write. A mistake shows its stack.
 void print_error(const std::string& rank, const Error& error) {
-  std::string line = fmt::format("cadre: error: {}{}", rank, error.what());
-  std::ranges::replace(line, '\n', ' ');
+  const std::string begin = fmt::format("cadre: error: {}", rank);
+  std::string text = error.what();
+  std::ranges::replace(text, '\n', ' ');
+  std::string lines;
+  for (size_t end = text.find(kNextError); end != std::string::npos; end = text.find(kNextError)) {
+    lines += begin + text.substr(0, end) + '\n';
+    text.erase(0, end + std::string_view(kNextError).size());
+  }
   std::fflush(stdout);
-  static_cast<void>(std::fputs((line + '\n' + noted_stack(error.text())).c_str(), stderr));
+  static_cast<void>(std::fputs((lines + begin + text + '\n' + noted_stack(error.text())).c_str(), stderr));
 }
 
 // Handlers of signals and of std::terminate have no argument to find it by.

@@ -10,6 +10,7 @@
 
 #include "launch/command.hpp"
 #include "launch/job.hpp"
+#include "launch/reference.hpp"
 #include "layers/kernels/cpu/cpu.hpp"
 #include "layers/kernels/kernels.hpp"
 #include "runtime/train/signals.hpp"
@@ -30,6 +31,13 @@ cadre::Command plan_command() {
                     cadre::plan_placement_command(), cadre::plan_schedule_command(), cadre::plan_step_command()}};
 }
 
+std::vector<cadre::Command> all_commands() {
+  return {cadre::train_command(),   cadre::eval_command(),    cadre::generate_command(),
+          cadre::score_command(),   cadre::experts_command(), cadre::export_command(),
+          cadre::inspect_command(), cadre::bench_command(),   plan_command(),
+          cadre::report_command(),  cadre::doctor_command(),  cadre::reference_command(all_commands)};
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -46,10 +54,7 @@ int main(int argc, char** argv) {
     cadre::apply_cpu_limit();
     job.check_launcher();
     const std::vector<std::string> words(argv + 1, argv + argc);
-    run_command_line({cadre::train_command(), cadre::eval_command(), cadre::generate_command(), cadre::score_command(),
-                      cadre::experts_command(), cadre::export_command(), cadre::inspect_command(),
-                      cadre::bench_command(), plan_command(), cadre::report_command(), cadre::doctor_command()},
-                     words, job);
+    run_command_line(all_commands(), words, job);
   } catch (...) {
     return job.fail(cadre::as_error(std::current_exception()));
   }

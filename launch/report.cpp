@@ -16,6 +16,7 @@
 #include "runtime/checkpoint/file.hpp"
 #include "runtime/config/run_file.hpp"
 #include "runtime/observe/chrome_trace.hpp"
+#include "runtime/observe/event_file.hpp"
 #include "runtime/observe/trace_file.hpp"
 #include "runtime/report/report_page.hpp"
 
@@ -31,6 +32,7 @@ struct ReportArguments {
   std::string html;
   std::string trace;
   std::string hta;
+  std::string tensorboard;
 };
 
 struct DiffOptions {
@@ -119,6 +121,11 @@ void show(const fs::path& run, const std::vector<RankTrace>& traces, const StepR
 void run_report(const ReportArguments& options, const Job& job) {
   if (job.rank() != 0) return;
   const fs::path run = options.run;
+  if (!options.tensorboard.empty()) {
+    fmt::print("{} lines of {} for TensorBoard: tensorboard --logdir {}\n", write_event_file(run, options.tensorboard),
+               (run / "metrics.jsonl").string(), options.tensorboard);
+    return;
+  }
   const std::vector<RankTrace> traces = read_traces(run);
   show(run, traces, steps_from(options.steps), options.json.empty() ? run / "report.json" : fs::path(options.json),
        options.html.empty() ? run / "report.html" : fs::path(options.html));
@@ -173,6 +180,8 @@ Command report_command() {
                   {"html", &options->html, any(), "HTML page to write; default: RUN_DIR/report.html"},
                   {"trace", &options->trace, any(),
                    "also merge the traces of all ranks into this file, for ui.perfetto.dev"},
+                  {"tensorboard", &options->tensorboard, any(),
+                   "instead of the report: write metrics.jsonl of any run to this folder, for TensorBoard"},
                   {"hta", &options->hta, any(), "also write the traces to this folder, for Holistic Trace Analysis"}},
       .more_help = [] { return std::string("To compare two runs: cadre report diff --help\n"); },
       .run = [options](const Job& job) { run_report(*options, job); },

@@ -15,6 +15,7 @@
 #include "launch/checkpoint_argument.hpp"
 #include "launch/command.hpp"
 #include "launch/leftovers.hpp"
+#include "launch/run_paths.hpp"
 #include "layers/kernels/kernels.hpp"
 #include "runtime/checkpoint/directory.hpp"
 #include "runtime/checkpoint/model_checkpoint.hpp"
@@ -63,7 +64,9 @@ class MemoryReport {
       check_device_memory(topology, take_device_seats(world), world.rank(), planned_);
     }
     if (world.rank() != 0) return;
-    say(fmt::format("memory of a rank, planned:\n{}{}", plan.table(), limit.empty() ? "" : "  limit: " + limit + "\n"));
+    if (!limit.empty()) limit = config.log.wide ? "  limit: " + limit + "\n" : "; limit: " + limit;
+    say(config.log.wide ? fmt::format("memory of a rank, planned:\n{}{}", plan.table(), limit)
+                        : fmt::format("memory of a rank, planned: {}{}\n", plan.line(), limit));
   }
 
   // Collective over `world`.
@@ -284,6 +287,7 @@ void run_train(const TrainArguments& options, const Job& job) {
     return require_stdout();
   }
   const int num_ranks = job.num_ranks(options.ranks);
+  const std::string shortened = shorten_warmup(config);
   check(config, num_ranks);
   CADRE_CHECK(config.compute.weights == "fp32",
               fmt::format("compute.weights = {}, allowed: fp32", config.compute.weights),
@@ -298,6 +302,8 @@ void run_train(const TrainArguments& options, const Job& job) {
     CADRE_CHECK(config.recover == "none", "recover = survivors, allowed: none with --ranks",
                 "threads of a process die together: start processes with mpirun");
   }
+  check_paths(config);
+  if (!shortened.empty() && job.rank() == 0) say(fmt::format("note: {}\n", shortened));
   check_recovery(config, num_ranks, job.context());
   config = with_end_of_text(std::move(config));
   check_out_folder(config);

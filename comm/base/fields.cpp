@@ -156,6 +156,9 @@ FieldValue value_in(const T* member) {
 FieldValue value_in(const int* member) { return int64_t{*member}; }
 FieldValue value_in(const TextMember& member) { return member.text(); }
 
+constexpr size_t kLettersForOneWrong = 3;
+constexpr size_t kMostListed = 16;
+
 std::string_view last_part(std::string_view name) { return name.substr(name.rfind('.') + 1); }
 
 }  // namespace
@@ -222,6 +225,10 @@ std::string nearest_name_hint(std::string_view name, std::span<const std::string
   };
   const auto nearest = std::ranges::min_element(known, {}, distance);
   if (nearest == known.end()) return "";
+  const size_t length = std::min(name.size(), last_part(name).size());
+  if (distance(*nearest) > std::max<size_t>(1, (length + 1) / kLettersForOneWrong)) {
+    return known.size() <= kMostListed ? fmt::format("known names: {}", fmt::join(known, ", ")) : "";
+  }
   return fmt::format("the nearest known name is {}", *nearest);
 }
 

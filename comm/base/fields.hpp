@@ -102,7 +102,7 @@ void check_ranges(std::span<const Field> fields, const std::string& prefix);
 // The field of that name; an internal error when there is none.
 const Field& field_named(std::span<const Field> fields, std::string_view name);
 
-// A hint for an unknown name: the nearest of `known` by edit distance, or of its part after the last dot.
+// A hint for an unknown name: the nearest of `known` (or of its part after the last dot), else all of few, else "".
 std::string nearest_name_hint(std::string_view name, std::span<const std::string> known);
 
 // How many letters must be replaced, added or taken away to make one text of the other (Levenshtein 1966).

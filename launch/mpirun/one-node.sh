@@ -1,9 +1,14 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# One machine, one rank for every few cores. Usage: launch/mpirun/one-node.sh RANKS RUN.toml [key=value ...]
+# One machine, one rank for every few cores.
+# Usage: launch/mpirun/one-node.sh RANKS RUN.toml [key=value ...]
 set -euo pipefail
 
-cadre=${CADRE:-$(dirname "$0")/../../build/release/cadre}
+folder=$(cd "$(dirname "$0")" && pwd)
+# shellcheck source=launch/program.sh
+source "$folder/../program.sh"
+need_arguments 2 "$@"
+cadre=$(find_cadre "$folder") || exit
 ranks=$1
 shift
 threads=$(($(nproc) / ranks))

@@ -10,8 +10,13 @@
 # CADRE_THREADS=N        threads a rank may use (default 1); slots x threads should not exceed the cores of a machine
 set -euo pipefail
 
-cadre=${CADRE:-$(cd "$(dirname "$0")/../.." && pwd)/build/release/cadre}
-source "$(dirname "$0")/../hosts.sh"
+folder=$(cd "$(dirname "$0")" && pwd)
+# shellcheck source=launch/program.sh
+source "$folder/../program.sh"
+need_arguments 2 "$@"
+cadre=$(find_cadre "$folder") || exit
+# shellcheck source=launch/hosts.sh
+source "$folder/../hosts.sh"
 hostfile=$1
 check_hostfile "$hostfile" || exit
 shift

@@ -83,7 +83,8 @@ double mib(size_t bytes) { return static_cast<double>(bytes) / kMiB; }
 // None where the model or the job allows no such value.
 std::optional<size_t> bytes_with(const PlanMemoryArguments& options, const std::vector<std::string>& overrides,
                                  const Topology& topology) {
-  const RunConfig config = load_run_config(options.run_file, overrides);
+  RunConfig config = load_run_config(options.run_file, overrides);
+  shorten_warmup(config);
   try {
     check(config, topology.num_ranks());
     return plan_of(config, topology, options.rank).plan.total_bytes();
@@ -94,7 +95,8 @@ std::optional<size_t> bytes_with(const PlanMemoryArguments& options, const std::
 
 void run_plan_memory(const PlanMemoryArguments& options, const Job& job) {
   if (job.rank() != 0) return;
-  const RunConfig config = load_run_config(options.run_file, options.overrides);
+  RunConfig config = load_run_config(options.run_file, options.overrides);
+  shorten_warmup(config);
   check(config, static_cast<int>(options.ranks));
   CADRE_CHECK(options.ranks % options.hosts == 0,
               fmt::format("--hosts = {}, allowed: a divisor of --ranks = {}", options.hosts, options.ranks),

@@ -92,8 +92,10 @@ void ConfigReader::read_unknown(const std::string& key, const json& value) {
   const bool is_misspelt = std::ranges::any_of(
       known, [&](const std::string& right) { return edit_distance(name, right) <= name.size() / kLettersForOneWrong; });
   if (is_off(value) && !is_misspelt) return note_unused(name);
+  constexpr const char* kDelete = "delete a key that does not change the model";
+  const std::string nearest = nearest_name_hint(name, known);
   throw Error(ErrorKind::input, fmt::format("{}: unknown key {} = {}", where_, name, shown(value)),
-              nearest_name_hint(name, known) + "; delete a key that does not change the model");
+              nearest.empty() ? kDelete : fmt::format("{}; {}", nearest, kDelete));
 }
 
 }  // namespace cadre

@@ -5,9 +5,11 @@
 
 #include <algorithm>
 #include <iterator>
+#include <span>
 #include <utility>
 
 #include "comm/base/check.hpp"
+#include "comm/base/error_list.hpp"
 #include "layers/kernels/product_choice.hpp"
 #include "runtime/config/data_mixture.hpp"
 #include "runtime/config/recompute.hpp"
@@ -18,24 +20,37 @@
 namespace cadre {
 namespace {
 
-void check_train(const TrainConfig& train) {
-  CADRE_CHECK(train.micro_batches <= train.batch,
-              fmt::format("train.micro_batches = {}, allowed: integer in [1, train.batch = {}]", train.micro_batches,
-                          train.batch),
-              "a micro-batch holds at least one sequence");
-  CADRE_CHECK(train.min_learning_rate <= train.learning_rate,
-              fmt::format("train.min_learning_rate = {}, allowed: number in [0, train.learning_rate = {}]",
-                          train.min_learning_rate, train.learning_rate),
-              "the schedule decays from learning_rate to min_learning_rate");
+// The last step before the decay, or of all.
+int64_t most_warmup_steps(const TrainConfig& train) {
+  return std::max<int64_t>(0, train.steps - (train.schedule == "wsd" ? train.decay_steps : 0));
+}
+
+void check_train(const TrainConfig& train, ErrorList& errors) {
+  errors.collect([&] {
+    CADRE_CHECK(train.micro_batches <= train.batch,
+                fmt::format("train.micro_batches = {}, allowed: integer in [1, train.batch = {}]", train.micro_batches,
+                            train.batch),
+                "a micro-batch holds at least one sequence");
+  });
+  errors.collect([&] {
+    CADRE_CHECK(train.min_learning_rate <= train.learning_rate,
+                fmt::format("train.min_learning_rate = {}, allowed: number in [0, train.learning_rate = {}]",
+                            train.min_learning_rate, train.learning_rate),
+                "the schedule decays from learning_rate to min_learning_rate");
+  });
   const bool decays_late = train.schedule == "wsd";
-  CADRE_CHECK(
-      !decays_late || (train.decay_steps >= 1 && train.decay_steps <= train.steps),
-      fmt::format("train.decay_steps = {}, allowed: integer in [1, train.steps = {}]", train.decay_steps, train.steps),
-      "schedule wsd lowers the learning rate in the last decay_steps steps");
-  const int64_t most_warmup = train.steps - (decays_late ? train.decay_steps : 0);
-  CADRE_CHECK(train.warmup_steps <= most_warmup,
-              fmt::format("train.warmup_steps = {}, allowed: integer in [0, {}]", train.warmup_steps, most_warmup),
-              "warm-up must end before the last step, and with wsd before the decay");
+  errors.collect([&] {
+    CADRE_CHECK(!decays_late || (train.decay_steps >= 1 && train.decay_steps <= train.steps),
+                fmt::format("train.decay_steps = {}, allowed: integer in [1, train.steps = {}]", train.decay_steps,
+                            train.steps),
+                "schedule wsd lowers the learning rate in the last decay_steps steps");
+  });
+  const int64_t most_warmup = most_warmup_steps(train);
+  errors.collect([&] {
+    CADRE_CHECK(train.warmup_steps <= most_warmup,
+                fmt::format("train.warmup_steps = {}, allowed: integer in [0, {}]", train.warmup_steps, most_warmup),
+                "warm-up must end before the last step, and with wsd before the decay");
+  });
 }
 
 }  // namespace
@@ -184,8 +199,15 @@ std::vector<Section> sections_of(RunConfig& c) {
        }},
       {"log",
        {
-           {"every", &c.log.every, at_least(1), "steps between printed lines"},
+           {"every", &c.log.every, at_least(0),
+            "steps between printed lines; 0: the first ten steps, then one every five seconds"},
+           {"wide", &c.log.wide, any(), "lines of more than 100 columns, with learning rate and all balance figures"},
+           {"progress", &c.log.progress, one_of({"auto", "always", "never"}),
+            "bar with the time left; auto: on a terminal of this process or of mpirun; always: also where none is "
+            "seen, "
+            "as under srun"},
            {"metrics", &c.log.metrics, one_of({"jsonl", "csv"}), "csv: also write metrics.csv, with the same columns"},
+           {"tensorboard", &c.log.tensorboard, any(), "also write event files for TensorBoard, to OUT/tensorboard"},
        }},
       {"task",
        {
@@ -242,34 +264,33 @@ void check_tasks(const RunConfig& config) {
                   has_tasks ? ", or use NONE for each task" : ""));
 }
 
-void check(const RunConfig& config, int num_ranks) {
-  if (!config.changes.empty()) {
-    for (const int64_t step : first_steps(config)) check_at(config, step, num_ranks);
-    const int64_t last = config.changes.back().step;
-    CADRE_CHECK(last <= config.train.steps,
-                fmt::format("from_step.{}, allowed: integer in [1, train.steps = {}]", last, config.train.steps),
-                "steps count from 1");
-    return;
-  }
-  RunConfig copy = config;
-  for (const Section& section : sections_of(copy)) check_ranges(section.fields, key_prefix(section));
-  check(config.model);
-  if (config.compute.products != "auto") ProductChoice::parse(config.compute.products, "compute.products");
-  check_train(config.train);
-  train_stages(config.train);
-  recompute_of(config.train);
-  check_tasks(config);
-  CADRE_CHECK(!config.out.empty(), "out = \"\", allowed: a path", "folder for checkpoints and logs");
-  CADRE_CHECK(!config.data.path.empty() || !config.data.mixture.empty(), "data.path = \"\", allowed: a path",
-              "a text file, a folder of them, or an llm.c token file");
-  CADRE_CHECK(!config.data.tokenizer.empty(), "data.tokenizer = \"\", allowed: bytes | a path",
-              "a tokenizer.json, a tokenizer.model or a folder with one");
-  CADRE_CHECK(!config.checkpoint.resume.empty(), "checkpoint.resume = \"\", allowed: auto | never | a path",
-              "auto starts a new run if there is no checkpoint");
+namespace {
+
+void check_paths_given(const RunConfig& config, ErrorList& errors) {
+  errors.collect(
+      [&] { CADRE_CHECK(!config.out.empty(), "out = \"\", allowed: a path", "folder for checkpoints and logs"); });
+  errors.collect([&] {
+    CADRE_CHECK(!config.data.path.empty() || !config.data.mixture.empty(), "data.path = \"\", allowed: a path",
+                "a text file, a folder of them, or an llm.c token file");
+  });
+  errors.collect([&] {
+    CADRE_CHECK(!config.data.tokenizer.empty(), "data.tokenizer = \"\", allowed: bytes | a path",
+                "a tokenizer.json, a tokenizer.model or a folder with one");
+  });
+  errors.collect([&] {
+    CADRE_CHECK(!config.checkpoint.resume.empty(), "checkpoint.resume = \"\", allowed: auto | never | a path",
+                "auto starts a new run if there is no checkpoint");
+  });
+}
+
+void check_data_fits(const RunConfig& config) {
   CADRE_CHECK(config.data.sequence_length <= config.model.max_position_embeddings,
               fmt::format("data.sequence_length = {}, allowed: integer in [1, model.max_position_embeddings = {}]",
                           config.data.sequence_length, config.model.max_position_embeddings),
               "raise max_position_embeddings or shorten the sequences");
+}
+
+void check_evaluation(const RunConfig& config) {
   CADRE_CHECK(
       config.train.eval_every == 0 || config.data.validation_fraction > 0 || !config.data.validation.empty(),
       fmt::format("train.eval_every = {}, allowed: 0 with data.validation_fraction = 0", config.train.eval_every),
@@ -277,10 +298,9 @@ void check(const RunConfig& config, int num_ranks) {
   CADRE_CHECK(config.train.patience == 0 || config.train.eval_every > 0,
               fmt::format("train.patience = {} with train.eval_every = 0, allowed: 0", config.train.patience),
               "patience counts evaluations: set train.eval_every");
-  CADRE_CHECK(config.exchange.gradients == "fp32" || config.compute.device == "cpu",
-              fmt::format("exchange.gradients = {}, allowed: fp32 with compute.device = {}", config.exchange.gradients,
-                          config.compute.device),
-              "sums of a device's gradients are fp32");
+}
+
+void check_parallel(const RunConfig& config, int num_ranks) {
   const int64_t pipeline = config.parallel.pipeline;
   CADRE_CHECK(num_ranks % pipeline == 0,
               fmt::format("parallel.pipeline = {}, allowed: a divisor of the {} ranks", pipeline, num_ranks),
@@ -294,6 +314,55 @@ void check(const RunConfig& config, int num_ranks) {
   CADRE_CHECK(!placed || config.model.n_routed_experts > 0,
               "parallel.redundant_experts and parallel.placement, allowed: 0 and \"\" for a model without experts",
               "model.n_routed_experts is 0");
+}
+
+}  // namespace
+
+void check(const RunConfig& config, int num_ranks) {
+  if (!config.changes.empty()) {
+    for (const int64_t step : first_steps(config)) check_at(config, step, num_ranks);
+    const int64_t last = config.changes.back().step;
+    CADRE_CHECK(last <= config.train.steps,
+                fmt::format("from_step.{}, allowed: integer in [1, train.steps = {}]", last, config.train.steps),
+                "steps count from 1");
+    return;
+  }
+  RunConfig copy = config;
+  ErrorList errors;
+  for (const Section& section : sections_of(copy)) {
+    for (const Field& field : section.fields) {
+      errors.collect([&] { check_ranges(std::span(&field, 1), key_prefix(section)); });
+    }
+  }
+  errors.raise();
+  errors.collect([&] { check(config.model); });
+  errors.collect([&] {
+    if (config.compute.products != "auto") ProductChoice::parse(config.compute.products, "compute.products");
+  });
+  check_train(config.train, errors);
+  errors.collect([&] { train_stages(config.train); });
+  errors.collect([&] { recompute_of(config.train); });
+  errors.collect([&] { check_tasks(config); });
+  check_paths_given(config, errors);
+  errors.collect([&] { check_data_fits(config); });
+  errors.collect([&] { check_evaluation(config); });
+  errors.collect([&] {
+    CADRE_CHECK(config.exchange.gradients == "fp32" || config.compute.device == "cpu",
+                fmt::format("exchange.gradients = {}, allowed: fp32 with compute.device = {}",
+                            config.exchange.gradients, config.compute.device),
+                "sums of a device's gradients are fp32");
+  });
+  errors.collect([&] { check_parallel(config, num_ranks); });
+  errors.raise();
+}
+
+std::string shorten_warmup(RunConfig& config) {
+  TrainConfig& train = config.train;
+  const int64_t most = most_warmup_steps(train);
+  if (train.warmup_steps <= most) return "";
+  const int64_t asked = std::exchange(train.warmup_steps, (most + 9) / 10);
+  return fmt::format("train.warmup_steps = {} is longer than the {} steps before the end: shortened to {}", asked, most,
+                     train.warmup_steps);
 }
 
 }  // namespace cadre

@@ -114,8 +114,11 @@ struct TraceConfig {
 };
 
 struct LogConfig {
-  int64_t every = 1;
+  int64_t every = 0;  // 0: the first ten steps, then one every five seconds
+  bool wide = false;
+  std::string progress = "auto";
   std::string metrics = "jsonl";  // csv: metrics.csv beside metrics.jsonl
+  bool tensorboard = false;
 
   bool operator==(const LogConfig&) const = default;
 };
@@ -179,7 +182,10 @@ std::vector<Section> sections_of(RunConfig& config);
 // What stands before the name of a field: "train.", or nothing at the top level.
 std::string key_prefix(const Section& section);
 
-// Throws on the first value or combination that cannot run on this many ranks.
+// Cuts a warm-up that is longer than the run to a tenth of it, rounded up, and says so in a note; empty: nothing to cut.
+std::string shorten_warmup(RunConfig& config);
+
+// Throws when values or combinations cannot run on this many ranks; the error names all of them.
 void check(const RunConfig& config, int num_ranks);
 
 }  // namespace cadre

@@ -15,7 +15,10 @@
 #include <utility>
 
 #include "comm/base/check.hpp"
+#include "comm/base/error_list.hpp"
+#include "comm/base/help_text.hpp"
 #include "comm/base/regular_file.hpp"
+#include "runtime/config/key_synonyms.hpp"
 #include "runtime/config/step_changes.hpp"
 
 namespace cadre {
@@ -31,6 +34,8 @@ constexpr std::array<Alias, 2> kAliases = {{{"data", "data.path"}, {"steps", "tr
 constexpr std::string_view kModelConfigKey = "model.config";
 constexpr std::string_view kFromStep = "from_step";
 
+std::string hint_or(std::string hint, const char* otherwise) { return hint.empty() ? otherwise : std::move(hint); }
+
 // The sections of a configuration, looked up by full name ("train.steps").
 class KeyTable {
  public:
@@ -45,7 +50,8 @@ class KeyTable {
         if (known.back() == key) return {&field, fmt::format("{}: {}", where, key_prefix(section))};
       }
     }
-    throw Error(ErrorKind::input, fmt::format("{}: unknown key {}", where, key), nearest_name_hint(key, known));
+    throw Error(ErrorKind::input, fmt::format("{}: unknown key {}", where, key),
+                hint_or(key_hint(key, known), "cadre train --help lists all keys"));
   }
 
   bool knows(const std::string& key) const {
@@ -59,7 +65,7 @@ class KeyTable {
     std::vector<std::string> known;
     for (const Section& section : sections_) known.push_back(section.name);
     CADRE_CHECK(std::ranges::find(known, name) != known.end(), fmt::format("{}: unknown section [{}]", where, name),
-                nearest_name_hint(name, known));
+                hint_or(nearest_name_hint(name, known), "cadre train --help lists all sections"));
   }
 
  private:
@@ -112,15 +118,15 @@ void read_value(const std::string& key, const toml::node& node, const KeyTable& 
 }
 
 // Dotted keys are tables in a section: rope_scaling.factor.
-void read_section(const std::string& prefix, const toml::table& section, const KeyTable& keys,
-                  const std::string& where) {
+void read_section(const std::string& prefix, const toml::table& section, const KeyTable& keys, const std::string& where,
+                  ErrorList& errors) {
   for (const auto& [name, node] : section) {
     const std::string key = fmt::format("{}.{}", prefix, name.str());
     const auto* inner = node.as_table();
     if (inner != nullptr && !keys.knows(key)) {
-      read_section(key, *inner, keys, where);
+      read_section(key, *inner, keys, where, errors);
     } else {
-      read_value(key, node, keys, where);
+      errors.collect([&, &node = node] { read_value(key, node, keys, where); });
     }
   }
 }
@@ -200,20 +206,23 @@ class StepChanges {
   KeyTable keys_;
 };
 
-void read_table(const toml::table& table, const KeyTable& keys, StepChanges& changes, const std::string& where) {
+void read_table(const toml::table& table, const KeyTable& keys, StepChanges& changes, const std::string& where,
+                ErrorList& errors) {
   for (const auto& [name, node] : table) {
     const std::string key(name.str());
     const auto* section = node.as_table();
     if (section != nullptr && key == kFromStep) {
-      changes.read(*section, where);
+      errors.collect([&] { changes.read(*section, where); });
       continue;
     }
     if (!section) {
-      read_value(key, node, keys, where);
+      errors.collect([&, &node = node] { read_value(key, node, keys, where); });
       continue;
     }
-    keys.expect_section(key, position(where, node.source()));
-    read_section(key, *section, keys, where);
+    errors.collect([&, &node = node] {
+      keys.expect_section(key, position(where, node.source()));
+      read_section(key, *section, keys, where, errors);
+    });
   }
 }
 
@@ -265,8 +274,11 @@ std::string toml_text(const FieldValue& value) {
 }  // namespace
 
 RunConfig parse_run_config(std::string_view toml, const std::string& where, const std::vector<std::string>& arguments) {
+  ErrorList errors;
   std::vector<Override> overrides;
-  for (const std::string& argument : arguments) overrides.push_back(split_override(argument));
+  for (const std::string& argument : arguments) {
+    errors.collect([&] { overrides.push_back(split_override(argument)); });
+  }
   const toml::table table = parse_toml(toml, where);
 
   RunConfig config;
@@ -276,15 +288,15 @@ RunConfig parse_run_config(std::string_view toml, const std::string& where, cons
   }
   const KeyTable keys(config);
   StepChanges changes(config);
-  read_table(table, keys, changes, where);
+  read_table(table, keys, changes, where, errors);
   for (const Override& override : overrides) {
-    if (override.key.starts_with(std::string(kFromStep) + ".")) {
-      changes.read(override);
-      continue;
-    }
-    const auto [field, prefix] = keys.find(override.key, "command line");
-    assign_text(*field, override.text, prefix);
+    errors.collect([&] {
+      if (override.key.starts_with(std::string(kFromStep) + ".")) return changes.read(override);
+      const auto [field, prefix] = keys.find(override.key, "command line");
+      assign_text(*field, override.text, prefix);
+    });
   }
+  errors.raise();
   config.model_config.clear();
   fill_defaults(config.model);
   return config;
@@ -315,22 +327,53 @@ std::string to_toml(const RunConfig& config) {
   return text;
 }
 
+std::string key_of_option(std::string_view option) {
+  option.remove_prefix(std::min(option.find_first_not_of('-'), option.size()));
+  std::string name(option);
+  std::ranges::replace(name, '-', '_');
+  if (const auto alias = std::ranges::find(kAliases, name, &Alias::name); alias != kAliases.end()) {
+    return std::string(alias->key);
+  }
+  if (std::string key = key_called(name); !key.empty()) return key;
+  RunConfig config;
+  for (const Section& section : sections_of(config)) {
+    for (const Field& field : section.fields) {
+      if (field.name == name || key_prefix(section) + field.name == name) return key_prefix(section) + field.name;
+    }
+  }
+  return "";
+}
+
+namespace {
+
+// A value as text that leaves room for its key in 100 columns; a long one ends in "...".
+std::string short_value(const FieldValue& value) {
+  constexpr size_t kMostBytes = 60;
+  std::string text = value_text(value);
+  if (text.size() <= kMostBytes) return text;
+  size_t end = kMostBytes;
+  while ((static_cast<unsigned char>(text[end]) & 0xc0U) == 0x80U) --end;  // between characters of UTF-8
+  return text.substr(0, end) + "...";
+}
+
+}  // namespace
+
 std::string run_config_help() {
   RunConfig defaults;
   std::string text;
   for (const Section& section : sections_of(defaults)) {
-    if (!section.name.empty()) text += fmt::format("\n[{}]\n", section.name);
+    text += section.name.empty() ? "" : fmt::format("\n[{}]\n", section.name);
     for (const Field& field : section.fields) {
-      text += fmt::format("  {:<24} {:<15} {:<33} {}\n", field.name, value_text(value_of(field)), allowed_text(field),
-                          field.help);
+      text += help_entry(fmt::format("{} = {}", field.name, short_value(value_of(field))),
+                         fmt::format("{}; {}", field.help, allowed_text(field)));
     }
   }
-  text +=
-      "\n[from_step.N]  values from step N on, such as train.batch = 16: keys of [model] that do not change the shapes "
-      "of weights,\n";
-  text += "  data.sequence_length, and batch, micro_batches, learning_rate, weight_decay and the like of [train]\n";
+  text += "\n" + help_entry("[from_step.N]",
+                            "values from step N on, such as train.batch = 16: keys of [model] that do not change the "
+                            "shapes of weights, data.sequence_length, and batch, micro_batches, learning_rate, "
+                            "weight_decay and the like of [train]");
   text += "\nShort forms on the command line:\n";
-  for (const Alias& alias : kAliases) text += fmt::format("  {:<24}{}\n", alias.name, alias.key);
+  for (const Alias& alias : kAliases) text += help_entry(std::string(alias.name), std::string(alias.key));
   return text;
 }
 

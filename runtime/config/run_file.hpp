@@ -23,4 +23,8 @@ std::string to_toml(const RunConfig& config);
 // Every key with its default, what it allows and what it means.
 std::string run_config_help();
 
+// The key of a run file that an option of other programs means: "--steps" and "--lr" are train.steps and
+// train.learning_rate; empty: none.
+std::string key_of_option(std::string_view option);
+
 }  // namespace cadre

@@ -3,13 +3,14 @@
 
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
-#include <unistd.h>
 
 #include <algorithm>
 #include <cmath>
-#include <cstdio>
-#include <cstdlib>
+#include <fstream>
+#include <iterator>
 #include <numeric>
+#include <random>
+#include <utility>
 
 #include "comm/base/check.hpp"
 #include "comm/base/console.hpp"
@@ -17,50 +18,13 @@
 namespace cadre {
 namespace {
 
-constexpr int kBarWidth = 20;
-constexpr const char* kEraseLine = "\r\x1b[K";
-
-std::string clock_text(int64_t seconds) {
-  return fmt::format("{}:{:02}:{:02}", seconds / 3600, seconds / 60 % 60, seconds % 60);
-}
-
-// A bar is not worth an error: what cannot be written is lost.
-void write_stderr(const std::string& text) {
-  static_cast<void>(std::fputs(text.c_str(), stderr));
-  static_cast<void>(std::fflush(stderr));
-}
-
-}  // namespace
-
-std::string progress_text(double fraction, int64_t elapsed_seconds, int64_t left_seconds) {
-  const auto filled = static_cast<size_t>(fraction * kBarWidth);
-  return fmt::format("[{:.<{}}] {:>3}% | {} elapsed | {} left", std::string(filled, '#'), kBarWidth,
-                     static_cast<int>(fraction * 100.0), clock_text(elapsed_seconds), clock_text(left_seconds));
-}
-
-ProgressBar::ProgressBar(int64_t done_before)
-    : enabled_(::isatty(STDERR_FILENO) == 1 && std::getenv("SLURM_JOB_ID") == nullptr), done_before_(done_before) {}
-
-void ProgressBar::update(int64_t done, int64_t total) {
-  if (!enabled_) return;
-  if (done <= done_before_ || done >= total) return clear();
-  const std::chrono::duration<double> elapsed = Clock::now() - begin_;
-  const double left = elapsed.count() / static_cast<double>(done - done_before_) * static_cast<double>(total - done);
-  const double fraction = static_cast<double>(done) / static_cast<double>(total);
-  write_stderr(kEraseLine + progress_text(fraction, static_cast<int64_t>(elapsed.count()), static_cast<int64_t>(left)));
-  drawn_ = true;
-}
-
-void ProgressBar::clear() {
-  if (!drawn_) return;
-  write_stderr(kEraseLine);
-  drawn_ = false;
-}
-
-namespace {
-
 namespace fs = std::filesystem;
 using OrderedJson = nlohmann::ordered_json;  // keys stay in the order of writing
+
+constexpr const char* kMetricsFile = "metrics.jsonl";
+// With log.every = 0.
+constexpr int64_t kFirstLines = 10;
+constexpr std::chrono::seconds kLineInterval(5);
 
 double tokens_per_second(const StepRecord& record) {
   return static_cast<double>(record.global.num_tokens) / (record.step_ms * 1e-3);
@@ -81,9 +45,18 @@ std::string short_number(double value) {
   return fmt::format("{:.0f}", value);
 }
 
-std::string wait_text(const GlobalStep& global) {
+std::string wait_text(const GlobalStep& global, int digits) {
   const double step_ms = sum_over_ranks(global.device_step_ms);
-  return step_ms > 0.0 ? fmt::format("{:.1f}%", 100.0 * sum_over_ranks(global.device_wait_ms) / step_ms) : "-";
+  return step_ms > 0.0 ? fmt::format("{:.{}f}%", 100.0 * sum_over_ranks(global.device_wait_ms) / step_ms, digits) : "-";
+}
+
+std::string left_text(double seconds) { return fmt::format(" | {} left", clock_text(static_cast<int64_t>(seconds))); }
+
+// "step  12/300 | loss 2.1034 | norm 0.81"
+std::string step_text(const StepRecord& record) {
+  const std::string steps = fmt::format("{}", record.steps);
+  return fmt::format("step {:>{}}/{} | loss {:.4f} | norm {:.2f}", record.step, steps.size(), steps, record.global.loss,
+                     record.grad_norm);
 }
 
 // The index of the layer whose MaxVio is the highest.
@@ -125,7 +98,7 @@ OrderedJson layers_json(const StepRecord& record) {
   return layers;
 }
 
-OrderedJson json_of(const StepRecord& record) {
+OrderedJson json_of(const StepRecord& record, const LineOrigin& origin) {
   const GlobalStep& global = record.global;
   const BalanceFigures experts = global.expert_balance();
   const BalanceFigures devices = balance_figures(global.device_slots);
@@ -164,6 +137,9 @@ OrderedJson json_of(const StepRecord& record) {
           {"wait_ms_max", max_of(global.device_wait_ms)},
           {"wait_ms_mean", mean_of_ranks(global.device_wait_ms)},
           {"step_ms_max", max_of(global.device_step_ms)},
+          {"time", origin.time},
+          {"run", origin.run},
+          {"tokens_so_far", record.tokens_so_far},
           {"layers", layers_json(record)}};
 }
 
@@ -174,38 +150,114 @@ std::optional<int64_t> step_of_line(const std::string& line) {
   return json["step"].get<int64_t>() + (json.contains("validation_loss") ? 1 : 0);
 }
 
-}  // namespace
-
-std::string step_line(const StepRecord& record) {
-  const GlobalStep& global = record.global;
-  const std::string steps = fmt::format("{}", record.steps);
-  std::string line =
-      fmt::format("step {:>{}}/{} | loss {:.4f} | norm {:.2f} | lr {:.2e} | {:.1f} ms | {} tok/s | wait {}",
-                  record.step, steps.size(), steps, global.loss, record.grad_norm, record.learning_rate, record.step_ms,
-                  short_number(tokens_per_second(record)), wait_text(global));
-  if (record.save_ms > 0.0) line += fmt::format(" | save {:.1f} ms", record.save_ms);
-  return global.expert_counts.empty() ? line : line + balance_text(record);
+double unix_time() {
+  const auto now = std::chrono::system_clock::now().time_since_epoch();
+  return static_cast<double>(std::chrono::duration_cast<std::chrono::milliseconds>(now).count()) * 1e-3;
 }
 
-std::string step_json(const StepRecord& record) { return json_of(record).dump(); }
+// 16 hexadecimal digits. Nothing that is computed depends on it.
+std::string new_run() {
+  std::random_device random;
+  return fmt::format("{:08x}{:08x}", random(), random());
+}
 
-RunLog::RunLog(const fs::path& out, int64_t resumed_step, int64_t log_every, Metrics metrics)
-    : metrics_(out / "metrics.jsonl", resumed_step, step_of_line), log_every_(log_every), bar_(resumed_step) {
+// The run that wrote the file; empty where it does not say.
+std::string run_in(const fs::path& path) {
+  std::error_code error;
+  if (!fs::is_regular_file(path, error)) return "";
+  std::ifstream file(path);
+  std::string run;
+  for (std::string line; std::getline(file, line);) {
+    const auto json = nlohmann::json::parse(line, /*cb=*/nullptr, /*allow_exceptions=*/false);
+    if (!json.is_object() || !json.contains("run") || !json["run"].is_string()) continue;
+    return json["run"].get<std::string>();
+  }
+  return "";
+}
+
+ProgressBar::Show show_of(const LogConfig& config) {
+  if (config.progress == "auto") return ProgressBar::Show::automatic;
+  return config.progress == "always" ? ProgressBar::Show::always : ProgressBar::Show::never;
+}
+
+}  // namespace
+
+std::string step_line(const StepRecord& record, double left) {
+  const GlobalStep& global = record.global;
+  std::string line = step_text(record) + fmt::format(" | {:.0f} ms", record.step_ms);
+  line += fmt::format(" | {} tok/s", short_number(tokens_per_second(record)));
+  std::vector<std::string> more = {" | wait " + wait_text(global, 0)};
+  if (!global.expert_counts.empty()) more.push_back(fmt::format(" | cv {:.2f}", global.expert_balance().cv));
+  if (left >= 0.0) more.push_back(left_text(left));
+  // What is last matters most.
+  size_t length = line.size();
+  for (const std::string& part : more) length += part.size();
+  for (const std::string& part : more) {
+    const bool fits = length <= kLineWidth;
+    if (fits) line += part;
+    if (!fits) length -= part.size();
+  }
+  return line;
+}
+
+std::string wide_step_line(const StepRecord& record, double left) {
+  const GlobalStep& global = record.global;
+  std::string line =
+      step_text(record) + fmt::format(" | lr {:.2e} | {:.1f} ms | {} tok/s | wait {}", record.learning_rate,
+                                      record.step_ms, short_number(tokens_per_second(record)), wait_text(global, 1));
+  if (record.save_ms > 0.0) line += fmt::format(" | save {:.1f} ms", record.save_ms);
+  if (!global.expert_counts.empty()) line += balance_text(record);
+  return left >= 0.0 ? line + left_text(left) : line;
+}
+
+std::string step_json(const StepRecord& record, const LineOrigin& origin) { return json_of(record, origin).dump(); }
+
+RunLog::RunLog(const fs::path& out, int64_t resumed_step, const LogConfig& config)
+    : config_(config),
+      run_(resumed_step > 0 ? run_in(out / kMetricsFile) : std::string()),
+      metrics_(out / kMetricsFile, resumed_step, step_of_line),
+      done_before_(resumed_step),
+      bar_(resumed_step, show_of(config)) {
+  if (run_.empty()) run_ = new_run();
   tell_damage(metrics_);
-  if (metrics != Metrics::jsonl_and_csv) return;
+  if (config.tensorboard) {
+    std::ifstream file(out / "run.toml");
+    const std::string text((std::istreambuf_iterator<char>(file)), std::istreambuf_iterator<char>());
+    events_.emplace(out / "tensorboard", run_, unix_time(), resumed_step + 1, text);
+  }
+  if (config.metrics != "csv") return;
   table_.emplace(out / "metrics.csv", resumed_step);
   tell_damage(table_->file());
 }
 
+bool RunLog::prints(const StepRecord& record) {
+  const Clock::time_point now = Clock::now();
+  const bool is_due = config_.every > 0 ? record.step % config_.every == 0
+                                        : num_printed_ < kFirstLines || now - last_printed_ >= kLineInterval;
+  if (!is_due && record.step != 1 && record.step != record.steps) return false;
+  ++num_printed_;
+  last_printed_ = now;
+  return true;
+}
+
+double RunLog::seconds_left(const StepRecord& record) const {
+  const int64_t done = record.step - done_before_;
+  if (done < 2 || record.step >= record.steps) return -1.0;
+  const std::chrono::duration<double> elapsed = Clock::now() - begin_;
+  return elapsed.count() / static_cast<double>(done) * static_cast<double>(record.steps - record.step);
+}
+
 void RunLog::step(const StepRecord& record) {
-  append(json_of(record));
-  if (record.step == 1 || record.step == record.steps || record.step % log_every_ == 0) note(step_line(record));
+  const LineOrigin origin = {unix_time(), run_};
+  append(json_of(record, origin));
+  const double left = seconds_left(record);
+  if (prints(record)) note(config_.wide ? wide_step_line(record, left) : step_line(record, left));
   for (const std::string& warning : alarm_.add(record.step, record.global)) note(warning);
   bar_.update(record.step, record.steps);
 }
 
 void RunLog::evaluation(int64_t step, double validation_loss) {
-  append(OrderedJson{{"step", step}, {"validation_loss", validation_loss}});
+  append(OrderedJson{{"step", step}, {"validation_loss", validation_loss}, {"time", unix_time()}, {"run", run_}});
   note(fmt::format("step {} | validation loss {:.4f}", step, validation_loss));
   if (std::isfinite(validation_loss)) return;
   note(fmt::format(
@@ -248,6 +300,11 @@ void RunLog::tell_trouble(StepFile& file, std::string& told) {
 void RunLog::append(const OrderedJson& line) {
   metrics_.append(line.dump());
   tell_trouble(metrics_, metrics_trouble_);
+  if (events_) events_->add(line);
+  if (events_ && events_->trouble() && !std::exchange(told_events_, true)) {
+    note(fmt::format("warning: cannot write {}: TensorBoard will miss steps; cadre report --tensorboard makes it anew",
+                     events_->path().string()));
+  }
   if (!table_) return;
   table_->add(line);
   tell_trouble(table_->file(), table_trouble_);

@@ -2,6 +2,7 @@
 #include "runtime/train/memory_plan.hpp"
 
 #include <algorithm>
+#include <functional>
 #include <map>
 #include <numeric>
 
@@ -239,6 +240,21 @@ std::string MemoryPlan::table() const {
     text += fmt::format("  {:<28} {:>10.1f} MiB\n", line.what, static_cast<double>(line.bytes) / kMiB);
   }
   return text + fmt::format("  {:<28} {:>10.1f} MiB\n", "total", static_cast<double>(total_bytes()) / kMiB);
+}
+
+std::string MemoryPlan::line() const {
+  std::vector<MemoryLine> parts;
+  for (const MemoryLine& one : lines) {
+    if (!one.what.starts_with(kActivations)) parts.push_back(one);
+  }
+  parts.push_back({"activations", activation_bytes() * static_cast<size_t>(num_lanes)});
+  std::ranges::stable_sort(parts, std::ranges::greater(), &MemoryLine::bytes);
+  constexpr size_t kMostParts = 3;
+  std::string text;
+  for (size_t i = 0; i < std::min(kMostParts, parts.size()); ++i) {
+    text += fmt::format("{}{} {:.1f}", i == 0 ? "" : ", ", parts[i].what, static_cast<double>(parts[i].bytes) / kMiB);
+  }
+  return fmt::format("{:.1f} MiB ({})", static_cast<double>(total_bytes()) / kMiB, text);
 }
 
 // The last part of a range is as large as any.

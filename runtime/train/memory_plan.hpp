@@ -25,6 +25,7 @@ struct MemoryPlan {
   size_t total_bytes() const;
   size_t activation_bytes() const;  // of one lane
   std::string table() const;        // one line each and the total, in MiB
+  std::string line() const;         // the total and its largest parts, without a line end
 };
 
 // Of rank `rank` of a job laid out like that. Needs neither MPI nor the memory.

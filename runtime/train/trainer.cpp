@@ -82,8 +82,7 @@ Trainer::Trainer(Communicator world, const RunConfig& config, PartnerCopies* cop
   }
   if (worker_.world().rank() == 0) {
     prepare_folder(whole_);
-    log_.emplace(config_.out, steps_done(), config_.log.every,
-                 config_.log.metrics == "csv" ? RunLog::Metrics::jsonl_and_csv : RunLog::Metrics::jsonl);
+    log_.emplace(config_.out, steps_done(), config_.log);
     if (!is_of_next_step()) return;
     if (steps_done() > 0)
       log_->note(fmt::format("resumed after step {}{}", steps_done(), from_copies ? ", from copies in memory" : ""));

@@ -178,6 +178,7 @@ StepRecord Trainer::step(StepWork work) {
   record.skipped_steps = static_cast<int64_t>(optimizer_.skipped_steps().size());
   ++progress_.step;
   progress_.tokens_seen += train.batch * config_.data.sequence_length;
+  record.tokens_so_far = progress_.tokens_seen;
   progress_.data = train_reader_.advance(progress_.data, train.batch);
 
   recorder.end();

@@ -6,7 +6,7 @@
 source "$(dirname "$0")/common.sh" "$@"
 
 unset SLURM_NTASKS SLURM_CPUS_PER_TASK SRUN_CPUS_PER_TASK
-export OMP_NUM_THREADS=1
+unset OMP_NUM_THREADS
 
 # finds TROUBLE MEND: the line, and the one under it.
 finds() { grep -F -A1 "TROUBLE" "$output" | grep -F -A1 -- "$1" | grep -qF -- "$2" || fail "no trouble '$1' with '$2'"; }
@@ -22,10 +22,12 @@ on_two_ranks doctor
 succeeded doctor
 says "ranks 2" "local ranks 2"
 does_not_find OMP_NUM_THREADS
-
-OMP_NUM_THREADS='' on_two_ranks doctor
-succeeded "doctor without threads set"
-finds "OMP_NUM_THREADS is not set" "export OMP_NUM_THREADS=1"
+# A latency above 0 and below a second, a bandwidth above 0; in one process ranks are threads.
+grep -Eq '^  link      rank 0 on .* - rank 1 on .*: latency 0*[1-9][0-9]{0,5}\.[0-9] us, bandwidth [0-9]+\.[0-9]+ GB/s$|latency 0\.[1-9] us' "$output" ||
+  fail "no latency and bandwidth"
+if ((${#launcher[@]} > 0)); then says "network   pml "; fi
+on_two_ranks doctor --links 0
+does_not_find "latency"
 on_two_ranks doctor --threads 512
 finds "< ranks 2 x threads 512" "compute.threads"
 SLURM_NTASKS=4 SLURM_CPUS_PER_TASK=2 alone doctor

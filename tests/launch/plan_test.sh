@@ -41,7 +41,7 @@ alone plan memory "$folder/run.toml" --ranks 2
 succeeded "plan memory"
 says "rank 0 of 2, the largest" "optimizer moments" "total"
 planned=$(grep 'optimizer moments' "$output")
-on_two_ranks train "$folder/run.toml" train.steps=1 "out=$folder/planned"
+on_two_ranks train "$folder/run.toml" train.steps=1 log.wide=true "out=$folder/planned"
 succeeded "the run that was planned"
 says "$planned"
 alone plan memory "$folder/run.toml" model.num_hidden_layers=8 model.n_routed_experts=256 train.batch=8192 parallel.pipeline=4 \

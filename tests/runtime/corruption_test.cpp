@@ -25,6 +25,13 @@
 namespace cadre {
 namespace {
 
+LogConfig with_table() {
+  LogConfig config;
+  config.every = 1000;
+  config.metrics = "csv";
+  return config;
+}
+
 namespace fs = std::filesystem;
 using namespace test;
 
@@ -238,7 +245,7 @@ TEST(Corruption, of_metrics_is_cut_off_or_refused) {
   record.global.device_bytes = {0};
   testing::internal::CaptureStdout();
   {
-    RunLog log(folder.path(), 0, 1000, RunLog::Metrics::jsonl_and_csv);
+    RunLog log(folder.path(), 0, with_table());
     for (record.step = 1; record.step <= 20; ++record.step) log.step(record);
   }
   CorruptibleFolder files(folder.path(), kSeed + 4);
@@ -246,7 +253,7 @@ TEST(Corruption, of_metrics_is_cut_off_or_refused) {
   for (uint64_t i = 0; i < share_of(0.05) && !HasFailure(); ++i) {
     SCOPED_TRACE(files.corrupt());
     const bool goes_on = is_read(folder.path(), [&] {
-      RunLog log(folder.path(), 10, 1000, RunLog::Metrics::jsonl_and_csv);
+      RunLog log(folder.path(), 10, with_table());
       record.step = 11;
       log.step(record);
     });

@@ -29,6 +29,13 @@ class MetricsCsvTest : public testing::Test {
   test::TemporaryDirectory out_;
 };
 
+LogConfig with_table() {
+  LogConfig config;
+  config.every = 1;
+  config.metrics = "csv";
+  return config;
+}
+
 std::vector<std::string> text_lines(const std::filesystem::path& path) {
   std::vector<std::string> lines;
   std::ifstream file(path);
@@ -73,7 +80,7 @@ void expect_row(const std::vector<std::string>& columns, const std::vector<std::
 TEST_F(MetricsCsvTest, WritesATableWithTheSameColumns) {
   const auto run_with_table = [&](int64_t first, int64_t last) {
     printed_by([&] {
-      RunLog log(out_.path(), first - 1, 1, RunLog::Metrics::jsonl_and_csv);
+      RunLog log(out_.path(), first - 1, with_table());
       for (int64_t step = first; step <= last; ++step) log.step(example_step(step));
       log.evaluation(last, 1.25);
     });
@@ -85,8 +92,8 @@ TEST_F(MetricsCsvTest, WritesATableWithTheSameColumns) {
   const std::vector<std::string> columns = cells_of(lines[0]);
   EXPECT_EQ(columns.front(), "step");
   EXPECT_EQ(columns.back(), "validation_loss");
-  // 30 figures of the step, 11 of each of the two layers, the validation loss.
-  EXPECT_EQ(columns.size(), 34U + 2 * 11U + 1);
+  // 37 values of the step, 11 of each of the two layers, the validation loss.
+  EXPECT_EQ(columns.size(), 37U + 2 * 11U + 1);
   expect_row(columns, cells_of(lines[5]), json_lines(out_ / "metrics.jsonl")[4]);
   const std::vector<std::string> evaluation = cells_of(lines[6]);
   EXPECT_EQ(evaluation.front(), "5");
@@ -97,13 +104,13 @@ TEST_F(MetricsCsvTest, WritesATableWithTheSameColumns) {
 
 TEST_F(MetricsCsvTest, ATableHasTheEvaluationOfTheResumedStepOnce) {
   printed_by([&] {
-    RunLog log(out_.path(), 2, 1, RunLog::Metrics::jsonl_and_csv);
+    RunLog log(out_.path(), 2, with_table());
     log.evaluation(2, 1.0);  // made again before a step has named the columns
     log.step(example_step(3));
     log.evaluation(3, 1.25);
   });
   printed_by([&] {
-    RunLog log(out_.path(), 3, 1, RunLog::Metrics::jsonl_and_csv);
+    RunLog log(out_.path(), 3, with_table());
     log.evaluation(3, 1.25);
   });
   const std::vector<std::string> lines = text_lines(out_ / "metrics.csv");
@@ -115,7 +122,7 @@ TEST_F(MetricsCsvTest, ATableHasTheEvaluationOfTheResumedStepOnce) {
 
 TEST_F(MetricsCsvTest, ATableThatWasEditedByHandIsNamed) {
   write_file(out_ / "metrics.csv", "step,loss\n1,2\nx,3\n2,1\n");
-  const std::string said = printed_by([&] { RunLog(out_.path(), 4, 1, RunLog::Metrics::jsonl_and_csv); });
+  const std::string said = printed_by([&] { RunLog(out_.path(), 4, with_table()); });
   EXPECT_THAT(said, AllOf(HasSubstr("metrics.csv"), HasSubstr("the first is line 3")));
   EXPECT_EQ(text_lines(out_ / "metrics.csv").size(), 4U);
 }

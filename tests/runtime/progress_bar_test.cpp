@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The bar on a pseudo-terminal, and its silence everywhere else.
+#include "runtime/observe/progress_bar.hpp"
+
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <pty.h>
@@ -8,8 +10,6 @@
 #include <cstdlib>
 #include <functional>
 #include <string>
-
-#include "runtime/observe/run_log.hpp"
 
 namespace cadre {
 namespace {
@@ -22,8 +22,12 @@ constexpr const char* kEraseLine = "\r\x1b[K";
 
 class ProgressBarTest : public testing::Test {
  protected:
-  void SetUp() override { ::unsetenv("SLURM_JOB_ID"); }
-  void TearDown() override { ::unsetenv("SLURM_JOB_ID"); }
+  // What a launcher would say; this process is a child of none.
+  void SetUp() override { forget_launcher(); }
+  void TearDown() override { forget_launcher(); }
+  static void forget_launcher() {
+    for (const char* name : {"SLURM_JOB_ID", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"}) ::unsetenv(name);
+  }
 };
 
 // What `action` writes to stderr when that is a terminal.
@@ -71,9 +75,23 @@ TEST_F(ProgressBarTest, IsGoneAtTheEnd) {
   EXPECT_EQ(text.find("100%"), std::string::npos);
 }
 
-TEST_F(ProgressBarTest, DrawsNothingUnderSlurm) {
+// srun --pty gives its first rank a terminal.
+TEST_F(ProgressBarTest, DrawsUnderSlurmWhereThereIsATerminal) {
   ::setenv("SLURM_JOB_ID", "7", /*replace=*/1);
+  EXPECT_THAT(on_terminal([] { ProgressBar(0).update(1, 4); }), HasSubstr(" 25% | "));
+}
+
+// stdout of a rank is a pseudo-terminal of mpirun, wherever mpirun writes it; this rank finds no mpirun above it.
+TEST_F(ProgressBarTest, UnderMpirunTheTerminalOfMpirunCounts) {
+  ::setenv("OMPI_COMM_WORLD_SIZE", "2", /*replace=*/1);
   EXPECT_EQ(on_terminal([] { ProgressBar(0).update(1, 4); }), "");
+}
+
+TEST_F(ProgressBarTest, DrawsWhereAskedToAndNotWhereAskedNotTo) {
+  EXPECT_EQ(on_terminal([] { ProgressBar(0, ProgressBar::Show::never).update(1, 4); }), "");
+  testing::internal::CaptureStderr();
+  ProgressBar(0, ProgressBar::Show::always).update(1, 4);
+  EXPECT_THAT(testing::internal::GetCapturedStderr(), HasSubstr(" 25% | "));
 }
 
 TEST_F(ProgressBarTest, DrawsNothingIntoAFile) {

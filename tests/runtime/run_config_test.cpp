@@ -9,9 +9,11 @@
 #include <algorithm>
 #include <filesystem>
 #include <fstream>
+#include <sstream>
 
 #include "layers/model/architecture.hpp"
 #include "runtime/config/config_changes.hpp"
+#include "runtime/config/key_synonyms.hpp"
 #include "runtime/config/run_file.hpp"
 #include "runtime/config/step_changes.hpp"
 #include "tests/support/messages.hpp"
@@ -118,12 +120,15 @@ TEST(RunConfig, HelpNamesEveryKey) {
   for (const Section& section : sections_of(config)) {
     for (const Field& field : section.fields) {
       ++num_fields;
-      EXPECT_NE(help.find("  " + field.name + " "), std::string::npos) << field.name;
+      EXPECT_NE(help.find("  " + field.name + " = "), std::string::npos) << field.name;
       EXPECT_FALSE(field.help.empty()) << field.name;
     }
   }
   EXPECT_GT(num_fields, 50U);
-  expect_message(help, {"[train]", "silu | gelu | relu", "number in [0, 1)", "  steps                   train.steps"});
+  expect_message(help,
+                 {"[train]", "silu | gelu | relu", "number in [0, 1)", "  steps                         train.steps"});
+  std::istringstream lines(help);
+  for (std::string line; std::getline(lines, line);) EXPECT_LE(line.size(), 100U) << line;
 }
 
 TEST(RunConfig, RefusesFiles) {
@@ -190,6 +195,49 @@ TEST(RunConfig, ChecksCombinations) {
   expect_message(refused({"checkpoint.resume="}, 1), {"checkpoint.resume = \"\""});
   expect_message(refused({"model.num_experts_per_tok=11"}, 1),
                  {"model.num_experts_per_tok = 11", "n_routed_experts = 10"});
+}
+
+TEST(RunConfig, NamesAllErrorsAtOnce) {
+  expect_message(message_of([] { parse("[train]\nstpes = 5\nbatch = 0\n[modle]\n", {"seed=-1"}); }),
+                 {"run.toml:2: unknown key train.stpes", "run.toml:3: train.batch = 0", "unknown section [modle]",
+                  "command line: seed = -1"});
+  expect_message(message_of([] {
+                   check(parse(kRun, {"train.micro_batches=9", "data=", "parallel.pipeline=3"}), 4);
+                 }),
+                 {"train.micro_batches = 9", "data.path = \"\"", "parallel.pipeline = 3"});
+}
+
+TEST(RunConfig, KnowsTheNamesOfOtherPrograms) {
+  const auto refusal = [](const char* word) { return message_of([&] { parse(kRun, {word}); }); };
+  expect_message(refusal("lr=1"), {"unknown key lr", "train.learning_rate"});
+  expect_message(refusal("model.n_experts=8"), {"unknown key model.n_experts", "model.n_routed_experts"});
+  expect_message(refusal("train.banana=1"), {"unknown key train.banana", "lists all keys"});
+  EXPECT_EQ(refusal("train.banana=1").find("nearest"), std::string::npos);
+  EXPECT_EQ(key_of_option("--steps"), "train.steps");
+  EXPECT_EQ(key_of_option("--lr"), "train.learning_rate");
+  EXPECT_EQ(key_of_option("--batch-size"), "train.batch");
+  EXPECT_EQ(key_of_option("--hidden-size"), "model.hidden_size");
+  EXPECT_EQ(key_of_option("--banana"), "");
+  // Each synonym leads to a key that is there.
+  RunConfig config;
+  std::vector<std::string> keys;
+  for (const Section& section : sections_of(config)) {
+    for (const Field& field : section.fields) keys.push_back(key_prefix(section) + field.name);
+  }
+  for (const std::string& key : synonym_keys()) EXPECT_NE(std::ranges::find(keys, key), keys.end()) << key;
+}
+
+TEST(RunConfig, ShortensALongWarmup) {
+  RunConfig config = parse(kRun, {"train.warmup_steps=51"});
+  expect_message(shorten_warmup(config), {"train.warmup_steps = 51", "50 steps", "shortened to 5"});
+  EXPECT_EQ(config.train.warmup_steps, 5);
+  EXPECT_EQ(shorten_warmup(config), "");
+  config = parse(kRun, {"train.warmup_steps=50"});
+  EXPECT_EQ(shorten_warmup(config), "");
+  config = parse(kRun, {"train.warmup_steps=30", "train.schedule=wsd", "train.decay_steps=21"});
+  EXPECT_NE(shorten_warmup(config), "");
+  EXPECT_EQ(config.train.warmup_steps, 3);
+  EXPECT_NO_THROW(check(config, 1));
 }
 
 TEST(RunConfig, ValuesChangeInTheCourseOfARun) {

@@ -7,6 +7,7 @@
 #include <nlohmann/json.hpp>
 #include <sys/stat.h>
 
+#include <chrono>
 #include <cmath>
 #include <fstream>
 #include <limits>
@@ -46,6 +47,12 @@ StepRecord dense_example() {
   return record;
 }
 
+LogConfig log_every(int64_t steps) {
+  LogConfig config;
+  config.every = steps;
+  return config;
+}
+
 std::vector<int64_t> steps_of(const std::filesystem::path& path) {
   std::vector<int64_t> steps;
   for (const Json& line : json_lines(path)) steps.push_back(line.at("step").get<int64_t>());
@@ -57,7 +64,7 @@ class RunLogTest : public testing::Test {
   // A run from `first` to `last`, silent, as a process that resumed after first - 1.
   void run(int64_t first, int64_t last) {
     printed_by([&] {
-      RunLog log(out_.path(), first - 1, 1);
+      RunLog log(out_.path(), first - 1, log_every(1));
       for (int64_t step = first; step <= last; ++step) log.step(example_step(step));
     });
   }
@@ -67,14 +74,32 @@ class RunLogTest : public testing::Test {
 };
 
 TEST(StepLine, Golden) {
-  EXPECT_EQ(step_line(example_step()),
+  EXPECT_EQ(step_line(example_step(), 3752.0),
+            "step  12/300 | loss 2.1034 | norm 0.81 | 112 ms | 36.4k tok/s | wait 7% | cv 0.56 | 1:02:32 left");
+  EXPECT_EQ(wide_step_line(example_step()),
             "step  12/300 | loss 2.1034 | norm 0.81 | lr 3.00e-03 | 112.4 ms | 36.4k tok/s | wait 7.0% | save 3.5 ms | "
             "experts cv 0.56 maxvio 1.00 (layer 3) dead 1 | ranks cv 0.25 max/mean 1.25 | drop 20.00%");
 }
 
 TEST(StepLine, OfTheFirstStepOfADenseModel) {
-  EXPECT_EQ(step_line(dense_example()),
+  EXPECT_EQ(step_line(dense_example()), "step   1/300 | loss 2.1034 | norm 0.81 | 112 ms | 36.4k tok/s | wait -");
+  EXPECT_EQ(wide_step_line(dense_example()),
             "step   1/300 | loss 2.1034 | norm 0.81 | lr 3.00e-03 | 112.4 ms | 36.4k tok/s | wait -");
+}
+
+// The time left stays, whatever else must go.
+TEST(StepLine, FitsIts100Columns) {
+  StepRecord record = example_step(1'234'567);
+  record.steps = 9'999'999;
+  for (const double step_ms : {0.4, 112.4, 123456.7}) {
+    for (const double norm : {0.81, 1234.5, 1e9}) {
+      record.step_ms = step_ms;
+      record.grad_norm = norm;
+      const std::string line = step_line(record, 4e6);
+      EXPECT_LE(line.size(), kLineWidth) << line;
+      EXPECT_THAT(line, AllOf(HasSubstr("loss 2.1034"), HasSubstr("1111:06:40 left")));
+    }
+  }
 }
 
 TEST(StepLine, ShortensNumbers) {
@@ -90,13 +115,13 @@ TEST(StepJson, HasAStableSchema) {
   const Json json = Json::parse(step_json(example_step()));
   std::vector<std::string> keys;
   for (const auto& item : json.items()) keys.push_back(item.key());
-  EXPECT_THAT(
-      keys, ElementsAre("step", "loss", "balance_loss", "mtp_loss", "grad_norm", "lr", "step_ms", "balance_ms",
-                        "save_ms", "skipped_steps", "polls_per_exchange", "poll_ms", "tokens_per_s", "tokens",
-                        "drop_rate", "dropped", "rerouted", "crossing_bytes", "between_hosts_bytes", "device_bytes_min",
-                        "device_bytes_max", "device_bytes_mean", "expert_cv", "expert_max_vio", "expert_min",
-                        "expert_max", "expert_mean", "expert_entropy", "dead_experts", "device_cv",
-                        "device_max_over_mean", "wait_ms_max", "wait_ms_mean", "step_ms_max", "layers"));
+  EXPECT_THAT(keys, ElementsAre("step", "loss", "balance_loss", "mtp_loss", "grad_norm", "lr", "step_ms", "balance_ms",
+                                "save_ms", "skipped_steps", "polls_per_exchange", "poll_ms", "tokens_per_s", "tokens",
+                                "drop_rate", "dropped", "rerouted", "crossing_bytes", "between_hosts_bytes",
+                                "device_bytes_min", "device_bytes_max", "device_bytes_mean", "expert_cv",
+                                "expert_max_vio", "expert_min", "expert_max", "expert_mean", "expert_entropy",
+                                "dead_experts", "device_cv", "device_max_over_mean", "wait_ms_max", "wait_ms_mean",
+                                "step_ms_max", "time", "run", "tokens_so_far", "layers"));
   std::vector<std::string> layer_keys;
   for (const auto& item : json["layers"][1].items()) layer_keys.push_back(item.key());
   EXPECT_THAT(layer_keys, ElementsAre("layer", "expert_cv", "max_vio", "min", "max", "mean", "entropy", "dead",
@@ -131,6 +156,7 @@ TEST(StepJson, HasTheValues) {
   EXPECT_EQ(json["step_ms_max"], 110.0);
   EXPECT_EQ(json["save_ms"], 3.5);
   EXPECT_EQ(json["skipped_steps"], 2);
+  EXPECT_EQ(json["tokens_so_far"], 49152);
   EXPECT_EQ(json["layers"][1]["layer"], 3);
   EXPECT_EQ(json["layers"][1]["dead"], 1);
   EXPECT_EQ(json["layers"][1]["max_vio"], 1.0);
@@ -157,7 +183,7 @@ TEST(StepJson, StaysJsonWhenNumbersAreNotFinite) {
 
 TEST_F(RunLogTest, WritesEveryStepAndPrintsSome) {
   const std::string printed = printed_by([&] {
-    RunLog log(out_.path(), 0, 4);
+    RunLog log(out_.path(), 0, log_every(4));
     for (int64_t step = 1; step <= 6; ++step) {
       StepRecord record = example_step(step);
       record.steps = 6;
@@ -168,7 +194,7 @@ TEST_F(RunLogTest, WritesEveryStepAndPrintsSome) {
     log.note("saved");
   });
   EXPECT_THAT(steps_of(file_), ElementsAre(1, 2, 3, 4, 5, 6, 6));
-  EXPECT_EQ(json_lines(file_).back().dump(), R"({"step":6,"validation_loss":1.25})");
+  EXPECT_EQ(json_lines(file_).back().at("validation_loss"), 1.25);
   std::vector<std::string> starts;
   std::istringstream lines(printed);
   for (std::string line; std::getline(lines, line);) starts.push_back(line.substr(0, 8));
@@ -178,13 +204,12 @@ TEST_F(RunLogTest, WritesEveryStepAndPrintsSome) {
 // JSON has no NaN: the line stays one that others read.
 TEST_F(RunLogTest, ALossThatIsNotFiniteIsLoggedAndWarnedOf) {
   const std::string printed = printed_by([&] {
-    RunLog log(out_.path(), 0, 100);
+    RunLog log(out_.path(), 0, log_every(100));
     log.evaluation(4, 1.25);
     log.evaluation(6, std::nan(""));
     log.evaluation(8, HUGE_VAL);
   });
-  EXPECT_EQ(json_lines(file_).at(1).dump(), R"({"step":6,"validation_loss":null})");
-  EXPECT_EQ(json_lines(file_).at(2).dump(), R"({"step":8,"validation_loss":null})");
+  for (const size_t line : {1, 2}) EXPECT_TRUE(json_lines(file_).at(line).at("validation_loss").is_null());
   EXPECT_THAT(printed, AllOf(HasSubstr("step 6 | validation loss nan\n"), HasSubstr("step 8 | validation loss inf\n")));
   EXPECT_THAT(printed, AllOf(HasSubstr("warning: the validation loss of step 6 is not finite"),
                              HasSubstr("warning: the validation loss of step 8"), Not(HasSubstr("loss of step 4"))));
@@ -201,13 +226,15 @@ TEST_F(RunLogTest, AResumedRunCutsBackAndAppends) {
   const std::string first = read_file(file_);
   run(4, 7);
   EXPECT_THAT(steps_of(file_), ElementsAre(1, 2, 3, 4, 5, 6, 7));
-  EXPECT_THAT(read_file(file_), StartsWith(first));
+  size_t third = 0;  // the end of line 3; later lines are of another time
+  for (int line = 0; line < 3; ++line) third = first.find('\n', third) + 1;
+  EXPECT_THAT(read_file(file_), StartsWith(first.substr(0, third)));
 }
 
 // A checkpoint is older than the evaluation of its step.
 TEST_F(RunLogTest, TheEvaluationOfTheResumedStepIsMadeAgain) {
   printed_by([&] {
-    RunLog log(out_.path(), 0, 1);
+    RunLog log(out_.path(), 0, log_every(1));
     for (int64_t step = 1; step <= 3; ++step) {
       log.step(example_step(step));
       log.evaluation(step, 1.0);
@@ -215,6 +242,35 @@ TEST_F(RunLogTest, TheEvaluationOfTheResumedStepIsMadeAgain) {
   });
   run(3, 3);
   EXPECT_THAT(steps_of(file_), ElementsAre(1, 1, 2, 3));
+}
+
+// A run keeps its name when it resumes; another run has another one.
+TEST_F(RunLogTest, LinesNameTheRunAndTheTime) {
+  const auto before = std::chrono::duration<double>(std::chrono::system_clock::now().time_since_epoch()).count();
+  run(1, 3);
+  run(3, 4);
+  const std::vector<Json> lines = json_lines(file_);
+  const auto name = lines.at(0).at("run").get<std::string>();
+  EXPECT_EQ(name.size(), 16U);
+  double last = before - 0.001;  // times have milliseconds
+  for (const Json& line : lines) {
+    EXPECT_EQ(line.at("run"), name);
+    EXPECT_GE(line.at("time").get<double>(), last);
+    last = line.at("time").get<double>();
+  }
+  EXPECT_LT(last, before + 600.0);
+  run(1, 1);
+  EXPECT_NE(json_lines(file_).at(0).at("run"), name);
+}
+
+// Ten lines at the start, then one in five seconds: none of these steps takes so long.
+TEST_F(RunLogTest, ByItselfItPrintsTheFirstTenStepsAndTheLast) {
+  const std::string printed = printed_by([&] {
+    RunLog log(out_.path(), 0, log_every(0));
+    for (int64_t step = 1; step <= 300; ++step) log.step(example_step(step));
+  });
+  for (const char* line : {"step   1/300", "step  10/300", "step 300/300"}) EXPECT_THAT(printed, HasSubstr(line));
+  EXPECT_THAT(printed, Not(HasSubstr("step  11/300")));
 }
 
 TEST_F(RunLogTest, ResumesWithoutAFile) {
@@ -237,7 +293,7 @@ TEST_F(RunLogTest, ADamagedLineStaysAndIsNamed) {
   for (const char* line : {"{\"step\":", "[1]", "{\"loss\":1.0}", "{\"step\":\"2\"}", "\xff\xfe", ""}) {
     const std::string kept = fmt::format("{{\"step\":1}}\n{0}\n{0}\n{{\"step\":3}}\n", line);
     write_file(file_, kept + fmt::format("{0}\n{{\"step\":5}}\n{0}\n{{\"step\":6}}\n", line));
-    const std::string said = printed_by([&] { RunLog(out_.path(), 4, 1); });
+    const std::string said = printed_by([&] { RunLog(out_.path(), 4, log_every(1)); });
     EXPECT_THAT(said, AllOf(HasSubstr("warning: "), HasSubstr("2 damaged lines of no step, the first is line 2")))
         << line;
     EXPECT_EQ(read_file(file_), kept) << line;
@@ -245,18 +301,18 @@ TEST_F(RunLogTest, ADamagedLineStaysAndIsNamed) {
 }
 
 TEST_F(RunLogTest, SaysWhyTheFileCannotBeOpened) {
-  EXPECT_THAT(error_of([&] { RunLog(out_ / "nowhere", 0, 1); }),
+  EXPECT_THAT(error_of([&] { RunLog(out_ / "nowhere", 0, log_every(1)); }),
               AllOf(HasSubstr("nowhere/metrics.jsonl"), HasSubstr("No such file")));
   std::filesystem::create_directory(file_);
-  EXPECT_THAT(error_of([&] { RunLog(out_.path(), 0, 1); }), HasSubstr("Is a directory"));
-  EXPECT_THAT(error_of([&] { RunLog(out_.path(), 5, 1); }), HasSubstr("it is a folder"));
+  EXPECT_THAT(error_of([&] { RunLog(out_.path(), 0, log_every(1)); }), HasSubstr("Is a directory"));
+  EXPECT_THAT(error_of([&] { RunLog(out_.path(), 5, log_every(1)); }), HasSubstr("it is a folder"));
 }
 
 TEST_F(RunLogTest, OnAFullDiskLinesWait) {
   constexpr size_t kLimit = size_t{32} << 10;
   write_file(file_, "{\"step\": 1}" + std::string(kLimit, ' ') + "\n");
   const std::string printed = printed_by([&] {
-    RunLog log(out_.path(), 1, 1);
+    RunLog log(out_.path(), 1, log_every(1));
     {
       const test::FileSizeLimit full(kLimit);
       log.step(example_step(2));
@@ -273,7 +329,7 @@ TEST_F(RunLogTest, OnAFullDiskLinesWait) {
 
 TEST_F(RunLogTest, AFileThatIsRemovedIsMadeAnewAndAFolderThatIsRemovedEndsTheRun) {
   const std::string printed = printed_by([&] {
-    RunLog log(out_.path(), 0, 1);
+    RunLog log(out_.path(), 0, log_every(1));
     log.step(example_step(1));
     std::filesystem::remove(file_);
     log.step(example_step(2));

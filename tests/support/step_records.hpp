@@ -25,6 +25,7 @@ inline StepRecord example_step(int64_t step = 12) {
   record.save_ms = 3.5;
   record.skipped_steps = 2;
   record.step_ms = 112.4;
+  record.tokens_so_far = 4096 * step;
   record.moe_layers = {1, 3};
   GlobalStep& global = record.global;
   global.loss = 2.1034;
