@@ -53,6 +53,7 @@ Command plan_dispatch_command();
 Command plan_memory_command();
 Command plan_placement_command();
 Command plan_schedule_command();
+Command plan_search_command();
 Command plan_step_command();
 
 // Runs the command that `words` (without the name of the program) ask for, or prints help or version, on rank 0. Every

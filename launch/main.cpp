@@ -28,7 +28,8 @@ cadre::Command plan_command() {
   return {.name = "plan",
           .summary = "works out beforehand what a run would do",
           .parts = {cadre::plan_cluster_command(), cadre::plan_dispatch_command(), cadre::plan_memory_command(),
-                    cadre::plan_placement_command(), cadre::plan_schedule_command(), cadre::plan_step_command()}};
+                    cadre::plan_placement_command(), cadre::plan_schedule_command(), cadre::plan_search_command(),
+                    cadre::plan_step_command()}};
 }
 
 std::vector<cadre::Command> all_commands() {

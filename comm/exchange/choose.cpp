@@ -21,8 +21,11 @@ namespace {
 constexpr size_t kSmallBytes = 1024;
 constexpr size_t kLargeBytes = size_t{512} << 10;
 constexpr int kRepetitions = 7;
-constexpr std::chrono::milliseconds kPause{60};
-constexpr int kAfterPause = 6;
+constexpr std::chrono::milliseconds kPause{100};
+constexpr size_t kShortTrainBytes = size_t{2} << 20;
+constexpr size_t kLongTrainBytes = size_t{6} << 20;
+constexpr int kTrains = 3;
+constexpr double kClearBurst = 0.05;  // of the time of a long train; below it is noise
 
 double median(std::vector<double> values) {
   std::nth_element(values.begin(), values.begin() + static_cast<int64_t>(values.size() / 2), values.end());
@@ -60,14 +63,23 @@ std::vector<double> message_seconds(const Communicator& group, const std::vector
   return seconds;
 }
 
-// What messages after a pause gain over those of a busy link; below half of a message it is noise.
-double burst_seconds(const Communicator& group, const std::vector<int>& target_of_rank, double large) {
-  std::this_thread::sleep_for(kPause);
-  double gained = 0.0;
-  for (const double seconds : message_seconds(group, target_of_rank, kLargeBytes, kAfterPause)) {
-    gained += std::max(0.0, large - seconds);
+// Of a message after a pause, in which the link saved up what it can.
+double after_pause(const Communicator& group, const std::vector<int>& target_of_rank, size_t bytes) {
+  std::vector<double> seconds;
+  for (int i = 0; i < kTrains; ++i) {
+    std::this_thread::sleep_for(kPause);
+    seconds.push_back(message_seconds(group, target_of_rank, bytes, 1).front());
   }
-  return gained > 0.5 * large ? gained : 0.0;
+  return median(std::move(seconds));
+}
+
+// The rate beyond a burst, from two messages that are longer than it; the burst is what both gain.
+void measure_burst(const Communicator& group, const std::vector<int>& target_of_rank, LinkCost& link) {
+  const double shorter = after_pause(group, target_of_rank, kShortTrainBytes);
+  const double longer = after_pause(group, target_of_rank, kLongTrainBytes);
+  link.beta_s = std::max(0.0, longer - shorter) / static_cast<double>(kLongTrainBytes - kShortTrainBytes);
+  const double gained = link.time(1.0, static_cast<double>(kLongTrainBytes)) - longer;
+  link.burst_s = gained > kClearBurst * longer ? gained : 0.0;
 }
 
 LinkCost measure_link(const Communicator& group, const std::vector<int>& target_of_rank) {
@@ -206,10 +218,7 @@ CostModel measure_costs(const Communicator& group, const Topology& topology, Bur
   CostModel model;
   model.host = measure_link(group, next_neighbour);
   if (map.num_hosts() > 1) model.network = measure_link(group, next_host);
-  if (bursts == Bursts::measured && map.num_hosts() > 1) {
-    const double large = model.network.time(1.0, static_cast<double>(kLargeBytes));
-    model.network.burst_s = burst_seconds(group, next_host, large);
-  }
+  if (bursts == Bursts::measured && map.num_hosts() > 1) measure_burst(group, next_host, model.network);
   model.copy_s = measure_copy();
   const std::array<double, 5> mine = {model.host.alpha_s, model.host.beta_s, model.network.alpha_s,
                                       model.network.beta_s, model.copy_s};

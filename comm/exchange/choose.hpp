@@ -16,6 +16,7 @@ struct LinkCost {
   double alpha_s = 0.0;  // of one message
   double beta_s = 0.0;   // of one byte
   double burst_s = 0.0;  // of sending that an idle link saves up and then sends at once, as token buckets of clouds do
+  double contention = 0.0;  // work of the ranks takes 1 + this times as long while they send
 
   // Of a link that was busy before.
   double time(double messages, double bytes) const { return messages * alpha_s + bytes * beta_s; }

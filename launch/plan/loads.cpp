@@ -54,4 +54,27 @@ ExpertLoads read_loads(const std::string& argument) {
   return loads_from_json(read_json_file(argument), argument);
 }
 
+LoadSkew skew_of_loads(const std::string& argument, const ModelConfig& model, int group) {
+  if (argument.empty()) return {};
+  const ExpertLoads loads = read_loads(argument);
+  CADRE_CHECK(
+      loads.num_experts() == model.n_routed_experts,
+      fmt::format("--loads {}: {} experts, the model has {}", argument, loads.num_experts(), model.n_routed_experts),
+      "name a run of this model");
+  CADRE_CHECK(!loads.layers.empty(), fmt::format("--loads {}: the layers are not named", argument),
+              "name the folder of a run");
+  return skew_of(loads.layers, loads.weight, model.num_experts_per_tok, group);
+}
+
+Machine read_cluster(const std::string& argument, int64_t ranks, int64_t hosts) {
+  CADRE_CHECK(!argument.empty(), "--cluster is missing", "cadre plan cluster RUN.toml --out C.toml measures it");
+  CADRE_CHECK(ranks % hosts == 0, fmt::format("--hosts = {}, allowed: a divisor of --ranks = {}", hosts, ranks),
+              "each host has the same number of ranks");
+  Machine machine = read_machine(argument);
+  CADRE_CHECK(hosts == 1 || machine.network.beta_s > 0.0,
+              fmt::format("--hosts = {}, and {} has no network: network.beta_s = 0", hosts, argument),
+              "measure on ranks of several hosts, or write its alpha_s and beta_s");
+  return machine;
+}
+
 }  // namespace cadre

@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // cadre plan memory: the memory plan of a rank of a job of any size, in one process, and what to change where it does not fit.
+#include "launch/plan/memory.hpp"
+
 #include <fmt/core.h>
 #include <nlohmann/json.hpp>
 
@@ -17,9 +19,19 @@
 #include "runtime/config/recompute.hpp"
 #include "runtime/config/run_file.hpp"
 #include "runtime/observe/process_memory.hpp"
-#include "runtime/train/memory_plan.hpp"
 
 namespace cadre {
+
+RankPlan plan_of_largest(const RunConfig& config, const Topology& topology) {
+  const int ranks_of_row = topology.num_ranks() / static_cast<int>(config.parallel.pipeline);
+  std::optional<RankPlan> largest;
+  for (int first = 0; first < topology.num_ranks(); first += ranks_of_row) {
+    MemoryPlan plan = plan_memory(config, topology, first);
+    if (!largest || plan.total_bytes() > largest->plan.total_bytes()) largest = RankPlan{first, std::move(plan)};
+  }
+  return *largest;
+}
+
 namespace {
 
 struct PlanMemoryArguments {
@@ -32,21 +44,9 @@ struct PlanMemoryArguments {
   std::string json;
 };
 
-struct RankPlan {
-  int rank = 0;
-  MemoryPlan plan;
-};
-
-// Of the rank that is asked for; else the largest over the first rank of each row of the pipeline.
 RankPlan plan_of(const RunConfig& config, const Topology& topology, int64_t rank) {
-  if (rank >= 0) return {static_cast<int>(rank), plan_memory(config, topology, static_cast<int>(rank))};
-  const int ranks_of_row = topology.num_ranks() / static_cast<int>(config.parallel.pipeline);
-  std::optional<RankPlan> largest;
-  for (int first = 0; first < topology.num_ranks(); first += ranks_of_row) {
-    MemoryPlan plan = plan_memory(config, topology, first);
-    if (!largest || plan.total_bytes() > largest->plan.total_bytes()) largest = RankPlan{first, std::move(plan)};
-  }
-  return *largest;
+  if (rank < 0) return plan_of_largest(config, topology);
+  return {static_cast<int>(rank), plan_memory(config, topology, static_cast<int>(rank))};
 }
 
 // What makes a rank need less, the smallest change first. Each keeps those before it.
@@ -128,7 +128,7 @@ void run_plan_memory(const PlanMemoryArguments& options, const Job& job) {
       std::vector<std::string> changed = overrides;
       changed.push_back(change.key + "=" + change.value);
       const std::optional<size_t> bytes = bytes_with(options, changed, topology);
-      if (!bytes) continue;
+      if (!bytes || *bytes >= total) continue;
       overrides = std::move(changed);
       total = *bytes;
       fmt::print("  with {:<23} {:>10.1f} MiB\n", change.key + "=" + change.value, mib(total));

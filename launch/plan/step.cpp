@@ -36,18 +36,6 @@ struct PlanStepArguments {
   std::string json;
 };
 
-LoadSkew skew_of_loads(const std::string& argument, const RunConfig& config, int group) {
-  if (argument.empty()) return {};
-  const ExpertLoads loads = read_loads(argument);
-  CADRE_CHECK(loads.num_experts() == config.model.n_routed_experts,
-              fmt::format("--loads {}: {} experts, the model has {}", argument, loads.num_experts(),
-                          config.model.n_routed_experts),
-              "name a run of this model");
-  CADRE_CHECK(!loads.layers.empty(), fmt::format("--loads {}: the layers are not named", argument),
-              "name the folder of a run");
-  return skew_of(loads.layers, loads.weight, config.model.num_experts_per_tok, group);
-}
-
 double share(double part, double whole) { return whole > 0.0 ? 100.0 * part / whole : 0.0; }
 
 void print_step(const StepShape& shape, const StepPrediction& step, int64_t hosts) {
@@ -108,16 +96,9 @@ nlohmann::json to_json(const StepShape& shape, const StepPrediction& step, int64
 
 void run_plan_step(const PlanStepArguments& options, const Job& job) {
   if (job.rank() != 0) return;
-  CADRE_CHECK(!options.cluster.empty(), "--cluster is missing", "cadre plan cluster RUN.toml --out C.toml measures it");
-  const Machine machine = read_machine(options.cluster);
+  const Machine machine = read_cluster(options.cluster, options.ranks, options.hosts);
   RunConfig config = load_run_config(options.run_file, options.overrides);
   check(config, static_cast<int>(options.ranks));
-  CADRE_CHECK(options.ranks % options.hosts == 0,
-              fmt::format("--hosts = {}, allowed: a divisor of --ranks = {}", options.hosts, options.ranks),
-              "each host has the same number of ranks");
-  CADRE_CHECK(options.hosts == 1 || machine.network.beta_s > 0.0,
-              fmt::format("--hosts = {}, and {} has no network: network.beta_s = 0", options.hosts, options.cluster),
-              "measure on ranks of several hosts, or write its alpha_s and beta_s");
   const Topology topology =
       Topology::uniform(static_cast<int>(options.hosts), static_cast<int>(options.ranks / options.hosts));
   if (config.parallel.schedule == "auto") {
@@ -128,7 +109,8 @@ void run_plan_step(const PlanStepArguments& options, const Job& job) {
   }
   const Grid grid = Grid::make(topology.num_ranks(), static_cast<int>(config.parallel.pipeline),
                                static_cast<int>(config.parallel.expert));
-  const StepShape shape = shape_step(config, topology, machine, skew_of_loads(options.loads, config, grid.expert));
+  const StepShape shape =
+      shape_step(config, topology, machine, skew_of_loads(options.loads, config.model, grid.expert));
   verify(shape.program);
   const StepPrediction step = predict_step(shape, machine.peak_gflops(), config.parallel.overlap);
   print_step(shape, step, options.hosts);

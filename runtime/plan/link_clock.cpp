@@ -27,13 +27,18 @@ double length_of(const std::vector<ClockSpan>& spans) {
   return length;
 }
 
-double common_length(const std::vector<ClockSpan>& a, const std::vector<ClockSpan>& b) {
-  double length = 0.0;
+std::vector<ClockSpan> common_of(const std::vector<ClockSpan>& a, const std::vector<ClockSpan>& b) {
+  std::vector<ClockSpan> common;
   for (size_t i = 0, j = 0; i < a.size() && j < b.size();) {
-    length += std::max(0.0, std::min(a[i].end, b[j].end) - std::max(a[i].begin, b[j].begin));
+    const ClockSpan both = {std::max(a[i].begin, b[j].begin), std::min(a[i].end, b[j].end)};
+    if (both.end > both.begin) common.push_back(both);
     a[i].end < b[j].end ? ++i : ++j;
   }
-  return length;
+  return common;
+}
+
+double common_length(const std::vector<ClockSpan>& a, const std::vector<ClockSpan>& b) {
+  return length_of(common_of(a, b));
 }
 
 double LinkClock::send(double now, double seconds) {
@@ -50,6 +55,7 @@ double LinkClock::occupy(double now, double seconds) {
 int LinkClock::add_bulk(double now, double seconds) {
   advance(now);
   left_.push_back(seconds);
+  left_s_ += seconds;
   ends_.push_back(std::numeric_limits<double>::infinity());
   const auto number = static_cast<int>(ends_.size()) - 1;
   advance(now);
@@ -61,17 +67,21 @@ void LinkClock::advance(double now) {
   while (!pieces_.empty() && pieces_.front() <= now) {
     const double ended = pieces_.front();
     pieces_.pop_front();
-    begin_piece(ended);
+    begin_piece(ended, now);
   }
-  while (pieces_.size() < kPiecesUnderWay && !left_.empty()) begin_piece(now);
+  while (pieces_.size() < kPiecesUnderWay && !left_.empty()) begin_piece(now, now);
 }
 
-void LinkClock::begin_piece(double now) {
+// Nothing else is handed over until `known`: pieces that end before it are one.
+void LinkClock::begin_piece(double now, double known) {
   if (left_.empty()) return;
   double& left = left_.front();
-  const double seconds = piece_s_ > 0.0 ? std::min(left, piece_s_) : left;
+  const double room = known + burst_s_ - std::max(free_, now) - piece_s_;
+  const double piece = std::max(piece_s_, room);
+  const double seconds = piece_s_ > 0.0 ? std::min(left, piece) : left;
   const double end = occupy(now, seconds);
   left -= seconds;
+  left_s_ = std::max(0.0, left_s_ - seconds);
   pieces_.push_back(end);
   bulk_spans_.push_back({now, end});
   if (left > 0.0) return;
@@ -86,6 +96,11 @@ double LinkClock::bulk_end(int number, double now) {
   double seconds = 0.0;
   for (int i = first_left_; i <= number; ++i) seconds += left_[static_cast<size_t>(i - first_left_)];
   return std::max(now, std::max(free_, now) + seconds - burst_s_);
+}
+
+double LinkClock::busy_until(double now) {
+  advance(now);
+  return std::max(now, std::max(free_, now) + left_s_ - burst_s_);
 }
 
 }  // namespace cadre

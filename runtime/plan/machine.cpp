@@ -30,7 +30,8 @@ std::vector<Field> fields_of_rate(ProductRate& rate) {
 std::vector<Field> fields_of_link(LinkCost& link) {
   return {{"alpha_s", &link.alpha_s, at_least(0), "seconds of a message"},
           {"beta_s", &link.beta_s, at_least(0), "seconds of a byte"},
-          {"burst_s", &link.burst_s, at_least(0), "seconds of sending that an idle link saves up"}};
+          {"burst_s", &link.burst_s, at_least(0), "seconds of sending that an idle link saves up"},
+          {"contention", &link.contention, at_least(0), "work takes 1 + this times as long while the link is busy"}};
 }
 
 std::vector<MachineSection> sections_of_machine(Machine& m) {

@@ -23,7 +23,7 @@ PassesRun run_passes(const StepShape& shape, ClockOverlap overlap, bool hands_va
   PassesRun run;
   const Program& program = shape.program;
   for (int rank = 0; rank < program.num_ranks; ++rank) {
-    run.clocks.emplace_back(program, rank, shape.stages, shape.piece_s, overlap, shape.burst_s);
+    run.clocks.emplace_back(program, rank, shape.stages, shape.link, overlap);
     if (hands_values) run.clocks.back().start_values(0.0);
   }
   const RunOp run_op = [&](size_t rank, size_t position, double start) {
@@ -43,12 +43,44 @@ PassesRun run_passes(const StepShape& shape, ClockOverlap overlap, bool hands_va
   return run;
 }
 
+// On their way to each rank, from the send to the end of the receive.
+std::vector<std::vector<ClockSpan>> rows_under_way(const Program& program, const Walk& walk) {
+  std::vector<double> sent(static_cast<size_t>(num_works(program)));
+  std::vector<std::vector<ClockSpan>> flights(program.ops.size());
+  const auto each = [&](OpKind kind, const auto& visit) {
+    for (size_t rank = 0; rank < program.ops.size(); ++rank) {
+      for (size_t i = 0; i < program.ops[rank].size(); ++i) {
+        const Op& op = program.ops[rank][i];
+        if (op.kind == kind) visit(rank, static_cast<size_t>(index_of(program, op.feeds)), walk.spans[rank][i]);
+      }
+    }
+  };
+  each(OpKind::send, [&](size_t, size_t message, const Span& span) { sent[message] = span.start; });
+  each(OpKind::receive, [&](size_t rank, size_t message, const Span& span) {
+    flights[rank].push_back({sent[message], span.end});
+  });
+  for (std::vector<ClockSpan>& spans : flights) spans = union_of(std::move(spans));
+  return flights;
+}
+
+// Of a rank, between its ops.
+std::vector<ClockSpan> gaps_of(const OpList& ops, const std::vector<Span>& spans) {
+  std::vector<ClockSpan> gaps;
+  double now = 0.0;
+  for (size_t i = 0; i < ops.size(); ++i) {
+    if (is_message(ops[i])) continue;
+    if (spans[i].start > now) gaps.push_back({now, spans[i].start});
+    now = std::max(now, spans[i].end);
+  }
+  return gaps;
+}
+
 // When a program of one rank ends whose only stage is this one; of its first ops when `num_ops` >= 0.
 double alone_s(const Program& program, const StageTimes& stage, int num_ops = -1) {
   StageTimes without_sums = stage;
   without_sums.buckets.assign(stage.buckets.size(), {});
   const std::vector<StageTimes> stages = {without_sums};
-  RankClock clock(program, 0, stages, 0.0, ClockOverlap::on);
+  RankClock clock(program, 0, stages, {}, ClockOverlap::on);
   double now = 0.0;
   const OpList& ops = program.ops[0];
   const size_t end = num_ops < 0 ? ops.size() : static_cast<size_t>(num_ops);
@@ -140,11 +172,15 @@ StepPrediction predict_step(const StepShape& shape, double peak_gflops, bool ove
   for (int rank = 0; rank < shape.program.num_ranks; ++rank) tail = std::max(tail, tail_of_row(shape, rank));
   step.step_s = step.passes_s + tail + shape.tail_latency_s;
   const auto rows = static_cast<double>(run.clocks.size());
+  const std::vector<std::vector<ClockSpan>> rows_of_ranks = rows_under_way(shape.program, run.walk);
   for (size_t row = 0; row < run.clocks.size(); ++row) {
     const RankClock& clock = run.clocks[row];
     const auto rank = static_cast<int>(row);
     const double skew = std::min(skew_of_row(shape, rank), clock.compute_s());
-    const std::vector<ClockSpan> waits = union_of(clock.waits());
+    const std::vector<ClockSpan> gaps = gaps_of(shape.program.ops[row], run.walk.spans[row]);
+    std::vector<ClockSpan> exposed = common_of(gaps, rows_of_ranks[row]);
+    exposed.insert(exposed.end(), clock.waits().begin(), clock.waits().end());
+    const std::vector<ClockSpan> waits = union_of(std::move(exposed));
     const std::vector<ClockSpan> exchanges = union_of(clock.exchanges());
     RankPrediction& one = step.rows.emplace_back();
     one.compute_s = clock.compute_s() - skew + tail_of_row(shape, rank);
@@ -153,7 +189,9 @@ StepPrediction predict_step(const StepShape& shape, double peak_gflops, bool ove
     step.compute_s += one.compute_s / rows;
     step.exposed_s += one.exposed_s / rows;
     step.idle_s += one.idle_s / rows;
-    const double flights = length_of(clock.flights());
+    std::vector<ClockSpan> all = clock.flights();
+    all.insert(all.end(), rows_of_ranks[row].begin(), rows_of_ranks[row].end());
+    const double flights = length_of(union_of(std::move(all)));
     step.communication_s += (flights + skew + shape.tail_latency_s) / rows;
     step.exchange_s += (length_of(exchanges) + skew) / rows;
     step.exchange_hidden_s += (length_of(exchanges) - common_length(exchanges, waits)) / rows;

@@ -8,9 +8,9 @@
 
 namespace cadre {
 
-RankClock::RankClock(const Program& program, int rank, const std::vector<StageTimes>& stages, double piece_s,
-                     ClockOverlap overlap, double burst_s)
-    : program_(program), rank_(rank), stages_(stages), overlap_(overlap), link_(piece_s, burst_s) {
+RankClock::RankClock(const Program& program, int rank, const std::vector<StageTimes>& stages, const ClockLink& link,
+                     ClockOverlap overlap)
+    : program_(program), rank_(rank), stages_(stages), overlap_(overlap), costs_(link), link_(link) {
   for (size_t stage = 0; stage < stages.size(); ++stage) {
     int passes = 0;
     for (int i = 0; i < program.num_micro_batches; ++i) {
@@ -41,6 +41,7 @@ double RankClock::run(size_t position, double start) {
   const Op& op = ops[position];
   if (position > 0 && ops[position - 1].with_next) return start;
   now_ = std::max(now_, start);
+  if (op.kind == OpKind::send) return link_.send(now_, costs_.rows_s);
   size_t count = 1;
   while (ops[position + count - 1].with_next) ++count;
   if (count > 1) {
@@ -205,9 +206,14 @@ double RankClock::finish(double now) {
   return now_;
 }
 
+// While the link is busy work is slower.
 void RankClock::compute(double seconds) {
-  now_ += seconds;
-  compute_s_ += seconds;
+  const double slowness = 1.0 + costs_.contention;
+  const double busy = costs_.contention > 0.0 ? std::max(0.0, link_.busy_until(now_) - now_) : 0.0;
+  const double slowed = std::min(busy, seconds * slowness);
+  const double taken = slowed + seconds - slowed / slowness;
+  now_ += taken;
+  compute_s_ += taken;
 }
 
 void RankClock::wait_until(double time) {

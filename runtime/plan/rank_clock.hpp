@@ -48,10 +48,18 @@ struct ClockSpan {
   double begin = 0.0;
   double end = 0.0;
 };
-// Of spans in any order: their union, ascending; its length; what two unions have in common.
+// Of spans in any order: their union, ascending; its length; what two unions have in common, and its length.
 std::vector<ClockSpan> union_of(std::vector<ClockSpan> spans);
 double length_of(const std::vector<ClockSpan>& spans);
+std::vector<ClockSpan> common_of(const std::vector<ClockSpan>& a, const std::vector<ClockSpan>& b);
 double common_length(const std::vector<ClockSpan>& a, const std::vector<ClockSpan>& b);
+
+struct ClockLink {
+  double piece_s = 0.0;     // of a piece of bulk
+  double burst_s = 0.0;     // of sending that an idle link saves up
+  double rows_s = 0.0;      // of the rows of a micro-batch, between stages
+  double contention = 0.0;  // work takes 1 + this times as long while the link is busy
+};
 
 // What a link sends, in the order in which it was asked. Bulk (sums of gradients, values) goes in pieces, two of them under way
 // at a time, so that an exchange waits for these two at most.
@@ -59,8 +67,7 @@ class LinkClock {
  public:
   static constexpr int kPiecesUnderWay = 2;
 
-  // A piece of bulk takes `piece_s`. An idle link saves up `burst_s` of sending.
-  explicit LinkClock(double piece_s, double burst_s = 0.0) : piece_s_(piece_s), burst_s_(burst_s) {}
+  explicit LinkClock(const ClockLink& link) : piece_s_(link.piece_s), burst_s_(link.burst_s) {}
 
   // When a transfer that is handed over at `now` has been sent. `now` does not decrease from call to call.
   double send(double now, double seconds);
@@ -68,12 +75,14 @@ class LinkClock {
   int add_bulk(double now, double seconds);
   // When it has been sent if nothing else is handed over from `now` on.
   double bulk_end(int number, double now);
+  // When all has been sent, likewise.
+  double busy_until(double now);
 
   const std::vector<ClockSpan>& bulk_spans() const { return bulk_spans_; }
 
  private:
   void advance(double now);
-  void begin_piece(double now);
+  void begin_piece(double now, double known);
 
   double occupy(double now, double seconds);
 
@@ -81,6 +90,7 @@ class LinkClock {
   double burst_s_;
   double free_ = 0.0;        // when all has been sent at the rate of the link; what is sent ends `burst_s` earlier
   std::deque<double> left_;  // seconds of bulk that are in no piece, by number from first_left_ on
+  double left_s_ = 0.0;      // their sum
   int first_left_ = 0;
   std::vector<double> ends_;   // of bulk that is all in pieces
   std::deque<double> pieces_;  // ends of those under way
@@ -92,13 +102,14 @@ enum class ClockOverlap { on, off };
 class RankClock {
  public:
   // `stages` by number in the program, of those that the rank holds; all arguments outlive this object.
-  RankClock(const Program& program, int rank, const std::vector<StageTimes>& stages, double piece_s,
-            ClockOverlap overlap, double burst_s = 0.0);
+  RankClock(const Program& program, int rank, const std::vector<StageTimes>& stages, const ClockLink& link,
+            ClockOverlap overlap);
 
   // New values of all buckets are handed over, as at the beginning of a step, from `now` on.
   void start_values(double now);
-  // Runs the compute op at `position` of the rank's list from `start` on: when it ends. Ops come in the order of the list. Of
-  // ops that run side by side the first takes all the time.
+  // Runs the op at `position` of the rank's list from `start` on: when it ends. Ops come in the order of the list, without receives.
+  // A send ends when its rows have been sent, and takes no time of the rank. Of ops that run side by side the first takes all the
+  // time.
   double run(size_t position, double start);
   // The end of the list is reached at `now`: waits for what is under way; when that has ended.
   double finish(double now);
@@ -151,6 +162,7 @@ class RankClock {
   int rank_;
   const std::vector<StageTimes>& stages_;
   ClockOverlap overlap_;
+  ClockLink costs_;
   LinkClock link_;
   double now_ = 0.0;
   double compute_s_ = 0.0;

@@ -4,11 +4,12 @@
 #include <algorithm>
 #include <cmath>
 #include <numeric>
-#include <set>
 
 #include "comm/base/check.hpp"
 #include "comm/exchange/expert_map.hpp"
 #include "layers/model/stage.hpp"
+#include "runtime/config/recompute.hpp"
+#include "runtime/plan/bucket_traffic.hpp"
 #include "runtime/schedule/run_program.hpp"
 
 namespace cadre {
@@ -18,36 +19,11 @@ constexpr double kGiga = 1e9;
 constexpr double kFloatBytes = sizeof(float);
 // Weight gradients of experts are deferred matrix by matrix.
 constexpr int kExpertWeightParts = 3;
-// Elements of a piece of a sum, as in comm/group/reduction_queue.
-constexpr double kSumPieceElements = 1 << 18;
 // After the passes: gradient norm, balance of the routers.
 constexpr double kTailSums = 2.0;
 
 double product_s(double flops, double gflops) { return flops > 0.0 ? flops / (gflops * kGiga) : 0.0; }
 double bytes_s(double bytes, double gigabytes) { return bytes > 0.0 ? bytes / (gigabytes * kGiga) : 0.0; }
-
-// Peers of a rank in a group whose neighbours are `stride` ranks apart.
-struct GroupPeers {
-  double ranks = 1.0;
-  double near = 0.0;
-
-  double far() const { return ranks - 1.0 - near; }
-};
-
-GroupPeers peers_of(int ranks, int stride, int ranks_a_host) {
-  const int together = std::clamp(ranks_a_host / stride, 1, ranks);
-  return {static_cast<double>(ranks), static_cast<double>(together - 1)};
-}
-
-// Each rank has `bytes`, of which every peer gets an equal part.
-double scatter_s(const GroupPeers& peers, double bytes, const Machine& machine) {
-  if (peers.ranks <= 1.0 || bytes <= 0.0) return 0.0;
-  const double part = bytes / peers.ranks;
-  const double pieces = std::ceil(bytes / kFloatBytes / kSumPieceElements);
-  return machine.host.time(0.0, peers.near * part) + machine.network.time(0.0, peers.far() * part) +
-         pieces / LinkClock::kPiecesUnderWay *
-             (machine.host.time(peers.near, 0.0) + machine.network.time(peers.far(), 0.0));
-}
 
 class ShapeMaker {
  public:
@@ -64,18 +40,22 @@ class ShapeMaker {
     const int64_t sequences = parts(parts(config.train.batch, config.train.micro_batches), shape_.grid.data);
     shape_.tokens = static_cast<double>(sequences * config.data.sequence_length);
     choose_exchange_times();
+    shares_ = bucket_shares(config, shape_.grid, {shape_.program.routes});
+    recompute_every_ = recompute_of(config.train).every_layer;
   }
 
   StepShape make() {
     for (int stage = 0; stage < shape_.program.num_stages; ++stage) make_stage(stage);
     const bool crosses = topology_.num_hosts() > 1 && shape_.grid.data >= ranks_a_host_;
     const LinkCost& hop = crosses ? machine_.network : machine_.host;
-    shape_.message_s = hop.time(1.0, row_bytes());
+    shape_.link.rows_s = hop.time(0.0, row_bytes());
+    shape_.message_s = hop.time(1.0, 0.0);
     const LinkCost& slowest = topology_.num_hosts() > 1 ? machine_.network : machine_.host;
     const double alpha = topology_.num_ranks() > 1 ? std::max(machine_.host.alpha_s, slowest.alpha_s) : 0.0;
     shape_.tail_latency_s = kTailSums * std::ceil(std::log2(topology_.num_ranks())) * alpha;
-    shape_.piece_s = slowest.time(0.0, kSumPieceElements * kFloatBytes / 2.0);
-    shape_.burst_s = slowest.burst_s;
+    shape_.link.piece_s = slowest.time(0.0, bytes_of_piece(std::max(2, shares_.front().shared_ranks)));
+    shape_.link.burst_s = slowest.burst_s;
+    shape_.link.contention = slowest.contention;
     shape_.flops_per_token = flops_per_token(model_, config_.data.sequence_length);
     shape_.tokens_of_step = static_cast<double>(config_.train.batch * config_.data.sequence_length);
     return std::move(shape_);
@@ -110,10 +90,9 @@ class ShapeMaker {
     const StagePlace place = {stage, shape_.program.num_stages};
     const LayerRange layers = layers_of(model_, place);
     times_of_stage_ = {};
-    skew_s_ = tail_s_ = 0.0;
+    skew_s_ = 0.0;
     next_exchange_ = 0;
     const int num_buckets = layers.last - layers.first + 2;
-    times_of_stage_.buckets.resize(static_cast<size_t>(num_buckets));
     enter(place);
     for (int layer = layers.first; layer < layers.last; ++layer) block_forward(layer, layer - layers.first + 1);
     leave_forward(place, num_buckets - 1);
@@ -121,12 +100,12 @@ class ShapeMaker {
     leave_backward(place, num_buckets - 1);
     for (int layer = layers.last; layer-- > layers.first;) block_backward(layer, layer - layers.first + 1);
     embed_backward(place);
-    for (int layer = layers.first; layer < layers.last; ++layer)
-      traffic_of_block(stage, layer, layer - layers.first + 1);
-    traffic_of_ends(place, num_buckets - 1);
+    StageTraffic traffic =
+        traffic_of_stage(config_, shape_.grid, ranks_a_host_, machine_, shares_[static_cast<size_t>(stage)]);
+    times_of_stage_.buckets = std::move(traffic.buckets);
     shape_.stages.push_back(std::move(times_of_stage_));
     shape_.skew_s.push_back(skew_s_);
-    shape_.tail_s.push_back(tail_s_);
+    shape_.tail_s.push_back(traffic.tail_s);
   }
 
   // Forward.
@@ -206,6 +185,7 @@ class ShapeMaker {
   }
 
   void block_backward(int64_t layer, int bucket) {
+    if (recompute_every_ > 0 && layer % recompute_every_ == 0) layer_forward(backward(), layer);
     layer_backward(backward(), layer);
     backward().push_back({PartKind::end_bucket, 0.0, 0.0, bucket});
   }
@@ -279,50 +259,6 @@ class ShapeMaker {
     parts.push_back({PartKind::end_bucket, 0.0, 0.0, bucket});
   }
 
-  void traffic_of_block(int stage, int64_t layer, int bucket) {
-    const LayerElements e = layer_elements(model_, layer);
-    const double shared = static_cast<double>(e.attention + e.router + e.shared_experts + e.dense);
-    add_traffic(stage, bucket, shared, static_cast<double>(e.experts) / shape_.grid.expert);
-  }
-
-  void traffic_of_ends(const StagePlace& place, int last_bucket) {
-    const double table = static_cast<double>(model_.vocab_size * model_.hidden_size);
-    if (place.is_first()) add_traffic(place.index, 0, table, 0.0);
-    if (!place.is_last()) return;
-    double shared = model_.tie_word_embeddings ? 0.0 : table;
-    double experts = 0.0;
-    for (int64_t module = 0; module < model_.num_nextn_predict_layers; ++module) {
-      const LayerElements e = layer_elements(model_, model_.num_hidden_layers + module);
-      shared += static_cast<double>(e.attention + e.router + e.shared_experts + e.dense) +
-                2.0 * static_cast<double>(model_.hidden_size * model_.hidden_size);
-      experts += static_cast<double>(e.experts) / shape_.grid.expert;
-    }
-    add_traffic(place.index, last_bucket, shared, experts);
-  }
-
-  // Elements of parameters that this rank holds.
-  void add_traffic(int stage, int bucket, double shared, double experts) {
-    std::set<int> rows;
-    for (const std::vector<int>& route : shape_.program.routes) rows.insert(route[static_cast<size_t>(stage)]);
-    const int holders = static_cast<int>(rows.size());
-    const bool sharded = config_.parallel.shard_optimizer;
-    const double wire_bytes = config_.exchange.gradients == "bf16" ? 2.0 : kFloatBytes;
-    BucketTraffic& traffic = times_of_stage_.buckets[static_cast<size_t>(bucket)];
-    const auto add = [&](double elements, const GroupPeers& peers) {
-      const double ways = sharded ? 1.0 : 2.0;
-      traffic.reduce_s += ways * scatter_s(peers, elements * wire_bytes, machine_);
-      if (peers.ranks > 1.0) {
-        traffic.add_s += bytes_s(elements * kFloatBytes * (peers.ranks - 1.0) / peers.ranks, machine_.reduction);
-      }
-      if (sharded) traffic.values_s += scatter_s(peers, elements * kFloatBytes, machine_);
-      const double kept = elements * kFloatBytes / (sharded ? peers.ranks : 1.0);
-      tail_s_ += bytes_s(kept, machine_.gradient_norm) + bytes_s(kept, machine_.update) +
-                 bytes_s(elements * kFloatBytes, machine_.repack);
-    };
-    add(shared, peers_of(shape_.grid.data * holders, 1, ranks_a_host_));
-    add(experts, peers_of(shape_.grid.data / shape_.grid.expert * holders, shape_.grid.expert, ranks_a_host_));
-  }
-
   const RunConfig& config_;
   const ModelConfig& model_;
   const Topology& topology_;
@@ -334,8 +270,9 @@ class ShapeMaker {
   double told_s_ = 0.0;  // small messages of an exchange
   StageTimes times_of_stage_;
   double skew_s_ = 0.0;
-  double tail_s_ = 0.0;
   int next_exchange_ = 0;
+  std::vector<StageShares> shares_;
+  int recompute_every_ = 0;
 };
 
 }  // namespace

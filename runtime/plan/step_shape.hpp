@@ -41,11 +41,10 @@ struct StepShape {
   std::vector<StageTimes> stages;
   // Of the busiest rank beyond the mean one, by stage, of a forward and a backward pass together.
   std::vector<double> skew_s;
-  std::vector<double> tail_s;    // after the passes, by stage: norm, update, copies of weights
-  double tail_latency_s = 0.0;   // small sums over all ranks, one after the other
-  double message_s = 0.0;        // rows between stages
-  double piece_s = 0.0;          // a piece of a sum
-  double burst_s = 0.0;          // of sending that an idle link saves up
+  std::vector<double> tail_s;   // after the passes, by stage: norm, update, copies of weights
+  double tail_latency_s = 0.0;  // small sums over all ranks, one after the other
+  double message_s = 0.0;       // rows between stages, beside their time on the link
+  ClockLink link;
   double flops_per_token = 0.0;  // forward and backward
   double tokens_of_step = 0.0;   // of all ranks
 };

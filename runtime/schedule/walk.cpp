@@ -53,7 +53,7 @@ class Walker {
     if (op.kind == OpKind::send) {
       const auto message = static_cast<size_t>(index_of(program_, op.feeds));
       if (!sent_[message]) {
-        sent_[message] = {now, position};
+        sent_[message] = {run_(rank, position, now), position};
         wake(op.peer);
       }
       span.start = now;

@@ -45,10 +45,10 @@ struct Walk {
   bool finished(const Program& program) const;
 };
 
-// When the compute op at a position of a rank's list ends, which begins at `start`. Called once for each op, for each rank in
-// the order of its list.
+// When the op at a position of a rank's list ends, which begins at `start`; of a send, when its rows have been sent. Called once
+// for each op but receives, for each rank in the order of its list.
 using RunOp = std::function<double(size_t rank, size_t position, double start)>;
-// Rows arrive `message` after both sides have posted.
+// Rows arrive `message` after they have been sent and their receive is posted.
 Walk walk(const Program& program, const RunOp& run, Sends sends, double message = 0);
 
 // Each message of the program may be sent and received once at most.

@@ -4,11 +4,13 @@
 #include <algorithm>
 #include <array>
 #include <map>
+#include <memory>
 #include <string_view>
 #include <utility>
 
 #include "comm/base/random.hpp"
 #include "comm/base/trace.hpp"
+#include "comm/group/reduction_queue.hpp"
 #include "comm/group/topology.hpp"
 #include "comm/job/wait.hpp"
 #include "runtime/optim/adamw.hpp"
@@ -20,6 +22,7 @@ namespace cadre {
 namespace {
 
 constexpr int kMeasuredPasses = 5;
+constexpr int kContendedPasses = 5;
 constexpr size_t kEventsOfPass = size_t{1} << 16;
 constexpr int64_t kProbeLayers = 3;
 constexpr double kNothing = 1e-9;  // seconds of work that was too short to be seen
@@ -258,6 +261,26 @@ double measured_addition() {
   return static_cast<double>(sum.size() * sizeof(float)) * 1e-9 / middle_of(times);
 }
 
+// By how much work takes longer while an array is summed over the ranks. The array is long enough for a few passes.
+double measured_contention(Probe& probe, const Communicator& world, const LinkCost& link, double steady_pass_s) {
+  const double passes_s = 2.0 * kContendedPasses * steady_pass_s;
+  const double elements = passes_s / std::max(link.beta_s, 1e-12) / sizeof(float);
+  const auto values = std::make_shared<std::vector<float>>(static_cast<size_t>(std::clamp(elements, 1e6, 1.6e7)));
+  ReductionQueue queue(world);
+  Request sum = queue.all_reduce(*values, values);
+  Poller& poller = probe.worker().job().poller();
+  std::vector<double> slowness;
+  for (int i = 0; i < kContendedPasses; ++i) {
+    poller.watch(sum, Poller::Kind::other);
+    const double seconds = sum_of(probe.pass());
+    poller.unwatch(sum);
+    if (sum.test()) break;
+    slowness.push_back(seconds / steady_pass_s - 1.0);
+  }
+  probe.worker().await(sum);
+  return slowness.empty() ? 0.0 : std::max(0.0, middle_of(std::move(slowness)));
+}
+
 // Every rate as seconds of a unit: the mean over ranks. All ranks get the same bits.
 void average_rates(Machine& machine, const Communicator& world) {
   std::vector<double*> rates;
@@ -283,6 +306,11 @@ void average_rates(Machine& machine, const Communicator& world) {
 Machine measure_machine(const Communicator& world, const RunConfig& config, const std::vector<int>& row_divisors) {
   Machine machine;
   const Topology topology = discover_topology(world);
+  if (world.size() > 1) {
+    const CostModel links = measure_costs(world, topology, Bursts::measured);
+    machine.host = links.host;
+    machine.network = links.network;
+  }
   for (const int divisor : row_divisors) {
     const RunConfig probe_config = probe_of(config, world.size(), divisor);
     check(probe_config, world.size());
@@ -299,16 +327,16 @@ Machine measure_machine(const Communicator& world, const RunConfig& config, cons
     const auto group = static_cast<int>(probe_config.parallel.expert);
     const double copies = exchange_times("flat", workload, Topology::uniform(1, group), {}).row_copies;
     rates.fill(machine, copies);
+    if (world.size() > 1) {
+      LinkCost& slowest = topology.num_hosts() > 1 ? machine.network : machine.host;
+      const double mine = measured_contention(probe, world, slowest, sum_of(phases));
+      slowest.contention = wait(world.all_reduce(mine, ReduceOp::sum)) / world.size();
+    }
     measure_tail(probe, probe_config, sum_of(phases), machine);
   }
   std::ranges::sort(machine.experts, {}, &ExpertRate::rows);
   machine.reduction = measured_addition();
   average_rates(machine, world);
-  if (world.size() > 1) {
-    const CostModel links = measure_costs(world, topology, Bursts::measured);
-    machine.host = links.host;
-    machine.network = links.network;
-  }
   return machine;
 }
 

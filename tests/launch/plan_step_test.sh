@@ -31,6 +31,14 @@ alone plan step "$folder/run.toml" model.num_hidden_layers=8 train.micro_batches
 succeeded "plan step with schedule = auto"
 says "predicted ms a step: serial" "1f1b" "zb1p" "dualpipe " "dualpipev"
 
+# The fastest grid of 4 ranks; half of the memory that its best needs leaves others, or none.
+search=(plan search "$folder/run.toml" model.num_hidden_layers=4 train.micro_batches=4 --ranks 4 --hosts 2 --cluster "$folder/cluster.toml")
+alone "${search[@]}" --json "$folder/search.json"
+succeeded "plan search"
+says "4 ranks on 2 hosts" "0 more too large" "best: parallel.pipeline="
+alone "${search[@]}" --limit 0.00001
+refused 2 "fits into --limit"
+
 # Words that it does not take.
 alone plan step "$folder/run.toml" --ranks 2
 refused 2 "--cluster is missing" "cadre plan cluster"

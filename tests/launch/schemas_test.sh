@@ -35,6 +35,7 @@ code=0
 "$program" plan cluster "$folder/run.toml" --ranks 2 --out "$folder/cluster.toml" >"$output" 2>&1 || code=$?
 succeeded "plan cluster"
 written plan.step "$folder/step" plan step "$folder/run.toml" --ranks 2 --cluster "$folder/cluster.toml" --json "$folder/step"
+written plan.search "$folder/search" plan search "$folder/run.toml" --ranks 2 --cluster "$folder/cluster.toml" --json "$folder/search"
 for schedule in dualpipe 1f1b zb1p; do
   written schedule "$folder/$schedule" plan schedule --schedule "$schedule" --ranks 4 --micro-batches 8 --json "$folder/$schedule"
 done

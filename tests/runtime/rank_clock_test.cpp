@@ -37,9 +37,9 @@ struct Outcome {
 };
 
 Outcome run_on_one_rank(const Program& program, const StageTimes& stage, ClockOverlap overlap = ClockOverlap::on,
-                        bool hands_values = false) {
+                        bool hands_values = false, double contention = 0.0) {
   const std::vector<StageTimes> stages = {stage};
-  RankClock clock(program, 0, stages, /*piece_s=*/1.0, overlap);
+  RankClock clock(program, 0, stages, {.piece_s = 1.0, .contention = contention}, overlap);
   if (hands_values) clock.start_values(0.0);
   double now = 0.0;
   for (size_t i = 0; i < program.ops[0].size(); ++i) now = clock.run(i, now);
@@ -52,7 +52,7 @@ Outcome run_on_one_rank(const Program& program, const StageTimes& stage, ClockOv
 }
 
 TEST(LinkClock, sends_one_after_the_other) {
-  LinkClock link(1.0);
+  LinkClock link({.piece_s = 1.0});
   EXPECT_DOUBLE_EQ(link.send(0.0, 2.0), 2.0);
   EXPECT_DOUBLE_EQ(link.send(1.0, 2.0), 4.0);
   EXPECT_DOUBLE_EQ(link.send(10.0, 2.0), 12.0);
@@ -61,7 +61,7 @@ TEST(LinkClock, sends_one_after_the_other) {
 // Bulk of 5 s in pieces of 1 s: two are handed over at 0. At 0.5 an exchange of 1 s waits for both, until 3; the piece that
 // followed the first one at 1 stands behind it.
 TEST(LinkClock, an_exchange_waits_for_two_pieces_of_bulk) {
-  LinkClock link(1.0);
+  LinkClock link({.piece_s = 1.0});
   const int bulk = link.add_bulk(0.0, 5.0);
   EXPECT_DOUBLE_EQ(link.bulk_end(bulk, 0.0), 5.0);
   EXPECT_DOUBLE_EQ(link.send(0.5, 1.0), 3.0);
@@ -72,7 +72,7 @@ TEST(LinkClock, an_exchange_waits_for_two_pieces_of_bulk) {
 
 // A burst of 3 s: at 0 the link owes nothing and sends 5 s of data in 2. At 4 it has 2 s of credit again, and 5 s take 3.
 TEST(LinkClock, an_idle_link_saves_up_a_burst) {
-  LinkClock link(1.0, 3.0);
+  LinkClock link({.piece_s = 1.0, .burst_s = 3.0});
   EXPECT_DOUBLE_EQ(link.send(0.0, 5.0), 2.0);
   EXPECT_DOUBLE_EQ(link.send(4.0, 5.0), 7.0);
   EXPECT_DOUBLE_EQ(link.send(20.0, 1.0), 20.0);
@@ -140,6 +140,18 @@ TEST(RankClock, only_the_last_micro_batch_starts_a_sum) {
   EXPECT_DOUBLE_EQ(run_on_one_rank(one_f_one_b(1, 3), stage).end, 9.0 + 5.0);
 }
 
+// While the link sends for 5 s work takes 1.25 times as long: 4 of the 6 s of work take 5.
+TEST(RankClock, work_is_slower_while_the_link_is_busy) {
+  StageTimes stage;
+  stage.forward = {works(1), starts(0, 5), works(6), awaits(0)};
+  stage.backward = {ends(0)};
+  stage.buckets = {{}};
+  const Outcome outcome = run_on_one_rank(one_f_one_b(1, 1), stage, ClockOverlap::on, false, /*contention=*/0.25);
+  EXPECT_DOUBLE_EQ(outcome.end, 1.0 + 5.0 + 2.0);
+  EXPECT_DOUBLE_EQ(outcome.compute, 8.0);
+  EXPECT_DOUBLE_EQ(outcome.waits, 0.0);
+}
+
 StepShape even_pipeline(const std::string& schedule, int ranks, int micro_batches) {
   StepShape shape;
   shape.program = make_program(schedule, ranks, micro_batches);
@@ -157,7 +169,7 @@ StepShape even_pipeline(const std::string& schedule, int ranks, int micro_batche
 // and DualPipeV do not: there the bubble is smaller.
 TEST(PredictStep, has_the_bubble_of_the_formula_where_stages_are_even) {
   for (const std::string schedule : {"1f1b", "zb1p", "dualpipe", "dualpipev"}) {
-    for (const int ranks : {2, 4, 8}) {
+    for (const int ranks : {2, 4, 8, 16}) {
       const StepShape shape = even_pipeline(schedule, ranks, 4 * ranks);
       const StepPrediction step = predict_step(shape, 1.0);
       SCOPED_TRACE(schedule + " on " + std::to_string(ranks));
@@ -175,6 +187,19 @@ TEST(PredictStep, has_the_bubble_of_the_formula_where_stages_are_even) {
       EXPECT_NEAR(step.mfu, 100.0 / step.step_s / ranks, kRounding) << "GFLOP a token, 1 GFLOP/s a rank";
     }
   }
+}
+
+// Rows of 1 s behind a sum of 3 s that began with them: forward 0-1 on the first rank, rows 1-2, forward and backward of the second
+// rank 2-5. Its sum takes the link from 5 on in pieces of 1 s, two of which stand before the gradients of the rows: these arrive at
+// 8, and the first rank works to 10.
+TEST(PredictStep, rows_between_stages_share_the_link_with_sums) {
+  StepShape shape = even_pipeline("1f1b", 2, 1);
+  shape.link = {.piece_s = 1.0, .rows_s = 1.0};
+  shape.stages[1].buckets = {{.reduce_s = 3.0}};
+  const StepPrediction step = predict_step(shape, 1.0);
+  EXPECT_NEAR(step.step_s, 10.0, kRounding);
+  EXPECT_NEAR(step.rows[0].exposed_s, 3.0, kRounding) << "from 5, when they were sent, to 8";
+  EXPECT_NEAR(step.rows[1].exposed_s, 1.0 + 4.0, kRounding) << "rows from 1 to 2; its own sum from 5 to 9";
 }
 
 TEST(PredictStep, adds_what_follows_the_passes_and_the_way_of_messages) {

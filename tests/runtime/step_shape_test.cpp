@@ -34,8 +34,8 @@ Machine machine_of_tens() {
   machine.gradient_norm = 7.5;
   machine.update = 8.5;
   machine.repack = 9.5;
-  machine.host = {1e-6, 1e-10, 0.5};
-  machine.network = {1e-5, 1e-9, 0.0};
+  machine.host = {1e-6, 1e-10, 0.5, 0.25};
+  machine.network = {1e-5, 1e-9, 0.0, 0.0};
   return machine;
 }
 
@@ -153,25 +153,54 @@ TEST(StepShape, exchanges_what_the_other_rank_needs) {
   EXPECT_TRUE(starts_of(shape_step(small_run(), Topology::uniform(1, 1), machine_of_tens()).stages[0].forward).empty());
 }
 
-// Bytes x (P - 1) / P at each rank: shared parameters over 2 ranks, experts over none, since each is on one rank.
+// The embedding, 64 x 8 elements, is its bucket, and the first rank's: with a sharded state one rank gets all of it and sends it.
+// Else each sums half of it and hands that to the other. Experts are on one rank each.
 TEST(StepShape, sums_what_the_ranks_have_in_common) {
   RunConfig config = small_run();
-  const Topology two_hosts = Topology::uniform(2, 1);
-  const auto reduce_of = [&] {
-    double seconds = 0.0;
-    const StepShape shape = shape_step(config, two_hosts, machine_of_tens());
-    for (const BucketTraffic& bucket : shape.stages[0].buckets) seconds += bucket.reduce_s;
-    return seconds;
+  const auto bucket_of = [&](int bucket) {
+    return shape_step(config, Topology::uniform(2, 1), machine_of_tens())
+        .stages[0]
+        .buckets[static_cast<size_t>(bucket)];
   };
-  const double elements = 2 * 512 + 2 * 256 + 384 + 64 + 96;
-  const double pieces = 4;  // the buckets: embedding, two layers, head
-  const double sharded = elements * 4 / 2 * 1e-9 + pieces / 2 * 1e-5;
-  EXPECT_NEAR(reduce_of(), sharded, 1e-6 * sharded);
-  config.parallel.shard_optimizer = false;
-  EXPECT_NEAR(reduce_of(), 2 * sharded, 1e-6 * sharded);
-  EXPECT_EQ(shape_step(config, two_hosts, machine_of_tens()).stages[0].buckets[1].values_s, 0.0);
+  const double message = 0.5 * 1e-5;  // one piece, of which two are under way
+  EXPECT_NEAR(bucket_of(0).reduce_s, 512 * 4e-9 + message, 1e-12);
+  EXPECT_NEAR(bucket_of(0).values_s, 512 * 4e-9 + message, 1e-12);
+  EXPECT_NEAR(bucket_of(0).add_s, 512 * 4 / 6.5e9, 1e-12);
   config.exchange.gradients = "bf16";
-  EXPECT_NEAR(reduce_of(), elements * 4 / 2 * 1e-9 + pieces * 1e-5, 1e-6 * sharded);
+  EXPECT_NEAR(bucket_of(0).reduce_s, 512 * 2e-9 + message, 1e-12);
+  EXPECT_NEAR(bucket_of(0).values_s, 512 * 4e-9 + message, 1e-12);
+  config.exchange.gradients = "fp32";
+  config.parallel.shard_optimizer = false;
+  EXPECT_NEAR(bucket_of(0).reduce_s, 2 * (256 * 4e-9 + message), 1e-12);
+  EXPECT_EQ(bucket_of(0).values_s, 0.0);
+  // Attention, dense network and two norms.
+  EXPECT_NEAR(bucket_of(1).reduce_s, 2 * ((256 + 384 + 16) / 2 * 4e-9 + message), 1e-12);
+}
+
+// Of 4 ranks on 4 hosts, a parameter is one rank's: from 3 others it gets the embedding, which is more than a sum of quarters
+// that are handed to all would move; its new values it sends to all 3.
+TEST(StepShape, a_parameter_that_is_its_bucket_is_summed_in_parts_and_gathered_from_one) {
+  RunConfig config = small_run();
+  config.parallel.expert = 2;
+  const BucketTraffic traffic = shape_step(config, Topology::uniform(4, 1), machine_of_tens()).stages[0].buckets[0];
+  const double messages = 0.5 * 3 * 1e-5;
+  EXPECT_NEAR(traffic.reduce_s, 2 * (3 * 128 * 4e-9 + messages), 1e-12);
+  EXPECT_NEAR(traffic.values_s, 3 * 512 * 4e-9 + messages, 1e-12);
+}
+
+TEST(StepShape, computes_layers_again_in_the_backward_pass) {
+  RunConfig config = small_run();
+  const auto compute_s = [&](const char* recompute, const PassParts StageTimes::*pass) {
+    config.train.recompute = recompute;
+    return compute_of(shape_step(config, Topology::uniform(1, 2), machine_of_tens()).stages[0].*pass);
+  };
+  const double forward = compute_s("none", &StageTimes::forward);
+  const double backward = compute_s("none", &StageTimes::backward);
+  const double ends = 0.5 * 32 * 8 * 4 / 1.5e9 + 32 * 2 * 512 / 31e9;  // embedding and head
+  EXPECT_NEAR(compute_s("layer", &StageTimes::backward), backward + forward - ends, 1e-6 * backward);
+  EXPECT_NEAR(compute_s("layer", &StageTimes::forward), forward, 1e-12);
+  const double layer = 32 * (2 * 256 + 16 * 17) / 10e9 + 32 * 2 * 384 / 21e9;
+  EXPECT_NEAR(compute_s("every:2", &StageTimes::backward), backward + layer, 1e-6 * backward) << "the first layer";
 }
 
 TEST(StepShape, busier_ranks_take_longer_and_are_awaited) {

@@ -1,0 +1,18 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include "comm/group/topology.hpp"
+#include "runtime/config/run_config.hpp"
+#include "runtime/train/memory_plan.hpp"
+
+namespace cadre {
+
+struct RankPlan {
+  int rank = 0;
+  MemoryPlan plan;
+};
+
+// The largest plan over the first rank of each row of the pipeline. Pure.
+RankPlan plan_of_largest(const RunConfig& config, const Topology& topology);
+
+}  // namespace cadre

@@ -1,0 +1,103 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "runtime/plan/bucket_traffic.hpp"
+
+#include <algorithm>
+#include <cmath>
+
+namespace cadre {
+namespace {
+
+constexpr double kBytesOfGiga = 1e9;
+constexpr double kValueBytes = sizeof(float);
+// Elements of a piece of a sum, as in comm/group/reduction_queue.
+constexpr double kSumPieceElements = 1 << 18;
+
+double memory_s(double elements, double gigabytes) {
+  return elements > 0.0 ? elements * kValueBytes / (gigabytes * kBytesOfGiga) : 0.0;
+}
+
+// The ranks of a group, whose neighbours are `stride` ranks apart, as one of them sees them.
+struct Peers {
+  Peers(int size, int stride, int ranks_a_host)
+      : ranks(size), near(std::clamp(ranks_a_host / stride, 1, size) - 1), far(size - 1 - near) {}
+
+  double ranks;
+  double near;
+  double far;
+};
+
+// `elements` go to the peers or come from them, as many for each, in `pieces` messages a peer.
+double links_s(const Peers& peers, double elements, double bytes_an_element, double pieces, const Machine& machine) {
+  if (peers.ranks <= 1.0 || elements <= 0.0) return 0.0;
+  const double each = elements * bytes_an_element / (peers.ranks - 1.0);
+  return machine.host.time(0.0, peers.near * each) + machine.network.time(0.0, peers.far * each) +
+         pieces / LinkClock::kPiecesUnderWay *
+             (machine.host.time(peers.near, 0.0) + machine.network.time(peers.far, 0.0));
+}
+
+// A queue cuts the slice of each rank in parts of equal length.
+double pieces_of(double longest, double ranks) { return std::ceil(longest * ranks / kSumPieceElements); }
+
+class TrafficMaker {
+ public:
+  TrafficMaker(const RunConfig& config, const Machine& machine)
+      : sharded_(config.parallel.shard_optimizer),
+        wire_bytes_(config.exchange.gradients == "bf16" ? 2.0 : kValueBytes),
+        machine_(machine) {}
+
+  void add(const BucketShare& share, const Peers& peers, BucketTraffic& traffic) const {
+    if (peers.ranks <= 1.0) return;
+    const double longest = share.longest();
+    const double others = peers.ranks - 1.0;
+    // The rank with the longest slice gets it from all others, and sends its new values to all.
+    const double most = std::max(others * longest, share.elements - longest);
+    if (sharded_ && longest * peers.ranks <= 2.0 * share.elements) {
+      traffic.reduce_s += links_s(peers, most, wire_bytes_, pieces_of(longest, peers.ranks), machine_);
+      traffic.add_s += memory_s(others * longest, machine_.reduction);
+    } else {
+      const double slice = share.elements / peers.ranks;
+      traffic.reduce_s += 2.0 * links_s(peers, others * slice, wire_bytes_, pieces_of(slice, peers.ranks), machine_);
+      traffic.add_s += memory_s(others * slice, machine_.reduction);
+    }
+    if (sharded_) traffic.values_s += links_s(peers, most, kValueBytes, pieces_of(longest, peers.ranks), machine_);
+  }
+
+  // The norm counts each parameter once in either case.
+  double tail_s(const std::vector<BucketShare>& buckets, int ranks) const {
+    double elements = 0.0;
+    std::vector<double> owned(static_cast<size_t>(ranks));
+    for (const BucketShare& bucket : buckets) {
+      elements += bucket.elements;
+      for (size_t r = 0; r < owned.size(); ++r) owned[r] += bucket.of_rank[r];
+    }
+    const double most = ranks > 1 ? std::ranges::max(owned) : elements;
+    return memory_s(most, machine_.gradient_norm) + memory_s(sharded_ ? most : elements, machine_.update) +
+           memory_s(elements, machine_.repack);
+  }
+
+ private:
+  bool sharded_;
+  double wire_bytes_;
+  const Machine& machine_;
+};
+
+}  // namespace
+
+double bytes_of_piece(int ranks) { return kSumPieceElements * kValueBytes * (ranks - 1.0) / ranks; }
+
+StageTraffic traffic_of_stage(const RunConfig& config, const Grid& grid, int ranks_a_host, const Machine& machine,
+                              const StageShares& shares) {
+  const TrafficMaker maker(config, machine);
+  const Peers shared(shares.shared_ranks, 1, ranks_a_host);
+  const Peers expert(shares.expert_ranks, grid.expert, ranks_a_host);
+  StageTraffic stage;
+  for (size_t bucket = 0; bucket < shares.shared.size(); ++bucket) {
+    BucketTraffic& traffic = stage.buckets.emplace_back();
+    maker.add(shares.shared[bucket], shared, traffic);
+    maker.add(shares.expert[bucket], expert, traffic);
+  }
+  stage.tail_s = maker.tail_s(shares.shared, shares.shared_ranks) + maker.tail_s(shares.expert, shares.expert_ranks);
+  return stage;
+}
+
+}  // namespace cadre
