@@ -5,6 +5,7 @@
 #include <span>
 
 #include "comm/base/check.hpp"
+#include "runtime/checkpoint/adapter_files.hpp"
 #include "runtime/checkpoint/directory.hpp"
 #include "runtime/checkpoint/model_checkpoint.hpp"
 #include "runtime/checkpoint/safetensors_header.hpp"
@@ -38,6 +39,52 @@ RunConfig run_config_of(const fs::path& checkpoint, std::vector<std::string>* un
   config.parallel = {};
   config.data.tokenizer = read_tokenizer_files(checkpoint.string()).empty() ? kByteTokenizer : checkpoint.string();
   return config;
+}
+
+Field adapter_option(std::string& path) {
+  return {"adapter", &path, any(),
+          "directory with adapters of this model, of Cadre or PEFT, or the folder of a run that trained some; they are "
+          "merged into the weights"};
+}
+
+ModelFiles find_model(const std::string& argument, const std::string& adapter) {
+  ModelFiles files = {.checkpoint = find_checkpoint(argument)};
+  if (is_adapter(files.checkpoint)) {
+    CADRE_CHECK(adapter.empty(), fmt::format("{} and --adapter both name adapters", argument), "name the model first");
+    files.adapter = files.checkpoint;
+    const std::string base = StoredAdapter(files.adapter).base();
+    const std::vector<fs::path> found = checkpoints_at(base);
+    CADRE_CHECK(!found.empty(),
+                fmt::format("{}: base_model_name_or_path = \"{}\" is no directory of a model",
+                            (files.adapter / kAdapterConfigFile).string(), base),
+                "name the model, and the adapters with --adapter DIR");
+    files.checkpoint = found.front();
+  } else if (!adapter.empty()) {
+    files.adapter = find_checkpoint(adapter);
+    CADRE_CHECK(is_adapter(files.adapter), fmt::format("--adapter {}: it holds no {}", adapter, kAdapterConfigFile),
+                "name a directory with adapters, or the folder of a run that trained some");
+  }
+  if (!files.adapter.empty()) StoredAdapter(files.adapter).check_base(files.checkpoint);
+  return files;
+}
+
+RunConfig run_config_of(const ModelFiles& files) {
+  RunConfig config = run_config_of(files.checkpoint);
+  if (files.adapter.empty() || !fs::exists(files.adapter / kRunFile)) return config;
+  const RunConfig trained = load_run_config((files.adapter / kRunFile).string(), {});
+  const ModelConfig model = config.model;
+  const std::string tokenizer = config.data.tokenizer;
+  config = trained;
+  config.model = model;
+  config.data.tokenizer = tokenizer;
+  config.parallel = {};
+  config.adapter = {};
+  return config;
+}
+
+void load_model(const ModelFiles& files, const ParameterStore& store) {
+  load_checkpoint(files.checkpoint, store, nullptr);
+  if (!files.adapter.empty()) StoredAdapter(files.adapter).merge(store);
 }
 
 Field dead_experts_option(std::string& experts) {

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "comm/base/fields.hpp"
+#include "layers/tensor/parameter.hpp"
 #include "runtime/data/dataset.hpp"
 #include "runtime/parallel/worker.hpp"
 
@@ -16,6 +17,26 @@ Field checkpoint_argument(std::string& path);
 
 // A checkpoint directory is itself; a run folder means its checkpoints/latest. Throws when it is neither.
 std::filesystem::path find_checkpoint(const std::string& argument);
+
+// A model and adapters on it.
+struct ModelFiles {
+  std::filesystem::path checkpoint;
+  std::filesystem::path adapter = {};  // empty: none
+};
+
+// --adapter of a command.
+Field adapter_option(std::string& path);
+
+// As find_checkpoint. Where the argument holds adapters, they are those, and the model is the one that they were trained on;
+// else `adapter`, unless it is empty, names them. Throws where they do not fit the model.
+ModelFiles find_model(const std::string& argument, const std::string& adapter);
+
+// The configuration of the run that trained the adapters, or of the checkpoint without, with the model of the checkpoint and
+// no adapters: they are merged when it is loaded.
+RunConfig run_config_of(const ModelFiles& files);
+
+// Fills the parameters, merges the adapters. Throws as load_checkpoint does.
+void load_model(const ModelFiles& files, const ParameterStore& store);
 
 // The run.toml of the checkpoint, or defaults for one that another program wrote, with the model of its config.json.
 // All ranks share one set of experts, in a row, whatever the run did; the tokenizer is that in the checkpoint, else bytes.

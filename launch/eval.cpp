@@ -19,6 +19,7 @@ namespace {
 
 struct EvalArguments {
   std::string checkpoint;
+  std::string adapter;
   std::string data;
   std::string format;
   std::string chat_format;
@@ -46,8 +47,9 @@ void print_evaluation(const Evaluation& evaluation, const ModelConfig& model) {
 }
 
 void run_eval(const EvalArguments& options, const Job& job) {
-  const std::filesystem::path checkpoint = find_checkpoint(options.checkpoint);
-  RunConfig config = run_config_of(checkpoint);
+  const ModelFiles files = find_model(options.checkpoint, options.adapter);
+  const std::filesystem::path& checkpoint = files.checkpoint;
+  RunConfig config = run_config_of(files);
   const std::string notes = checkpoint_notes(checkpoint);
   if (job.rank() == 0) fmt::print("{}", notes);
   take_data(options.data, config.data);
@@ -69,7 +71,7 @@ void run_eval(const EvalArguments& options, const Job& job) {
       WorkerOptions with = worker_options;
       with.compute.weights = weights;
       Worker worker(world.duplicate(world.name()), with);
-      load_checkpoint(checkpoint, worker.store(), nullptr);
+      load_model(files, worker.store());
       return evaluate(worker, reader, config, options.batches, labeller ? &*labeller : nullptr);
     };
     const Evaluation evaluation = evaluate_with(config.compute.weights);
@@ -103,6 +105,7 @@ Command eval_command() {
                 "of conversations, as data.chat_format of a run; default: that of the run"},
                {"batches", &options->batches, at_least(1),
                 "largest number of batches of train.batch sequences; each held-out window counts once"},
+               adapter_option(options->adapter),
                dead_experts_option(options->dead_experts),
                placement_option(options->placement),
                weights_option(options->compute),

@@ -31,6 +31,7 @@ namespace {
 
 struct GenerateArguments {
   std::string checkpoint;
+  std::string adapter;
   RequestOptions requests;
   ChatOptions chat;
   std::vector<std::string> stop;
@@ -173,8 +174,9 @@ std::optional<Chat> chat_of(const GenerateArguments& options, const RunConfig& c
 
 void run_generate(const GenerateArguments& options, const Job& job) {
   check_chat(options);
-  const std::filesystem::path checkpoint = find_checkpoint(options.checkpoint);
-  RunConfig config = run_config_of(checkpoint);
+  const ModelFiles files = find_model(options.checkpoint, options.adapter);
+  const std::filesystem::path& checkpoint = files.checkpoint;
+  RunConfig config = run_config_of(files);
   const std::string notes = checkpoint_notes(checkpoint);
   if (job.rank() == 0) fmt::print(stderr, "{}", notes);
   leave_out(options.dead_experts, config.model);
@@ -203,7 +205,7 @@ void run_generate(const GenerateArguments& options, const Job& job) {
   worker_options.model.num_nextn_predict_layers = num_drafts(checkpoint, config.model, options.speculate);
   job.on_ranks(options.ranks, [&](Communicator world) {
     Worker worker(std::move(world), worker_options);
-    load_checkpoint(checkpoint, worker.store(), nullptr);
+    load_model(files, worker.store());
     if (worker.world().rank() == 0) {
       const std::string note = tokenizer->note_on(fmt::format("{}", fmt::join(requests.prompts, "\n")));
       if (!note.empty()) fmt::print(stderr, "note: {}\n", note);
@@ -276,6 +278,7 @@ Command generate_command() {
            {"complexity", &options->requests.complexity, any(),
             "complexity of a request: simple | medium | complex | critical, or auto: by its words. It sets the "
             "experts per token (task.k_... of the run). One for all prompts, or one each, separated by commas"},
+           adapter_option(options->adapter),
            task_option(options->requests.task),
            dead_experts_option(options->dead_experts),
            placement_option(options->placement),

@@ -19,6 +19,7 @@ namespace {
 
 struct ScoreArguments {
   std::string checkpoint;
+  std::string adapter;
   std::vector<std::string> overrides;
   std::string tokens;
   std::string out;
@@ -52,8 +53,9 @@ ScoreTokens read_tokens(const std::string& path) {
 
 // How the checkpoint was trained, but one row of ranks, one micro-batch and sums in an order that does not depend on the
 // ranks; then what the command line says.
-RunConfig scoring_config_of(const ScoreArguments& options, const std::filesystem::path& checkpoint) {
-  RunConfig config = run_config_of(checkpoint);
+RunConfig scoring_config_of(const ScoreArguments& options, const ModelFiles& files) {
+  const std::filesystem::path& checkpoint = files.checkpoint;
+  RunConfig config = run_config_of(files);
   config.exchange.combine = "slot_order";
   config.train = {};
   const std::string tokenizer = config.data.tokenizer;
@@ -80,16 +82,16 @@ double loss_of(const std::vector<ResultTensor>& results) { return *results.back(
 void run_score(const ScoreArguments& options, const Job& job) {
   CADRE_CHECK(!options.out.empty(), "--out is missing", "the safetensors file to write");
   CADRE_CHECK(options.out != "-", "--out = -, allowed: a path", "a stream cannot replace the file atomically");
-  const std::filesystem::path checkpoint = find_checkpoint(options.checkpoint);
+  const ModelFiles files = find_model(options.checkpoint, options.adapter);
   const ScoreTokens tokens = read_tokens(options.tokens);
-  const std::string notes = checkpoint_notes(checkpoint);
-  const RunConfig config = score_config(scoring_config_of(options, checkpoint), tokens);
+  const std::string notes = checkpoint_notes(files.checkpoint);
+  const RunConfig config = score_config(scoring_config_of(options, files), tokens);
   check(config, job.num_ranks(options.ranks));
   if (job.rank() == 0) fmt::print("{}", notes);
   job.on_ranks(options.ranks, [&](Communicator world) {
     const WorkerOptions worker_options = score_options(config, world, options.score);
     Worker worker(std::move(world), worker_options);
-    load_checkpoint(checkpoint, worker.store(), nullptr);
+    load_model(files, worker.store());
     ScoringOptions scoring = options.score;
     scoring.task = task_of(options.task);
     const std::vector<ResultTensor> results = score(worker, config, tokens, scoring);
@@ -117,6 +119,7 @@ Command score_command() {
                    "also write layers.N.topk_indices I64 [B S,K] and layers.N.topk_weights F32 [B S,K], best first"},
                   {"hidden", &options->score.hidden, any(),
                    "also write layers.N.hidden F32 [B,S,H], the output of layer N"},
+                  adapter_option(options->adapter),
                   task_option(options->task),
                   ranks_option(options->ranks)},
       .run = [options](const Job& job) { run_score(*options, job); }};

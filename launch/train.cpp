@@ -17,10 +17,12 @@
 #include "launch/leftovers.hpp"
 #include "launch/run_paths.hpp"
 #include "layers/kernels/kernels.hpp"
+#include "runtime/checkpoint/adapter_files.hpp"
 #include "runtime/checkpoint/directory.hpp"
 #include "runtime/checkpoint/model_checkpoint.hpp"
 #include "runtime/checkpoint/safetensors.hpp"
 #include "runtime/checkpoint/stored_values.hpp"
+#include "runtime/config/adapter_config.hpp"
 #include "runtime/config/run_file.hpp"
 #include "runtime/config/step_changes.hpp"
 #include "runtime/observe/process_memory.hpp"
@@ -253,6 +255,16 @@ void check_all_are_read(const std::filesystem::path& checkpoint, const ModelConf
   }
 }
 
+// MTP modules would only train adapters that no other program knows of.
+void resolve_adapters(const std::filesystem::path& base, RunConfig& config) {
+  config.model.num_nextn_predict_layers = 0;
+  if (config.adapter.weights != "auto") return;
+  const ShardedReader reader(base);
+  const bool has_fp8 =
+      std::ranges::any_of(reader.weight_map(), [](const auto& entry) { return is_scale_name(entry.first); });
+  config.adapter.weights = has_fp8 ? "fp8" : "bf16";
+}
+
 // The directory that weights come from defines the model, below what run file and command line say of it, and, instead of
 // bytes, the tokenizer.
 RunConfig config_of_run(const TrainArguments& options) {
@@ -262,6 +274,8 @@ RunConfig config_of_run(const TrainArguments& options) {
   const std::string init = weights_to_start_from(config);
   if (init.empty()) return config;
   const std::filesystem::path checkpoint = find_checkpoint(init);
+  CADRE_CHECK(!is_adapter(checkpoint), fmt::format("train.init = {} holds adapters and no model", init),
+              "merge them first: cadre export MODEL --adapter DIR --out NEW; or begin with them: adapter.init=DIR");
   const std::filesystem::path model = checkpoint / kConfigFile;
   std::error_code none;
   CADRE_CHECK(config.model_config_read.empty() || std::filesystem::equivalent(config.model_config_read, model, none),
@@ -273,6 +287,7 @@ RunConfig config_of_run(const TrainArguments& options) {
     config.train.init = init;
     config.checkpoint.resume = "auto";
   }
+  if (has_adapters(config)) resolve_adapters(checkpoint, config);
   check_all_are_read(checkpoint, config.model);
   const bool has_tokenizer = !read_tokenizer_files(checkpoint.string()).empty();
   if (config.data.tokenizer == kByteTokenizer && has_tokenizer) config.data.tokenizer = checkpoint.string();

@@ -2,10 +2,12 @@
 // What a back end does that has nothing better: groups of rows one after the other, the clock and the copies of the host.
 #include "layers/kernels/kernels.hpp"
 
+#include <algorithm>
 #include <cstring>
 
 #include "comm/base/check.hpp"
 #include "comm/base/trace.hpp"
+#include "layers/tensor/on_host.hpp"
 
 namespace cadre {
 namespace {
@@ -27,6 +29,23 @@ std::unique_ptr<DeviceClock> make_host_clock() { return std::make_unique<HostClo
 
 void Kernels::copy(const Tensor& src, const Tensor& dst) const {
   if (src.bytes() > 0) std::memcpy(dst.raw(), src.raw(), src.bytes());
+}
+
+void Kernels::scale_columns(double factor, const Columns& src, const Columns& dst, Accumulate accumulate) const {
+  const OnHost from(src.rows, memory());
+  OnHost to(dst.rows, memory());
+  const int64_t num_rows = src.rows.numel() / std::max<int64_t>(1, src.rows.dim(src.rows.num_dims() - 1));
+  const auto place = [](const Tensor& rows, int64_t first, int64_t row, int64_t column) {
+    return row * rows.dim(rows.num_dims() - 1) + first + column;
+  };
+  for (int64_t row = 0; row < num_rows; ++row) {
+    for (int64_t column = 0; column < src.count; ++column) {
+      const int64_t at = place(*to, dst.first, row, column);
+      const double scaled = factor * element(*from, place(*from, src.first, row, column));
+      set_element(*to, at, accumulate == Accumulate::yes ? element(*to, at) + scaled : scaled);
+    }
+  }
+  to.put_back();
 }
 
 void Kernels::route(const RouteRule&, const Tensor&, const Tensor&, const RouteResult&) const { CADRE_ASSERT(false); }

@@ -154,7 +154,7 @@ class Kernels {
   // dst = src, of one shape: the device's own copy, which is as fast as memory is.
   virtual void copy(const Tensor& src, const Tensor& dst) const;
 
-  // --- products with a weight W [N,K] -----------------------------------------------------------------------------
+  // --- products with a weight W [N,K], f32, or, where the back end is the CPU's, fixed in bf16 or fp8 -----------------------------------------------------------------------------
   // y[T,N] = x[T,K] W^T
   virtual void linear(const Tensor& x, const Parameter& weight, const Tensor& y) const = 0;
   // dx[T,K] = dy[T,N] W, or adds
@@ -225,13 +225,15 @@ class Kernels {
   virtual void copy_columns(const Columns& src, const Columns& dst) const = 0;
   // Row r of dst = the sum of rows r n .. r n + n of src, where src has n times the rows of dst.
   virtual void sum_columns(const Columns& src, const Columns& dst) const = 0;
+  // dst = factor src, or adds; as many rows and columns of each. The default computes on the host.
+  virtual void scale_columns(double factor, const Columns& src, const Columns& dst, Accumulate accumulate) const;
   // With W_h the rows of head h: y[t,h,:] = W_h x[t,h,:], x [T,NH,K], y [T,NH,count].
   virtual void head_linear(const Tensor& x, const HeadRows& weight, const Tensor& y) const = 0;
   // y[t,h,:K] = x[t,h,:count] W_h; rows of x and y may be longer, and the rest of y stays.
   virtual void head_linear_transposed(const Tensor& x, const HeadRows& weight, const Tensor& y) const = 0;
 
   // --- vocabulary -------------------------------------------------------------------------------------------------
-  // y[T,H] = table[ids[t], :]; ids is i32[T], every id in [0, V)
+  // y[T,H] = table[ids[t], :]; ids is i32[T], every id in [0, V); on the CPU the table may be bf16
   virtual void embedding(const Tensor& ids, const Tensor& table, const Tensor& y) const = 0;
   // adds dy rows to dtable[V,H], in token order; the host reads ids
   virtual void embedding_grad(const Tensor& ids, const Tensor& dy, const Tensor& dtable) const = 0;

@@ -24,9 +24,12 @@ ExpertMap make_expert_map(const ModelConfig& config, int num_ranks) {
 Model::Model(const ModelConfig& config, const ExpertMaps& maps, int expert_rank)
     : Model(config, {StagePlace()}, maps, expert_rank) {}
 
-Model::Model(const ModelConfig& config, const std::vector<StagePlace>& places, const ExpertMaps& maps, int expert_rank)
+Model::Model(const ModelConfig& config, const std::vector<StagePlace>& places, const ExpertMaps& maps, int expert_rank,
+             const AdapterOptions& adapter)
     : config_(config) {
   for (const StagePlace& place : places) stages_.push_back(std::make_unique<Stage>(config, place, maps, expert_rank));
+  if (adapter.rank == 0) return;
+  add_adapters(config, adapter, [this](const ParameterVisitor& visit) { each_parameter(visit); });
 }
 
 Stage& Model::stage(int index) {

@@ -6,6 +6,7 @@
 #include <memory>
 #include <vector>
 
+#include "layers/model/adapter.hpp"
 #include "layers/model/stage.hpp"
 
 namespace cadre {
@@ -14,8 +15,9 @@ class Model {
  public:
   // The whole model, with the experts that `maps` gives to `expert_rank`. Allocates nothing; does not move.
   Model(const ModelConfig& config, const ExpertMaps& maps, int expert_rank);
-  // The given stages, in ascending order.
-  Model(const ModelConfig& config, const std::vector<StagePlace>& places, const ExpertMaps& maps, int expert_rank);
+  // The given stages, in ascending order; with adapters where their rank is not 0.
+  Model(const ModelConfig& config, const std::vector<StagePlace>& places, const ExpertMaps& maps, int expert_rank,
+        const AdapterOptions& adapter = {});
   Model(const Model&) = delete;
   Model& operator=(const Model&) = delete;
 

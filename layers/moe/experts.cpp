@@ -35,7 +35,9 @@ Tensor Experts::forward(Context& ctx, const Rows& rows, const Tensor& place_row,
     const int64_t count = saved.offsets[e + 1] - first;
     const Tensor expert_x = x.rows(first, count);
     ctx.kernels.gather_rows(rows, place_row.rows(first, count), Tensor(), expert_x);
-    run(ctx, e, expert_x, saved, y.rows(first, count), cache);
+    Context of_expert = ctx;
+    of_expert.dropout.rows = saved.tokens.defined() ? saved.tokens.rows(first, count) : Tensor();
+    run(of_expert, e, expert_x, saved, y.rows(first, count), cache);
   }
   return y;
 }

@@ -24,6 +24,7 @@ class Experts {
     std::vector<int32_t> offsets;  // [experts + 1]: expert e works on places offsets[e] .. offsets[e+1]
     std::vector<std::unique_ptr<Expert::Saved>> experts;
     std::optional<ExpertGroup::Saved> group;  // instead of those before, where all ran at once
+    Tensor tokens;  // i64[S], for dropout: the number of each place's token in the global batch; undefined: no dropout
   };
 
   int size() const { return static_cast<int>(experts_.size()); }

@@ -2,6 +2,8 @@
 #include "layers/moe/routed_experts.hpp"
 
 #include <algorithm>
+#include <array>
+#include <cstring>
 #include <numeric>
 #include <utility>
 
@@ -54,6 +56,10 @@ Task<Tensor> RoutedExperts::forward(LaneContext& ctx, Tensor x, Tensor ids, Tens
     Task<ExpertRows> arrival = dispatch.to_experts(elements_of(x), dispatch_format(ctx, x.dim(1)), {},
                                                    back_in("dispatch", ctx, std::move(meanwhile)));
     const ExpertRows rows = co_await arrival;
+    if (ctx.dropout.rows.defined()) {
+      Task<Tensor> tokens = tokens_of_places(ctx, dispatch);
+      saved.experts.tokens = co_await tokens;
+    }
     ctx.lane.enter("experts");
     saved.experts.offsets = dispatch.expert_offsets();
     saved.expert_out = experts_.forward(ctx, rows_of(rows.elements(), ctx.dtype, x.dim(1)),
@@ -143,6 +149,33 @@ Task<Tensor> RoutedExperts::combine(LaneContext& ctx, Tensor places, Weighted we
   Task<void> combined = dispatch.to_tokens(results, {ctx.dtype, width, ctx.wire.combine}, weighted, mode, adder);
   co_await combined;
   co_return y;
+}
+
+// They travel as two floats, of 20 bits each.
+Task<Tensor> RoutedExperts::tokens_of_places(LaneContext& ctx, Dispatch& dispatch) const {
+  constexpr int64_t kPart = int64_t{1} << 20;
+  const bool is_dry = ctx.arena.is_dry_run();
+  const std::vector<int32_t>& slots_of = dispatch.plan().token_slots;
+  const Tensor sent = ctx.arena.take_host("dropout", DType::f32, {dispatch.plan().num_slots(), 2});
+  for (size_t token = 0; token + 1 < slots_of.size() && !is_dry; ++token) {
+    const int64_t number = ctx.dropout.rows.data<int64_t>()[token];
+    for (int32_t slot = slots_of[token]; slot < slots_of[token + 1]; ++slot) {
+      sent.data<float>()[2 * slot] = static_cast<float>(number / kPart);
+      sent.data<float>()[2 * slot + 1] = static_cast<float>(number % kPart);
+    }
+  }
+  Task<ExpertRows> arrival = dispatch.slots_to_experts(elements_of(sent), {DType::f32, 2});
+  const ExpertRows rows = co_await arrival;
+  const Tensor numbers = ctx.arena.take_host("dropout", DType::i64, {dispatch.num_places()});
+  const Elements elements = rows.elements();
+  for (int64_t place = 0; place < numbers.numel() && !is_dry; ++place) {
+    std::array<float, 2> parts = {};
+    std::memcpy(parts.data(),
+                elements.base + static_cast<size_t>(elements.index[static_cast<size_t>(place)]) * elements.stride,
+                sizeof parts);
+    numbers.data<int64_t>()[place] = static_cast<int64_t>(parts[0]) * kPart + static_cast<int64_t>(parts[1]);
+  }
+  co_return numbers;
 }
 
 Task<void> RoutedExperts::add_diversity_grad(LaneContext& ctx, Tensor d_out, const Saved& saved) const {

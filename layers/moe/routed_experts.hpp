@@ -53,6 +53,8 @@ class RoutedExperts {
   std::unique_ptr<Dispatch> plan(LaneContext& ctx, const Tensor& ids, const Tensor& weights) const;
   // The sum over the places of each token. places [S,W] in expert order, result [T,W]; `each` as in KernelRowAdder.
   Task<Tensor> combine(LaneContext& ctx, Tensor places, Weighted weighted, Dispatch& dispatch, Tensor each) const;
+  // For dropout: the number of the token of each place, i64[S].
+  Task<Tensor> tokens_of_places(LaneContext& ctx, Dispatch& dispatch) const;
   // Adds the gradient of the diversity loss to d_out [S,out], which is in expert order.
   Task<void> add_diversity_grad(LaneContext& ctx, Tensor d_out, const Saved& saved) const;
 

@@ -20,6 +20,7 @@ Tensor Embedding::forward(Context& ctx, const Tensor& ids, Saved& saved) const {
 void Embedding::input_grad(Context&, Saved& saved, const Tensor& dy) const { saved.dy = dy; }
 
 void Embedding::weight_grad(Context& ctx, const Saved& saved) {
+  if (!table_.grad.defined()) return;
   ctx.kernels.embedding_grad(saved.ids, saved.dy, cleared_grad(ctx.kernels, table_));
 }
 

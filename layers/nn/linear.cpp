@@ -3,6 +3,8 @@
 
 #include <utility>
 
+#include "layers/nn/low_rank.hpp"
+
 namespace cadre {
 
 Linear::Linear(const std::string& prefix, int64_t in, int64_t out, double init_std, Bias bias)
@@ -27,6 +29,8 @@ Tensor Linear::input_grad(Context& ctx, Saved& saved, const Tensor& dy) const {
 void Linear::forward_into(Context& ctx, const Tensor& x, Saved& saved, const Tensor& y) const {
   saved.x = x;
   ctx.kernels.linear(x, weight_, y);
+  saved.low_rank.dropout = ctx.dropout;
+  for (const LowRank& added : weight_.low_rank) add_low_rank(ctx, added, saved.low_rank.dropout, x, y);
   if (bias_) add_bias(ctx, y);
 }
 
@@ -41,6 +45,10 @@ void Linear::input_grad_into(Context& ctx, Saved& saved, const Tensor& dy, const
                              Accumulate accumulate) const {
   saved.dy = dy;
   ctx.kernels.linear_input_grad(dy, weight_, dx, accumulate);
+  saved.low_rank.dh.clear();
+  for (const LowRank& added : weight_.low_rank) {
+    saved.low_rank.dh.push_back(add_low_rank_input_grad(ctx, added, saved.low_rank.dropout, dy, dx));
+  }
   if (!bias_) return;
   const int64_t width = dy.dim(1);
   saved.d_bias = ctx.arena.take("linear", ctx.dtype, {1, width});
@@ -58,6 +66,9 @@ void Linear::weight_grad(Context& ctx, const Saved& saved) {
       if (accumulate == Accumulate::yes) return ctx.kernels.add(grad, saved.d_bias, grad);
       ctx.kernels.copy_columns({saved.d_bias, 0, grad.dim(1)}, {grad, 0, grad.dim(1)});
     });
+  }
+  for (size_t i = 0; i < weight_.low_rank.size(); ++i) {
+    low_rank_weight_grad(ctx, weight_.low_rank[i], saved.low_rank.dropout, saved.x, saved.low_rank.dh[i], saved.dy);
   }
   if (weight_.frozen) return;
   write_grad(weight_, [&](Accumulate accumulate) {

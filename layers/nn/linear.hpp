@@ -7,6 +7,7 @@
 #include <string>
 #include <string_view>
 #include <utility>
+#include <vector>
 
 #include "layers/kernels/kernels.hpp"
 #include "layers/tensor/arena.hpp"
@@ -30,6 +31,13 @@ namespace cadre {
 // ctx.arena: forward's live until the micro-batch is done, input_grad's until the caller releases its mark. A module
 // without parameters has no weight_grad.
 
+// The rows that dropout is drawn for: row r is that of token rows[r] of the global batch of a step, on whichever rank it is.
+struct DropoutRows {
+  uint64_t seed = 0;
+  int64_t step = 0;
+  Tensor rows = {};  // i64[T] in host memory; undefined: no dropout
+};
+
 // What a module needs to run: the back end, the memory of the micro-batch, the element type of activations.
 struct Context {
   const Kernels& kernels;
@@ -38,6 +46,7 @@ struct Context {
   // What an activation function gives, which forward needs for a product and backward for its weight gradient, is computed
   // twice instead of kept: the same bits from less memory.
   bool recomputes_activations = false;
+  DropoutRows dropout = {};
 
   // The same with products in fp32, as all of a router are.
   Context fp32() const { return {kernels.fp32(), arena, dtype, recomputes_activations}; }
@@ -52,10 +61,11 @@ inline Tensor host_side(Context& ctx, std::string_view label, const Tensor& tens
 }
 
 // Calls `write(accumulate)` so that the first gradient of a step overwrites and the later ones add: gradients need no
-// pass that clears them. For kernels that only add, see cleared_grad.
+// pass that clears them. Does nothing where there is no gradient. For kernels that only add, see cleared_grad.
 template <class Write>
 void write_grad(Parameter& parameter, Write&& write) {
   const Accumulate accumulate = parameter.grad_is_zero ? Accumulate::no : Accumulate::yes;
+  if (!parameter.grad.defined()) return;
   parameter.grad_is_zero = false;
   std::forward<Write>(write)(accumulate);
 }
@@ -66,6 +76,12 @@ inline const Tensor& cleared_grad(const Kernels& kernels, Parameter& parameter) 
   parameter.grad_is_zero = false;
   return parameter.grad;
 }
+
+// What an adapter keeps between the passes.
+struct LowRankSaved {
+  DropoutRows dropout;     // of the forward pass
+  std::vector<Tensor> dh;  // [T,rank] of each addition
+};
 
 class Linear {
  public:
@@ -80,6 +96,7 @@ class Linear {
     Tensor x;
     Tensor dy;
     Tensor d_bias;  // [1,out]
+    LowRankSaved low_rank;
   };
 
   Tensor forward(Context& ctx, const Tensor& x, Saved& saved) const;  // x [T,in], y [T,out]
@@ -90,6 +107,10 @@ class Linear {
   void weight_grad(Context& ctx, const Saved& saved);
   void each_parameter(const ParameterVisitor& visit) {
     visit(weight_);
+    for (LowRank& added : weight_.low_rank) {
+      visit(added.a);
+      visit(added.b);
+    }
     if (bias_) visit(*bias_);
   }
 

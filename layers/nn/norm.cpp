@@ -34,6 +34,7 @@ Tensor Norm::input_grad(Context& ctx, Saved& saved, const Tensor& dy) const {
 }
 
 void Norm::weight_grad(Context& ctx, const Saved& saved) {
+  if (!weight_.grad.defined()) return;
   const Tensor& dweight = cleared_grad(ctx.kernels, weight_);
   if (options_.kind == NormKind::rms) {
     ctx.kernels.rms_norm_weight_grad(saved.dy, saved.x, saved.rstd, dweight);

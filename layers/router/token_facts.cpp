@@ -14,6 +14,12 @@ int64_t TokenFacts::position_of(int64_t t) const {
   return stride > 0 ? number_of(t) % stride : number_of(t);
 }
 
+DropoutRows dropout_rows(Arena& arena, const TokenFacts& tokens, int64_t num_rows) {
+  const Tensor rows = arena.take_host("dropout", DType::i64, {num_rows});
+  for (int64_t t = 0; t < num_rows && !arena.is_dry_run(); ++t) rows.data<int64_t>()[t] = tokens.number_of(t);
+  return {.seed = tokens.seed, .step = tokens.step, .rows = rows};
+}
+
 TokenFacts shifted(Arena& arena, const TokenFacts& tokens, const Tensor& kept, int64_t length, int64_t from_length) {
   // Every member is named, so that a new one does not compile until it is said here what becomes of it.
   const auto& [seed, step, first, sequence_length, sequence_stride, position, task, num_experts] = tokens;

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "layers/nn/linear.hpp"
 #include "layers/tensor/arena.hpp"
 #include "layers/tensor/tensor.hpp"
 
@@ -25,6 +26,9 @@ struct TokenFacts {
   int64_t number_of(int64_t t) const;
   int64_t position_of(int64_t t) const;
 };
+
+// What dropout needs to know of `num_rows` tokens; memory comes from the arena.
+DropoutRows dropout_rows(Arena& arena, const TokenFacts& tokens, int64_t num_rows);
 
 // The facts of rows that each stand for a token of `tokens`, whose sequences have lost their last token: row i has those of
 // token kept[i]; kept i32[T'] has `length` tokens of each sequence, which had `from_length`. Memory comes from the arena.

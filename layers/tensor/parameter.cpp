@@ -75,6 +75,21 @@ std::vector<Parameter*> ParameterStore::parameters_of(int bucket) const {
   return parameters;
 }
 
+namespace {
+
+// The scales lie behind the value.
+void place_fixed(Parameter& parameter, std::byte* memory) {
+  const auto at = [memory](size_t offset) { return memory == nullptr ? nullptr : memory + offset; };
+  const size_t value_bytes = whole_cache_lines(parameter.value.bytes());
+  parameter.value = parameter.value.with_memory(memory, parameter.value.dtype());
+  if (parameter.scales.defined()) parameter.scales = parameter.scales.with_memory(at(value_bytes), DType::f32);
+  parameter.grad = Tensor();
+  parameter.frozen = true;
+  ++parameter.version;
+}
+
+}  // namespace
+
 void ParameterStore::allocate(DType dtype, bool with_grad, bool dry_run, Memory& memory) {
   CADRE_CHECK(dtype == DType::f32 || dtype == DType::f64,
               fmt::format("parameters cannot be stored as {}", name_of(dtype)), "use f32, or f64 for tests");
@@ -84,14 +99,21 @@ void ParameterStore::allocate(DType dtype, bool with_grad, bool dry_run, Memory&
   parameter_start_ = lay_out();
   const std::vector<size_t>& offsets = parameter_start_;
   const size_t buffers_start = group_start_[kNumTrainedGroups];
+  const size_t fixed_start = group_start_[kNumChanging];
   values_ = Buffer(dry_run ? 0 : buffers_start, memory);
-  buffers_ = Buffer(dry_run ? 0 : value_bytes() - buffers_start, memory.for_results());
+  buffers_ = Buffer(dry_run ? 0 : fixed_start - buffers_start, memory.for_results());
+  fixed_ = Buffer(dry_run ? 0 : fixed_bytes(), memory);
   grads_ = Buffer(dry_run ? 0 : grad_bytes(), memory);
   memory.fill(grads_.data(), std::byte{0}, grads_.bytes());
 
   for (size_t i = 0; i < parameters_.size(); ++i) {
     Parameter& parameter = *parameters_[i];
-    const bool trained = parameter.placement != Placement::buffer;
+    if (parameter.placement == Placement::fixed) {
+      std::byte* memory_of = dry_run ? nullptr : fixed_.data() + (offsets[i] - fixed_start);
+      place_fixed(parameter, memory_of);
+      continue;
+    }
+    const bool trained = is_trained(parameter.placement);
     const auto value = [&] {
       return trained ? values_.data() + offsets[i] : buffers_.data() + (offsets[i] - buffers_start);
     };
@@ -117,17 +139,25 @@ std::vector<size_t> ParameterStore::lay_out() {
     for (const size_t i : order) {
       if (group_of(parameters_[i]->placement) != group) continue;
       offsets[i] = offset;
-      const size_t bytes = static_cast<size_t>(parameters_[i]->value.numel()) * size_of(dtype_);
-      offset += whole_cache_lines(bytes);
+      offset += bytes_of(*parameters_[i]);
     }
   }
   group_start_[kNumGroups] = offset;
   return offsets;
 }
 
+// With what alignment adds.
+size_t ParameterStore::bytes_of(const Parameter& parameter) const {
+  if (parameter.placement != Placement::fixed) {
+    return whole_cache_lines(static_cast<size_t>(parameter.value.numel()) * size_of(dtype_));
+  }
+  return whole_cache_lines(parameter.value.bytes()) + whole_cache_lines(parameter.scales.bytes());
+}
+
 void ParameterStore::initialise(uint64_t seed) {
   if (values_.empty() && buffers_.empty()) return;
   for (Parameter* parameter : parameters_) {
+    if (parameter->placement == Placement::fixed) continue;
     for (const ParameterPart& part : parameter->parts) {
       OnHost rows(parameter->value.rows(part.first_row, part.num_rows), *memory_);
       if (dtype_ == DType::f64) {

@@ -30,7 +30,12 @@ struct Init {
 // expert: only the ranks that own the expert hold it, gradients are summed over the expert-data-parallel group and over
 // the replicas of the expert.
 // buffer: not trained by gradient (the selection bias), but saved.
-enum class Placement { shared, expert, buffer };
+// fixed: not trained at all, neither saved nor reduced: a weight below adapters. It has an element type of its own.
+enum class Placement { shared, expert, buffer, fixed };
+
+constexpr bool is_trained(Placement placement) {
+  return placement == Placement::shared || placement == Placement::expert;
+}
 
 // A row range of a fused parameter that has a name of its own in files (gate_proj and up_proj are one [2F,H] here).
 struct ParameterPart {
@@ -43,6 +48,8 @@ struct ParameterPart {
 struct PackedWeight {
   virtual ~PackedWeight() = default;
 };
+
+struct LowRank;
 
 struct Parameter {
   std::vector<ParameterPart> parts;  // at least one; together they cover all rows
@@ -59,13 +66,26 @@ struct Parameter {
   // for inference.
   Tensor value;
   Tensor grad;
+  Tensor scales;  // of a fixed value in fp8, f32: for each part [ceil(rows / 128), ceil(K / 128)], one behind the other
   bool frozen = false;       // a stage of training that leaves it as it is: no gradient is made, no update done
   bool grad_is_zero = true;  // the next weight gradient may overwrite instead of add
 
   uint64_t version = 0;  // moves on whenever `value` changes
   mutable std::unique_ptr<PackedWeight> packed;
 
+  std::vector<LowRank> low_rank;  // what adapters add to a fixed weight, one for each part or none
+
   const std::string& name() const { return parts.front().name; }
+};
+
+// An addition to rows first_row .. first_row + R of a weight [N,K] that is fixed (LoRA, Hu et al. 2021, arXiv 2106.09685):
+// the product of these rows with x is W x + scale b a d(x), where d is dropout while it trains.
+struct LowRank {
+  Parameter a;  // [rank,K]
+  Parameter b;  // [R,rank]
+  int64_t first_row = 0;
+  double scale = 1.0;
+  double dropout = 0.0;  // probability that an element of x counts as zero; the others are divided by the rest
 };
 
 using ParameterVisitor = std::function<void(Parameter&)>;
@@ -76,8 +96,8 @@ Parameter make_weight(std::initializer_list<std::pair<std::string, int64_t>> par
 // A vector [size] without weight decay: the gain or offset of a norm, a bias.
 Parameter make_vector(std::string name, int64_t size, Init::Kind init, Placement placement = Placement::shared);
 
-// Gives memory to the parameters of a rank: one buffer of values, one of gradients, each ordered shared, expert, and one of
-// buffers, so that every group that is reduced together is one span. The parameters stay where they are (in their
+// Gives memory to the parameters of a rank: one buffer of values, one of gradients, each ordered shared, expert, one of
+// buffers and one of what is fixed, so that every group that is reduced together is one span. The parameters stay where they are (in their
 // modules) and must not move once added.
 class ParameterStore {
  public:
@@ -102,11 +122,11 @@ class ParameterStore {
   std::vector<Parameter*> parameters_of(int bucket) const;
 
   // Lays out what was added, in `memory`. A dry run sets shapes and byte counts only. Values start undefined, gradients at
-  // zero.
+  // zero. A fixed value keeps its element type: f32, bf16, or fp8 with scales.
   void allocate(DType dtype, bool with_grad, bool dry_run, Memory& memory = host_memory());
 
   // Writes the initial values. They are keyed by (seed, part name, element within the part): neither fusing nor
-  // placement changes them, and f32 values are the f64 ones rounded. After a dry run it does nothing.
+  // placement changes them, and f32 values are the f64 ones rounded. After a dry run it does nothing; fixed values stay.
   void initialise(uint64_t seed);
 
   // One-dimensional views over all gradients of a group. A tensor starts at a multiple of 64
@@ -129,11 +149,13 @@ class ParameterStore {
 
   Memory& memory() const { return *memory_; }  // where what belongs to the parameters should lie too
   int64_t numel(Placement placement) const;    // elements, without what alignment adds
-  size_t value_bytes() const { return group_start_[kNumGroups]; }
+  size_t value_bytes() const { return group_start_[kNumChanging]; }  // without the fixed ones
+  size_t fixed_bytes() const { return group_start_[kNumGroups] - group_start_[kNumChanging]; }
   size_t grad_bytes() const { return with_grad_ ? group_start_[kNumTrainedGroups] : 0; }
 
  private:
-  static constexpr size_t kNumGroups = 3;         // shared, expert, buffer
+  static constexpr size_t kNumGroups = 4;         // shared, expert, buffer, fixed
+  static constexpr size_t kNumChanging = 3;       // shared, expert, buffer
   static constexpr size_t kNumTrainedGroups = 2;  // shared, expert
 
   struct Bytes {
@@ -142,6 +164,7 @@ class ParameterStore {
   };
 
   std::vector<size_t> lay_out();
+  size_t bytes_of(const Parameter& parameter) const;
   Tensor grads_of(Placement placement);
   Tensor grads_between(const Bytes& bytes);
   Bytes bytes_of(Placement placement, int bucket) const;
@@ -158,6 +181,7 @@ class ParameterStore {
   std::array<size_t, kNumGroups + 1> group_start_{};  // bytes
   Buffer values_;
   Buffer buffers_;  // values that the host uses too
+  Buffer fixed_;
   Buffer grads_;
 };
 

@@ -20,6 +20,7 @@
 #include "comm/job/wait.hpp"
 #include "runtime/checkpoint/file.hpp"
 #include "runtime/checkpoint/manifest.hpp"
+#include "runtime/checkpoint/safetensors.hpp"
 
 namespace cadre {
 namespace {
@@ -222,7 +223,10 @@ std::vector<CheckpointPath> list_checkpoints(const fs::path& root) {
 
 std::vector<fs::path> checkpoints_at(const fs::path& path) {
   std::error_code none;
-  if (fs::exists(path / kManifestFile, none) || fs::exists(path / "config.json", none)) return {path};
+  if (fs::exists(path / kManifestFile, none) || fs::exists(path / "config.json", none) ||
+      fs::exists(path / kAdapterConfigFile, none)) {
+    return {path};
+  }
   const bool is_lost_link = path.filename() == kLatest && !fs::is_directory(path, none);
   for (const fs::path& root : {is_lost_link ? path.parent_path() : path / "checkpoints", path}) {
     std::vector<fs::path> found;

@@ -5,11 +5,14 @@
 
 #include <algorithm>
 #include <cstring>
+#include <optional>
 #include <set>
 #include <vector>
 
 #include "comm/base/check.hpp"
 #include "layers/kernels/cpu/narrow.hpp"
+#include "layers/model/adapter.hpp"
+#include "runtime/checkpoint/adapter_files.hpp"
 #include "runtime/checkpoint/companion_files.hpp"
 #include "runtime/checkpoint/manifest.hpp"
 #include "runtime/checkpoint/model_checkpoint.hpp"
@@ -63,8 +66,10 @@ std::vector<Converted> as_fp8(const TensorEntry& entry, const std::vector<float>
 
 class Export {
  public:
-  Export(const fs::path& checkpoint, const fs::path& out, ExportFormat format, Fp8Scale scale, ExportMtp mtp)
+  Export(const fs::path& checkpoint, const fs::path& out, ExportFormat format, Fp8Scale scale, ExportMtp mtp,
+         const fs::path& adapter)
       : checkpoint_(checkpoint), out_(out), format_(format), scale_(scale), mtp_(mtp), reader_(checkpoint) {
+    if (!adapter.empty()) adapter_.emplace(adapter);
     if (mtp == ExportMtp::drop) num_layers_ = read_model_config(checkpoint).num_hidden_layers;
   }
 
@@ -104,6 +109,7 @@ class Export {
     std::vector<float> values(stored.count());
     stored.read(values.data());
     const TensorEntry& entry = stored.entry();
+    if (adapter_ && entry.shape.size() == 2) adapter_->merge(name, entry.shape[0], entry.shape[1], values.data());
     ++summary_.tensors;
     if (format_ == ExportFormat::fp32 || name.ends_with(kRouterBias)) {
       tensors.push_back(as_fp32(entry, values));
@@ -154,26 +160,24 @@ class Export {
   ExportMtp mtp_;
   int64_t num_layers_ = 0;
   ShardedReader reader_;
+  std::optional<StoredAdapter> adapter_;
   WeightMap weight_map_;
   ExportSummary summary_;
 };
 
 }  // namespace
 
-bool is_fp8_weight(const std::string& name, size_t num_dims) {
-  if (num_dims != 2 || name.ends_with(".eh_proj.weight")) return false;
-  return name.ends_with("_proj.weight") || name.ends_with("_proj_with_mqa.weight");
-}
+bool is_fp8_weight(const std::string& name, size_t num_dims) { return num_dims == 2 && is_projection(name); }
 
 ExportSummary export_checkpoint(const fs::path& checkpoint, const fs::path& out, ExportFormat format, Fp8Scale scale,
-                                ExportMtp mtp) {
+                                ExportMtp mtp, const fs::path& adapter) {
   CADRE_CHECK(!fs::exists(out) || (fs::is_directory(out) && fs::is_empty(out)),
               fmt::format("{} is there already", out.string()), "name a directory that is to be made");
   if (fs::exists(checkpoint / kManifestFile)) verify_checkpoint(checkpoint, Verify::full);
   std::error_code error;
   fs::create_directories(out, error);
   CADRE_CHECK(!error, fmt::format("cannot make {}: {}", out.string(), error.message()), "is its parent writable?");
-  return Export(checkpoint, out, format, scale, mtp).run();
+  return Export(checkpoint, out, format, scale, mtp, adapter).run();
 }
 
 }  // namespace cadre

@@ -28,8 +28,10 @@ bool is_fp8_weight(const std::string& name, size_t num_dims);
 // Whether the MTP modules, the layers behind the last one, come along. Programs that know no such layers need a model without.
 enum class ExportMtp { keep, drop };
 
-// `out` must not exist, or be empty; it is whole once its config.json is there. `scale` is for fp8.
+// `out` must not exist, or be empty; it is whole once its config.json is there. `scale` is for fp8. What the
+// directory `adapter` holds, if given, is merged into the weights first.
 ExportSummary export_checkpoint(const std::filesystem::path& checkpoint, const std::filesystem::path& out,
-                                ExportFormat format, Fp8Scale scale, ExportMtp mtp = ExportMtp::keep);
+                                ExportFormat format, Fp8Scale scale, ExportMtp mtp = ExportMtp::keep,
+                                const std::filesystem::path& adapter = {});
 
 }  // namespace cadre

@@ -8,6 +8,7 @@
 #include <set>
 #include <string_view>
 
+#include "comm/wire/fp8.hpp"
 #include "layers/tensor/on_host.hpp"
 #include "runtime/checkpoint/safetensors.hpp"
 #include "runtime/checkpoint/stored_values.hpp"
@@ -29,6 +30,20 @@ std::vector<NamedTensor> name_values(const ParameterStore& store, const Paramete
   std::vector<NamedTensor> tensors;
   for (const Parameter* parameter : store.parameters()) {
     if (chosen(*parameter)) append_parts(*parameter, parameter->value, "", tensors);
+  }
+  return tensors;
+}
+
+std::vector<NamedTensor> name_scales(const ParameterStore& store, const ParameterChoice& chosen) {
+  std::vector<NamedTensor> tensors;
+  for (const Parameter* parameter : store.parameters()) {
+    if (!chosen(*parameter) || !parameter->scales.defined()) continue;
+    int64_t block = 0;
+    for (const ParameterPart& part : parameter->parts) {
+      const int64_t blocks = (part.num_rows + kFp8TileChannels - 1) / kFp8TileChannels;
+      tensors.push_back({part.name + std::string(kScaleSuffix), parameter->scales.rows(block, blocks)});
+      block += blocks;
+    }
   }
   return tensors;
 }
@@ -67,9 +82,11 @@ class TensorLoad {
  public:
   // `folder` is relative to the checkpoint. Without a manifest the files are not verified.
   TensorLoad(const fs::path& checkpoint, const std::string& folder, const Manifest* manifest,
-             const std::vector<NamedTensor>& tensors)
+             const std::vector<NamedTensor>& tensors, const std::vector<NamedTensor>& scales = {})
       : reader_(checkpoint / folder) {
     if (manifest != nullptr) verify_files(checkpoint, folder, *manifest, tensors);
+    std::map<std::string, Tensor> scales_of;
+    for (const auto& [name, memory] : scales) scales_of[name] = memory;
     for (const auto& [name, memory] : tensors) {
       if (manifest != nullptr && !reader_.weight_map().contains(name)) {
         throw Misfit(ErrorKind::input,
@@ -78,14 +95,18 @@ class TensorLoad {
       }
       const StoredValues source(reader_, (checkpoint / folder).string(), name);
       check(checkpoint / folder, source.entry(), memory);
-      copies_.push_back({source, memory});
+      copies_.push_back({source, memory, scales_of[name + std::string(kScaleSuffix)]});
     }
   }
 
   void copy(Memory& memory) const {
-    for (const auto& [source, tensor] : copies_) {
+    for (const auto& [source, tensor, scales] : copies_) {
       OnHost to(tensor, memory);
-      tensor.dtype() == DType::f32 ? source.read(to->data<float>()) : copy_rounded(source, to->data<bf16>());
+      switch (tensor.dtype()) {
+        case DType::f32: source.read(to->data<float>()); break;
+        case DType::bf16: source.read_bf16(to->data<bf16>()); break;
+        default: source.read_fp8_codes(reinterpret_cast<uint8_t*>(to->raw()), scales.data<float>());
+      }
       to.put_back();
     }
   }
@@ -94,6 +115,7 @@ class TensorLoad {
   struct Copy {
     StoredValues source;
     Tensor memory;
+    Tensor scales;
   };
 
   // The files that hold the tensors, before they are looked into.
@@ -123,14 +145,6 @@ class TensorLoad {
                                fmt::join(entry.shape, ","), fmt::join(shape_of(memory), ",")),
                    "does the configuration describe this model?");
     }
-    CADRE_ASSERT(memory.dtype() == DType::f32 || memory.dtype() == DType::bf16);
-  }
-
-  // What was bf16 in the file is the same bf16 again.
-  static void copy_rounded(const StoredValues& source, bf16* to) {
-    std::vector<float> values(source.count());
-    source.read(values.data());
-    std::ranges::transform(values, to, to_bf16);
   }
 
   ShardedReader reader_;
@@ -163,7 +177,7 @@ Manifest load_checkpoint(const fs::path& directory, const ParameterStore& store,
                   directory.string()));
 
   const Manifest* known = manifest ? &*manifest : nullptr;
-  const TensorLoad values(directory, "", known, name_values(store, chosen));
+  const TensorLoad values(directory, "", known, name_values(store, chosen), name_scales(store, chosen));
   std::optional<TensorLoad> moments;
   if (optimizer != nullptr) moments.emplace(directory, kOptimizerFolder, known, name_moments(*optimizer, chosen));
 

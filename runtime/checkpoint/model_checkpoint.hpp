@@ -31,10 +31,16 @@ struct NamedTensor {
 
 using ParameterChoice = std::function<bool(const Parameter&)>;
 inline bool any_parameter(const Parameter& /*parameter*/) { return true; }
+// What is saved: all but fixed weights, which stay in the files that they came from.
+inline bool saved_parameter(const Parameter& parameter) { return parameter.placement != Placement::fixed; }
+inline bool fixed_parameter(const Parameter& parameter) { return !saved_parameter(parameter); }
 
 // The chosen parameters; each part of a fused one is a tensor of its own. Nothing is under way in the memory of the store
 // then, nor in that of its optimizer: the host may read and write.
 std::vector<NamedTensor> name_values(const ParameterStore& store, const ParameterChoice& chosen);
+
+// The scales of those that are fixed in fp8, under the names of files: `<part name>_scale_inv`.
+std::vector<NamedTensor> name_scales(const ParameterStore& store, const ParameterChoice& chosen);
 
 // The values that files hold once more under other names (Parameter::copies).
 std::vector<NamedTensor> name_copies(const ParameterStore& store, const ParameterChoice& chosen);

@@ -131,7 +131,7 @@ void PartnerCopies::take(const Communicator& world, double deadline_seconds, con
   State& state = states_[0].step < states_[1].step ? states_[0] : states_[1];
   if (state.step < 0) state = {};  // a death came in between: what is under way keeps that memory
   state.step = -1;
-  copy(tensors_of(store, optimizer, any_parameter), store.memory(), state.own);
+  copy(tensors_of(store, optimizer, saved_parameter), store.memory(), state.own);
   if (world.size() > 1) {
     std::vector<NamedTensor> alone = name_values(store, is_expert);
     std::ranges::move(
@@ -180,7 +180,7 @@ std::optional<TrainProgress> PartnerCopies::restore(const Communicator& world, d
       }
     }
   }
-  const std::vector<NamedTensor> tensors = tensors_of(store, optimizer, any_parameter);
+  const std::vector<NamedTensor> tensors = tensors_of(store, optimizer, saved_parameter);
   std::vector<uint64_t> keys;
   for (const NamedTensor& tensor : tensors) keys.push_back(hash_name(tensor.name));
   const auto wanted = gather_lists(world, deadline_seconds, keys);

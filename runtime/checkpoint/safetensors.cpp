@@ -132,6 +132,10 @@ ShardedReader::ShardedReader(std::filesystem::path directory) : directory_(std::
     for (const TensorEntry& entry : shard(kSingleFile).entries()) weight_map_.emplace(entry.name, kSingleFile);
     return;
   }
+  if (!std::filesystem::exists(index) && std::filesystem::exists(directory_ / kAdapterFile)) {
+    for (const TensorEntry& entry : shard(kAdapterFile).entries()) weight_map_.emplace(entry.name, kAdapterFile);
+    return;
+  }
   CADRE_CHECK(std::filesystem::exists(index),
               fmt::format("{} holds neither {} nor {}", directory_.string(), kSingleFile, kIndexFile),
               "name the directory that holds config.json and the weights");

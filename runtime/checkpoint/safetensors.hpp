@@ -58,6 +58,9 @@ FileDigest write_safetensors(const std::filesystem::path& path, std::span<const 
 //   model.safetensors, or
 //   model.safetensors.index.json  {"metadata": {"total_size": bytes}, "weight_map": {tensor: file}} and those files.
 inline constexpr const char* kIndexFile = "model.safetensors.index.json";
+// Or adapters of a model, as PEFT keeps them: this file, and what they are.
+inline constexpr const char* kAdapterFile = "adapter_model.safetensors";
+inline constexpr const char* kAdapterConfigFile = "adapter_config.json";
 
 // Tensor name -> name of the file that holds it.
 using WeightMap = std::map<std::string, std::string, std::less<>>;

@@ -84,22 +84,46 @@ int64_t elements_in_files(const ModelConfig& model) {
   return count.total + count.mtp_modules + 2 * model.num_nextn_predict_layers * count.embedding;
 }
 
-// Everything but the shards, cadre.json last.
-void write_descriptions(const fs::path& staged, const CheckpointState& state, const std::vector<Shard>& shards) {
-  Manifest manifest = state.manifest;
-  for (size_t i = 0; i < shards.size(); ++i) {
-    const std::string file = shard_file(i, shards.size());
-    manifest.files[file] = shards[i].values;
-    manifest.files[(fs::path(kOptimizerFolder) / file).generic_string()] = shards[i].moments;
-  }
+// The index and config.json of a whole model.
+void describe_model(const fs::path& staged, const CheckpointState& state, const std::vector<Shard>& shards,
+                    Manifest& manifest) {
+  for (size_t i = 0; i < shards.size(); ++i) manifest.files[shard_file(i, shards.size())] = shards[i].values;
   const uint64_t bytes = write_index_of(staged, "", shards.size(), manifest);
   const auto wanted_bytes = static_cast<uint64_t>(elements_in_files(state.model)) * sizeof(float);
   if (bytes != wanted_bytes) {
     throw Error(ErrorKind::internal,
                 fmt::format("the ranks wrote {} bytes of parameters, the whole model has {}", bytes, wanted_bytes));
   }
-  write_index_of(staged, kOptimizerFolder, shards.size(), manifest);
   manifest.files[kConfigFile] = write_text_file(staged / kConfigFile, to_json(state.model).dump(2) + "\n");
+}
+
+// Adapters of all ranks, in one file in place of their shards. PEFT opens no others.
+void join_adapters(const fs::path& staged, const CheckpointState& state, size_t num_shards, Manifest& manifest) {
+  std::vector<SafetensorsReader> readers;
+  std::vector<TensorSource> sources;
+  for (size_t i = 0; i < num_shards; ++i) readers.emplace_back(staged / shard_file(i, num_shards));
+  for (const SafetensorsReader& reader : readers) {
+    for (const TensorEntry& entry : reader.entries()) {
+      sources.push_back({entry.name, *entry.dtype, entry.shape, reader.bytes(entry)});
+    }
+  }
+  manifest.files[kAdapterFile] = write_safetensors(staged / kAdapterFile, sources);
+  manifest.files[kAdapterConfigFile] = write_text_file(staged / kAdapterConfigFile, state.adapter_config);
+  for (size_t i = 0; i < num_shards; ++i) fs::remove(staged / shard_file(i, num_shards));
+}
+
+// Everything but the shards, cadre.json last.
+void write_descriptions(const fs::path& staged, const CheckpointState& state, const std::vector<Shard>& shards) {
+  Manifest manifest = state.manifest;
+  for (size_t i = 0; i < shards.size(); ++i) {
+    manifest.files[(fs::path(kOptimizerFolder) / shard_file(i, shards.size())).generic_string()] = shards[i].moments;
+  }
+  if (state.adapter_config.empty()) {
+    describe_model(staged, state, shards, manifest);
+  } else {
+    join_adapters(staged, state, shards.size(), manifest);
+  }
+  write_index_of(staged, kOptimizerFolder, shards.size(), manifest);
   manifest.files[kRunFile] = write_text_file(staged / kRunFile, state.run_toml);
   for (const auto& [name, content] : state.more_files) {
     fs::create_directories((staged / name).parent_path());

@@ -40,6 +40,8 @@ struct CheckpointState {
   Manifest manifest;
   ModelConfig model;
   std::string run_toml;
+  // Of a run that trains adapters: the directory holds them in one file, with this adapter_config.json, and no config.json.
+  std::string adapter_config = {};
   std::map<std::string, std::string> more_files = {};  // name and content of what is to lie beside the model
 };
 

@@ -13,6 +13,7 @@
 
 #include "comm/base/check.hpp"
 #include "comm/wire/fp8.hpp"
+#include "layers/kernels/cpu/narrow.hpp"
 #include "layers/model/model.hpp"
 #include "runtime/checkpoint/safetensors.hpp"
 
@@ -21,7 +22,7 @@ namespace {
 
 int64_t num_blocks(int64_t extent) { return (extent + kFp8TileChannels - 1) / kFp8TileChannels; }
 
-void read_bf16(std::span<const std::byte> from, float* to) {
+void widen_bf16(std::span<const std::byte> from, float* to) {
   for (size_t i = 0; i < from.size() / sizeof(bf16); ++i) {
     bf16 element;
     std::memcpy(&element, &from[i * sizeof element], sizeof element);
@@ -95,9 +96,33 @@ void StoredValues::read(float* to) const {
   if (is_half(entry())) return read_half(values_.bytes, to);
   switch (*entry().dtype) {
     case DType::f32: std::memcpy(to, values_.bytes.data(), values_.bytes.size()); return;
-    case DType::bf16: read_bf16(values_.bytes, to); return;
+    case DType::bf16: widen_bf16(values_.bytes, to); return;
     default: read_fp8(to);
   }
+}
+
+void StoredValues::read_bf16(bf16* to) const {
+  if (entry().dtype == DType::bf16) {
+    if (!values_.bytes.empty()) std::memcpy(to, values_.bytes.data(), values_.bytes.size());
+    return;
+  }
+  std::vector<float> values(count());
+  read(values.data());
+  std::ranges::transform(values, to, to_bf16);
+}
+
+void StoredValues::read_fp8_codes(uint8_t* codes, float* scales) const {
+  if (entry().dtype == DType::fp8) {
+    if (values_.bytes.empty()) return;
+    std::memcpy(codes, values_.bytes.data(), values_.bytes.size());
+    std::memcpy(scales, scales_->bytes.data(), scales_->bytes.size());
+    return;
+  }
+  std::vector<float> values(count());
+  read(values.data());
+  std::vector<float> multiples(values.size());
+  round_blocks_to_fp8(values.data(), entry().shape[0], entry().shape[1], Fp8Scale::fp32, multiples.data(), scales);
+  std::ranges::transform(multiples, codes, to_fp8);
 }
 
 void StoredValues::read_fp8(float* to) const {

@@ -11,6 +11,7 @@
 #include "comm/base/check.hpp"
 #include "comm/base/error_list.hpp"
 #include "layers/kernels/product_choice.hpp"
+#include "runtime/config/adapter_config.hpp"
 #include "runtime/config/data_mixture.hpp"
 #include "runtime/config/recompute.hpp"
 #include "runtime/config/step_changes.hpp"
@@ -122,6 +123,20 @@ std::vector<Section> sections_of(RunConfig& c) {
            {"patience", &c.train.patience, at_least(0),
             "end the run after this many evaluations in a row without a lower loss, and keep the checkpoint of the "
             "lowest; 0: neither"},
+       }},
+      {"adapter",
+       {
+           {"rank", &c.adapter.rank, at_least(0),
+            "train low-rank adapters of this rank (LoRA) and leave the weights of train.init as they are; 0: train "
+            "all"},
+           {"alpha", &c.adapter.alpha, more_than(0), "adapters are multiplied by alpha / rank"},
+           {"dropout", &c.adapter.dropout, from_below(0, 1), "share of the inputs of adapters that is left out"},
+           {"targets", &c.adapter.targets, any(),
+            "projections with adapters, in attention, dense networks and experts: all, or names such as "
+            "q_proj,o_proj,gate_proj,up_proj,down_proj"},
+           {"weights", &c.adapter.weights, one_of({"auto", "fp32", "bf16", "fp8"}),
+            "format that the weights below adapters are kept in; auto: fp8 where train.init has fp8, else bf16"},
+           {"init", &c.adapter.init, any(), "directory with adapters, of Cadre or PEFT, to begin with"},
        }},
       {"parallel",
        {
@@ -343,6 +358,7 @@ void check(const RunConfig& config, int num_ranks) {
   errors.collect([&] { train_stages(config.train); });
   errors.collect([&] { recompute_of(config.train); });
   errors.collect([&] { check_tasks(config); });
+  errors.collect([&] { check_adapters(config); });
   check_paths_given(config, errors);
   errors.collect([&] { check_data_fits(config); });
   errors.collect([&] { check_evaluation(config); });

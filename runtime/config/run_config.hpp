@@ -54,6 +54,18 @@ struct TrainConfig {
   bool operator==(const TrainConfig&) const = default;
 };
 
+// Low-rank adapters on fixed weights; adapter_config.hpp reads it.
+struct AdapterConfig {
+  int64_t rank = 0;  // 0: none
+  double alpha = 16.0;
+  double dropout = 0.0;
+  std::string targets = "all";   // or names of projections
+  std::string weights = "auto";  // how the fixed weights are kept
+  std::string init;              // directory with adapters to begin with; empty: new ones
+
+  bool operator==(const AdapterConfig&) const = default;
+};
+
 struct ParallelConfig {
   int64_t pipeline = 1;  // rows of ranks that the layers are cut over
   int64_t expert = 0;    // ranks that share one set of experts; 0: all ranks of a row
@@ -160,6 +172,7 @@ struct RunConfig {
   ModelConfig model;
   DataConfig data;
   TrainConfig train;
+  AdapterConfig adapter;
   ParallelConfig parallel;
   ExchangeConfig exchange;
   ComputeConfig compute;

@@ -10,7 +10,7 @@ AdamW::AdamW(ParameterStore& store, const TrainConfig& config, const Choice& kee
   const bool halved = config.moments == "bf16";
   size_t bytes = 0;
   for (Parameter* parameter : store.parameters()) {
-    if (parameter->placement == Placement::buffer || (keeps && !keeps(*parameter))) continue;
+    if (!is_trained(parameter->placement) || (keeps && !keeps(*parameter))) continue;
     const Tensor shape = parameter->value.with_memory(nullptr, halved ? DType::bf16 : parameter->value.dtype());
     moments_.push_back({parameter, shape, shape, part_of_parameter(parameter->name())});
     bytes += 2 * whole_cache_lines(shape.bytes());

@@ -25,6 +25,7 @@ struct StepWork {
   std::function<void()> forwards_done = {};
   bool reduce_gradients = true;  // as soon as they are complete, bucket by bucket
   StageWatch forward_done = {};  // sees each forward pass of a stage before its backward
+  bool adapter_dropout = false;  // whether inputs of adapters are left out
 };
 
 enum class Overlap {

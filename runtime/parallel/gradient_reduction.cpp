@@ -219,7 +219,7 @@ Request& GradientReduction::values_of(int stage, int bucket) {
 std::vector<HeldValues> GradientReduction::replicated_grads(int stored_bucket) {
   std::vector<HeldValues> held;
   for (Parameter* parameter : store_.parameters_of(stored_bucket)) {
-    if (parameter->holders.size() < 2) continue;
+    if (parameter->holders.size() < 2 || !parameter->grad.defined()) continue;
     held.push_back({elements_of(parameter->grad), store_.grad_owner(), parameter->holders, &store_.memory()});
   }
   return held;
@@ -231,6 +231,7 @@ std::vector<HeldValues> GradientReduction::embedding_grads(Stage& stage, int sto
   if (!embedding_group_) return held;
   for (Parameter* parameter : store_.parameters_of(stored_bucket)) {
     if (parameter != stage.embedding_table() && parameter != stage.embedding_copy()) continue;
+    if (!parameter->grad.defined()) continue;
     held.push_back({elements_of(parameter->grad), store_.grad_owner(), embedding_rows_, &store_.memory()});
   }
   return held;
@@ -240,7 +241,7 @@ std::vector<HeldValues> GradientReduction::embedding_grads(Stage& stage, int sto
 void GradientReduction::add_embedding_copy() {
   const Parameter* const table = model_.stages().front()->embedding_table();
   const Parameter* const copy = model_.stages().back()->embedding_copy();
-  if (table == nullptr || copy == nullptr) return;
+  if (table == nullptr || copy == nullptr || !table->grad.defined()) return;
   lanes_.kernels().add(table->grad, copy->grad, table->grad);
   lanes_.kernels().copy(table->grad, copy->grad);
   lanes_.kernels().synchronize();

@@ -25,6 +25,7 @@ struct WorkerOptions {
   ComputeConfig compute;
   PipelineRoutes routes = {};  // where the stages are; the rows of the grid are their ranks
   bool with_grad = true;
+  AdapterOptions adapter = {};
   Recompute recompute = {};
   RowBits row_bits = RowBits::independent;  // of products with weights without gradient
   int64_t max_tokens = 0;                   // that one forward pass on this rank is expected to take

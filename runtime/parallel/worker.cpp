@@ -32,7 +32,7 @@ Worker::Worker(Communicator world, const WorkerOptions& options)
     : groups_(make_groups(std::move(world), options)),
       kernels_(make_back_end(groups_.world, options)),
       maps_(agreed_maps(groups_, options)),
-      model_(options.model, groups_.routes.stages_of(row()), maps_, groups_.expert_rank()),
+      model_(options.model, groups_.routes.stages_of(row()), maps_, groups_.expert_rank(), options.adapter),
       lanes_(groups_, *kernels_, options),
       shards_(model_, groups_.routes, groups_.grid, groups_.world.rank(),
               options.with_grad && options.parallel.shard_optimizer),

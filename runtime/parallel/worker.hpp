@@ -38,7 +38,9 @@ class Worker {
   bool is_first_holder(const Parameter& parameter) const;
   // See OptimizerShards.
   bool counts(const Parameter& parameter) const { return shards_.counts(parameter, is_first_holder(parameter)); }
-  bool saves(const Parameter& parameter) const { return shards_.saves(parameter, is_first_holder(parameter)); }
+  bool saves(const Parameter& parameter) const {
+    return parameter.placement != Placement::fixed && shards_.saves(parameter, is_first_holder(parameter));
+  }
   GradientReduction& gradients() { return gradients_; }
   const OptimizerShards& shards() const { return shards_; }
 

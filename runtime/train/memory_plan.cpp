@@ -14,6 +14,7 @@
 #include "layers/tensor/parameter.hpp"
 #include "runtime/checkpoint/model_checkpoint.hpp"
 #include "runtime/checkpoint/partner_copies.hpp"
+#include "runtime/config/adapter_config.hpp"
 #include "runtime/config/recompute.hpp"
 #include "runtime/config/step_changes.hpp"
 #include "runtime/observe/process_memory.hpp"
@@ -67,7 +68,7 @@ size_t packed_bytes(const RunConfig& config, const ParameterStore& store) {
   const size_t bytes_an_element = packed_bytes_an_element(config.compute);
   size_t bytes = 0;
   for (const Parameter* parameter : store.parameters()) {
-    const bool is_product = parameter->value.num_dims() == 2 &&
+    const bool is_product = parameter->value.num_dims() == 2 && parameter->value.dtype() == DType::f32 &&
                             (config.model.tie_word_embeddings || parameter->name() != "model.embed_tokens.weight");
     if (is_product) bytes += bytes_an_element * static_cast<size_t>(parameter->value.numel());
   }
@@ -113,7 +114,7 @@ size_t moment_bytes(const RunConfig& config, size_t grad_bytes) {
 size_t kept_moment_bytes(const RunConfig& config, const ParameterStore& store, const OptimizerShards& shards) {
   size_t bytes = 0;
   for (const Parameter* parameter : store.parameters()) {
-    if (parameter->placement == Placement::buffer || !shards.keeps(*parameter)) continue;
+    if (!is_trained(parameter->placement) || !shards.keeps(*parameter)) continue;
     bytes += moment_bytes(config, parameter->value.bytes());
   }
   return bytes;
@@ -125,9 +126,10 @@ size_t saved_bytes(const RunConfig& config, Model& model, const OptimizerShards&
   size_t bytes = 0;
   for (const auto& stage : model.stages()) {
     stage->each_parameter([&](const Parameter& parameter) {
+      if (parameter.placement == Placement::fixed) return;
       if (!shards.saves(parameter, is_first_holder(parameter, stage->place().index, routes, grid, rank))) return;
       bytes += (1 + parameter.copies.size()) * parameter.value.bytes();
-      if (parameter.placement != Placement::buffer) bytes += moment_bytes(config, parameter.value.bytes());
+      if (is_trained(parameter.placement)) bytes += moment_bytes(config, parameter.value.bytes());
     });
   }
   return bytes;
@@ -137,7 +139,8 @@ size_t saved_bytes(const RunConfig& config, Model& model, const OptimizerShards&
 struct DryModel {
   DryModel(const RunConfig& config, const Grid& grid, const PipelineRoutes& routes, int rank)
       : model(config.model, routes.stages_of(grid.stage(rank)),
-              place_experts(config.model, config.parallel, grid.expert), grid.expert_rank(rank)),
+              place_experts(config.model, config.parallel, grid.expert), grid.expert_rank(rank),
+              adapter_options(config)),
         shards(model, routes, grid, rank, config.parallel.shard_optimizer) {
     store.add_all(model);
     store.allocate(DType::f32, /*with_grad=*/true, /*dry_run=*/true);
@@ -153,9 +156,10 @@ size_t state_bytes(const RunConfig& config, const DryModel& dry, bool for_partne
   size_t bytes = 0;
   for (const Parameter* parameter : dry.store.parameters()) {
     const bool is_whole = !for_partner || parameter->placement == Placement::expert;
+    if (parameter->placement == Placement::fixed) continue;
     if (is_whole) bytes += parameter->value.bytes();
     const bool keeps = is_whole ? dry.shards.keeps(*parameter) : dry.shards.keeps_alone(*parameter);
-    if (parameter->placement != Placement::buffer && keeps) bytes += moment_bytes(config, parameter->value.bytes());
+    if (is_trained(parameter->placement) && keeps) bytes += moment_bytes(config, parameter->value.bytes());
   }
   return bytes;
 }
@@ -186,6 +190,9 @@ void plan_on(std::unique_ptr<Transport> transport, const RunConfig& config, cons
   LaneContext ctx = {
       {*kernels, arena, DType::f32, recompute.activations}, lane, *exchange, combine_mode(config.exchange)};
   ctx.recompute_every = recompute.every_layer;
+  if (has_adapters(config) && config.adapter.dropout > 0.0) {
+    ctx.dropout = dropout_rows(arena, {}, largest_batch(config, grid.data) * config.data.sequence_length);
+  }
   const OpList& ops = program.ops[static_cast<size_t>(grid.stage(rank))];
   const bool defers = std::ranges::any_of(ops, [](const Op& op) {
     return op.kind == OpKind::backward_input || op.kind == OpKind::overlapped || op.with_next;
@@ -199,6 +206,7 @@ void plan_on(std::unique_ptr<Transport> transport, const RunConfig& config, cons
   plan.lines = {{"parameters", store.value_bytes()},
                 {"gradients", store.grad_bytes()},
                 {"optimizer moments", kept_moment_bytes(config, store, dry.shards)}};
+  if (store.fixed_bytes() > 0) plan.lines.insert(plan.lines.begin(), {"fixed weights", store.fixed_bytes()});
   if (config.checkpoint.async) {
     plan.lines.push_back({"checkpoint copy", saved_bytes(config, model, dry.shards, routes, grid, rank)});
   }
@@ -280,6 +288,7 @@ WorkerOptions training_options(const RunConfig& config, const Communicator& worl
           .compute = config.compute,
           .routes = {program.routes},
           .with_grad = true,
+          .adapter = adapter_options(config),
           .recompute = recompute_of(config.train),
           .max_tokens = largest_batch(config, world.size() / static_cast<int>(config.parallel.pipeline)) *
                         config.data.sequence_length,
@@ -291,8 +300,9 @@ namespace {
 
 using WeightShapes = std::map<std::string, std::vector<int64_t>>;
 
-WeightShapes shapes_of(const ModelConfig& config) {
-  Model model(config, place_experts(config, ParallelConfig(), /*num_ranks=*/1), /*expert_rank=*/0);
+WeightShapes shapes_of(const RunConfig& config) {
+  Model model(config.model, {StagePlace()}, place_experts(config.model, ParallelConfig(), /*num_ranks=*/1),
+              /*expert_rank=*/0, adapter_options(config));
   ParameterStore store;
   store.add_all(model);
   WeightShapes shapes;
@@ -309,9 +319,9 @@ std::string shape_text(const WeightShapes& shapes, const std::string& name) {
 
 void check_stage_shapes(const RunConfig& config) {
   if (config.changes.empty()) return;
-  const WeightShapes first = shapes_of(config_at(config, 1).model);
+  const WeightShapes first = shapes_of(config_at(config, 1));
   for (const int64_t step : first_steps(config)) {
-    WeightShapes here = shapes_of(config_at(config, step).model);
+    WeightShapes here = shapes_of(config_at(config, step));
     WeightShapes all = first;
     all.insert(here.begin(), here.end());
     for (const auto& [name, shape] : all) {

@@ -17,11 +17,13 @@
 #include "comm/base/random.hpp"
 #include "comm/group/agreement.hpp"
 #include "comm/job/wait.hpp"
+#include "runtime/checkpoint/adapter_files.hpp"
 #include "runtime/checkpoint/directory.hpp"
 #include "runtime/checkpoint/file.hpp"
 #include "runtime/checkpoint/model_checkpoint.hpp"
 #include "runtime/checkpoint/safetensors.hpp"
 #include "runtime/checkpoint/stored_values.hpp"
+#include "runtime/config/adapter_config.hpp"
 #include "runtime/config/config_changes.hpp"
 #include "runtime/config/run_file.hpp"
 #include "runtime/config/step_changes.hpp"
@@ -89,7 +91,8 @@ void check_fit(Worker& worker, const fs::path& path, const std::optional<Misfit>
   const ShardedReader reader(path);
   std::map<std::string_view, int64_t> used;
   for (const auto& [name, file] : reader.weight_map()) used[name] = 0;
-  for (const auto& tensors : {name_values(worker.store(), any_parameter), name_copies(worker.store(), any_parameter)}) {
+  for (const auto& tensors :
+       {name_values(worker.store(), saved_parameter), name_copies(worker.store(), saved_parameter)}) {
     for (const NamedTensor& tensor : tensors) {
       if (const auto found = used.find(tensor.name); found != used.end()) found->second = 1;
     }
@@ -167,7 +170,7 @@ Resumed resume_from_checkpoint(Worker& worker, AdamW& optimizer, const RunConfig
   const auto load = [&](const fs::path& path) {
     misfit.reset();
     try {
-      manifest = load_checkpoint(path, worker.store(), &optimizer);
+      manifest = load_checkpoint(path, worker.store(), &optimizer, saved_parameter);
     } catch (const Misfit& error) {
       misfit = error;
     }
@@ -210,10 +213,33 @@ void start_from_weights(Worker& worker, const RunConfig& config, std::vector<std
                 "it holds config.json and *.safetensors, or is the folder of a run");
     const bool has_mtp = stored_mtp_modules(found.front(), config.model) == config.model.num_nextn_predict_layers;
     load_checkpoint(found.front(), worker.store(), nullptr, [&](const Parameter& parameter) {
+      if (has_adapters(config) && !fixed_parameter(parameter)) return false;
       return has_mtp || layer_of(parameter.name()).value_or(0) < num_layers;
     });
     notes.push_back(fmt::format("starts from the weights in {}", found.front().string()));
     if (!has_mtp) notes.push_back("the MTP modules, which it has none of, start with random weights");
+  });
+  if (failure) throw Error(failure->kind, failure->text, failure->hint);
+}
+
+void start_from_adapters(Worker& worker, const RunConfig& config, std::vector<std::string>& notes) {
+  const std::string& init = config.adapter.init;
+  if (init.empty()) return;
+  const auto failure = attempt_together(worker.world(), kFileDeadlineSeconds, "loading adapters", [&] {
+    const std::vector<fs::path> found = checkpoints_at(init);
+    CADRE_CHECK(!found.empty() && is_adapter(found.front()),
+                fmt::format("adapter.init = \"{}\" is no directory of adapters", init),
+                fmt::format("it holds {} and {}, or is the folder of a run that trained some", kAdapterConfigFile,
+                            kAdapterFile));
+    const StoredAdapter stored(found.front());
+    const AdapterOptions options = adapter_options(config);
+    CADRE_CHECK(stored.rank() == options.rank && stored.scale() == options.scale(),
+                fmt::format("adapter.init = \"{}\" has rank {} and alpha / rank = {}, the run {} and {}", init,
+                            stored.rank(), stored.scale(), options.rank, options.scale()),
+                fmt::format("set adapter.rank={} adapter.alpha={}", stored.rank(),
+                            stored.scale() * static_cast<double>(stored.rank())));
+    load_checkpoint(found.front(), worker.store(), nullptr, saved_parameter);
+    notes.push_back(fmt::format("starts from the adapters in {}", found.front().string()));
   });
   if (failure) throw Error(failure->kind, failure->text, failure->hint);
 }

@@ -37,10 +37,14 @@ std::optional<RunConfig> config_to_resume(const RunConfig& config);
 // With device = cuda as it is. Collective over `world`. `note` on rank 0: where the CPUs of the ranks differ.
 RunConfig with_products(const Communicator& world, RunConfig config, std::string& note);
 
-// Collective over the world. Fills parameters with the weights in the directory train.init, as load_checkpoint does. MTP modules
-// that its files have none of stay as they are, which `notes` say. Throws, on all ranks, on what is missing, damaged or of
+// Collective over the world. Fills parameters with the weights in the directory train.init, as load_checkpoint does; with
+// adapters those that are fixed. MTP modules that its files have none of stay as they are, which `notes` say. Throws, on all ranks, on what is missing, damaged or of
 // another shape.
 void start_from_weights(Worker& worker, const RunConfig& config, std::vector<std::string>& notes);
+
+// Collective over the world. Fills the adapters with those in the directory adapter.init; does nothing without one. Throws, on
+// all ranks, where they have another rank, scale or targets than the run.
+void start_from_adapters(Worker& worker, const RunConfig& config, std::vector<std::string>& notes);
 
 // Collective over `world`. The step after the newest checkpoint, whole or not; 1 without one.
 int64_t likely_next_step(const Communicator& world, const RunConfig& config);

@@ -7,9 +7,11 @@
 #include <filesystem>
 #include <utility>
 
+#include "runtime/checkpoint/adapter_files.hpp"
 #include "runtime/checkpoint/companion_files.hpp"
 #include "runtime/checkpoint/directory.hpp"
 #include "runtime/checkpoint/file.hpp"
+#include "runtime/config/adapter_config.hpp"
 #include "runtime/config/run_file.hpp"
 #include "runtime/config/step_changes.hpp"
 #include "runtime/data/token_source.hpp"
@@ -35,6 +37,12 @@ void prepare_folder(const RunConfig& config) {
 bool reads_token_files(const DataConfig& data) {
   return std::ranges::any_of(mixture_entries(data),
                              [](const MixtureEntry& entry) { return is_token_file(entry.path); });
+}
+
+// The model below adapters, for programs that start anywhere.
+std::string base_of(const RunConfig& config) {
+  const std::vector<fs::path> found = checkpoints_at(config.train.init);
+  return found.empty() ? config.train.init : fs::absolute(found.front()).lexically_normal().string();
 }
 
 Worker make_worker(Communicator world, const RunConfig& config, const KernelMaker& make_kernels) {
@@ -74,7 +82,13 @@ Trainer::Trainer(Communicator world, const RunConfig& config, PartnerCopies* cop
     progress_ = resumed.progress;
     saved_step_ = progress_.step;
     notes = std::move(resumed.notes);
-    if (progress_.step == 0 && !whole_.train.init.empty()) start_from_weights(worker_, whole_, notes);
+    if (progress_.step == 0 && !has_adapters(whole_) && !whole_.train.init.empty()) {
+      start_from_weights(worker_, whole_, notes);
+    }
+  }
+  if (has_adapters(whole_)) {
+    start_from_weights(worker_, whole_, notes);
+    if (progress_.step == 0) start_from_adapters(worker_, whole_, notes);
   }
   check_agreement();
   if (whole_.train.patience > 0) {
@@ -212,6 +226,7 @@ void Trainer::save() {
   CheckpointState state;
   state.model = config_.model;
   state.run_toml = to_toml(whole_);
+  if (has_adapters(config_)) state.adapter_config = adapter_config_json(adapter_options(config_), base_of(config_));
   state.more_files = companion_files(config_.model, tokenizer_files_, tokens_are_bytes_);
   state.manifest.cadre_version = CADRE_VERSION;
   state.manifest.step = progress_.step;

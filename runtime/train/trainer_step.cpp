@@ -7,6 +7,7 @@
 
 #include "comm/base/trace.hpp"
 #include "runtime/checkpoint/directory.hpp"
+#include "runtime/config/adapter_config.hpp"
 #include "runtime/optim/lr_schedule.hpp"
 #include "runtime/parallel/step.hpp"
 #include "runtime/train/non_finite.hpp"
@@ -21,6 +22,7 @@ double milliseconds(int64_t begin_ns) { return static_cast<double>(trace_clock_n
 // Freezes what the stage of progressive training does not train, and nothing else.
 void freeze_all_but(Trained trained, const ParameterStore& store) {
   for (Parameter* parameter : store.parameters()) {
+    if (parameter->placement == Placement::fixed) continue;
     parameter->frozen = !trains(trained, part_of_parameter(parameter->name()));
   }
 }
@@ -36,6 +38,7 @@ StepWork Trainer::work_of_step() const {
   };
   StepWork work;
   work.step = progress_.step + 1;
+  work.adapter_dropout = has_adapters(config_) && config_.adapter.dropout > 0.0;
   work.seed = static_cast<uint64_t>(config_.seed);
   work.token_scale = 1.0 / static_cast<double>(train.batch * length);
   const double weight = train_reader_.weight_of_batch(progress_.data, train.batch);

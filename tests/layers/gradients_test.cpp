@@ -2,12 +2,14 @@
 // Every module's input and weight gradients against central differences, in fp64 on the reference kernels.
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <vector>
 
 #include "layers/nn/attention.hpp"
 #include "layers/nn/embedding.hpp"
 #include "layers/nn/ffn.hpp"
 #include "layers/nn/latent_attention.hpp"
+#include "layers/nn/low_rank.hpp"
 #include "layers/nn/norm.hpp"
 #include "layers/tensor/parameter.hpp"
 #include "tests/support/gradient_check.hpp"
@@ -112,6 +114,71 @@ TEST_F(GradientsTest, RmsNorm) {
 TEST_F(GradientsTest, LayerNorm) {
   Norm norm("norm", {.kind = NormKind::layer, .hidden = 6, .epsilon = 1e-2});
   expect_plain_gradients(norm, 6);
+}
+
+// A weight of two parts, each with an addition.
+Parameter weight_with_additions(double dropout) {
+  Parameter weight = make_weight({{"gate.weight", 3}, {"up.weight", 2}}, 4, 0.0);
+  for (const ParameterPart& part : weight.parts) {
+    LowRank& added = weight.low_rank.emplace_back();
+    added.a = make_weight({{part.name + ".a", 2}}, 4, 0.0);
+    added.b = make_weight({{part.name + ".b", part.num_rows}}, 2, 0.0);
+    added.first_row = part.first_row;
+    added.scale = 1.5;
+    added.dropout = dropout;
+  }
+  return weight;
+}
+
+TEST_F(GradientsTest, LinearWithAdapters) {
+  Linear linear(weight_with_additions(0.0));
+  expect_plain_gradients(linear, 4);
+  // y = W x + 1.5 b a x, row by row
+  const Tensor x = random({1, 4}, 7);
+  Linear::Saved saved;
+  const std::vector<double> y = values_of(linear.forward(ctx, x, saved));
+  for (int64_t row = 0; row < 5; ++row) {
+    const LowRank& added = linear.weight().low_rank[row < 3 ? 0 : 1];
+    double sum = 0.0;
+    for (int64_t i = 0; i < 4; ++i) {
+      double weight = element(linear.weight().value, row * 4 + i);
+      for (int64_t k = 0; k < 2; ++k) {
+        weight += 1.5 * element(added.b.value, (row - added.first_row) * 2 + k) * element(added.a.value, k * 4 + i);
+      }
+      sum += weight * element(x, i);
+    }
+    EXPECT_NEAR(y[static_cast<size_t>(row)], sum, 1e-13) << row;
+  }
+}
+
+// What is left out follows the number of a token, wherever its row is.
+TEST_F(GradientsTest, LinearWithDropout) {
+  Linear linear(weight_with_additions(0.5));
+  ctx.dropout = {.seed = 3, .step = 7, .rows = arena.take("test", DType::i64, {5})};
+  for (int64_t row = 0; row < 5; ++row) ctx.dropout.rows.data<int64_t>()[row] = 100 - 9 * row;
+  expect_plain_gradients(linear, 4);
+  const Tensor x = random({5, 4}, 2);
+  Linear::Saved saved;
+  const std::vector<double> all = values_of(linear.forward(ctx, x, saved));
+  ctx.dropout.rows = ctx.dropout.rows.rows(2, 1);
+  EXPECT_EQ(values_of(linear.forward(ctx, x.rows(2, 1), saved)), std::vector(all.begin() + 10, all.begin() + 15));
+  ctx.dropout.step = 8;
+  EXPECT_NE(values_of(linear.forward(ctx, x.rows(2, 1), saved)), std::vector(all.begin() + 10, all.begin() + 15));
+  ctx.dropout = {};
+}
+
+TEST_F(GradientsTest, DropoutKeepsTheMean) {
+  const Tensor ones = arena.take("test", DType::f64, {400, 50});
+  for (int64_t i = 0; i < ones.numel(); ++i) set_element(ones, i, 1.0);
+  const Tensor rows = arena.take("test", DType::i64, {400});
+  for (int64_t row = 0; row < 400; ++row) rows.data<int64_t>()[row] = row;
+  drop_elements(*kernels, {.seed = 1, .step = 1, .rows = rows}, 0.2, "name", ones, ones);
+  double sum = 0.0;
+  for (int64_t i = 0; i < ones.numel(); ++i) {
+    EXPECT_TRUE(element(ones, i) == 0.0 || element(ones, i) == 1.25);
+    sum += element(ones, i);
+  }
+  EXPECT_NEAR(sum / 20000.0, 1.0, 5.0 * 0.5 / std::sqrt(20000.0));  // five standard deviations of 0.5 each
 }
 
 TEST_F(GradientsTest, Linear) {

@@ -61,13 +61,19 @@ std::string_view cpu_vector_target() {
   return hwy::TargetName(usable & -usable);
 }
 
+const WeightProducts& CpuKernels::products_for(const Parameter& weight) const {
+  if (weight.value.dtype() == DType::f32) return *products_;
+  CADRE_ASSERT(fixed_ != nullptr);
+  return *fixed_;
+}
+
 void CpuKernels::linear(const Tensor& x, const Parameter& weight, const Tensor& y) const {
-  if (x.dim(0) > 0) products_->linear(x, weight, y);
+  if (x.dim(0) > 0) products_for(weight).linear(x, weight, y);
 }
 
 void CpuKernels::linear_input_grad(const Tensor& dy, const Parameter& weight, const Tensor& dx,
                                    Accumulate accumulate) const {
-  if (dy.dim(0) > 0) products_->linear_input_grad(dy, weight, dx, accumulate);
+  if (dy.dim(0) > 0) products_for(weight).linear_input_grad(dy, weight, dx, accumulate);
 }
 
 void CpuKernels::linear_weight_grad(const Tensor& x, const Tensor& dy, const Tensor& dw, Accumulate accumulate) const {
@@ -121,6 +127,7 @@ CpuKernels::CpuKernels(Precision precision, const CpuOptions& options)
       threads_(options.threads == nullptr ? *own_threads_ : *options.threads),
       choice_(options.products),
       products_(products_of(precision, options.weights, {&threads_, options.products, options.bits})),
+      fixed_(make_fixed_products({&threads_, options.products, options.bits}, precision != Precision::fp32)),
       in_fp8_(precision == Precision::fp8 || precision == Precision::fp8_ue8m0) {
   if (precision == Precision::fp32 && options.weights == WeightFormat::fp32) return;
   fp32_ = std::make_unique<CpuKernels>(
@@ -179,6 +186,19 @@ void CpuKernels::sum_columns(const Columns& src, const Columns& dst) const {
         const float* term = start_of(src, r * terms + j);
         for (size_t i = 0; i < count; ++i) sum[i] += term[i];
       }
+    }
+  });
+}
+
+void CpuKernels::scale_columns(double factor, const Columns& src, const Columns& dst, Accumulate accumulate) const {
+  const auto by = static_cast<float>(factor);
+  const auto width = static_cast<size_t>(src.count);
+  const bool adds = accumulate == Accumulate::yes;
+  cpu::for_pieces(threads_, cpu::num_rows_of(src.rows), width, [&](size_t first, size_t count) {
+    for (size_t r = first; r < first + count; ++r) {
+      const float* from = start_of(src, r);
+      float* to = start_of(dst, r);
+      for (size_t i = 0; i < width; ++i) to[i] = by * from[i] + (adds ? to[i] : 0.0F);
     }
   });
 }

@@ -82,6 +82,7 @@ class CpuKernels final : public Kernels {
   // cpu.cpp
   void copy_columns(const Columns& src, const Columns& dst) const override;
   void sum_columns(const Columns& src, const Columns& dst) const override;
+  void scale_columns(double factor, const Columns& src, const Columns& dst, Accumulate accumulate) const override;
   void head_linear(const Tensor& x, const HeadRows& weight, const Tensor& y) const override;
   void head_linear_transposed(const Tensor& x, const HeadRows& weight, const Tensor& y) const override;
 
@@ -111,8 +112,11 @@ class CpuKernels final : public Kernels {
   std::unique_ptr<ThreadPool> own_threads_;  // where the options have none
   ThreadPool& threads_;
   ProductChoice choice_;
+  const WeightProducts& products_for(const Parameter& weight) const;
+
   std::unique_ptr<WeightProducts> products_;
-  std::unique_ptr<CpuKernels> fp32_;  // the same with products in fp32; null where these are
+  std::unique_ptr<WeightProducts> fixed_;  // of weights that are not in fp32
+  std::unique_ptr<CpuKernels> fp32_;       // the same with products in fp32; null where these are
   bool in_fp8_;
 };
 

@@ -34,6 +34,9 @@ std::unique_ptr<WeightProducts> make_fp8_products(Fp8Scale kind, const ProductSe
 // Weights that do not train, in a format other than fp32; operands and sums in fp32. Its gradients throw.
 std::unique_ptr<WeightProducts> make_narrow_products(WeightFormat format, ThreadPool& threads);
 
+// Fixed weights in bf16 or fp8, operands as they are or rounded to bf16, sums in fp32. Its weight gradient throws.
+std::unique_ptr<WeightProducts> make_fixed_products(const ProductSettings& settings, bool rounds);
+
 // bf16 by oneDNN; null where the build has no oneDNN or this CPU no such instructions.
 std::unique_ptr<WeightProducts> make_onednn_products(ThreadPool* threads);
 

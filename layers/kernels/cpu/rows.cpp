@@ -141,6 +141,15 @@ void gather(ThreadPool& threads, const float* src, size_t stride, const Tensor& 
 }  // namespace
 
 void CpuKernels::embedding(const Tensor& ids, const Tensor& table, const Tensor& y) const {
+  if (table.dtype() == DType::bf16) {
+    const size_t width = cpu::width_of(table);
+    return cpu::for_pieces(threads_, count_of(ids), width, [&](size_t first, size_t count) {
+      for (size_t t = first; t < first + count; ++t) {
+        const auto* row = table.data<bf16>() + static_cast<size_t>(ids.data<int32_t>()[t]) * width;
+        std::transform(row, row + width, y.data<float>() + t * width, [](bf16 value) { return to_float(value); });
+      }
+    });
+  }
   gather(threads_, table.data<float>(), cpu::width_of(table), ids, nullptr, y);
 }
 

@@ -31,6 +31,7 @@ class NullKernels final : public Kernels {
   void blend(const Tensor&, const Tensor&, const Tensor&, const Tensor&) const override {}
   void blend_grad(const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&,
                   const Tensor&) const override {}
+  void scale_columns(double, const Columns&, const Columns&, Accumulate) const override {}
   double sum_squares(const Tensor&) const override { return 0.0; }
   void adamw(const AdamWStep&, const Tensor&, const Tensor&, const Tensor&, const Tensor&) const override {}
   void rope(const Tensor&, const Tensor&, const Rope&, RopeDirection) const override {}

@@ -1,0 +1,105 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "layers/model/adapter.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <charconv>
+#include <cmath>
+#include <optional>
+
+#include "comm/wire/fp8.hpp"
+#include "layers/model/architecture.hpp"
+
+namespace cadre {
+namespace {
+
+constexpr std::string_view kWeight = ".weight";
+
+// "up_proj" of "model.layers.1.mlp.experts.3.up_proj.weight"
+std::string_view projection_in(std::string_view name) {
+  name.remove_suffix(kWeight.size());
+  return name.substr(name.rfind('.') + 1);
+}
+
+bool is_in_layers(const ModelConfig& config, std::string_view name) {
+  constexpr std::string_view kPrefix = "model.layers.";
+  if (!name.starts_with(kPrefix)) return false;
+  int64_t layer = 0;
+  std::from_chars(name.data() + kPrefix.size(), name.data() + name.size(), layer);
+  return layer < config.num_hidden_layers;
+}
+
+int64_t scale_blocks(int64_t extent) { return (extent + kFp8TileChannels - 1) / kFp8TileChannels; }
+
+void fix(Parameter& weight, FixedFormat format) {
+  weight.placement = Placement::fixed;
+  weight.frozen = true;
+  const bool is_router = weight.name().find(".gate.") != std::string::npos;
+  if (format == FixedFormat::fp32 || weight.value.num_dims() != 2 || is_router) return;
+  if (format == FixedFormat::bf16 || !is_projection(weight.name())) {
+    weight.value = weight.value.with_memory(nullptr, DType::bf16);
+    return;
+  }
+  weight.value = weight.value.with_memory(nullptr, DType::fp8);
+  int64_t blocks = 0;
+  for (const ParameterPart& part : weight.parts) blocks += scale_blocks(part.num_rows);
+  weight.scales = Tensor(nullptr, DType::f32, {blocks, scale_blocks(weight.value.dim(1))});
+}
+
+// N(0, 1 / (3 K)): the variance of the uniform values that PEFT begins with. b is zero, so that nothing changes at first.
+LowRank addition_to(const Parameter& weight, Placement placement, const ParameterPart& part,
+                    const AdapterOptions& options) {
+  const int64_t width = weight.value.dim(1);
+  LowRank added;
+  added.a = make_weight({{adapter_name(part.name, 'A'), options.rank}}, width,
+                        1.0 / std::sqrt(3.0 * static_cast<double>(width)), placement);
+  added.b = make_weight({{adapter_name(part.name, 'B'), part.num_rows}}, options.rank, 0.0, placement);
+  added.a.holders = added.b.holders = weight.holders;
+  added.first_row = part.first_row;
+  added.scale = options.scale();
+  added.dropout = options.dropout;
+  return added;
+}
+
+}  // namespace
+
+std::vector<std::string> projections_of(const ModelConfig& config) {
+  std::vector<std::string> names;
+  if (!has_latent_attention(config)) {
+    names = {"q_proj", "k_proj", "v_proj", "o_proj"};
+  } else if (config.q_lora_rank > 0) {
+    names = {"q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj"};
+  } else {
+    names = {"q_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj"};
+  }
+  if (config.ffn_gate) names.emplace_back("gate_proj");
+  names.emplace_back("up_proj");
+  names.emplace_back("down_proj");
+  return names;
+}
+
+bool is_projection(std::string_view name) {
+  if (name.ends_with(".eh_proj.weight")) return false;
+  return name.ends_with("_proj.weight") || name.ends_with("_proj_with_mqa.weight");
+}
+
+std::string adapter_name(std::string_view weight, char matrix) {
+  weight.remove_suffix(kWeight.size());
+  return fmt::format("base_model.model.{}.lora_{}.weight", weight, matrix);
+}
+
+void add_adapters(const ModelConfig& config, const AdapterOptions& options,
+                  const std::function<void(const ParameterVisitor&)>& each_parameter) {
+  each_parameter([&](Parameter& parameter) {
+    const Placement placement = parameter.placement;
+    fix(parameter, options.format);
+    for (const ParameterPart& part : parameter.parts) {
+      const bool is_target = is_projection(part.name) && is_in_layers(config, part.name) &&
+                             std::ranges::find(options.targets, projection_in(part.name)) != options.targets.end();
+      if (is_target) parameter.low_rank.push_back(addition_to(parameter, placement, part, options));
+    }
+  });
+}
+
+}  // namespace cadre

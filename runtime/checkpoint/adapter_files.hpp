@@ -1,0 +1,51 @@
+// SPDX-License-Identifier: Apache-2.0
+// Adapters in the form of PEFT: adapter_config.json and adapter_model.safetensors, whose tensors are named after the weights
+// in the files of the model (adapter_name of layers/model/adapter.hpp). An expert has a name of its own; PEFT joins experts
+// itself where transformers keeps them as one tensor.
+#pragma once
+
+#include <filesystem>
+#include <string>
+
+#include "layers/model/adapter.hpp"
+#include "layers/tensor/parameter.hpp"
+#include "runtime/checkpoint/safetensors.hpp"
+
+namespace cadre {
+
+// adapter_config.json of adapters on the model in the directory `base`. Its lora_dropout is 0: PEFT opens no adapters of
+// experts with another, and uses it in training alone.
+std::string adapter_config_json(const AdapterOptions& options, const std::string& base);
+
+// Whether a directory holds adapters and no model.
+bool is_adapter(const std::filesystem::path& directory);
+
+// Adapters in a directory.
+class StoredAdapter {
+ public:
+  // Throws ErrorKind::input on kinds of adapters other than low-rank additions, and on damaged files.
+  explicit StoredAdapter(const std::filesystem::path& directory);
+
+  const std::filesystem::path& directory() const { return directory_; }
+  // The directory of the model they belong to, as adapter_config.json has it; "" where it has none.
+  const std::string& base() const { return base_; }
+  int64_t rank() const { return rank_; }
+  double scale() const { return scale_; }  // of the products b a
+
+  // Throws unless each adapter belongs to a weight that the model in the directory `base` has.
+  void check_base(const std::filesystem::path& base) const;
+
+  // Adds the product of its adapter to a weight [rows,columns] of this name. False where it has none.
+  bool merge(const std::string& weight, int64_t rows, int64_t columns, float* values);
+  // The same for all weights of a store, which are f32, on the host or not.
+  void merge(const ParameterStore& store);
+
+ private:
+  std::filesystem::path directory_;
+  std::string base_;
+  int64_t rank_ = 0;
+  double scale_ = 1.0;
+  ShardedReader reader_;
+};
+
+}  // namespace cadre
