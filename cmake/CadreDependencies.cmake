@@ -71,6 +71,8 @@ pkg_check_modules(oniguruma QUIET IMPORTED_TARGET oniguruma)
 cadre_dependency(Oniguruma oniguruma_FOUND "${oniguruma_VERSION}" libonig-dev)
 pkg_check_modules(sentencepiece QUIET IMPORTED_TARGET sentencepiece)
 cadre_dependency(SentencePiece sentencepiece_FOUND "${sentencepiece_VERSION}" libsentencepiece-dev "tokenizer.model files")
+pkg_check_modules(icu QUIET IMPORTED_TARGET icu-uc)
+cadre_dependency(ICU icu_FOUND "${icu_VERSION}" libicu-dev "tokenizer.json files with the normalizer NFC")
 find_package(Random123 QUIET)
 cadre_dependency(Random123 Random123_FOUND "${Random123_INCLUDE_DIR}" librandom123-dev)
 

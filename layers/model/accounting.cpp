@@ -58,12 +58,12 @@ DenseComparison compare_with_dense(const ModelConfig& config, int64_t sequence_l
   const bool nested = config.expert_kinds == ExpertKinds::mixture;
   const int64_t inner = nested ? config.inner_experts : 1;
   const int64_t inner_met = nested ? config.inner_experts_per_tok : 1;
-  const int64_t met = config.num_experts_per_tok * inner_met + config.n_shared_experts;
-  const int64_t all = config.n_routed_experts * inner + config.n_shared_experts;
+  const int64_t met = config.num_experts_per_tok * inner_met * width + shared_width(config);
+  const int64_t all = config.n_routed_experts * inner * width + shared_width(config);
   return {{"this mixture", count_parameters(config), flops_per_token(config, sequence_length)},
           dense_cost("dense, one expert", config, inner * width, sequence_length),
-          dense_cost("dense, what a token meets", config, met * width, sequence_length),
-          dense_cost("dense, all experts", config, all * width, sequence_length)};
+          dense_cost("dense, what a token meets", config, met, sequence_length),
+          dense_cost("dense, all experts", config, all, sequence_length)};
 }
 
 std::vector<FineGrained> fine_grained_shapes(const ModelConfig& config, int64_t most) {

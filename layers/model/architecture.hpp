@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Under which name a model is saved: that of the published classes that compute it, else one that they refuse.
+// Under which name a model is saved: that of the published class that computes it, else one that other programs refuse.
 #pragma once
 
 #include <string>
@@ -9,13 +9,12 @@
 
 namespace cadre {
 
-// deepseek with the gate of V3 is GLM-4.5's architecture with all elements of a head turned: glm4_moe in transformers.
-bool is_glm4_moe(const ModelConfig& config);
+// The family whose class computes the model: that of its model_type, but glm4_moe where DeepSeekMoE has the gate of V3.
+struct Family;
+const Family& saved_family(const ModelConfig& config);
 
-// The keys by which the model leaves the mathematics of its model_type, as DeepSeek published it and as Hugging Face
-// transformers 5 has it (which has no deepseek, but glm4_moe); none where both compute it. What only training does, such as
-// losses, is not among them.
-std::vector<std::string> keys_beyond_deepseek(const ModelConfig& config);
+// The keys by which the model leaves the mathematics of that class (keys_beyond in family.hpp).
+std::vector<std::string> keys_beyond_class(const ModelConfig& config);
 
 // "DeepseekV3ForCausalLM" and so on, or "CadreForCausalLM" where there are such keys.
 std::string architecture_name(const ModelConfig& config);

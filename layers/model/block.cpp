@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "comm/base/check.hpp"
+#include "layers/model/family.hpp"
 #include "layers/model/router_options.hpp"
 
 namespace cadre {
@@ -11,19 +12,23 @@ namespace {
 
 MoeOptions moe_options(const ModelConfig& config) {
   const ExpertOptions experts = expert_options(config);
+  const TensorNames& names = family_of(config).names;
   return {.hidden = config.hidden_size,
           .expert_width = config.moe_intermediate_size,
           .expert_kinds = experts.kinds,
           .inner_experts = experts.inner_experts,
           .inner_top_k = experts.inner_top_k,
-          .shared_width = config.n_shared_experts * config.moe_intermediate_size,
+          .shared_width = shared_width(config),
           .shared_scale = config.shared_expert_mean
                               ? 1.0 / static_cast<double>(std::max<int64_t>(1, config.n_shared_experts))
                               : 1.0,
           .activation = activation_named(config.hidden_act),
           .gated = config.ffn_gate,
           .init_std = config.initializer_range,
-          .router = router_options(config)};
+          .router = router_options(config),
+          .expert_names = names.expert,
+          .shared_name = names.shared,
+          .shared_gate_name = names.shared_gate};
 }
 
 }  // namespace
@@ -43,13 +48,13 @@ Block::Block(const ModelConfig& config, int index, const ExpertMap& map, int exp
       attention_norm_(layer_name(index, "input_layernorm"), norm_options(config)),
       attention_(layer_name(index, "self_attn"), config),
       ffn_norm_(layer_name(index, "post_attention_layernorm"), norm_options(config)) {
-  const std::string prefix = layer_name(index, "mlp");
+  const bool is_moe = is_moe_layer(config, index);
+  const std::string prefix = layer_name(index, is_moe ? family_of(config).names.mixture : "mlp");
   const FfnOptions dense = {.hidden = config.hidden_size,
                             .width = config.intermediate_size,
                             .activation = activation_named(config.hidden_act),
                             .gated = config.ffn_gate,
                             .init_std = config.initializer_range};
-  const bool is_moe = is_moe_layer(config, index);
   if (is_moe) moe_.emplace(prefix, moe_options(config), map, expert_rank);
   if (config.ffn_highway) {
     highway_.emplace(is_moe ? prefix + ".behind" : prefix, dense);

@@ -4,14 +4,14 @@
 #include <algorithm>
 
 #include "comm/base/check.hpp"
+#include "layers/model/family.hpp"
 #include "layers/model/router_options.hpp"
 
 namespace cadre {
 
 std::vector<Field> fields_of(ModelConfig& c) {
   std::vector<Field> fields = {
-      {"model_type", &c.model_type, one_of({"deepseek", "deepseek_v2", "deepseek_v3"}),
-       "the architecture, as Hugging Face names it"},
+      {"model_type", &c.model_type, one_of(model_types()), "the family of models, as Hugging Face names it"},
       {"vocab_size", &c.vocab_size, between(1, 0x7fffffff), "tokens in the vocabulary; 256 for bytes"},
       {"hidden_size", &c.hidden_size, at_least(1), "width of the residual stream"},
       {"num_hidden_layers", &c.num_hidden_layers, between(1, 100'000), "layers, dense and with experts"},
@@ -24,6 +24,9 @@ std::vector<Field> fields_of(ModelConfig& c) {
               "further tokens that end a text in generation, as 3,7"),
       {"num_attention_heads", &c.num_attention_heads, at_least(1), "query heads"},
       {"num_key_value_heads", &c.num_key_value_heads, at_least(0), "key and value heads; 0 for one per query head"},
+      {"head_dim", &c.head_dim, at_least(0), "elements of a head; 0: hidden_size / num_attention_heads"},
+      {"use_qk_norm", &c.use_qk_norm, any(), "RMSNorm of queries and keys; of each head in glm4_moe and qwen3_moe"},
+      {"partial_rotary_factor", &c.partial_rotary_factor, between(0, 1), "share of a head that turns with positions"},
       {"rope_theta", &c.rope_theta, more_than(0), "base of the rotary frequencies"},
       {"rope_scaling.type", &c.rope_scaling.type, one_of({"none", "yarn"}), "how positions are stretched"},
       {"rope_scaling.factor", &c.rope_scaling.factor, more_than(0), "of yarn: how many times longer texts become"},
@@ -44,7 +47,7 @@ std::vector<Field> fields_of(ModelConfig& c) {
       {"qk_nope_head_dim", &c.qk_nope_head_dim, at_least(0), "elements of a latent query that do not turn"},
       {"qk_rope_head_dim", &c.qk_rope_head_dim, at_least(0), "elements of a latent query that turn"},
       {"v_head_dim", &c.v_head_dim, at_least(0), "elements of a value of latent attention"},
-      {"attention_bias", &c.attention_bias, any(), "latent attention: q_a, kv_a and o have a bias"},
+      {"attention_bias", &c.attention_bias, any(), "projections have a bias; latent attention: q_a, kv_a and o"},
       {"norm", &c.norm, one_of({"rmsnorm", "layernorm"}), "normalisation before each block"},
       {"rms_norm_eps", &c.rms_norm_eps, more_than(0), "epsilon of the normalisation"},
       {"hidden_act", &c.hidden_act, one_of({"silu", "gelu", "relu"}), "of the gate, or of the inner row without one"},
@@ -54,6 +57,8 @@ std::vector<Field> fields_of(ModelConfig& c) {
       {"num_experts_per_tok", &c.num_experts_per_tok, between(0, 1 << 20), "experts that a token visits (top-k)"},
       {"n_shared_experts", &c.n_shared_experts, at_least(0), "experts that every token visits"},
       {"moe_intermediate_size", &c.moe_intermediate_size, at_least(0), "inner width of one expert"},
+      {"shared_expert_intermediate_size", &c.shared_expert_intermediate_size, at_least(0),
+       "qwen2_moe: inner width of the shared expert"},
       {"first_k_dense_replace", &c.first_k_dense_replace, at_least(0), "the first layers, without experts"},
       {"moe_layer_freq", &c.moe_layer_freq, at_least(1), "after those, every n-th layer has experts"},
       named("scoring_func", c.scoring_func, {{"softmax", ScoreFunction::softmax}, {"sigmoid", ScoreFunction::sigmoid}},
@@ -90,6 +95,24 @@ void set_key(ModelConfig& config, std::string_view key, const std::string& text)
 
 void fill_defaults(ModelConfig& config) {
   if (config.num_key_value_heads == 0) config.num_key_value_heads = config.num_attention_heads;
+  const Family* family = find_family(config.model_type);  // check() refuses another one
+  if (family == nullptr) return;
+  if (!family->has_dense_layers) config.intermediate_size = config.moe_intermediate_size;
+  if (family->has_head_dim && config.head_dim == 0 && config.num_attention_heads > 0) {
+    config.head_dim = config.hidden_size / config.num_attention_heads;
+  }
+}
+
+bool has_latent_attention(const ModelConfig& config) { return family_of(config).attention == AttentionKind::latent; }
+
+int64_t shared_width(const ModelConfig& config) {
+  const bool has_own_width = !family_of(config).names.shared_gate.empty();
+  return config.n_shared_experts *
+         (has_own_width ? config.shared_expert_intermediate_size : config.moe_intermediate_size);
+}
+
+int64_t rotary_dim(const ModelConfig& config) {
+  return static_cast<int64_t>(static_cast<double>(head_dim(config)) * config.partial_rotary_factor);
 }
 
 std::vector<int32_t> end_tokens(const ModelConfig& config) {

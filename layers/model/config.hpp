@@ -40,11 +40,9 @@ enum class NormPosition {
 };  // of a block's part: norm(x) goes in, or norm(x + y) comes out (Vaswani et al. 2017)
 
 // Field names are the JSON keys, with a dot before those of an inner object; fields_of() holds their ranges and meanings in
-// one table. A key that a config.json leaves out has the default of its architecture. model_type
-//   deepseek     DeepSeekMoE (Dai et al. 2024): multi-head attention with rotate-half RoPE, dense layers first, then
-//                experts with shared experts beside them;
-//   deepseek_v2, deepseek_v3   the same with latent attention and interleaved RoPE (arXiv 2405.04434 and 2412.19437); in all
-//                else their keys say what they do.
+// one table. A key that a config.json leaves out has the default of its family. model_type names the family (family.hpp): it
+// decides on multi-head attention with rotate-half RoPE or latent attention, and on the names of tensors; the other keys say what
+// they do.
 struct ModelConfig {
   std::string model_type = "deepseek";
 
@@ -59,7 +57,10 @@ struct ModelConfig {
   std::vector<int32_t> more_eos_token_ids;  // a config.json has one list of both
 
   int64_t num_attention_heads = 0;
-  int64_t num_key_value_heads = 0;  // 0 becomes num_attention_heads, see fill_defaults
+  int64_t num_key_value_heads = 0;     // 0 becomes num_attention_heads, see fill_defaults
+  int64_t head_dim = 0;                // of multi-head attention; 0 becomes hidden_size / num_attention_heads
+  bool use_qk_norm = false;            // of multi-head attention: RMSNorm of queries and keys, as the family has it
+  double partial_rotary_factor = 1.0;  // of multi-head attention: share of a head that turns, the first elements
   double rope_theta = 10000.0;
   RopeScaling rope_scaling;
   bool rope_interleave = true;  // latent attention: pairs are neighbours
@@ -70,7 +71,9 @@ struct ModelConfig {
   int64_t qk_nope_head_dim = 0;
   int64_t qk_rope_head_dim = 0;
   int64_t v_head_dim = 0;
-  bool attention_bias = false;  // of the projections from the hidden state into latent vectors, and of the last one
+  // Latent: of the projections from the hidden state into latent vectors, and of the last one. Multi-head: of queries, keys and
+  // values, and of the last one, as the family has it.
+  bool attention_bias = false;
 
   std::string norm = "rmsnorm";
   double rms_norm_eps = 1e-6;  // of either norm
@@ -82,7 +85,8 @@ struct ModelConfig {
   int64_t n_routed_experts = 0;  // 0: every layer is dense
   int64_t num_experts_per_tok = 0;
   int64_t n_shared_experts = 0;
-  int64_t moe_intermediate_size = 0;  // of one expert
+  int64_t moe_intermediate_size = 0;            // of one expert
+  int64_t shared_expert_intermediate_size = 0;  // of a shared expert with a gate
   int64_t first_k_dense_replace = 0;
   int64_t moe_layer_freq = 1;
 
@@ -116,7 +120,8 @@ std::vector<Field> fields_of(ModelConfig& config);
 std::string key_text(const ModelConfig& config, std::string_view key);
 void set_key(ModelConfig& config, std::string_view key, const std::string& text);
 
-// What follows from other keys when it is left out: num_key_value_heads = num_attention_heads.
+// What follows from other keys when it is left out: num_key_value_heads = num_attention_heads; intermediate_size =
+// moe_intermediate_size in a family without dense layers.
 void fill_defaults(ModelConfig& config);
 
 // Reads a parsed config.json as transformers 5 does, and checks it. `where` names the file in messages. Keys that change
@@ -135,6 +140,8 @@ void check(const ModelConfig& config);
 std::vector<int32_t> end_tokens(const ModelConfig& config);
 
 bool is_moe_layer(const ModelConfig& config, int64_t layer);
+// Inner width of the shared experts together.
+int64_t shared_width(const ModelConfig& config);
 inline bool is_gated(const ModelConfig& config) { return config.ffn_gate; }
 // Whether the weights of a token's experts are divided by their sum: as the published models, only where there are several.
 // Divided by itself a single one would be 1, and no gradient would reach the router.
@@ -143,9 +150,12 @@ inline bool renormalises(const ModelConfig& config) {
   const int64_t kinds = config.expert_kinds == ExpertKinds::projections ? 3 : 1;
   return config.norm_topk_prob && config.num_experts_per_tok > kinds;
 }
-inline bool has_latent_attention(const ModelConfig& config) { return config.model_type != "deepseek"; }
-// Of multi-head attention.
-inline int64_t head_dim(const ModelConfig& config) { return config.hidden_size / config.num_attention_heads; }
+bool has_latent_attention(const ModelConfig& config);  // else multi-head
+// Of multi-head attention: elements of a head, and how many of them turn.
+inline int64_t head_dim(const ModelConfig& config) {
+  return config.head_dim > 0 ? config.head_dim : config.hidden_size / config.num_attention_heads;
+}
+int64_t rotary_dim(const ModelConfig& config);
 
 // Elements of the model (selection biases included), what one token passes through (its top-k experts only, both
 // vocabulary tables), and the input embedding alone. The MTP modules count for themselves, without

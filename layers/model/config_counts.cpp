@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // What follows from the shape alone: parameters and FLOPs.
 #include "layers/model/config.hpp"
+#include "layers/model/family.hpp"
 #include "layers/model/router_options.hpp"
 
 namespace cadre {
@@ -20,17 +21,31 @@ int64_t attention_weights(const ModelConfig& c) {
 
 // Elements of a query and of a value, all heads together: what a key costs.
 int64_t attended_width(const ModelConfig& c) {
-  if (!has_latent_attention(c)) return 2 * c.hidden_size;
+  if (!has_latent_attention(c)) return 2 * c.num_attention_heads * head_dim(c);
   return c.num_attention_heads * (c.qk_nope_head_dim + c.qk_rope_head_dim + c.v_head_dim);
 }
 
 int64_t norm_elements(const ModelConfig& c) { return c.norm == "layernorm" ? 2 * c.hidden_size : c.hidden_size; }
 
+int64_t latent_vectors(const ModelConfig& c) {
+  const int64_t biases = c.q_lora_rank + c.kv_lora_rank + c.qk_rope_head_dim + c.hidden_size;
+  return c.kv_lora_rank + c.q_lora_rank + (c.attention_bias ? biases : 0);
+}
+
+int64_t multi_head_vectors(const ModelConfig& c) {
+  const Family& family = family_of(c);
+  const int64_t heads = c.num_attention_heads + c.num_key_value_heads;
+  int64_t count = 0;
+  if (c.use_qk_norm) count += (family.qk_norm == QkNorm::head ? 2 : heads) * head_dim(c);
+  if (c.attention_bias) count += (heads + c.num_key_value_heads) * head_dim(c);
+  if (c.attention_bias && family.bias == AttentionBias::qkv_o) count += c.hidden_size;
+  return count;
+}
+
 // Elements of one layer that no product touches: norms and the buffers of a router.
 int64_t layer_vectors(const ModelConfig& c, int64_t layer) {
   int64_t count = 2 * norm_elements(c);
-  if (has_latent_attention(c)) count += c.kv_lora_rank + c.q_lora_rank;
-  if (c.attention_bias) count += c.q_lora_rank + c.kv_lora_rank + c.qk_rope_head_dim + c.hidden_size;
+  count += has_latent_attention(c) ? latent_vectors(c) : multi_head_vectors(c);
   if (is_moe_layer(c, layer)) count += router_buffers(c);
   return count;
 }
@@ -57,7 +72,8 @@ LayerElements layer_elements(const ModelConfig& c, int64_t layer) {
   }
   const ExpertWeights routed = routed_expert_weights(c);
   elements.router = router_weights(c);
-  elements.shared_experts = c.n_shared_experts * ffn_matrices * c.hidden_size * c.moe_intermediate_size;
+  const bool has_shared_gate = c.n_shared_experts > 0 && !family_of(c).names.shared_gate.empty();
+  elements.shared_experts = ffn_matrices * c.hidden_size * shared_width(c) + (has_shared_gate ? c.hidden_size : 0);
   elements.dense = highway > 0 ? ffn : 0;
   elements.experts = routed.total;
   elements.met_experts = c.num_experts_per_tok * routed.active / c.n_routed_experts;

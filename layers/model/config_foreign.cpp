@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "layers/model/config_reader.hpp"
+#include "layers/model/family.hpp"
 
 namespace cadre {
 namespace {
@@ -29,6 +30,7 @@ constexpr std::array kUnusedKeys = {"_attn_implementation",
                                     "ep_size",
                                     "gradient_checkpointing",
                                     "is_decoder",
+                                    "max_window_layers",
                                     "output_attentions",
                                     "output_hidden_states",
                                     "output_router_logits",
@@ -102,12 +104,26 @@ const json& neutral_values() {
                               {"mlp_bias", false},
                               {"resid_pdrop", 0.0},
                               {"residual_multiplier", 1.0},
-                              {"use_qk_norm", false}};
+                              {"clip_qkv", nullptr},
+                              {"decoder_sparse_step", 1},
+                              {"use_sliding_window", false}};
   return values;
 }
 
 bool is_one_of(std::span<const char* const> keys, std::string_view key) {
   return std::ranges::find(keys, key) != keys.end();
+}
+
+constexpr const char* kWindowKey = "sliding_window";
+
+void set_dense_layers(const json& source, const std::string& key, int64_t count, ConfigReader& reader) {
+  const json given = source.value("first_k_dense_replace", json());
+  if (!given.is_null() && given != count) {
+    reader.refuse(key, source[key], fmt::format("what first_k_dense_replace = {} says", shown(given)),
+                  "two forms of one key");
+  }
+  reader.config().first_k_dense_replace = count;
+  reader.note_unused(fmt::format("{} (read as first_k_dense_replace)", key));
 }
 
 // They follow from other keys; with another value the classes that have them compute something else.
@@ -120,6 +136,42 @@ const char* sum_that_is(const ModelConfig& config, const std::string& key, int64
   if (key != "head_dim") return nullptr;
   derived = latent ? config.qk_rope_head_dim : config.hidden_size / std::max<int64_t>(1, config.num_attention_heads);
   return latent ? "qk_rope_head_dim" : "hidden_size / num_attention_heads";
+}
+
+// Dense layers come first here.
+void read_layer_types(const json& source, ConfigReader& reader) {
+  const json& types = source[kLayerTypesKey];
+  int64_t dense = 0;
+  bool is_ordered = types.is_array() && static_cast<int64_t>(types.size()) == reader.config().num_hidden_layers;
+  for (size_t i = 0; is_ordered && i < types.size(); ++i) {
+    is_ordered = types[i] == "sparse" || (types[i] == "dense" && dense == static_cast<int64_t>(i));
+    if (types[i] == "dense") ++dense;
+  }
+  if (!is_ordered) {
+    reader.refuse(kLayerTypesKey, types, "one for each layer, dense ones first, then sparse",
+                  "Cadre has dense layers in front of those with experts");
+  }
+  set_dense_layers(source, kLayerTypesKey, dense, reader);
+}
+
+void read_dense_layers(const json& source, ConfigReader& reader) {
+  const json& layers = source[kDenseLayersKey];
+  bool is_ordered = layers.is_array();
+  for (size_t i = 0; is_ordered && i < layers.size(); ++i) is_ordered = layers[i] == static_cast<int64_t>(i);
+  if (!is_ordered) {
+    reader.refuse(kDenseLayersKey, layers, "the first layers, as [0,1]",
+                  "Cadre has dense layers in front of those with experts");
+  }
+  set_dense_layers(source, kDenseLayersKey, static_cast<int64_t>(layers.size()), reader);
+}
+
+// A window that no sequence leaves changes nothing.
+void read_window(const json& source, ConfigReader& reader) {
+  const json& window = source[kWindowKey];
+  const bool is_off = family_of(reader.config()).has_window_switch || window.is_null() ||
+                      (window.is_number_integer() && window >= reader.config().max_position_embeddings);
+  if (!is_off) reader.refuse(kWindowKey, window, "null", "Cadre computes full attention");
+  reader.note_unused(kWindowKey);
 }
 
 }  // namespace
@@ -156,6 +208,26 @@ bool read_foreign_key(const json& source, const std::string& key, ConfigReader& 
       reader.refuse(key, value, fmt::format("{} = {}", sum, derived), "the sizes of a head follow from other keys");
     }
     reader.note_unused(key);
+    return true;
+  }
+  if (key == kLayerTypesKey && !value.is_null()) {
+    read_layer_types(source, reader);
+    return true;
+  }
+  if (key == family_of(reader.config()).bias_key) {
+    if (source.contains("attention_bias") && source["attention_bias"] != value) {
+      reader.refuse(key, value, fmt::format("attention_bias = {}", shown(source["attention_bias"])),
+                    "two names of one key");
+    }
+    if (!value.is_null()) reader.read("attention_bias", value);
+    return true;
+  }
+  if (key == kDenseLayersKey && !value.is_null()) {
+    read_dense_layers(source, reader);
+    return true;
+  }
+  if (key == kWindowKey) {
+    read_window(source, reader);
     return true;
   }
   if (key == "layer_types" && value.is_array() &&

@@ -10,6 +10,7 @@
 #include "comm/base/check.hpp"
 #include "layers/model/architecture.hpp"
 #include "layers/model/config_reader.hpp"
+#include "layers/model/family.hpp"
 
 namespace cadre {
 namespace {
@@ -24,53 +25,27 @@ constexpr std::array<std::string_view, 6> kLatentKeys = {"q_lora_rank",      "kv
                                                          "qk_rope_head_dim", "v_head_dim",   "rope_interleave"};
 
 constexpr const char* kEosKey = "eos_token_id";
+constexpr const char* kExpertWidthKey = "moe_intermediate_size";
 
-// What a config.json of that architecture means by the keys it leaves out.
-ModelConfig architecture_defaults(const std::string& saved_type) {
-  ModelConfig config;
-  config.model_type = model_type_of_saved(saved_type);
-  if (saved_type == "glm4_moe") {
-    config.max_position_embeddings = 131072;
-    config.rms_norm_eps = 1e-5;
-    config.num_key_value_heads = 8;
-    config.scoring_func = ScoreFunction::sigmoid;
-    config.topk_method = TopkMethod::noaux_tc;
-    config.norm_topk_prob = true;
-    config.n_routed_experts = 128;
-    config.n_shared_experts = 1;
-    config.num_experts_per_tok = 8;
-    config.moe_intermediate_size = 1408;
-    config.first_k_dense_replace = 1;
+// A family without dense layers calls the width of an expert intermediate_size.
+void read_expert_width(const json& source, const Family& family, ConfigReader& reader) {
+  ModelConfig& config = reader.config();
+  if (family.has_dense_layers) return;
+  if (!source.contains(kExpertWidthKey)) config.moe_intermediate_size = config.intermediate_size;
+  if (config.moe_intermediate_size != config.intermediate_size) {
+    reader.refuse(kExpertWidthKey, config.moe_intermediate_size,
+                  fmt::format("intermediate_size = {}", config.intermediate_size), "two names of one key");
   }
-  if (!has_latent_attention(config)) return config;
-  config.q_lora_rank = 1536;
-  config.kv_lora_rank = 512;
-  config.qk_nope_head_dim = 128;
-  config.qk_rope_head_dim = 64;
-  config.v_head_dim = 128;
-  if (config.model_type == "deepseek_v2") {
-    config.bos_token_id = 1;
-    config.eos_token_id = 2;
-    config.n_routed_experts = 64;
-    config.n_shared_experts = 2;
-    config.moe_intermediate_size = 1407;
-    return config;
-  }
-  config.bos_token_id = 0;
-  config.eos_token_id = 1;
-  config.max_position_embeddings = 4096;
-  config.n_routed_experts = 256;
-  config.num_experts_per_tok = 8;
-  config.moe_intermediate_size = 2048;
-  config.first_k_dense_replace = 3;
-  config.scoring_func = ScoreFunction::sigmoid;
-  config.topk_method = TopkMethod::noaux_tc;
-  config.n_group = 8;
-  config.topk_group = 4;
-  config.norm_topk_prob = true;
-  config.routed_scaling_factor = 2.5;
-  config.n_shared_experts = 1;
-  return config;
+}
+
+// Keys that the class of the family would not follow, so that the model would be another one there.
+void refuse_others(const json& source, const Family& family, const ConfigReader& reader, const ModelConfig& config) {
+  if (!family.refuses_other_keys) return;
+  const std::vector<std::string> keys = keys_beyond(family, config);
+  if (keys.empty()) return;
+  const json value = source.contains(keys.front()) ? source[keys.front()] : json();
+  reader.refuse(keys.front(), value, fmt::format("what {} computes", family.architecture),
+                fmt::format("model_type = cadre_{} names a model that leaves it", family.model_type));
 }
 
 // One token, or a list: the first one is also what stands between texts in training.
@@ -102,6 +77,31 @@ json eos_of(const ModelConfig& config) {
   return end_tokens(config);
 }
 
+// Keys that only some families have, at the value that they have where others do not know them.
+void write_attention_keys(const Family& family, const ModelConfig& config, json& out) {
+  if (!family.has_head_dim) out.erase("head_dim");
+  if (family.has_head_dim) out["head_dim"] = head_dim(config);
+  if (!family.has_partial_rotary) out.erase("partial_rotary_factor");
+  if (family.qk_norm == QkNorm::none) out.erase("use_qk_norm");
+  if (family.names.shared_gate.empty()) out.erase("shared_expert_intermediate_size");
+  if (family.bias_key.empty()) return;
+  out[std::string(family.bias_key)] = config.attention_bias;
+  out.erase("attention_bias");
+}
+
+void write_dense_layers(const Family& family, const ModelConfig& config, json& out) {
+  if (family.dense_layers_key == kDenseLayersKey) {
+    out[kDenseLayersKey] = json::array();
+    for (int64_t layer = 0; layer < config.first_k_dense_replace; ++layer) out[kDenseLayersKey].push_back(layer);
+  }
+  if (family.dense_layers_key != kLayerTypesKey) return;
+  json types = json::array();
+  for (int64_t layer = 0; layer < config.num_hidden_layers; ++layer) {
+    types.push_back(is_moe_layer(config, layer) ? "sparse" : "dense");
+  }
+  out[kLayerTypesKey] = types;
+}
+
 }  // namespace
 
 ModelConfig model_config_from_json(const json& source, const std::string& where, std::vector<std::string>* unused) {
@@ -114,7 +114,10 @@ ModelConfig model_config_from_json(const json& source, const std::string& where,
     if (type->is_string()) saved_type = *type;
     reader.read("model_type", type->is_string() ? json(model_type_of_saved(saved_type)) : *type);
   }
-  config = architecture_defaults(saved_type);
+  config = ModelConfig();
+  config.model_type = model_type_of_saved(saved_type);
+  const Family& family = family_of(config);
+  family.set_defaults(config);
   for (const std::string_view key : kRequiredKeys) {
     CADRE_CHECK(source.contains(std::string(key)), fmt::format("{}: key {} is missing", where, key),
                 "expected a Hugging Face config.json");
@@ -124,7 +127,8 @@ ModelConfig model_config_from_json(const json& source, const std::string& where,
     if (key == "model_type") continue;
     if (key == kEosKey) {
       read_eos(value, reader);
-    } else if (!is_rope_key(key) && reader.has_field(key) && !key.starts_with("rope_scaling.")) {
+    } else if (!is_rope_key(key) && reader.has_field(key) && !key.starts_with("rope_scaling.") &&
+               (key != "head_dim" || family.has_head_dim)) {
       reader.read(key, value);
     } else if (!is_rope_key(key) && !describes_file(key)) {
       others.push_back(key);
@@ -134,8 +138,10 @@ ModelConfig model_config_from_json(const json& source, const std::string& where,
     if (!read_foreign_key(source, key, reader)) reader.read_unknown(key, source[key]);
   }
   read_rope(source, reader);
+  read_expert_width(source, family, reader);
   fill_defaults(config);
   check(config);
+  if (saved_type == family.model_type) refuse_others(source, family, reader, config);
   return config;
 }
 
@@ -158,11 +164,10 @@ json to_json(const ModelConfig& config) {
     }
   }
   out["model_type"] = saved_model_type(config);
-  if (is_glm4_moe(config)) {
-    out["head_dim"] = head_dim(config);
-    out["partial_rotary_factor"] = 1.0;  // there 0.5 where it is left out
-    out["use_qk_norm"] = false;
-  }
+  const Family& family = saved_family(config);
+  write_attention_keys(family, config, out);
+  if (!family.num_experts_key.empty()) out[std::string(family.num_experts_key)] = config.n_routed_experts;
+  write_dense_layers(family, config, out);
   // Others know no number for none, and say nothing of what is as usual.
   if (config.rope_scaling.type != "none") out["rope_scaling"]["attention_factor"] = attention_factor_of(config);
   if (config.bos_token_id < 0) out["bos_token_id"] = nullptr;

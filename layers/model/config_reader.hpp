@@ -44,6 +44,10 @@ class ConfigReader {
 // Keys of the file other than these have been read before.
 void read_rope(const nlohmann::json& source, ConfigReader& reader);
 bool is_rope_key(std::string_view key);
+// Of a config.json, "dense" or "sparse" for each layer; sets first_k_dense_replace.
+inline constexpr const char* kLayerTypesKey = "mlp_layer_types";
+// The ids of dense layers.
+inline constexpr const char* kDenseLayersKey = "mlp_only_layers";
 // What mscale and mscale_all_dim make of the factor of turned elements, in DeepSeek's code.
 double yarn_attention_factor(const RopeScaling& scaling);
 // Whether transformers makes the same of them: with one of them 0 it goes on with neither.

@@ -7,6 +7,7 @@
 
 #include "comm/base/check.hpp"
 #include "layers/model/config_reader.hpp"
+#include "layers/model/family.hpp"
 #include "layers/nn/attention.hpp"
 
 namespace cadre {
@@ -26,9 +27,13 @@ json at_or_null(const json& object, const std::string& key) {
 
 bool is_given(const json& object) { return !object.is_null() && !(object.is_structured() && object.empty()); }
 
-void check_partial(const std::string& name, const json& value, const ConfigReader& reader) {
+// `name` is that of the object it is in, with a dot, or empty.
+void read_partial(const std::string& name, const json& value, ConfigReader& reader) {
+  const bool is_read = family_of(reader.config()).has_partial_rotary;
+  if (!value.is_null() && is_read) return reader.read(kPartial, value);
   if (value.is_null() || value == 1.0) return;
-  reader.refuse(name, value, "1.0", "Cadre turns all elements that positions turn, or qk_rope_head_dim of them");
+  reader.refuse(name + kPartial, value, "1.0",
+                "Cadre turns all elements that positions turn, or qk_rope_head_dim of them");
 }
 
 class RopeObject {
@@ -46,7 +51,7 @@ class RopeObject {
   void read(int64_t max_position_embeddings) {
     const json type = read_type();
     reader_.read("rope_scaling.type", type == "default" ? json("none") : type);
-    check_partial(name_ + "." + kPartial, at_or_null(object_, kPartial), reader_);
+    read_partial(name_ + ".", at_or_null(object_, kPartial), reader_);
     for (const auto& [key, value] : object_.items()) {
       if (key == "type" || key == "rope_type" || key == kTheta || key == kPartial) continue;
       if (type == "default") {
@@ -143,10 +148,11 @@ void read_rope(const json& source, ConfigReader& reader) {
   const json theta = at_or_null(source, kTheta);
   if (!theta.is_null()) reader.read(kTheta, theta);
   const json partial = at_or_null(source, kPartial);
-  check_partial(kPartial, partial, reader);
-  if (partial.is_null() && at_or_null(source, "model_type") == "glm4_moe" &&
-      at_or_null(has_scaling ? scaling : parameters, kPartial).is_null()) {
-    reader.refuse(kPartial, partial, "1.0 with model_type glm4_moe", "where it is left out half of a head turns");
+  read_partial("", partial, reader);
+  const json inner = at_or_null(has_scaling ? scaling : parameters, kPartial);
+  if (!partial.is_null() && !inner.is_null() && partial != inner) {
+    reader.refuse(kPartial, partial, fmt::format("{} as in the object of rotary positions", shown(inner)),
+                  "two places of one key");
   }
   const std::string name = has_scaling ? kScaling : kParameters;
   const json& object = has_scaling ? scaling : parameters;

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "layers/model/self_attention.hpp"
 
+#include "layers/model/family.hpp"
+
 namespace cadre {
 namespace {
 
@@ -26,14 +28,22 @@ double score_factor(const ModelConfig& config) {
 }
 
 CausalAttention multi_head(const std::string& prefix, const ModelConfig& config) {
+  const Family& family = family_of(config);
+  const auto bias = [&](bool has_it) {
+    return has_it && config.attention_bias ? Linear::Bias::added : Linear::Bias::none;
+  };
   return {prefix,
           {.hidden = config.hidden_size,
            .num_heads = config.num_attention_heads,
            .num_kv_heads = config.num_key_value_heads,
            .head_dim = head_dim(config),
-           .rope = rope_of(config, head_dim(config), RopeLayout::halves),
+           .rope = rope_of(config, rotary_dim(config), RopeLayout::halves),
            .score_factor = score_factor(config),
-           .init_std = config.initializer_range}};
+           .init_std = config.initializer_range,
+           .qk_norm = config.use_qk_norm ? family.qk_norm : QkNorm::none,
+           .norm_epsilon = config.rms_norm_eps,
+           .qkv_bias = bias(true),
+           .o_bias = bias(family.bias == AttentionBias::qkv_o)}};
 }
 
 // The norms of the latent vectors have an epsilon of 1e-6 in the published code, whatever rms_norm_eps says.

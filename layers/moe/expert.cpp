@@ -55,8 +55,9 @@ class SingleProjection {
 
  private:
   static Parameter weight(const std::string& prefix, const ExpertOptions& options) {
-    constexpr const char* kNames[] = {"gate_proj", "up_proj", "down_proj"};
-    const std::string name = prefix + "." + kNames[static_cast<size_t>(options.projection)] + ".weight";
+    const FfnNames& names = options.ffn.names;
+    const std::string_view of_kind[] = {names.gate, names.up, names.down};
+    const std::string name = fmt::format("{}.{}.weight", prefix, of_kind[static_cast<size_t>(options.projection)]);
     return make_weight({{name, options.width_out()}}, options.width_in(), options.ffn.init_std, options.ffn.placement);
   }
 

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "layers/moe/moe_layer.hpp"
 
-#include <numeric>
 #include <vector>
 
 #include "comm/base/check.hpp"
@@ -18,7 +17,8 @@ RoutedOptions routed_options(const MoeOptions& options) {
                               .activation = options.activation,
                               .gated = options.gated,
                               .init_std = options.init_std,
-                              .placement = Placement::expert},
+                              .placement = Placement::expert,
+                              .names = options.expert_names},
                       .kinds = options.expert_kinds,
                       .inner_experts = options.inner_experts,
                       .inner_top_k = options.inner_top_k},
@@ -36,11 +36,16 @@ MoeLayer::MoeLayer(const std::string& prefix, const MoeOptions& options, const E
     experts_.emplace(prefix + ".experts", routed_options(options), map, expert_rank);
   }
   if (options.shared_width == 0) return;
-  shared_.emplace(prefix + ".shared_experts", FfnOptions{.hidden = options.hidden,
-                                                         .width = options.shared_width,
-                                                         .activation = options.activation,
-                                                         .gated = options.gated,
-                                                         .init_std = options.init_std});
+  const std::string gate =
+      options.shared_gate_name.empty() ? "" : fmt::format("{}.{}", prefix, options.shared_gate_name);
+  shared_.emplace(fmt::format("{}.{}", prefix, options.shared_name),
+                  SharedExpertOptions{.ffn = {.hidden = options.hidden,
+                                              .width = options.shared_width,
+                                              .activation = options.activation,
+                                              .gated = options.gated,
+                                              .init_std = options.init_std},
+                                      .scale = options.shared_scale,
+                                      .gate_name = gate});
 }
 
 Task<Tensor> MoeLayer::forward(LaneContext& ctx, Tensor x, Saved& saved) const {
@@ -56,7 +61,7 @@ Task<Tensor> MoeLayer::forward(LaneContext& ctx, Tensor x, Saved& saved) const {
   if (shared_) {
     meanwhile = [&] {
       ctx.lane.enter("shared experts");
-      shared_y = scaled_shared(ctx, shared_->forward(ctx, x, saved.shared.emplace()));
+      shared_y = shared_->forward(ctx, x, saved.shared.emplace());
     };
   }
   const Router::Saved& routed = saved.router;
@@ -80,7 +85,7 @@ Task<Tensor> MoeLayer::backward(LaneContext& ctx, Saved& saved, Tensor dy) {
   if (shared_) {
     meanwhile = [&] {
       ctx.lane.enter("shared experts gradient");
-      shared_dx = shared_->input_grad(ctx, *saved.shared, scaled_shared(ctx, dy));
+      shared_dx = shared_->input_grad(ctx, *saved.shared, dy);
       defer(ctx, "shared experts weights", [this, &ctx, &saved] { shared_->weight_grad(ctx, *saved.shared); });
     };
   }
@@ -108,16 +113,6 @@ Experts& MoeLayer::whole_experts() {
   CADRE_CHECK(experts_.has_value(), "model.expert_kinds = projections: a single projection is not an expert of its own",
               "only whole experts can be looked at, grown or merged");
   return experts_->experts();
-}
-
-Tensor MoeLayer::scaled_shared(LaneContext& ctx, const Tensor& rows) const {
-  if (options_.shared_scale == 1.0) return rows;
-  const Tensor scaled = ctx.arena.take("moe", ctx.dtype, {rows.dim(0), rows.dim(1)});
-  std::vector<int32_t> index(static_cast<size_t>(rows.dim(0)));
-  std::iota(index.begin(), index.end(), 0);
-  const std::vector<double> scales(index.size(), options_.shared_scale);
-  ctx.kernels.gather_rows(rows, index_tensor(index), weight_tensor(ctx, scales), scaled);
-  return scaled;
 }
 
 }  // namespace cadre

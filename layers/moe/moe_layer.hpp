@@ -5,10 +5,12 @@
 
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "layers/moe/projections.hpp"
 #include "layers/moe/routed_experts.hpp"
+#include "layers/moe/shared_expert.hpp"
 #include "layers/router/lane_context.hpp"
 #include "layers/router/router.hpp"
 
@@ -26,17 +28,20 @@ struct MoeOptions {
   bool gated = true;
   double init_std = 0.02;
   RouterOptions router = {};
+  FfnNames expert_names = {};
+  std::string_view shared_name = "shared_experts";
+  std::string_view shared_gate_name = {};  // of the gate of the shared expert; empty: none
 };
 
 class MoeLayer {
  public:
-  // `map` says which experts are here; names are `<prefix>.gate`, `<prefix>.experts.<id>`, `<prefix>.shared_experts`.
+  // `map` says which experts are here; names are `<prefix>.gate`, `<prefix>.experts.<id>`, `<prefix>.<shared_name>`.
   MoeLayer(const std::string& prefix, const MoeOptions& options, const ExpertMap& map, int expert_rank);
 
   struct Saved : RoutedExperts::Saved {
     Tensor x;  // [T,H]
     Router::Saved router;
-    std::optional<Ffn::Saved> shared;
+    std::optional<SharedExpert::Saved> shared;
     double balance_loss = 0.0;       // this rank's share, of all losses of the router
     Projections::Saved projections;  // instead of the dispatch above, where experts are projections
 
@@ -64,13 +69,12 @@ class MoeLayer {
   }
 
  private:
-  Tensor scaled_shared(LaneContext& ctx, const Tensor& rows) const;
   Experts& whole_experts();
 
   MoeOptions options_;
   ExpertMap map_;
   Router router_;
-  std::optional<Ffn> shared_;
+  std::optional<SharedExpert> shared_;
   std::optional<RoutedExperts> experts_;
   std::optional<Projections> projections_;
 };

@@ -89,15 +89,45 @@ void each_sequence(const KvCache& cache, const NextTokens& tokens, const CacheVi
 
 CausalAttention::CausalAttention(const std::string& prefix, const AttentionOptions& options)
     : options_(options),
-      q_proj_(prefix + ".q_proj", options.hidden, options.num_heads * options.head_dim, options.init_std),
-      k_proj_(prefix + ".k_proj", options.hidden, options.num_kv_heads * options.head_dim, options.init_std),
-      v_proj_(prefix + ".v_proj", options.hidden, options.num_kv_heads * options.head_dim, options.init_std),
-      o_proj_(prefix + ".o_proj", options.num_heads * options.head_dim, options.hidden, options.init_std) {
-  CADRE_ASSERT(2 * static_cast<int64_t>(options.rope.frequencies.size()) == options.head_dim);
+      q_proj_(prefix + ".q_proj", options.hidden, options.num_heads * options.head_dim, options.init_std,
+              options.qkv_bias),
+      k_proj_(prefix + ".k_proj", options.hidden, options.num_kv_heads * options.head_dim, options.init_std,
+              options.qkv_bias),
+      v_proj_(prefix + ".v_proj", options.hidden, options.num_kv_heads * options.head_dim, options.init_std,
+              options.qkv_bias),
+      o_proj_(prefix + ".o_proj", options.num_heads * options.head_dim, options.hidden, options.init_std,
+              options.o_bias) {
+  CADRE_ASSERT(2 * static_cast<int64_t>(options.rope.frequencies.size()) <= options.head_dim);
   CADRE_CHECK(
       options.num_kv_heads >= 1 && options.num_heads % options.num_kv_heads == 0,
       fmt::format("num_attention_heads = {}, num_key_value_heads = {}", options.num_heads, options.num_kv_heads),
       "the number of key/value heads must divide the number of heads");
+  if (options.qk_norm == QkNorm::none) return;
+  const auto norm_of = [&](int64_t num_heads) {
+    const int64_t width = options.qk_norm == QkNorm::head ? options.head_dim : num_heads * options.head_dim;
+    return NormOptions{.kind = NormKind::rms, .hidden = width, .epsilon = options.norm_epsilon};
+  };
+  q_norm_.emplace(prefix + ".q_norm", norm_of(options.num_heads));
+  k_norm_.emplace(prefix + ".k_norm", norm_of(options.num_kv_heads));
+}
+
+int64_t CausalAttention::norm_width(const Tensor& rows) const {
+  return options_.qk_norm == QkNorm::head ? options_.head_dim : rows.row_numel();
+}
+
+Tensor CausalAttention::normed(Context& ctx, const std::optional<Norm>& norm, const Tensor& rows,
+                               Norm::Saved& saved) const {
+  if (!norm) return rows;
+  const int64_t width = norm_width(rows);
+  return norm->forward(ctx, rows.reshape({rows.numel() / width, width}), saved)
+      .reshape({rows.dim(0), rows.row_numel()});
+}
+
+Tensor CausalAttention::normed_grad(Context& ctx, const std::optional<Norm>& norm, const Tensor& dy,
+                                    Norm::Saved& saved) const {
+  if (!norm) return dy;
+  const int64_t width = norm_width(dy);
+  return norm->input_grad(ctx, saved, dy.reshape({dy.numel() / width, width})).reshape({dy.dim(0), dy.row_numel()});
 }
 
 AttentionShape CausalAttention::shape_of(int64_t batch, int64_t q_len, int64_t kv_len) const {
@@ -116,8 +146,10 @@ Tensor CausalAttention::forward(Context& ctx, const Tensor& x, const Sequences& 
   const int64_t num_tokens = x.dim(0);
   const int64_t head_dim = options_.head_dim;
   saved.sequences = sequences;
-  saved.q = q_proj_.forward(ctx, x, saved.q_proj).reshape({num_tokens, options_.num_heads, head_dim});
-  saved.k = k_proj_.forward(ctx, x, saved.k_proj).reshape({num_tokens, options_.num_kv_heads, head_dim});
+  const Tensor q = normed(ctx, q_norm_, q_proj_.forward(ctx, x, saved.q_proj), saved.q_norm);
+  const Tensor k = normed(ctx, k_norm_, k_proj_.forward(ctx, x, saved.k_proj), saved.k_norm);
+  saved.q = q.reshape({num_tokens, options_.num_heads, head_dim});
+  saved.k = k.reshape({num_tokens, options_.num_kv_heads, head_dim});
   saved.v = v_proj_.forward(ctx, x, saved.v_proj).reshape({num_tokens, options_.num_kv_heads, head_dim});
   ctx.kernels.rope(saved.q, sequences.positions, options_.rope, RopeDirection::forward);
   ctx.kernels.rope(saved.k, sequences.positions, options_.rope, RopeDirection::forward);
@@ -144,8 +176,10 @@ Tensor CausalAttention::input_grad(Context& ctx, Saved& saved, const Tensor& dy)
   ctx.kernels.rope(dq, sequences.positions, options_.rope, RopeDirection::backward);
   ctx.kernels.rope(dk, sequences.positions, options_.rope, RopeDirection::backward);
 
-  const Tensor dx = q_proj_.input_grad(ctx, saved.q_proj, dq.reshape({num_tokens, q_width}));
-  k_proj_.input_grad_into(ctx, saved.k_proj, dk.reshape({num_tokens, kv_width}), dx, Accumulate::yes);
+  const Tensor dq_proj = normed_grad(ctx, q_norm_, dq.reshape({num_tokens, q_width}), saved.q_norm);
+  const Tensor dk_proj = normed_grad(ctx, k_norm_, dk.reshape({num_tokens, kv_width}), saved.k_norm);
+  const Tensor dx = q_proj_.input_grad(ctx, saved.q_proj, dq_proj);
+  k_proj_.input_grad_into(ctx, saved.k_proj, dk_proj, dx, Accumulate::yes);
   v_proj_.input_grad_into(ctx, saved.v_proj, dv.reshape({num_tokens, kv_width}), dx, Accumulate::yes);
   return dx;
 }
@@ -155,6 +189,8 @@ void CausalAttention::weight_grad(Context& ctx, const Saved& saved) {
   k_proj_.weight_grad(ctx, saved.k_proj);
   v_proj_.weight_grad(ctx, saved.v_proj);
   o_proj_.weight_grad(ctx, saved.o_proj);
+  if (q_norm_) q_norm_->weight_grad(ctx, saved.q_norm);
+  if (k_norm_) k_norm_->weight_grad(ctx, saved.k_norm);
 }
 
 void CausalAttention::each_parameter(const ParameterVisitor& visit) {
@@ -162,6 +198,8 @@ void CausalAttention::each_parameter(const ParameterVisitor& visit) {
   k_proj_.each_parameter(visit);
   v_proj_.each_parameter(visit);
   o_proj_.each_parameter(visit);
+  if (q_norm_) q_norm_->each_parameter(visit);
+  if (k_norm_) k_norm_->each_parameter(visit);
 }
 
 KvCache CausalAttention::make_cache(Context& ctx, int64_t batch, int64_t capacity) const {
@@ -179,8 +217,12 @@ void CausalAttention::append(Context& ctx, const Tensor& x, const NextTokens& to
     const Tensor new_x = x.rows(row, span.count);
     const Tensor new_k = cache.k.rows(first_cached + span.first, span.count);
     const Tensor new_v = cache.v.rows(first_cached + span.first, span.count);
-    ctx.kernels.linear(new_x, k_proj_.weight(), new_k.reshape({span.count, kv_width}));
-    ctx.kernels.linear(new_x, v_proj_.weight(), new_v.reshape({span.count, kv_width}));
+    const ArenaScope scope(ctx.arena);
+    const Tensor k_rows = new_k.reshape({span.count, kv_width});
+    Saved unused;
+    k_proj_.forward_into(ctx, new_x, unused.k_proj, k_rows);
+    v_proj_.forward_into(ctx, new_x, unused.v_proj, new_v.reshape({span.count, kv_width}));
+    if (k_norm_) ctx.kernels.copy(normed(ctx, k_norm_, k_rows, unused.k_norm), k_rows);
     ctx.kernels.rope(new_k, tokens.positions.rows(row, span.count), options_.rope, RopeDirection::forward);
   });
 }
@@ -189,8 +231,9 @@ Tensor CausalAttention::decode(Context& ctx, const Tensor& x, const NextTokens& 
   const int64_t num_tokens = x.dim(0);
   append(ctx, x, tokens, cache);
 
-  Linear::Saved unused;
-  const Tensor q = q_proj_.forward(ctx, x, unused).reshape({num_tokens, options_.num_heads, options_.head_dim});
+  Saved unused;
+  const Tensor q = normed(ctx, q_norm_, q_proj_.forward(ctx, x, unused.q_proj), unused.q_norm)
+                       .reshape({num_tokens, options_.num_heads, options_.head_dim});
   ctx.kernels.rope(q, tokens.positions, options_.rope, RopeDirection::forward);
   const Tensor out = ctx.arena.take("attention", ctx.dtype, {num_tokens, options_.num_heads, options_.head_dim});
   each_sequence(cache, tokens, [&](int64_t row, int64_t first_cached, const NextTokens::Span& span) {
@@ -200,7 +243,7 @@ Tensor CausalAttention::decode(Context& ctx, const Tensor& x, const NextTokens& 
     ctx.kernels.attention(shape_of(1, span.count, length), q.rows(row, span.count), cache.k.rows(first_cached, length),
                           cache.v.rows(first_cached, length), out.rows(row, span.count), lse);
   });
-  return o_proj_.forward(ctx, out.reshape({num_tokens, options_.num_heads * options_.head_dim}), unused);
+  return o_proj_.forward(ctx, out.reshape({num_tokens, options_.num_heads * options_.head_dim}), unused.o_proj);
 }
 
 }  // namespace cadre

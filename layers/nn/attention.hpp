@@ -5,11 +5,13 @@
 
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "layers/kernels/kernels.hpp"
 #include "layers/nn/linear.hpp"
+#include "layers/nn/norm.hpp"
 
 namespace cadre {
 
@@ -49,14 +51,22 @@ struct Sequences {
 // Writes first, first + 1, .. for each of the documents into `positions` (host memory).
 void fill_positions(const Sequences& sequences, int64_t first);
 
+// RMSNorm of queries and keys before they turn: none, of each head (one gain [D] for all), or of all heads together (gains
+// [NH D] and [NKV D]).
+enum class QkNorm { none, head, full };
+
 struct AttentionOptions {
   int64_t hidden = 0;
   int64_t num_heads = 0;
   int64_t num_kv_heads = 0;   // divides num_heads
-  int64_t head_dim = 0;       // even
-  Rope rope;                  // of head_dim elements
+  int64_t head_dim = 0;       // D
+  Rope rope;                  // of the first elements of a head, the rest stay
   double score_factor = 1.0;  // multiplies head_dim^-1/2
   double init_std = 0.02;
+  QkNorm qk_norm = QkNorm::none;
+  double norm_epsilon = 1e-6;  // of qk_norm
+  Linear::Bias qkv_bias = Linear::Bias::none;
+  Linear::Bias o_bias = Linear::Bias::none;
 };
 
 // Tokens that sequences with caches go on with: those of one sequence in a row, one sequence after the other.
@@ -88,7 +98,7 @@ using CacheVisitor = std::function<void(int64_t row, int64_t first_cached, const
 void each_sequence(const KvCache& cache, const NextTokens& tokens, const CacheVisitor& body);
 
 // Parameters: `<prefix>.q_proj.weight` [NH D, H], `<prefix>.{k,v}_proj.weight` [NKV D, H], `<prefix>.o_proj.weight`
-// [H, NH D].
+// [H, NH D], their biases, and `<prefix>.{q,k}_norm.weight`, as the options say.
 class CausalAttention {
  public:
   CausalAttention(const std::string& prefix, const AttentionOptions& options);
@@ -96,6 +106,7 @@ class CausalAttention {
   struct Saved {
     Sequences sequences;
     Linear::Saved q_proj, k_proj, v_proj, o_proj;
+    Norm::Saved q_norm, k_norm;
     Tensor q, k;  // after rotation
     Tensor v;
     Tensor out;  // before o_proj
@@ -115,12 +126,17 @@ class CausalAttention {
  private:
   AttentionShape shape_of(int64_t batch, int64_t q_len, int64_t kv_len) const;
   void append(Context& ctx, const Tensor& x, const NextTokens& tokens, const KvCache& cache) const;
+  // rows [T, N D] of N heads.
+  Tensor normed(Context& ctx, const std::optional<Norm>& norm, const Tensor& rows, Norm::Saved& saved) const;
+  Tensor normed_grad(Context& ctx, const std::optional<Norm>& norm, const Tensor& dy, Norm::Saved& saved) const;
+  int64_t norm_width(const Tensor& rows) const;
 
   AttentionOptions options_;
   Linear q_proj_;
   Linear k_proj_;
   Linear v_proj_;
   Linear o_proj_;
+  std::optional<Norm> q_norm_, k_norm_;
 };
 
 }  // namespace cadre

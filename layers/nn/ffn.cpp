@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "layers/nn/ffn.hpp"
 
+#include "comm/base/check.hpp"
+
 namespace cadre {
 namespace {
 
 Parameter make_up(const std::string& prefix, const FfnOptions& options) {
-  const std::string gate_name = prefix + ".gate_proj.weight";
-  const std::string up_name = prefix + ".up_proj.weight";
+  const std::string gate_name = fmt::format("{}.{}.weight", prefix, options.names.gate);
+  const std::string up_name = fmt::format("{}.{}.weight", prefix, options.names.up);
   if (options.gated) {
     return make_weight({{gate_name, options.width}, {up_name, options.width}}, options.hidden, options.init_std,
                        options.placement);
@@ -15,8 +17,8 @@ Parameter make_up(const std::string& prefix, const FfnOptions& options) {
 }
 
 Parameter make_down(const std::string& prefix, const FfnOptions& options) {
-  return make_weight({{prefix + ".down_proj.weight", options.hidden}}, options.width, options.init_std,
-                     options.placement);
+  return make_weight({{fmt::format("{}.{}.weight", prefix, options.names.down), options.hidden}}, options.width,
+                     options.init_std, options.placement);
 }
 
 // The two halves of gate_up[T,2F], f(gate), and zeros: what a gate other than that of SwiGLU is computed with.

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <string>
+#include <string_view>
 
 #include "layers/nn/linear.hpp"
 
@@ -11,6 +12,13 @@ namespace cadre {
 // "relu", "gelu" or "silu", as hidden_act names them. Throws on anything else.
 Activation activation_named(const std::string& name);
 
+// What files call the projections: `<prefix>.<name>.weight`.
+struct FfnNames {
+  std::string_view gate = "gate_proj";
+  std::string_view up = "up_proj";
+  std::string_view down = "down_proj";
+};
+
 struct FfnOptions {
   int64_t hidden = 0;
   int64_t width = 0;
@@ -18,6 +26,7 @@ struct FfnOptions {
   bool gated = true;
   double init_std = 0.02;
   Placement placement = Placement::shared;
+  FfnNames names = {};
 };
 
 // Between the two products: [T,2F] with a gate or [T,F] to [T,F], and the gradient back, for which d_inner is room too.
@@ -26,7 +35,7 @@ Tensor activate_grad(Context& ctx, const FfnOptions& options, const Tensor& up_o
 
 // Gated: down(f(gate x) up x), with silu SwiGLU, where gate and up are one fused weight [2F,H] with the parts
 // `<prefix>.gate_proj.weight` and `<prefix>.up_proj.weight`. Else down(f(up x)) with `<prefix>.up_proj.weight` [F,H].
-// Both: `<prefix>.down_proj.weight` [H,F].
+// Both: `<prefix>.down_proj.weight` [H,F]. FfnOptions::names may have other names.
 class Ffn {
  public:
   Ffn(const std::string& prefix, const FfnOptions& options);

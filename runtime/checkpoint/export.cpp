@@ -167,7 +167,10 @@ class Export {
 
 }  // namespace
 
-bool is_fp8_weight(const std::string& name, size_t num_dims) { return num_dims == 2 && is_projection(name); }
+bool is_fp8_weight(const std::string& name, size_t num_dims) {
+  const bool of_expert = name.find(".experts.") != std::string::npos && !name.ends_with(".gate.weight");
+  return num_dims == 2 && (of_expert || is_projection(name));
+}
 
 ExportSummary export_checkpoint(const fs::path& checkpoint, const fs::path& out, ExportFormat format, Fp8Scale scale,
                                 ExportMtp mtp, const fs::path& adapter) {

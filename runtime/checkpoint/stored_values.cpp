@@ -14,6 +14,7 @@
 #include "comm/base/check.hpp"
 #include "comm/wire/fp8.hpp"
 #include "layers/kernels/cpu/narrow.hpp"
+#include "layers/model/family.hpp"
 #include "layers/model/model.hpp"
 #include "runtime/checkpoint/safetensors.hpp"
 
@@ -191,7 +192,8 @@ class TensorSearch {
                 fmt::format("{}: config.json has num_hidden_layers = {}, the files hold no tensor {}*",
                             checkpoint_.string(), config_.num_hidden_layers, layer),
                 "does it describe these weights?");
-    const std::string expert = fmt::format("{}mlp.experts.{}.", layer, config_.n_routed_experts - 1);
+    const std::string expert =
+        fmt::format("{}{}.experts.{}.", layer, family_of(config_).names.mixture, config_.n_routed_experts - 1);
     CADRE_CHECK(!is_moe_layer(config_, last) || has_prefix(expert),
                 fmt::format("{}: config.json has n_routed_experts = {}, the files hold no tensor {}*",
                             checkpoint_.string(), config_.n_routed_experts, expert),

@@ -37,8 +37,8 @@ TrainStage parse_stage(const std::string& text, const std::string& stages) {
 
 ModelPart part_of_parameter(std::string_view name) {
   const auto has = [&](std::string_view part) { return name.find(part) != std::string_view::npos; };
-  if (has(".mlp.gate.")) return ModelPart::gate;
-  return has(".mlp.experts.") || has(".mlp.shared_experts.") ? ModelPart::experts : ModelPart::rest;
+  if (has(".experts.") || has(".shared_expert")) return ModelPart::experts;
+  return has(".gate.") ? ModelPart::gate : ModelPart::rest;
 }
 
 std::string_view name_of(Trained trained) { return kNames[static_cast<size_t>(trained)]; }

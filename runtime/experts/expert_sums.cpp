@@ -16,8 +16,8 @@ namespace cadre {
 namespace {
 
 constexpr std::string_view kLayerPrefix = "model.layers.";
-constexpr std::string_view kExperts = ".mlp.experts.";
-constexpr std::string_view kGate = ".mlp.gate.";
+constexpr std::string_view kExperts = "experts.";
+constexpr std::string_view kGate = "gate.";
 
 // The number that the text begins with, which is taken off.
 std::optional<int> take_number(std::string_view& text) {
@@ -28,11 +28,12 @@ std::optional<int> take_number(std::string_view& text) {
   return number;
 }
 
-// A name taken apart: model.layers.<layer>.mlp.experts.<expert><rest>, or of a router.
+// A name taken apart: model.layers.<layer><mixture>experts.<expert><rest>, or of a router; mixture is ".mlp.", say.
 struct TensorName {
   int layer = -1;
   int expert = -1;
   bool of_router = false;
+  std::string mixture;
   std::string rest;
 
   explicit TensorName(std::string_view name) {
@@ -41,6 +42,10 @@ struct TensorName {
     const auto number = take_number(name);
     if (!number) return;
     layer = *number;
+    const size_t end = name.find('.', 1);
+    if (end == std::string_view::npos) return;
+    mixture = name.substr(0, end + 1);
+    name.remove_prefix(end + 1);
     of_router = name.starts_with(kGate);
     if (!name.starts_with(kExperts)) return;
     name.remove_prefix(kExperts.size());
@@ -48,7 +53,9 @@ struct TensorName {
     rest = name;
   }
 
-  std::string with_expert(int id) const { return fmt::format("{}{}{}{}{}", kLayerPrefix, layer, kExperts, id, rest); }
+  std::string with_expert(int id) const {
+    return fmt::format("{}{}{}{}{}{}", kLayerPrefix, layer, mixture, kExperts, id, rest);
+  }
 };
 
 class OldTensors {

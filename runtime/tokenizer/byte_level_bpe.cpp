@@ -4,74 +4,15 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <functional>
-#include <queue>
 
 #include "comm/base/check.hpp"
 #include "runtime/tokenizer/added_tokens.hpp"
 #include "runtime/tokenizer/bytes.hpp"
 #include "runtime/tokenizer/json_fields.hpp"
+#include "runtime/tokenizer/nfc.hpp"
 #include "runtime/tokenizer/utf8.hpp"
 
 namespace cadre {
-namespace {
-
-constexpr int32_t kMergedAway = -1;
-
-uint64_t key_of(int32_t left, int32_t right) {
-  return static_cast<uint64_t>(static_cast<uint32_t>(left)) << 32 | static_cast<uint32_t>(right);
-}
-
-// A pair that may be merged; `at` is its left token. It is out of date when another merge took one of the two.
-struct Candidate {
-  int32_t rank;
-  size_t at;
-
-  auto operator<=>(const Candidate&) const = default;
-};
-
-}  // namespace
-
-void PairMerges::add(int32_t left, int32_t right, int32_t merged) {
-  rules_.insert_or_assign(key_of(left, right), Rule{num_added_++, merged});
-}
-
-std::optional<PairMerges::Rule> PairMerges::rule_of(int32_t left, int32_t right) const {
-  const auto found = rules_.find(key_of(left, right));
-  return found == rules_.end() ? std::nullopt : std::optional(found->second);
-}
-
-std::vector<int32_t> PairMerges::merge(std::vector<int32_t> tokens) const {
-  const size_t count = tokens.size();
-  std::vector<size_t> next(count);
-  std::vector<size_t> previous(count);
-  for (size_t i = 0; i < count; ++i) next[i] = i + 1, previous[i] = i - 1;
-
-  const auto rule_at = [&](size_t at) -> std::optional<Rule> {
-    if (at >= count || tokens[at] == kMergedAway || next[at] >= count) return std::nullopt;
-    return rule_of(tokens[at], tokens[next[at]]);
-  };
-  std::priority_queue<Candidate, std::vector<Candidate>, std::greater<>> candidates;
-  const auto consider = [&](size_t at) {
-    if (const auto rule = rule_at(at)) candidates.push({rule->rank, at});
-  };
-  for (size_t i = 0; i < count; ++i) consider(i);
-  while (!candidates.empty()) {
-    const auto [rank, at] = candidates.top();
-    candidates.pop();
-    const auto rule = rule_at(at);
-    if (!rule || rule->rank != rank) continue;
-    tokens[at] = rule->merged;
-    tokens[next[at]] = kMergedAway;
-    next[at] = next[next[at]];
-    if (next[at] < count) previous[next[at]] = at;
-    consider(previous[at]);
-    consider(at);
-  }
-  std::erase(tokens, kMergedAway);
-  return tokens;
-}
-
 namespace {
 
 using nlohmann::json;
@@ -81,14 +22,20 @@ constexpr const char* kByteLevelBpeHint =
 constexpr size_t kMaxRemembered = size_t{1} << 16;  // words of one text
 constexpr size_t kMaxRememberedWord = 64;           // bytes
 
-// Steps of the file that would change a text and are not done here must be none.
-void check_no_normalizer(const json& file) {
-  const json normalizer = file.value("normalizer", json());
-  const std::string type = type_of(normalizer, "normalizer");
-  const bool is_empty =
-      type == "Sequence" && field(normalizer, "normalizer", "normalizers", json::value_t::array).empty();
-  CADRE_CHECK(normalizer.is_null() || is_empty, fmt::format("normalizer = {}, allowed: none", quoted(type)),
-              kByteLevelBpeHint);
+// Whether a text is brought to NFC first. Other steps that would change it are refused.
+bool read_normalizer(const json& file) {
+  json normalizer = file.value("normalizer", json());
+  std::string type = type_of(normalizer, "normalizer");
+  if (type == "Sequence") {
+    const json steps = field(normalizer, "normalizer", "normalizers", json::value_t::array);
+    if (steps.empty()) return false;
+    normalizer = steps.front();
+    type = steps.size() == 1 ? type_of(normalizer, "normalizer") : type;
+  }
+  if (normalizer.is_null()) return false;
+  CADRE_CHECK(type == "NFC", fmt::format("normalizer = {}, allowed: none | NFC", quoted(type)), kByteLevelBpeHint);
+  if (!has_nfc()) to_nfc("");
+  return true;
 }
 
 void check_model(const json& model) {
@@ -120,7 +67,7 @@ std::pair<std::string, std::string> pair_of(const json& merge, size_t index) {
 }  // namespace
 
 ByteLevelBpe::ByteLevelBpe(const json& file) : pre_tokenizer_(field(file, "", "pre_tokenizer", json::value_t::object)) {
-  check_no_normalizer(file);
+  to_nfc_first_ = read_normalizer(file);
   const json& model = field(file, "", "model", json::value_t::object);
   check_model(model);
   read_vocabulary(model);
@@ -251,9 +198,12 @@ class ByteLevelBpe::Encoding {
     const auto take_words = [this](std::string_view words) {
       tokenizer_.pre_tokenizer_.each_word(words, [this](std::string_view word) { add_word(word); });
     };
-    tokenizer_.raw_tokens_.cut(
-        text, [&](std::string_view part) { tokenizer_.normalized_tokens_.cut(part, take_words, take_token); },
-        take_token);
+    const auto take_part = [&](std::string_view part) {
+      if (!tokenizer_.to_nfc_first_) return tokenizer_.normalized_tokens_.cut(part, take_words, take_token);
+      const std::string normalized = to_nfc(part);
+      tokenizer_.normalized_tokens_.cut(normalized, take_words, take_token);
+    };
+    tokenizer_.raw_tokens_.cut(text, take_part, take_token);
   }
 
   std::vector<int32_t> tokens;

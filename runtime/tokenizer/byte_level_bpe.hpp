@@ -13,32 +13,11 @@
 #include <vector>
 
 #include "runtime/tokenizer/added_tokens.hpp"
+#include "runtime/tokenizer/pair_merges.hpp"
 #include "runtime/tokenizer/pre_tokenizer.hpp"
 #include "runtime/tokenizer/tokenizer.hpp"
 
 namespace cadre {
-
-// The second half of a byte-level tokenizer: which neighbours become one token, and which of them first (byte-pair
-// encoding; Sennrich, Haddow and Birch 2016).
-class PairMerges {
- public:
-  // A rule that comes after all that were added; added again, it moves.
-  void add(int32_t left, int32_t right, int32_t merged);
-
-  // Merges the pair whose rule comes first, of equal ones the leftmost, until no rule applies. O(n log n) for n tokens.
-  std::vector<int32_t> merge(std::vector<int32_t> tokens) const;
-
- private:
-  struct Rule {
-    int32_t rank;
-    int32_t merged;
-  };
-
-  std::optional<Rule> rule_of(int32_t left, int32_t right) const;
-
-  std::unordered_map<uint64_t, Rule> rules_;
-  int32_t num_added_ = 0;
-};
 
 class ByteLevelBpe final : public Tokenizer {
  public:
@@ -65,7 +44,8 @@ class ByteLevelBpe final : public Tokenizer {
   std::unordered_map<int32_t, std::string> pieces_;  // its bytes; of special tokens none
   std::array<std::optional<int32_t>, 256> bytes_;    // tokens of single bytes
   std::optional<int32_t> unknown_;                   // of other bytes
-  bool whole_words_first_ = false;                   // a word that is a token is not merged
+  bool to_nfc_first_ = false;
+  bool whole_words_first_ = false;  // a word that is a token is not merged
   PreTokenizer pre_tokenizer_;
   PairMerges merges_;
   AddedTokens raw_tokens_;               // looked for first

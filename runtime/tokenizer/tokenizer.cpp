@@ -16,6 +16,7 @@
 #include "runtime/tokenizer/bytes.hpp"
 #include "runtime/tokenizer/json_fields.hpp"
 #include "runtime/tokenizer/sentencepiece.hpp"
+#include "runtime/tokenizer/tiktoken.hpp"
 
 namespace cadre {
 
@@ -32,13 +33,14 @@ using nlohmann::json;
 
 // What may lie beside a tokenizer.json or tokenizer.model and belongs to it.
 constexpr const char* kCompanions[] = {
-    kTokenizerConfigFile, "special_tokens_map.json", kAddedTokensFile, "chat_template.jinja",
-    "chat_template.json", "generation_config.json",  "vocab.json",     "merges.txt"};
+    kTokenizerConfigFile,   "special_tokens_map.json", kAddedTokensFile, "chat_template.jinja",
+    "chat_template.json",   "generation_config.json",  "vocab.json",     "merges.txt",
+    "tokenization_kimi.py", "tokenization_moonshot.py"};
 
 constexpr uintmax_t kMaxFileBytes = uintmax_t{64} << 20;
 constexpr int kMaxDepth = 32;
 constexpr const char* kOpenHint =
-    "data.tokenizer is bytes, a tokenizer.json, a tokenizer.model or a directory with one";
+    "data.tokenizer is bytes, a tokenizer.json, a tokenizer.model, a tiktoken.model or a directory with one";
 
 std::string read_bytes(const fs::path& path) {
   expect_regular_file(path, kOpenHint);
@@ -164,11 +166,27 @@ SentencePieceRules rules_beside(const TokenizerFiles& files) {
   return rules;
 }
 
+// The words that a tiktoken.model is used with are not in the file: they belong to the class.
+std::vector<AddedToken> tiktoken_tokens_beside(const TokenizerFiles& files) {
+  const auto file = files.find(kTokenizerConfigFile);
+  CADRE_CHECK(file != files.end(), fmt::format("{} without {}", kTiktokenFile, kTokenizerConfigFile),
+              "it names the special tokens and the class of the tokenizer");
+  const json config = parse(file->second, kTokenizerConfigFile);
+  const std::string name = text(config, kTokenizerConfigFile, "tokenizer_class", "");
+  CADRE_CHECK(name == "TikTokenTokenizer",
+              fmt::format("{}: tokenizer_class = {}, allowed with a {}: TikTokenTokenizer", kTokenizerConfigFile,
+                          quoted(name), kTiktokenFile),
+              "that of Moonlight and Kimi K2");
+  return added_tokens_of_tokenizer_config(config);
+}
+
 std::unique_ptr<Tokenizer> make(const TokenizerFiles& files) {
   std::unique_ptr<Tokenizer> tokenizer;
   const char* name = main_file_of(files);
   if (name == std::string_view(kTokenizerModelFile)) {
     tokenizer = make_sentencepiece(files.at(name), rules_beside(files));
+  } else if (name == std::string_view(kTiktokenFile)) {
+    tokenizer = std::make_unique<Tiktoken>(files.at(name), tiktoken_tokens_beside(files));
   } else {
     tokenizer = std::make_unique<ByteLevelBpe>(parse(files.at(name), name));
   }
@@ -184,7 +202,8 @@ const char* main_file_of(const TokenizerFiles& files) {
   const bool has_model = files.contains(kTokenizerModelFile);
   const bool has_json = files.contains(kTokenizerJsonFile);
   if (has_model && (has_sentencepiece() || !has_json)) return kTokenizerModelFile;
-  return has_json ? kTokenizerJsonFile : nullptr;
+  if (has_json) return kTokenizerJsonFile;
+  return files.contains(kTiktokenFile) ? kTiktokenFile : nullptr;
 }
 
 TokenizerFiles read_tokenizer_files(const std::string& where) {
@@ -193,12 +212,13 @@ TokenizerFiles read_tokenizer_files(const std::string& where) {
   const fs::path path = where;
   CADRE_CHECK(fs::exists(path), fmt::format("{}: there is no such tokenizer", where), kOpenHint);
   if (fs::is_directory(path)) {
-    for (const char* name : {kTokenizerModelFile, kTokenizerJsonFile}) {
+    for (const char* name : {kTokenizerModelFile, kTokenizerJsonFile, kTiktokenFile}) {
       if (fs::exists(path / name)) files.emplace(name, read_main_file(path / name));
     }
   } else {
     std::string bytes = read_main_file(path);
     const char* name = is_json(bytes) ? kTokenizerJsonFile : kTokenizerModelFile;
+    if (path.filename() == kTiktokenFile) name = kTiktokenFile;
     files.emplace(name, std::move(bytes));
   }
   const char* name = main_file_of(files);

@@ -141,7 +141,7 @@ void check_tokenizer(const fs::path& path, const Manifest& manifest, const Token
                      const std::string& tokenizer) {
   const char* name = main_file_of(files);
   bool is_same = true;
-  for (const char* kind : {kTokenizerModelFile, kTokenizerJsonFile}) {
+  for (const char* kind : {kTokenizerModelFile, kTokenizerJsonFile, kTiktokenFile}) {
     const auto saved = manifest.files.find(kind);
     if (saved == manifest.files.end() || saved->second == digest_of(byte_tokenizer_json())) continue;
     is_same &= files.contains(kind) && digest_of(files.at(kind)) == saved->second;

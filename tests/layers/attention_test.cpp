@@ -74,6 +74,37 @@ TEST_F(AttentionTest, DecodingEqualsTheWholeSequence) {
   }
 }
 
+// With a norm of queries and keys, biases, and half of a head that turns.
+TEST_F(AttentionTest, DecodingEqualsTheWholeSequenceWithNormsAndBiases) {
+  for (const QkNorm norm : {QkNorm::head, QkNorm::full}) {
+    CausalAttention normed{"normed",
+                           {.hidden = kHidden,
+                            .num_heads = 4,
+                            .num_kv_heads = 2,
+                            .head_dim = 6,
+                            .rope = plain_rope(1e4, 4, RopeLayout::halves),
+                            .init_std = 0.5,
+                            .qk_norm = norm,
+                            .qkv_bias = Linear::Bias::added,
+                            .o_bias = Linear::Bias::added}};
+    ParameterStore weights;
+    weights.add_all(normed);
+    weights.allocate(DType::f64, false, false);
+    uint64_t seed = 10;
+    for (const Parameter* parameter : weights.parameters()) test::fill_random(parameter->value, ++seed);
+    const Tensor x = test::random_tensor(arena, DType::f64, {kBatch * kLength, kHidden}, 1);
+    CausalAttention::Saved saved;
+    const Tensor whole = normed.forward(ctx, x, sequences_of(kLength, 0), saved);
+    KvCache cache = normed.make_cache(ctx, kBatch, kLength);
+    int64_t first = 0;
+    for (const int64_t length : {3, 1, 2}) {
+      const Tensor y = normed.decode(ctx, slice(x, first, length), next(length, first), cache);
+      test::expect_near(test::values_of(y), test::values_of(slice(whole, first, length)), 1e-13);
+      first += length;
+    }
+  }
+}
+
 // softmax(q k / sqrt(D)) v with projections that are the identity, D = 4, at position 0, where nothing turns: q1 k0 = 0 and
 // q1 k1 = 4, so token 1 has e^2 / (1 + e^2) = 0.880797078 of itself.
 TEST_F(AttentionTest, ScoresAreDividedByTheRootOfTheWidthOfAHead) {

@@ -224,6 +224,25 @@ TEST_F(GradientsTest, AttentionWithAndWithoutGroupedHeads) {
   }
 }
 
+TEST_F(GradientsTest, AttentionWithNormsOfQueriesAndKeysAndBiases) {
+  for (const QkNorm norm : {QkNorm::head, QkNorm::full}) {
+    store = ParameterStore();
+    CausalAttention attention("attention", {.hidden = 6,
+                                            .num_heads = 2,
+                                            .num_kv_heads = 1,
+                                            .head_dim = 4,
+                                            .rope = plain_rope(10.0, 2, RopeLayout::halves),
+                                            .qk_norm = norm,
+                                            .qkv_bias = Linear::Bias::added,
+                                            .o_bias = Linear::Bias::added});
+    give_memory(attention);
+    const Sequences sequences = sequences_of(2, 5);
+    const Tensor x = random({10, 6}, 2);
+    expect_gradients(attention, x,
+                     [&](CausalAttention::Saved& saved) { return attention.forward(ctx, x, sequences, saved); });
+  }
+}
+
 // With and without a latent query; values narrower and wider than keys; a stretched rope; one head.
 TEST_F(GradientsTest, LatentAttention) {
   const Rope stretched =

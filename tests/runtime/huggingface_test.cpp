@@ -5,7 +5,9 @@
 #include <gtest/gtest.h>
 #include <nlohmann/json.hpp>
 
+#include <functional>
 #include <memory>
+#include <numeric>
 #include <set>
 
 #include "comm/transport/local.hpp"
@@ -63,14 +65,49 @@ class HuggingFace : public testing::TestWithParam<const char*> {};
 
 TEST_P(HuggingFace, LogitsLossAndGradientsAreThoseOfTransformers) {
   const SafetensorsReader expected(kFolder / GetParam() / "expected.safetensors");
-  for (const int ranks : {1, 2}) {
+  for (const int ranks : {1, 2, 3}) {
     run_local_ranks(ranks, [&](std::unique_ptr<Transport> transport) {
       compare(Communicator(std::move(transport), "world"), kFolder / GetParam(), expected);
     });
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Models, HuggingFace, testing::Values("v3_bias_fp16", "v3_gelu", "v3_yarn_factor", "v2_norm"),
+INSTANTIATE_TEST_SUITE_P(Models, HuggingFace,
+                         testing::Values("v3_bias_fp16", "v3_gelu", "v3_yarn_factor", "v2_norm", "kimi_k2",
+                                         "glm4_moe_lite", "mixtral", "qwen2_moe", "qwen3_moe", "glm4_moe", "olmoe"),
+                         [](const auto& parameter) { return std::string(parameter.param); });
+
+class Family : public testing::TestWithParam<const char*> {};
+
+// Its config.json, read and written, says what transformers wrote; no tensor of its files is without a place.
+TEST_P(Family, IsWrittenAsTransformersWritesIt) {
+  const nlohmann::json source = read_json_file(kFolder / GetParam() / "config.json");
+  const ModelConfig model = read_model_config(kFolder / GetParam());
+  EXPECT_EQ(model.model_type, source["model_type"]);
+  const nlohmann::json written = to_json(model);
+  int num_compared = 0;
+  for (const auto& [key, value] : source.items()) {
+    if (!written.contains(key)) continue;
+    EXPECT_EQ(written[key], value) << key;
+    ++num_compared;
+  }
+  EXPECT_GE(num_compared, 20);
+  for (const char* key : {"architectures", "model_type", "intermediate_size", "num_attention_heads"}) {
+    EXPECT_TRUE(written.contains(key)) << key;
+  }
+  EXPECT_EQ(model_config_from_json(written, "written"), model);
+  EXPECT_EQ(unread_tensors(kFolder / GetParam(), model), std::vector<std::string>());
+  const SafetensorsReader reader(kFolder / GetParam() / "model.safetensors");
+  int64_t num_elements = 0;
+  for (const TensorEntry& entry : reader.entries()) {
+    num_elements += std::accumulate(entry.shape.begin(), entry.shape.end(), int64_t{1}, std::multiplies<>());
+  }
+  EXPECT_EQ(count_parameters(model).total, num_elements);
+}
+
+INSTANTIATE_TEST_SUITE_P(Models, Family,
+                         testing::Values("kimi_k2", "glm4_moe_lite", "mixtral", "qwen2_moe", "qwen3_moe", "glm4_moe",
+                                         "olmoe"),
                          [](const auto& parameter) { return std::string(parameter.param); });
 
 // A copy of v3_gelu whose config.json `change` has changed, with these tensors beside its own.

@@ -257,7 +257,7 @@ TEST(ByteLevelBpe, refuses_what_is_wrong_or_foreign) {
   };
   const json byte_level = {{"type", "ByteLevel"}};
   const std::vector<Case> cases = {
-      {"/normalizer", {{"type", "NFC"}}, "normalizer = \"NFC\", allowed: none"},
+      {"/normalizer", {{"type", "NFKC"}}, "normalizer = \"NFKC\", allowed: none | NFC"},
       {"/pre_tokenizer", {{"type", "Metaspace"}}, "\"Metaspace\" stands at the end"},
       {"/pre_tokenizer", nullptr, "pre_tokenizer is missing"},
       {"/pre_tokenizer", 7, "pre_tokenizer is number, allowed: object"},
