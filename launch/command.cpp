@@ -55,10 +55,12 @@ std::string help_of(const Command& command) {
   std::ostringstream text;
   text << "Usage: cadre " << command.name;
   for (const Field& argument : command.arguments) text << ' ' << argument.name;
+  if (command.files) text << ' ' << command.files->name << "...";
   if (command.overrides != nullptr) text << " [key=value ...]";
   text << " [options]\n" << command.summary << "\n\n";
   for (const Field& argument : command.arguments) text << fmt::format("  {:<22}{}\n", argument.name, argument.help);
-  text << (command.arguments.empty() ? "" : "\n") << options_of(command);
+  if (command.files) text << fmt::format("  {:<22}{}\n", command.files->name + "...", command.files->help);
+  text << (command.arguments.empty() && !command.files ? "" : "\n") << options_of(command);
   if (command.more_help) text << '\n' << command.more_help();
   return text.str();
 }
@@ -109,6 +111,11 @@ void take_placed(const Command& command, const std::vector<std::string>& words) 
                 fmt::format("{}; {}", argument.help, see_help(command)));
     assign_text(argument, words[i], "");
   }
+  if (command.files) {
+    CADRE_CHECK(words.size() > num_arguments, fmt::format("cadre {}: {} is missing", command.name, command.files->name),
+                fmt::format("{}; {}", command.files->help, see_help(command)));
+    return command.files->values->assign(words.begin() + static_cast<std::ptrdiff_t>(num_arguments), words.end());
+  }
   if (words.size() <= num_arguments) return;
   CADRE_CHECK(command.overrides != nullptr,
               fmt::format("cadre {}: unexpected argument: {}", command.name, words[num_arguments]), see_help(command));
@@ -129,6 +136,9 @@ void check_names(const Command& command) {
   };
   check_fields(command.arguments, "");
   check_fields(command.options, "--");
+  if (command.files) {
+    for (const std::string& word : *command.files->values) check_utf8(command.files->name, word);
+  }
   if (command.overrides == nullptr) return;
   for (const std::string& word : *command.overrides) check_utf8("key=value", word);
 }

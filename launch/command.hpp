@@ -4,6 +4,7 @@
 #pragma once
 
 #include <functional>
+#include <optional>
 #include <set>
 #include <string>
 #include <vector>
@@ -27,6 +28,7 @@ struct Command {
   std::vector<std::string>* overrides = nullptr;  // takes key=value arguments too
   std::vector<Field> options = {};                // --name VALUE; a bool is a switch
   std::vector<ListOption> lists = {};
+  std::optional<ListOption> files = {};         // arguments behind the others, at least one; named as help shows them
   std::set<std::string>* given = nullptr;       // receives the names of the options on the command line
   std::function<std::string()> more_help = {};  // what --help says at the end
   std::function<void(const Job&)> run = {};
@@ -43,6 +45,7 @@ Command experts_command();
 Command export_command();
 Command inspect_command();
 Command score_command();
+Command tokenize_command();
 Command bench_command();
 Command report_command();
 Command doctor_command();

@@ -22,7 +22,6 @@
 #include "runtime/checkpoint/safetensors.hpp"
 #include "runtime/config/task_config.hpp"
 #include "runtime/data/dataset.hpp"
-#include "runtime/data/token_source.hpp"
 #include "runtime/tokenizer/bytes.hpp"
 #include "runtime/tokenizer/tokenizer.hpp"
 
@@ -93,7 +92,7 @@ std::shared_ptr<const Tokenizer> tokenizer_of(const std::filesystem::path& check
   const int64_t vocabulary = config.model.vocab_size;
   const bool is_bytes = config.data.tokenizer == kByteTokenizer;
   const bool has_other_tokens = is_bytes && vocabulary != kByteVocabSize &&
-                                (!std::filesystem::exists(checkpoint / "run.toml") || is_token_file(config.data.path));
+                                (!std::filesystem::exists(checkpoint / "run.toml") || holds_tokens(config.data.path));
   CADRE_CHECK(vocabulary >= tokenizer->vocab_size() && !has_other_tokens,
               fmt::format("{}: vocab_size = {}, allowed: {} {} with {}", checkpoint.string(), vocabulary,
                           has_other_tokens ? "exactly" : "at least", tokenizer->vocab_size(),

@@ -33,10 +33,19 @@ cadre::Command plan_command() {
 }
 
 std::vector<cadre::Command> all_commands() {
-  return {cadre::train_command(),   cadre::eval_command(),    cadre::generate_command(),
-          cadre::score_command(),   cadre::experts_command(), cadre::export_command(),
-          cadre::inspect_command(), cadre::bench_command(),   plan_command(),
-          cadre::report_command(),  cadre::doctor_command(),  cadre::reference_command(all_commands)};
+  return {cadre::train_command(),
+          cadre::eval_command(),
+          cadre::generate_command(),
+          cadre::score_command(),
+          cadre::tokenize_command(),
+          cadre::experts_command(),
+          cadre::export_command(),
+          cadre::inspect_command(),
+          cadre::bench_command(),
+          plan_command(),
+          cadre::report_command(),
+          cadre::doctor_command(),
+          cadre::reference_command(all_commands)};
 }
 
 }  // namespace

@@ -13,7 +13,7 @@
 #include "layers/moe/moe_layer.hpp"
 #include "layers/nn/ffn.hpp"
 #include "layers/tensor/parameter.hpp"
-#include "runtime/optim/adamw.hpp"
+#include "runtime/optim/optimizer.hpp"
 
 namespace cadre {
 namespace {
@@ -146,7 +146,7 @@ class LayerBench {
   std::unique_ptr<Exchange> exchange_;
   MoeLayer layer_;
   ParameterStore store_;
-  std::optional<AdamW> optimizer_;
+  std::optional<Optimizer> optimizer_;
   LaneContext ctx_;
   MoeLayer::Saved saved_;
   Tensor x_, dy_;

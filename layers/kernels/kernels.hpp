@@ -199,6 +199,8 @@ class Kernels {
   virtual void swiglu(const Tensor& gate_up, const Tensor& y) const = 0;
   virtual void swiglu_grad(const Tensor& gate_up, const Tensor& dy, const Tensor& d_gate_up) const = 0;
   virtual void add(const Tensor& a, const Tensor& b, const Tensor& out) const = 0;  // out may be a or b
+  // out = alpha a + beta b; out may be a or b
+  virtual void scaled_sum(double alpha, const Tensor& a, double beta, const Tensor& b, const Tensor& out) const = 0;
   // out = g a + (1 - g) b; all of one shape
   virtual void blend(const Tensor& g, const Tensor& a, const Tensor& b, const Tensor& out) const = 0;
   // dg = dout (a - b), da = g dout, db = (1 - g) dout

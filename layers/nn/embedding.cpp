@@ -8,7 +8,7 @@
 namespace cadre {
 
 Embedding::Embedding(const std::string& prefix, int64_t vocabulary, int64_t hidden, double init_std)
-    : table_(make_weight({{prefix + ".weight", vocabulary}}, hidden, init_std)) {}
+    : table_(make_table(prefix + ".weight", vocabulary, hidden, init_std)) {}
 
 Tensor Embedding::forward(Context& ctx, const Tensor& ids, Saved& saved) const {
   const Tensor y = ctx.arena.take("embedding", ctx.dtype, {ids.dim(0), table_.value.dim(1)});
@@ -34,7 +34,7 @@ double sum_of_losses(const Tensor& losses, const Tensor& weights) {
 }
 
 Head::Head(const std::string& prefix, int64_t hidden, int64_t vocabulary, double init_std)
-    : own_(make_weight({{prefix + ".weight", vocabulary}}, hidden, init_std)), weight_(*own_) {}
+    : own_(make_table(prefix + ".weight", vocabulary, hidden, init_std)), weight_(*own_) {}
 
 Tensor Head::logits(Context& ctx, const Tensor& x) const {
   const Tensor logits = ctx.arena.take("head", ctx.dtype, {x.dim(0), weight_.value.dim(0)});

@@ -25,6 +25,12 @@ Parameter make_weight(std::initializer_list<std::pair<std::string, int64_t>> par
   return weight;
 }
 
+Parameter make_table(std::string name, int64_t vocabulary, int64_t hidden, double init_std) {
+  Parameter table = make_weight({{std::move(name), vocabulary}}, hidden, init_std);
+  table.is_table = true;
+  return table;
+}
+
 Parameter make_vector(std::string name, int64_t size, Init::Kind init, Placement placement) {
   Parameter vector;
   vector.parts.push_back({std::move(name), 0, size});

@@ -56,8 +56,9 @@ struct Parameter {
   std::vector<std::string> copies;   // names under which files hold the whole value once more; never read
   Placement placement = Placement::shared;
   Init init;
-  bool is_copy = false;  // of a parameter of that name in another stage, which is saved and counted in its place
-  bool decay = true;     // weight decay applies (not to norms and biases)
+  bool is_copy = false;   // of a parameter of that name in another stage, which is saved and counted in its place
+  bool decay = true;      // weight decay applies (not to norms and biases)
+  bool is_table = false;  // a row for each token of the vocabulary: embedding and head
   // Of an expert's: the ranks of the expert-parallel group that hold it, ascending. Where there are several, their
   // gradients are summed too; the first saves it and counts it. None: this rank alone.
   std::vector<int> holders = {};
@@ -93,6 +94,8 @@ using ParameterVisitor = std::function<void(Parameter&)>;
 // A weight [sum of rows, width] of normal values, made of row ranges {name, rows} in this order.
 Parameter make_weight(std::initializer_list<std::pair<std::string, int64_t>> parts, int64_t width, double init_std,
                       Placement placement = Placement::shared);
+// A weight with a row for each token of the vocabulary.
+Parameter make_table(std::string name, int64_t vocabulary, int64_t hidden, double init_std);
 // A vector [size] without weight decay: the gain or offset of a norm, a bias.
 Parameter make_vector(std::string name, int64_t size, Init::Kind init, Placement placement = Placement::shared);
 

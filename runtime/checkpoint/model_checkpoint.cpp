@@ -57,10 +57,14 @@ std::vector<NamedTensor> name_copies(const ParameterStore& store, const Paramete
   return tensors;
 }
 
-std::vector<NamedTensor> name_moments(const AdamW& optimizer, const ParameterChoice& chosen) {
+std::vector<NamedTensor> name_moments(const Optimizer& optimizer, const ParameterChoice& chosen) {
   std::vector<NamedTensor> tensors;
-  for (const AdamW::Moments& moments : optimizer.moments()) {
+  for (const Optimizer::Moments& moments : optimizer.moments()) {
     if (!chosen(*moments.parameter)) continue;
+    if (moments.are_of_muon()) {
+      append_parts(*moments.parameter, moments.first, ".momentum", tensors);
+      continue;
+    }
     append_parts(*moments.parameter, moments.first, ".exp_avg", tensors);
     append_parts(*moments.parameter, moments.second, ".exp_avg_sq", tensors);
   }
@@ -164,7 +168,7 @@ std::optional<Manifest> read_verified_manifest(const fs::path& directory) {
 
 }  // namespace
 
-Manifest load_checkpoint(const fs::path& directory, const ParameterStore& store, AdamW* optimizer,
+Manifest load_checkpoint(const fs::path& directory, const ParameterStore& store, Optimizer* optimizer,
                          const ParameterChoice& chosen) {
   CADRE_CHECK(fs::is_directory(directory), fmt::format("{} is not a directory", directory.string()),
               "name the directory of a checkpoint, such as RUN/step_00000100 or RUN/latest");

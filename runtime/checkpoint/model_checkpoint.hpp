@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // A checkpoint of a model that is spread over ranks, and how it is loaded; save.hpp writes it. A Hugging Face directory
-// (config.json, sharded safetensors and their index) plus optimizer/ (the moments of AdamW), run.toml and cadre.json.
+// (config.json, sharded safetensors and their index) plus optimizer/ (its moments), run.toml and cadre.json.
 // Names hold global expert ids, so any number of ranks loads what any other number saved. Each part of a fused parameter
-// is a tensor of its own; its moments are `<name>.exp_avg` and `<name>.exp_avg_sq`. Values are f32, moments what
-// train.moments says.
+// is a tensor of its own; its moments are `<name>.exp_avg` and `<name>.exp_avg_sq`, or `<name>.momentum` of Muon. Values are
+// f32, moments what train.moments says.
 #pragma once
 
 #include <cstdint>
@@ -17,7 +17,7 @@
 #include "layers/model/config.hpp"
 #include "layers/tensor/parameter.hpp"
 #include "runtime/checkpoint/manifest.hpp"
-#include "runtime/optim/adamw.hpp"
+#include "runtime/optim/optimizer.hpp"
 
 namespace cadre {
 
@@ -45,8 +45,8 @@ std::vector<NamedTensor> name_scales(const ParameterStore& store, const Paramete
 // The values that files hold once more under other names (Parameter::copies).
 std::vector<NamedTensor> name_copies(const ParameterStore& store, const ParameterChoice& chosen);
 
-// The two moments of each of these: `<part name>.exp_avg` and `<part name>.exp_avg_sq`.
-std::vector<NamedTensor> name_moments(const AdamW& optimizer, const ParameterChoice& chosen);
+// The moments of each of these: `<part name>.exp_avg` and `<part name>.exp_avg_sq`, or `<part name>.momentum`.
+std::vector<NamedTensor> name_moments(const Optimizer& optimizer, const ParameterChoice& chosen);
 
 std::vector<int64_t> shape_of(const Tensor& tensor);
 
@@ -65,7 +65,7 @@ inline constexpr const char* kOptimizerFolder = "optimizer";
 // read. A missing tensor, a foreign shape or a damaged file throws, names file and tensor, and changes nothing.
 // Tensors of bf16 and fp8 are converted. Returns the manifest; without an optimizer a directory of another program, which has
 // no cadre.json, is fine too: it is not verified beyond its format, and the manifest is the default one.
-Manifest load_checkpoint(const std::filesystem::path& directory, const ParameterStore& store, AdamW* optimizer,
+Manifest load_checkpoint(const std::filesystem::path& directory, const ParameterStore& store, Optimizer* optimizer,
                          const ParameterChoice& chosen = any_parameter);
 
 // config.json of a checkpoint directory, or the file itself. Keys that change nothing are appended to `unused`, if given.

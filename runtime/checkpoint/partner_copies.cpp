@@ -20,7 +20,7 @@ constexpr int kSizesTag = 1;
 constexpr int kEntriesTag = 2;
 constexpr int kBytesTag = 3;
 
-std::vector<NamedTensor> tensors_of(const ParameterStore& store, const AdamW& optimizer,
+std::vector<NamedTensor> tensors_of(const ParameterStore& store, const Optimizer& optimizer,
                                     const ParameterChoice& chosen) {
   std::vector<NamedTensor> tensors = name_values(store, chosen);
   std::ranges::move(name_moments(optimizer, chosen), std::back_inserter(tensors));
@@ -127,7 +127,7 @@ void PartnerCopies::swap_with_partners(const Communicator& world, double deadlin
 }
 
 void PartnerCopies::take(const Communicator& world, double deadline_seconds, const TrainProgress& progress,
-                         const ParameterStore& store, const AdamW& optimizer, const ParameterChoice& keeps_alone) {
+                         const ParameterStore& store, const Optimizer& optimizer, const ParameterChoice& keeps_alone) {
   State& state = states_[0].step < states_[1].step ? states_[0] : states_[1];
   if (state.step < 0) state = {};  // a death came in between: what is under way keeps that memory
   state.step = -1;
@@ -160,7 +160,7 @@ const PartnerCopies::State* PartnerCopies::newest_of_all(const Communicator& wor
 }
 
 std::optional<TrainProgress> PartnerCopies::restore(const Communicator& world, double deadline_seconds,
-                                                    const ParameterStore& store, AdamW& optimizer) const {
+                                                    const ParameterStore& store, Optimizer& optimizer) const {
   const State* state = newest_of_all(world, deadline_seconds);
   if (state == nullptr) return std::nullopt;
 

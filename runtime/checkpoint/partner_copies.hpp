@@ -15,7 +15,7 @@
 #include "layers/tensor/parameter.hpp"
 #include "runtime/checkpoint/manifest.hpp"
 #include "runtime/checkpoint/model_checkpoint.hpp"
-#include "runtime/optim/adamw.hpp"
+#include "runtime/optim/optimizer.hpp"
 
 namespace cadre {
 
@@ -27,13 +27,13 @@ class PartnerCopies {
   // Collective over `world`. Keeps the state at this progress. The partner is the next rank, on the next host where there are
   // several. It gets experts and the moments of the parameters that this rank `keeps_alone`.
   void take(const Communicator& world, double deadline_seconds, const TrainProgress& progress,
-            const ParameterStore& store, const AdamW& optimizer, const ParameterChoice& keeps_alone);
+            const ParameterStore& store, const Optimizer& optimizer, const ParameterChoice& keeps_alone);
 
   // Collective over `world`, which may have lost ranks. Puts the newest state that all of them have whole into `store` and
   // `optimizer`, wherever these are now, and returns its progress. Where there is none, or a tensor died with all ranks that
   // had it, returns nothing and changes nothing.
   std::optional<TrainProgress> restore(const Communicator& world, double deadline_seconds, const ParameterStore& store,
-                                       AdamW& optimizer) const;
+                                       Optimizer& optimizer) const;
 
   size_t bytes() const;  // that both states take
 

@@ -217,7 +217,7 @@ struct CheckpointSave::Job {
 };
 
 CheckpointSave::CheckpointSave(const CheckpointRanks& ranks, const fs::path& root, const CheckpointState& state,
-                               const ParameterStore& store, const AdamW& optimizer, const KeepRule& keep,
+                               const ParameterStore& store, const Optimizer& optimizer, const KeepRule& keep,
                                std::shared_ptr<Buffer> space)
     : ranks_(ranks),
       job_(new Job{root, state, keep, ranks.world.rank() == 0, name_values(store, ranks.writes),
@@ -312,7 +312,7 @@ void CheckpointSave::take_shards() {
 }
 
 fs::path save_checkpoint(const CheckpointRanks& ranks, const fs::path& root, const CheckpointState& state,
-                         const ParameterStore& store, const AdamW& optimizer, const KeepRule& keep) {
+                         const ParameterStore& store, const Optimizer& optimizer, const KeepRule& keep) {
   CheckpointSave save(ranks, root, state, store, optimizer, keep);
   const SaveOutcome& outcome = save.finish();
   if (outcome.failure) throw outcome.failure->error(kSavePhase);

@@ -24,7 +24,7 @@
 #include "runtime/checkpoint/directory.hpp"
 #include "runtime/checkpoint/manifest.hpp"
 #include "runtime/checkpoint/model_checkpoint.hpp"
-#include "runtime/optim/adamw.hpp"
+#include "runtime/optim/optimizer.hpp"
 
 namespace cadre {
 
@@ -58,7 +58,7 @@ class CheckpointSave {
   // and all work is done by the calling thread. With it they are copied there first, and threads of their own work on the
   // copy; the world must then be used for nothing else until the end.
   CheckpointSave(const CheckpointRanks& ranks, const std::filesystem::path& root, const CheckpointState& state,
-                 const ParameterStore& store, const AdamW& optimizer, const KeepRule& keep,
+                 const ParameterStore& store, const Optimizer& optimizer, const KeepRule& keep,
                  std::shared_ptr<Buffer> space = nullptr);
 
   // Does not wait: takes what has arrived and goes on from there. True once the save is over on this rank.
@@ -91,7 +91,7 @@ class CheckpointSave {
 // Collective over the world: saves at once and returns the final path once the checkpoint stands. A failure is thrown on
 // all ranks and names the rank.
 std::filesystem::path save_checkpoint(const CheckpointRanks& ranks, const std::filesystem::path& root,
-                                      const CheckpointState& state, const ParameterStore& store, const AdamW& optimizer,
-                                      const KeepRule& keep);
+                                      const CheckpointState& state, const ParameterStore& store,
+                                      const Optimizer& optimizer, const KeepRule& keep);
 
 }  // namespace cadre

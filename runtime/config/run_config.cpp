@@ -71,14 +71,19 @@ std::vector<Section> sections_of(RunConfig& c) {
       {"model", std::move(model)},
       {"data",
        {
-           {"path", &c.data.path, any(), "a text file, a folder of them, or an llm.c token file"},
+           {"path", &c.data.path, any(),
+            "a text file, a folder of them, JSON Lines, or a token file: PREFIX of cadre tokenize or Megatron-LM, or "
+            "one of "
+            "llm.c"},
            {"mixture", &c.data.mixture, any(),
             "instead of path: data sets with a task for their tokens, TASK:WEIGHT:PATH separated by commas"},
            {"tokenizer", &c.data.tokenizer, any(),
             "bytes, or a tokenizer.json (byte-level BPE), a tokenizer.model (SentencePiece) or a folder with one"},
            {"sequence_length", &c.data.sequence_length, at_least(1), "tokens in a training sequence"},
-           {"format", &c.data.format, one_of({"text", "conversations"}),
-            "conversations: JSON Lines with messages (role, content, optional weight) or prompt and completion; the "
+           {"text_field", &c.data.text_field, any(), "field of an object of json_lines that holds the text"},
+           {"format", &c.data.format, one_of({"text", "json_lines", "conversations"}),
+            "json_lines: a text file with a JSON object a line, of which data.text_field is a document; conversations: "
+            "JSON Lines with messages (role, content, optional weight) or prompt and completion; the "
             "loss "
             "is that of the answers, and sequences are packed from whole conversations"},
            {"chat_format", &c.data.chat_format, one_of({"auto", "deepseek_v2", "deepseek_v3", "deepseek_r1"}),
@@ -113,7 +118,8 @@ std::vector<Section> sections_of(RunConfig& c) {
             "what backward computes again, with the same bits: none | activations (of experts and dense networks) | "
             "layer "
             "(also each layer from its input) | every:N (also each N-th layer)"},
-           {"moments", &c.train.moments, one_of({"fp32", "bf16"}), "type of AdamW's mean and variance"},
+           {"moments", &c.train.moments, one_of({"fp32", "bf16"}),
+            "type of AdamW's mean and variance; Muon's momentum stays fp32"},
            {"grad_clip", &c.train.grad_clip, at_least(0), "largest gradient norm; 0 for no clipping"},
            {"max_skipped_steps", &c.train.max_skipped_steps, at_least(1),
             "end the run after this many consecutive steps were skipped because loss or gradient was not finite"},
@@ -137,6 +143,13 @@ std::vector<Section> sections_of(RunConfig& c) {
            {"weights", &c.adapter.weights, one_of({"auto", "fp32", "bf16", "fp8"}),
             "format that the weights below adapters are kept in; auto: fp8 where train.init has fp8, else bf16"},
            {"init", &c.adapter.init, any(), "directory with adapters, of Cadre or PEFT, to begin with"},
+       }},
+      {"optim",
+       {
+           {"name", &c.train.optim.name, one_of({"adamw", "muon"}),
+            "muon: matrices move by their orthogonalised momentum, scaled to the size of AdamW's updates; vectors, "
+            "embedding and head by AdamW"},
+           {"momentum", &c.train.optim.momentum, from_below(0, 1), "Muon's, of Nesterov's kind"},
        }},
       {"parallel",
        {

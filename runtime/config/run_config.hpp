@@ -19,13 +19,22 @@ struct DataConfig {
   std::string mixture;              // of data sets by task, in place of path: data_mixture.hpp
   std::string tokenizer = "bytes";  // or the path of one
   int64_t sequence_length = 128;
-  std::string format = "text";       // or conversations
+  std::string format = "text";       // or json_lines, conversations
+  std::string text_field = "text";   // of json_lines
   std::string chat_format = "auto";  // of conversations
   std::string validation;            // held-out data of its own; empty: validation_fraction of the rest
   double validation_fraction = 0.05;
   bool mask_documents = false;
 
   bool operator==(const DataConfig&) const = default;
+};
+
+// Keys of [optim].
+struct OptimConfig {
+  std::string name = "adamw";
+  double momentum = 0.95;  // of muon
+
+  bool operator==(const OptimConfig&) const = default;
 };
 
 struct TrainConfig {
@@ -44,6 +53,7 @@ struct TrainConfig {
   double beta2 = 0.95;
   double epsilon = 1e-8;
   std::string moments = "fp32";
+  OptimConfig optim;
   std::string recompute = "activations";  // none | activations | layer | every:N
   double grad_clip = 1.0;                 // 0: off
   int64_t max_skipped_steps = 10;         // in a row

@@ -14,6 +14,8 @@
 #include "runtime/config/task_config.hpp"
 #include "runtime/data/conversations.hpp"
 #include "runtime/data/documents.hpp"
+#include "runtime/data/indexed_file.hpp"
+#include "runtime/data/json_lines.hpp"
 #include "runtime/data/token_source.hpp"
 #include "runtime/tokenizer/bytes.hpp"
 #include "runtime/tokenizer/tokenizer.hpp"
@@ -83,45 +85,56 @@ std::string separator_of(int64_t end_of_text, bool are_bytes) {
 }
 
 OpenedTokens open_ids(const std::string& path, int64_t vocab_size) {
-  TokenSource tokens = open_token_file(path, vocab_size);
-  const DataSummary summary = {.path = path,
-                               .files = 1,
-                               .bytes = static_cast<int64_t>(std::filesystem::file_size(path)),
-                               .tokens = tokens.num_tokens()};
+  const std::optional<IndexedFiles> indexed = find_indexed_files(path);
+  TokenSource tokens = indexed ? open_indexed_files(*indexed, vocab_size) : open_token_file(path, vocab_size);
+  DataSummary summary = {.path = path, .files = 0, .bytes = 0, .tokens = tokens.num_tokens()};
+  for (const std::string& file : indexed ? std::vector{indexed->ids, indexed->index} : std::vector{path}) {
+    ++summary.files;
+    summary.bytes += static_cast<int64_t>(std::filesystem::file_size(file));
+  }
   return {std::move(tokens), summary};
 }
 
 }  // namespace
 
+bool holds_tokens(const std::string& path) { return find_indexed_files(path) || is_token_file(path); }
+
+std::string describe(const std::vector<LeftOut>& left_out) {
+  std::map<std::string, std::vector<std::string>> by_reason;
+  for (const LeftOut& file : left_out) by_reason[file.why].push_back(file.path);
+  std::string text;
+  for (auto& [why, files] : by_reason) {
+    const size_t more = files.size() - std::min(files.size(), kNamed);
+    files.resize(files.size() - more);
+    text += fmt::format("{}{}{} ({})", text.empty() ? "" : ", ", fmt::join(files, ", "),
+                        more == 0 ? "" : fmt::format(" and {} more", more), why);
+  }
+  return text;
+}
+
 std::string describe(const DataSummary& summary) {
   std::string text = fmt::format("{}: {} file{}, {} bytes, {} tokens", summary.path, summary.files,
                                  summary.files == 1 ? "" : "s", summary.bytes, summary.tokens);
   if (!summary.between_documents.empty()) text += fmt::format(", {} between documents", summary.between_documents);
-  std::map<std::string, std::vector<std::string>> by_reason;
-  for (const LeftOut& file : summary.left_out) by_reason[file.why].push_back(file.path);
-  const char* before = "; left out: ";
-  for (auto& [why, files] : by_reason) {
-    const size_t more = files.size() - std::min(files.size(), kNamed);
-    files.resize(files.size() - more);
-    text += fmt::format("{}{}{} ({})", std::exchange(before, ", "), fmt::join(files, ", "),
-                        more == 0 ? "" : fmt::format(" and {} more", more), why);
-  }
+  if (!summary.left_out.empty()) text += "; left out: " + describe(summary.left_out);
   if (!summary.note.empty()) text += "; " + summary.note;
   return text;
 }
 
 OpenedTokens open_tokens(const std::string& path, const std::string& tokenizer_path, int64_t vocab_size,
-                         int64_t end_of_text) {
-  check_file_or_folder(path, "data.path");
+                         int64_t end_of_text, const std::string& text_field) {
+  const bool is_ready = holds_tokens(path);
+  if (!is_ready) check_file_or_folder(path, "data.path");
   const bool are_bytes = tokenizer_path == kByteTokenizer;
-  const bool is_ready = is_token_file(path);
   if (is_ready && are_bytes) return open_ids(path, vocab_size);
   const auto tokenizer = open_tokenizer(tokenizer_path);
   check_vocabulary(*tokenizer, tokenizer_path, vocab_size);
   if (is_ready) return open_ids(path, vocab_size);
-  Documents documents = read_documents(path, separator_of(end_of_text, are_bytes));
+  const std::string separator = separator_of(end_of_text, are_bytes);
+  Documents documents =
+      text_field.empty() ? read_documents(path, separator) : read_json_lines(path, text_field, separator);
   DataSummary summary = {.path = path,
-                         .files = static_cast<int64_t>(documents.size()),
+                         .files = text_field.empty() ? static_cast<int64_t>(documents.size()) : 1,
                          .bytes = static_cast<int64_t>(documents.num_bytes()),
                          .left_out = std::move(documents.left_out)};
   if (documents.size() > 1) {
@@ -167,7 +180,10 @@ class DataOpener {
 
  private:
   void add_text(const MixtureEntry& entry, double fraction, Dataset& data) const {
-    auto [all, summary] = open_tokens(entry.path, config_.tokenizer, model_.vocab_size, model_.eos_token_id);
+    const std::optional<IndexedFiles> indexed = find_indexed_files(entry.path);
+    if (indexed && document_end_ >= 0) check_documents_end_with(*indexed, document_end_, model_.vocab_size);
+    auto [all, summary] = open_tokens(entry.path, config_.tokenizer, model_.vocab_size, model_.eos_token_id,
+                                      config_.format == "json_lines" ? config_.text_field : "");
     const auto num_held_out = static_cast<int64_t>(fraction * static_cast<double>(all.num_tokens()));
     const int64_t num_train = all.num_tokens() - num_held_out;
     data.train.push_back({.tokens = all.slice(0, num_train), .document_end = document_end_});
@@ -254,7 +270,7 @@ std::vector<int32_t> TaskLabeller::label(std::span<const int32_t> tokens, int64_
 std::optional<TaskLabeller> make_task_labeller(const RunConfig& config) {
   if (!config.task.recognise) return std::nullopt;
   const bool are_bytes = config.data.tokenizer == kByteTokenizer;
-  CADRE_CHECK(!are_bytes || !is_token_file(config.data.path),
+  CADRE_CHECK(!are_bytes || !holds_tokens(config.data.path),
               fmt::format("task.recognise = true with data.path = {}, a token file, and data.tokenizer = \"bytes\"",
                           config.data.path),
               "keywords are found in text: name the tokenizer that made the tokens");

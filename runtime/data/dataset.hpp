@@ -48,11 +48,17 @@ struct Dataset {
 // Whether the configuration holds data out for evaluation.
 bool holds_out_data(const DataConfig& config);
 
-// All tokens of a path: a token file when it begins like one, else text through the tokenizer. Between two documents of
-// a folder stands the token `end_of_text`; where that is -1 a newline. A tokenizer with more tokens than the model's
-// vocabulary throws.
+// "a.bin, b.bin (holds a zero byte, ...)", some of each reason by name.
+std::string describe(const std::vector<LeftOut>& left_out);
+
+// Whether the path names a token file, of llm.c or of Megatron-LM (indexed_file.hpp).
+bool holds_tokens(const std::string& path);
+
+// All tokens of a path: a token file when it begins like one, else text through the tokenizer, or, with `text_field`, the
+// texts of JSON Lines. Between two documents of a folder or of JSON Lines stands the token `end_of_text`; where that is -1 a
+// newline. A tokenizer with more tokens than the model's vocabulary throws.
 OpenedTokens open_tokens(const std::string& path, const std::string& tokenizer, int64_t vocab_size,
-                         int64_t end_of_text = -1);
+                         int64_t end_of_text = -1, const std::string& text_field = "");
 
 // All of data.path, or of data.mixture, in the format data.format. A part that is not even one window of sequence_length + 1
 // tokens is an error; data.validation or else validation_fraction says what is held out. Of conversations a part is whole

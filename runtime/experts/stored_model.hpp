@@ -11,7 +11,7 @@
 #include "runtime/checkpoint/model_checkpoint.hpp"
 #include "runtime/config/run_config.hpp"
 #include "runtime/data/order.hpp"
-#include "runtime/optim/adamw.hpp"
+#include "runtime/optim/optimizer.hpp"
 #include "runtime/parallel/worker.hpp"
 
 namespace cadre {
@@ -41,7 +41,7 @@ class StoredModel {
  private:
   RunConfig config_;
   Worker worker_;
-  AdamW optimizer_;
+  Optimizer optimizer_;
   Manifest manifest_;
 };
 

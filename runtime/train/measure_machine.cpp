@@ -13,7 +13,7 @@
 #include "comm/group/reduction_queue.hpp"
 #include "comm/group/topology.hpp"
 #include "comm/job/wait.hpp"
-#include "runtime/optim/adamw.hpp"
+#include "runtime/optim/optimizer.hpp"
 #include "runtime/parallel/micro_batch.hpp"
 #include "runtime/parallel/worker.hpp"
 #include "runtime/train/memory_plan.hpp"
@@ -221,7 +221,7 @@ void measure_tail(Probe& probe, const RunConfig& config, double steady_pass_s, M
   Worker& worker = probe.worker();
   const Kernels& kernels = worker.kernels();
   worker.store().complete_grads();
-  AdamW optimizer(worker.store(), config.train);
+  Optimizer optimizer(worker.store(), config.train);
   double bytes = 0.0;
   for (const Parameter* parameter : worker.store().parameters()) {
     bytes += parameter->grad.defined() ? static_cast<double>(parameter->grad.bytes()) : 0.0;

@@ -106,16 +106,18 @@ size_t reduced_bytes(const RunConfig& config, const Model& model, ParameterStore
   return bytes;
 }
 
-size_t moment_bytes(const RunConfig& config, size_t grad_bytes) {
-  return (config.train.moments == "bf16" ? 1 : 2) * grad_bytes;
-}
+// Moments that this rank keeps, and what updates take in turn.
+struct OptimizerBytes {
+  size_t moments = 0;
+  size_t scratch = 0;
+};
 
-// Of those that this rank keeps.
-size_t kept_moment_bytes(const RunConfig& config, const ParameterStore& store, const OptimizerShards& shards) {
-  size_t bytes = 0;
+OptimizerBytes optimizer_bytes(const TrainConfig& config, const ParameterStore& store, const OptimizerShards& shards) {
+  OptimizerBytes bytes;
   for (const Parameter* parameter : store.parameters()) {
     if (!is_trained(parameter->placement) || !shards.keeps(*parameter)) continue;
-    bytes += moment_bytes(config, parameter->value.bytes());
+    bytes.moments += moment_bytes(*parameter, config);
+    bytes.scratch = std::max(bytes.scratch, update_scratch_bytes(*parameter, config));
   }
   return bytes;
 }
@@ -129,7 +131,7 @@ size_t saved_bytes(const RunConfig& config, Model& model, const OptimizerShards&
       if (parameter.placement == Placement::fixed) return;
       if (!shards.saves(parameter, is_first_holder(parameter, stage->place().index, routes, grid, rank))) return;
       bytes += (1 + parameter.copies.size()) * parameter.value.bytes();
-      if (is_trained(parameter.placement)) bytes += moment_bytes(config, parameter.value.bytes());
+      bytes += moment_bytes(parameter, config.train);
     });
   }
   return bytes;
@@ -159,7 +161,7 @@ size_t state_bytes(const RunConfig& config, const DryModel& dry, bool for_partne
     if (parameter->placement == Placement::fixed) continue;
     if (is_whole) bytes += parameter->value.bytes();
     const bool keeps = is_whole ? dry.shards.keeps(*parameter) : dry.shards.keeps_alone(*parameter);
-    if (is_trained(parameter->placement) && keeps) bytes += moment_bytes(config, parameter->value.bytes());
+    if (keeps) bytes += moment_bytes(*parameter, config.train);
   }
   return bytes;
 }
@@ -203,9 +205,10 @@ void plan_on(std::unique_ptr<Transport> transport, const RunConfig& config, cons
     Engine().run(lane, pass);
   }
 
-  plan.lines = {{"parameters", store.value_bytes()},
-                {"gradients", store.grad_bytes()},
-                {"optimizer moments", kept_moment_bytes(config, store, dry.shards)}};
+  const OptimizerBytes optimizer = optimizer_bytes(config.train, store, dry.shards);
+  plan.lines = {
+      {"parameters", store.value_bytes()}, {"gradients", store.grad_bytes()}, {"optimizer moments", optimizer.moments}};
+  if (optimizer.scratch > 0) plan.lines.push_back({"optimizer updates", optimizer.scratch});
   if (store.fixed_bytes() > 0) plan.lines.insert(plan.lines.begin(), {"fixed weights", store.fixed_bytes()});
   if (config.checkpoint.async) {
     plan.lines.push_back({"checkpoint copy", saved_bytes(config, model, dry.shards, routes, grid, rank)});

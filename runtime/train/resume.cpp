@@ -67,14 +67,14 @@ std::optional<RunConfig> saved_config(const fs::path& path, std::vector<std::str
   }
 }
 
-// The keys of the model that changed, for a hint.
-std::string changed_model(const fs::path& path, const RunConfig& config) {
+// The keys that changed and decide which tensors a checkpoint has, for a hint.
+std::string changed_tensors(const fs::path& path, const RunConfig& config) {
   std::vector<std::string> ignored;
   const auto saved = saved_config(path, ignored);
   std::vector<std::string> texts;
   if (saved) {
     for (const KeyChange& change : changed_keys(*saved, config)) {
-      if (change.key.starts_with("model.")) texts.push_back(change.text());
+      if (change.key.starts_with("model.") || change.key == "optim.name") texts.push_back(change.text());
     }
   }
   return texts.empty() ? "" : fmt::format("; {}", fmt::join(texts, "; "));
@@ -86,8 +86,9 @@ void check_fit(Worker& worker, const fs::path& path, const std::optional<Misfit>
   const auto failure = attempt_together(world, kFileDeadlineSeconds, "resuming", [&] {
     if (misfit) throw Error(*misfit);
   });
-  const std::string hint = "go on with the model in its run.toml, choose another out=, or checkpoint.resume=never";
-  if (failure) throw Error(failure->kind, failure->text, hint + changed_model(path, config));
+  const std::string hint =
+      "go on with model and optimiser in its run.toml, choose another out=, or checkpoint.resume=never";
+  if (failure) throw Error(failure->kind, failure->text, hint + changed_tensors(path, config));
   const ShardedReader reader(path);
   std::map<std::string_view, int64_t> used;
   for (const auto& [name, file] : reader.weight_map()) used[name] = 0;
@@ -107,7 +108,7 @@ void check_fit(Worker& worker, const fs::path& path, const std::optional<Misfit>
   CADRE_CHECK(unused.empty(),
               fmt::format("{} holds {} tensors that this configuration has not, the first is {}", path.string(),
                           unused.size(), unused.front()),
-              hint + changed_model(path, config));
+              hint + changed_tensors(path, config));
 }
 
 // Where the checkpoint says that its data is; of an earlier version by the configuration it was saved with.
@@ -161,7 +162,7 @@ std::string config_hash(const RunConfig& config) {
                                                       config.train.micro_batches, config.data.sequence_length)));
 }
 
-Resumed resume_from_checkpoint(Worker& worker, AdamW& optimizer, const RunConfig& config, const BatchReader& reader,
+Resumed resume_from_checkpoint(Worker& worker, Optimizer& optimizer, const RunConfig& config, const BatchReader& reader,
                                uint64_t fingerprint, const TokenizerFiles& tokenizer_files) {
   const Communicator& world = worker.world();
   Manifest manifest;

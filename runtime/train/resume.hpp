@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "runtime/checkpoint/manifest.hpp"
-#include "runtime/optim/adamw.hpp"
+#include "runtime/optim/optimizer.hpp"
 #include "runtime/parallel/worker.hpp"
 #include "runtime/tokenizer/tokenizer.hpp"
 
@@ -26,7 +26,7 @@ struct Resumed {
 // Collective over the world. Fills parameters and moments from the newest checkpoint that every rank finds whole, where
 // checkpoint.resume has it so; else the progress is that of a fresh run on the data of `reader`. Throws when that checkpoint
 // has weights of other names or shapes, or another tokenizer: nothing older would fit either.
-Resumed resume_from_checkpoint(Worker& worker, AdamW& optimizer, const RunConfig& config, const BatchReader& reader,
+Resumed resume_from_checkpoint(Worker& worker, Optimizer& optimizer, const RunConfig& config, const BatchReader& reader,
                                uint64_t fingerprint, const TokenizerFiles& tokenizer_files);
 
 // The configuration that the newest checkpoint was saved with, where checkpoint.resume has the run go on from it; none where

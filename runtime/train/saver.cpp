@@ -34,7 +34,8 @@ class Stall {
 };
 
 // Room for the copy of what this rank saves, touched now, so that no save waits for pages.
-std::shared_ptr<Buffer> make_space(const ParameterStore& store, const AdamW& optimizer, const ParameterChoice& saves) {
+std::shared_ptr<Buffer> make_space(const ParameterStore& store, const Optimizer& optimizer,
+                                   const ParameterChoice& saves) {
   size_t bytes = 0;
   for (const auto& tensors : {name_values(store, saves), name_copies(store, saves), name_moments(optimizer, saves)}) {
     bytes += CheckpointSave::copy_bytes(tensors);
@@ -53,7 +54,7 @@ std::string what_stands(const fs::path& root) {
 
 fs::path checkpoint_root(const RunConfig& config) { return fs::path(config.out) / "checkpoints"; }
 
-Saver::Saver(Worker& worker, const RunConfig& config, const AdamW& optimizer, Say say)
+Saver::Saver(Worker& worker, const RunConfig& config, const Optimizer& optimizer, Say say)
     : worker_(worker), config_(config), optimizer_(optimizer), say_(std::move(say)) {
   if (!config.checkpoint.async) return;
   own_world_.emplace(worker.world().duplicate("checkpoint"));

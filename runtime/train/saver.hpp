@@ -24,7 +24,7 @@ class Saver {
   using Say = std::function<void(const std::string& line)>;
 
   // Collective over the world of the worker. `say` is called on rank 0 alone.
-  Saver(Worker& worker, const RunConfig& config, const AdamW& optimizer, Say say);
+  Saver(Worker& worker, const RunConfig& config, const Optimizer& optimizer, Say say);
 
   // Collective over the world: writes out/checkpoints/step_<step>, or begins to, once a save before it is over. Throws on
   // all ranks only on mistakes of ours.
@@ -46,7 +46,7 @@ class Saver {
 
   Worker& worker_;
   const RunConfig& config_;
-  const AdamW& optimizer_;
+  const Optimizer& optimizer_;
   Say say_;
   std::optional<Communicator> own_world_;  // of saves in the background
   std::shared_ptr<Buffer> space_;          // the same

@@ -35,8 +35,7 @@ void prepare_folder(const RunConfig& config) {
 }
 
 bool reads_token_files(const DataConfig& data) {
-  return std::ranges::any_of(mixture_entries(data),
-                             [](const MixtureEntry& entry) { return is_token_file(entry.path); });
+  return std::ranges::any_of(mixture_entries(data), [](const MixtureEntry& entry) { return holds_tokens(entry.path); });
 }
 
 // The model below adapters, for programs that start anywhere.

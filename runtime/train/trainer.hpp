@@ -12,7 +12,7 @@
 #include "runtime/data/order.hpp"
 #include "runtime/observe/run_log.hpp"
 #include "runtime/observe/step_metrics.hpp"
-#include "runtime/optim/adamw.hpp"
+#include "runtime/optim/optimizer.hpp"
 #include "runtime/parallel/executor.hpp"
 #include "runtime/parallel/worker.hpp"
 #include "runtime/tokenizer/tokenizer.hpp"
@@ -73,7 +73,7 @@ class Trainer {
   const Dataset& dataset() const { return dataset_; }
   // After a step other ranks may have newer values of parameters: GradientReduction::complete_values() gets them.
   Worker& worker() { return worker_; }
-  const AdamW& optimizer() const { return optimizer_; }
+  const Optimizer& optimizer() const { return optimizer_; }
 
  private:
   RunEnd run_steps();
@@ -118,7 +118,7 @@ class Trainer {
   Worker worker_;
   BatchReader train_reader_;
   Executor executor_;
-  AdamW optimizer_;
+  Optimizer optimizer_;
   std::vector<TrainStage> stages_;
   std::optional<RunLog> log_;  // rank 0 only
   StepTracer tracer_;

@@ -117,3 +117,28 @@ done
 on_two_ranks train "$run" "out=$folder/bytes" "data.tokenizer=$bytes" steps=3
 succeeded "going on with the tokenizer of bytes in the checkpoint"
 says "resumed after step 2"
+
+# The same tokens from a file.
+tokenize=(tokenize "$folder/text" --tokenizer "$folder/moved")
+alone "${tokenize[@]}" --out "$folder/tokens" --end-of-text none --threads 2
+succeeded tokenize
+says "tokens.bin: 1 documents, $(wc -c <"$folder/text") bytes" "no token between documents"
+on_two_ranks train "$run" "data=$folder/tokens" "data.tokenizer=$folder/moved" model.vocab_size=266 "out=$folder/ready"
+succeeded "training on a token file"
+says "validation loss $trained_loss"
+alone "${tokenize[@]}" --out "$folder/tokens"
+refused 2 "tokens.bin exists already" "--out"
+alone "${tokenize[@]}" --out "$folder/more" --end-of-text end
+refused 2 "--end-of-text = end, allowed: auto | none | a token id"
+alone "${tokenize[@]}" --out "$folder/no/folder"
+refused 2 "$folder/no/folder.bin" "cannot be created"
+alone tokenize "$folder/text" --out "$folder/more"
+refused 2 "--tokenizer is missing"
+alone tokenize --tokenizer bytes --out "$folder/more"
+refused 2 "FILE is missing"
+
+# JSON Lines: documents with a newline between them, as in a folder.
+sed 's/.*/{"body": "&"}/' "$folder/text" >"$folder/text.jsonl"
+on_two_ranks train "$run" data.tokenizer=bytes "out=$folder/lines" "data=$folder/text.jsonl" data.format=json_lines data.text_field=body
+succeeded "training on JSON Lines"
+says "1 file, $(($(wc -c <"$folder/text") - $(wc -l <"$folder/text"))) bytes" "$(($(wc -c <"$folder/text") - 1)) tokens, a newline between documents"

@@ -118,6 +118,13 @@ TEST_P(FastKernels, AddAndSigmoidGrad) {
     fast->add(a, in_place, in_place);
     expect_same_bits(in_place, expected);
 
+    fast->scaled_sum(0.3, a, -1.7, b, actual);
+    reference->scaled_sum(0.3, a, -1.7, b, expected);
+    // Two coefficients and two products are rounded, then the sum.
+    expect_within(actual, expected, [&](size_t i, double) {
+      return 3 * u * (0.3 * std::abs(a.data<float>()[i]) + 1.7 * std::abs(b.data<float>()[i]));
+    });
+
     const Tensor y = out({width});
     reference->sigmoid(a, y);
     fast->sigmoid_grad(y, b, actual);

@@ -62,6 +62,7 @@ class Everything {
     kernels_.swiglu(a, out({kRows, kWidth / 2}));
     kernels_.swiglu_grad(a, random({kRows, kWidth / 2}), out({kRows, kWidth}));
     kernels_.add(a, b, out({kRows, kWidth}));
+    kernels_.scaled_sum(0.3, a, -1.7, b, out({kRows, kWidth}));
     kernels_.blend(g, a, b, out({kRows, kWidth}));
     kernels_.blend_grad(g, a, b, a, out({kRows, kWidth}), out({kRows, kWidth}), out({kRows, kWidth}));
     kernels_.sigmoid(a, out({kRows, kWidth}));

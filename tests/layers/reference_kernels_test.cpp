@@ -94,6 +94,9 @@ TEST_P(ReferenceKernels, Activations) {
   expect(gated, {0, 0.36552928931500244, 0.18276464465750122, 0});
   kernels->add(gated, gated, gated);
   expect(gated, {0, 0.73105857863000488, 0.36552928931500244, 0});
+  const Tensor sum = out({1, 3});
+  kernels->scaled_sum(2.0, x, -0.5, of({1, 3}, {4, 6, 1}), sum);
+  expect(sum, {-4, -3, 1.5});
   EXPECT_EQ(kernels->sum_squares(of({2, 2}, {1, 2, 3, 4})), 30.0);
 }
 
@@ -304,6 +307,7 @@ TEST_P(ReferenceKernels, NoTokensIsNoWork) {
   kernels->swiglu(out({0, 8}), rows);
   kernels->swiglu_grad(out({0, 8}), rows, out({0, 8}));
   kernels->add(rows, rows, rows);
+  kernels->scaled_sum(2.0, rows, 3.0, rows, rows);
   EXPECT_EQ(kernels->sum_squares(rows), 0.0);
   kernels->rope(heads, none, plain_rope(10.0, 2, RopeLayout::halves), RopeDirection::forward);
   kernels->copy_columns({heads, 0, 2}, {heads, 0, 2});

@@ -181,8 +181,8 @@ TEST(Bf16Moments, AreHalfAsLargeAndComeBackFromACheckpointBitForBit) {
   fill(rank);
   TrainConfig config;
   config.moments = "bf16";
-  AdamW saved(const_cast<ParameterStore&>(rank.store), config);
-  AdamW loaded(again.store, config);
+  Optimizer saved(const_cast<ParameterStore&>(rank.store), config);
+  Optimizer loaded(again.store, config);
   for (const auto& [name, memory] : name_moments(saved, any_parameter)) {
     ASSERT_EQ(memory.dtype(), DType::bf16);
     for (int64_t i = 0; i < memory.numel(); ++i) memory.data<bf16>()[i] = to_bf16(element(name, i));

@@ -41,7 +41,7 @@ std::vector<std::byte> state_of(Trainer& trainer) {
   };
   trainer.worker().gradients().complete_values();
   for (const Parameter* parameter : trainer.worker().store().parameters()) add(parameter->value);
-  for (const AdamW::Moments& moments : trainer.optimizer().moments()) add(moments.first), add(moments.second);
+  for (const Optimizer::Moments& moments : trainer.optimizer().moments()) add(moments.first), add(moments.second);
   return state;
 }
 

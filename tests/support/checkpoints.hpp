@@ -66,7 +66,7 @@ struct ModelRank {
 
   Model model;
   ParameterStore store;
-  AdamW optimizer;
+  Optimizer optimizer;
 };
 
 // The value of an element follows from its name and place, on whatever rank it lies.

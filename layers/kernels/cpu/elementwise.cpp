@@ -68,6 +68,11 @@ void map_add(const float* a, const float* b, float* out, size_t count) {
   map(a, b, out, count, [](Float u, Float v) HWY_ATTR { return hn::Add(u, v); });
 }
 
+void map_scaled_sum(float alpha, const float* a, float beta, const float* b, float* out, size_t count) {
+  map(a, b, out, count,
+      [=](Float u, Float v) HWY_ATTR { return hn::MulAdd(splat(alpha), u, hn::Mul(splat(beta), v)); });
+}
+
 void map_blend(const float* g, const float* a, const float* b, float* out, size_t count) {
   for_each_vector(count, [&](size_t i, auto lanes) HWY_ATTR {
     const Float below = lanes.load(b + i);
@@ -123,6 +128,7 @@ HWY_EXPORT(map_gelu_grad);
 HWY_EXPORT(map_silu_grad);
 HWY_EXPORT(map_sigmoid_grad);
 HWY_EXPORT(map_add);
+HWY_EXPORT(map_scaled_sum);
 HWY_EXPORT(map_blend);
 HWY_EXPORT(map_blend_grad);
 HWY_EXPORT(map_swiglu);
@@ -177,6 +183,14 @@ void CpuKernels::swiglu_grad(const Tensor& gate_up, const Tensor& dy, const Tens
 void CpuKernels::add(const Tensor& a, const Tensor& b, const Tensor& out) const {
   for_pieces(threads_, count_of(out), 1, [&](size_t first, size_t count) {
     HWY_DYNAMIC_DISPATCH(map_add)(a.data<float>() + first, b.data<float>() + first, out.data<float>() + first, count);
+  });
+}
+
+void CpuKernels::scaled_sum(double alpha, const Tensor& a, double beta, const Tensor& b, const Tensor& out) const {
+  for_pieces(threads_, count_of(out), 1, [&](size_t first, size_t count) {
+    HWY_DYNAMIC_DISPATCH(map_scaled_sum)
+    (static_cast<float>(alpha), a.data<float>() + first, static_cast<float>(beta), b.data<float>() + first,
+     out.data<float>() + first, count);
   });
 }
 

@@ -113,6 +113,15 @@ struct Add {
   }
 };
 
+struct ScaledSum {
+  float alpha;
+  const float* a;
+  float beta;
+  const float* b;
+  float* out;
+  CADRE_DEVICE void operator()(int64_t i) const { out[i] = alpha * a[i] + beta * b[i]; }
+};
+
 struct Blend {
   const float* g;
   const float* a;

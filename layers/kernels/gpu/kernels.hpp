@@ -54,6 +54,7 @@ class GpuKernels final : public Kernels {
   void swiglu(const Tensor& gate_up, const Tensor& y) const override;
   void swiglu_grad(const Tensor& gate_up, const Tensor& dy, const Tensor& d_gate_up) const override;
   void add(const Tensor& a, const Tensor& b, const Tensor& out) const override;
+  void scaled_sum(double alpha, const Tensor& a, double beta, const Tensor& b, const Tensor& out) const override;
   void blend(const Tensor& g, const Tensor& a, const Tensor& b, const Tensor& out) const override;
   void blend_grad(const Tensor& g, const Tensor& a, const Tensor& b, const Tensor& dout, const Tensor& dg,
                   const Tensor& da, const Tensor& db) const override;

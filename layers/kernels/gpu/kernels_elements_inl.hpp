@@ -86,6 +86,15 @@ void GpuKernels<Machine>::add(const Tensor& a, const Tensor& b, const Tensor& ou
 }
 
 template <class Machine>
+void GpuKernels<Machine>::scaled_sum(double alpha, const Tensor& a, double beta, const Tensor& b,
+                                     const Tensor& out) const {
+  run([&](auto& call) {
+    call.elements(out.numel(), gpu::ScaledSum{static_cast<float>(alpha), call.in(a), static_cast<float>(beta),
+                                              call.in(b), call.out(out)});
+  });
+}
+
+template <class Machine>
 void GpuKernels<Machine>::blend(const Tensor& g, const Tensor& a, const Tensor& b, const Tensor& out) const {
   run([&](auto& call) { call.elements(out.numel(), gpu::Blend{call.in(g), call.in(a), call.in(b), call.out(out)}); });
 }

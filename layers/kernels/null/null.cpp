@@ -28,6 +28,7 @@ class NullKernels final : public Kernels {
   void swiglu(const Tensor&, const Tensor&) const override {}
   void swiglu_grad(const Tensor&, const Tensor&, const Tensor&) const override {}
   void add(const Tensor&, const Tensor&, const Tensor&) const override {}
+  void scaled_sum(double, const Tensor&, double, const Tensor&, const Tensor&) const override {}
   void blend(const Tensor&, const Tensor&, const Tensor&, const Tensor&) const override {}
   void blend_grad(const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&,
                   const Tensor&) const override {}

@@ -110,6 +110,15 @@ void ReferenceKernels::add(const Tensor& a, const Tensor& b, const Tensor& out) 
   });
 }
 
+void ReferenceKernels::scaled_sum(double alpha, const Tensor& a, double beta, const Tensor& b,
+                                  const Tensor& out) const {
+  dispatch(out, [&]<class T>(std::type_identity<T>) {
+    for (int64_t i = 0; i < out.numel(); ++i) {
+      out.data<T>()[i] = static_cast<T>(alpha * double{a.data<T>()[i]} + beta * double{b.data<T>()[i]});
+    }
+  });
+}
+
 double ReferenceKernels::sum_squares(const Tensor& x) const {
   double sum = 0.0;
   dispatch(x, [&]<class T>(std::type_identity<T>) {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // AdamW and clipping against numbers of fp64 arithmetic outside of the program (NumPy), with their formulas.
-#include "runtime/optim/adamw.hpp"
+#include "runtime/optim/optimizer.hpp"
 
 #include <gtest/gtest.h>
 
@@ -9,7 +9,7 @@ namespace {
 
 // Steps t = 1, 2, 3 with g = 0.5 grad: m = 0.9 m + 0.1 g, v = 0.95 v + 0.05 g^2,
 // w -= 0.01 (m / (1 - 0.9^t) / (sqrt(v / (1 - 0.95^t)) + 1e-8) + decay w)
-TEST(AdamW, three_steps_with_and_without_decay) {
+TEST(Optimizer, three_steps_with_and_without_decay) {
   constexpr double kGrads[3][2] = {{0.4, -1.2}, {-0.6, 0.2}, {1.0, 0.8}};
   constexpr double kDecayed[] = {0.9854779870506, -1.978616283569};    // decay 0.1
   constexpr double kNotDecayed[] = {0.9884574631823, -1.98458484496};  // 0: norms and biases
@@ -21,7 +21,7 @@ TEST(AdamW, three_steps_with_and_without_decay) {
   store.allocate(DType::f64, /*with_grad=*/true, /*dry_run=*/false);
   TrainConfig config;
   config.weight_decay = 0.1;
-  AdamW optimizer(store, config);
+  Optimizer optimizer(store, config);
   for (Parameter* parameter : {&weight, &gain}) {
     parameter->value.data<double>()[0] = 1.0;
     parameter->value.data<double>()[1] = -2.0;
@@ -40,7 +40,7 @@ TEST(AdamW, three_steps_with_and_without_decay) {
 }
 
 // min(1, limit / norm); 0 is off
-TEST(AdamW, clipping_brings_the_norm_to_the_limit) {
+TEST(Optimizer, clipping_brings_the_norm_to_the_limit) {
   EXPECT_DOUBLE_EQ(clip_factor(4.0, 1.0), 0.25);
   EXPECT_DOUBLE_EQ(clip_factor(0.5, 0.2), 0.4);
   EXPECT_EQ(clip_factor(0.5, 1.0), 1.0);

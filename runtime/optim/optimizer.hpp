@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// AdamW over the parameters of a rank: owns the two moments, updates values from gradients.
+// The optimiser over the parameters of a rank: owns its moments, updates values from gradients. AdamW, or, with
+// optim.name = muon, Muon for matrices and AdamW for the rest.
 #pragma once
 
 #include <cstdint>
@@ -15,20 +16,22 @@
 
 namespace cadre {
 
-class AdamW {
+class Optimizer {
  public:
   // Moments of one trained parameter, in its shape; f32, or bf16 as train.moments says.
   struct Moments {
     Parameter* parameter;
-    Tensor first;   // exp_avg in checkpoints
-    Tensor second;  // exp_avg_sq
+    Tensor first;   // exp_avg in checkpoints; of Muon, in f32, momentum
+    Tensor second;  // exp_avg_sq; undefined where Muon updates
     ModelPart part;
+
+    bool are_of_muon() const { return !second.defined(); }
   };
 
   using Choice = std::function<bool(const Parameter&)>;
 
   // Of the parameters that it `keeps`, by default all. Moments start at zero. The store must outlive it.
-  AdamW(ParameterStore& store, const TrainConfig& config, const Choice& keeps = {});
+  Optimizer(ParameterStore& store, const TrainConfig& config, const Choice& keeps = {});
 
   // One update of every parameter that it keeps and that is not frozen. `grad_scale` multiplies gradients first; `step`, from 1, says by
   // train.stages which parts are trained, and bias correction counts the updates of each part. Parameters that do not decay
@@ -48,13 +51,22 @@ class AdamW {
   const std::vector<Moments>& moments() const { return moments_; }
 
  private:
+  void update(const Kernels& kernels, const Moments& moments, double learning_rate, double grad_scale);
+  std::byte* scratch(Memory& memory);
+
   TrainConfig config_;
   std::vector<TrainStage> stages_;
   Buffer buffer_;
+  Buffer scratch_;  // of Muon
   std::vector<Moments> moments_;
   std::vector<int64_t> skipped_;
   UpdateCounts updates_ = {};
 };
+
+// Bytes of the moments that a parameter of this shape, in f32, has; none of a buffer.
+size_t moment_bytes(const Parameter& parameter, const TrainConfig& config);
+// Bytes that an update of the parameter takes for its duration.
+size_t update_scratch_bytes(const Parameter& parameter, const TrainConfig& config);
 
 // The updates that steps 1 to `step` made by train.stages, but for those that were skipped.
 UpdateCounts count_updates(const TrainConfig& config, int64_t step, const std::vector<int64_t>& skipped_steps);
