@@ -4,8 +4,10 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cstring>
 #include <memory>
+#include <optional>
 
 #include "launch/checkpoint_argument.hpp"
 #include "launch/command.hpp"
@@ -25,6 +27,7 @@ struct ScoreArguments {
   std::string out;
   ScoringOptions score;
   std::string task;
+  std::string replay;
   int64_t ranks = 0;
 };
 
@@ -87,6 +90,8 @@ void run_score(const ScoreArguments& options, const Job& job) {
   const std::string notes = checkpoint_notes(files.checkpoint);
   const RunConfig config = score_config(scoring_config_of(options, files), tokens);
   check(config, job.num_ranks(options.ranks));
+  std::optional<RecordedRouting> replay;
+  if (!options.replay.empty()) replay.emplace(options.replay, config.model, tokens.num_sequences * tokens.length);
   if (job.rank() == 0) fmt::print("{}", notes);
   job.on_ranks(options.ranks, [&](Communicator world) {
     const WorkerOptions worker_options = score_options(config, world, options.score);
@@ -94,11 +99,18 @@ void run_score(const ScoreArguments& options, const Job& job) {
     load_model(files, worker.store());
     ScoringOptions scoring = options.score;
     scoring.task = task_of(options.task);
-    const std::vector<ResultTensor> results = score(worker, config, tokens, scoring);
+    scoring.replay = replay ? &*replay : nullptr;
+    ReplayCounts replayed;
+    const std::vector<ResultTensor> results = score(worker, config, tokens, scoring, &replayed);
     if (worker.world().rank() != 0) return;
     write_results(options.out, results);
     fmt::print("loss {:.6f} nats a token, over {} tokens; {} tensors in {}\n", loss_of(results),
                tokens.num_sequences * (tokens.length - 1), results.size(), options.out);
+    if (replay) {
+      fmt::print("replayed {} choices of experts; without, {:.3f} % would be others\n", replayed.choices,
+                 100.0 * static_cast<double>(replayed.differing) /
+                     static_cast<double>(std::max<int64_t>(1, replayed.choices)));
+    }
   });
 }
 
@@ -120,6 +132,8 @@ Command score_command() {
                   {"hidden", &options->score.hidden, any(),
                    "also write layers.N.hidden F32 [B,S,H], the output of layer N"},
                   adapter_option(options->adapter),
+                  {"replay", &options->replay, any(),
+                   "a file that --routing wrote for the same tokens: they visit the experts that it names"},
                   task_option(options->task),
                   ranks_option(options->ranks)},
       .run = [options](const Job& job) { run_score(*options, job); }};

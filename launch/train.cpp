@@ -144,7 +144,7 @@ void print_data(const Dataset& data) {
 void tell_trainer(const Trainer& trainer) {
   print_data(trainer.dataset());
   say(fmt::format("exchange {}\n", trainer.exchange_reason()));
-  for (const std::string& note : {trainer.schedule_note(), trainer.progress_note()}) {
+  for (const std::string& note : {trainer.schedule_note(), trainer.progress_note(), trainer.rebalance_note()}) {
     if (!note.empty()) say(fmt::format("note: {}\n", note));
   }
 }

@@ -95,6 +95,7 @@ bool set(std::string* member, const Allowed& allowed, const FieldValue& value) {
 }
 
 bool set(const TextMember& member, const Allowed& /*allowed*/, const FieldValue& value) {
+  if (const auto* number = std::get_if<int64_t>(&value)) return member.set(fmt::format("{}", *number));
   const auto* text = std::get_if<std::string>(&value);
   return text != nullptr && member.set(*text);
 }

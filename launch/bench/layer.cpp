@@ -4,12 +4,15 @@
 #include <fmt/core.h>
 #include <nlohmann/json.hpp>
 
+#include <algorithm>
 #include <memory>
+#include <numeric>
 #include <optional>
 #include <vector>
 
 #include "comm/progress/engine.hpp"
 #include "launch/bench/bench.hpp"
+#include "launch/bench/workloads.hpp"
 #include "layers/moe/moe_layer.hpp"
 #include "layers/nn/ffn.hpp"
 #include "layers/tensor/parameter.hpp"
@@ -27,6 +30,7 @@ struct BenchLayerArguments {
   std::string activation = "silu";
   std::string precision = "fp32";
   std::string strategy = "shared";
+  std::string workload = "none";  // W0 ... W7, or the router of the layer chooses
   BenchOptions bench;
 };
 
@@ -42,17 +46,18 @@ MoeOptions layer_options(const BenchLayerArguments& options) {
                      .groups = {}}};
 }
 
-// Three times the rows of a balanced step, several of them at once.
+// Three times the rows of a balanced step, or with a workload all rows on one rank; several of them at once.
 ExchangeSetup exchange_setup(const Communicator& group, const BenchLayerArguments& options, const Kernels& kernels) {
   const auto slots = static_cast<size_t>(options.tokens) * static_cast<size_t>(options.top_k);
   const size_t row_bytes = static_cast<size_t>(options.hidden) * sizeof(float);
   const size_t inner_bytes = static_cast<size_t>(options.ffn) * sizeof(float);
+  const size_t times = options.workload == "none" ? 3 : std::max<size_t>(3, static_cast<size_t>(group.size()));
   return {.group = group,
           .topology = discover_topology(group),
           .max_tokens = options.tokens,
           .top_k = static_cast<int>(options.top_k),
           .max_row_bytes = row_bytes,
-          .memory_bytes = 3 * slots * (8 * row_bytes + 6 * inner_bytes),
+          .memory_bytes = times * slots * (8 * row_bytes + 6 * inner_bytes),
           .device_codec = kernels.device_codec(),
           .transport_follows = group.transport().follow(kernels.queue())};
 }
@@ -83,11 +88,23 @@ class LayerBench {
   // step, floor
   std::vector<TimesOverRanks> measure() {
     // Other tokens for every iteration, so that nothing is learned or cached.
-    const auto draw = [this](int64_t) {
+    const auto draw = [this](int64_t iteration) {
       rig_.draw(x_);
       rig_.draw(dy_);
+      if (options_.workload != "none") route(iteration);
     };
     return rig_.measure(draw, {[this] { step(); }, [this] { floor(); }});
+  }
+
+  // Rows of the busiest rank / mean, over the steps. Collective.
+  double busiest_over_mean() {
+    const Communicator& world = rig_.lane().expert_group();
+    const auto most = wait(world.all_reduce(rows_, ReduceOp::max));
+    const auto all = wait(world.all_reduce(rows_, ReduceOp::sum));
+    const auto sum = [](const std::vector<int64_t>& rows) {
+      return std::accumulate(rows.begin(), rows.end(), int64_t{0});
+    };
+    return static_cast<double>(sum(most) * world.size()) / static_cast<double>(std::max<int64_t>(1, sum(all)));
   }
 
   double gflop() const {
@@ -99,10 +116,25 @@ class LayerBench {
   }
 
  private:
+  // The choices of the workload in place of those of the router, which computes as ever. It may leave a rank fewer tokens.
+  void route(int64_t iteration) {
+    const auto index = options_.workload.back() - '0';
+    std::vector<int32_t> ids = draw_routing(static_cast<Workload>(index),
+                                            {.tokens = options_.tokens,
+                                             .top_k = static_cast<int>(options_.top_k),
+                                             .rank = rig_.lane().expert_group().rank(),
+                                             .iteration = std::max<int64_t>(0, iteration)},
+                                            layer_.expert_map());
+    num_tokens_ = static_cast<int64_t>(ids.size()) / options_.top_k;
+    replay_.ids[rig_.lane().position.layer] = std::move(ids);
+    ctx_.tokens.replay = &replay_;
+  }
+
   void step() {
     store_.forget_grads();
     Task<void> task = forward_and_backward();
     Engine().run(rig_.lane(), task);
+    rows_.push_back(saved_.dispatch->num_places());
     store_.complete_grads();
     optimizer_->update(rig_.kernels(), 1e-3, 1.0, ++num_steps_);
   }
@@ -123,15 +155,15 @@ class LayerBench {
 
   Task<void> forward_and_backward() {
     saved_ = {};
-    Task<Tensor> forward = layer_.forward(ctx_, x_, saved_);
+    Task<Tensor> forward = layer_.forward(ctx_, x_.rows(0, num_tokens_), saved_);
     co_await forward;
-    Task<Tensor> backward = layer_.backward(ctx_, saved_, dy_);
+    Task<Tensor> backward = layer_.backward(ctx_, saved_, dy_.rows(0, num_tokens_));
     co_await backward;
   }
 
   // Rows of the last step: those of the expert, or all tokens for the router.
   int64_t rows_of(const Parameter& weight) const {
-    if (weight.placement != Placement::expert) return options_.tokens;
+    if (weight.placement != Placement::expert) return num_tokens_;
     const auto experts = layer_.expert_map().experts_of(ctx_.lane.expert_group().rank());
     for (size_t e = 0; e < experts.size(); ++e) {
       if (weight.name().starts_with(fmt::format("mlp.experts.{}.", experts[e]))) {
@@ -150,6 +182,9 @@ class LayerBench {
   LaneContext ctx_;
   MoeLayer::Saved saved_;
   Tensor x_, dy_;
+  int64_t num_tokens_ = options_.tokens;  // of this rank in the last step
+  Replay replay_;
+  std::vector<int64_t> rows_;  // that came to this rank in each step
   int64_t num_steps_ = 0;
 };
 
@@ -162,6 +197,7 @@ void bench_layer(const Communicator& world, const BenchLayerArguments& options) 
   const std::vector<TimesOverRanks> times = bench.measure();
   const TimesOverRanks& step = times[0];
   const TimesOverRanks& floor = times[1];
+  const double busiest = bench.busiest_over_mean();
   if (world.rank() != 0) return;
 
   const double ratio = step.slowest.p50 / floor.slowest.p50;
@@ -172,22 +208,25 @@ void bench_layer(const Communicator& world, const BenchLayerArguments& options) 
   fmt::print("  gemm floor  min {:8.2f}  p50 {:8.2f}  p95 {:8.2f} ms   {:.1f} GFLOP, {:.0f} GFLOP/s a rank\n",
              floor.slowest.min, floor.slowest.p50, floor.slowest.p95, bench.gflop(),
              bench.gflop() / (floor.slowest.p50 * 1e-3));
-  fmt::print("  ratio to floor {:.3f}\n", ratio);
+  fmt::print("  ratio to floor {:.3f}; rows of the busiest rank / mean {:.3f}\n", ratio, busiest);
   if (options.bench.json.empty()) return;
 
-  nlohmann::json json = {{"bench", "layer"},
-                         {"device", options.bench.device},
-                         {"ranks", world.size()},
-                         {"tokens", options.tokens},
-                         {"hidden", options.hidden},
-                         {"ffn", options.ffn},
-                         {"experts", options.experts},
-                         {"top_k", options.top_k},
-                         {"precision", options.precision},
-                         {"step_ms", to_json(step.slowest)},
-                         {"gemm_floor_ms", floor.slowest.p50},
-                         {"gflop", bench.gflop()},
-                         {"ratio_to_floor", ratio}};
+  nlohmann::json json = {
+      {"bench", "layer"},
+      {"device", options.bench.device},
+      {"ranks", world.size()},
+      {"tokens", options.tokens},
+      {"hidden", options.hidden},
+      {"ffn", options.ffn},
+      {"experts", options.experts},
+      {"top_k", options.top_k},
+      {"precision", options.precision},
+      {"step_ms", to_json(step.slowest)},
+      {"gemm_floor_ms", floor.slowest.p50},
+      {"gflop", bench.gflop()},
+      {"ratio_to_floor", ratio},
+      {"rows_max_over_mean", busiest},
+      {"workload", options.workload == "none" ? nlohmann::json() : nlohmann::json(options.workload)}};
   json["step_ms"]["worst_rank"] = step.worst_rank;
   json["step_ms"]["worst_rank_p50"] = step.worst_rank_p50;
   write_json_report(options.bench.json, json);
@@ -197,23 +236,27 @@ void bench_layer(const Communicator& world, const BenchLayerArguments& options) 
 
 Command bench_layer_command() {
   const auto options = std::make_shared<BenchLayerArguments>();
-  return {.name = "layer",
-          .summary = "measures forward, backward and update of a mixture-of-experts layer, and its products alone",
-          .options = bench_fields(
-              {{"tokens", &options->tokens, at_least(1), "tokens of each rank"},
-               {"hidden", &options->hidden, at_least(1), "width of a row"},
-               {"ffn", &options->ffn, at_least(1), "inner width of an expert"},
-               {"activation", &options->activation, one_of({"silu", "gelu", "relu"}), "activation of the experts"},
-               {"experts", &options->experts, at_least(1), "routed experts, over all ranks"},
-               {"top-k", &options->top_k, at_least(1), "experts of a token"},
-               {"precision", &options->precision, one_of({"fp32", "bf16"}), "type of the products"},
-               {"strategy", &options->strategy, one_of({"flat", "shared", "hierarchical", "all_gather"}),
-                "strategy of the exchange"}},
-              options->bench),
-          .run = [options](const Job& job) {
-            check_top_k(options->top_k, options->experts);
-            on_bench_ranks(job, options->bench, [&](const Communicator& world) { bench_layer(world, *options); });
-          }};
+  return {
+      .name = "layer",
+      .summary = "measures forward, backward and update of a mixture-of-experts layer, and its products alone",
+      .options = bench_fields(
+          {{"tokens", &options->tokens, at_least(1), "tokens of each rank"},
+           {"hidden", &options->hidden, at_least(1), "width of a row"},
+           {"ffn", &options->ffn, at_least(1), "inner width of an expert"},
+           {"activation", &options->activation, one_of({"silu", "gelu", "relu"}), "activation of the experts"},
+           {"experts", &options->experts, at_least(1), "routed experts, over all ranks"},
+           {"top-k", &options->top_k, at_least(1), "experts of a token"},
+           {"precision", &options->precision, one_of({"fp32", "bf16"}), "type of the products"},
+           {"strategy", &options->strategy, one_of({"flat", "shared", "hierarchical", "all_gather"}),
+            "strategy of the exchange"},
+           {"workload", &options->workload, one_of({"none", "W0", "W1", "W2", "W3", "W4", "W5", "W6", "W7"}),
+            "routing as in bench exchange: W0 balanced, W1 hot experts, W2 hot rank, W3 hot expert on each rank, W4 "
+            "uneven tokens, W5 idle rank, W6 moving hot rank, W7 bursts; none: the router's"}},
+          options->bench),
+      .run = [options](const Job& job) {
+        check_top_k(options->top_k, options->experts);
+        on_bench_ranks(job, options->bench, [&](const Communicator& world) { bench_layer(world, *options); });
+      }};
 }
 
 }  // namespace cadre

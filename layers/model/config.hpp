@@ -172,6 +172,8 @@ ParameterCount count_parameters(const ModelConfig& config);
 // are multiplied (no embedding, norm or bias): 2 FLOPs forward, 4 backward each. A token sees (S + 1) / 2 keys on average;
 // scores cost 2 NH D FLOPs a key and their weighted sum 2 NH DV, three times with backward.
 double flops_per_token(const ModelConfig& config, int64_t sequence_length);
+// The part of them in products of routed experts.
+double routed_flops_per_token(const ModelConfig& config);
 
 // Elements of the matrices of a layer that take part in products; each costs a token 2 FLOPs in a forward pass and 4 in a
 // backward pass. A number above the last layer is an MTP module's.

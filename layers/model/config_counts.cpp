@@ -112,4 +112,12 @@ double flops_per_token(const ModelConfig& config, int64_t sequence_length) {
   return 6.0 * multiplied + 3.0 * attended;
 }
 
+double routed_flops_per_token(const ModelConfig& config) {
+  double elements = 0.0;
+  for (int64_t layer = 0; layer < config.num_hidden_layers; ++layer) {
+    elements += static_cast<double>(layer_elements(config, layer).met_experts);
+  }
+  return 6.0 * elements;
+}
+
 }  // namespace cadre

@@ -1,21 +1,72 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "layers/moe/experts.hpp"
 
+#include <algorithm>
+#include <span>
+#include <utility>
+
+#include "comm/base/check.hpp"
 #include "layers/tensor/on_host.hpp"
 
 namespace cadre {
+namespace {
+
+std::string name_of_expert(const std::string& prefix, const ExpertOptions& options, int id) {
+  return fmt::format("{}.{}", prefix, options.global_id(id));
+}
+
+}  // namespace
 
 Experts::Experts(const std::string& prefix, const ExpertMap& map, int rank, const ExpertOptions& options)
-    : width_in_(options.width_in()), width_out_(options.width_out()) {
-  experts_.reserve(map.experts_of(rank).size());
-  for (const int id : map.experts_of(rank)) {
-    experts_.push_back(make_expert(fmt::format("{}.{}", prefix, options.global_id(id)), options, id));
+    : prefix_(prefix),
+      options_(options),
+      width_in_(options.width_in()),
+      width_out_(options.width_out()),
+      ids_(map.experts_of(rank).begin(), map.experts_of(rank).end()) {
+  experts_.reserve(ids_.size());
+  for (const int id : ids_) {
+    experts_.push_back(make_expert(name_of_expert(prefix, options, id), options, id));
     experts_.back()->each_parameter([&](Parameter& parameter) { parameter.holders = map.holders(id); });
   }
-  if (options.kinds != ExpertKinds::same || experts_.empty()) return;
+  make_group();
+}
+
+void Experts::make_group() {
+  if (options_.kinds != ExpertKinds::same || experts_.empty()) return;
   std::vector<Parameter*> weights;
   each_parameter([&](Parameter& weight) { weights.push_back(&weight); });
-  group_.emplace(options.ffn, weights);
+  group_.emplace(options_.ffn, weights);
+}
+
+void Experts::relocate(const ExpertMap& map, int rank) {
+  const std::span<const int> wanted = map.experts_of(rank);
+  CADRE_CHECK(wanted.size() == ids_.size(), fmt::format("{}: rank {} would hold {} experts, it has memory for {}",
+                                                        prefix_, rank, wanted.size(), ids_.size()));
+  std::vector<size_t> leave;  // places of experts that do not stay
+  for (size_t i = 0; i < ids_.size(); ++i) {
+    if (!std::ranges::binary_search(wanted, ids_[i])) leave.push_back(i);
+  }
+  std::vector<std::unique_ptr<Expert>> placed;
+  for (size_t next = 0; const int id : wanted) {
+    const auto stays = std::ranges::lower_bound(ids_, id);
+    const bool is_here = stays != ids_.end() && *stays == id;
+    const size_t from = is_here ? static_cast<size_t>(stays - ids_.begin()) : leave[next++];
+    name(from, map, id);
+    placed.push_back(std::move(experts_[from]));
+  }
+  experts_ = std::move(placed);
+  ids_.assign(wanted.begin(), wanted.end());
+  make_group();
+}
+
+// The expert at `index`, until now ids_[index], as expert `id` of the map.
+void Experts::name(size_t index, const ExpertMap& map, int id) {
+  const std::string before = name_of_expert(prefix_, options_, ids_[index]);
+  const std::string after = name_of_expert(prefix_, options_, id);
+  experts_[index]->each_parameter([&](Parameter& parameter) {
+    for (ParameterPart& part : parameter.parts) part.name.replace(0, before.size(), after);
+    parameter.holders = map.holders(id);
+  });
 }
 
 Tensor Experts::forward(Context& ctx, const Rows& rows, const Tensor& place_row, Saved& saved,

@@ -29,6 +29,11 @@ class Experts {
 
   int size() const { return static_cast<int>(experts_.size()); }
 
+  // Gives the experts of this rank the names and holders that another map has for it; as many as before, all of one shape.
+  // An expert that stays keeps its parameters. Each other one takes over the parameters, and so the memory, of one that
+  // leaves: the caller fills them.
+  void relocate(const ExpertMap& map, int rank);
+
   // Place p reads rows[place_row[p]], as wide as the experts read them; place_row i32[S]. Experts that run one after the other have their rows
   // gathered just before their products, so that they are still in cache. y [S,out].
   // With a cache, for which there is no backward pass, what it knows is not computed again.
@@ -49,7 +54,13 @@ class Experts {
  private:
   void run(Context& ctx, size_t expert, const Tensor& x, Saved& saved, const Tensor& y, ExpertCache* cache) const;
 
+  void name(size_t index, const ExpertMap& map, int id);
+  void make_group();
+
+  std::string prefix_;
+  ExpertOptions options_;
   int64_t width_in_, width_out_;
+  std::vector<int> ids_;  // in the map, ascending
   std::vector<std::unique_ptr<Expert>> experts_;
   std::optional<ExpertGroup> group_;  // of all of them, where they are of one shape
 };

@@ -109,6 +109,12 @@ void MoeLayer::each_parameter(const ParameterVisitor& visit) {
   if (shared_) shared_->each_parameter(visit);
 }
 
+void MoeLayer::relocate(const ExpertMap& map, int expert_rank) {
+  whole_experts();
+  experts_->relocate(map, expert_rank);
+  map_ = map;
+}
+
 Experts& MoeLayer::whole_experts() {
   CADRE_CHECK(experts_.has_value(), "model.expert_kinds = projections: a single projection is not an expert of its own",
               "only whole experts can be looked at, grown or merged");

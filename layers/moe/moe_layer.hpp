@@ -62,6 +62,8 @@ class MoeLayer {
 
   Router& router() { return router_; }
   const ExpertMap& expert_map() const { return map_; }
+  // See Experts::relocate. Throws where experts are projections.
+  void relocate(const ExpertMap& map, int expert_rank);
   // One of the experts of this rank, in the order of the map. Throws where experts are projections.
   const Expert& expert(int index) { return whole_experts().expert(index); }
   void each_parameter_of_expert(int index, const ParameterVisitor& visit) {

@@ -48,6 +48,11 @@ class RoutedExperts {
 
   void each_parameter(const ParameterVisitor& visit) { experts_.each_parameter(visit); }
   Experts& experts() { return experts_; }
+  // See Experts::relocate. Not while a Saved is in use.
+  void relocate(const ExpertMap& map, int rank) {
+    map_ = map;
+    experts_.relocate(map, rank);
+  }
 
  private:
   std::unique_ptr<Dispatch> plan(LaneContext& ctx, const Tensor& ids, const Tensor& weights) const;

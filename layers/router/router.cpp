@@ -78,6 +78,9 @@ Task<void> Router::forward(LaneContext& ctx, const Tensor& x, Saved& saved) cons
   saved.weighing = weighing_of(ctx, saved);
   Task<void> select = selector_->select(ctx, saved);
   co_await select;
+  if (ctx.tokens.replay != nullptr && !ctx.arena.is_dry_run()) {
+    use_recorded(*ctx.tokens.replay, ctx.lane.position.layer, saved.ids);
+  }
   saved.weighed_ids = saved.ids;
   if (!ctx.arena.is_dry_run()) saved.demand = saved.counts = count_experts(saved.ids, options_.num_experts);
   if (capacity_.limits(ctx)) {
@@ -108,8 +111,8 @@ std::optional<RouteRule> Router::plain_rule() const {
 }
 
 bool Router::can_route_at_once(const LaneContext& ctx) const {
-  return plain_rule_ && alive_.empty() && !ctx.tokens.num_experts.defined() && !capacity_.limits(ctx) &&
-         ctx.kernels.can_route(*plain_rule_, options_.num_experts);
+  return plain_rule_ && alive_.empty() && ctx.tokens.replay == nullptr && !ctx.tokens.num_experts.defined() &&
+         !capacity_.limits(ctx) && ctx.kernels.can_route(*plain_rule_, options_.num_experts);
 }
 
 // The host waits once, for ids, because the plan is its own, and looks at no scores.

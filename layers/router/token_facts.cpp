@@ -22,7 +22,7 @@ DropoutRows dropout_rows(Arena& arena, const TokenFacts& tokens, int64_t num_row
 
 TokenFacts shifted(Arena& arena, const TokenFacts& tokens, const Tensor& kept, int64_t length, int64_t from_length) {
   // Every member is named, so that a new one does not compile until it is said here what becomes of it.
-  const auto& [seed, step, first, sequence_length, sequence_stride, position, task, num_experts] = tokens;
+  const auto& [seed, step, first, sequence_length, sequence_stride, position, task, num_experts, replay] = tokens;
   const auto of_rows = [&](const Tensor& fact) {
     if (!fact.defined()) return Tensor();
     const Tensor rows = arena.take_host("token facts", DType::i32, {kept.dim(0)});
@@ -41,7 +41,8 @@ TokenFacts shifted(Arena& arena, const TokenFacts& tokens, const Tensor& kept, i
           .sequence_stride = stride,
           .position = of_rows(position),
           .task = of_rows(task),
-          .num_experts = of_rows(num_experts)};
+          .num_experts = of_rows(num_experts),
+          .replay = replay};
 }
 
 }  // namespace cadre

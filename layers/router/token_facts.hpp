@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "layers/nn/linear.hpp"
+#include "layers/router/replay.hpp"
 #include "layers/tensor/arena.hpp"
 #include "layers/tensor/tensor.hpp"
 
@@ -21,6 +22,7 @@ struct TokenFacts {
   Tensor position = {};         // i32[T], in its sequence; undefined: as the numbers above say
   Tensor task = {};             // i32[T], -1: none; undefined: no token has one
   Tensor num_experts = {};      // i32[T], the most experts that the token may visit; undefined: the router decides
+  Replay* replay = nullptr;     // experts that the tokens visit in place of those that routers choose
 
   // Of token t of these: its number in the global batch, and its position in its sequence.
   int64_t number_of(int64_t t) const;

@@ -10,6 +10,7 @@
 #include "comm/base/check.hpp"
 #include "comm/base/random.hpp"
 #include "comm/job/wait.hpp"
+#include "runtime/checkpoint/state_holders.hpp"
 
 namespace cadre {
 namespace {
@@ -28,46 +29,6 @@ std::vector<NamedTensor> tensors_of(const ParameterStore& store, const Optimizer
 }
 
 bool is_expert(const Parameter& parameter) { return parameter.placement == Placement::expert; }
-
-// Lists of any length of all ranks.
-std::vector<std::vector<uint64_t>> gather_lists(const Communicator& world, double deadline_seconds,
-                                                std::vector<uint64_t> mine) {
-  const auto ranks = static_cast<size_t>(world.size());
-  const std::vector<int64_t> lengths =
-      wait(world.all_gather(static_cast<int64_t>(mine.size())), deadline_seconds, kRestoring);
-  CADRE_CHECK_PEER(std::ranges::min(lengths) >= 0, "a rank announces a list of negative length");
-  const auto longest = static_cast<size_t>(std::ranges::max(lengths));
-  mine.resize(longest);
-  const std::vector<uint64_t> all = wait(world.all_gather(mine), deadline_seconds, kRestoring);
-  std::vector<std::vector<uint64_t>> lists;
-  for (size_t rank = 0; rank < ranks; ++rank) {
-    const uint64_t* first = all.data() + rank * longest;
-    lists.emplace_back(first, first + lengths[rank]);
-  }
-  return lists;
-}
-
-// For each rank the tensors that it wants, and the rank that gives each: itself where it can. Empty when one is gone.
-std::vector<std::vector<int>> givers_of(const std::vector<std::vector<uint64_t>>& wanted,
-                                        const std::vector<std::vector<uint64_t>>& held) {
-  std::vector<std::unordered_map<uint64_t, int>> by_rank(held.size());
-  std::unordered_map<uint64_t, int> lowest;
-  for (size_t rank = 0; rank < held.size(); ++rank) {
-    for (const uint64_t key : held[rank]) {
-      by_rank[rank].emplace(key, 0);
-      lowest.emplace(key, static_cast<int>(rank));
-    }
-  }
-  std::vector<std::vector<int>> givers(wanted.size());
-  for (size_t rank = 0; rank < wanted.size(); ++rank) {
-    for (const uint64_t key : wanted[rank]) {
-      const auto giver = lowest.find(key);
-      if (giver == lowest.end()) return {};
-      givers[rank].push_back(by_rank[rank].contains(key) ? static_cast<int>(rank) : giver->second);
-    }
-  }
-  return givers;
-}
 
 // How far apart partners are.
 int partner_stride(const Topology& topology) {
@@ -183,8 +144,8 @@ std::optional<TrainProgress> PartnerCopies::restore(const Communicator& world, d
   const std::vector<NamedTensor> tensors = tensors_of(store, optimizer, saved_parameter);
   std::vector<uint64_t> keys;
   for (const NamedTensor& tensor : tensors) keys.push_back(hash_name(tensor.name));
-  const auto wanted = gather_lists(world, deadline_seconds, keys);
-  const auto givers = givers_of(wanted, gather_lists(world, deadline_seconds, held));
+  const auto wanted = gather_lists(world, deadline_seconds, kRestoring, keys);
+  const auto givers = givers_of(wanted, gather_lists(world, deadline_seconds, kRestoring, held));
   if (givers.empty()) return std::nullopt;
 
   // Messages of two ranks match in the order of what the receiver wants.

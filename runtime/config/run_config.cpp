@@ -4,6 +4,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <charconv>
 #include <iterator>
 #include <span>
 #include <utility>
@@ -52,6 +53,25 @@ void check_train(const TrainConfig& train, ErrorList& errors) {
                 fmt::format("train.warmup_steps = {}, allowed: integer in [0, {}]", train.warmup_steps, most_warmup),
                 "warm-up must end before the last step, and with wsd before the decay");
   });
+}
+
+// A number of steps, or kAutoRebalance.
+Field steps_or_auto(std::string name, int64_t& member, std::string help) {
+  Allowed allowed;
+  allowed.form = "auto, or an integer >= 0";
+  const TextMember text = {
+      .text = [&member] { return member == kAutoRebalance ? std::string("auto") : fmt::format("{}", member); },
+      .set =
+          [&member](const std::string& given) {
+            int64_t steps = kAutoRebalance;
+            const char* const end = given.data() + given.size();
+            const auto [stop, error] = std::from_chars(given.data(), end, steps);
+            const bool is_number = error == std::errc() && stop == end && steps >= 0;
+            if (!is_number && given != "auto") return false;
+            member = is_number ? steps : kAutoRebalance;
+            return true;
+          }};
+  return {std::move(name), text, std::move(allowed), std::move(help)};
 }
 
 }  // namespace
@@ -159,6 +179,10 @@ std::vector<Section> sections_of(RunConfig& c) {
             "additional copies of experts in each such group; copies share the rows"},
            {"placement", &c.parallel.placement, any(),
             "file that assigns experts and copies to ranks, from cadre plan placement --json"},
+           steps_or_auto(
+               "rebalance", c.parallel.rebalance,
+               "move experts where that pays, looking at their loads every N steps; auto: after 4 steps, then "
+               "ever less often; 0: never"),
            {"schedule", &c.parallel.schedule, one_of({"1f1b", "zb1p", "dualpipe", "dualpipev", "pair", "auto"}),
             "order of micro-batches; pair (no pipeline): overlaps exchanges of one with products of the next; auto: "
             "measures and "
@@ -339,6 +363,13 @@ void check_parallel(const RunConfig& config, int num_ranks) {
                           row, pipeline == 1 ? "" : fmt::format(" of each of {} rows", pipeline)),
               "ranks form groups of this size; each group holds all experts");
   const bool placed = config.parallel.redundant_experts > 0 || !config.parallel.placement.empty();
+  const bool moves = config.parallel.rebalance != 0;
+  const bool has_one_shape = config.model.n_routed_experts > 0 && (config.model.expert_kinds == ExpertKinds::same ||
+                                                                   config.model.expert_kinds == ExpertKinds::mixture);
+  CADRE_CHECK(!moves || has_one_shape,
+              "parallel.rebalance, allowed: 0 for a model without experts and with model.expert_kinds = typed | "
+              "projections",
+              "an expert that moves takes the memory of another one, which must be of its shape");
   CADRE_CHECK(!placed || config.model.n_routed_experts > 0,
               "parallel.redundant_experts and parallel.placement, allowed: 0 and \"\" for a model without experts",
               "model.n_routed_experts is 0");

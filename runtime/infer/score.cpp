@@ -4,6 +4,7 @@
 #include <nlohmann/json.hpp>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <map>
 #include <optional>
@@ -22,11 +23,27 @@ namespace {
 class TokenScorer {
  public:
   TokenScorer(Worker& worker, const RunConfig& config, const ScoreTokens& tokens, const ScoringOptions& options)
-      : worker_(worker), config_(config), tokens_(tokens), options_(options), labeller_(make_task_labeller(config)) {}
+      : worker_(worker), config_(config), tokens_(tokens), options_(options), labeller_(make_task_labeller(config)) {
+    for (int i = 0; options.replay != nullptr && i < config.train.micro_batches; ++i) {
+      const SequenceRange range = range_of(i);
+      replays_.push_back(options.replay->of_tokens(range.first * tokens.length, range.count * tokens.length));
+    }
+  }
 
   std::vector<ResultPiece> run() {
     options_.gradients ? run_program() : run_forward();
     return std::move(pieces_);
+  }
+
+  // After run(). Collective over the world.
+  ReplayCounts replayed() const {
+    std::array<int64_t, 2> counts = {};
+    for (const Replay& replay : replays_) {
+      counts[0] += replay.choices;
+      counts[1] += replay.differing;
+    }
+    const auto all = worker_.await(worker_.world().all_reduce(counts, ReduceOp::sum));
+    return {all[0], all[1]};
   }
 
  private:
@@ -35,7 +52,7 @@ class TokenScorer {
     return part_of(global, worker_.data_rank(), worker_.grid().data);
   }
 
-  MicroBatch read(int micro_batch) const {
+  MicroBatch read(int micro_batch) {
     const auto [first, count] = range_of(micro_batch);
     const auto begin = tokens_.ids.begin() + first * tokens_.length;
     std::vector<int32_t> ids(begin, begin + count * tokens_.length);
@@ -46,6 +63,7 @@ class TokenScorer {
     MicroBatch batch(std::move(ids), std::move(targets), count, tokens_.length, first);
     if (options_.task != kNoTask) batch.set_task(options_.task);
     batch.recognise_tasks(labeller_ ? &*labeller_ : nullptr);
+    if (!replays_.empty()) batch.set_replay(&replays_[static_cast<size_t>(micro_batch)]);
     return batch;
   }
 
@@ -139,6 +157,7 @@ class TokenScorer {
   const ScoreTokens& tokens_;
   ScoringOptions options_;
   std::optional<TaskLabeller> labeller_;
+  std::vector<Replay> replays_;  // of each micro-batch, where routing is replayed
   std::vector<ResultPiece> pieces_;
 };
 
@@ -202,8 +221,10 @@ WorkerOptions score_options(const RunConfig& score_config, const Communicator& w
 }
 
 std::vector<ResultTensor> score(Worker& worker, const RunConfig& config, const ScoreTokens& tokens,
-                                const ScoringOptions& options) {
-  std::vector<ResultTensor> results = gather_results(worker, TokenScorer(worker, config, tokens, options).run());
+                                const ScoringOptions& options, ReplayCounts* replayed) {
+  TokenScorer scorer(worker, config, tokens, options);
+  std::vector<ResultTensor> results = gather_results(worker, scorer.run());
+  if (replayed != nullptr) *replayed = scorer.replayed();
   if (worker.world().rank() != 0) return results;
   const auto logits = std::ranges::find(results, "logits", &ResultTensor::name);
   CADRE_ASSERT(logits != results.end());

@@ -10,6 +10,7 @@
 #include "comm/base/buffer.hpp"
 #include "comm/base/dtype.hpp"
 #include "runtime/config/data_mixture.hpp"
+#include "runtime/infer/recorded_routing.hpp"
 #include "runtime/parallel/worker.hpp"
 
 namespace cadre {
@@ -25,7 +26,14 @@ struct ScoringOptions {
   bool gradients = false;
   bool routing = false;
   bool hidden = false;
-  int32_t task = kNoTask;  // of all tokens; kNoTask: what the run recognises, if it does
+  int32_t task = kNoTask;                   // of all tokens; kNoTask: what the run recognises, if it does
+  const RecordedRouting* replay = nullptr;  // of the same tokens, instead of what routers choose
+};
+
+// What was replayed, over all tokens and mixture layers.
+struct ReplayCounts {
+  int64_t choices = 0;
+  int64_t differing = 0;  // of them, those that the routers would not have made
 };
 
 struct ResultTensor {
@@ -44,9 +52,10 @@ WorkerOptions score_options(const RunConfig& score_config, const Communicator& w
 //   gradients: grad.<parameter>; routing: layers.<N>.topk_indices I64 [T,K], layers.<N>.topk_weights F32 [T,K];
 //   hidden: layers.<N>.hidden F32 [B,S,H], what layer N gives.
 // Collective over the world of a worker that was made with these options; `config` is that of score_config, and its
-// micro-batches, schedule and exchange are used as in training. The tensors come on rank 0, nothing on the others.
+// micro-batches, schedule and exchange are used as in training. The tensors come on rank 0, nothing on the others; `replayed`
+// on all.
 std::vector<ResultTensor> score(Worker& worker, const RunConfig& config, const ScoreTokens& tokens,
-                                const ScoringOptions& options);
+                                const ScoringOptions& options, ReplayCounts* replayed = nullptr);
 
 // Tensors whose rows are spread over ranks come together on rank 0.
 

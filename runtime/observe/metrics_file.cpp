@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <charconv>
+#include <cmath>
 #include <cstring>
 #include <fstream>
 #include <map>
@@ -211,6 +212,18 @@ LoggedStep step_from(const nlohmann::json& json) {
   };
   step.loss = known("loss");
   step.num_tokens = known("tokens");
+  step.device_max_over_mean = known("device_max_over_mean");
+  step.move_got_ms = known("move_got_ms");
+  const auto count = [&](const char* key) { return std::llround(known(key).value_or(0)); };
+  if (count("moved_experts") > 0 || count("refused_experts") > 0) {
+    step.move = {.step = step.balance.step,
+                 .moved = count("moved_experts"),
+                 .refused = count("refused_experts"),
+                 .bytes = count("moved_bytes"),
+                 .stall_ms = known("rebalance_ms").value_or(0),
+                 .load_before = step.device_max_over_mean,
+                 .gain_ms = known("move_gain_ms")};
+  }
   for (const nlohmann::json& layer : json.at("layers")) {
     step.layers.push_back({layer.at("layer").get<int>(), layer.at("counts").get<std::vector<int64_t>>()});
   }

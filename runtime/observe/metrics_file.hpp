@@ -85,11 +85,27 @@ struct LayerLoad {
   std::vector<int64_t> counts;  // by expert
 };
 
+// What parallel.rebalance did after a step.
+struct LoggedMove {
+  int64_t step = 0;
+  int64_t moved = 0;  // copies of experts; 0: the proposal was refused
+  int64_t refused = 0;
+  int64_t bytes = 0;
+  double stall_ms = 0;
+  std::optional<double> load_before = std::nullopt;  // busiest rank / mean in this step, and in the next one
+  std::optional<double> load_after = std::nullopt;
+  std::optional<double> gain_ms = std::nullopt;  // of a step, expected, and measured later
+  std::optional<double> got_ms = std::nullopt;
+};
+
 struct LoggedStep {
   StepBalance balance;
   std::vector<LayerLoad> layers;
-  std::optional<double> loss = std::nullopt;        // none where it was not finite
-  std::optional<double> num_tokens = std::nullopt;  // of the global batch
+  std::optional<double> device_max_over_mean = std::nullopt;
+  std::optional<LoggedMove> move = std::nullopt;     // without load_after and got_ms
+  std::optional<double> move_got_ms = std::nullopt;  // what the last move saved in a step
+  std::optional<double> loss = std::nullopt;         // none where it was not finite
+  std::optional<double> num_tokens = std::nullopt;   // of the global batch
 };
 
 // The steps of a metrics.jsonl, in order; none where there is no file. Lines of evaluations are passed over, as is a last line

@@ -9,6 +9,7 @@
 #include <fstream>
 #include <iterator>
 #include <numeric>
+#include <optional>
 #include <random>
 #include <utility>
 
@@ -98,6 +99,14 @@ OrderedJson layers_json(const StepRecord& record) {
   return layers;
 }
 
+OrderedJson json_of(const std::optional<double>& value) { return value ? OrderedJson(*value) : OrderedJson(); }
+
+std::string move_text(const Rebalance& rebalance) {
+  if (rebalance.moved == 0) return "";
+  return fmt::format(" | moved {} experts, {:.2f} -> {:.2f}, {:.1f} ms", rebalance.moved, rebalance.before.value_or(0),
+                     rebalance.after.value_or(0), rebalance.stall_ms);
+}
+
 OrderedJson json_of(const StepRecord& record, const LineOrigin& origin) {
   const GlobalStep& global = record.global;
   const BalanceFigures experts = global.expert_balance();
@@ -140,6 +149,15 @@ OrderedJson json_of(const StepRecord& record, const LineOrigin& origin) {
           {"time", origin.time},
           {"run", origin.run},
           {"tokens_so_far", record.tokens_so_far},
+          {"moved_experts", record.rebalance.moved},
+          {"refused_experts", record.rebalance.refused},
+          {"moved_bytes", record.rebalance.bytes},
+          {"rebalance_ms", record.rebalance.stall_ms},
+          {"move_load_before", json_of(record.rebalance.before)},
+          {"move_load_after", json_of(record.rebalance.after)},
+          {"move_gain_ms", json_of(record.rebalance.gain_ms)},
+          {"move_cost_ms", json_of(record.rebalance.cost_ms)},
+          {"move_got_ms", json_of(record.rebalance.got_ms)},
           {"layers", layers_json(record)}};
 }
 
@@ -188,6 +206,7 @@ std::string step_line(const StepRecord& record, double left) {
   line += fmt::format(" | {} tok/s", short_number(tokens_per_second(record)));
   std::vector<std::string> more = {" | wait " + wait_text(global, 0)};
   if (!global.expert_counts.empty()) more.push_back(fmt::format(" | cv {:.2f}", global.expert_balance().cv));
+  more.push_back(move_text(record.rebalance));
   if (left >= 0.0) more.push_back(left_text(left));
   // What is last matters most.
   size_t length = line.size();
@@ -206,6 +225,7 @@ std::string wide_step_line(const StepRecord& record, double left) {
       step_text(record) + fmt::format(" | lr {:.2e} | {:.1f} ms | {} tok/s | wait {}", record.learning_rate,
                                       record.step_ms, short_number(tokens_per_second(record)), wait_text(global, 1));
   if (record.save_ms > 0.0) line += fmt::format(" | save {:.1f} ms", record.save_ms);
+  line += move_text(record.rebalance);
   if (!global.expert_counts.empty()) line += balance_text(record);
   return left >= 0.0 ? line + left_text(left) : line;
 }
@@ -251,7 +271,7 @@ void RunLog::step(const StepRecord& record) {
   const LineOrigin origin = {unix_time(), run_};
   append(json_of(record, origin));
   const double left = seconds_left(record);
-  if (prints(record)) note(config_.wide ? wide_step_line(record, left) : step_line(record, left));
+  if (prints(record) || record.rebalance.moved > 0) note(config_.wide ? wide_step_line(record, left) : step_line(record, left));
   for (const std::string& warning : alarm_.add(record.step, record.global)) note(warning);
   bar_.update(record.step, record.steps);
 }

@@ -21,6 +21,17 @@
 
 namespace cadre {
 
+// What parallel.rebalance did after a step. Times are of rank 0.
+struct Rebalance {
+  int64_t moved = 0;      // copies of experts that a rank received, over all ranks
+  int64_t refused = 0;    // the same of a proposal that would not have paid
+  int64_t bytes = 0;      // moved
+  double stall_ms = 0.0;  // that planning and moving took
+  // Of the proposal, where there was one: busiest rank / mean before and after, time saved in a step, time of the move.
+  std::optional<double> before = std::nullopt, after = std::nullopt, gain_ms = std::nullopt, cost_ms = std::nullopt;
+  std::optional<double> got_ms = std::nullopt;  // that the last move saved in a step: medians of steps before and after
+};
+
 struct StepRecord {
   int64_t step = 0;   // 1 for the first
   int64_t steps = 0;  // of the whole run
@@ -34,6 +45,7 @@ struct StepRecord {
   int64_t skipped_steps = 0;    // up to this one, which had no finite loss and gradient
   PollCount polls;              // of rank 0: tests of requests between the tiles of products
   std::vector<int> moe_layers;  // the layer of each row of global.expert_counts
+  Rebalance rebalance;
 };
 
 // "step  12/300 | loss 2.1034 | norm 0.81 | 112 ms | 36.4k tok/s | wait 7% | cv 0.56 | 0:00:32 left", at most

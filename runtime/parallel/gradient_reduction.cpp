@@ -215,11 +215,15 @@ Request& GradientReduction::values_of(int stage, int bucket) {
   return values_[static_cast<size_t>(first_bucket_[local_index(stage)] + bucket)];
 }
 
-// By global id of the expert, as on every rank.
+// By name, as on every rank: where they lie depends on what has moved.
 std::vector<HeldValues> GradientReduction::replicated_grads(int stored_bucket) {
   std::vector<HeldValues> held;
+  std::vector<Parameter*> replicated;
   for (Parameter* parameter : store_.parameters_of(stored_bucket)) {
-    if (parameter->holders.size() < 2 || !parameter->grad.defined()) continue;
+    if (parameter->holders.size() > 1 && parameter->grad.defined()) replicated.push_back(parameter);
+  }
+  std::ranges::sort(replicated, {}, &Parameter::name);
+  for (const Parameter* parameter : replicated) {
     held.push_back({elements_of(parameter->grad), store_.grad_owner(), parameter->holders, &store_.memory()});
   }
   return held;

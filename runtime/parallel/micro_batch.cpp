@@ -64,7 +64,8 @@ TokenFacts MicroBatch::facts(uint64_t seed) {
           .first = first_sequence_ * sequence_length_,
           .sequence_length = sequence_length_,
           .position = marks_.documents.empty() ? Tensor() : view(positions_),
-          .task = tasks_.empty() ? Tensor() : view(tasks_)};
+          .task = tasks_.empty() ? Tensor() : view(tasks_),
+          .replay = replay_};
 }
 
 }  // namespace cadre

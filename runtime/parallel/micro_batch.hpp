@@ -40,6 +40,9 @@ class MicroBatch {
   // One task for all tokens.
   void set_task(int32_t task) { tasks_.assign(ids_.size(), task); }
 
+  // Experts that its tokens visit in each mixture layer, see Replay; outlives this object.
+  void set_replay(Replay* replay) { replay_ = replay; }
+
   // Views into this object.
   TokenBatch tokens();
   // Of a run with that seed.
@@ -55,6 +58,7 @@ class MicroBatch {
   int64_t sequence_length_;
   std::vector<int32_t> ids_, targets_, positions_;
   std::vector<int32_t> tasks_;  // empty: none has one
+  Replay* replay_ = nullptr;
   BatchMarks marks_;
   double loss_weight_;
 };

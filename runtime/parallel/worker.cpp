@@ -56,14 +56,32 @@ void Worker::fill_store(bool with_grad) {
       store_.begin_bucket();
       stage->each_parameter(bucket, [&](Parameter& parameter) {
         store_.add(parameter, shards_.owner(parameter).value_or(world().size()));  // behind the slices: what all keep
-        if (cadre::is_first_holder(parameter, stage->place().index, groups_.routes, groups_.grid, world().rank())) {
-          first_held_.push_back(&parameter);
-        }
       });
     }
   }
-  std::ranges::sort(first_held_);
+  find_first_held();
   store_.allocate(DType::f32, with_grad, /*dry_run=*/false, kernels_->memory());
+}
+
+void Worker::find_first_held() {
+  first_held_.clear();
+  for (const auto& stage : model_.stages()) {
+    stage->each_parameter([&](const Parameter& parameter) {
+      if (cadre::is_first_holder(parameter, stage->place().index, groups_.routes, groups_.grid, world().rank())) {
+        first_held_.push_back(&parameter);
+      }
+    });
+  }
+  std::ranges::sort(first_held_);
+}
+
+void Worker::relocate(const ExpertMaps& maps) {
+  for (const int layer : moe_layers_of(model_.config())) {
+    Stage* const stage = model_.stage_with(layer);
+    if (stage != nullptr) stage->block(layer).moe().relocate(maps.of(layer), groups_.expert_rank());
+  }
+  maps_ = maps;
+  find_first_held();
 }
 
 bool Worker::is_first_holder(const Parameter& parameter) const {

@@ -32,6 +32,9 @@ class Worker {
 
   Model& model() { return model_; }
   const ExpertMaps& expert_maps() const { return maps_; }
+  // Names the experts that are here after `maps`, which has as many on each rank; see Experts::relocate. The values of those
+  // that were not here are to be filled. Between steps; all ranks of the world with equal maps.
+  void relocate(const ExpertMaps& maps);
   ParameterStore& store() { return store_; }
   const Kernels& kernels() const { return *kernels_; }
   // Whether this rank is the first of those that hold the parameter; see is_first_holder() of process_groups.hpp.
@@ -66,6 +69,7 @@ class Worker {
 
  private:
   void fill_store(bool with_grad);
+  void find_first_held();
   void start_progress(int num_threads);
 
   ProcessGroups groups_;

@@ -145,7 +145,8 @@ struct OverlapReport {
   std::vector<StepBalance> balance;  // of every step of the run, or every n-th where there are more than 1,000
   std::vector<LayerLoad> expert_load;
   std::vector<LoadOverTime>
-      load_over_time;  // of at most 4 layers, those whose busiest expert is furthest above the mean
+      load_over_time;             // of at most 4 layers, those whose busiest expert is furthest above the mean
+  std::vector<LoggedMove> moves;  // of experts, in the whole run, refused ones too
 };
 
 struct StepRange {

@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "runtime/observe/process_memory.hpp"
 #include "runtime/report/text_table.hpp"
 
 namespace cadre {
@@ -267,6 +268,30 @@ std::vector<std::string> report_notes(const OverlapReport& report) {
   return notes;
 }
 
+namespace {
+
+std::string moves_text(const std::vector<LoggedMove>& moves) {
+  constexpr size_t kMostRows = 20;
+  const auto number = [](const std::optional<double>& value) { return value ? fmt::format("{:.2f}", *value) : "-"; };
+  TextTable table(
+      {"moved after step", "experts", "MiB", "stall ms", "ranks max/mean", "next step", "gain ms", "got ms"});
+  size_t rows = 0;
+  int64_t refused = 0;
+  for (const LoggedMove& move : moves) {
+    refused += move.moved == 0 ? 1 : 0;
+    if (move.moved == 0 || ++rows > kMostRows) continue;
+    table.add({fmt::format("{}", move.step), fmt::format("{}", move.moved),
+               fmt::format("{:.2f}", static_cast<double>(move.bytes) / kMiB), fmt::format("{:.2f}", move.stall_ms),
+               number(move.load_before), number(move.load_after), number(move.gain_ms), number(move.got_ms)});
+  }
+  std::string text = rows == 0 ? "" : table.text();
+  if (rows > kMostRows) text += fmt::format("{} further moves\n", rows - kMostRows);
+  if (refused > 0) text += fmt::format("{} moves refused: they would have cost more than they save\n", refused);
+  return text;
+}
+
+}  // namespace
+
 std::string report_text(const OverlapReport& report) {
   std::string text = headline_text(report) + steady_text(report) + whole_step_text(report) + definitions_text(report) +
                      run_text(report) + '\n' + phases_text(report);
@@ -274,6 +299,7 @@ std::string report_text(const OverlapReport& report) {
   text += '\n' + ranks_text(report);
   if (!report.stragglers.empty()) text += '\n' + stragglers_text(report);
   text += '\n' + efficiency_text(report);
+  if (!report.moves.empty()) text += '\n' + moves_text(report.moves);
   for (const std::string& note : report_notes(report)) text += fmt::format("NOTE: {}\n", note);
   return text;
 }

@@ -175,6 +175,18 @@ nlohmann::json report_json(const OverlapReport& report) {
                      [](const LoadOverTime& one) -> nlohmann::json {
                        return {{"layer", one.layer}, {"first_steps", one.first_steps}, {"counts", one.counts}};
                      })},
+          {"moves", list_json(report.moves,
+                              [](const LoggedMove& one) -> nlohmann::json {
+                                return {{"step", one.step},
+                                        {"moved", one.moved},
+                                        {"refused", one.refused},
+                                        {"bytes", one.bytes},
+                                        {"stall_ms", one.stall_ms},
+                                        {"load_before", or_null(one.load_before)},
+                                        {"load_after", or_null(one.load_after)},
+                                        {"gain_ms", or_null(one.gain_ms)},
+                                        {"got_ms", or_null(one.got_ms)}};
+                              })},
           {"notes", report_notes(report)}};
 }
 

@@ -90,6 +90,21 @@ std::vector<LoadOverTime> load_over_time(const std::vector<LoggedStep>& metrics)
   return uneven;
 }
 
+std::vector<LoggedMove> moves_of(const std::vector<LoggedStep>& metrics) {
+  std::vector<LoggedMove> moves;
+  LoggedMove* last = nullptr;  // that moved
+  for (size_t i = 0; i < metrics.size(); ++i) {
+    if (metrics[i].move_got_ms && last != nullptr) last->got_ms = metrics[i].move_got_ms;
+    if (!metrics[i].move) continue;
+    moves.push_back(*metrics[i].move);
+    if (moves.back().moved > 0 && i + 1 < metrics.size()) moves.back().load_after = metrics[i + 1].device_max_over_mean;
+    const auto moved =
+        std::ranges::find_if(moves.rbegin(), moves.rend(), [](const LoggedMove& one) { return one.moved > 0; });
+    last = moved == moves.rend() ? nullptr : &*moved;
+  }
+  return moves;
+}
+
 }  // namespace
 
 void add_metrics(const std::vector<LoggedStep>& metrics, const std::vector<int64_t>& steps, OverlapReport& report) {
@@ -100,6 +115,7 @@ void add_metrics(const std::vector<LoggedStep>& metrics, const std::vector<int64
   add_training(of_report, report);
   add_load(of_report, report);
   report.load_over_time = load_over_time(metrics);
+  report.moves = moves_of(metrics);
 }
 
 }  // namespace cadre

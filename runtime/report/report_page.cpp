@@ -55,6 +55,26 @@ constexpr Column kStragglers[] = {
     {"mean_late_us", "Late, mean", Unit::us},
 };
 
+constexpr Column kMoves[] = {
+    {"step", "After step", Unit::count},
+    {"moved", "Experts moved", Unit::count},
+    {"refused", "Refused", Unit::count},
+    {"bytes", "Bytes", Unit::bytes},
+    {"stall_ms", "Stall", Unit::ms},
+    {"load_before", "Ranks, max / mean", Unit::ratio},
+    {"load_after", "Next step", Unit::ratio},
+    {"gain_ms", "Gain of a step, expected", Unit::ms},
+    {"got_ms", "Got", Unit::ms},
+};
+
+std::string moves_table(const Json& moves) {
+  if (moves.empty()) return "";
+  return "<p>Moves of experts between ranks (parallel.rebalance) in the whole run. Refused are moves that would have "
+         "cost "
+         "more than they save.</p>\n" +
+         table("Moves of experts", kMoves, moves);
+}
+
 std::string table_section(const char* id, const char* title, const char* about, std::span<const Column> columns,
                           const Json& rows, const char* absent) {
   if (rows.empty()) return section(id, title, note(absent));
@@ -236,7 +256,7 @@ std::string report_page(const nlohmann::json& report, const std::vector<RankTrac
                     "Who was the last to post its part of an operation, and by how much after the mean of the others.",
                     kStragglers, array_at(report, "stragglers"), "No operation had a last rank.");
   text += section("bubble", "Pipeline bubble", bubble_bars(report));
-  text += section("balance", "Balance over time", balance_lines(report));
+  text += section("balance", "Balance over time", balance_lines(report) + moves_table(array_at(report, "moves")));
   text += section("expert-load", "Load of experts", load_map(report));
   text += section("load-over-time", "Load of experts over time", load_over_time(report));
   text += "</main>\n<div id=\"tip\" role=\"status\" hidden=\"hidden\"></div>\n";

@@ -19,6 +19,7 @@
 #include "runtime/config/step_changes.hpp"
 #include "runtime/observe/process_memory.hpp"
 #include "runtime/parallel/executor.hpp"
+#include "runtime/parallel/expert_move.hpp"
 #include "runtime/parallel/expert_placement.hpp"
 #include "runtime/parallel/micro_batch.hpp"
 
@@ -216,6 +217,11 @@ void plan_on(std::unique_ptr<Transport> transport, const RunConfig& config, cons
   if (config.checkpoint.partner_copies > 0 && config.recover == "survivors" && num_ranks > 1) {
     const DryModel partner(config, grid, routes, partner_before(topology, rank));
     plan.lines.push_back({"partner copies", partner_copy_bytes(config, dry, partner)});
+  }
+  if (config.parallel.rebalance != 0 && grid.expert > 1) {
+    const size_t values = static_cast<size_t>(store.numel(Placement::expert)) * sizeof(float);
+    const size_t pieces = std::min(kMovePieceBytes, values + moment_bytes(config, values));
+    plan.lines.push_back({"moving experts", 2 * pieces});  // what comes and what goes
   }
   // MPI reduces into a copy of what it is given.
   if (num_ranks > 1) plan.lines.push_back({"gradient reduction", reduced_bytes(config, model, store, grid, routes)});

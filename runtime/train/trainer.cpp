@@ -67,6 +67,7 @@ Trainer::Trainer(Communicator world, const RunConfig& config, PartnerCopies* cop
       executor_(worker_, program_of(config_)),
       optimizer_(worker_.store(), config_.train,
                  [this](const Parameter& parameter) { return worker_.shards().keeps(parameter); }),
+      rebalancer_(worker_, config_, optimizer_),
       stages_(train_stages(config_.train)),
       tracer_(config_, executor_.program(), worker_, config_hash(config_)),
       trace_scope_(worker_.job().tracer(), tracer_.recorder()),

@@ -17,6 +17,7 @@
 #include "runtime/parallel/worker.hpp"
 #include "runtime/tokenizer/tokenizer.hpp"
 #include "runtime/train/best_evaluation.hpp"
+#include "runtime/train/rebalancer.hpp"
 #include "runtime/train/saver.hpp"
 #include "runtime/train/schedule_choice.hpp"
 #include "runtime/train/step_tracer.hpp"
@@ -68,6 +69,7 @@ class Trainer {
   const std::string& schedule_note() const { return executor_.program().note; }
   const std::string& exchange_reason() const { return worker_.lanes().exchange_reason(); }
   const std::string& progress_note() const { return worker_.progress_note(); }
+  const std::string& rebalance_note() const { return rebalancer_.note(); }
   // Whether the traces of all ranks lie in the folder of the run.
   bool has_traces() const { return tracer_.is_written() && config_.trace.ranks == "all"; }
   const Dataset& dataset() const { return dataset_; }
@@ -89,6 +91,7 @@ class Trainer {
   const TaskLabeller* labeller() const { return labeller_ ? &*labeller_ : nullptr; }
   void begin_stage();
   StepRecord step(StepWork work);
+  void rebalance(StepRecord& record);
   StepWork work_of_step() const;
   // The forward and backward passes of a step and the sums of gradients over ranks.
   void pass(const StepWork& work, LocalStep& local, Overlap overlap);
@@ -119,6 +122,7 @@ class Trainer {
   BatchReader train_reader_;
   Executor executor_;
   Optimizer optimizer_;
+  Rebalancer rebalancer_;
   std::vector<TrainStage> stages_;
   std::optional<RunLog> log_;  // rank 0 only
   StepTracer tracer_;

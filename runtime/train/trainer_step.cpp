@@ -117,7 +117,14 @@ StepRecord Trainer::step() {
     forecast_.reset();
   }
   if (traces) note(tracer_.end(work.step));
+  rebalance(record);
   return record;
+}
+
+// A run that ends now, or that a signal ends, saves what it has where it is.
+void Trainer::rebalance(StepRecord& record) {
+  const bool stops = record.global.stop_requested || skipped_in_a_row_ > 0;
+  rebalancer_.after_step(record, stops ? 0 : last_step_ - record.step);
 }
 
 // The mask of the step to come; said where it is another one than that of the step before.

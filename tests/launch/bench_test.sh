@@ -42,6 +42,14 @@ on_two_ranks bench layer --tokens 64 --hidden 32 --ffn 48 --experts 4 --top-k 2 
 succeeded "bench layer"
 says "gemm floor" "ratio to floor"
 grep -q '"ratio_to_floor": [0-9]' "$folder/layer.json" || fail "no ratio to the floor"
+for workload in W0 W4 W5 W7; do
+  on_two_ranks bench layer --tokens 64 --hidden 32 --ffn 48 --experts 8 --top-k 2 --iterations 4 --warmup 0 --workload "$workload" --json "$folder/$workload.json"
+  succeeded "bench layer --workload $workload"
+done
+says "rows of the busiest rank / mean"
+# No token selects an expert of the last rank.
+grep -q '"rows_max_over_mean": 2.0' "$folder/W5.json" || fail "W5 leaves no rank without rows"
+grep -qE '"rows_max_over_mean": 1\.[0-3]' "$folder/W0.json" || fail "W0 is not balanced"
 on_two_ranks bench router --tokens 64 --hidden 32 --experts 16 --iterations 2 --warmup 1 --json "$folder/router.json"
 succeeded "bench router"
 says "product" "of its speed"

@@ -3,11 +3,14 @@
 // balance, loss and load over time.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <nlohmann/json.hpp>
 
 #include <algorithm>
+#include <string>
 #include <vector>
 
 #include "runtime/report/overlap.hpp"
+#include "runtime/report/report.hpp"
 #include "tests/support/traces.hpp"
 
 namespace cadre {
@@ -124,6 +127,31 @@ TEST(OverlapHeadline, LoadOverTime) {
   ASSERT_EQ(layers[0].first_steps.size(), 48U);
   EXPECT_EQ(layers[0].first_steps[1], 3);
   EXPECT_THAT(layers[0].counts[1], ElementsAre(7 + 8, 2)) << "steps 3 and 4";
+}
+
+// Experts moved after step 2, a proposal was refused after step 3; step 5 knows what the move saved.
+TEST(OverlapHeadline, MovesOfExperts) {
+  std::vector<LoggedStep> metrics(5);
+  for (int i = 0; i < 5; ++i) {
+    metrics[static_cast<size_t>(i)].balance.step = i + 1;
+    metrics[static_cast<size_t>(i)].device_max_over_mean = 2.0 - 0.25 * i;
+  }
+  metrics[1].move = LoggedMove{.step = 2, .moved = 3, .bytes = 1 << 20, .load_before = 1.75, .gain_ms = 4.0};
+  metrics[2].move = LoggedMove{.step = 3, .refused = 2, .load_before = 1.5};
+  metrics[4].move_got_ms = 3.5;
+  const OverlapReport report = analyse_overlap(exchange_traces(), {}, metrics);
+  ASSERT_EQ(report.moves.size(), 2U);
+  EXPECT_EQ(report.moves[0].load_after, 1.5);
+  EXPECT_EQ(report.moves[0].got_ms, 3.5);
+  EXPECT_EQ(report.moves[1].load_after, std::nullopt);
+  EXPECT_EQ(report.moves[1].got_ms, std::nullopt);
+  const std::string text = report_text(report);
+  EXPECT_NE(text.find("moved after step"), std::string::npos);
+  EXPECT_NE(text.find("1 moves refused"), std::string::npos);
+  const auto json = report_json(report);
+  EXPECT_EQ(json["moves"][0]["bytes"], 1 << 20);
+  EXPECT_EQ(json["moves"][0]["load_before"], 1.75);
+  EXPECT_EQ(json["moves"][1]["refused"], 2);
 }
 
 }  // namespace

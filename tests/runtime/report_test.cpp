@@ -223,8 +223,8 @@ TEST(ReportJson, HasTheSchema) {
   EXPECT_EQ(json["schema"], "cadre.report");
   EXPECT_EQ(json["version"], 2);
   EXPECT_THAT(keys_of(json), ElementsAre("balance", "bubble", "efficiency", "expert_load", "headline", "layers",
-                                         "load_over_time", "notes", "phases", "ranks", "run", "schema", "steady",
-                                         "stragglers", "version", "without_overlap"));
+                                         "load_over_time", "moves", "notes", "phases", "ranks", "run", "schema",
+                                         "steady", "stragglers", "version", "without_overlap"));
   EXPECT_THAT(keys_of(json["run"]),
               ElementsAre("cadre_version", "clock_error_us", "config_hash", "cores", "data", "date", "exchange",
                           "expert", "first_step", "hosts", "last_step", "lost_events", "micro_batches", "model", "mpi",

@@ -95,6 +95,20 @@ TEST(RunConfig, EveryFieldSurvivesTheSavedFile) {
   EXPECT_EQ(parse(to_toml(config)), config) << to_toml(config);
 }
 
+TEST(RunConfig, RebalanceIsANumberOfStepsOrAuto) {
+  EXPECT_EQ(parse("[parallel]\nrebalance = 12\n").parallel.rebalance, 12);
+  EXPECT_EQ(parse("[parallel]\nrebalance = \"auto\"\n").parallel.rebalance, kAutoRebalance);
+  EXPECT_EQ(parse(kRun, {"parallel.rebalance=7"}).parallel.rebalance, 7);
+  for (const char* wrong : {"-1", "often", "1.5", ""}) {
+    expect_message(message_of([&] { parse(kRun, {std::string("parallel.rebalance=") + wrong}); }),
+                   {"parallel.rebalance = ", "allowed: auto, or an integer >= 0"});
+  }
+  RunConfig config = parse(kRun, {"parallel.rebalance=auto"});
+  EXPECT_NO_THROW(check(config, 4));
+  config.model.expert_kinds = ExpertKinds::typed;
+  expect_message(message_of([&] { check(config, 4); }), {"parallel.rebalance, allowed: 0"});
+}
+
 // In a file and on the command line: one line, which names the place, the key and what is allowed.
 TEST(RunConfig, AnUnknownNameOfAnyKeyIsRefused) {
   RunConfig known;

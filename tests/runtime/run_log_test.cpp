@@ -111,6 +111,22 @@ TEST(StepLine, ShortensNumbers) {
   EXPECT_THAT(step_line(record), HasSubstr("| 1.25M tok/s |"));
 }
 
+TEST(StepLine, SaysWhatMoved) {
+  StepRecord record = example_step();
+  record.rebalance = {.moved = 5, .bytes = 1000, .stall_ms = 12.34, .before = 1.625, .after = 1.05, .gain_ms = 7.5};
+  EXPECT_THAT(step_line(record), HasSubstr("| moved 5 experts, 1.62 -> 1.05, 12.3 ms |"));
+  const Json json = Json::parse(step_json(record));
+  EXPECT_EQ(json["moved_experts"], 5);
+  EXPECT_EQ(json["moved_bytes"], 1000);
+  EXPECT_EQ(json["rebalance_ms"], 12.34);
+  EXPECT_EQ(json["move_load_before"], 1.625);
+  EXPECT_EQ(json["move_gain_ms"], 7.5);
+  EXPECT_TRUE(json["move_got_ms"].is_null());
+  record.rebalance = {.refused = 3};
+  EXPECT_EQ(step_line(record), step_line(example_step()));
+  EXPECT_EQ(Json::parse(step_json(record))["refused_experts"], 3);
+}
+
 TEST(StepJson, HasAStableSchema) {
   const Json json = Json::parse(step_json(example_step()));
   std::vector<std::string> keys;
@@ -121,7 +137,9 @@ TEST(StepJson, HasAStableSchema) {
                                 "device_bytes_min", "device_bytes_max", "device_bytes_mean", "expert_cv",
                                 "expert_max_vio", "expert_min", "expert_max", "expert_mean", "expert_entropy",
                                 "dead_experts", "device_cv", "device_max_over_mean", "wait_ms_max", "wait_ms_mean",
-                                "step_ms_max", "time", "run", "tokens_so_far", "layers"));
+                                "step_ms_max", "time", "run", "tokens_so_far", "moved_experts", "refused_experts",
+                                "moved_bytes", "rebalance_ms", "move_load_before", "move_load_after", "move_gain_ms",
+                                "move_cost_ms", "move_got_ms", "layers"));
   std::vector<std::string> layer_keys;
   for (const auto& item : json["layers"][1].items()) layer_keys.push_back(item.key());
   EXPECT_THAT(layer_keys, ElementsAre("layer", "expert_cv", "max_vio", "min", "max", "mean", "entropy", "dead",

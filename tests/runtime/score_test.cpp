@@ -15,6 +15,7 @@
 #include "runtime/checkpoint/model_checkpoint.hpp"
 #include "runtime/train/trainer.hpp"
 #include "tests/support/files.hpp"
+#include "tests/support/messages.hpp"
 #include "tests/support/ranks.hpp"
 #include "tests/support/score_comparison.hpp"
 
@@ -84,6 +85,74 @@ TEST(Score, EqualsTheGoldenCaseOnAnyRanksWithEveryExchange) {
       }
     }
   });
+}
+
+// Biases of selection that are turned round choose other experts, and weigh none. With the choices of the golden case the
+// results are its own again, gradients too. In bf16 the choices stay those of fp64.
+TEST(Score, ReplaysTheChoicesOfTheGoldenCase) {
+  test::on_ranks([](Communicator& world) {
+    const std::filesystem::path path = kGolden / "expected.safetensors";
+    const SafetensorsReader expected(path);
+    const ScoreTokens tokens = golden_tokens(expected);
+    RunConfig config;
+    config.model = read_model_config(kGolden);
+    config.train.micro_batches = 2;
+    config = score_config(config, tokens);
+    const RecordedRouting recorded(path, config.model, tokens.num_sequences * tokens.length);
+    for (const auto& [precision, turned] :
+         {std::pair("fp32", true), std::pair("bf16", true), std::pair("fp32", false)}) {
+      config.compute.precision = precision;
+      ScoringOptions all = {.gradients = true, .routing = true, .hidden = true, .replay = &recorded};
+      Communicator own = world.duplicate("worker");
+      const WorkerOptions options = score_options(config, own, all);
+      Worker worker(std::move(own), options);
+      load_checkpoint(kGolden, worker.store(), nullptr);
+      for (Parameter* parameter : worker.store().parameters()) {
+        if (!turned || !parameter->name().ends_with("e_score_correction_bias")) continue;
+        for (int64_t e = 0; e < parameter->value.numel(); ++e) parameter->value.data<float>()[e] *= -10.0F;
+        ++parameter->version;
+      }
+      ReplayCounts replayed;
+      const std::vector<ResultTensor> results = score(worker, config, tokens, all, &replayed);
+      if (turned) {
+        EXPECT_GT(replayed.differing, replayed.choices / 10);
+      } else {
+        EXPECT_EQ(replayed.differing, 0);
+      }
+      if (world.rank() > 0) continue;
+      const bool exact = std::string_view(precision) == "fp32";
+      int64_t choices = 0;
+      for (const ScoreTensor& wanted : test::tensors_of(expected)) {
+        if (wanted.name == "tokens") continue;
+        const bool is_choice = wanted.name.ends_with("topk_indices");
+        if (is_choice) choices += wanted.shape[0] * wanted.shape[1];
+        if (!exact && !is_choice) continue;
+        const auto found = std::ranges::find(results, wanted.name, &ResultTensor::name);
+        ASSERT_NE(found, results.end()) << wanted.name;
+        const ScoreTensor view = {found->name, found->dtype, found->shape, found->memory.span()};
+        for (const std::string& line : test::differences_of({view}, {wanted}, test::kFp32Tolerance)) {
+          ADD_FAILURE() << precision << ": " << line;
+        }
+      }
+      EXPECT_EQ(replayed.choices, choices);
+    }
+  });
+}
+
+TEST(Score, RefusesARecordOfSomethingElse) {
+  const SafetensorsReader expected(kGolden / "expected.safetensors");
+  const ModelConfig model = read_model_config(kGolden);
+  const int64_t num_tokens = expected.find("tokens")->shape[0] * expected.find("tokens")->shape[1];
+  const auto refusal = [](const std::filesystem::path& path, const ModelConfig& of, int64_t count) {
+    return test::message_of([&] { RecordedRouting(path, of, count); });
+  };
+  EXPECT_NE(refusal(kGolden / "model.safetensors", model, num_tokens).find("has no tensor layers."), std::string::npos);
+  EXPECT_NE(refusal(kGolden / "expected.safetensors", model, num_tokens - 1).find("allowed: I64 ["), std::string::npos);
+  ModelConfig fewer = model;
+  fewer.n_routed_experts = 2;
+  EXPECT_NE(refusal(kGolden / "expected.safetensors", fewer, num_tokens).find("allowed: each of [0, 2) once"),
+            std::string::npos);
+  EXPECT_EQ(refusal(kGolden / "expected.safetensors", model, num_tokens), "no error");
 }
 
 // Latent attention, groups, an MTP module; trained for three steps.

@@ -1,0 +1,106 @@
+// SPDX-License-Identifier: Apache-2.0
+// Where and when experts should move: means of loads, maps that keep the number of experts of each rank, and what pays.
+#include "runtime/placement/rebalance.hpp"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <numeric>
+#include <random>
+
+namespace cadre {
+namespace {
+
+TEST(Rebalance, loads_are_means_and_then_moving_means) {
+  LoadMean mean;
+  mean.add({{4, 0}});
+  mean.add({{0, 2}});
+  EXPECT_EQ(mean.of_layers(), (std::vector<std::vector<double>>{{2, 1}}));
+  for (int64_t step = 2; step < kLoadWindow; ++step) mean.add({{2, 1}});
+  mean.add({{18, 1}});  // 2 + 16 / 16
+  EXPECT_EQ(mean.steps(), kLoadWindow + 1);
+  EXPECT_DOUBLE_EQ(mean.of_layers()[0][0], 3.0);
+  EXPECT_DOUBLE_EQ(mean.of_layers()[0][1], 1.0);
+}
+
+TEST(Rebalance, swaps_what_evens_the_ranks_out) {
+  const ExpertMap before = ExpertMap::contiguous(4, 2);
+  const std::vector<double> weight = {8, 6, 1, 1};
+  const ExpertMap after = place_anew(before, weight, 1, 1);
+  // 8 + 1 against 6 + 1 is the best there is; one expert of each rank moves.
+  EXPECT_DOUBLE_EQ(busiest_over_mean({before}, {weight}), 14.0 / 8.0);
+  EXPECT_DOUBLE_EQ(busiest_over_mean({after}, {weight}), 9.0 / 8.0);
+  EXPECT_EQ(arrivals(before, after), (std::vector<int>{1, 1}));
+  EXPECT_EQ(place_anew(after, weight, 1, 1), after);
+  // Layers wait for each other: (14 + 8) / (8 + 8).
+  EXPECT_DOUBLE_EQ(busiest_over_mean({before, before}, {weight, {4, 4, 4, 4}}), 22.0 / 16.0);
+}
+
+// The busiest rank never gets busier, each rank keeps its number of experts, each expert has a rank.
+TEST(Rebalance, keeps_the_number_of_experts_of_each_rank) {
+  std::mt19937 random(7);
+  for (int round = 0; round < 60; ++round) {
+    const int num_ranks = 2 + round % 4;
+    const int num_experts = num_ranks + static_cast<int>(random() % 12);
+    std::vector<std::vector<int>> experts_of(static_cast<size_t>(num_ranks));
+    const ExpertMap in_a_row = ExpertMap::contiguous(num_experts, num_ranks);
+    for (int rank = 0; rank < num_ranks; ++rank) {
+      const auto own = in_a_row.experts_of(rank);
+      experts_of[static_cast<size_t>(rank)].assign(own.begin(), own.end());
+      // The ranks behind have fewer: a copy each makes sizes uneven in another order.
+      const bool more = round % 2 == 1 && static_cast<int>(own.size()) == num_experts / num_ranks;
+      const int copy = in_a_row.experts_of((rank + 1) % num_ranks)[0];
+      if (more) experts_of[static_cast<size_t>(rank)].push_back(copy);
+    }
+    const ExpertMap before = ExpertMap::of(num_experts, experts_of);
+    if (!has_even_slots(before)) continue;
+    std::vector<double> weight;
+    for (int e = 0; e < num_experts; ++e) weight.push_back(1000.0 / static_cast<double>(1 + random() % 50));
+    const ExpertMap after = place_anew(before, weight, 1, 1);
+    for (int rank = 0; rank < num_ranks; ++rank) {
+      EXPECT_EQ(after.experts_of(rank).size(), before.experts_of(rank).size()) << "round " << round;
+    }
+    EXPECT_EQ(after.num_replicas(), before.num_replicas());
+    EXPECT_LE(busiest_over_mean({after}, {weight}), busiest_over_mean({before}, {weight}) * (1 + 1e-12));
+  }
+  EXPECT_FALSE(has_even_slots(ExpertMap::of(4, {{0, 1, 2}, {3}})));
+  EXPECT_TRUE(has_even_slots(ExpertMap::of(5, {{0, 1}, {2, 3, 4}})));
+}
+
+// Experts take 60 % of an even step of 100 ms. The busiest rank has 1.5 of the mean: 40 + 60 * 1.5 = 130 ms.
+TEST(Rebalance, a_move_pays_where_it_saves_more_than_it_takes) {
+  MoveEstimate move = {
+      .step_ms = 130.0, .expert_share = 0.6, .before = 1.5, .after = 1.1, .cost_ms = 95.0, .horizon = 4};
+  EXPECT_NEAR(move.gain_ms(), 24.0, 1e-9);  // 130 - (40 + 66)
+  EXPECT_TRUE(move.pays());                 // 4 * 24 = 96
+  move.cost_ms = 97.0;
+  EXPECT_FALSE(move.pays());
+  move.cost_ms = 0.0;
+  move.after = 1.5;
+  EXPECT_FALSE(move.pays());
+}
+
+std::vector<int> looks(RebalanceClock clock, int steps, int move_at) {
+  std::vector<int> found;
+  for (int step = 1; step <= steps; ++step) {
+    if (!clock.tick()) continue;
+    found.push_back(step);
+    step == move_at ? clock.has_moved() : clock.has_looked();
+  }
+  return found;
+}
+
+TEST(Rebalance, looks_ever_less_often_until_something_moved) {
+  EXPECT_EQ(looks(RebalanceClock(5), 16, 10), (std::vector<int>{5, 10, 15}));
+  EXPECT_EQ(looks(RebalanceClock(-1), 45, 0), (std::vector<int>{4, 12, 28}));
+  EXPECT_EQ(looks(RebalanceClock(-1), 45, 12), (std::vector<int>{4, 12, 16, 24, 40}));
+  RebalanceClock clock(-1);
+  for (int step = 0; step < 12; ++step) {
+    if (clock.tick()) clock.has_looked();
+  }
+  EXPECT_EQ(clock.horizon(), 12);
+  EXPECT_EQ(RebalanceClock(5).horizon(), 5);
+}
+
+}  // namespace
+}  // namespace cadre
