@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # Every package Cadre may use is looked for here and nowhere else. What was found is printed as one table; all missing
 # required packages stop the configuration together, with the line that installs them.
-# cadreConfig.cmake.in repeats the searches that the installed libraries need.
+# cadre-config.cmake.in repeats the searches that the installed libraries need.
 
 # cadre_dependency(LABEL FOUND VERSION PACKAGE [LOST]): one row of the table. PACKAGE is the Debian name. LOST says what
 # is missing without the package; a row without it is required.
@@ -85,6 +85,33 @@ elseif(CADRE_TESTS AND NOT CADRE_TESTS STREQUAL "AUTO")
   find_package(GTest QUIET)
   cadre_dependency(GoogleTest GTest_FOUND "${GTest_VERSION}" libgtest-dev)
   set(CADRE_BUILD_TESTS ON)
+endif()
+
+# The Python module is for the interpreter that has the packages of its tests.
+set(CADRE_BUILD_PYTHON OFF)
+if(CADRE_PYTHON AND (CADRE_BUILD_TESTS OR NOT CADRE_PYTHON STREQUAL "AUTO"))
+  if(NOT Python_EXECUTABLE)
+    foreach(candidate /usr/bin/python3 python3)
+      execute_process(COMMAND ${candidate} -c "import mpi4py, numpy" RESULT_VARIABLE lacks_packages OUTPUT_QUIET ERROR_QUIET)
+      if(lacks_packages EQUAL 0)
+        find_program(Python_EXECUTABLE ${candidate})
+        break()
+      endif()
+    endforeach()
+  endif()
+  find_package(Python 3.9 QUIET COMPONENTS Interpreter Development.Module)
+  find_package(pybind11 2.10 QUIET CONFIG)
+  set(pybind11_and_python ${pybind11_FOUND})
+  if(NOT Python_FOUND)
+    set(pybind11_and_python OFF)
+  endif()
+  if(CADRE_PYTHON STREQUAL "AUTO")
+    cadre_dependency(pybind11 pybind11_and_python "${pybind11_VERSION}, Python ${Python_VERSION}"
+                     "pybind11-dev python3-dev" "the Python module")
+  else()
+    cadre_dependency(pybind11 pybind11_and_python "${pybind11_VERSION}, Python ${Python_VERSION}" pybind11-dev)
+  endif()
+  set(CADRE_BUILD_PYTHON ${pybind11_and_python})
 endif()
 
 # The Toolkit's headers give the trace its NVTX ranges wherever they are found. The back end for GPUs is built on demand.

@@ -45,11 +45,14 @@ struct Dispatch::SlotRecord {
 
 Dispatch::Dispatch(Exchange& exchange, std::span<const int32_t> ids, int top_k, const ExpertMap& map,
                    std::vector<double> weights)
+    : Dispatch(exchange, make_dispatch_plan(ids, top_k, map, exchange.rank()), map, std::move(weights)) {}
+
+Dispatch::Dispatch(Exchange& exchange, DispatchPlan plan, const ExpertMap& map, std::vector<double> weights)
     : exchange_(exchange),
       num_local_experts_(static_cast<int>(map.experts_of(exchange.rank()).size())),
       weights_(std::move(weights)),
-      route_(exchange.route(make_dispatch_plan(ids, top_k, map, exchange.rank()))) {
-  CADRE_ASSERT(weights_.size() == ids.size());
+      route_(exchange.route(std::move(plan))) {
+  CADRE_ASSERT(weights_.size() == static_cast<size_t>(this->plan().num_tokens * this->plan().top_k));
 }
 
 Task<void> Dispatch::announce() {

@@ -85,6 +85,8 @@ class Dispatch {
   // outside of the map. The exchange must outlive the dispatch.
   Dispatch(Exchange& exchange, std::span<const int32_t> ids, int top_k, const ExpertMap& map,
            std::vector<double> weights);
+  // The same with a plan that was made for that map and this rank.
+  Dispatch(Exchange& exchange, DispatchPlan plan, const ExpertMap& map, std::vector<double> weights);
 
   // Work that runs while rows travel.
   using Meanwhile = std::function<void()>;

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <memory>
 #include <span>
+#include <string>
 #include <string_view>
 
 #include "comm/exchange/plan.hpp"
@@ -58,12 +59,16 @@ struct ExchangeSetup {
   // Of a device, where activations lie on one; the exchange must not outlive it.
   const RowCodec* device_codec = nullptr;
   bool transport_follows = false;  // that device (Transport::follow)
+  std::string plugin = {};         // of the strategy plugin: path of the shared object
 };
 
 // flat: one message per pair of ranks. all_gather: every rank gets all rows and picks its own; for few rows or a large
 // top-k. shared: ranks of one host read each other's rows in place. hierarchical: a row crosses between two hosts once and
 // is read in place inside; sums of a host return as one row.
 inline constexpr std::string_view kStrategies[] = {"flat", "all_gather", "shared", "hierarchical"};
+
+// Not one of them, because it needs ExchangeSetup::plugin.
+inline constexpr std::string_view kPluginStrategy = "plugin";
 
 // Collective over the group. All ranks get an exchange of the same strategy, or all throw the same error:
 // ErrorKind::environment where a host has too little memory or `shared` would span hosts.

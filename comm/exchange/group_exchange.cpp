@@ -6,6 +6,7 @@
 #include <optional>
 
 #include "comm/base/check.hpp"
+#include "comm/base/plugin.hpp"
 #include "comm/group/agreement.hpp"
 
 namespace cadre {
@@ -16,6 +17,15 @@ constexpr size_t kNumbers = 3;  // per peer: rows, slots and an extra one
 using Maker = std::unique_ptr<Exchange> (*)(const ExchangeSetup&);
 constexpr Maker kMakers[] = {make_flat_exchange, make_all_gather_exchange, make_shared_exchange,
                              make_hierarchical_exchange};  // in the order of kStrategies
+
+std::unique_ptr<Exchange> make_from_plugin(const ExchangeSetup& setup) {
+  const Plugin plugin(setup.plugin);
+  auto* const make =
+      plugin.function<Exchange*(const ExchangeSetup&)>("cadre_make_exchange", "exchange.strategy = plugin");
+  std::unique_ptr<Exchange> exchange(make(setup));
+  CADRE_CHECK(exchange != nullptr, fmt::format("model.plugin = {} made no exchange", setup.plugin));
+  return exchange;
+}
 
 // Shared memory is laid out alike on all ranks, as large as the largest of their wishes. Throws on all ranks where they
 // want different strategies.
@@ -68,7 +78,7 @@ void GroupRoute::learn_counts() {
 
 std::unique_ptr<Exchange> make_exchange(std::string_view strategy, const ExchangeSetup& setup) {
   const auto* const named = std::ranges::find(kStrategies, strategy);
-  if (named == std::end(kStrategies)) {
+  if (named == std::end(kStrategies) && strategy != kPluginStrategy) {
     throw Error(ErrorKind::internal, fmt::format("no exchange is called '{}'", strategy));
   }
   const auto index = named - std::begin(kStrategies);
@@ -85,7 +95,7 @@ std::unique_ptr<Exchange> make_exchange(std::string_view strategy, const Exchang
   std::unique_ptr<Exchange> made;
   const std::optional<Failure> failure =
       attempt_together(agreed.group, agreed.group.job().deadline_seconds(), "making the exchange",
-                       [&] { made = kMakers[index](agreed); });
+                       [&] { made = strategy == kPluginStrategy ? make_from_plugin(agreed) : kMakers[index](agreed); });
   if (!failure) return made;
   made = nullptr;  // frees shared memory: collective on the hosts where it was allocated
   throw Error(failure->error(fmt::format("making the {} exchange", strategy)));

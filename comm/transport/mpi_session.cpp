@@ -14,6 +14,7 @@
 #include "comm/base/check.hpp"
 #include "comm/job/wait.hpp"
 #include "comm/transport/mpi.hpp"
+#include "comm/transport/mpi_group.hpp"
 #include "comm/transport/mpi_operations.hpp"
 
 namespace cadre {
@@ -26,6 +27,12 @@ int count_ranks_on_host(MPI_Comm world) {
   CADRE_MPI(MPI_Comm_size(host, &ranks));
   CADRE_MPI(MPI_Comm_free(&host));
   return ranks;
+}
+
+bool is_thread_multiple() {
+  int level = MPI_THREAD_SINGLE;
+  CADRE_MPI(MPI_Query_thread(&level));
+  return level == MPI_THREAD_MULTIPLE;
 }
 
 }  // namespace
@@ -50,9 +57,7 @@ MpiSession::~MpiSession() {
 }
 
 void MpiSession::add_job(JobContext& job) {
-  int level = MPI_THREAD_SINGLE;
-  CADRE_MPI(MPI_Query_thread(&level));
-  job.set_threads_for_calls(level == MPI_THREAD_MULTIPLE);
+  job.set_threads_for_calls(is_thread_multiple());
   left_calls_behind_.push_back(job.left_calls_behind());
 }
 
@@ -81,6 +86,23 @@ std::unique_ptr<Transport> MpiSession::make_survivors(JobContext& job, const std
   };
   return make_mpi_transport(job, process_,
                             blocking_call<MPI_Comm>(job, "making a world of the ranks that are left", make));
+}
+
+MpiGroup make_mpi_group(JobContext& job, MPI_Comm comm) {
+  int initialised = 0;
+  CADRE_MPI(MPI_Initialized(&initialised));
+  CADRE_CHECK(initialised != 0, "MPI is not initialised",
+              "call MPI_Init_thread first; in Python: from mpi4py import MPI");
+  CADRE_CHECK(comm != MPI_COMM_NULL, "the communicator is MPI_COMM_NULL", "pass one that this process belongs to");
+  int joins_two_groups = 0;
+  CADRE_MPI(MPI_Comm_test_inter(comm, &joins_two_groups));
+  CADRE_CHECK(joins_two_groups == 0, "the communicator joins two groups", "pass an intracommunicator");
+  job.set_threads_for_calls(is_thread_multiple());
+  const auto process = std::make_shared<MpiProcess>();
+  MPI_Comm copy = MPI_COMM_NULL;
+  CADRE_MPI(MPI_Comm_dup(comm, &copy));
+  process->ranks_on_host = count_ranks_on_host(copy);
+  return {make_mpi_transport(job, process, copy), [process] { process->generation.fetch_add(1); }};
 }
 
 bool mpi_survives_lost_ranks() {

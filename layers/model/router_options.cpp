@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "comm/base/check.hpp"
+#include "layers/router/select.hpp"
 
 namespace cadre {
 namespace {
@@ -139,6 +140,17 @@ void check_projections(const ModelConfig& c) {
   }
 }
 
+// Loads it, so that a plugin that cannot be used is found before anything else is done.
+void check_plugin(const ModelConfig& c) {
+  if (c.router.select.rule != SelectRule::plugin) return;
+  CADRE_CHECK(!c.router.select.plugin.empty(), "model.plugin = \"\" with router = plugin, allowed: a path",
+              "a shared object with a router; launch/examples/own_router.cpp is one");
+  SelectOptions options = c.router.select;
+  options.num_experts = static_cast<int>(c.n_routed_experts);
+  options.top_k = static_cast<int>(c.num_experts_per_tok);
+  static_cast<void>(make_selector(options));
+}
+
 }  // namespace
 
 void check_router(const ModelConfig& c) {
@@ -148,6 +160,7 @@ void check_router(const ModelConfig& c) {
   const LossOptions& losses = c.router.losses;
   check_lists(c);
   check_projections(c);
+  check_plugin(c);
   CADRE_CHECK(c.inner_experts_per_tok <= c.inner_experts,
               fmt::format("model.inner_experts_per_tok = {}, allowed: integer in [1, inner_experts = {}]",
                           c.inner_experts_per_tok, c.inner_experts),

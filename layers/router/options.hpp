@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 #include <vector>
 
 namespace cadre {
@@ -75,6 +76,7 @@ enum class SelectRule {
   hybrid,         // token choice while the load is even, else expert choice
   sinkhorn,       // token choice from scores balanced by Sinkhorn's iteration
   hierarchical,   // equally many experts from each of the best groups
+  plugin,         // what a shared object says
   by_kind,        // derived; equally many experts of each of three kinds, which take turns by id
 };
 
@@ -90,6 +92,7 @@ struct SelectOptions {
   // Hierarchical, and the groups that it chooses from.
   int groups = 1;
   int kept_groups = 1;
+  std::string plugin = {};  // path of a shared object with an own rule or an own exchange; empty: none
 
   bool operator==(const SelectOptions&) const = default;
 };

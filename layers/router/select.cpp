@@ -61,6 +61,7 @@ std::unique_ptr<Selector> make_selector(const SelectOptions& options) {
     case SelectRule::hybrid: return make_hybrid(options);
     case SelectRule::sinkhorn: return make_sinkhorn(options);
     case SelectRule::hierarchical: return make_hierarchical(options);
+    case SelectRule::plugin: return make_from_plugin(options);
     case SelectRule::by_kind: return make_by_kind(options);
   }
   throw Error(ErrorKind::internal, "a selection rule without code");

@@ -29,6 +29,7 @@ std::unique_ptr<Selector> make_hybrid(const SelectOptions& options);
 std::unique_ptr<Selector> make_sinkhorn(const SelectOptions& options);
 std::unique_ptr<Selector> make_hierarchical(const SelectOptions& options);
 std::unique_ptr<Selector> make_by_kind(const SelectOptions& options);
+std::unique_ptr<Selector> make_from_plugin(const SelectOptions& options);
 
 // --- what rules share ------------------------------------------------------------------------------------------------
 

@@ -196,8 +196,9 @@ std::vector<Section> sections_of(RunConfig& c) {
        }},
       {"exchange",
        {
-           {"strategy", &c.exchange.strategy, one_of({"auto", "flat", "shared", "hierarchical", "all_gather"}),
-            "how rows travel to experts and back"},
+           {"strategy", &c.exchange.strategy,
+            one_of({"auto", "flat", "shared", "hierarchical", "all_gather", "plugin"}),
+            "how rows travel to experts and back; plugin: see model.plugin"},
            {"transport", &c.exchange.transport, one_of({"auto", "mpi", "nccl"}),
             "for device = cuda; auto: nccl if each rank has its own device"},
            {"combine", &c.exchange.combine, one_of({"partial", "slot_order"}),
@@ -291,6 +292,17 @@ void check_at(const RunConfig& config, int64_t step, int num_ranks) {
     if (step == 1) throw;
     throw Error(error.kind(), fmt::format("from step {} on: {}", step, error.text()), error.hint());
   }
+}
+
+void check_plugin(const RunConfig& config) {
+  const SelectOptions& select = config.model.router.select;
+  const bool exchanges = config.exchange.strategy == kPluginStrategy;
+  CADRE_CHECK(!exchanges || !select.plugin.empty(),
+              "model.plugin = \"\" with exchange.strategy = plugin, allowed: a path",
+              "a shared object with an exchange");
+  CADRE_CHECK(select.plugin.empty() || exchanges || select.rule == SelectRule::plugin,
+              fmt::format("model.plugin = {} is not used", select.plugin),
+              "model.router=plugin takes its router, exchange.strategy=plugin its exchange");
 }
 
 }  // namespace
@@ -398,6 +410,7 @@ void check(const RunConfig& config, int num_ranks) {
   errors.collect([&] {
     if (config.compute.products != "auto") ProductChoice::parse(config.compute.products, "compute.products");
   });
+  errors.collect([&] { check_plugin(config); });
   check_train(config.train, errors);
   errors.collect([&] { train_stages(config.train); });
   errors.collect([&] { recompute_of(config.train); });

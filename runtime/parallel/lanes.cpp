@@ -113,7 +113,8 @@ ExchangeSetup Lanes::exchange_setup(const Space& space, const WorkerOptions& opt
           // Activations of a device lie elsewhere, and their rows come as messages.
           .memory_bytes = device_codec == nullptr ? kActivationReserve * activations : 0,
           .device_codec = device_codec,
-          .transport_follows = transport_follows_};
+          .transport_follows = transport_follows_,
+          .plugin = options.model.router.select.plugin};
 }
 
 void Lanes::make_exchange_of(Space& space, const WorkerOptions& options) {

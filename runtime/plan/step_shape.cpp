@@ -82,6 +82,7 @@ class ShapeMaker {
     if (shape_.strategy == "auto") {
       shape_.strategy = exchanges() ? predict(workload, group, costs).front().strategy : "flat";
     }
+    if (shape_.strategy == kPluginStrategy) shape_.strategy = "flat";  // as far as one can know
     times_ = exchange_times(shape_.strategy, workload, group, costs);
     told_s_ = (hosts > 1 ? machine_.network.alpha_s : machine_.host.alpha_s) * (exchanges() ? 1.0 : 0.0);
   }

@@ -1,0 +1,100 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "layers/facade/moe.hpp"
+
+#include <utility>
+
+#include "comm/base/check.hpp"
+#include "comm/device/staged.hpp"
+#include "comm/transport/mpi.hpp"
+#include "comm/transport/mpi_group.hpp"
+#include "layers/facade/dispatcher.hpp"
+#include "layers/kernels/gpu/cuda.hpp"
+
+namespace cadre::moe {
+inline namespace v1 {
+namespace {
+
+std::unique_ptr<Kernels> kernels_of(const Options& options, JobContext& job) {
+  if (options.memory == Memory::device) return make_cuda_kernels(options.device, Precision::fp32);
+  job.threads().resize(options.threads);
+  return make_cpu_kernels(Precision::fp32, {.threads = &job.threads()});
+}
+
+// Rows of a device where MPI cannot be handed them go through memory of the host.
+std::unique_ptr<Transport> over_host(std::unique_ptr<Transport> transport, const Options& options) {
+  if (options.memory == Memory::host || mpi_reaches_devices()) return transport;
+  return make_staged_transport(std::move(transport), make_cuda_copies(options.device));
+}
+
+Batch batch_of(Dispatcher& dispatcher, const ConstRows& x, DispatchPlan plan, std::span<const float> weights) {
+  return Batch(std::make_unique<BatchState>(dispatcher.share(), x, std::move(plan), weights));
+}
+
+}  // namespace
+
+int version() noexcept { return CADRE_MOE_VERSION; }
+
+Dispatcher make_dispatcher(MPI_Comm comm, const Options& options) {
+  auto job =
+      std::make_unique<JobContext>(options.deadline_seconds > 0.0 ? options.deadline_seconds : kDefaultDeadlineSeconds);
+  MpiGroup mpi = make_mpi_group(*job, comm);
+  check_options(options, mpi.transport->size());
+  std::unique_ptr<Kernels> kernels = kernels_of(options, *job);
+  Communicator group(over_host(std::move(mpi.transport), options), "dispatcher");
+  return make_dispatcher_of({std::move(job), std::move(group), std::move(mpi.leave_to_process_end)}, options,
+                            std::move(kernels));
+}
+
+int Dispatcher::rank() const { return state_->group().rank(); }
+int Dispatcher::num_ranks() const { return state_->group().size(); }
+std::span<const int> Dispatcher::experts() const { return state_->map().experts_of(rank()); }
+const Options& Dispatcher::options() const { return state_->options(); }
+std::string Dispatcher::strategy() const { return state_->strategy(); }
+void Dispatcher::leave_to_process_end() noexcept { state_->leave_to_process_end(); }
+
+Batch::Batch(std::unique_ptr<BatchState> state) : state_(std::move(state)) {}
+Batch::Batch(Batch&&) noexcept = default;
+Batch& Batch::operator=(Batch&&) noexcept = default;
+Batch::~Batch() = default;
+
+Rows Batch::rows() const { return state_->rows(); }
+std::span<const int32_t> Batch::expert_offsets() const { return state_->expert_offsets(); }
+std::span<const float> Batch::weights() const { return state_->weights(); }
+const Plan& Batch::plan() const { return state_->plan(); }
+
+Batch dispatch(Dispatcher& dispatcher, const ConstRows& x, std::span<const int32_t> ids,
+               std::span<const float> weights) {
+  const DispatcherState& state = dispatcher.state();
+  const int top_k = state.options().top_k;
+  CADRE_CHECK(static_cast<int64_t>(ids.size()) == x.count * top_k,
+              fmt::format("ids has {} values, must have tokens x top_k = {} x {}", ids.size(), x.count, top_k));
+  return batch_of(dispatcher, x, make_dispatch_plan(ids, top_k, state.map(), dispatcher.rank()), weights);
+}
+
+Batch dispatch(Dispatcher& dispatcher, const ConstRows& x, const Plan& plan, std::span<const float> weights) {
+  CADRE_CHECK(plan.num_ranks() == dispatcher.num_ranks() && plan.top_k() == dispatcher.options().top_k,
+              fmt::format("the plan is for {} ranks and top_k = {}, the dispatcher has {} and {}", plan.num_ranks(),
+                          plan.top_k(), dispatcher.num_ranks(), dispatcher.options().top_k));
+  return batch_of(dispatcher, x, plan.value(), weights);
+}
+
+void combine(Batch& batch, const ConstRows& results, const Rows& y) {
+  batch.state().combine(results, y, Weighted::yes);
+}
+
+void combine_backward(Batch& batch, const ConstRows& dy, const Rows& d_results) {
+  batch.state().combine_backward(dy, d_results, nullptr);
+}
+
+void combine_backward(Batch& batch, const ConstRows& dy, const ConstRows& results, const Rows& d_results,
+                      std::span<float> d_weights) {
+  const BatchState::WeightGrads weight_grads = {results, d_weights};
+  batch.state().combine_backward(dy, d_results, &weight_grads);
+}
+
+void dispatch_backward(Batch& batch, const ConstRows& d_rows, const Rows& dx) {
+  batch.state().combine(d_rows, dx, Weighted::no);
+}
+
+}  // namespace v1
+}  // namespace cadre::moe

@@ -1,0 +1,83 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+# The examples of an installed prefix, built there through find_package and pkg-config, do what they say.
+# Usage: examples_test.sh PREFIX BUILD_FOLDER mpirun [FLAG...]
+prefix=$1
+build=$2
+mpirun=("${@:3}")
+# shellcheck source=tests/launch/common.sh
+source "$(dirname "$0")/common.sh" "$prefix/bin/cadre"
+
+sources=$prefix/share/cadre/examples
+run() {
+  code=0
+  timeout "$time_limit" "$@" >"$output" 2>&1 || code=$?
+}
+
+run cmake -S "$sources" -B "$build/examples" -DCMAKE_BUILD_TYPE=Release -DCMAKE_PREFIX_PATH="$prefix"
+succeeded "configuring with find_package"
+time_limit=500
+run cmake --build "$build/examples"
+succeeded "building with find_package"
+time_limit=120
+
+# All that CMake knows of Cadre, pkg-config knows too.
+export PKG_CONFIG_PATH=
+PKG_CONFIG_PATH=$(dirname "$(find "$prefix" -name cadre.pc)")
+read -ra flags < <(pkg-config --cflags --libs cadre)
+run "${CXX:-c++}" -std=c++20 "$sources/own_expert.cpp" -o "$build/own_expert_of_pkg_config" "${flags[@]}"
+succeeded "building with pkg-config"
+[[ "$(pkg-config --modversion cadre)" == "$("$prefix/bin/cadre" --version | grep -oE '[0-9]+\.[0-9]+\.[0-9]+' | head -1)" ]] ||
+  fail "cadre.pc and the program have different versions"
+
+for program in "$build/examples/own_expert" "$build/own_expert_of_pkg_config"; do
+  for ranks in 1 4; do
+    run "${mpirun[@]}" -n "$ranks" "$program"
+    succeeded "$program on $ranks ranks"
+    (($(grep -c '^largest error [0-9.]*e-0[789]$\|^largest error 0.0e+00$' "$output") == ranks)) || fail "own_expert on $ranks ranks"
+  done
+done
+
+# Plugins: the router and the exchange of the example, and those that cannot be used.
+program=$prefix/bin/cadre
+plugin=$(find "$build/examples" -name 'libown_router.so')
+on_two_ranks train "$folder/run.toml" "model.plugin=$plugin" model.router=plugin exchange.strategy=plugin "out=$folder/own"
+succeeded "a run with the plugin"
+(($(grep -cE '^own exchange: rank [01] sent [1-9][0-9]* bytes$' "$output") >= 2)) || fail "the exchange of the plugin was not used"
+# Experts in a ring: of the second choices none is further than one from the first.
+on_two_ranks train "$folder/run.toml" "out=$folder/built_in"
+succeeded "the same run without"
+loss() { grep -o '"loss":[^,]*' "$1/metrics.jsonl" | head -1; }
+[[ "$(loss "$folder/own")" != "$(loss "$folder/built_in")" ]] || fail "the router of the plugin changes nothing"
+on_two_ranks train "$folder/run.toml" "model.plugin=$folder/none.so" model.router=plugin
+refused 2 "model.plugin = $folder/none.so: no such file"
+on_two_ranks train "$folder/run.toml" "model.plugin=$plugin"
+refused 2 "is not used"
+on_two_ranks train "$folder/run.toml" model.router=plugin
+refused 2 "model.plugin = \"\" with router = plugin"
+broken_plugin() { # SOURCE
+  echo "$1" >"$folder/broken.cpp"
+  "${CXX:-c++}" -shared -fPIC "$folder/broken.cpp" -o "$folder/broken.so"
+}
+broken_plugin 'extern "C" int cadre_plugin_version() { return 999; }'
+on_two_ranks train "$folder/run.toml" "model.plugin=$folder/broken.so" model.router=plugin
+refused 2 "is for version 999 of plugins, this Cadre has version"
+broken_plugin 'extern "C" int another() { return 1; }'
+on_two_ranks train "$folder/run.toml" "model.plugin=$folder/broken.so" model.router=plugin
+refused 2 "exports no cadre_plugin_version"
+broken_plugin "extern \"C\" int cadre_plugin_version() { return $(sed -n 's/.*kPluginVersion = \([0-9]*\).*/\1/p' "$prefix/include/cadre/comm/base/plugin.hpp"); }"
+on_two_ranks train "$folder/run.toml" "model.plugin=$folder/broken.so" model.router=plugin
+refused 2 "exports no cadre_make_selector"
+on_two_ranks train "$folder/run.toml" "model.plugin=$folder/broken.so" exchange.strategy=plugin
+refused 2 "exports no cadre_make_exchange"
+
+on_two_ranks train "$folder/run.toml" trace.first_step=2 trace.steps=1
+succeeded "a traced run"
+run "$build/examples/read_traces" "$folder/run"
+succeeded "reading its traces"
+for rank in 0 1; do
+  grep -qE "^rank $rank compute experts +[0-9.]+$" "$output" || fail "no time of the experts of rank $rank"
+  grep -qE "^rank $rank wait    dispatch +[0-9.]+$" "$output" || fail "no wait of rank $rank for dispatch"
+done
+run "$build/examples/read_traces" "$folder/none"
+((code == 1)) || fail "a folder without traces is no error"
