@@ -9,6 +9,7 @@
 
 #include "comm/base/check.hpp"
 #include "comm/base/console.hpp"
+#include "comm/base/help_text.hpp"
 #include "launch/reference.hpp"
 #include "runtime/checkpoint/safetensors_header.hpp"
 #include "runtime/config/run_file.hpp"
@@ -58,8 +59,8 @@ std::string help_of(const Command& command) {
   if (command.files) text << ' ' << command.files->name << "...";
   if (command.overrides != nullptr) text << " [key=value ...]";
   text << " [options]\n" << command.summary << "\n\n";
-  for (const Field& argument : command.arguments) text << fmt::format("  {:<22}{}\n", argument.name, argument.help);
-  if (command.files) text << fmt::format("  {:<22}{}\n", command.files->name + "...", command.files->help);
+  for (const Field& argument : command.arguments) text << help_entry(argument.name, argument.help, 24);
+  if (command.files) text << help_entry(command.files->name + "...", command.files->help, 24);
   text << (command.arguments.empty() && !command.files ? "" : "\n") << options_of(command);
   if (command.more_help) text << '\n' << command.more_help();
   return text.str();
@@ -68,7 +69,7 @@ std::string help_of(const Command& command) {
 // Of `cadre` itself or, with `path` "plan ", of the parts of a command.
 std::string help_of(const std::string& path, const std::string& summary, const std::vector<Command>& commands) {
   std::string text = fmt::format("Usage: cadre {}COMMAND [arguments] [options]\n{}\n\n", path, summary);
-  for (const Command& command : commands) text += fmt::format("  {:<10}{}\n", command.name, command.summary);
+  for (const Command& command : commands) text += help_entry(command.name, command.summary, 12);
   return text + fmt::format("\n  cadre {}COMMAND --help   its arguments and options\n", path);
 }
 

@@ -39,10 +39,11 @@ struct Launcher {
   const char* size_variable;
   const char* rank_variable;
 };
+constexpr Launcher kSrun = {"SLURM_STEP_NUM_TASKS", "SLURM_PROCID"};
 constexpr std::array<Launcher, 3> kLaunchers = {{
     {"OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"},
     {"PMI_SIZE", "PMI_RANK"},
-    {"SLURM_STEP_NUM_TASKS", "SLURM_PROCID"},
+    kSrun,
 }};
 
 struct Launched {
@@ -72,6 +73,13 @@ Launched launched_as() {
     if (size != nullptr) return {launcher.size_variable, std::atoi(size), rank == nullptr ? 0 : std::atoi(rank)};
   }
   return {};
+}
+
+Error not_connected(const Launched& launched) {
+  return {ErrorKind::environment,
+          fmt::format("the launcher started {} processes ({}), but MPI does not connect them", launched.size,
+                      launched.variable),
+          "use srun --mpi=pmix, or the mpirun of the MPI library that cadre was built with"};
 }
 
 std::string rank_text(int rank) { return fmt::format("rank {} on {}: ", rank, host_name()); }
@@ -139,11 +147,17 @@ std::unique_ptr<Transport> Job::make_world() const {
 
 void Job::check_launcher() const {
   const Launched launched = launched_as();
-  if (size() > 1 || launched.size <= 1) return;
-  throw Error(ErrorKind::environment,
-              fmt::format("the launcher started {} processes ({}), but MPI does not connect them", launched.size,
-                          launched.variable),
-              "use srun --mpi=pmix, or the mpirun of the MPI library that cadre was built with");
+  if (size() == 1 && launched.size > 1) throw Error(not_connected(launched));
+}
+
+int Job::refuse_launcher() {
+  const Launched launched = launched_as();
+  const bool has_plugin = std::getenv("PMIX_RANK") != nullptr || std::getenv("PMI_RANK") != nullptr;
+  if (launched.size <= 1 || launched.variable != kSrun.size_variable || has_plugin) return 0;
+  const Error error = not_connected(launched);
+  if (launched.rank == 0) print_error("", error);
+  leave_code(exit_code(error.kind()));
+  return exit_code(error.kind());
 }
 
 int Job::num_ranks(int64_t thread_ranks) const {

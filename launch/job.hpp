@@ -37,6 +37,9 @@ class Job {
 
   // Throws when a launcher started several processes that MPI does not know to be one job.
   void check_launcher() const;
+  // Of srun without a plug-in for MPI, where MPI_Init would end the process with many lines of its own: prints one, on rank 0,
+  // and returns the exit code. 0 where nothing is known to be wrong.
+  static int refuse_launcher();
 
   // Number of ranks of on_ranks. Throws on thread ranks in a job of several processes.
   int num_ranks(int64_t thread_ranks) const;

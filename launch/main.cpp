@@ -57,6 +57,7 @@ int main(int argc, char** argv) {
   std::optional<cadre::StopSignals> signals;
   if (argc > 1 && std::string_view(argv[1]) == "train") signals.emplace();
   std::set_terminate(cadre::terminate_job);
+  if (const int code = cadre::Job::refuse_launcher(); code != 0) return code;
   const bool reports_mpi = argc > 1 && std::string_view(argv[1]) == "doctor";
   const cadre::Job job(&argc, &argv, reports_mpi);
   cadre::report_crashes();

@@ -172,7 +172,7 @@ Command report_command() {
   const auto options = std::make_shared<ReportArguments>();
   return {
       .name = "report",
-      .summary = "analyses the trace of a run: hidden and exposed communication, and which rank waited for which",
+      .summary = "analyses the trace of a run: hidden and exposed communication, who waited for whom",
       .arguments = {{"RUN_DIR", &options->run, any(), "the folder of a traced run"}},
       .options = {{"steps", &options->steps, any(),
                    "range of steps, FIRST:LAST; default: all that are complete on every rank"},

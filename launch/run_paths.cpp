@@ -11,6 +11,7 @@
 
 #include "comm/base/error_list.hpp"
 #include "runtime/config/data_mixture.hpp"
+#include "runtime/data/indexed_file.hpp"
 #include "runtime/tokenizer/bytes.hpp"
 
 namespace cadre {
@@ -21,6 +22,12 @@ namespace fs = std::filesystem;
 void check_readable(const std::string& key, const std::string& path, const char* hint) {
   if (::access(path.c_str(), R_OK) == 0) return;
   throw Error(ErrorKind::input, fmt::format("{} = {}: {}", key, path, std::strerror(errno)), hint);
+}
+
+// Also the prefix of the two files of Megatron-LM.
+void check_data(const std::string& key, const std::string& path, const char* hint) {
+  const auto files = find_indexed_files(path);
+  check_readable(key, files ? files->ids : path, hint);
 }
 
 // The folder itself, or the nearest one above it that is there.
@@ -48,11 +55,11 @@ void check_paths(const RunConfig& config) {
   ErrorList errors;
   const char* key = config.data.mixture.empty() ? "data.path" : "data.mixture";
   for (const MixtureEntry& entry : mixture_entries(config.data)) {
-    errors.collect([&] { check_readable(key, entry.path, "a text file, a folder of them, or an llm.c token file"); });
+    errors.collect([&] { check_data(key, entry.path, "a text file, a folder of them, or an llm.c token file"); });
   }
   if (!config.data.validation.empty()) {
     errors.collect([&] {
-      check_readable("data.validation", config.data.validation, "held-out data of the same format as data.path");
+      check_data("data.validation", config.data.validation, "held-out data of the same format as data.path");
     });
   }
   if (config.data.tokenizer != kByteTokenizer) {

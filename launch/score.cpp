@@ -60,7 +60,7 @@ RunConfig scoring_config_of(const ScoreArguments& options, const ModelFiles& fil
   const std::filesystem::path& checkpoint = files.checkpoint;
   RunConfig config = run_config_of(files);
   config.exchange.combine = "slot_order";
-  config.train = {};
+  config.train = TrainConfig();
   const std::string tokenizer = config.data.tokenizer;
   config.data = {};
   config.data.path = options.tokens;

@@ -73,7 +73,7 @@ Command tokenize_command() {
   const auto options = std::make_shared<TokenizeArguments>();
   return {
       .name = "tokenize",
-      .summary = "writes the tokens of texts to PREFIX.bin and PREFIX.idx, which train reads as data=PREFIX",
+      .summary = "writes the tokens of texts to a file that train reads at once (Megatron-LM .bin, .idx)",
       .options = {{"tokenizer", &options->tokenizer, any(),
                    "bytes, or a tokenizer.json, a tokenizer.model or a folder with one"},
                   {"out", &options->out, any(), "prefix of the new files"},

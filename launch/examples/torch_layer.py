@@ -63,7 +63,7 @@ def main():
         pairs = [(y, ys[comm.rank]), (x.grad, alone_x.grad[comm.rank]), (gate_grad, alone_gate.grad)]
         for e, expert in zip(dispatcher.experts, layer.experts):
             pairs += [(p.grad, q.grad) for p, q in zip(expert.parameters(), alone[e].parameters())]
-        error = max(float((a - b).abs().max()) for a, b in pairs)
+        error = max(float((a - b).detach().abs().max()) for a, b in pairs)
         print(f"rank {comm.rank}: {len(pairs)} tensors, largest error {error:.1e}")
         del y, pairs  # batches go before the dispatcher
     return 0 if comm.allreduce(error, MPI.MAX) <= 1e-6 else 1

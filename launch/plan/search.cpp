@@ -16,6 +16,7 @@
 #include "launch/plan/memory.hpp"
 #include "runtime/checkpoint/file.hpp"
 #include "runtime/config/run_file.hpp"
+#include "runtime/observe/process_memory.hpp"
 #include "runtime/plan/predict_step.hpp"
 #include "runtime/schedule/run_program.hpp"
 

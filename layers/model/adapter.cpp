@@ -91,15 +91,17 @@ std::string adapter_name(std::string_view weight, char matrix) {
 
 void add_adapters(const ModelConfig& config, const AdapterOptions& options,
                   const std::function<void(const ParameterVisitor&)>& each_parameter) {
-  each_parameter([&](Parameter& parameter) {
-    const Placement placement = parameter.placement;
-    fix(parameter, options.format);
-    for (const ParameterPart& part : parameter.parts) {
+  std::vector<Parameter*> weights;  // before there are adapters, which a visit would reach too
+  each_parameter([&](Parameter& parameter) { weights.push_back(&parameter); });
+  for (Parameter* weight : weights) {
+    const Placement placement = weight->placement;
+    fix(*weight, options.format);
+    for (const ParameterPart& part : weight->parts) {
       const bool is_target = is_projection(part.name) && is_in_layers(config, part.name) &&
                              std::ranges::find(options.targets, projection_in(part.name)) != options.targets.end();
-      if (is_target) parameter.low_rank.push_back(addition_to(parameter, placement, part, options));
+      if (is_target) weight->low_rank.push_back(addition_to(*weight, placement, part, options));
     }
-  });
+  }
 }
 
 }  // namespace cadre

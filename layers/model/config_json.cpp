@@ -142,6 +142,9 @@ ModelConfig model_config_from_json(const json& source, const std::string& where,
   fill_defaults(config);
   check(config);
   if (saved_type == family.model_type) refuse_others(source, family, reader, config);
+  // What is written under the name of another family is read as one of it, too.
+  if (keys_beyond_class(config).empty()) config.model_type = saved_family(config).model_type;
+  fill_defaults(config);
   return config;
 }
 

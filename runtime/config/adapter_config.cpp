@@ -23,7 +23,8 @@ std::vector<std::string> adapter_targets(const RunConfig& config) {
   for (const std::string& target : targets) {
     CADRE_CHECK(std::ranges::find(known, target) != known.end(),
                 fmt::format("adapter.targets = \"{}\": this model has no {}, allowed: all, or some of {}",
-                            config.adapter.targets, target, fmt::join(known, ",")));
+                            config.adapter.targets, target, fmt::join(known, ",")),
+                "all takes each of them");
   }
   CADRE_CHECK(!targets.empty(), "adapter.targets = \"\", allowed: all, or names of projections",
               fmt::format("this model has {}", fmt::join(known, ",")));

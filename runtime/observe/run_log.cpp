@@ -103,8 +103,8 @@ OrderedJson json_of(const std::optional<double>& value) { return value ? Ordered
 
 std::string move_text(const Rebalance& rebalance) {
   if (rebalance.moved == 0) return "";
-  return fmt::format(" | moved {} experts, {:.2f} -> {:.2f}, {:.1f} ms", rebalance.moved, rebalance.before.value_or(0),
-                     rebalance.after.value_or(0), rebalance.stall_ms);
+  return fmt::format(" | moved {}, {:.2f} -> {:.2f}", rebalance.moved, rebalance.before.value_or(0),
+                     rebalance.after.value_or(0));
 }
 
 OrderedJson json_of(const StepRecord& record, const LineOrigin& origin) {
@@ -226,6 +226,7 @@ std::string wide_step_line(const StepRecord& record, double left) {
                                       record.step_ms, short_number(tokens_per_second(record)), wait_text(global, 1));
   if (record.save_ms > 0.0) line += fmt::format(" | save {:.1f} ms", record.save_ms);
   line += move_text(record.rebalance);
+  if (record.rebalance.moved > 0) line += fmt::format(" in {:.1f} ms", record.rebalance.stall_ms);
   if (!global.expert_counts.empty()) line += balance_text(record);
   return left >= 0.0 ? line + left_text(left) : line;
 }
@@ -271,7 +272,8 @@ void RunLog::step(const StepRecord& record) {
   const LineOrigin origin = {unix_time(), run_};
   append(json_of(record, origin));
   const double left = seconds_left(record);
-  if (prints(record) || record.rebalance.moved > 0) note(config_.wide ? wide_step_line(record, left) : step_line(record, left));
+  if (prints(record) || record.rebalance.moved > 0)
+    note(config_.wide ? wide_step_line(record, left) : step_line(record, left));
   for (const std::string& warning : alarm_.add(record.step, record.global)) note(warning);
   bar_.update(record.step, record.steps);
 }

@@ -10,6 +10,7 @@
 
 #include "comm/exchange/choose.hpp"
 #include "comm/progress/engine.hpp"
+#include "layers/model/adapter.hpp"
 #include "layers/router/lane_context.hpp"
 #include "runtime/parallel/process_groups.hpp"
 

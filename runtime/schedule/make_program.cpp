@@ -6,6 +6,7 @@
 
 #include "comm/base/check.hpp"
 #include "comm/base/fields.hpp"
+#include "comm/base/help_text.hpp"
 #include "runtime/schedule/generators.hpp"
 
 namespace cadre {
@@ -75,7 +76,7 @@ std::vector<std::string> schedule_names() {
 std::string schedule_summaries() {
   std::string text;
   for (const Schedule& schedule : schedules()) {
-    text += fmt::format("  {:<11}{}; bubble {}\n", schedule.name, schedule.summary, schedule.formula);
+    text += help_entry(schedule.name, fmt::format("{}; bubble {}", schedule.summary, schedule.formula), 13);
   }
   return text;
 }

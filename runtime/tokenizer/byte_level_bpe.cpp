@@ -25,14 +25,13 @@ constexpr size_t kMaxRememberedWord = 64;           // bytes
 // Whether a text is brought to NFC first. Other steps that would change it are refused.
 bool read_normalizer(const json& file) {
   json normalizer = file.value("normalizer", json());
-  std::string type = type_of(normalizer, "normalizer");
-  if (type == "Sequence") {
+  if (type_of(normalizer, "normalizer") == "Sequence") {
     const json steps = field(normalizer, "normalizer", "normalizers", json::value_t::array);
     if (steps.empty()) return false;
-    normalizer = steps.front();
-    type = steps.size() == 1 ? type_of(normalizer, "normalizer") : type;
+    if (steps.size() == 1) normalizer = steps.front();
   }
   if (normalizer.is_null()) return false;
+  const std::string type = type_of(normalizer, "normalizer");
   CADRE_CHECK(type == "NFC", fmt::format("normalizer = {}, allowed: none | NFC", quoted(type)), kByteLevelBpeHint);
   if (!has_nfc()) to_nfc("");
   return true;

@@ -263,7 +263,9 @@ double measured_addition() {
 
 // By how much work takes longer while an array is summed over the ranks. The array is long enough for a few passes.
 double measured_contention(Probe& probe, const Communicator& world, const LinkCost& link, double steady_pass_s) {
-  const double passes_s = 2.0 * kContendedPasses * steady_pass_s;
+  // All ranks sum arrays of one length.
+  const double slowest_pass_s = wait(world.all_reduce(steady_pass_s, ReduceOp::max));
+  const double passes_s = 2.0 * kContendedPasses * slowest_pass_s;
   const double elements = passes_s / std::max(link.beta_s, 1e-12) / sizeof(float);
   const auto values = std::make_shared<std::vector<float>>(static_cast<size_t>(std::clamp(elements, 1e6, 1.6e7)));
   ReductionQueue queue(world);

@@ -219,8 +219,12 @@ void plan_on(std::unique_ptr<Transport> transport, const RunConfig& config, cons
     plan.lines.push_back({"partner copies", partner_copy_bytes(config, dry, partner)});
   }
   if (config.parallel.rebalance != 0 && grid.expert > 1) {
-    const size_t values = static_cast<size_t>(store.numel(Placement::expert)) * sizeof(float);
-    const size_t pieces = std::min(kMovePieceBytes, values + moment_bytes(config, values));
+    size_t state = 0;
+    for (const Parameter* parameter : store.parameters()) {
+      if (parameter->placement != Placement::expert) continue;
+      state += parameter->value.bytes() + moment_bytes(*parameter, config.train);
+    }
+    const size_t pieces = std::min(kMovePieceBytes, state);
     plan.lines.push_back({"moving experts", 2 * pieces});  // what comes and what goes
   }
   // MPI reduces into a copy of what it is given.

@@ -21,8 +21,9 @@ folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 (cd "$source" && "$python" -c "from scikit_build_core import build; print(build.build_sdist('$folder'))")
 archive=$(find "$folder" -name 'cadre-*.tar.gz')
+files=$(tar -tzf "$archive")
 for file in CMakeLists.txt module.cpp pyproject.toml cadre/__init__.py cadre/_core.pyi cadre/py.typed cadre/torch.py; do
-  tar -tzf "$archive" | grep -q "/$file\$" || { echo "FAILED: the archive has no $file"; exit 1; }
+  grep -q "/$file\$" <<<"$files" || { echo "FAILED: the archive has no $file"; exit 1; }
 done
 
 # Outside of the source tree an installed Cadre is needed, and its absence is said.

@@ -55,7 +55,7 @@ short=(train "$run" "data.tokenizer=$folder/tokenizer" model.vocab_size=266)
 on_two_ranks train "$run" "data.tokenizer=$folder/tokenizer"
 refused 2 "model.vocab_size = 256, allowed: integer >= 266" "$folder/tokenizer"
 on_two_ranks train "$run" data.tokenizer=nothing
-refused 2 "nothing: there is no such tokenizer" "tokenizer.json"
+refused 2 "data.tokenizer = nothing: No such file" "tokenizer.json"
 echo '{"model": {' >"$folder/damaged.json"
 on_two_ranks train "$run" "data.tokenizer=$folder/damaged.json"
 refused 2 "$folder/damaged.json: tokenizer.json is not JSON"

@@ -65,7 +65,7 @@ std::string summary_of(const std::vector<std::vector<int64_t>>& counts) {
   const TemporaryDirectory out;
   std::optional<RunLog> log;
   printed_by([&] {
-    log.emplace(out.path(), 0, 1);
+    log.emplace(out.path(), 0, LogConfig{.every = 1});
     for (int64_t step = 1; step <= 2; ++step) {
       StepRecord record = example_step(step);
       record.global.expert_counts = counts;

@@ -7,7 +7,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <map>
 
 #include "comm/base/random.hpp"
@@ -39,12 +38,13 @@ RunConfig moving_run(const std::filesystem::path& folder) {
   return config;
 }
 
-// Holds the routers skewed: a bias of selection that nothing updates falls off from expert to expert as 1 / (e + 1).
+// Holds the routers skewed: a bias of selection that nothing updates falls off from expert to expert, and gate and
+// embedding do not train.
 void skew(Trainer& trainer) {
   for (Parameter* parameter : trainer.worker().store().parameters()) {
     if (!parameter->name().ends_with("e_score_correction_bias")) continue;
     auto* const bias = parameter->value.data<float>();
-    for (int64_t e = 0; e < parameter->value.numel(); ++e) bias[e] = std::stof(getenv("A")) * (getenv("LIN") ? (1.0F - static_cast<float>(e) / 16.0F) : 1.0F/static_cast<float>(e + 1));
+    for (int64_t e = 0; e < parameter->value.numel(); ++e) bias[e] = 0.06F * (1.0F - static_cast<float>(e) / kExperts);
     ++parameter->version;
   }
 }
@@ -172,9 +172,8 @@ TEST(ExpertMove, a_checkpoint_knows_no_map) {
 RunConfig skewed_run(const std::filesystem::path& folder) {
   RunConfig config = moving_run(folder);
   config.train.batch = 64;
-  config.train.learning_rate = 1e-3;
+  config.train.learning_rate = 1e-4;
   config.train.stages = "experts";
-  if(getenv("SEED")) config.seed = std::stoi(getenv("SEED"));
   return config;
 }
 
@@ -207,7 +206,6 @@ TEST(ExpertMove, a_skewed_router_gets_even_ranks) {
         const Course stays = course(world.duplicate("stays"), config, 24);
         config.parallel.rebalance = kAutoRebalance;
         const Course moves = course(world.duplicate("moves"), config, 24);
-        for (size_t i = 0; i < 24; ++i) std::printf("%zu %.3f %.3f\n", i, stays.busiest[i], moves.busiest[i]);
         EXPECT_GE(stays.busiest.front(), 1.5);
         EXPECT_GE(stays.busiest.back(), 1.5);
         EXPECT_LE(moves.busiest[19], 1.10);

@@ -114,7 +114,8 @@ TEST(StepLine, ShortensNumbers) {
 TEST(StepLine, SaysWhatMoved) {
   StepRecord record = example_step();
   record.rebalance = {.moved = 5, .bytes = 1000, .stall_ms = 12.34, .before = 1.625, .after = 1.05, .gain_ms = 7.5};
-  EXPECT_THAT(step_line(record), HasSubstr("| moved 5 experts, 1.62 -> 1.05, 12.3 ms |"));
+  EXPECT_THAT(step_line(record), HasSubstr("| moved 5, 1.62 -> 1.05"));
+  EXPECT_THAT(wide_step_line(record), HasSubstr("| moved 5, 1.62 -> 1.05 in 12.3 ms |"));
   const Json json = Json::parse(step_json(record));
   EXPECT_EQ(json["moved_experts"], 5);
   EXPECT_EQ(json["moved_bytes"], 1000);

@@ -90,6 +90,7 @@ class SaverOnThreads : public testing::Test {
     config_.train.steps = 5;
     config_.exchange.strategy = "flat";
     config_.log.every = 1;
+    config_.log.wide = true;  // with the time of saves
   }
   // The whole run, as `cadre train` does it.
   std::string run(int num_ranks) {

@@ -118,6 +118,7 @@ class MaskingKernels final : public Kernels {
   void embedding_grad(const Tensor&, const Tensor&, const Tensor&) const override { unused(); }
   void cross_entropy(const Tensor&, const Tensor&, const Tensor&) const override { unused(); }
   void cross_entropy_grad(const Tensor&, const Tensor&, double, const Tensor&) const override { unused(); }
+  void scaled_sum(double, const Tensor&, double, const Tensor&, const Tensor&) const override { unused(); }
   void adamw(const AdamWStep&, const Tensor&, const Tensor&, const Tensor&, const Tensor&) const override { unused(); }
 
  private:

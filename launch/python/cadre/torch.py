@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from typing import Any, Callable, Sequence, Tuple
 
+import numpy as np
 import torch
 
 from . import Batch, Dispatcher
@@ -65,7 +66,7 @@ class MixtureOfExperts(torch.nn.Module):
 
     def forward(self, x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         rows, batch = dispatch(self.dispatcher, x, ids, weights)
-        parts = [expert(part) for expert, part in zip(self.experts, rows.split(torch.from_numpy(
-            batch.expert_offsets).diff().tolist()))]
+        counts = np.diff(batch.expert_offsets).tolist()
+        parts = [expert(part) for expert, part in zip(self.experts, rows.split(counts))]
         results = torch.cat(parts) if parts else rows
         return combine(batch, results, weights)

@@ -38,6 +38,8 @@ void row_gemm(const GemmShape& shape, const GemmOperand& a, const GemmOperand& b
 
 inline constexpr int64_t kInt8TermsPerScale = 32;
 inline constexpr int64_t kFp8TermsPerScale = 128;
+// A code in E4M3 stands for so many times what its bits stand for in the same place of a half.
+inline constexpr float kFp8OverHalf = 0x1p8F;
 
 // A weight [rows, width] in a narrower format.
 struct NarrowMatrix {
@@ -45,7 +47,7 @@ struct NarrowMatrix {
   int64_t rows = 0;
   int64_t width = 0;
   Buffer codes;   // [rows, width]
-  Buffer scales;  // [rows, ceil(width / terms_per_scale)], fp32; none in bf16
+  Buffer scales;  // [rows, ceil(width / terms_per_scale)], fp32; none in bf16, of fp8 times kFp8OverHalf
 
   NarrowMatrix() = default;
   NarrowMatrix(const float* values, int64_t rows, int64_t width, WeightFormat format, ThreadPool& threads);
@@ -53,8 +55,22 @@ struct NarrowMatrix {
   int64_t scales_per_row() const { return (width + terms_per_scale() - 1) / terms_per_scale(); }
 };
 
-// row_gemm with b transposed, on the values that b stands for: code x scale, rounded to fp32. Not of format fp32.
+// row_gemm with b transposed, on the values that b stands for: code x scale, rounded to fp32. Not of format fp32. Of int8 rows
+// of a as Int8Rows.
 void row_gemm(const GemmShape& shape, const GemmOperand& a, const NarrowMatrix& b, float* c, int64_t c_stride);
+
+// Rows [num_rows, width] of a matrix as integers, for products with int8: value = factor x integer, in 16 bits. In scratch memory of
+// this thread. A row with what is not finite gives NaN.
+struct Int8Rows {
+  Int8Rows(const GemmOperand& a, int64_t num_rows, int64_t width);
+  int64_t padded_width;  // a multiple of kInt8TermsPerScale, zeros behind width
+  const int16_t* rows;   // [num_rows, padded_width]
+  const float* factors;  // [num_rows]
+};
+
+// On the calling thread, with columns [first_column, first_column + shape.n) of b in int8.
+void row_gemm(const GemmShape& shape, const Int8Rows& a, const NarrowMatrix& b, int64_t first_column, float* c,
+              int64_t c_stride);
 
 // The core type whose kernels OpenBLAS took: "Haswell", "SkylakeX", ...
 std::string blas_core_name();

@@ -26,8 +26,9 @@ void to_int8(const float* values, int64_t count, int8_t* codes, float* scale) {
 }
 
 void to_fp8_codes(const float* values, int64_t count, uint8_t* codes, float* scale) {
-  *scale = fp8_scale(largest_of(values, count), Fp8Scale::fp32);
-  for (int64_t i = 0; i < count; ++i) codes[i] = to_fp8(values[i] / *scale);
+  const float unit = fp8_scale(largest_of(values, count), Fp8Scale::fp32);
+  for (int64_t i = 0; i < count; ++i) codes[i] = to_fp8(values[i] / unit);
+  *scale = unit * kFp8OverHalf;
 }
 
 struct NarrowWeight final : PackedWeight {

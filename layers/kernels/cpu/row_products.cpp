@@ -11,6 +11,7 @@
 // clang-format off: foreach_target.h compiles this file once for each instruction set, and must come first.
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "layers/kernels/cpu/row_products.cpp"
+#include <hwy/cache_control.h>
 #include <hwy/foreach_target.h>
 
 #include "layers/kernels/cpu/vector_inl.hpp"
@@ -21,7 +22,7 @@ namespace cadre {
 namespace HWY_NAMESPACE {
 
 constexpr int kTileRows = HWY_TARGET <= HWY_AVX3 ? 6 : 3;  // AVX-512 has 32 registers, what came before it 16
-constexpr int kTileColumns = 4;
+constexpr int kTileColumns = kLaneSums;
 constexpr int kFewRows = 2;
 constexpr int64_t kFirstCache = 2048;  // elements of them that leave room for b
 constexpr int64_t kBlock = 4096;       // terms
@@ -39,15 +40,17 @@ struct RowGemm {
   const float* b_row(int64_t row) const { return b.data + row * b.stride; }
 };
 
-// Columns of b that lie along k, each from some term on: what dot_tile reads. load gives terms i .. i + lanes.
+// Columns of b that lie along k, each from some term on: what dot_tile reads. load gives terms i .. i + lanes. kAtOnce: columns
+// that one or two rows are multiplied with side by side.
 struct FloatColumns {
   struct Column {
-    const float* terms;
+    const float* codes;
     template <class Lanes>
     HWY_INLINE Float load(Lanes lanes, size_t i) const {
-      return lanes.load(terms + i);
+      return lanes.load(codes + i);
     }
   };
+  static constexpr int kAtOnce = 1;
   GemmOperand b;
   HWY_INLINE Column column(int64_t index, int64_t first) const { return {b.data + index * b.stride + first}; }
 };
@@ -72,83 +75,41 @@ struct Bf16Columns {
       return hn::BitCast(FloatTag(), hn::ShiftLeft<16>(hn::PromoteTo(wide, load_codes(codes + i, lanes))));
     }
   };
+  static constexpr int kAtOnce = 1;
   const NarrowMatrix& b;
   HWY_INLINE Column column(int64_t index, int64_t first) const {
     return {b.codes.as<uint16_t>() + index * b.width + first};
   }
 };
 
-// No vector spans two scales: there are at most 16 lanes, and a block of terms starts at a multiple of both.
-struct Int8Columns {
+// E4M3: 1.m 2^(e - 7), or m 2^-9 where e is 0. Its bits in the place of those of a half, whose bias is larger by 8, stand for
+// 2^-8 of it. There is no NaN among the codes of a weight. No vector spans two scales: there are at most 16 lanes, and a
+// block of terms starts at a multiple of both.
+struct Fp8Columns {
   struct Column {
     const int8_t* codes;
     const float* scales;
     template <class Lanes>
     HWY_INLINE Float load(Lanes lanes, size_t i) const {
-      const hn::RebindToSigned<FloatTag> wide;
-      const Float value = hn::ConvertTo(FloatTag(), hn::PromoteTo(wide, load_codes(codes + i, lanes)));
-      return hn::Mul(value, splat(scales[i / kInt8TermsPerScale]));
+#if HWY_TARGET == HWY_SCALAR
+      return splat(from_fp8(static_cast<uint8_t>(load_codes(codes + i, lanes).raw)) * scales[i / kFp8TermsPerScale] /
+                   kFp8OverHalf);
+#else
+      const hn::Rebind<int16_t, FloatTag> bits;
+      const auto code = hn::ShiftLeft<7>(hn::PromoteTo(bits, load_codes(codes + i, lanes)));
+      const auto half = hn::And(code, hn::Set(bits, static_cast<int16_t>(0xbfff)));  // the sign stands twice
+      const Float value = hn::PromoteTo(FloatTag(), hn::BitCast(hn::Rebind<hwy::float16_t, FloatTag>(), half));
+      return hn::Mul(value, splat(scales[i / kFp8TermsPerScale]));
+#endif
     }
   };
+  static constexpr int kAtOnce = 4;
   const NarrowMatrix& b;
   HWY_INLINE Column column(int64_t index, int64_t first) const {
     return {b.codes.as<int8_t>() + index * b.width + first,
-            b.scales.as<float>() + index * b.scales_per_row() + first / kInt8TermsPerScale};
-  }
-};
-
-// E4M3: 1.m 2^(e - 7), or m 2^-9 where e is 0. There is no NaN among the codes of a weight.
-struct Fp8Columns {
-  struct Column {
-    const uint8_t* codes;
-    const float* scales;
-    template <class Lanes>
-    HWY_INLINE Float load(Lanes lanes, size_t i) const {
-      const hn::RebindToUnsigned<FloatTag> wide;
-      const auto code = hn::PromoteTo(wide, load_codes(codes + i, lanes));
-      const auto size = hn::And(code, hn::Set(wide, 0x7f));
-      const auto sign = hn::ShiftLeft<24>(hn::AndNot(hn::Set(wide, 0x7f), code));
-      const Float normal = hn::BitCast(FloatTag(), hn::Add(hn::ShiftLeft<20>(size), hn::Set(wide, 120U << 23)));
-      const Float small =
-          hn::Mul(hn::ConvertTo(FloatTag(), hn::BitCast(hn::RebindToSigned<FloatTag>(), size)), splat(0x1p-9F));
-      const Float value = hn::IfThenElse(hn::Lt(normal, splat(0x1p-6F)), small, normal);
-      return hn::Mul(hn::Or(value, hn::BitCast(FloatTag(), sign)), splat(scales[i / kFp8TermsPerScale]));
-    }
-  };
-  const NarrowMatrix& b;
-  HWY_INLINE Column column(int64_t index, int64_t first) const {
-    return {b.codes.as<uint8_t>() + index * b.width + first,
             b.scales.as<float>() + index * b.scales_per_row() + first / kFp8TermsPerScale};
   }
 };
-
-// The sums of the lanes of four vectors, times a factor, go to or are added to the first `count` of four floats. Through the
-// same operations whatever count is.
-HWY_INLINE void add_lanes(const Float* vectors, float factor, bool adds, float* to, int64_t count) {
-  float old[kTileColumns] = {};
-  float sums[kTileColumns];
-  if (adds) std::copy_n(to, count, old);
-#if HWY_TARGET == HWY_SCALAR
-  for (int i = 0; i < kTileColumns; ++i) sums[i] = factor * hn::GetLane(vectors[i]) + old[i];
-#else
-  const FloatTag tag;
-  const hn::Repartition<double, FloatTag> pairs;
-  const hn::Full128<float> four;
-  const auto merge = [&](Float x, Float y) HWY_ATTR {
-    return hn::BitCast(pairs, hn::Add(hn::InterleaveLower(tag, x, y), hn::InterleaveUpper(tag, x, y)));
-  };
-  const auto first = merge(vectors[0], vectors[1]);
-  const auto second = merge(vectors[2], vectors[3]);
-  HWY_ALIGN float blocks[HWY_MAX_BYTES / sizeof(float)];
-  hn::Store(hn::Add(hn::BitCast(tag, hn::InterleaveLower(pairs, first, second)),
-                    hn::BitCast(tag, hn::InterleaveUpper(pairs, first, second))),
-            tag, blocks);
-  auto sum = hn::Load(four, blocks);
-  for (size_t block = 4; block < hn::Lanes(tag); block += 4) sum = hn::Add(sum, hn::Load(four, blocks + block));
-  hn::StoreU(hn::MulAdd(hn::Set(four, factor), sum, hn::LoadU(four, old)), four, sums);
-#endif
-  std::copy_n(sums, count, to);
-}
 
 // Terms [first, first + count) of four columns from `column` on, of the first Rows of `rows` rows from `row` on. Where fewer
 // columns are left the last stands for those that are missing. AtOnce of them are read side by side.
@@ -167,7 +128,9 @@ HWY_INLINE void dot_tile(const RowGemm& gemm, const Columns& b_columns, int64_t 
     for (int n = 0; n < AtOnce; ++n) b[n] = b_columns.column(column + std::min<int64_t>(begin + n, columns - 1), first);
     Float acc[Rows][AtOnce];
     for (auto& vectors : acc) std::fill_n(vectors, AtOnce, hn::Zero(FloatTag()));
+    [[maybe_unused]] const auto* next = b_columns.column(column + kTileColumns, first).codes;
     for_each_vector(static_cast<size_t>(count), [&](size_t i, auto lanes) HWY_ATTR {
+      if constexpr (sizeof(*next) == 1 && Rows <= kFewRows) hwy::Prefetch(next + kTileColumns * i);
       Float x[Rows];
       for (int r = 0; r < Rows; ++r) x[r] = lanes.load(a[r] + i);
       for (int n = 0; n < AtOnce; ++n) {
@@ -186,6 +149,7 @@ HWY_INLINE void dot_tile(const RowGemm& gemm, const Columns& b_columns, int64_t 
 
 // One or two rows wait for memory, and while they stay in the first cache prefetchers follow one row of b after the other
 // best. Else the arithmetic counts: four rows of b side by side, in blocks that stay in the second cache while all rows pass.
+// The conversion of fp8 counts too: four rows are read side by side, and the next four fetched in the order of memory.
 template <class Columns>
 void dot_gemm(const RowGemm& gemm, const Columns& b) {
   const auto [m, n, k, _] = gemm.shape;
@@ -198,7 +162,7 @@ void dot_gemm(const RowGemm& gemm, const Columns& b) {
       for (int64_t row = 0; row < m; row += kTileRows) {
         for (int64_t column = begin; column < end; column += kTileColumns) {
           if (one_by_one) {
-            dot_tile<kFewRows, 1>(gemm, b, row, m, column, first, count);
+            dot_tile<kFewRows, Columns::kAtOnce>(gemm, b, row, m, column, first, count);
           } else {
             dot_tile<kTileRows, kTileColumns>(gemm, b, row, m - row, column, first, count);
           }
@@ -266,6 +230,16 @@ void widen(const Columns& b, int64_t first, int64_t count, int64_t width, float*
   }
 }
 
+// The columns of others from one on.
+template <class Columns>
+struct Shifted {
+  using Column = typename Columns::Column;
+  static constexpr int kAtOnce = Columns::kAtOnce;
+  Columns columns;
+  int64_t by;
+  HWY_INLINE Column column(int64_t index, int64_t term) const { return columns.column(by + index, term); }
+};
+
 // Columns [first, first + shape.n) of b. Many rows read them once, as floats in `room` [n, k]; null: they are read in place.
 template <class Columns>
 void narrow_gemm(const GemmShape& shape, const GemmOperand& a, const Columns& b, int64_t first, float* c,
@@ -274,21 +248,15 @@ void narrow_gemm(const GemmShape& shape, const GemmOperand& a, const Columns& b,
     widen(b, first, shape.n, shape.k, room);
     return dot_gemm({shape, a, {}, c, c_stride, 1.0F}, FloatColumns{{room, shape.k}});
   }
-  struct Shifted {
-    using Column = typename Columns::Column;
-    Columns columns;
-    int64_t by;
-    HWY_INLINE Column column(int64_t index, int64_t term) const { return columns.column(by + index, term); }
-  };
-  dot_gemm({shape, a, {}, c, c_stride, 1.0F}, Shifted{b, first});
+  dot_gemm({shape, a, {}, c, c_stride, 1.0F}, Shifted<Columns>{b, first});
 }
 
 void narrow_gemm_of(const GemmShape& shape, const GemmOperand& a, const NarrowMatrix& b, int64_t first, float* c,
                     int64_t c_stride, float* room) {
   switch (b.format) {
-    case WeightFormat::fp32: break;
+    case WeightFormat::fp32:
+    case WeightFormat::int8: break;
     case WeightFormat::bf16: return narrow_gemm(shape, a, Bf16Columns{b}, first, c, c_stride, room);
-    case WeightFormat::int8: return narrow_gemm(shape, a, Int8Columns{b}, first, c, c_stride, room);
     case WeightFormat::fp8: return narrow_gemm(shape, a, Fp8Columns{b}, first, c, c_stride, room);
   }
 }
@@ -338,6 +306,13 @@ void row_gemm(const GemmShape& shape, const GemmOperand& a, const GemmOperand& b
 
 void row_gemm(const GemmShape& shape, const GemmOperand& a, const NarrowMatrix& b, float* c, int64_t c_stride) {
   CADRE_ASSERT(!a.transposed && b.format != WeightFormat::fp32);
+  if (b.format == WeightFormat::int8) {
+    const Int8Rows rows(a, shape.m, shape.k);
+    for_parts(shape, [&](int64_t first, int64_t end) {
+      row_gemm({shape.m, end - first, shape.k}, rows, b, first, c + first, c_stride);
+    });
+    return;
+  }
   constexpr int64_t kFewRows = 6;  // widening costs as much as a product with some rows
   for_parts(shape, [&](int64_t first, int64_t end) {
     float* room = shape.m <= kFewRows ? nullptr : cpu::part_scratch(static_cast<size_t>((end - first) * shape.k));

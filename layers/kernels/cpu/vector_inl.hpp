@@ -97,6 +97,35 @@ HWY_INLINE double sum_vectors(size_t count, Term&& term) {
   return total;
 }
 
+// The sums of the lanes of four vectors, times a factor, go to or are added to the first `count` of four floats. Through the
+// same operations whatever count is.
+inline constexpr int kLaneSums = 4;
+HWY_INLINE void add_lanes(const Float* vectors, float factor, bool adds, float* to, int64_t count) {
+  float old[kLaneSums] = {};
+  float sums[kLaneSums];
+  if (adds) std::copy_n(to, count, old);
+#if HWY_TARGET == HWY_SCALAR
+  for (int i = 0; i < kLaneSums; ++i) sums[i] = factor * hn::GetLane(vectors[i]) + old[i];
+#else
+  const FloatTag tag;
+  const hn::Repartition<double, FloatTag> pairs;
+  const hn::Full128<float> four;
+  const auto merge = [&](Float x, Float y) HWY_ATTR {
+    return hn::BitCast(pairs, hn::Add(hn::InterleaveLower(tag, x, y), hn::InterleaveUpper(tag, x, y)));
+  };
+  const auto first = merge(vectors[0], vectors[1]);
+  const auto second = merge(vectors[2], vectors[3]);
+  HWY_ALIGN float blocks[HWY_MAX_BYTES / sizeof(float)];
+  hn::Store(hn::Add(hn::BitCast(tag, hn::InterleaveLower(pairs, first, second)),
+                    hn::BitCast(tag, hn::InterleaveUpper(pairs, first, second))),
+            tag, blocks);
+  auto sum = hn::Load(four, blocks);
+  for (size_t block = 4; block < hn::Lanes(tag); block += 4) sum = hn::Add(sum, hn::Load(four, blocks + block));
+  hn::StoreU(hn::MulAdd(hn::Set(four, factor), sum, hn::LoadU(four, old)), four, sums);
+#endif
+  std::copy_n(sums, count, to);
+}
+
 HWY_INLINE float max_of_row(const float* row, size_t count) {
   const FloatTag tag;
   const Float lowest = splat(-std::numeric_limits<float>::infinity());
