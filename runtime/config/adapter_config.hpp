@@ -10,7 +10,7 @@ namespace cadre {
 inline bool has_adapters(const RunConfig& config) { return config.adapter.rank > 0; }
 
 // Rank 0 where the run has none. Throws ErrorKind::input on targets that the model has not. The format is bf16 while
-// adapter.weights = auto: whoever knows the files resolves it first.
+// adapter.weights = auto is resolved before, by the caller that has opened the files.
 AdapterOptions adapter_options(const RunConfig& config);
 
 // Throws on what adapters do not go with.

@@ -240,7 +240,7 @@ void dispatch_zeros(const std::unique_ptr<Route>& route, const RowFormat& format
   run(*there, {rows.data(), format.row_bytes(), route->plan().row_token});
 }
 
-// Where rows are read in place, whoever offers them must keep them until the slowest peer of its host has read them.
+// Where rows are read in place, the rank that offers them must keep them until the slowest peer of its host has read them.
 TEST(Exchange, release_is_complete_only_when_all_peers_have_read) {
   const test::ExchangeNeeds needs = {.max_tokens = kMaxTokens, .top_k = kMaxTopK, .row_bytes = kRowBytes};
   const auto body = [&](Communicator& world) {

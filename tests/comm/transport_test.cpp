@@ -38,7 +38,7 @@ TEST(Transport, messages_arrive_in_order_and_by_tag) {
     for (const size_t i : {2, 0, 1}) {
       sends.push_back(world.transport().send(std::as_bytes(std::span(sent)).subspan(i * 4, 4), next, i == 2 ? 6 : 5));
     }
-    wait(second);  // matched in the order in which they were posted, whoever is waited for
+    wait(second);  // matched in the order in which they were posted, in any order of waits
     wait(first);
     wait(other_tag);
     for (Request& send : sends) wait(send);
