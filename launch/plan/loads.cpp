@@ -66,15 +66,4 @@ LoadSkew skew_of_loads(const std::string& argument, const ModelConfig& model, in
   return skew_of(loads.layers, loads.weight, model.num_experts_per_tok, group);
 }
 
-Machine read_cluster(const std::string& argument, int64_t ranks, int64_t hosts) {
-  CADRE_CHECK(!argument.empty(), "--cluster is missing", "cadre plan cluster RUN.toml --out C.toml measures it");
-  CADRE_CHECK(ranks % hosts == 0, fmt::format("--hosts = {}, allowed: a divisor of --ranks = {}", hosts, ranks),
-              "each host has the same number of ranks");
-  Machine machine = read_machine(argument);
-  CADRE_CHECK(hosts == 1 || machine.network.beta_s > 0.0,
-              fmt::format("--hosts = {}, and {} has no network: network.beta_s = 0", hosts, argument),
-              "measure on ranks of several hosts, or write its alpha_s and beta_s");
-  return machine;
-}
-
 }  // namespace cadre

@@ -1,12 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <cstdint>
 #include <string>
 
 #include "layers/model/config.hpp"
 #include "runtime/placement/plan.hpp"
-#include "runtime/plan/machine.hpp"
 #include "runtime/plan/step_shape.hpp"
 
 namespace cadre {
@@ -17,9 +15,5 @@ ExpertLoads read_loads(const std::string& argument);
 
 // The same as factors of a model whose experts are cut over `group` ranks; an empty argument: even loads.
 LoadSkew skew_of_loads(const std::string& argument, const ModelConfig& model, int group);
-
-// The machine that --cluster names, for `ranks` that share `hosts` evenly. Throws ErrorKind::input where they do not, or where it lacks
-// their network.
-Machine read_cluster(const std::string& argument, int64_t ranks, int64_t hosts);
 
 }  // namespace cadre

@@ -15,6 +15,7 @@
 #include "comm/base/check.hpp"
 #include "comm/group/grid.hpp"
 #include "launch/command.hpp"
+#include "launch/plan/planned_job.hpp"
 #include "runtime/checkpoint/file.hpp"
 #include "runtime/config/recompute.hpp"
 #include "runtime/config/run_file.hpp"
@@ -34,14 +35,9 @@ RankPlan plan_of_largest(const RunConfig& config, const Topology& topology) {
 
 namespace {
 
-struct PlanMemoryArguments {
-  std::string run_file;
-  std::vector<std::string> overrides;
-  int64_t ranks = 1;
-  int64_t hosts = 1;
+struct PlanMemoryArguments : PlannedJob {
   int64_t rank = -1;
   double limit_gib = 0;
-  std::string json;
 };
 
 RankPlan plan_of(const RunConfig& config, const Topology& topology, int64_t rank) {
@@ -98,14 +94,10 @@ void run_plan_memory(const PlanMemoryArguments& options, const Job& job) {
   RunConfig config = load_run_config(options.run_file, options.overrides);
   shorten_warmup(config);
   check(config, static_cast<int>(options.ranks));
-  CADRE_CHECK(options.ranks % options.hosts == 0,
-              fmt::format("--hosts = {}, allowed: a divisor of --ranks = {}", options.hosts, options.ranks),
-              "each host has the same number of ranks");
+  const Topology topology = topology_of(options);
   CADRE_CHECK(options.rank < options.ranks,
               fmt::format("--rank = {}, allowed: integer in [-1, {}]", options.rank, options.ranks - 1),
               "-1 takes the rank that needs most");
-  const Topology topology =
-      Topology::uniform(static_cast<int>(options.hosts), static_cast<int>(options.ranks / options.hosts));
   const RankPlan mine = plan_of(config, topology, options.rank);
   fmt::print("rank {} of {}{}\n{}", mine.rank, options.ranks,
              options.rank < 0 ? ", the largest of the first ranks of the pipeline's rows" : "", mine.plan.table());
@@ -145,16 +137,12 @@ void run_plan_memory(const PlanMemoryArguments& options, const Job& job) {
 
 Command plan_memory_command() {
   const auto options = std::make_shared<PlanMemoryArguments>();
-  return {.name = "memory",
-          .summary = "prints what a rank of a job of any size needs, and what to change where that is too much",
-          .arguments = {{"RUN.toml", &options->run_file, any(), "run file; examples are in launch/configs"}},
-          .overrides = &options->overrides,
-          .options = {{"ranks", &options->ranks, between(1, 1 << 20), "ranks of the job"},
-                      {"hosts", &options->hosts, at_least(1), "hosts that they share evenly"},
-                      {"rank", &options->rank, at_least(-1), "rank; -1: the one that needs most"},
-                      {"limit", &options->limit_gib, at_least(0), "memory of a rank, in GiB; 0: no limit"},
-                      {"json", &options->json, any(), "also write the result to this file, as JSON"}},
-          .run = [options](const Job& job) { run_plan_memory(*options, job); }};
+  Command command = planned_job_command(
+      "memory", "prints what a rank of a job of any size needs, and what to change where that is too much", *options,
+      {{"rank", &options->rank, at_least(-1), "rank; -1: the one that needs most"},
+       {"limit", &options->limit_gib, at_least(0), "memory of a rank, in GiB; 0: no limit"}});
+  command.run = [options](const Job& job) { run_plan_memory(*options, job); };
+  return command;
 }
 
 }  // namespace cadre

@@ -14,6 +14,7 @@
 #include "launch/command.hpp"
 #include "launch/plan/loads.hpp"
 #include "launch/plan/memory.hpp"
+#include "launch/plan/planned_job.hpp"
 #include "runtime/checkpoint/file.hpp"
 #include "runtime/config/run_file.hpp"
 #include "runtime/observe/process_memory.hpp"
@@ -23,16 +24,9 @@
 namespace cadre {
 namespace {
 
-struct PlanSearchArguments {
-  std::string run_file;
-  std::vector<std::string> overrides;
-  int64_t ranks = 1;
-  int64_t hosts = 1;
-  std::string cluster;
-  std::string loads;
+struct PlanSearchArguments : TimedJob {
   double limit_gib = 0;
   int64_t show = 8;
-  std::string json;
 };
 
 struct Candidate {
@@ -53,11 +47,7 @@ std::vector<int64_t> divisors_of(int64_t number, int64_t most) {
 class Search {
  public:
   Search(const PlanSearchArguments& options, const RunConfig& config, const Machine& machine)
-      : options_(options),
-        config_(config),
-        machine_(machine),
-        topology_(Topology::uniform(static_cast<int>(options.hosts), static_cast<int>(options.ranks / options.hosts))) {
-  }
+      : options_(options), config_(config), machine_(machine), topology_(topology_of(options)) {}
 
   // All that can run and fit, the fastest first.
   std::vector<Candidate> run() {
@@ -154,7 +144,7 @@ void print_candidates(const std::vector<Candidate>& found, size_t most) {
 
 void run_plan_search(const PlanSearchArguments& options, const Job& job) {
   if (job.rank() != 0) return;
-  const Machine machine = read_cluster(options.cluster, options.ranks, options.hosts);
+  const Machine machine = machine_of(options);
   const RunConfig config = load_run_config(options.run_file, options.overrides);
   Search search(options, config, machine);
   const std::vector<Candidate> found = search.run();
@@ -181,19 +171,12 @@ void run_plan_search(const PlanSearchArguments& options, const Job& job) {
 
 Command plan_search_command() {
   const auto options = std::make_shared<PlanSearchArguments>();
-  return {.name = "search",
-          .summary = "finds the grid, schedule, exchange and recomputing that are predicted to be fastest",
-          .arguments = {{"RUN.toml", &options->run_file, any(), "run file; examples are in launch/configs"}},
-          .overrides = &options->overrides,
-          .options = {{"ranks", &options->ranks, between(1, 1 << 20), "ranks of the job"},
-                      {"hosts", &options->hosts, at_least(1), "hosts that they share evenly"},
-                      {"cluster", &options->cluster, any(), "file of the machine, from cadre plan cluster"},
-                      {"loads", &options->loads, any(),
-                       "folder of a run whose expert loads are assumed; empty: even loads"},
-                      {"limit", &options->limit_gib, at_least(0), "memory of a rank, in GiB; 0: no limit"},
-                      {"show", &options->show, at_least(1), "how many are printed"},
-                      {"json", &options->json, any(), "also write all to this file, as JSON"}},
-          .run = [options](const Job& job) { run_plan_search(*options, job); }};
+  Command command = timed_job_command(
+      "search", "finds the grid, schedule, exchange and recomputing that are predicted to be fastest", *options,
+      {{"limit", &options->limit_gib, at_least(0), "memory of a rank, in GiB; 0: no limit"},
+       {"show", &options->show, at_least(1), "how many are printed"}});
+  command.run = [options](const Job& job) { run_plan_search(*options, job); };
+  return command;
 }
 
 }  // namespace cadre

@@ -14,6 +14,7 @@
 #include "comm/base/console.hpp"
 #include "launch/command.hpp"
 #include "launch/plan/loads.hpp"
+#include "launch/plan/planned_job.hpp"
 #include "runtime/checkpoint/file.hpp"
 #include "runtime/config/run_file.hpp"
 #include "runtime/plan/predict_step.hpp"
@@ -25,16 +26,6 @@
 
 namespace cadre {
 namespace {
-
-struct PlanStepArguments {
-  std::string run_file;
-  std::vector<std::string> overrides;
-  int64_t ranks = 1;
-  int64_t hosts = 1;
-  std::string cluster;
-  std::string loads;
-  std::string json;
-};
 
 double share(double part, double whole) { return whole > 0.0 ? 100.0 * part / whole : 0.0; }
 
@@ -94,13 +85,12 @@ nlohmann::json to_json(const StepShape& shape, const StepPrediction& step, int64
   return json;
 }
 
-void run_plan_step(const PlanStepArguments& options, const Job& job) {
+void run_plan_step(const TimedJob& options, const Job& job) {
   if (job.rank() != 0) return;
-  const Machine machine = read_cluster(options.cluster, options.ranks, options.hosts);
+  const Machine machine = machine_of(options);
   RunConfig config = load_run_config(options.run_file, options.overrides);
   check(config, static_cast<int>(options.ranks));
-  const Topology topology =
-      Topology::uniform(static_cast<int>(options.hosts), static_cast<int>(options.ranks / options.hosts));
+  const Topology topology = topology_of(options);
   if (config.parallel.schedule == "auto") {
     const ScheduleChoice choice = choose_schedule(config, topology, machine);
     fmt::print("{}\n", choice.reason);
@@ -141,18 +131,11 @@ void run_plan_cluster(const PlanClusterArguments& options, const Job& job) {
 }  // namespace
 
 Command plan_step_command() {
-  const auto options = std::make_shared<PlanStepArguments>();
-  return {.name = "step",
-          .summary = "predicts the time of a step on any number of ranks of a measured machine",
-          .arguments = {{"RUN.toml", &options->run_file, any(), "run file; examples are in launch/configs"}},
-          .overrides = &options->overrides,
-          .options = {{"ranks", &options->ranks, between(1, 1 << 20), "ranks of the job"},
-                      {"hosts", &options->hosts, at_least(1), "hosts that they share evenly"},
-                      {"cluster", &options->cluster, any(), "file of the machine, from cadre plan cluster"},
-                      {"loads", &options->loads, any(),
-                       "folder of a run whose expert loads are assumed; empty: even loads"},
-                      {"json", &options->json, any(), "also write the result to this file, as JSON"}},
-          .run = [options](const Job& job) { run_plan_step(*options, job); }};
+  const auto options = std::make_shared<TimedJob>();
+  Command command = timed_job_command(
+      "step", "predicts the time of a step on any number of ranks of a measured machine", *options, {});
+  command.run = [options](const Job& job) { run_plan_step(*options, job); };
+  return command;
 }
 
 Command plan_cluster_command() {
