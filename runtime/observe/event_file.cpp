@@ -120,11 +120,11 @@ constexpr std::array<ShownFigure, 5> kOfLayer = {{{"expert_cv", "expert_cv"},
                                                   {"device_cv", "device_cv"}}};
 
 template <size_t N>
-void add_numbers(const OrderedJson& json, const std::array<ShownFigure, N>& shown, const std::string& prefix,
+void add_numbers(const OrderedJson& record, const std::array<ShownFigure, N>& shown, const std::string& prefix,
                  std::vector<std::string>& values) {
   for (const ShownFigure& one : shown) {
-    const auto found = json.find(one.key);
-    if (found != json.end() && found->is_number())
+    const auto found = record.find(one.key);
+    if (found != record.end() && found->is_number())
       values.push_back(scalar_value(prefix + one.tag, found->template get<double>()));
   }
 }

@@ -197,18 +197,18 @@ void MetricsCsv::add(const OrderedJson& line) {
 namespace {
 
 // Numbers that were not finite are null in the file.
-double number(const nlohmann::json& json, const char* key) {
-  const nlohmann::json& value = json.at(key);
+double number(const nlohmann::json& record, const char* key) {
+  const nlohmann::json& value = record.at(key);
   return value.is_null() ? 0.0 : value.get<double>();
 }
 
-LoggedStep step_from(const nlohmann::json& json) {
+LoggedStep step_from(const nlohmann::json& record) {
   LoggedStep step;
-  step.balance = {json.at("step").get<int64_t>(), number(json, "expert_cv"), number(json, "device_cv"),
-                  number(json, "expert_max_vio"), number(json, "drop_rate")};
+  step.balance = {record.at("step").get<int64_t>(), number(record, "expert_cv"), number(record, "device_cv"),
+                  number(record, "expert_max_vio"), number(record, "drop_rate")};
   const auto known = [&](const char* key) {
-    const auto found = json.find(key);
-    return found != json.end() && found->is_number() ? std::optional(found->get<double>()) : std::nullopt;
+    const auto found = record.find(key);
+    return found != record.end() && found->is_number() ? std::optional(found->get<double>()) : std::nullopt;
   };
   step.loss = known("loss");
   step.num_tokens = known("tokens");
@@ -224,7 +224,7 @@ LoggedStep step_from(const nlohmann::json& json) {
                  .load_before = step.device_max_over_mean,
                  .gain_ms = known("move_gain_ms")};
   }
-  for (const nlohmann::json& layer : json.at("layers")) {
+  for (const nlohmann::json& layer : record.at("layers")) {
     step.layers.push_back({layer.at("layer").get<int>(), layer.at("counts").get<std::vector<int64_t>>()});
   }
   return step;
@@ -240,8 +240,9 @@ std::vector<LoggedStep> read_metrics(const std::filesystem::path& path) {
   std::string line;
   for (int64_t number = 1; std::getline(file, line) && !file.eof(); ++number) {
     try {
-      const nlohmann::json json = nlohmann::json::parse(line);
-      if (json.at("step").is_number_integer() && !json.contains("validation_loss")) steps.push_back(step_from(json));
+      const nlohmann::json record = nlohmann::json::parse(line);
+      if (record.at("step").is_number_integer() && !record.contains("validation_loss"))
+        steps.push_back(step_from(record));
     } catch (const nlohmann::json::exception& error) {
       throw Error(ErrorKind::input, fmt::format("{}:{} is not a step: {}", path.string(), number, error.what()),
                   "remove that line, or move the file away; a report can do without it");

@@ -106,9 +106,9 @@ class Reader {
   explicit Reader(const fs::path& path) : path_(path) {}
 
   RankTrace read() const {
-    const Json json = parse();
+    const Json source = parse();
     try {
-      return trace_from(json);
+      return trace_from(source);
     } catch (const Json::exception& error) {
       fail(error.what());
     }
@@ -130,8 +130,8 @@ class Reader {
     if (!condition) fail(what);
   }
 
-  RankTrace trace_from(const Json& json) const {
-    const Json& other = json.at("otherData");
+  RankTrace trace_from(const Json& source) const {
+    const Json& other = source.at("otherData");
     require(other.value("schema", "") == kTraceSchema, fmt::format("otherData.schema is not {}", kTraceSchema));
     require(other.at("version") == kTraceVersion, fmt::format("version is not {}", kTraceVersion));
     RankTrace trace;
@@ -147,29 +147,29 @@ class Reader {
     trace.cores = other.value("cores", std::vector<int>());
     require(trace.rank >= 0 && trace.rank < trace.run.num_ranks,
             fmt::format("rank {} of {}", trace.rank, trace.run.num_ranks));
-    const Json& entries = json.at("traceEvents");
+    const Json& entries = source.at("traceEvents");
     const auto num_events = other.at("events").get<size_t>();
     // Each event is at least one entry: a wrong number must not ask for memory.
     require(num_events <= entries.size(), fmt::format("{} events in {} entries", num_events, entries.size()));
-    read_events(entries, json.at("baseTimeNanoseconds").get<int64_t>(), num_events, trace);
+    read_events(entries, source.at("baseTimeNanoseconds").get<int64_t>(), num_events, trace);
     return trace;
   }
 
-  static TracedRun run_from(const Json& json) {
+  static TracedRun run_from(const Json& source) {
     TracedRun run;
-    json.at("cadre_version").get_to(run.cadre_version);
-    json.at("mpi").get_to(run.mpi);
-    json.at("ranks").get_to(run.num_ranks);
-    json.at("hosts").get_to(run.num_hosts);
-    json.at("pipeline").get_to(run.pipeline);
-    json.at("data").get_to(run.data);
-    json.at("expert").get_to(run.expert);
-    json.at("schedule").get_to(run.schedule);
-    json.at("micro_batches").get_to(run.num_micro_batches);
-    json.at("exchange").get_to(run.exchange);
-    json.at("threads").get_to(run.threads);
-    json.at("seed").get_to(run.seed);
-    json.at("config_hash").get_to(run.config_hash);
+    source.at("cadre_version").get_to(run.cadre_version);
+    source.at("mpi").get_to(run.mpi);
+    source.at("ranks").get_to(run.num_ranks);
+    source.at("hosts").get_to(run.num_hosts);
+    source.at("pipeline").get_to(run.pipeline);
+    source.at("data").get_to(run.data);
+    source.at("expert").get_to(run.expert);
+    source.at("schedule").get_to(run.schedule);
+    source.at("micro_batches").get_to(run.num_micro_batches);
+    source.at("exchange").get_to(run.exchange);
+    source.at("threads").get_to(run.threads);
+    source.at("seed").get_to(run.seed);
+    source.at("config_hash").get_to(run.config_hash);
     return run;
   }
 

@@ -21,8 +21,8 @@ std::vector<std::string> report_notes(const OverlapReport& report);
 inline constexpr int kReportVersion = 2;
 nlohmann::json report_json(const OverlapReport& report);
 
-// Throws when `json`, read from `from`, is no report that diff_text understands.
-void check_report(const nlohmann::json& json, const std::string& from);
+// Throws when `report`, read from `from`, is no report that diff_text understands.
+void check_report(const nlohmann::json& report, const std::string& from);
 
 // Two reports by their JSON. A phase has changed when its mean moved by more than twice the standard error over the ranks
 // of both runs, and by 0.5 % of the step of the first.

@@ -72,14 +72,14 @@ constexpr std::pair<const char*, const char*> kFigures[] = {
 
 }  // namespace
 
-void check_report(const Json& json, const std::string& from) {
-  const bool known = json.is_object() && json.value("schema", Json()) == "cadre.report" &&
-                     json.value("version", Json()) == kReportVersion;
+void check_report(const Json& report, const std::string& from) {
+  const bool known = report.is_object() && report.value("schema", Json()) == "cadre.report" &&
+                     report.value("version", Json()) == kReportVersion;
   CADRE_CHECK(known, fmt::format("{} is no report of version {}", from, kReportVersion),
               "write one with cadre report RUN_DIR --json FILE");
   try {
-    static_cast<void>(means_of(json));
-    for (const auto& [key, name] : kFigures) static_cast<void>(json.at("headline").at(key));
+    static_cast<void>(means_of(report));
+    for (const auto& [key, name] : kFigures) static_cast<void>(report.at("headline").at(key));
   } catch (const Json::exception& error) {
     throw Error(ErrorKind::input, fmt::format("{} is a damaged report: {}", from, error.what()),
                 "write it again with cadre report RUN_DIR --json FILE");
