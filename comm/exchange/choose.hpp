@@ -59,7 +59,7 @@ struct ExchangeTimes {
   double copied_s = 0.0;    // passes over rows in memory, by this rank
   double row_copies = 0.0;  // ranks that need a token
 };
-// Pure. Throws ErrorKind::internal for an unknown strategy.
+// Pure. A strategy without a formula here is expected to take as long as flat.
 ExchangeTimes exchange_times(const std::string& strategy, const ExchangeWorkload& workload, const Topology& topology,
                              const CostModel& costs);
 
@@ -68,7 +68,7 @@ struct Prediction {
   double seconds = 0.0;
 };
 
-// Fastest first; those that cannot run between these hosts are left out. Predictions within a quarter of each other are
+// Of the strategies with a formula, fastest first; those that cannot run between these hosts are left out. Predictions within a quarter of each other are
 // as good as equal: then the order is shared, hierarchical, flat, all_gather, so that noise does not decide. Pure.
 std::vector<Prediction> predict(const ExchangeWorkload& workload, const Topology& topology, const CostModel& costs);
 

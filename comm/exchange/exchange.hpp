@@ -4,10 +4,12 @@
 #pragma once
 
 #include <cstdint>
+#include <initializer_list>
 #include <memory>
 #include <span>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "comm/exchange/plan.hpp"
 #include "comm/group/communicator.hpp"
@@ -62,13 +64,26 @@ struct ExchangeSetup {
   std::string plugin = {};         // of the strategy plugin: path of the shared object
 };
 
-// flat: one message per pair of ranks. all_gather: every rank gets all rows and picks its own; for few rows or a large
-// top-k. shared: ranks of one host read each other's rows in place. hierarchical: a row crosses between two hosts once and
-// is read in place inside; sums of a host return as one row.
-inline constexpr std::string_view kStrategies[] = {"flat", "all_gather", "shared", "hierarchical"};
+// The built-in strategies; a line here adds one, which make_NAME_exchange of NAME.cpp makes. flat: one message per pair of
+// ranks. shared: ranks of one host read each other's rows in place. hierarchical: a row crosses between two hosts once and is
+// read in place inside; sums of a host return as one row. all_gather: every rank gets all rows and picks its own; for few rows or
+// a large top-k.
+#define CADRE_EXCHANGE_STRATEGIES(STRATEGY) \
+  STRATEGY(flat)                            \
+  STRATEGY(shared)                          \
+  STRATEGY(hierarchical)                    \
+  STRATEGY(all_gather)
+
+#define CADRE_NAME(name) #name,
+inline constexpr std::string_view kStrategies[] = {CADRE_EXCHANGE_STRATEGIES(CADRE_NAME)};
+#undef CADRE_NAME
 
 // Not one of them, because it needs ExchangeSetup::plugin.
 inline constexpr std::string_view kPluginStrategy = "plugin";
+
+// The names of kStrategies with others around them.
+std::vector<std::string> strategy_names(std::initializer_list<std::string_view> before = {},
+                                        std::initializer_list<std::string_view> after = {});
 
 // Collective over the group. All ranks get an exchange of the same strategy, or all throw the same error:
 // ErrorKind::environment where a host has too little memory or `shared` would span hosts.

@@ -15,8 +15,9 @@ namespace {
 constexpr size_t kNumbers = 3;  // per peer: rows, slots and an extra one
 
 using Maker = std::unique_ptr<Exchange> (*)(const ExchangeSetup&);
-constexpr Maker kMakers[] = {make_flat_exchange, make_all_gather_exchange, make_shared_exchange,
-                             make_hierarchical_exchange};  // in the order of kStrategies
+#define CADRE_MAKER(name) make_##name##_exchange,
+constexpr Maker kMakers[] = {CADRE_EXCHANGE_STRATEGIES(CADRE_MAKER)};  // in the order of kStrategies
+#undef CADRE_MAKER
 
 std::unique_ptr<Exchange> make_from_plugin(const ExchangeSetup& setup) {
   const Plugin plugin(setup.plugin);
@@ -76,6 +77,20 @@ void GroupRoute::learn_counts() {
   learn_extra(std::move(extra));
 }
 
+void check_rows_on_host(const ExchangeSetup& setup, std::string_view strategy) {
+  if (setup.device_codec == nullptr) return;
+  throw Error(ErrorKind::environment, fmt::format("exchange.strategy = {} with compute.device = cuda", strategy),
+              "rows of a device travel as messages: use flat, all_gather or auto");
+}
+
+std::vector<std::string> strategy_names(std::initializer_list<std::string_view> before,
+                                        std::initializer_list<std::string_view> after) {
+  std::vector<std::string> names(before.begin(), before.end());
+  names.insert(names.end(), std::begin(kStrategies), std::end(kStrategies));
+  names.insert(names.end(), after.begin(), after.end());
+  return names;
+}
+
 std::unique_ptr<Exchange> make_exchange(std::string_view strategy, const ExchangeSetup& setup) {
   const auto* const named = std::ranges::find(kStrategies, strategy);
   if (named == std::end(kStrategies) && strategy != kPluginStrategy) {
@@ -83,15 +98,6 @@ std::unique_ptr<Exchange> make_exchange(std::string_view strategy, const Exchang
   }
   const auto index = named - std::begin(kStrategies);
   const ExchangeSetup agreed = agree(index, setup);
-  if (strategy == "shared" && agreed.topology.num_hosts() != 1) {
-    throw Error(ErrorKind::environment,
-                fmt::format("exchange.strategy = shared on {} hosts", agreed.topology.num_hosts()),
-                "use hierarchical, which shares memory inside each host, or keep expert-parallel groups inside a host");
-  }
-  if ((strategy == "shared" || strategy == "hierarchical") && setup.device_codec != nullptr) {
-    throw Error(ErrorKind::environment, fmt::format("exchange.strategy = {} with compute.device = cuda", strategy),
-                "rows of a device travel as messages: use flat, all_gather or auto");
-  }
   std::unique_ptr<Exchange> made;
   const std::optional<Failure> failure =
       attempt_together(agreed.group, agreed.group.job().deadline_seconds(), "making the exchange",

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <memory>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -74,10 +75,12 @@ class GroupRoute : public Route {
   Pending<std::vector<int64_t>> announced_;
 };
 
-// One file each; make_exchange calls them on all ranks with the same setup.
-std::unique_ptr<Exchange> make_flat_exchange(const ExchangeSetup& setup);
-std::unique_ptr<Exchange> make_all_gather_exchange(const ExchangeSetup& setup);
-std::unique_ptr<Exchange> make_shared_exchange(const ExchangeSetup& setup);
-std::unique_ptr<Exchange> make_hierarchical_exchange(const ExchangeSetup& setup);
+// make_exchange calls them on all ranks with the same setup.
+#define CADRE_DECLARE_MAKER(name) std::unique_ptr<Exchange> make_##name##_exchange(const ExchangeSetup& setup);
+CADRE_EXCHANGE_STRATEGIES(CADRE_DECLARE_MAKER)
+#undef CADRE_DECLARE_MAKER
+
+// For strategies that read rows in host memory. Throws ErrorKind::environment where rows lie on a device.
+void check_rows_on_host(const ExchangeSetup& setup, std::string_view strategy);
 
 }  // namespace cadre

@@ -104,6 +104,7 @@ std::unique_ptr<RowTransfer> HierarchicalRoute::transfer(Direction direction, Un
 }
 
 std::unique_ptr<Exchange> make_hierarchical_exchange(const ExchangeSetup& setup) {
+  check_rows_on_host(setup, "hierarchical");
   // Every rank of a host can have as many rows land as the one with most.
   const HostMap map(setup.topology, setup.group.rank());
   const int64_t rows = static_cast<int64_t>(map.landing_sources().size()) * setup.max_tokens;

@@ -101,6 +101,12 @@ class SharedExchange : public GroupExchange {
 }  // namespace
 
 std::unique_ptr<Exchange> make_shared_exchange(const ExchangeSetup& setup) {
+  if (setup.topology.num_hosts() != 1) {
+    throw Error(ErrorKind::environment,
+                fmt::format("exchange.strategy = shared on {} hosts", setup.topology.num_hosts()),
+                "use hierarchical, which shares memory inside each host, or keep expert-parallel groups inside a host");
+  }
+  check_rows_on_host(setup, "shared");
   return std::make_unique<SharedExchange>(setup);
 }
 

@@ -158,8 +158,7 @@ Command bench_exchange_command() {
   return {
       .name = "exchange",
       .summary = "measures dispatch and combine, MPI_Alltoallv with the same rows, and a memcpy of the same bytes",
-      .options = {{"strategy", &options->strategy, one_of({"all", "flat", "shared", "hierarchical", "all_gather"}),
-                   "strategy, or all that can run"},
+      .options = {{"strategy", &options->strategy, one_of(strategy_names({"all"})), "strategy, or all that can run"},
                   {"workload", &options->workload, one_of({"all", "W0", "W1", "W2", "W3", "W4", "W5", "W6", "W7"}),
                    "routing: balanced, hot expert set, hot rank, spread hot, ragged source, zero-expert rank, rotating "
                    "hotspot, burst"},

@@ -247,8 +247,7 @@ Command bench_layer_command() {
            {"experts", &options->experts, at_least(1), "routed experts, over all ranks"},
            {"top-k", &options->top_k, at_least(1), "experts of a token"},
            {"precision", &options->precision, one_of({"fp32", "bf16"}), "type of the products"},
-           {"strategy", &options->strategy, one_of({"flat", "shared", "hierarchical", "all_gather"}),
-            "strategy of the exchange"},
+           {"strategy", &options->strategy, one_of(strategy_names()), "strategy of the exchange"},
            {"workload", &options->workload, one_of({"none", "W0", "W1", "W2", "W3", "W4", "W5", "W6", "W7"}),
             "routing as in bench exchange: W0 balanced, W1 hot experts, W2 hot rank, W3 hot expert on each rank, W4 "
             "uneven tokens, W5 idle rank, W6 moving hot rank, W7 bursts; none: the router's"}},

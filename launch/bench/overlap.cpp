@@ -251,8 +251,7 @@ Command bench_overlap_command() {
   exchange.strategy = "flat";
   return {.name = "overlap",
           .summary = "measures how much of a dispatch products hide, by number of polls",
-          .options = {{"strategy", &exchange.strategy, one_of({"flat", "shared", "hierarchical", "all_gather"}),
-                       "strategy of the exchange"},
+          .options = {{"strategy", &exchange.strategy, one_of(strategy_names()), "strategy of the exchange"},
                       {"tokens", &exchange.tokens, at_least(1), "tokens of each rank"},
                       {"hidden", &exchange.hidden, at_least(2), "width of a row and of the products"},
                       {"experts", &exchange.experts, at_least(1), "experts over all ranks"},

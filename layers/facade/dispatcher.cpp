@@ -57,7 +57,7 @@ void check_options(const Options& o, int num_ranks) {
   CADRE_CHECK(o.threads >= 1, fmt::format("threads = {}, at least 1", o.threads));
   CADRE_CHECK(o.deadline_seconds > 0.0, fmt::format("deadline_seconds = {}, above 0", o.deadline_seconds));
   CADRE_CHECK(o.strategy == "auto" || std::ranges::find(kStrategies, o.strategy) != std::end(kStrategies),
-              fmt::format("strategy = '{}'", o.strategy), "auto, flat, all_gather, shared or hierarchical");
+              fmt::format("strategy = '{}', allowed: auto | {}", o.strategy, fmt::join(kStrategies, " | ")));
   CADRE_CHECK(o.experts_of.empty() || static_cast<int>(o.experts_of.size()) == num_ranks,
               fmt::format("experts_of has {} lists for {} ranks", o.experts_of.size(), num_ranks),
               "one list of experts for each rank of the communicator");

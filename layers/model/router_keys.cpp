@@ -26,6 +26,15 @@ std::vector<Name<VarianceForm>> variance_forms(const std::string& name, Variance
           {name + "_unbiased", {kind, Variance::unbiased}}};
 }
 
+std::vector<Name<SelectRule>> rule_names() {
+#define CADRE_RULE_NAME(name) {#name, SelectRule::name},
+  std::vector<Name<SelectRule>> names = {CADRE_SELECT_RULES(CADRE_RULE_NAME)};
+#undef CADRE_RULE_NAME
+  names.push_back({"dense", SelectRule::dense});
+  names.push_back({"plugin", SelectRule::plugin});
+  return names;
+}
+
 struct ConditionName {
   std::string_view text;
   ExpertCondition::Kind kind;
@@ -85,15 +94,7 @@ TextMember conditions_text(std::vector<ExpertCondition>& conditions) {
 
 std::vector<Field> router_fields(ModelConfig& c) {
   return {
-      named("router", c.router.select.rule,
-            {{"token_choice", SelectRule::token_choice},
-             {"expert_choice", SelectRule::expert_choice},
-             {"hybrid", SelectRule::hybrid},
-             {"sinkhorn", SelectRule::sinkhorn},
-             {"hierarchical", SelectRule::hierarchical},
-             {"dense", SelectRule::dense},
-             {"plugin", SelectRule::plugin}},
-            "rule of selection; see layers/router/README.md"),
+      named("router", c.router.select.rule, rule_names(), "rule of selection; see layers/router/README.md"),
       {"plugin", &c.router.select.plugin, any(),
        "shared object with an own router (router = plugin) or exchange (exchange.strategy = plugin)"},
       named("router_gate", c.router.weights.gate, {{"score", GateKind::score}, {"binary", GateKind::binary}},

@@ -140,15 +140,19 @@ void check_projections(const ModelConfig& c) {
   }
 }
 
+std::unique_ptr<Selector> selector_of(const ModelConfig& config) {
+  SelectOptions options = router_options(config).select;
+  options.num_experts = static_cast<int>(config.n_routed_experts);
+  options.top_k = static_cast<int>(config.num_experts_per_tok);
+  return make_selector(options);
+}
+
 // Loads it, so that a plugin that cannot be used is found before anything else is done.
 void check_plugin(const ModelConfig& c) {
   if (c.router.select.rule != SelectRule::plugin) return;
   CADRE_CHECK(!c.router.select.plugin.empty(), "model.plugin = \"\" with router = plugin, allowed: a path",
               "a shared object with a router; launch/examples/own_router.cpp is one");
-  SelectOptions options = c.router.select;
-  options.num_experts = static_cast<int>(c.n_routed_experts);
-  options.top_k = static_cast<int>(c.num_experts_per_tok);
-  static_cast<void>(make_selector(options));
+  static_cast<void>(selector_of(c));
 }
 
 }  // namespace
@@ -224,11 +228,7 @@ void check_router(const ModelConfig& c) {
               "the expected load is that of noisy top-k");
 }
 
-int64_t slots_per_token(const ModelConfig& config) {
-  const SelectRule rule = config.router.select.rule;
-  const bool any_number = rule == SelectRule::expert_choice || rule == SelectRule::hybrid;
-  return any_number ? config.n_routed_experts : config.num_experts_per_tok;
-}
+int64_t slots_per_token(const ModelConfig& config) { return selector_of(config)->num_slots(); }
 
 int64_t widest_row(const ModelConfig& config) {
   const bool narrow = config.expert_kinds == ExpertKinds::projections;

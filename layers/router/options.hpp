@@ -69,16 +69,22 @@ struct EligibilityOptions {
   bool operator==(const EligibilityOptions&) const = default;
 };
 
+// The built-in rules; a line here adds one: model.router = NAME, which make_NAME makes (select.hpp).
+#define CADRE_SELECT_RULES(RULE)                                                      \
+  RULE(token_choice)  /* a token takes its best experts */                            \
+  RULE(expert_choice) /* an expert takes its best tokens (Zhou et al. 2022) */        \
+  RULE(hybrid)        /* token choice while the load is even, else expert choice */   \
+  RULE(sinkhorn)      /* token choice from scores balanced by Sinkhorn's iteration */ \
+  RULE(hierarchical)  /* equally many experts from each of the best groups */
+
+#define CADRE_ENUMERATOR(name) name,
 enum class SelectRule {
-  token_choice,   // a token takes its best experts
-  dense,          // token choice of all experts
-  expert_choice,  // an expert takes its best tokens (Zhou et al. 2022)
-  hybrid,         // token choice while the load is even, else expert choice
-  sinkhorn,       // token choice from scores balanced by Sinkhorn's iteration
-  hierarchical,   // equally many experts from each of the best groups
-  plugin,         // what a shared object says
-  by_kind,        // derived; equally many experts of each of three kinds, which take turns by id
+  dense,    // token choice of all experts
+  plugin,   // what a shared object says
+  by_kind,  // derived; equally many experts of each of three kinds, which take turns by id
+  CADRE_SELECT_RULES(CADRE_ENUMERATOR)
 };
+#undef CADRE_ENUMERATOR
 
 struct SelectOptions {
   SelectRule rule = SelectRule::token_choice;

@@ -54,16 +54,15 @@ std::unique_ptr<Selector> make_token_choice(const SelectOptions& options) {
 }
 
 std::unique_ptr<Selector> make_selector(const SelectOptions& options) {
+#define CADRE_CASE(name) \
+  case SelectRule::name: return make_##name(options);
   switch (options.rule) {
-    case SelectRule::dense:
-    case SelectRule::token_choice: return make_token_choice(options);
-    case SelectRule::expert_choice: return make_expert_choice(options);
-    case SelectRule::hybrid: return make_hybrid(options);
-    case SelectRule::sinkhorn: return make_sinkhorn(options);
-    case SelectRule::hierarchical: return make_hierarchical(options);
+    CADRE_SELECT_RULES(CADRE_CASE)
+    case SelectRule::dense: return make_token_choice(options);
     case SelectRule::plugin: return make_from_plugin(options);
     case SelectRule::by_kind: return make_by_kind(options);
   }
+#undef CADRE_CASE
   throw Error(ErrorKind::internal, "a selection rule without code");
 }
 

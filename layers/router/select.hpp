@@ -22,12 +22,9 @@ class Selector {
 
 std::unique_ptr<Selector> make_selector(const SelectOptions& options);
 
-// The rules, by file select_*.cpp.
-std::unique_ptr<Selector> make_token_choice(const SelectOptions& options);
-std::unique_ptr<Selector> make_expert_choice(const SelectOptions& options);
-std::unique_ptr<Selector> make_hybrid(const SelectOptions& options);
-std::unique_ptr<Selector> make_sinkhorn(const SelectOptions& options);
-std::unique_ptr<Selector> make_hierarchical(const SelectOptions& options);
+#define CADRE_DECLARE_MAKER(name) std::unique_ptr<Selector> make_##name(const SelectOptions& options);
+CADRE_SELECT_RULES(CADRE_DECLARE_MAKER)
+#undef CADRE_DECLARE_MAKER
 std::unique_ptr<Selector> make_by_kind(const SelectOptions& options);
 std::unique_ptr<Selector> make_from_plugin(const SelectOptions& options);
 

@@ -8,6 +8,8 @@
 #include <iterator>
 #include <utility>
 
+#include "comm/exchange/exchange.hpp"
+
 namespace cadre {
 namespace {
 
@@ -152,8 +154,7 @@ std::vector<Section> sections_of(RunConfig& c) {
        }},
       {"exchange",
        {
-           {"strategy", &c.exchange.strategy,
-            one_of({"auto", "flat", "shared", "hierarchical", "all_gather", "plugin"}),
+           {"strategy", &c.exchange.strategy, one_of(strategy_names({"auto"}, {kPluginStrategy})),
             "how rows travel to experts and back; plugin: see model.plugin"},
            {"transport", &c.exchange.transport, one_of({"auto", "mpi", "nccl"}),
             "for device = cuda; auto: nccl if each rank has its own device"},

@@ -299,7 +299,7 @@ TEST(Facade, says_what_is_wrong_with_its_arguments) {
     EXPECT_NE(text_of([&] { dispatch(dispatcher, {x, kWidth}, unknown, weights); }).find("9"), std::string::npos);
     Options options = options_of(1, "fast");
     EXPECT_EQ(text_of([&] { check_options(options, 1); }),
-              "strategy = 'fast' (hint: auto, flat, all_gather, shared or hierarchical)");
+              "strategy = 'fast', allowed: auto | flat | shared | hierarchical | all_gather");
     options = options_of(1, "flat");
     options.top_k = 9;
     EXPECT_EQ(text_of([&] { check_options(options, 1); }), "top_k = 9 of 3 experts, 1 to num_experts");
