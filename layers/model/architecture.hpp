@@ -9,6 +9,9 @@
 
 namespace cadre {
 
+// Key of a config.json: the model_type of the ModelConfig where the file names another family, whose class computes the model.
+inline constexpr const char* kFamilyKey = "cadre_model_type";
+
 // The family whose class computes the model: that of its model_type, but glm4_moe where DeepSeekMoE has the gate of V3.
 struct Family;
 const Family& saved_family(const ModelConfig& config);

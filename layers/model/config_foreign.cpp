@@ -8,6 +8,7 @@
 #include <span>
 #include <utility>
 
+#include "layers/model/architecture.hpp"
 #include "layers/model/config_reader.hpp"
 #include "layers/model/family.hpp"
 
@@ -16,9 +17,9 @@ namespace {
 
 using nlohmann::json;
 
-constexpr std::array<std::string_view, 9> kDescriptiveKeys = {
-    "_commit_hash", "_name_or_path", "architectures",        "auto_map", "dtype", "name_or_path",
-    "torch_dtype",  "use_cache",     "transformers_version",
+constexpr std::array<std::string_view, 10> kDescriptiveKeys = {
+    "_commit_hash", "_name_or_path", "architectures", "auto_map", "dtype",
+    "name_or_path", "torch_dtype",   "use_cache",     kFamilyKey, "transformers_version",
 };
 
 // They change nothing that Cadre computes. How the weights are quantised is seen from the weights. The last three lines are

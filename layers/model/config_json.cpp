@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // A config.json: which keys it may have, and what it means by those that it leaves out.
-#include <fmt/format.h>
+#include <fmt/ranges.h>
 #include <nlohmann/json.hpp>
 
 #include <algorithm>
@@ -46,6 +46,22 @@ void refuse_others(const json& source, const Family& family, const ConfigReader&
   const json value = source.contains(keys.front()) ? source[keys.front()] : json();
   reader.refuse(keys.front(), value, fmt::format("what {} computes", family.architecture),
                 fmt::format("model_type = cadre_{} names a model that leaves it", family.model_type));
+}
+
+// The family that was written under the name of another one.
+void take_family(const json& value, const std::string& saved_type, const ConfigReader& reader, ModelConfig& config) {
+  const Family* family = value.is_string() ? find_family(value.get_ref<const std::string&>()) : nullptr;
+  if (family == nullptr)
+    reader.refuse(kFamilyKey, value, fmt::format("{}", fmt::join(model_types(), " | ")), "a family");
+  ModelConfig own = config;
+  own.model_type = family->model_type;
+  if (!family->has_head_dim) own.head_dim = 0;
+  if (saved_model_type(own) != saved_type || head_dim(own) != head_dim(config)) {
+    reader.refuse(kFamilyKey, value, fmt::format("a family whose models are saved as model_type {}", saved_type),
+                  "delete the key: model_type names a family too");
+  }
+  check(own);
+  config = own;
 }
 
 // One token, or a list: the first one is also what stands between texts in training.
@@ -142,9 +158,7 @@ ModelConfig model_config_from_json(const json& source, const std::string& where,
   fill_defaults(config);
   check(config);
   if (saved_type == family.model_type) refuse_others(source, family, reader, config);
-  // What is written under the name of another family is read as one of it, too.
-  if (keys_beyond_class(config).empty()) config.model_type = saved_family(config).model_type;
-  fill_defaults(config);
+  if (const auto own = source.find(kFamilyKey); own != source.end()) take_family(*own, saved_type, reader, config);
   return config;
 }
 
@@ -167,6 +181,7 @@ json to_json(const ModelConfig& config) {
     }
   }
   out["model_type"] = saved_model_type(config);
+  if (model_type_of_saved(out["model_type"]) != config.model_type) out[kFamilyKey] = config.model_type;
   const Family& family = saved_family(config);
   write_attention_keys(family, config, out);
   if (!family.num_experts_key.empty()) out[std::string(family.num_experts_key)] = config.n_routed_experts;

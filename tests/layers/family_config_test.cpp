@@ -126,8 +126,7 @@ TEST(FamilyConfig, LayerTypesSayWhichLayersAreDense) {
   expect_message(refusal(source, {{"first_k_dense_replace", 1}}), {"mlp_layer_types = ", "first_k_dense_replace = 1"});
 }
 
-// Multi-head attention with the gate of V3, all elements of a head turned.
-TEST(FamilyConfig, DeepSeekMoeWithTheGateOfV3IsGlm4Moe) {
+ModelConfig deepseek_moe() {
   ModelConfig config;
   config.hidden_size = 48;
   config.num_hidden_layers = 3;
@@ -136,15 +135,29 @@ TEST(FamilyConfig, DeepSeekMoeWithTheGateOfV3IsGlm4Moe) {
   config.intermediate_size = config.moe_intermediate_size = 64;
   config.n_routed_experts = 8;
   config.num_experts_per_tok = 2;
-  EXPECT_EQ(to_json(config)["architectures"], json({"DeepseekForCausalLM"}));
+  return config;
+}
+
+// DeepSeekMoE with the gate of V3: multi-head attention, all elements of a head turned.
+ModelConfig deepseek_moe_with_v3_gate() {
+  ModelConfig config = deepseek_moe();
   config.scoring_func = ScoreFunction::sigmoid;
   config.topk_method = TopkMethod::noaux_tc;
   config.routed_scaling_factor = 2.5;
+  return config;
+}
+
+TEST(FamilyConfig, DeepSeekMoeWithTheGateOfV3IsSavedAsGlm4Moe) {
+  EXPECT_EQ(to_json(deepseek_moe())["architectures"], json({"DeepseekForCausalLM"}));
+  EXPECT_FALSE(to_json(deepseek_moe()).contains("cadre_model_type"));
+  ModelConfig config = deepseek_moe_with_v3_gate();
   json written = to_json(config);
   EXPECT_EQ(written["architectures"], json({"Glm4MoeForCausalLM"}));
   EXPECT_EQ(written["model_type"], "glm4_moe");
+  EXPECT_EQ(written["cadre_model_type"], "deepseek");
   EXPECT_EQ(written["partial_rotary_factor"], 1.0);
   EXPECT_EQ(written["head_dim"], 12);
+  written.erase("cadre_model_type");
   ModelConfig glm = config;
   glm.model_type = "glm4_moe";
   glm.head_dim = 12;
@@ -164,6 +177,28 @@ TEST(FamilyConfig, DeepSeekMoeWithTheGateOfV3IsGlm4Moe) {
       {"partial_rotary_factor = 0.5", "two places"});
   config.scoring_func = ScoreFunction::softmax;
   EXPECT_EQ(to_json(config)["model_type"], "cadre_deepseek");
+}
+
+// Whatever class computes the model.
+TEST(FamilyConfig, AFamilyIsReadAsTheOneItWasWrittenAs) {
+  const ModelConfig config = deepseek_moe_with_v3_gate();
+  json written = to_json(config);
+  std::vector<std::string> unused;
+  EXPECT_EQ(model_config_from_json(written, "config.json", &unused), config);
+  EXPECT_EQ(unused, std::vector<std::string>());
+  expect_message(refusal(written, {{"cadre_model_type", "glm"}}), {"cadre_model_type = \"glm\"", "deepseek | "});
+  expect_message(refusal(written, {{"cadre_model_type", 7}}), {"cadre_model_type = 7", "deepseek | "});
+  for (const char* family : {"mixtral", "deepseek_v3"}) {
+    expect_message(refusal(written, {{"cadre_model_type", family}}),
+                   {family, "a family whose models are saved as model_type glm4_moe", "delete the key"});
+  }
+  expect_message(refusal(written, {{"scoring_func", "softmax"}}), {"scoring_func", "what Glm4MoeForCausalLM computes"});
+  expect_message(refusal(written, {{"head_dim", 16}}), {"cadre_model_type = \"deepseek\"", "glm4_moe"});
+  expect_message(refusal(written, {{"use_qk_norm", true}}), {"use_qk_norm = true", "false with model_type deepseek"});
+  // A file that names the family itself.
+  written.erase("cadre_model_type");
+  written["model_type"] = "deepseek";
+  EXPECT_EQ(read(written), config);
 }
 
 }  // namespace
