@@ -11,6 +11,7 @@
 #include "layers/model/architecture.hpp"
 #include "layers/model/config_reader.hpp"
 #include "layers/model/family.hpp"
+#include "layers/model/router_options.hpp"
 
 namespace cadre {
 namespace {
@@ -170,6 +171,7 @@ json to_json(const ModelConfig& config) {
   out["use_cache"] = true;
   out["rope_scaling"] = nullptr;
   ModelConfig copy = config;
+  copy.router.select.plugin = router_plugin(config);
   for (const Field& field : fields_of(copy)) {
     if (!latent && std::ranges::find(kLatentKeys, field.name) != kLatentKeys.end()) continue;
     const json value = std::visit([](const auto& held) { return json(held); }, value_of(field));

@@ -29,6 +29,7 @@ bool only_trains(std::string_view key) {
 
 void append_routing_keys(const ModelConfig& config, std::vector<std::string>& keys) {
   ModelConfig own = config;
+  own.router.select.plugin = router_plugin(config);
   ModelConfig usual;
   const std::vector<Field> fields = router_fields(own);
   const std::vector<Field> usual_fields = router_fields(usual);

@@ -157,6 +157,11 @@ void check_plugin(const ModelConfig& c) {
 
 }  // namespace
 
+std::string router_plugin(const ModelConfig& config) {
+  const SelectOptions& select = config.router.select;
+  return select.rule == SelectRule::plugin ? select.plugin : "";
+}
+
 void check_router(const ModelConfig& c) {
   const SelectRule rule = c.router.select.rule;
   const GroupLimit& nodes = c.router.eligibility.nodes;

@@ -2,6 +2,8 @@
 // From the keys of a model to the options of its routers and experts.
 #pragma once
 
+#include <string>
+
 #include "layers/model/config.hpp"
 #include "layers/moe/expert_options.hpp"
 
@@ -12,6 +14,9 @@ std::vector<Field> router_fields(ModelConfig& config);
 
 // config.router, and what follows from other keys.
 RouterOptions router_options(const ModelConfig& config);
+
+// The plugin that the router is from; empty for a built-in router, also where a run takes its exchange from a plugin.
+std::string router_plugin(const ModelConfig& config);
 
 // Throws on the first combination of routing keys that cannot run.
 void check_router(const ModelConfig& config);

@@ -49,6 +49,12 @@ on_two_ranks train "$folder/run.toml" "out=$folder/built_in"
 succeeded "the same run without"
 loss() { grep -o '"loss":[^,]*' "$1/metrics.jsonl" | head -1; }
 [[ "$(loss "$folder/own")" != "$(loss "$folder/built_in")" ]] || fail "the router of the plugin changes nothing"
+grep -qF "\"plugin\": \"$plugin\"" "$folder/own/checkpoints/latest/config.json" || fail "config.json does not name the router's plugin"
+on_two_ranks train "$folder/run.toml" "model.plugin=$plugin" exchange.strategy=plugin "out=$folder/own_exchange"
+succeeded "a run with the exchange of the plugin alone"
+says "own exchange: rank"
+[[ "$(loss "$folder/own_exchange")" == "$(loss "$folder/built_in")" ]] || fail "the exchange of the plugin changes losses"
+grep -qF "$plugin" "$folder/own_exchange/checkpoints/latest/config.json" && fail "config.json names the plugin of an exchange"
 on_two_ranks train "$folder/run.toml" "model.plugin=$folder/none.so" model.router=plugin
 refused 2 "model.plugin = $folder/none.so: no such file"
 on_two_ranks train "$folder/run.toml" "model.plugin=$plugin"

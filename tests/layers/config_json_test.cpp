@@ -302,6 +302,19 @@ TEST(ConfigJson, TheGateOfV2DividesOrScales) {
   EXPECT_EQ(router_options(read(v3_of_transformers_5())).weights.scale, 2.5);
 }
 
+// An exchange changes nothing that the model computes.
+TEST(ConfigJson, NamesThePluginOfARouterAndNoneOfAnExchange) {
+  ModelConfig config = read(v3_of_transformers_5());
+  const json built_in = to_json(config);
+  config.router.select.plugin = "/lib/own.so";
+  EXPECT_EQ(to_json(config), built_in);
+  EXPECT_EQ(keys_beyond_class(config), std::vector<std::string>());
+  config.router.select.rule = SelectRule::plugin;
+  EXPECT_EQ(to_json(config)["plugin"], "/lib/own.so");
+  EXPECT_EQ(to_json(config)["model_type"], "cadre_deepseek_v3");
+  EXPECT_THAT(keys_beyond_class(config), ElementsAre("router", "plugin"));
+}
+
 TEST(ConfigJson, DeepSeeksNameStandsOnlyOverWhatItsClassesCompute) {
   const ModelConfig v3 = read(v3_of_transformers_5());
   const ModelConfig v2 = read(v2_of_transformers_5());
