@@ -103,16 +103,19 @@ class TensorLoad {
     }
   }
 
-  void copy(Memory& memory) const {
+  // Returns whether every value is kept.
+  bool copy(Memory& memory) const {
+    bool keeps_all = true;
     for (const auto& [source, tensor, scales] : copies_) {
       OnHost to(tensor, memory);
       switch (tensor.dtype()) {
         case DType::f32: source.read(to->data<float>()); break;
-        case DType::bf16: source.read_bf16(to->data<bf16>()); break;
-        default: source.read_fp8_codes(reinterpret_cast<uint8_t*>(to->raw()), scales.data<float>());
+        case DType::bf16: keeps_all &= source.read_bf16(to->data<bf16>()); break;
+        default: keeps_all &= source.read_fp8_codes(reinterpret_cast<uint8_t*>(to->raw()), scales.data<float>());
       }
       to.put_back();
     }
+    return keeps_all;
   }
 
  private:
@@ -169,7 +172,7 @@ std::optional<Manifest> read_verified_manifest(const fs::path& directory) {
 }  // namespace
 
 Manifest load_checkpoint(const fs::path& directory, const ParameterStore& store, Optimizer* optimizer,
-                         const ParameterChoice& chosen) {
+                         const ParameterChoice& chosen, bool* rounds) {
   CADRE_CHECK(fs::is_directory(directory), fmt::format("{} is not a directory", directory.string()),
               "name the directory of a checkpoint, such as RUN/step_00000100 or RUN/latest");
   const std::optional<Manifest> manifest = read_verified_manifest(directory);
@@ -185,7 +188,8 @@ Manifest load_checkpoint(const fs::path& directory, const ParameterStore& store,
   std::optional<TensorLoad> moments;
   if (optimizer != nullptr) moments.emplace(directory, kOptimizerFolder, known, name_moments(*optimizer, chosen));
 
-  values.copy(store.memory());
+  const bool keeps_all = values.copy(store.memory());
+  if (rounds != nullptr) *rounds = !keeps_all;
   if (moments) moments->copy(store.memory());
   for (Parameter* parameter : store.parameters()) ++parameter->version;
   return manifest.value_or(Manifest{});

@@ -63,10 +63,11 @@ inline constexpr const char* kOptimizerFolder = "optimizer";
 // Reads the values of the chosen parameters of `store`, and the moments when `optimizer` is given. Each rank reads only what
 // it holds; not collective. Files are verified against the manifest: the length of all, the checksum of those that are
 // read. A missing tensor, a foreign shape or a damaged file throws, names file and tensor, and changes nothing.
-// Tensors of bf16 and fp8 are converted. Returns the manifest; without an optimizer a directory of another program, which has
+// Tensors of bf16 and fp8 are converted; `rounds`, if given, receives whether a value was rounded to the format of its tensor in
+// `store`. Returns the manifest; without an optimizer a directory of another program, which has
 // no cadre.json, is fine too: it is not verified beyond its format, and the manifest is the default one.
 Manifest load_checkpoint(const std::filesystem::path& directory, const ParameterStore& store, Optimizer* optimizer,
-                         const ParameterChoice& chosen = any_parameter);
+                         const ParameterChoice& chosen = any_parameter, bool* rounds = nullptr);
 
 // config.json of a checkpoint directory, or the file itself. Keys that change nothing are appended to `unused`, if given.
 ModelConfig read_model_config(const std::filesystem::path& path, std::vector<std::string>* unused = nullptr);

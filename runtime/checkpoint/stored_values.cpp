@@ -10,6 +10,7 @@
 #include <filesystem>
 #include <limits>
 #include <set>
+#include <span>
 
 #include "comm/base/check.hpp"
 #include "comm/wire/fp8.hpp"
@@ -102,28 +103,37 @@ void StoredValues::read(float* to) const {
   }
 }
 
-void StoredValues::read_bf16(bf16* to) const {
+bool StoredValues::read_bf16(bf16* to) const {
   if (entry().dtype == DType::bf16) {
     if (!values_.bytes.empty()) std::memcpy(to, values_.bytes.data(), values_.bytes.size());
-    return;
+    return true;
   }
   std::vector<float> values(count());
   read(values.data());
   std::ranges::transform(values, to, to_bf16);
+  return std::ranges::equal(values, std::span(to, values.size()), {}, {}, to_float);
 }
 
-void StoredValues::read_fp8_codes(uint8_t* codes, float* scales) const {
+bool StoredValues::read_fp8_codes(uint8_t* codes, float* scales) const {
   if (entry().dtype == DType::fp8) {
-    if (values_.bytes.empty()) return;
+    if (values_.bytes.empty()) return true;
     std::memcpy(codes, values_.bytes.data(), values_.bytes.size());
     std::memcpy(scales, scales_->bytes.data(), scales_->bytes.size());
-    return;
+    return true;
   }
   std::vector<float> values(count());
   read(values.data());
   std::vector<float> multiples(values.size());
-  round_blocks_to_fp8(values.data(), entry().shape[0], entry().shape[1], Fp8Scale::fp32, multiples.data(), scales);
+  const int64_t width = entry().shape[1];
+  round_blocks_to_fp8(values.data(), entry().shape[0], width, Fp8Scale::fp32, multiples.data(), scales);
   std::ranges::transform(multiples, codes, to_fp8);
+  bool keeps_all = true;
+  for (size_t i = 0; keeps_all && i < values.size(); ++i) {
+    const auto at = static_cast<int64_t>(i);
+    const int64_t block = at / width / kFp8TileChannels * num_blocks(width) + at % width / kFp8TileChannels;
+    keeps_all = from_fp8(codes[i]) * scales[block] == values[i];
+  }
+  return keeps_all;
 }
 
 void StoredValues::read_fp8(float* to) const {

@@ -33,10 +33,10 @@ class StoredValues {
   const TensorEntry& entry() const { return values_.entry; }
   size_t count() const;
   void read(float* to) const;
-  // Rounded; what is bf16 in the file is the same bf16.
-  void read_bf16(bf16* to) const;
-  // As E4M3 codes with a scale for 128 x 128 values; what is fp8 in the file is the same fp8. Of a matrix.
-  void read_fp8_codes(uint8_t* codes, float* scales) const;
+  // To the nearest bf16. Returns whether every value is kept, as that of a bf16 file is.
+  bool read_bf16(bf16* to) const;
+  // As E4M3 codes with a scale for 128 x 128 values. Of a matrix. Returns whether every value is kept, as that of an fp8 file is.
+  bool read_fp8_codes(uint8_t* codes, float* scales) const;
 
  private:
   void find_scales(ShardedReader& reader, const std::string& file);

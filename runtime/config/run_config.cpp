@@ -119,7 +119,8 @@ std::vector<Section> sections_of(RunConfig& c) {
             "projections with adapters, in attention, dense networks and experts: all, or names such as "
             "q_proj,o_proj,gate_proj,up_proj,down_proj"},
            {"weights", &c.adapter.weights, one_of({"auto", "fp32", "bf16", "fp8"}),
-            "format that the weights below adapters are kept in; auto: fp8 where train.init has fp8, else bf16"},
+            "format that the weights below adapters are kept in; auto: fp8 where train.init has fp8, else bf16; a note "
+            "says if that rounds them"},
            {"init", &c.adapter.init, any(), "directory with adapters, of Cadre or PEFT, to begin with"},
        }},
       {"optim",

@@ -208,19 +208,28 @@ RunConfig with_products(const Communicator& world, RunConfig config, std::string
 void start_from_weights(Worker& worker, const RunConfig& config, std::vector<std::string>& notes) {
   const std::string& init = config.train.init;
   const int64_t num_layers = config.model.num_hidden_layers;
+  bool rounds = false;
   const auto failure = attempt_together(worker.world(), kFileDeadlineSeconds, "loading weights", [&] {
     const std::vector<fs::path> found = checkpoints_at(init);
     CADRE_CHECK(!found.empty(), fmt::format("train.init = \"{}\" is no directory of a model", init),
                 "it holds config.json and *.safetensors, or is the folder of a run");
     const bool has_mtp = stored_mtp_modules(found.front(), config.model) == config.model.num_nextn_predict_layers;
-    load_checkpoint(found.front(), worker.store(), nullptr, [&](const Parameter& parameter) {
+    const auto is_read = [&](const Parameter& parameter) {
       if (has_adapters(config) && !fixed_parameter(parameter)) return false;
       return has_mtp || layer_of(parameter.name()).value_or(0) < num_layers;
-    });
+    };
+    load_checkpoint(found.front(), worker.store(), nullptr, is_read, &rounds);
     notes.push_back(fmt::format("starts from the weights in {}", found.front().string()));
     if (!has_mtp) notes.push_back("the MTP modules, which it has none of, start with random weights");
   });
   if (failure) throw Error(failure->kind, failure->text, failure->hint);
+  const auto any_rounds = wait(worker.world().all_reduce(int64_t{rounds}, ReduceOp::max), kFileDeadlineSeconds,
+                               {.phase = "loading weights"});
+  if (any_rounds != 0) {
+    notes.push_back(
+        fmt::format("weights of train.init are rounded to {} (adapter.weights); adapter.weights=fp32 keeps them",
+                    config.adapter.weights));
+  }
 }
 
 void start_from_adapters(Worker& worker, const RunConfig& config, std::vector<std::string>& notes) {

@@ -188,6 +188,37 @@ TEST_F(Adapters, TrainOnFp8AsRead) {
   EXPECT_GT(std::abs(wide.front() - expected_values("losses").front()), 1e-4);
 }
 
+// The base of the tests is bf16; merged with adapters its values need more bits.
+TEST_F(Adapters, TellOfRoundedWeights) {
+  export_checkpoint(kLora, folder_ / "fp32", ExportFormat::fp32, Fp8Scale::fp32);
+  export_checkpoint(kLora, folder_ / "fp8", ExportFormat::fp8, Fp8Scale::fp32);
+  export_checkpoint(kLora, folder_ / "merged", ExportFormat::fp32, Fp8Scale::fp32, ExportMtp::keep, kLora / "adapter");
+  struct Case {
+    fs::path base;
+    const char* format;
+    bool rounds;
+  };
+  const Case cases[] = {{kLora, "bf16", false},
+                        {folder_ / "fp32", "bf16", false},
+                        {folder_ / "merged", "bf16", true},
+                        {folder_ / "merged", "fp32", false},
+                        {folder_ / "fp8", "fp8", false},
+                        {folder_ / "fp8", "bf16", true},
+                        {kLora, "fp8", true}};
+  config_.adapter.init.clear();
+  config_.checkpoint.resume = "never";
+  for (const Case& c : cases) {
+    config_.train.init = c.base.string();
+    config_.adapter.weights = c.format;
+    testing::internal::CaptureStdout();
+    losses_on(2, config_, 0);
+    const std::string told = testing::internal::GetCapturedStdout();
+    EXPECT_THAT(told, HasSubstr("starts from the weights in " + c.base.string()));
+    const std::string line = fmt::format("note: weights of train.init are rounded to {} (adapter.weights)", c.format);
+    EXPECT_EQ(told.find(line) != std::string::npos, c.rounds) << c.base << " in " << c.format << ":\n" << told;
+  }
+}
+
 TEST_F(Adapters, RefuseWhatTheModelHasNot) {
   const auto message = [&] { return test::message_of([&] { check(config_, 1); }); };
   check(config_, 1);
