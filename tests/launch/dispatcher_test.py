@@ -173,7 +173,7 @@ def test_refusals():
         del batch
     raises(RuntimeError, "closed", lambda: dispatcher.dispatch(x, ids, weights))
     raises(ValueError, "allowed: fp32, bf16, fp8", lambda: make(dispatch_wire="fp4"))
-    raises(ValueError, "auto, flat, all_gather", lambda: make(strategy="fast"))
+    raises(ValueError, "auto | flat | shared", lambda: make(strategy="fast"))
     raises(ValueError, "top_k = 9", lambda: cadre.Dispatcher(comm, num_experts=2, top_k=9, width=1))
 
 
