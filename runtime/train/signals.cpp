@@ -23,7 +23,9 @@ extern "C" void request_stop(int /*signal*/) { g_stop_requested.store(true); }
 StopSignals::StopSignals() {
   struct sigaction action = {};
   action.sa_handler = request_stop;
-  action.sa_flags = SA_RESTART;  // a file that is being written is written to its end
+  // A file that is being written is written to its end. Products of oneDNN 2.6 do not survive a handler on their own stack: what
+  // they keep below its end is overwritten, and they then write to wrong addresses. main() gives the thread another stack.
+  action.sa_flags = SA_RESTART | SA_ONSTACK;
   sigemptyset(&action.sa_mask);
   for (size_t i = 0; i < kStopSignals.size(); ++i) {
     CADRE_CHECK(sigaction(kStopSignals[i], &action, &before_[i]) == 0,

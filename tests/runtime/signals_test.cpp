@@ -79,6 +79,23 @@ TEST(StopSignals, raise_a_flag_and_leave_no_trace) {
   EXPECT_EQ(now.sa_handler, SIG_DFL);
 }
 
+// A product that a signal interrupts may have data beyond the end of its stack.
+TEST(StopSignals, leave_the_stack_of_the_computation_alone) {
+  std::vector<std::byte> memory(size_t{1} << 16, std::byte{0xA5});
+  stack_t alternate = {};
+  stack_t before = {};
+  alternate.ss_sp = memory.data();
+  alternate.ss_size = memory.size();
+  ASSERT_EQ(sigaltstack(&alternate, &before), 0);
+  {
+    const StopSignals signals;
+    EXPECT_EQ(std::raise(SIGUSR1), 0);
+    EXPECT_TRUE(stop_requested());
+  }
+  ASSERT_EQ(sigaltstack(&before, nullptr), 0);
+  EXPECT_GT(std::ranges::count_if(memory, [](std::byte byte) { return byte != std::byte{0xA5}; }), 0);
+}
+
 // Takes the signal before its first step. Under MPI only the last rank gets it; ranks of threads share the flag, and look
 // at it when they come by. How many steps are done when it stops.
 int64_t run_until_signal(const Communicator& world, const RunConfig& config) {
