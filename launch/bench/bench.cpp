@@ -59,11 +59,11 @@ Field device_option(std::string& device) {
 }
 
 Command bench_command() {
-  return {
-      .name = "bench",
-      .summary = "measures parts of a step and the limit of each",
-      .parts = {bench_attention_command(), bench_gemm_command(), bench_exchange_command(), bench_layer_command(),
-                bench_overlap_command(), bench_permute_command(), bench_router_command(), bench_generate_command()}};
+  return {.name = "bench",
+          .summary = "measures parts of a step and the limit of each",
+          .parts = {bench_attention_command(), bench_gemm_command(), bench_exchange_command(), bench_layer_command(),
+                    bench_overlap_command(), bench_permute_command(), bench_router_command(), bench_step_command(),
+                    bench_generate_command()}};
 }
 
 std::vector<Field> bench_fields(std::vector<Field> own, BenchOptions& options) {

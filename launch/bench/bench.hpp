@@ -50,6 +50,7 @@ Command bench_layer_command();
 Command bench_overlap_command();
 Command bench_permute_command();
 Command bench_router_command();
+Command bench_step_command();
 
 // --device of a part: what computes.
 Field device_option(std::string& device);

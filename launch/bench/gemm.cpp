@@ -5,17 +5,14 @@
 #include <nlohmann/json.hpp>
 
 #include <algorithm>
-#include <deque>
 #include <memory>
 #include <string>
 #include <string_view>
 #include <vector>
 
 #include "launch/bench/bench.hpp"
-#include "layers/kernels/gpu/cuda.hpp"
+#include "launch/bench/gemm_products.hpp"
 #include "layers/kernels/kernels.hpp"
-#include "layers/tensor/arena.hpp"
-#include "layers/tensor/parameter.hpp"
 #include "runtime/parallel/products.hpp"
 
 namespace cadre {
@@ -36,132 +33,32 @@ struct BenchGemmArguments {
   std::string json;
 };
 
-struct Shape {
-  int64_t rows, out, in;
-};
-constexpr Shape kShapes[] = {{16, 2048, 512},  {64, 2048, 512},    {256, 2048, 512},   {512, 1024, 512},
-                             {512, 512, 1024}, {1024, 1024, 1024}, {2048, 2048, 2048}, {512, 2048, 7168}};
+constexpr ProductShape kShapes[] = {{16, 2048, 512},  {64, 2048, 512},    {256, 2048, 512},   {512, 1024, 512},
+                                    {512, 512, 1024}, {1024, 1024, 1024}, {2048, 2048, 2048}, {512, 2048, 7168}};
 
-// GFLOP/s of y = x W^T, dx = dy W, dW = dy^T x.
-struct Rates {
-  double forward, input_grad, weight_grad;
-};
-
-// Weights of one shape, a range of rows each, and operands for their products.
-class GemmProducts {
- public:
-  GemmProducts(const Kernels& kernels, int64_t num_weights, const Shape& shape)
-      : kernels_(kernels), clock_(kernels.make_clock()), shape_(shape) {
-    for (int64_t i = 0; i < num_weights; ++i) {
-      store_.add(weights_.emplace_back(make_weight({{fmt::format("weight.{}", i), shape.out}}, shape.in, 0.02)));
-    }
-    store_.allocate(DType::f32, /*with_grad=*/true, /*dry_run=*/false, kernels.memory());
-    store_.initialise(1);
-    for (int64_t i = 0; i < num_weights; ++i) {
-      groups_.push_back({i * shape.rows, shape.rows, &weights_[static_cast<size_t>(i)]});
-    }
-    const int64_t rows = num_weights * shape.rows;
-    x_ = arena_.take("x", DType::f32, {rows, shape.in});
-    dy_ = arena_.take("dy", DType::f32, {rows, shape.out});
-    y_ = arena_.take("y", DType::f32, {rows, shape.out});
-    dx_ = arena_.take("dx", DType::f32, {rows, shape.in});
-  }
-
-  // Medians of products in one call.
-  Rates grouped(int64_t iterations) {
-    return rates(
-        iterations, [this] { kernels_.grouped_linear(x_, groups_, y_); },
-        [this] { kernels_.grouped_linear_input_grad(dy_, groups_, dx_); },
-        [this] { kernels_.grouped_linear_weight_grad(x_, dy_, groups_, Accumulate::no); });
-  }
-  // The same of one weight.
-  Rates single(int64_t iterations) {
-    const Parameter& weight = weights_.front();
-    return rates(
-        iterations, [&] { kernels_.linear(x_, weight, y_); },
-        [&] { kernels_.linear_input_grad(dy_, weight, dx_, Accumulate::no); },
-        [&] { kernels_.linear_weight_grad(x_, dy_, weight.grad, Accumulate::no); });
-  }
-
- private:
-  template <class Forward, class InputGrad, class WeightGrad>
-  Rates rates(int64_t iterations, const Forward& forward, const InputGrad& input_grad, const WeightGrad& weight_grad) {
-    std::vector<double> ms[3];
-    for (int64_t i = -1; i < iterations; ++i) {  // one to warm up
-      draw_rows(kernels_, x_, num_drawn_++);
-      draw_rows(kernels_, dy_, num_drawn_++);
-      const double times[] = {timed_ms(forward), timed_ms(input_grad), timed_ms(weight_grad)};
-      for (size_t product = 0; i >= 0 && product < 3; ++product) ms[product].push_back(times[product]);
-    }
-    const double gflop = 2e-9 * static_cast<double>(x_.numel() * shape_.out);
-    const auto rate = [&](const std::vector<double>& times) { return gflop / summarise(times).p50 * 1e3; };
-    return {rate(ms[0]), rate(ms[1]), rate(ms[2])};
-  }
-
-  template <class Work>
-  double timed_ms(const Work& work) {
-    clock_->start();
-    work();
-    return clock_->stop_ms();
-  }
-
-  const Kernels& kernels_;
-  std::unique_ptr<DeviceClock> clock_;
-  Shape shape_;
-  std::deque<Parameter> weights_;
-  ParameterStore store_;
-  std::vector<RowGroup> groups_;
-  Arena arena_{Arena::Mode::real, /*poison=*/false, kernels_.memory()};
-  Tensor x_, dy_, y_, dx_;
-  uint64_t num_drawn_ = 0;
-};
-
-void print_gemm_row(std::string_view what, const Shape& shape, const Rates& rates) {
+void print_gemm_row(std::string_view what, const ProductShape& shape, const ProductRates& rates) {
   fmt::print("{:>21} {:>6} {:>6} {:>6} {:>10.0f} {:>10.0f} {:>11.0f}\n", what, shape.rows, shape.out, shape.in,
              rates.forward, rates.input_grad, rates.weight_grad);
 }
 
-nlohmann::json rates_json(const Rates& rates) {
+nlohmann::json rates_json(const ProductRates& rates) {
   return {{"forward_gflops", rates.forward},
           {"input_grad_gflops", rates.input_grad},
           {"weight_grad_gflops", rates.weight_grad}};
-}
-
-// Ways to multiply in fp32 on a CPU; the last is what a run takes.
-struct Way {
-  const char* name;
-  std::string products;
-};
-
-std::vector<Way> ways_of(const BenchGemmArguments& options, Precision precision, const std::string& chosen) {
-  if (options.device != "cpu" || precision != Precision::fp32) return {{"chosen", chosen}};
-  std::vector<Way> ways = {{"openblas", "openblas"}, {"openblas-packed", "nt=bbbb nn=bbbb tn=bbbb copy=1111"}};
-  if (has_onednn()) ways.insert(ways.end(), {{"onednn", "onednn"}, {"onednn-packed", "onednn-packed"}});
-  ways.push_back({"chosen", chosen});
-  return ways;
-}
-
-std::unique_ptr<Kernels> kernels_of(const BenchGemmArguments& options, Precision precision, ThreadPool& threads,
-                                    const std::string& products) {
-  if (options.device != "cpu") return make_cuda_kernels(0, precision);
-  return make_cpu_kernels(
-      precision,
-      {.bits = RowBits::as_in_training, .threads = &threads, .products = ProductChoice::parse(products, "products")});
 }
 
 nlohmann::json bench_single(const BenchGemmArguments& options, ThreadPool& threads, const std::string& chosen) {
   nlohmann::json rows = nlohmann::json::array();
   for (const Precision precision : {Precision::fp32, Precision::bf16}) {
     const char* name = precision == Precision::bf16 ? "bf16" : "fp32";
-    for (const Shape& shape : kShapes) {
+    for (const ProductShape& shape : kShapes) {
       if (options.rows > 0 && shape.rows != options.rows) continue;
-      Rates best = {};
-      Rates rates = {};
-      for (const Way& way : ways_of(options, precision, chosen)) {
-        const auto kernels = kernels_of(options, precision, threads, way.products);
+      ProductRates best = {};
+      ProductRates rates = {};
+      for (const ProductWay& way : ways_to_multiply(options.device, precision, chosen)) {
+        const auto kernels = kernels_of_way(options.device, precision, threads, way.products);
         rates = GemmProducts(*kernels, 1, shape).single(options.iterations);
-        best = {std::max(best.forward, rates.forward), std::max(best.input_grad, rates.input_grad),
-                std::max(best.weight_grad, rates.weight_grad)};
+        best = best_of(best, rates);
         print_gemm_row(fmt::format("{} {}", name, way.name), shape, rates);
         nlohmann::json& row = rows.emplace_back(rates_json(rates));
         row.update(
@@ -183,13 +80,13 @@ nlohmann::json bench_grouped(const BenchGemmArguments& options, ThreadPool& thre
     return given > 0 ? given : on_cpu ? cpu : cuda;
   };
   const int64_t experts = given_or(options.experts, 8, 4);
-  const Shape each = {given_or(options.tokens, 256, 64), given_or(options.out, 2048, 512),
-                      given_or(options.in, 7168, 1024)};
-  const Shape all = {experts * each.rows, each.out, each.in};
+  const ProductShape each = {given_or(options.tokens, 256, 64), given_or(options.out, 2048, 512),
+                             given_or(options.in, 7168, 1024)};
+  const ProductShape all = {experts * each.rows, each.out, each.in};
   const Precision precision = options.precision == "bf16" ? Precision::bf16 : Precision::fp32;
-  const auto kernels = kernels_of(options, precision, threads, chosen);
-  const Rates grouped = GemmProducts(*kernels, experts, each).grouped(options.iterations);
-  const Rates single = GemmProducts(*kernels, 1, all).single(options.iterations);
+  const auto kernels = kernels_of_way(options.device, precision, threads, chosen);
+  const ProductRates grouped = GemmProducts(*kernels, experts, each).grouped(options.iterations);
+  const ProductRates single = GemmProducts(*kernels, 1, all).single(options.iterations);
   fmt::print("{} experts of {} tokens in one call, and one product of as many FLOPs, {}\n", experts, each.rows,
              options.precision);
   print_gemm_row("grouped", each, grouped);

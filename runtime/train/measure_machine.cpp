@@ -3,27 +3,21 @@
 
 #include <algorithm>
 #include <array>
-#include <map>
 #include <memory>
-#include <string_view>
 #include <utility>
 
-#include "comm/base/random.hpp"
 #include "comm/base/trace.hpp"
 #include "comm/group/reduction_queue.hpp"
 #include "comm/group/topology.hpp"
 #include "comm/job/wait.hpp"
 #include "runtime/optim/optimizer.hpp"
-#include "runtime/parallel/micro_batch.hpp"
-#include "runtime/parallel/worker.hpp"
-#include "runtime/train/memory_plan.hpp"
+#include "runtime/train/probe.hpp"
 
 namespace cadre {
 namespace {
 
 constexpr int kMeasuredPasses = 5;
 constexpr int kContendedPasses = 5;
-constexpr size_t kEventsOfPass = size_t{1} << 16;
 constexpr int64_t kProbeLayers = 3;
 constexpr double kNothing = 1e-9;  // seconds of work that was too short to be seen
 
@@ -35,110 +29,13 @@ double middle_of(std::vector<double> values) {
   return values[values.size() / 2];
 }
 
-// A configuration whose model has a few layers of each kind, whose ranks are one row, and whose batch gives each rank the tokens of
-// a micro-batch.
-RunConfig probe_of(const RunConfig& config, int num_ranks, int divisor) {
-  RunConfig probe = config;
-  const Grid grid =
-      Grid::make(num_ranks, static_cast<int>(config.parallel.pipeline), static_cast<int>(config.parallel.expert));
-  const auto parts = [](int64_t whole, int64_t count) { return (whole + count - 1) / count; };
-  probe.parallel.pipeline = 1;
-  probe.parallel.expert = grid.expert;
-  probe.parallel.schedule = "1f1b";
-  probe.parallel.shard_optimizer = false;
-  probe.parallel.placement.clear();
-  probe.train.batch = parts(parts(config.train.batch, config.train.micro_batches), grid.data) * num_ranks;
-  probe.train.micro_batches = 1;
+// A few layers of each kind, and shorter sequences.
+RunConfig few_layers_of(const RunConfig& config, int num_ranks, int divisor) {
+  RunConfig probe = one_micro_batch_of(config, num_ranks);
   probe.data.sequence_length = std::max<int64_t>(1, config.data.sequence_length / divisor);
   probe.model.first_k_dense_replace = std::min<int64_t>(1, config.model.first_k_dense_replace);
   probe.model.num_hidden_layers = std::min(config.model.num_hidden_layers, kProbeLayers);
-  probe.model.num_nextn_predict_layers = 0;
-  probe.checkpoint.partner_copies = 0;
-  probe.exchange.progress = "poll";
   return probe;
-}
-
-// Seconds of each phase; phases that layers of both kinds have, by kind.
-using PhaseSeconds = std::map<std::string, double>;
-
-class Probe {
- public:
-  Probe(const Communicator& world, const RunConfig& config)
-      : config_(config), worker_(world.duplicate("probe"), training_options(config, world)) {
-    worker_.store().initialise(static_cast<uint64_t>(config.seed));
-  }
-
-  Worker& worker() { return worker_; }
-
-  // One micro-batch, forward and backward.
-  PhaseSeconds pass() {
-    TraceRecorder recorder(kEventsOfPass);
-    const TraceScope tracing(worker_.job().tracer(), recorder);
-    MicroBatch batch = drawn_batch();
-    DeferredQueue deferred;
-    LaneContext ctx = worker_.lanes().training_context(1.0 / static_cast<double>(batch.num_tokens()), deferred, 0);
-    ctx.tokens = batch.facts(static_cast<uint64_t>(config_.seed));
-    worker_.store().forget_grads();
-    Request together = worker_.world().barrier();
-    worker_.await(together);
-    {
-      const PollScope polling(worker_.poller());
-      Task<void> task = forward_and_backward(ctx, batch.tokens());
-      worker_.run(task);
-    }
-    recorder.end();
-    PhaseSeconds seconds;
-    for (const TraceEvent& event : recorder.events()) {
-      if (event.kind != TraceKind::compute) continue;
-      seconds[key_of(event.at)] += static_cast<double>(event.end_ns - event.begin_ns) * 1e-9;
-    }
-    return seconds;
-  }
-
- private:
-  std::string key_of(const Position& at) const {
-    const bool is_dense = at.layer >= 0 && !is_moe_layer(config_.model, at.layer);
-    return is_dense && std::string_view(at.phase).starts_with("ffn") ? std::string("dense ") + at.phase : at.phase;
-  }
-
-  MicroBatch drawn_batch() {
-    const int64_t sequences = config_.train.batch / worker_.world().size();
-    const Random random(static_cast<uint64_t>(config_.seed), "probe", static_cast<uint64_t>(worker_.world().rank()));
-    std::vector<int32_t> ids(static_cast<size_t>(sequences * config_.data.sequence_length));
-    for (int32_t& id : ids) {
-      id = static_cast<int32_t>(random.below(static_cast<uint64_t>(config_.model.vocab_size), num_drawn_++));
-    }
-    return {ids, ids, sequences, config_.data.sequence_length, sequences * worker_.world().rank()};
-  }
-
-  Task<void> forward_and_backward(LaneContext& ctx, TokenBatch batch) {
-    const ArenaScope scope(ctx.arena);
-    Stage& stage = *worker_.model().stages().front();
-    Stage::Saved saved;
-    Task<Stage::Output> forward = stage.forward(ctx, batch, Tensor(), saved);
-    co_await forward;
-    Task<Tensor> backward = stage.backward(ctx, saved, Tensor(), Stage::Weights::at_once);
-    co_await backward;
-  }
-
-  RunConfig config_;
-  Worker worker_;
-  uint64_t num_drawn_ = 0;
-};
-
-// Medians over passes of each phase, then means over ranks. All ranks have the same phases.
-PhaseSeconds measured_phases(Probe& probe) {
-  probe.pass();  // warms up
-  std::map<std::string, std::vector<double>> passes;
-  for (int i = 0; i < kMeasuredPasses; ++i) {
-    for (const auto& [phase, seconds] : probe.pass()) passes[phase].push_back(seconds);
-  }
-  PhaseSeconds phases;
-  for (auto& [phase, seconds] : passes) {
-    seconds.resize(kMeasuredPasses, 0.0);
-    phases[phase] = middle_of(seconds);
-  }
-  return phases;
 }
 
 // Rates of this rank out of its phases.
@@ -209,12 +106,6 @@ class Rates {
   PhaseSeconds phases_;
   double attention_ = 0.0, router_ = 0.0, shared_ = 0.0, dense_ = 0.0, experts_ = 0.0, mixtures_ = 0.0;
 };
-
-double sum_of(const PhaseSeconds& phases) {
-  double sum = 0.0;
-  for (const auto& [phase, seconds] : phases) sum += seconds;
-  return sum;
-}
 
 // What follows the passes of a step.
 void measure_tail(Probe& probe, const RunConfig& config, double steady_pass_s, Machine& machine) {
@@ -314,10 +205,10 @@ Machine measure_machine(const Communicator& world, const RunConfig& config, cons
     machine.network = links.network;
   }
   for (const int divisor : row_divisors) {
-    const RunConfig probe_config = probe_of(config, world.size(), divisor);
+    const RunConfig probe_config = few_layers_of(config, world.size(), divisor);
     check(probe_config, world.size());
     Probe probe(world, probe_config);
-    const PhaseSeconds phases = measured_phases(probe);
+    const PhaseSeconds phases = probe.median_of_passes(kMeasuredPasses);
     const Rates rates(probe_config, world.size(), phases);
     machine.experts.push_back(rates.experts());
     if (divisor != row_divisors.back()) continue;

@@ -50,6 +50,21 @@ says "rows of the busiest rank / mean"
 # No token selects an expert of the last rank.
 grep -q '"rows_max_over_mean": 2.0' "$folder/W5.json" || fail "W5 leaves no rank without rows"
 grep -qE '"rows_max_over_mean": 1\.[0-3]' "$folder/W0.json" || fail "W0 is not balanced"
+on_two_ranks bench step "$folder/run.toml" --iterations 2 --json "$folder/step.json"
+succeeded "bench step"
+says "best products" "attention gradient" "optimizer"
+# The products of 2 sequences of 16 tokens with router [4,16], both experts of a token [3,8,16], the shared one, the dense [3,32,16].
+python3 - "$folder/step.json" <<'END' || fail "not the products of the model"
+import json, sys
+
+phases = {row["phase"]: row for row in json.load(open(sys.argv[1]))["phases"]}
+expected = {"router": 4 * 16, "experts": 2 * 3 * 8 * 16, "shared experts": 3 * 8 * 16, "dense ffn": 3 * 32 * 16}
+for phase, elements in expected.items():
+    for suffix in ("", " gradient", " weights"):
+        row = phases[phase + suffix]
+        assert abs(row["gflop"] - 2e-9 * 2 * 16 * elements) < 1e-13, (phase + suffix, row)
+        assert row["floor_ms"] > 0, row
+END
 on_two_ranks bench router --tokens 64 --hidden 32 --experts 16 --iterations 2 --warmup 1 --json "$folder/router.json"
 succeeded "bench router"
 says "product" "of its speed"

@@ -29,6 +29,7 @@ written bench.router "$folder/router" bench router "${small[@]}" --experts 16 --
 written bench.permute "$folder/permute" bench permute "${small[@]}" --experts 8 --top-k 2 --json "$folder/permute"
 written bench.attention "$folder/attention" bench attention --length 24 --heads 2 --head-dim 6 --value-dim 4 --iterations 1 --json "$folder/attention"
 written bench.gemm "$folder/gemm" bench gemm --part all --rows 16 --tokens 5 --out 16 --in 24 --experts 3 --iterations 1 --json "$folder/gemm"
+written bench.step "$folder/bench_step" bench step "$folder/run.toml" --ranks 2 --iterations 1 --json "$folder/bench_step"
 written plan.dispatch "$folder/dispatch" plan dispatch --tokens 100 --experts 16 --top-k 2 --ranks 4 --hosts 2 --json "$folder/dispatch"
 written plan.memory "$folder/memory" plan memory "$folder/run.toml" --ranks 4 --limit 0.01 --json "$folder/memory"
 code=0

@@ -1,0 +1,44 @@
+// SPDX-License-Identifier: Apache-2.0
+// A model on one row of ranks that runs single micro-batches of random tokens and measures the time of each phase.
+#pragma once
+
+#include <map>
+#include <string>
+
+#include "comm/group/communicator.hpp"
+#include "runtime/config/run_config.hpp"
+#include "runtime/parallel/micro_batch.hpp"
+#include "runtime/parallel/worker.hpp"
+
+namespace cadre {
+
+// `config` with ranks in one row, without pipeline, and with a batch of which each rank has the tokens of a micro-batch.
+RunConfig one_micro_batch_of(const RunConfig& config, int num_ranks);
+
+// Seconds of each phase; "dense ffn" is that of layers without experts.
+using PhaseSeconds = std::map<std::string, double>;
+double sum_of(const PhaseSeconds& phases);
+
+class Probe {
+ public:
+  // Collective over `world`, as are the others. Of a configuration of one_micro_batch_of().
+  Probe(const Communicator& world, const RunConfig& config);
+
+  Worker& worker() { return worker_; }
+
+  // One micro-batch, forward and backward: what this rank computed.
+  PhaseSeconds pass();
+  // Medians of each phase over so many passes, behind one that does not count.
+  PhaseSeconds median_of_passes(int num_passes);
+
+ private:
+  std::string key_of(const Position& at) const;
+  MicroBatch drawn_batch();
+  Task<void> forward_and_backward(LaneContext& ctx, TokenBatch batch);
+
+  RunConfig config_;
+  Worker worker_;
+  uint64_t num_drawn_ = 0;
+};
+
+}  // namespace cadre
