@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// Work whose result is not needed yet: weight gradients. It runs while all lanes wait, or when it is asked for, and
-// always first in, first out, so that what adds to the same memory adds in the same order whenever it runs.
+// Work whose result is not needed yet: weight gradients. It runs while all lanes wait, or when it is asked for, first in, first
+// out, so that what adds to the same memory adds in the same order whenever it runs.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <deque>
 #include <functional>
@@ -19,17 +20,21 @@ class DeferredQueue {
  public:
   // What `run` refers to must live until it has run.
   void push(const Position& at, std::function<void()> run) {
-    items_.push_back({at, std::move(run)});
+    items_.push_back({at, std::move(run), part_});
     ++num_pushed_;
   }
-  // Of a queue of a DeferredMerge: ends the part that began behind the one before.
+  // A pass pushes in parts, the same for all passes, one pass after the other; work of two parts never adds to the same memory.
+  void begin_pass() { part_ = 0; }
   void end_part();
+  // From now on the oldest of the earliest part runs, so that the early parts of all passes end soon. run_first() is then for all.
+  void run_early_parts_first() { early_parts_first_ = true; }
 
-  // Runs the oldest, as an activity in the trace; false when there is none.
+  // Runs the next one, as an activity in the trace; false when there is none.
   bool run_one(Tracer& tracer) {
     if (items_.empty()) return false;
-    const Item item = std::move(items_.front());
-    items_.pop_front();
+    const auto next = early_parts_first_ ? std::ranges::min_element(items_, {}, &Item::part) : items_.begin();
+    const Item item = std::move(*next);
+    items_.erase(next);
     const TraceActivity activity(tracer, TraceKind::compute, item.at);
     item.run();
     return true;
@@ -46,10 +51,13 @@ class DeferredQueue {
   struct Item {
     Position at;
     std::function<void()> run;
+    size_t part;
   };
 
   std::deque<Item> items_;
   uint64_t num_pushed_ = 0;
+  size_t part_ = 0;  // of what is pushed next
+  bool early_parts_first_ = false;
   DeferredMerge* merge_ = nullptr;
   std::deque<size_t> parts_;  // ended and not handed on: items of each
   size_t in_parts_ = 0;       // items
@@ -76,7 +84,8 @@ class DeferredMerge {
     while (!queues_[next_].parts_.empty()) {
       DeferredQueue& queue = queues_[next_];
       for (size_t i = 0; i < queue.parts_.front(); ++i) {
-        into_.push(queue.items_.front().at, std::move(queue.items_.front().run));
+        into_.items_.push_back(std::move(queue.items_.front()));
+        ++into_.num_pushed_;
         queue.items_.pop_front();
       }
       queue.in_parts_ -= queue.parts_.front();
@@ -91,6 +100,7 @@ class DeferredMerge {
 };
 
 inline void DeferredQueue::end_part() {
+  ++part_;
   if (merge_ == nullptr) return;
   parts_.push_back(items_.size() - in_parts_);
   in_parts_ = items_.size();

@@ -148,6 +148,10 @@ std::vector<Section> sections_of(RunConfig& c) {
             "takes the fastest by prediction"},
            {"ramp", &c.parallel.ramp, between(1, 1024),
             "schedule pair: micro-batches side by side where a step begins and ends; each takes memory"},
+           {"postponed", &c.parallel.postponed, between(1, 1024),
+            "schedules that overlap passes: micro-batches whose weight gradients may wait to fill gaps of later ones; "
+            "each takes "
+            "memory"},
            {"overlap", &c.parallel.overlap, any(),
             "overlap communication and computation; false: run one operation after the other"},
            {"shard_optimizer", &c.parallel.shard_optimizer, any(),

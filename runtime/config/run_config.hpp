@@ -86,6 +86,7 @@ struct ParallelConfig {
   int64_t rebalance = 0;  // steps from one look at the loads to the next; 0: experts stay; kAutoRebalance
   std::string schedule = "1f1b";
   int64_t ramp = 2;  // of schedule pair
+  int64_t postponed = 1;
   bool overlap = true;
   bool shard_optimizer = true;
 

@@ -2,6 +2,7 @@
 #include "runtime/parallel/executor.hpp"
 
 #include <algorithm>
+#include <deque>
 #include <map>
 #include <memory>
 #include <utility>
@@ -79,7 +80,7 @@ class ProgramRun {
   void bucket_done(int stage, int bucket);
 
   void postpone_weight_grads(LiveChunk& one);
-  void finish_postponed();
+  void finish_postponed(size_t most_left = 0);
 
   LiveChunk& begin(Chunk chunk);
   LiveChunk& live(Chunk chunk);
@@ -98,7 +99,8 @@ class ProgramRun {
   int forwards_left_;
   std::vector<std::unique_ptr<LiveChunk>> live_;  // by lane
   DeferredQueue deferred_;
-  LiveChunk* postponed_ = nullptr;  // of the last overlapped op, when its weight gradients may still be in the queue
+  std::deque<LiveChunk*>
+      postponed_;  // of overlapped ops, whose weight gradients may still be in the queue; oldest first
   PipelineRows rows_;
   std::map<std::pair<int, int>, int> backwards_left_;  // by stage and bucket
 };
@@ -170,8 +172,8 @@ void ProgramRun::run_backwards(std::span<const Op> ops) {
     runs.push_back({&worker_.lane(one.lane), &passes.back()});
   }
   run_passes(std::move(runs));
-  finish_postponed();
   deferred_.run_first(deferred_.num_pushed(), tracer_);
+  finish_postponed();
   for (const Op& op : ops) end(op.chunk);
 }
 
@@ -181,6 +183,7 @@ void ProgramRun::run(const Op& op) {
     case OpKind::send: return rows_.post_send(op);
     case OpKind::forward: return run_forwards({&op, 1});
     case OpKind::backward: {
+      if (!postponed_.empty()) return run_backwards({&op, 1});
       LiveChunk& one = live(op.chunk);
       Task<void> pass = backward_pass(one, Stage::Weights::at_once);
       run_passes({{&worker_.lane(one.lane), &pass}});
@@ -213,18 +216,21 @@ void ProgramRun::run_passes(std::vector<Engine::Run> runs) {
   for (const Engine::Run& run : runs) worker_.lanes().run({run});
 }
 
-// They run as filler in the next overlapped op.
+// They run as filler in later ops. When that happens depends on time; a lane is freed at the same op on all ranks, which must
+// agree on the lane of a micro-batch.
 void ProgramRun::postpone_weight_grads(LiveChunk& one) {
   one.deferred_until = deferred_.num_pushed();
-  finish_postponed();
-  postponed_ = &one;
+  postponed_.push_back(&one);
+  finish_postponed(static_cast<size_t>(program_.num_postponed));
 }
 
-void ProgramRun::finish_postponed() {
-  if (postponed_ == nullptr) return;
-  deferred_.run_first(postponed_->deferred_until, tracer_);
-  end(postponed_->chunk);
-  postponed_ = nullptr;
+void ProgramRun::finish_postponed(size_t most_left) {
+  while (postponed_.size() > most_left) {
+    const LiveChunk& oldest = *postponed_.front();
+    deferred_.run_first(oldest.deferred_until, tracer_);
+    end(oldest.chunk);
+    postponed_.pop_front();
+  }
 }
 
 Task<void> ProgramRun::forward_pass(LiveChunk& one) {
@@ -253,6 +259,7 @@ Task<void> ProgramRun::backward_pass(LiveChunk& one, Stage::Weights weights) {
     Task<Tensor> rows = rows_for(work, one);
     dy = co_await rows;
   }
+  if (one.context.deferred == &deferred_) deferred_.begin_pass();
   Stage::BucketDone done;
   if (work_.reduce_gradients) {
     done = [this, stage = one.chunk.stage](int bucket) { bucket_done(stage, bucket); };
@@ -294,7 +301,11 @@ void ProgramRun::end(Chunk chunk) { live_[static_cast<size_t>(live(chunk).lane)]
 // In the order of the program, so that sums have the same bits whichever pass ended first.
 void ProgramRun::forward_over(const LiveChunk& one) {
   local_ += one.local;
-  if (--forwards_left_ == 0 && work_.forwards_done) work_.forwards_done();
+  if (--forwards_left_ > 0) return;
+  // What is left completes gradients: their sums begin with those of the last layers.
+  const OpList& ops = program_.ops[static_cast<size_t>(rank_)];
+  if (std::ranges::count(ops, OpKind::backward_weight, &Op::kind) == 0) deferred_.run_early_parts_first();
+  if (work_.forwards_done) work_.forwards_done();
 }
 
 Task<Tensor> ProgramRun::rows_for(Work work, LiveChunk& one) {
@@ -315,7 +326,8 @@ Executor::Executor(Worker& worker, const Program& program) : worker_(worker), pr
 std::vector<int> Executor::num_lanes(const Program& program) {
   std::vector<int> lanes = verify(program).peak_live_forwards;
   for (size_t rank = 0; rank < lanes.size(); ++rank) {
-    if (std::ranges::count(program.ops[rank], OpKind::overlapped, &Op::kind) > 0) ++lanes[rank];
+    const auto overlapped = std::ranges::count(program.ops[rank], OpKind::overlapped, &Op::kind);
+    lanes[rank] += static_cast<int>(std::min<int64_t>(program.num_postponed, overlapped));
   }
   return lanes;
 }

@@ -38,8 +38,8 @@ class Executor {
   // The rank of the program is the worker's row. Throws when the program cannot be run.
   Executor(Worker& worker, const Program& program);
 
-  // How many lanes each rank of a program uses: as many as micro-batches live at once there, and one more where ops
-  // overlap, so that the weight gradients of one op may fill the waits of the next.
+  // How many lanes each rank of a program uses: as many as micro-batches live at once there, and where ops
+  // overlap as many more as may wait for their weight gradients.
   static std::vector<int> num_lanes(const Program& program);
 
   const Program& program() const { return program_; }

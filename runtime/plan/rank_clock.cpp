@@ -10,7 +10,15 @@ namespace cadre {
 
 RankClock::RankClock(const Program& program, int rank, const std::vector<StageTimes>& stages, const ClockLink& link,
                      ClockOverlap overlap)
-    : program_(program), rank_(rank), stages_(stages), overlap_(overlap), costs_(link), link_(link) {
+    : program_(program),
+      rank_(rank),
+      stages_(stages),
+      overlap_(overlap),
+      costs_(link),
+      link_(link),
+      forwards_left_(static_cast<int>(std::ranges::count_if(program.ops[static_cast<size_t>(rank)], [](const Op& op) {
+        return op.kind == OpKind::forward || op.kind == OpKind::overlapped;
+      }))) {
   for (size_t stage = 0; stage < stages.size(); ++stage) {
     int passes = 0;
     for (int i = 0; i < program.num_micro_batches; ++i) {
@@ -49,12 +57,25 @@ double RankClock::run(size_t position, double start) {
     return now_;
   }
   switch (op.kind) {
-    case OpKind::forward: run_together({way_of(Pass::forward, op.chunk)}); break;
-    case OpKind::backward: run_together({way_of(Pass::backward, op.chunk, /*at_once=*/true)}); break;
+    case OpKind::forward:
+      run_together({way_of(Pass::forward, op.chunk)});
+      forward_over();
+      break;
+    case OpKind::backward:
+      if (!postponed_.empty()) {
+        run_side_by_side(position, 1);
+        break;
+      }
+      run_together({way_of(Pass::backward, op.chunk, /*at_once=*/true)});
+      break;
     case OpKind::overlapped: {
       run_together({way_of(Pass::forward, op.chunk), way_of(Pass::backward, op.back_chunk)});
-      run_deferred_until(std::exchange(postponed_, 0));
-      postponed_ = num_pushed_;
+      postponed_.push_back(num_pushed_);
+      while (postponed_.size() > static_cast<size_t>(program_.num_postponed)) {
+        run_deferred_until(postponed_.front());
+        postponed_.pop_front();
+      }
+      forward_over();
       break;
     }
     case OpKind::backward_input:
@@ -82,13 +103,22 @@ void RankClock::run_side_by_side(size_t first, size_t count) {
     ways.push_back(way_of(forward ? Pass::forward : Pass::backward, ops[first + i].chunk));
     ways.back().queue = forward ? 0 : static_cast<int>(i) + 1;
   }
-  if (forward) return run_together(std::move(ways));
+  if (forward) {
+    run_together(std::move(ways));
+    for (size_t i = 0; i < count; ++i) forward_over();
+    return;
+  }
   merge_ = {.items = std::vector<std::deque<Deferred>>(count),
             .parts = std::vector<std::deque<size_t>>(count),
             .in_parts = std::vector<size_t>(count, 0)};
   run_together(std::move(ways));
   run_deferred_until(num_pushed_);
-  postponed_ = 0;
+  postponed_.clear();
+}
+
+void RankClock::forward_over() {
+  const OpList& ops = program_.ops[static_cast<size_t>(rank_)];
+  if (--forwards_left_ == 0) early_parts_first_ = std::ranges::count(ops, OpKind::backward_weight, &Op::kind) == 0;
 }
 
 void RankClock::run_together(std::vector<Way> ways) {
@@ -140,14 +170,14 @@ void RankClock::go_on(Way& way) {
       case PartKind::await_values:
         if (ready_at(way) > now_) return;
         break;
-      case PartKind::defer: push(way, {part.seconds, way.chunk.stage, -1}); break;
+      case PartKind::defer: push(way, {part.seconds, way.chunk.stage, -1, way.part}); break;
       case PartKind::end_bucket: end_bucket(way, part.id); break;
     }
   }
 }
 
 void RankClock::end_bucket(Way& way, int bucket) {
-  push(way, {0.0, way.chunk.stage, bucket});
+  push(way, {0.0, way.chunk.stage, bucket, way.part++});
   if (way.queue > 0) {
     const auto queue = static_cast<size_t>(way.queue) - 1;
     merge_.parts[queue].push_back(merge_.items[queue].size() - merge_.in_parts[queue]);
@@ -182,8 +212,9 @@ void RankClock::hand_on() {
 
 bool RankClock::run_one_deferred() {
   if (deferred_.empty()) return false;
-  const Deferred item = deferred_.front();
-  deferred_.pop_front();
+  const auto next = early_parts_first_ ? std::ranges::min_element(deferred_, {}, &Deferred::part) : deferred_.begin();
+  const Deferred item = *next;
+  deferred_.erase(next);
   compute(item.seconds);
   if (item.bucket < 0) return true;
   const auto stage = static_cast<size_t>(item.stage);

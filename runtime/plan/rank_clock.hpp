@@ -124,6 +124,7 @@ class RankClock {
     double seconds;
     int stage;
     int bucket;  // that is complete with it; -1: none
+    size_t part = 0;
   };
   // A pass under way.
   struct Way {
@@ -132,6 +133,7 @@ class RankClock {
     bool at_once;   // weight gradients run at the end of each bucket
     int queue = 0;  // that they go to
     size_t next = 0;
+    size_t part = 0;                    // of its deferred work
     std::vector<double> arrivals = {};  // of exchanges, by id
 
     bool done() const { return next == parts->size(); }
@@ -155,6 +157,7 @@ class RankClock {
   void hand_on();
   bool run_one_deferred();
   void run_deferred_until(uint64_t count);
+  void forward_over();
   void compute(double seconds);
   void wait_until(double time);
 
@@ -169,8 +172,10 @@ class RankClock {
   std::vector<ClockSpan> waits_;
   std::vector<ClockSpan> exchanges_;
   std::deque<Deferred> deferred_;
+  int forwards_left_;
+  bool early_parts_first_ = false;  // see DeferredQueue
   uint64_t num_pushed_ = 0;
-  uint64_t postponed_ = 0;                         // of the last overlapped op: deferred work up to this
+  std::deque<uint64_t> postponed_;                 // of the last overlapped ops: deferred work up to this
   std::vector<std::pair<Chunk, uint64_t>> split_;  // of each backward_input without its backward_weight
   Merge merge_;
   std::vector<std::vector<int>> values_;          // numbers of bulk, by stage and bucket; -1: none

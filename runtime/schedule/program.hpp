@@ -61,6 +61,8 @@ struct Program {
   // the pipeline at opposite ends.
   std::vector<std::vector<int>> routes = {};
   std::vector<OpList> ops = {};  // of each rank
+  // Behind overlapped ops the weight gradients of so many micro-batches may wait for gaps in later ops.
+  int num_postponed = 1;
 
   int micro_batches_a_route() const { return num_micro_batches / static_cast<int>(routes.size()); }
   int route_of(int micro_batch) const { return micro_batch / micro_batches_a_route(); }

@@ -8,8 +8,10 @@ namespace cadre {
 namespace {
 
 Program program_named(const std::string& schedule, const RunConfig& config) {
-  return make_program(schedule, static_cast<int>(config.parallel.pipeline),
-                      static_cast<int>(config.train.micro_batches), static_cast<int>(config.parallel.ramp));
+  Program program = make_program(schedule, static_cast<int>(config.parallel.pipeline),
+                                 static_cast<int>(config.train.micro_batches), static_cast<int>(config.parallel.ramp));
+  program.num_postponed = static_cast<int>(config.parallel.postponed);
+  return program;
 }
 
 }  // namespace

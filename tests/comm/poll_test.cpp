@@ -147,5 +147,34 @@ TEST(DeferredQueue, RunsTheOldestFirstAndUpToACount) {
   EXPECT_EQ(ran, (std::vector<int>{0, 1, 2}));
 }
 
+// Two passes of a plain queue and one of a merge, of parts 0 and 1 each: part 0 of all, then part 1, each in the order of passes.
+TEST(DeferredQueue, RunsEarlyPartsFirstWhenAsked) {
+  DeferredQueue queue;
+  Tracer tracer;
+  std::string ran;
+  const auto push = [&](DeferredQueue& to, const std::string& item) {
+    to.push({}, [&ran, item] { ran += item + ' '; });
+  };
+  for (const char* pass : {"a", "b"}) {
+    queue.begin_pass();
+    push(queue, pass + std::string("0"));
+    queue.end_part();
+    push(queue, pass + std::string("1"));
+    push(queue, pass + std::string("1"));
+    queue.end_part();
+  }
+  EXPECT_TRUE(queue.run_one(tracer));
+  EXPECT_TRUE(queue.run_one(tracer));
+  EXPECT_EQ(ran, "a0 a1 ");
+  queue.run_early_parts_first();
+  DeferredMerge merge(queue, 1);
+  push(merge.queue(0), "c0");
+  merge.queue(0).end_part();
+  push(merge.queue(0), "c1");
+  merge.queue(0).end_part();
+  queue.run_first(queue.num_pushed(), tracer);
+  EXPECT_EQ(ran, "a0 a1 b0 c0 a1 b1 b1 c1 ");
+}
+
 }  // namespace
 }  // namespace cadre

@@ -112,6 +112,31 @@ TEST(RankClock, ramps_run_passes_side_by_side) {
   EXPECT_DOUBLE_EQ(outcome.waits, 1.0 + 2.0 + 2.0 + 2.0);
 }
 
+// F0 works 0-5, exchange to 6, 6-7. F1&B0: B0 7-8, exchange to 12, F1 8-13, exchange to 14, B0 13-14, F1 14-15. F2&B1 the same,
+// 15-23. With one postponed the weights of B0 run 23-25, B2 25-26, exchange to 30, the weights of B1 in it, 30-31, own weights
+// 31-33. With two those of B0 fill the exchange too.
+TEST(RankClock, more_postponed_weights_fill_a_later_exchange) {
+  const StageTimes stage = {.forward = {works(5), starts(0, 1), awaits(0), works(1)},
+                            .backward = {works(1), starts(0, 4), awaits(0), works(1), later(2), ends(0)},
+                            .buckets = {{}}};
+  Program program = pair(3, 1);
+  EXPECT_DOUBLE_EQ(run_on_one_rank(program, stage).end, 33.0);
+  program.num_postponed = 2;
+  const Outcome outcome = run_on_one_rank(program, stage);
+  EXPECT_DOUBLE_EQ(outcome.end, 31.0);
+  EXPECT_DOUBLE_EQ(outcome.waits, 1.0);
+}
+
+// Two layers, each with 1 s of weight gradients and a sum of 3 s. F0 0-1, F1&B0 works 1-4 (weights wait), B1 4-6. Then layer by
+// layer: those of bucket 1 of both 6-8, their sum to 11, of bucket 0 8-10, their sum 11-14. Micro-batch by micro-batch the sums
+// would begin at 9 and end at 15.
+TEST(RankClock, postponed_weights_of_a_layer_end_together) {
+  const StageTimes stage = {.forward = {works(1)},
+                            .backward = {works(1), later(1), ends(1), works(1), later(1), ends(0)},
+                            .buckets = {{.reduce_s = 3.0}, {.reduce_s = 3.0}}};
+  EXPECT_DOUBLE_EQ(run_on_one_rank(pair(2, 1), stage).end, 14.0);
+}
+
 TEST(RankClock, without_overlap_all_stand_one_behind_the_other) {
   EXPECT_DOUBLE_EQ(run_on_one_rank(pair(2, 2), one_layer(), ClockOverlap::off).end, 26.0);
   EXPECT_DOUBLE_EQ(run_on_one_rank(pair(2, 1), one_layer(), ClockOverlap::off).end, 26.0);

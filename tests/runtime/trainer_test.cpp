@@ -54,6 +54,30 @@ TEST(Trainer, overlap_changes_no_bit) {
       {1, 2, 4, 8});
 }
 
+// Weight gradients of several micro-batches wait, as many as the memory plan has room for.
+TEST(Trainer, postponed_weight_gradients_change_no_bit) {
+  test::on_ranks(
+      [](Communicator& world) {
+        const RunFolder folder(world);
+        RunConfig serial = small_run(folder.path());
+        serial.train.micro_batches = 6;
+        const Outcome expected = outcome_of(world.duplicate("serial"), serial, 3);
+        const Topology topology = discover_topology(world);
+        int lanes_before = 0;
+        for (const int64_t postponed : {1, 2, 3}) {
+          SCOPED_TRACE(postponed);
+          RunConfig overlapped = serial;
+          overlapped.parallel.schedule = "pair";
+          overlapped.parallel.postponed = postponed;
+          EXPECT_EQ(expected, outcome_of(world.duplicate("overlapped"), overlapped, 3));
+          const int lanes = plan_memory(overlapped, topology, world.rank()).num_lanes;
+          EXPECT_GT(lanes, lanes_before);
+          lanes_before = lanes;
+        }
+      },
+      {1, 2, 4});
+}
+
 // Gated and not, weight gradients at once, later and in two lanes; each from less memory than the one before.
 TEST(Trainer, recomputing_changes_no_bit) {
   test::on_ranks(
