@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <sys/mman.h>
 
 #include <algorithm>
 #include <atomic>
@@ -14,6 +15,7 @@
 
 #include "comm/base/buffer.hpp"
 #include "comm/base/check.hpp"
+#include "comm/base/out_of_memory.hpp"
 #include "comm/job/wait.hpp"
 #include "comm/transport/local.hpp"
 #include "comm/transport/mailbox.hpp"
@@ -52,13 +54,24 @@ Buffer copy_of(std::span<const std::byte> bytes) {
   return copy;
 }
 
+// Zeros that take no memory before they are touched.
+std::shared_ptr<std::byte> map_zeros(size_t bytes) {
+  void* const pages = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (pages == MAP_FAILED) {
+    throw OutOfMemory(fmt::format("cannot map {} bytes of memory that ranks share", bytes),
+                      "lower the batch, the sequence length or the model size, or use more ranks");
+  }
+  static_cast<void>(madvise(pages, bytes, MADV_HUGEPAGE));  // advice only
+  return {static_cast<std::byte*>(pages), [bytes](std::byte* data) { munmap(data, bytes); }};
+}
+
 class LocalSharedMemory : public SharedMemory {
  public:
-  LocalSharedMemory(std::shared_ptr<Buffer> buffer, size_t bytes_per_rank)
-      : SharedMemory(buffer->data(), bytes_per_rank), buffer_(std::move(buffer)) {}
+  LocalSharedMemory(std::shared_ptr<std::byte> pages, size_t bytes_per_rank)
+      : SharedMemory(pages.get(), bytes_per_rank), pages_(std::move(pages)) {}
 
  private:
-  std::shared_ptr<Buffer> buffer_;
+  std::shared_ptr<std::byte> pages_;
 };
 
 // Receives still to be matched, and a last action once all of them are in.
@@ -250,18 +263,15 @@ class LocalTransport : public Transport {
 
   // Rank 0 makes the memory and lends its handle to the others until all have a copy.
   std::unique_ptr<SharedMemory> share(size_t bytes) override {
-    std::shared_ptr<Buffer> buffer;
-    std::shared_ptr<Buffer>* lent = &buffer;
-    if (rank_ == 0) {
-      buffer = std::make_shared<Buffer>(std::max<size_t>(1, bytes * static_cast<size_t>(size_)));
-      std::memset(buffer->data(), 0, buffer->bytes());
-    }
+    std::shared_ptr<std::byte> pages;
+    std::shared_ptr<std::byte>* lent = &pages;
+    if (rank_ == 0) pages = map_zeros(std::max<size_t>(1, bytes * static_cast<size_t>(size_)));
     Request lending = broadcast(std::as_writable_bytes(std::span(&lent, 1)), 0);
     wait(lending);
-    if (rank_ != 0) buffer = *lent;
+    if (rank_ != 0) pages = *lent;
     Request all_have_it = barrier();
     wait(all_have_it);
-    return std::make_unique<LocalSharedMemory>(std::move(buffer), bytes);
+    return std::make_unique<LocalSharedMemory>(std::move(pages), bytes);
   }
 
   std::unique_ptr<Transport> split(int color, int key) override {

@@ -2,9 +2,11 @@
 #include "comm/transport/transport.hpp"
 
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include <atomic>
 #include <cmath>
+#include <fstream>
 #include <memory>
 #include <numeric>
 #include <vector>
@@ -227,6 +229,29 @@ TEST(BlockingCall, gives_results_and_errors_and_has_a_deadline) {
   EXPECT_TRUE(job.left_calls_behind()->load());
   released->store(true);
   released->notify_all();
+}
+
+size_t resident_bytes() {
+  std::ifstream pages("/proc/self/statm");
+  size_t all = 0;
+  size_t resident = 0;
+  pages >> all >> resident;
+  return resident * static_cast<size_t>(sysconf(_SC_PAGESIZE));
+}
+
+// Exchanges ask for more than a step touches.
+TEST(Transport, memory_that_threads_share_is_zero_and_takes_none_until_it_is_touched) {
+  if (test::runs_under_mpi()) GTEST_SKIP() << "thread ranks only";
+  constexpr size_t kBytes = size_t{64} << 20;
+  const size_t before = resident_bytes();
+  run_local_ranks(2, [&](std::unique_ptr<Transport> transport) {
+    const std::unique_ptr<SharedMemory> memory = transport->share(kBytes);
+    EXPECT_LT(resident_bytes(), before + kBytes / 2);
+    const std::span<std::byte> own = memory->of(transport->rank());
+    EXPECT_EQ(own.size(), kBytes);
+    EXPECT_EQ(own.front(), std::byte{0});
+    EXPECT_EQ(own.back(), std::byte{0});
+  });
 }
 
 TEST(Topology, counts_local_ranks_by_host) {
