@@ -5,6 +5,7 @@
 #include <cmath>
 #include <optional>
 
+#include "runtime/config/recompute.hpp"
 #include "runtime/observe/step_metrics.hpp"
 #include "runtime/train/signals.hpp"
 
@@ -66,6 +67,7 @@ void evaluate_batch(Worker& worker, const BatchReader& reader, const RunConfig& 
     micro_batch.recognise_tasks(labeller);
     ArenaScope scope(worker.arena());
     LaneContext ctx = worker.inference_context();
+    ctx.recompute_every = recompute_of(config.train).every_layer;  // keeps no more of a layer than training does
     ctx.tokens = micro_batch.facts(static_cast<uint64_t>(config.seed));
     Task<void> pass = forward_here(worker, ctx, micro_batch, static_cast<int>(index * num_parts + part), local);
     worker.run(pass);

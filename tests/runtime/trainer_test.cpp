@@ -388,26 +388,5 @@ TEST(Trainer, another_model_does_not_resume) {
   EXPECT_THROW(train_on_threads(1, resumed(config), 1), Error);
 }
 
-// The dry run walks the code that the step walks, so only the raggedness of routing tells them apart.
-TEST(MemoryPlan, foresees_the_memory_of_a_step) {
-  if (test::runs_under_mpi()) GTEST_SKIP() << "thread ranks only";
-  const test::TemporaryDirectory folder;
-  test::write_file(folder / "text", some_text());
-  RunConfig config = small_run(folder.path());
-  config.model.topk_method = TopkMethod::greedy;
-  for (const int num_ranks : {1, 2, 4}) {
-    SCOPED_TRACE(num_ranks);
-    run_local_ranks(num_ranks, [&](std::unique_ptr<Transport> transport) {
-      const int rank = transport->rank();
-      const size_t planned = plan_memory(config, Topology::uniform(1, num_ranks), rank).activation_bytes();
-      Trainer trainer(Communicator(std::move(transport), "world"), config);
-      trainer.step();
-      const auto measured = static_cast<double>(trainer.worker().arena().peak_bytes());
-      EXPECT_GT(planned, 100000U);
-      EXPECT_NEAR(static_cast<double>(planned), measured, 0.25 * measured) << "rank " << rank;
-    });
-  }
-}
-
 }  // namespace
 }  // namespace cadre
