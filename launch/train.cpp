@@ -57,7 +57,7 @@ class MemoryReport {
   MemoryReport(const Communicator& world, const RunConfig& config, int ranks_of_process)
       : ranks_of_process_(static_cast<size_t>(ranks_of_process)), resident_at_start_(resident_bytes()) {
     const Topology topology = discover_topology(world);
-    const MemoryPlan plan = largest_plan(config, topology, world.rank());
+    const MemoryPlan plan = largest_plan(config, topology, world.rank(), ranks_of_process);
     planned_ = plan.total_bytes();
     std::string limit;
     if (config.compute.device == "cpu") {
@@ -83,12 +83,13 @@ class MemoryReport {
 
  private:
   // Of the configurations that [from_step.N] makes.
-  static MemoryPlan largest_plan(const RunConfig& config, const Topology& topology, int rank) {
+  static MemoryPlan largest_plan(const RunConfig& config, const Topology& topology, int rank, int ranks_of_process) {
     MemoryPlan largest;
     for (const int64_t step : first_steps(config)) {
-      MemoryPlan plan = plan_memory(config_at(config, step), topology, rank);
+      MemoryPlan plan = plan_memory(config_at(config, step), topology, rank, ranks_of_process);
       if (largest.lines.empty() || plan.total_bytes() > largest.total_bytes()) largest = std::move(plan);
     }
+    largest.lines.push_back({"data", held_bytes(config.data)});
     return largest;
   }
 

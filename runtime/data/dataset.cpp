@@ -242,6 +242,22 @@ Dataset open_dataset(const DataConfig& config, const ModelConfig& model) {
   return data;
 }
 
+size_t held_bytes(const DataConfig& config) {
+  std::vector<std::string> paths = {config.validation};
+  for (const MixtureEntry& entry : mixture_entries(config)) paths.push_back(entry.path);
+  size_t bytes = 0;
+  std::error_code error;
+  for (const std::string& path : paths) {
+    if (path.empty() || holds_tokens(path)) continue;
+    const bool is_folder = std::filesystem::is_directory(path, error);
+    for (const auto& file : is_folder ? list_files(path).files : std::vector<std::filesystem::path>{path}) {
+      const uintmax_t size = std::filesystem::file_size(file, error);
+      if (!error) bytes += size;
+    }
+  }
+  return bytes;
+}
+
 RunConfig with_end_of_text(RunConfig config) {
   if (config.model.eos_token_id >= 0 || config.data.tokenizer == kByteTokenizer) return config;
   const std::optional<int32_t> token = open_tokenizer(config.data.tokenizer)->end_of_text();

@@ -65,6 +65,9 @@ OpenedTokens open_tokens(const std::string& path, const std::string& tokenizer, 
 // ones, packed (conversations.hpp).
 Dataset open_dataset(const DataConfig& config, const ModelConfig& model);
 
+// What that keeps in memory: about the bytes of its texts, and nothing of token files, which are read as they are needed.
+size_t held_bytes(const DataConfig& config);
+
 // The whole of data.validation alone, as Dataset::validation has it.
 struct OpenedPart {
   DataPart part;

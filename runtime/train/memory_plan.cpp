@@ -22,12 +22,15 @@
 #include "runtime/parallel/expert_move.hpp"
 #include "runtime/parallel/expert_placement.hpp"
 #include "runtime/parallel/micro_batch.hpp"
+#include "runtime/train/product_memory.hpp"
 
 namespace cadre {
 namespace {
 
-// What the libraries were seen to take for themselves once they are used.
-constexpr size_t kLibraryBytes = size_t{14} << 20;
+// What OpenBLAS and MPI were seen to take for themselves once they are used.
+constexpr size_t kLibraryBytes = size_t{7} << 20;
+// A large block begins and ends with a huge page (comm/base/buffer.cpp).
+constexpr size_t kHugePage = size_t{2} << 20;
 constexpr char kActivations[] = "activations: ";
 
 // A micro-batch at one stage, there and back.
@@ -46,34 +49,15 @@ TokenBatch tokens_of(int64_t num_sequences, int64_t length) {
   return {ids, ids, {num_sequences, length, ids}};
 }
 
-// Rows of a device are sent as messages.
-bool reads_in_place(const RunConfig& config, const Topology& topology) {
+// Rows of a device are sent as messages, and so are those of a group of one rank.
+bool reads_in_place(const RunConfig& config, const Topology& topology, const Grid& grid) {
   const std::string& strategy = config.exchange.strategy;
-  return config.compute.device == "cpu" && (strategy == "shared" || (strategy == "auto" && topology.num_hosts() == 1));
+  return config.compute.device == "cpu" &&
+         (strategy == "shared" || (strategy == "auto" && topology.num_hosts() == 1 && grid.expert > 1));
 }
 
-// What products keep beside each element of a weight: a transposed copy for forward; or, in the format of the products, one
-// for forward and one for the input gradient; or rounded values and their transposed copy.
-size_t packed_bytes_an_element(const ComputeConfig& compute) {
-  if (compute.device != "cpu") return compute.precision == "fp32" ? 0 : 2 * size_of(DType::bf16);
-  const bool transposes = compute.products == "auto"
-                              ? has_onednn()
-                              : ProductChoice::parse(compute.products, "compute.products").keeps_copies();
-  const size_t transposed = transposes ? sizeof(float) : 0;
-  if (compute.precision == "fp32") return transposed;
-  if (compute.precision == "bf16" && !multiplies_bf16()) return sizeof(float) + transposed;
-  return 2 * size_of(DType::bf16);
-}
-
-size_t packed_bytes(const RunConfig& config, const ParameterStore& store) {
-  const size_t bytes_an_element = packed_bytes_an_element(config.compute);
-  size_t bytes = 0;
-  for (const Parameter* parameter : store.parameters()) {
-    const bool is_product = parameter->value.num_dims() == 2 && parameter->value.dtype() == DType::f32 &&
-                            (config.model.tie_word_embeddings || parameter->name() != "model.embed_tokens.weight");
-    if (is_product) bytes += bytes_an_element * static_cast<size_t>(parameter->value.numel());
-  }
-  return bytes;
+size_t in_huge_pages(size_t bytes) {
+  return bytes < kHugePage ? bytes : (bytes + kHugePage - 1) / kHugePage * kHugePage;
 }
 
 // Gradients of experts that other ranks hold too: of each the own part arrives from all others.
@@ -173,7 +157,7 @@ size_t partner_copy_bytes(const RunConfig& config, const DryModel& own, const Dr
 }
 
 void plan_on(std::unique_ptr<Transport> transport, const RunConfig& config, const Topology& topology, int rank,
-             MemoryPlan& plan) {
+             int ranks_of_process, MemoryPlan& plan) {
   const int num_ranks = topology.num_ranks();
   const Grid grid =
       Grid::make(num_ranks, static_cast<int>(config.parallel.pipeline), static_cast<int>(config.parallel.expert));
@@ -186,7 +170,8 @@ void plan_on(std::unique_ptr<Transport> transport, const RunConfig& config, cons
   const Communicator alone(std::move(transport), "dry run");
   Lane lane(0, alone.duplicate("expert"), alone.duplicate("data"));
   ExchangeBytes exchange_bytes;
-  const auto exchange = make_dry_exchange(grid.expert_rank(rank), reads_in_place(config, topology), exchange_bytes);
+  const auto exchange =
+      make_dry_exchange(grid.expert_rank(rank), reads_in_place(config, topology, grid), exchange_bytes);
   const auto kernels = make_null_kernels();
   Arena arena(Arena::Mode::dry_run);
   const Recompute recompute = recompute_of(config.train);
@@ -207,8 +192,9 @@ void plan_on(std::unique_ptr<Transport> transport, const RunConfig& config, cons
   }
 
   const OptimizerBytes optimizer = optimizer_bytes(config.train, store, dry.shards);
-  plan.lines = {
-      {"parameters", store.value_bytes()}, {"gradients", store.grad_bytes()}, {"optimizer moments", optimizer.moments}};
+  plan.lines = {{"parameters", in_huge_pages(store.value_bytes())},
+                {"gradients", in_huge_pages(store.grad_bytes())},
+                {"optimizer moments", in_huge_pages(optimizer.moments)}};
   if (optimizer.scratch > 0) plan.lines.push_back({"optimizer updates", optimizer.scratch});
   if (store.fixed_bytes() > 0) plan.lines.insert(plan.lines.begin(), {"fixed weights", store.fixed_bytes()});
   if (config.checkpoint.async) {
@@ -229,14 +215,18 @@ void plan_on(std::unique_ptr<Transport> transport, const RunConfig& config, cons
   }
   // MPI reduces into a copy of what it is given.
   if (num_ranks > 1) plan.lines.push_back({"gradient reduction", reduced_bytes(config, model, store, grid, routes)});
-  plan.lines.push_back({"BLAS and MPI", kLibraryBytes});
+  plan.lines.push_back({"BLAS and MPI", kLibraryBytes / static_cast<size_t>(ranks_of_process)});
+  if (const size_t onednn = onednn_bytes(config.compute); onednn > 0) plan.lines.push_back({"oneDNN", onednn});
   if (const size_t packed = packed_bytes(config, store); packed > 0) plan.lines.push_back({"packed weights", packed});
+  const int64_t tokens = largest_batch(config, grid.data) * config.data.sequence_length;
+  if (const size_t operands = operand_bytes(config, store, tokens); operands > 0) {
+    plan.lines.push_back({"operands of products", operands});
+  }
   plan.num_lanes = Executor::num_lanes(program)[static_cast<size_t>(grid.stage(rank))];
   const auto lanes = static_cast<size_t>(plan.num_lanes);
   for (const auto& [label, bytes] : arena.peak_table()) plan.lines.push_back({kActivations + label, lanes * bytes});
   if (program.num_stages > 1) {
-    const int64_t rows = largest_batch(config, grid.data) * config.data.sequence_length;
-    const size_t bytes = static_cast<size_t>(rows * config.model.hidden_size) * size_of(DType::f32);
+    const size_t bytes = static_cast<size_t>(tokens * config.model.hidden_size) * size_of(DType::f32);
     plan.lines.push_back({"rows between stages", 2 * lanes * bytes});
   }
   plan.lines.push_back({"exchange", lanes * exchange_bytes.peak});
@@ -285,10 +275,11 @@ int64_t largest_batch(const RunConfig& config, int data) {
   return part_of(global, data - 1, data).count;
 }
 
-MemoryPlan plan_memory(const RunConfig& config, const Topology& topology, int rank) {
+MemoryPlan plan_memory(const RunConfig& config, const Topology& topology, int rank, int ranks_of_process) {
   MemoryPlan plan;
-  run_local_ranks(
-      1, [&](std::unique_ptr<Transport> transport) { plan_on(std::move(transport), config, topology, rank, plan); });
+  run_local_ranks(1, [&](std::unique_ptr<Transport> transport) {
+    plan_on(std::move(transport), config, topology, rank, ranks_of_process, plan);
+  });
   return plan;
 }
 

@@ -28,8 +28,9 @@ struct MemoryPlan {
   std::string line() const;         // the total and its largest parts, without a line end
 };
 
-// Of rank `rank` of a job laid out like that. Needs neither MPI nor the memory.
-MemoryPlan plan_memory(const RunConfig& config, const Topology& topology, int rank);
+// Of rank `rank` of a job laid out like that. Needs neither MPI nor the memory. `ranks_of_process` threads share what BLAS and
+// MPI take.
+MemoryPlan plan_memory(const RunConfig& config, const Topology& topology, int rank, int ranks_of_process = 1);
 
 // Sequences of one forward pass on the rank that has most of them; `data` ranks share a micro-batch.
 int64_t largest_batch(const RunConfig& config, int data);

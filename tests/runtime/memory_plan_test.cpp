@@ -1,10 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-// The memory of a rank against what a run takes of its arena.
+// The memory of a rank against what a run takes of its arena, and the parts that are formulas.
 #include "runtime/train/memory_plan.hpp"
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
+
 #include "comm/transport/local.hpp"
+#include "layers/kernels/product_choice.hpp"
 #include "runtime/train/trainer.hpp"
 #include "tests/support/files.hpp"
 #include "tests/support/ranks.hpp"
@@ -55,6 +58,55 @@ TEST(MemoryPlan, foresees_the_memory_of_an_evaluation) {
     });
   }
   EXPECT_EQ(losses, std::vector<double>(4, losses.front()));
+}
+
+size_t bytes_of(const RunConfig& config, const char* what, int ranks_of_process = 1) {
+  const MemoryPlan plan = plan_memory(config, Topology::uniform(1, 1), 0, ranks_of_process);
+  const auto line = std::ranges::find(plan.lines, what, &MemoryLine::what);
+  return line == plan.lines.end() ? 0 : line->bytes;
+}
+
+// The widest product of rows is that of the dense layer, [2 * 48, 32]: 96 + 32 values of each of 4 sequences of 24 tokens.
+TEST(MemoryPlan, counts_rounded_operands) {
+  RunConfig config = small_run("unused");
+  EXPECT_EQ(bytes_of(config, "operands of products"), 0U);
+  config.model.vocab_size = 64;
+  for (const char* precision : {"bf16", "fp8"}) {
+    config.compute.precision = precision;
+    EXPECT_EQ(bytes_of(config, "operands of products"), 4U * (96 + 32) * 4 * 24) << precision;
+  }
+  config.model.vocab_size = 256;
+  EXPECT_EQ(bytes_of(config, "operands of products"), 4U * (256 + 32) * 4 * 24);
+}
+
+// 1000 x 1024 values of each of two tables and more: whole pages of 2 MiB.
+TEST(MemoryPlan, counts_whole_huge_pages_of_large_blocks) {
+  RunConfig config = small_run("unused");
+  EXPECT_NE(bytes_of(config, "parameters") % (2 << 20), 0U);
+  config.model.vocab_size = 32'000;
+  for (const char* what : {"parameters", "gradients", "optimizer moments"}) {
+    EXPECT_GE(bytes_of(config, what), 2U * 4 * 32'000 * 32) << what;
+    EXPECT_EQ(bytes_of(config, what) % (2 << 20), 0U) << what;
+  }
+}
+
+// A rank alone sends messages to itself, whatever auto takes elsewhere.
+TEST(MemoryPlan, counts_what_one_rank_exchanges) {
+  RunConfig config = small_run("unused");
+  const size_t by_itself = plan_memory(config, Topology::uniform(1, 1), 0).total_bytes();
+  config.exchange.strategy = "flat";
+  EXPECT_EQ(plan_memory(config, Topology::uniform(1, 1), 0).total_bytes(), by_itself);
+  config.exchange.strategy = "shared";
+  EXPECT_NE(plan_memory(config, Topology::uniform(1, 1), 0).total_bytes(), by_itself);
+}
+
+TEST(MemoryPlan, counts_the_libraries_that_are_used) {
+  RunConfig config = small_run("unused");
+  EXPECT_EQ(bytes_of(config, "BLAS and MPI"), 2 * bytes_of(config, "BLAS and MPI", 2));
+  config.compute.products = "openblas";
+  EXPECT_EQ(bytes_of(config, "oneDNN"), 0U);
+  config.compute.products = "onednn";
+  EXPECT_EQ(bytes_of(config, "oneDNN") > 0, has_onednn());
 }
 
 }  // namespace
