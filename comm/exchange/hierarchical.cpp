@@ -10,9 +10,9 @@ namespace cadre {
 namespace {
 
 int largest_host(const Topology& topology) {
-  int largest = 0;
-  for (int host = 0; host < topology.num_hosts(); ++host) largest = std::max(largest, topology.ranks_on_host(host));
-  return largest;
+  std::vector<int> ranks(static_cast<size_t>(topology.num_hosts()), 0);
+  for (const int host : topology.host_of_rank) ++ranks[static_cast<size_t>(host)];
+  return std::ranges::max(ranks);
 }
 
 }  // namespace

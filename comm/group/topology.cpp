@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <array>
+#include <unordered_map>
 
 #include "comm/base/check.hpp"
 #include "comm/base/host_name.hpp"
@@ -28,18 +29,16 @@ Topology Topology::uniform(int num_hosts, int ranks_per_host) {
 
 Topology Topology::from_leaders(const std::vector<int>& leader_of_rank, const std::vector<std::string>& name_of_rank) {
   Topology topology;
-  std::vector<int> leaders;  // of the hosts found so far
+  std::unordered_map<int, int> host_of_leader;
   std::vector<int> ranks_seen;
   for (size_t rank = 0; rank < leader_of_rank.size(); ++rank) {
-    const auto found = std::find(leaders.begin(), leaders.end(), leader_of_rank[rank]);
-    const auto host = static_cast<size_t>(found - leaders.begin());
-    if (found == leaders.end()) {
-      leaders.push_back(leader_of_rank[rank]);
+    const auto [found, is_new] = host_of_leader.try_emplace(leader_of_rank[rank], topology.num_hosts());
+    if (is_new) {
       topology.host_names.push_back(name_of_rank[rank]);
       ranks_seen.push_back(0);
     }
-    topology.host_of_rank.push_back(static_cast<int>(host));
-    topology.local_rank.push_back(ranks_seen[host]++);
+    topology.host_of_rank.push_back(found->second);
+    topology.local_rank.push_back(ranks_seen[static_cast<size_t>(found->second)]++);
   }
   return topology;
 }

@@ -20,17 +20,41 @@
 #include "runtime/config/recompute.hpp"
 #include "runtime/config/run_file.hpp"
 #include "runtime/observe/process_memory.hpp"
+#include "runtime/plan/row_roles.hpp"
+#include "runtime/schedule/run_program.hpp"
 
 namespace cadre {
 
 RankPlan plan_of_largest(const RunConfig& config, const Topology& topology) {
   const int ranks_of_row = topology.num_ranks() / static_cast<int>(config.parallel.pipeline);
   std::optional<RankPlan> largest;
-  for (int first = 0; first < topology.num_ranks(); first += ranks_of_row) {
+  for (const int row : rows_to_plan(config, program_of(config))) {
+    const int first = row * ranks_of_row;
     MemoryPlan plan = plan_memory(config, topology, first);
     if (!largest || plan.total_bytes() > largest->plan.total_bytes()) largest = RankPlan{first, std::move(plan)};
   }
   return *largest;
+}
+
+double least_bytes_of_largest(const RunConfig& config, const Topology& topology) {
+  constexpr int64_t kShortTokens = 1024;
+  constexpr double kLeastShare = 6.0 / 7.0;
+  const int64_t data = topology.num_ranks() / config.parallel.pipeline;
+  const int64_t tokens = largest_batch(config, static_cast<int>(data)) * config.data.sequence_length;
+  RunConfig probe = config;
+  probe.data.sequence_length = std::min(config.data.sequence_length, kShortTokens);
+  const int64_t sequences = kShortTokens / probe.data.sequence_length;
+  probe.train.batch = probe.train.micro_batches * data * sequences;
+  const double times = static_cast<double>(tokens) / static_cast<double>(sequences * probe.data.sequence_length);
+  if (times < 2.0) return 0.0;
+  const int ranks_of_row = static_cast<int>(data);
+  double most = 0.0;
+  for (const int row : rows_to_plan(probe, program_of(probe))) {
+    const MemoryPlan plan = plan_memory(probe, topology, row * ranks_of_row);
+    const auto activations = static_cast<double>(plan.activation_bytes()) * plan.num_lanes;
+    most = std::max(most, static_cast<double>(plan.total_bytes()) + (kLeastShare * times - 1.0) * activations);
+  }
+  return most;
 }
 
 namespace {

@@ -18,6 +18,7 @@
 #include "runtime/checkpoint/file.hpp"
 #include "runtime/config/run_file.hpp"
 #include "runtime/plan/predict_step.hpp"
+#include "runtime/plan/step_timeline.hpp"
 #include "runtime/schedule/make_program.hpp"
 #include "runtime/schedule/verify.hpp"
 #include "runtime/train/measure_machine.hpp"
@@ -26,6 +27,10 @@
 
 namespace cadre {
 namespace {
+
+struct PlanStepArguments : TimedJob {
+  std::string svg;
+};
 
 double share(double part, double whole) { return whole > 0.0 ? 100.0 * part / whole : 0.0; }
 
@@ -85,7 +90,7 @@ nlohmann::json to_json(const StepShape& shape, const StepPrediction& step, int64
   return json;
 }
 
-void run_plan_step(const TimedJob& options, const Job& job) {
+void run_plan_step(const PlanStepArguments& options, const Job& job) {
   if (job.rank() != 0) return;
   const Machine machine = machine_of(options);
   RunConfig config = load_run_config(options.run_file, options.overrides);
@@ -105,6 +110,10 @@ void run_plan_step(const TimedJob& options, const Job& job) {
   const StepPrediction step = predict_step(shape, machine.peak_gflops(), config.parallel.overlap);
   print_step(shape, step, options.hosts);
   if (!options.json.empty()) write_text_file(options.json, to_json(shape, step, options.hosts).dump() + "\n");
+  if (options.svg.empty()) return;
+  const std::string title = fmt::format("{} on {} ranks ({}): {:.4g} ms", shape.program.name, options.ranks,
+                                        shape.grid.describe(), step.step_s * 1e3);
+  write_text_file(options.svg, timeline_svg(step_timeline(shape, config.parallel.overlap), title));
 }
 
 struct PlanClusterArguments {
@@ -131,9 +140,10 @@ void run_plan_cluster(const PlanClusterArguments& options, const Job& job) {
 }  // namespace
 
 Command plan_step_command() {
-  const auto options = std::make_shared<TimedJob>();
-  Command command = timed_job_command(
-      "step", "predicts the time of a step on any number of ranks of a measured machine", *options, {});
+  const auto options = std::make_shared<PlanStepArguments>();
+  Command command =
+      timed_job_command("step", "predicts the time of a step on any number of ranks of a measured machine", *options,
+                        {{"svg", &options->svg, any(), "also draw the step of each row of the pipeline to this file"}});
   command.run = [options](const Job& job) { run_plan_step(*options, job); };
   return command;
 }

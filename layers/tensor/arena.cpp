@@ -61,7 +61,8 @@ Tensor Arena::take_from(Blocks& blocks, std::string_view label, DType dtype, std
   used_bytes_ += bytes;
   if (is_dry_run()) {
     lines_.push_back({std::string(label), bytes});
-    if (used_bytes_ > peak_bytes_) note_peak();
+    at_peak_ = at_peak_ || used_bytes_ > peak_bytes_;
+    peak_bytes_ = std::max(peak_bytes_, used_bytes_);
     return shaped;
   }
   peak_bytes_ = std::max(peak_bytes_, used_bytes_);
@@ -78,14 +79,20 @@ void Arena::release(const Mark& mark) {
   blocks_->main.place = mark.place;
   blocks_->host.place = mark.host_place;
   blocks_->result.place = mark.result_place;
+  if (at_peak_ && mark.used_bytes < used_bytes_) {
+    peak_table_ = bytes_by_label();
+    at_peak_ = false;
+  }
   used_bytes_ = mark.used_bytes;
   lines_.resize(mark.num_lines);
 }
 
-void Arena::note_peak() {
-  peak_bytes_ = used_bytes_;
-  peak_table_.clear();
-  for (const Line& line : lines_) peak_table_[line.label] += line.bytes;
+std::map<std::string, size_t> Arena::peak_table() const { return at_peak_ ? bytes_by_label() : peak_table_; }
+
+std::map<std::string, size_t> Arena::bytes_by_label() const {
+  std::map<std::string, size_t> bytes;
+  for (const Line& line : lines_) bytes[line.label] += line.bytes;
+  return bytes;
 }
 
 }  // namespace cadre

@@ -68,7 +68,7 @@ class Arena {
   size_t peak_bytes() const { return peak_bytes_; }
 
   // Dry run only: bytes by label at the moment of the peak.
-  const std::map<std::string, size_t>& peak_table() const { return peak_table_; }
+  std::map<std::string, size_t> peak_table() const;
 
  private:
   struct Line {
@@ -97,15 +97,16 @@ class Arena {
   };
 
   Tensor take_from(Blocks& blocks, std::string_view label, DType dtype, std::initializer_list<int64_t> shape);
-  void note_peak();
+  std::map<std::string, size_t> bytes_by_label() const;
 
   Mode mode_;
   bool poison_;
   std::shared_ptr<AllBlocks> blocks_;
   size_t used_bytes_ = 0;
   size_t peak_bytes_ = 0;
-  std::vector<Line> lines_;  // dry run only
-  std::map<std::string, size_t> peak_table_;
+  std::vector<Line> lines_;                   // dry run only
+  bool at_peak_ = false;                      // nothing was given back since the peak was reached; dry run only
+  std::map<std::string, size_t> peak_table_;  // of the last peak from which something was given back
 };
 
 // Gives back, at the end of a C++ scope, what was taken inside it.

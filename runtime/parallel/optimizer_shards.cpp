@@ -2,7 +2,10 @@
 #include "runtime/parallel/optimizer_shards.hpp"
 
 #include <algorithm>
+#include <functional>
 #include <numeric>
+#include <queue>
+#include <utility>
 
 namespace cadre {
 namespace {
@@ -26,11 +29,16 @@ std::vector<int> share_out(const std::vector<int64_t>& sizes, std::vector<int64_
   std::vector<size_t> order(sizes.size());
   std::iota(order.begin(), order.end(), size_t{0});
   std::ranges::stable_sort(order, std::ranges::greater{}, [&](size_t i) { return sizes[i]; });
+  using Rank = std::pair<int64_t, int>;  // what it keeps; the first of those that keep least comes first
+  std::priority_queue<Rank, std::vector<Rank>, std::greater<>> ranks;
+  for (size_t rank = 0; rank < kept.size(); ++rank) ranks.emplace(kept[rank], static_cast<int>(rank));
   std::vector<int> owners(sizes.size());
   for (const size_t i : order) {
-    const auto least = std::ranges::min_element(kept);
-    *least += sizes[i];
-    owners[i] = static_cast<int>(least - kept.begin());
+    const int least = ranks.top().second;
+    ranks.pop();
+    kept[static_cast<size_t>(least)] += sizes[i];
+    ranks.emplace(kept[static_cast<size_t>(least)], least);
+    owners[i] = least;
   }
   return owners;
 }

@@ -11,12 +11,6 @@ size_t PipelineRows::bytes_of(int micro_batch) const {
   return static_cast<size_t>(work_.num_tokens(micro_batch) * worker_.model().config().hidden_size) * sizeof(float);
 }
 
-// Forward and backward passes of the same two stages travel in opposite directions: between two ranks one of the two
-// stages of the receiver and a micro-batch tell which message it is.
-int PipelineRows::tag_of(Work work) const {
-  return phase_of(program_, work.chunk) * program_.num_micro_batches + work.chunk.micro_batch;
-}
-
 void PipelineRows::post_receive(const Op& op) {
   Rows& rows = rows_[index_of(program_, op.feeds)];
   rows.memory = Buffer(bytes_of(op.feeds.chunk.micro_batch));
@@ -25,7 +19,8 @@ void PipelineRows::post_receive(const Op& op) {
   worker_.job().tracer().switch_to({.step = work_.step,
                                     .micro_batch = op.feeds.chunk.micro_batch,
                                     .phase = forward ? "receive activations" : "receive gradients"});
-  rows.arrived = worker_.pipeline_group().receive(rows.memory.span(), rows.memory.share(), op.peer, tag_of(op.feeds));
+  rows.arrived =
+      worker_.pipeline_group().receive(rows.memory.span(), rows.memory.share(), op.peer, tag_of(program_, op.feeds));
 }
 
 void PipelineRows::post_send(const Op& op) {
@@ -37,7 +32,7 @@ void PipelineRows::post_send(const Op& op) {
   worker_.job().tracer().switch_to({.step = work_.step,
                                     .micro_batch = op.feeds.chunk.micro_batch,
                                     .phase = forward ? "send activations" : "send gradients"});
-  Request sent = worker_.pipeline_group().send(memory.span(), memory.share(), op.peer, tag_of(op.feeds));
+  Request sent = worker_.pipeline_group().send(memory.span(), memory.share(), op.peer, tag_of(program_, op.feeds));
   std::erase_if(sends_, [](Request& request) { return request.test(); });
   if (!sent.test()) sends_.push_back(std::move(sent));
 }

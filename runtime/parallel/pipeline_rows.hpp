@@ -33,7 +33,6 @@ class PipelineRows {
   };
 
   size_t bytes_of(int micro_batch) const;
-  int tag_of(Work work) const;
 
   Worker& worker_;
   const Program& program_;

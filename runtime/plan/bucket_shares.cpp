@@ -2,10 +2,12 @@
 #include "runtime/plan/bucket_shares.hpp"
 
 #include <algorithm>
+#include <map>
 
 #include "layers/model/model.hpp"
 #include "runtime/parallel/expert_placement.hpp"
 #include "runtime/parallel/optimizer_shards.hpp"
+#include "runtime/plan/row_roles.hpp"
 
 namespace cadre {
 namespace {
@@ -28,22 +30,31 @@ BucketShare share_of(Stage& stage, int bucket, Placement placement, const Optimi
 double BucketShare::longest() const { return of_rank.empty() ? 0.0 : std::ranges::max(of_rank); }
 
 std::vector<StageShares> bucket_shares(const RunConfig& config, const Grid& grid, const PipelineRoutes& routes) {
-  std::vector<StageShares> all(static_cast<size_t>(routes.num_stages()));
+  std::map<StageRole, StageShares> of_role;
   for (int row = 0; row < grid.pipeline; ++row) {
+    std::vector<StagePlace> places;
+    for (const StagePlace& place : routes.stages_of(row)) {
+      if (of_role.try_emplace(role_of(config, routes, place)).second) places.push_back(place);
+    }
+    if (places.empty()) continue;
     const int rank = row * grid.data;
-    Model model(config.model, routes.stages_of(row), place_experts(config.model, config.parallel, grid.expert),
+    Model model(config.model, places, place_experts(config.model, config.parallel, grid.expert),
                 grid.expert_rank(rank));
     const OptimizerShards shards(model, routes, grid, rank, /*sharded=*/true);
     for (const auto& stage : model.stages()) {
       const auto rows = static_cast<int>(routes.rows_of(stage->place().index).size());
-      StageShares shares = {
-          .shared_ranks = grid.data * rows, .expert_ranks = grid.data / grid.expert * rows, .shared = {}, .expert = {}};
+      StageShares& shares = of_role.at(role_of(config, routes, stage->place()));
+      shares.shared_ranks = grid.data * rows;
+      shares.expert_ranks = grid.data / grid.expert * rows;
       for (int bucket = 0; bucket < stage->num_buckets(); ++bucket) {
         shares.shared.push_back(share_of(*stage, bucket, Placement::shared, shards, shares.shared_ranks));
         shares.expert.push_back(share_of(*stage, bucket, Placement::expert, shards, shares.expert_ranks));
       }
-      all[static_cast<size_t>(stage->place().index)] = std::move(shares);
     }
+  }
+  std::vector<StageShares> all;
+  for (int stage = 0; stage < routes.num_stages(); ++stage) {
+    all.push_back(of_role.at(role_of(config, routes, {stage, routes.num_stages()})));
   }
   return all;
 }

@@ -2,78 +2,14 @@
 #include "runtime/plan/predict_step.hpp"
 
 #include <algorithm>
-#include <deque>
 
-#include "comm/base/check.hpp"
+#include "runtime/plan/run_passes.hpp"
 #include "runtime/schedule/generators.hpp"
 #include "runtime/schedule/make_program.hpp"
 #include "runtime/schedule/walk.hpp"
 
 namespace cadre {
 namespace {
-
-struct PassesRun {
-  std::deque<RankClock> clocks;  // by row
-  std::vector<double> ends;
-  Walk walk;
-};
-
-// `hands_values`: new values are handed over first, as amid a run.
-PassesRun run_passes(const StepShape& shape, ClockOverlap overlap, bool hands_values) {
-  PassesRun run;
-  const Program& program = shape.program;
-  for (int rank = 0; rank < program.num_ranks; ++rank) {
-    run.clocks.emplace_back(program, rank, shape.stages, shape.link, overlap);
-    if (hands_values) run.clocks.back().start_values(0.0);
-  }
-  const RunOp run_op = [&](size_t rank, size_t position, double start) {
-    return run.clocks[rank].run(position, start);
-  };
-  run.walk = walk(program, run_op, Sends::eager, shape.message_s);
-  CADRE_CHECK(run.walk.finished(program), fmt::format("{}: the program never ends", program.name),
-              "cadre plan schedule says which op waits");
-  for (size_t rank = 0; rank < run.clocks.size(); ++rank) {
-    const std::vector<Span>& spans = run.walk.spans[rank];
-    double end = 0.0;
-    for (size_t i = 0; i < spans.size(); ++i) {
-      if (!is_message(program.ops[rank][i])) end = std::max(end, spans[i].end);
-    }
-    run.ends.push_back(run.clocks[rank].finish(end));
-  }
-  return run;
-}
-
-// On their way to each rank, from the send to the end of the receive.
-std::vector<std::vector<ClockSpan>> rows_under_way(const Program& program, const Walk& walk) {
-  std::vector<double> sent(static_cast<size_t>(num_works(program)));
-  std::vector<std::vector<ClockSpan>> flights(program.ops.size());
-  const auto each = [&](OpKind kind, const auto& visit) {
-    for (size_t rank = 0; rank < program.ops.size(); ++rank) {
-      for (size_t i = 0; i < program.ops[rank].size(); ++i) {
-        const Op& op = program.ops[rank][i];
-        if (op.kind == kind) visit(rank, static_cast<size_t>(index_of(program, op.feeds)), walk.spans[rank][i]);
-      }
-    }
-  };
-  each(OpKind::send, [&](size_t, size_t message, const Span& span) { sent[message] = span.start; });
-  each(OpKind::receive, [&](size_t rank, size_t message, const Span& span) {
-    flights[rank].push_back({sent[message], span.end});
-  });
-  for (std::vector<ClockSpan>& spans : flights) spans = union_of(std::move(spans));
-  return flights;
-}
-
-// Of a rank, between its ops.
-std::vector<ClockSpan> gaps_of(const OpList& ops, const std::vector<Span>& spans) {
-  std::vector<ClockSpan> gaps;
-  double now = 0.0;
-  for (size_t i = 0; i < ops.size(); ++i) {
-    if (is_message(ops[i])) continue;
-    if (spans[i].start > now) gaps.push_back({now, spans[i].start});
-    now = std::max(now, spans[i].end);
-  }
-  return gaps;
-}
 
 // When a program of one rank ends whose only stage is this one; of its first ops when `num_ops` >= 0.
 double alone_s(const Program& program, const StageTimes& stage, int num_ops = -1) {
@@ -114,15 +50,6 @@ Cost mean_cost(const std::vector<Cost>& costs, const std::vector<int>& of_stages
   return mean;
 }
 
-std::vector<int> stages_of_rank(const Program& program, int rank) {
-  std::vector<int> stages;
-  for (int stage = 0; stage < program.num_stages; ++stage) {
-    const auto here = [&](const std::vector<int>& route) { return route[static_cast<size_t>(stage)] == rank; };
-    if (std::ranges::any_of(program.routes, here)) stages.push_back(stage);
-  }
-  return stages;
-}
-
 // Idle time of the schedule as such, whose ops take what they take alone: simulated, and by its formula for the mean stage.
 void add_bubbles(const StepShape& shape, StepPrediction& step) {
   const Program& program = shape.program;
@@ -134,7 +61,7 @@ void add_bubbles(const StepShape& shape, StepPrediction& step) {
   }
   Costs of_ranks;
   for (int rank = 0; rank < program.num_ranks; ++rank) {
-    of_ranks.push_back(mean_cost(costs, stages_of_rank(program, rank)));
+    of_ranks.push_back(mean_cost(costs, stages_of_row(program, rank)));
   }
   step.formula_bubble_s = program.num_ranks == 1 ? 0.0 : formula_bubble(program, mean_cost(costs, all));
   if (program.num_ranks == 1) return;
@@ -154,12 +81,6 @@ double skew_of_row(const StepShape& shape, int rank) {
   return seconds * others;
 }
 
-double tail_of_row(const StepShape& shape, int rank) {
-  double seconds = 0.0;
-  for (const int stage : stages_of_rank(shape.program, rank)) seconds += shape.tail_s[static_cast<size_t>(stage)];
-  return seconds;
-}
-
 }  // namespace
 
 StepPrediction predict_step(const StepShape& shape, double peak_gflops, bool overlap) {
@@ -172,29 +93,22 @@ StepPrediction predict_step(const StepShape& shape, double peak_gflops, bool ove
   for (int rank = 0; rank < shape.program.num_ranks; ++rank) tail = std::max(tail, tail_of_row(shape, rank));
   step.step_s = step.passes_s + tail + shape.tail_latency_s;
   const auto rows = static_cast<double>(run.clocks.size());
-  const std::vector<std::vector<ClockSpan>> rows_of_ranks = rows_under_way(shape.program, run.walk);
   for (size_t row = 0; row < run.clocks.size(); ++row) {
     const RankClock& clock = run.clocks[row];
     const auto rank = static_cast<int>(row);
     const double skew = std::min(skew_of_row(shape, rank), clock.compute_s());
-    const std::vector<ClockSpan> gaps = gaps_of(shape.program.ops[row], run.walk.spans[row]);
-    std::vector<ClockSpan> exposed = common_of(gaps, rows_of_ranks[row]);
-    exposed.insert(exposed.end(), clock.waits().begin(), clock.waits().end());
-    const std::vector<ClockSpan> waits = union_of(std::move(exposed));
+    const RowSpans spans = spans_of_row(shape, run, rank);
     const std::vector<ClockSpan> exchanges = union_of(clock.exchanges());
     RankPrediction& one = step.rows.emplace_back();
     one.compute_s = clock.compute_s() - skew + tail_of_row(shape, rank);
-    one.exposed_s = length_of(waits) + skew + shape.tail_latency_s;
+    one.exposed_s = length_of(spans.exposed) + skew + shape.tail_latency_s;
     one.idle_s = std::max(0.0, step.step_s - one.compute_s - one.exposed_s);
     step.compute_s += one.compute_s / rows;
     step.exposed_s += one.exposed_s / rows;
     step.idle_s += one.idle_s / rows;
-    std::vector<ClockSpan> all = clock.flights();
-    all.insert(all.end(), rows_of_ranks[row].begin(), rows_of_ranks[row].end());
-    const double flights = length_of(union_of(std::move(all)));
-    step.communication_s += (flights + skew + shape.tail_latency_s) / rows;
+    step.communication_s += (length_of(spans.flights) + skew + shape.tail_latency_s) / rows;
     step.exchange_s += (length_of(exchanges) + skew) / rows;
-    step.exchange_hidden_s += (length_of(exchanges) - common_length(exchanges, waits)) / rows;
+    step.exchange_hidden_s += (length_of(exchanges) - common_length(exchanges, spans.exposed)) / rows;
     step.skew_s += skew / rows;
   }
   step.hidden_s = step.communication_s - step.exposed_s;

@@ -34,6 +34,10 @@ struct StepPrediction {
   std::vector<RankPrediction> rows;  // of the pipeline: one rank each
 };
 
+// No prediction of this step is shorter: each row begins when a first forward pass has come to it, works off all that its stages
+// ask of it, and its last backward pass then goes on to the first stage; and a link sends one transfer after the other. Not simulated.
+double least_step_s(const StepShape& shape);
+
 // A step amid others: it begins with the new values of the step before. Not `overlap`: as parallel.overlap = false.
 StepPrediction predict_step(const StepShape& shape, double peak_gflops, bool overlap = true);
 

@@ -73,6 +73,10 @@ int phase_of(const Program& program, Chunk chunk) {
 
 int number_of(const Program& program, Chunk chunk) { return chunk.micro_batch % program.micro_batches_a_route(); }
 
+int tag_of(const Program& program, Work work) {
+  return phase_of(program, work.chunk) * program.num_micro_batches + work.chunk.micro_batch;
+}
+
 std::string name_of(const Program& program, Work work) {
   return fmt::format("{}{}", work.pass == Pass::forward ? 'F' : 'B', label_of(program, work.chunk));
 }

@@ -81,8 +81,7 @@ std::optional<Work> work_after(const Program& program, Work work);
 // False where the work starts the pass or follows a stage of the same rank.
 bool needs_message(const Program& program, Work work);
 
-// Numbers the works of a program from 0 to num_works - 1 = 2 x stages x micro-batches - 1, and so the messages: the tag of
-// a message. (MPI promises tags up to 32767; MPI_TAG_UB says what a library has, most often 2^31 - 1.)
+// Numbers the works of a program from 0 to num_works - 1 = 2 x stages x micro-batches - 1, and so the messages.
 int index_of(const Program& program, Work work);
 int num_works(const Program& program);
 
@@ -91,6 +90,11 @@ int num_works(const Program& program);
 int phase_of(const Program& program, Chunk chunk);
 int number_of(const Program& program, Chunk chunk);
 bool has_two_phases(const Program& program);
+
+// Tells the message that feeds `work` from the others between the same two ranks, in the same direction: passes of the same two
+// stages travel in opposite directions, so one of the two stages of the receiver and the micro-batch say which it is. Below 2 x
+// micro-batches, whatever the number of ranks and stages.
+int tag_of(const Program& program, Work work);
 
 // "Fa3", "bb0" (input gradient), "Wb0", "{Fa7&Bb3}", "send for Fa3 to rank 2". The letter is the phase, where there
 // are two. Ops that run side by side are joined by + in lists.

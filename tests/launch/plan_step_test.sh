@@ -39,6 +39,73 @@ says "4 ranks on 2 hosts" "0 more too large" "best: parallel.pipeline="
 alone "${search[@]}" --limit 0.00001
 refused 2 "fits into --limit"
 
+# What is not simulated changes nothing: the same table as of all, for links that cost little, much, and above all by the message.
+sed '/^\[network\]/,/^$/{s/^beta_s = [^ ]*/beta_s = 1e-7/}' "$folder/cluster.toml" >"$folder/narrow.toml"
+sed '/^\[network\]/,/^$/{s/^alpha_s = [^ ]*/alpha_s = 1e-2/}' "$folder/cluster.toml" >"$folder/far.toml"
+table_of() { tail -n +2 "$output"; }
+simulated() { grep -oE '[0-9]+ simulated' "$output" | cut -d' ' -f1; }
+fewer=0
+for cluster in cluster narrow far; do
+  for ranks in "8 2" "16 4"; do
+    read -r num_ranks hosts <<<"$ranks"
+    for limit in 0 0.0147; do
+      search=(plan search "$folder/run.toml" model.num_hidden_layers=8 model.n_routed_experts=8 train.micro_batches=8 train.batch=128
+        --ranks "$num_ranks" --hosts "$hosts" --cluster "$folder/$cluster.toml" --limit "$limit" --show 3)
+      alone "${search[@]}" --exhaustive
+      succeeded "plan search --exhaustive"
+      table_of >"$folder/exhaustive"
+      all=$(simulated)
+      alone "${search[@]}"
+      succeeded "plan search"
+      table_of | diff "$folder/exhaustive" - >&2 || fail "the search found others than --exhaustive"
+      if (($(simulated) < all)); then fewer=$((fewer + 1)); fi
+    done
+  done
+done
+((fewer == 12)) || fail "only $fewer of 12 searches simulated fewer"
+alone plan search "$folder/run.toml" --ranks 2 --cluster "$folder/cluster.toml" --exhaustive --show 2
+succeeded "plan search --show"
+says " simulated, 0 more too large"
+
+# The picture of a step.
+alone plan step "$folder/run.toml" model.num_hidden_layers=8 train.micro_batches=8 train.batch=32 parallel.pipeline=4 parallel.schedule=zb1p \
+  --ranks 8 --hosts 2 --cluster "$folder/cluster.toml" --svg "$folder/step.svg"
+succeeded "plan step --svg"
+python3 - "$folder/step.svg" <<'END' || fail "step.svg"
+import sys
+import xml.etree.ElementTree as xml
+
+root = xml.parse(sys.argv[1]).getroot()
+texts = [text.text for text in root.iter("{http://www.w3.org/2000/svg}text")]
+assert root.get("width") == "800" and root.get("viewBox").startswith("0 0 800 "), root.attrib
+assert texts[0].startswith("zb1p on 8 ranks (pipeline 4 x data 2 x expert 2)"), texts[0]
+for text in ["compute", "exposed communication", "hidden communication", "bubble", "row 0", "row 3", "0", "ms"]:
+    assert text in texts, text
+assert {path.get("class") for path in root.iter("{http://www.w3.org/2000/svg}path")} >= {"c", "x", "h"}
+END
+alone plan step "$folder/run.toml" --ranks 2 --cluster "$folder/cluster.toml" --svg "$folder/text/step.svg"
+refused 3 "$folder/text/step.svg"
+
+# DeepSeek-V3 as published, and on fewer ranks; the fastest that fits into 512 GiB a rank.
+root=$(cd "$(dirname "$0")/../.." && pwd)
+v3=("$root/launch/configs/v3-671b.toml" "model.config=$root/launch/configs/v3-671b-shape.json")
+cluster=(--cluster "$root/launch/configs/clusters/h800.toml")
+alone plan memory "${v3[@]}" --ranks 2048 --hosts 256 --limit 74.5
+succeeded "plan memory of DeepSeek-V3"
+says "of 2048" "into 76288.0 MiB"
+for grid in "64 4 16" "512 8 64" "2048 16 64"; do
+  read -r num_ranks pipeline expert <<<"$grid"
+  for schedule in 1f1b zb1p dualpipe dualpipev; do
+    alone plan step "${v3[@]}" --ranks "$num_ranks" --hosts "$((num_ranks / 8))" "${cluster[@]}" "parallel.pipeline=$pipeline" \
+      "parallel.expert=$expert" "train.batch=$((num_ranks * 120 / pipeline))" parallel.schedule="$schedule"
+    succeeded "plan step of DeepSeek-V3 on $num_ranks ranks, $schedule"
+    says "$num_ranks ranks on" "schedule $schedule, exchange hierarchical"
+  done
+done
+alone plan search "${v3[@]}" --ranks 64 --hosts 8 "${cluster[@]}" train.batch=960 train.micro_batches=60 --limit 512
+succeeded "plan search of DeepSeek-V3"
+says "best: parallel.pipeline="
+
 # Words that it does not take.
 alone plan step "$folder/run.toml" --ranks 2
 refused 2 "--cluster is missing" "cadre plan cluster"

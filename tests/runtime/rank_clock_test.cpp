@@ -4,10 +4,13 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <string>
 #include <vector>
 
+#include "comm/base/random.hpp"
 #include "runtime/plan/predict_step.hpp"
+#include "runtime/plan/step_timeline.hpp"
 #include "runtime/schedule/generators.hpp"
 #include "runtime/schedule/make_program.hpp"
 
@@ -194,7 +197,7 @@ StepShape even_pipeline(const std::string& schedule, int ranks, int micro_batche
 // and DualPipeV do not: there the bubble is smaller.
 TEST(PredictStep, has_the_bubble_of_the_formula_where_stages_are_even) {
   for (const std::string schedule : {"1f1b", "zb1p", "dualpipe", "dualpipev"}) {
-    for (const int ranks : {2, 4, 8, 16}) {
+    for (const int ranks : {2, 4, 8, 16, 32}) {
       const StepShape shape = even_pipeline(schedule, ranks, 4 * ranks);
       const StepPrediction step = predict_step(shape, 1.0);
       SCOPED_TRACE(schedule + " on " + std::to_string(ranks));
@@ -235,6 +238,129 @@ TEST(PredictStep, adds_what_follows_the_passes_and_the_way_of_messages) {
   shape.tail_s = {0.25, 0.75};
   shape.tail_latency_s = 0.125;
   EXPECT_NEAR(predict_step(shape, 1.0).step_s, 7.875, kRounding);
+}
+
+// Two rows, two micro-batches: forward 1 s, backward 1 s and weights 1 s, without messages. Row 0: F0 0-1, F1 1-2, waits, B0 4-6, B1
+// 7-9. Row 1: waits, F0 1-2, B0 2-4, F1 4-5, B1 5-7, waits. Then the tails, of 0.25 and 0.75 s, and sums of 0.125 s.
+TEST(StepTimeline, shows_what_each_row_does_when) {
+  StepShape shape = even_pipeline("1f1b", 2, 2);
+  shape.tail_s = {0.25, 0.75};
+  shape.tail_latency_s = 0.125;
+  const StepTimeline timeline = step_timeline(shape);
+  EXPECT_NEAR(timeline.step_s, 9.0 + 0.75 + 0.125, kRounding);
+  ASSERT_EQ(timeline.rows.size(), 2U);
+  const auto expect_spans = [](const std::vector<ClockSpan>& spans, const std::vector<ClockSpan>& expected) {
+    const std::vector<ClockSpan> all = union_of(spans);
+    ASSERT_EQ(all.size(), expected.size());
+    for (size_t i = 0; i < all.size(); ++i) {
+      EXPECT_NEAR(all[i].begin, expected[i].begin, kRounding) << i;
+      EXPECT_NEAR(all[i].end, expected[i].end, kRounding) << i;
+    }
+  };
+  expect_spans(timeline.rows[0].compute, {{0, 2}, {4, 6}, {7, 9.25}});
+  expect_spans(timeline.rows[1].compute, {{1, 7}, {9, 9.75}});
+  for (const RowTimeline& row : timeline.rows) {
+    expect_spans(row.exposed, {{9.75, 9.875}});
+    expect_spans(row.hidden, {});
+  }
+}
+
+// As above, one row and one pass: 2 s, an exchange of 3 s that hides behind 2 s of work, 1 s.
+TEST(StepTimeline, tells_hidden_communication_from_exposed) {
+  StepShape shape = even_pipeline("1f1b", 1, 1);
+  shape.stages[0] = {.forward = {works(2), starts(0, 3), works(2), awaits(0), works(1)},
+                     .backward = {ends(0)},
+                     .buckets = {{.reduce_s = 4.0}}};
+  const StepTimeline timeline = step_timeline(shape);
+  const RowTimeline& row = timeline.rows[0];
+  EXPECT_NEAR(timeline.step_s, 10.0, kRounding) << "2 + 3 + 1 and the sum";
+  EXPECT_NEAR(length_of(row.compute), 5.0, kRounding);
+  EXPECT_NEAR(length_of(row.hidden), 2.0, kRounding);
+  EXPECT_NEAR(length_of(row.exposed), 1.0 + 4.0, kRounding);
+}
+
+TEST(StepTimeline, has_the_sums_of_the_prediction) {
+  for (const std::string schedule : {"1f1b", "zb1p", "dualpipe", "dualpipev"}) {
+    SCOPED_TRACE(schedule);
+    StepShape shape = even_pipeline(schedule, 4, 8);
+    shape.link = {.piece_s = 0.1, .rows_s = 0.3};
+    shape.message_s = 0.01;
+    for (StageTimes& stage : shape.stages) stage = one_layer();
+    const StepPrediction step = predict_step(shape, 1.0);
+    const StepTimeline timeline = step_timeline(shape);
+    EXPECT_NEAR(timeline.step_s, step.step_s, kRounding);
+    for (size_t row = 0; row < timeline.rows.size(); ++row) {
+      const RowTimeline& one = timeline.rows[row];
+      EXPECT_NEAR(length_of(one.compute), step.rows[row].compute_s, kRounding);
+      EXPECT_NEAR(length_of(one.exposed), step.rows[row].exposed_s, kRounding);
+      EXPECT_NEAR(timeline.step_s - length_of(one.compute) - length_of(one.exposed), step.rows[row].idle_s, kRounding);
+      EXPECT_NEAR(common_length(one.compute, one.exposed), 0.0, kRounding);
+    }
+  }
+}
+
+// Of 4 rows and 8 micro-batches of 1 + 2 s: the last row begins after 3 s and works 24 s; the gradients of its inputs still go on
+// for 3 s, but its weight gradients take longer. With one micro-batch they do not: 3 + 1 + 1 + 3.
+TEST(LeastStep, is_what_the_rows_and_the_way_through_them_need) {
+  StepShape shape = even_pipeline("1f1b", 4, 8);
+  EXPECT_NEAR(least_step_s(shape), 3 + 24, kRounding);
+  EXPECT_NEAR(least_step_s(even_pipeline("1f1b", 4, 1)), 3 + 2 + 3, kRounding);
+  shape.tail_s = {0.0, 0.5, 0.0, 0.25};
+  shape.tail_latency_s = 0.125;
+  EXPECT_NEAR(least_step_s(shape), 27.625, kRounding);
+  shape.stages[2].buckets = {{.reduce_s = 20.0, .add_s = 0.0, .values_s = 30.0}};
+  shape.link.burst_s = 1.0;
+  EXPECT_NEAR(least_step_s(shape), 49.625, kRounding) << "the link of row 2";
+}
+
+// Stages, links and sums drawn anew each time.
+TEST(LeastStep, is_never_more_than_the_prediction) {
+  const Random random(11, "least step", 0);
+  uint64_t drawn = 0;
+  const auto draw = [&](double most) { return most * random.uniform(drawn++); };
+  double nearest = 0.0;
+  for (int trial = 0; trial < 40; ++trial) {
+    for (const std::string schedule : {"1f1b", "zb1p", "dualpipe", "dualpipev"}) {
+      StepShape shape = even_pipeline(schedule, trial % 2 == 0 ? 2 : 4, 8);
+      const double slow = draw(2.0);
+      for (StageTimes& stage : shape.stages) {
+        stage.forward = {{PartKind::await_values, 0.0, 0.0, 0},
+                         works(draw(2.0)),
+                         starts(0, draw(slow), 0.1),
+                         awaits(0),
+                         works(draw(1.0))};
+        stage.backward = {works(draw(1.0)), starts(0, draw(slow)), awaits(0),
+                          works(draw(2.0)), later(draw(2.0)),      ends(0)};
+        stage.buckets = {{.reduce_s = draw(4.0), .add_s = draw(0.5), .values_s = draw(4.0)}};
+      }
+      for (double& tail : shape.tail_s) tail = draw(1.0);
+      shape.link = {.piece_s = 0.1, .burst_s = draw(1.0), .rows_s = draw(0.5), .contention = draw(0.3)};
+      const double least = least_step_s(shape);
+      for (const bool overlap : {false, true}) {
+        const double step = predict_step(shape, 1.0, overlap).step_s;
+        ASSERT_LE(least, step * (1 + kRounding)) << schedule << ", trial " << trial;
+        nearest = std::max(nearest, least / step);
+      }
+    }
+  }
+  EXPECT_GT(nearest, 0.8) << "a bound that says something";
+}
+
+TEST(TimelineSvg, has_a_row_of_bars_for_each_row_and_a_safe_title) {
+  const StepTimeline timeline = {.step_s = 0.01,
+                                 .rows = {{.compute = {{0.0, 0.005}}, .exposed = {{0.005, 0.0075}}, .hidden = {}},
+                                          {.compute = {{0.005, 0.01}}, .exposed = {}, .hidden = {{0.006, 0.01}}}}};
+  const std::string svg = timeline_svg(timeline, "a < b & c");
+  EXPECT_NE(svg.find("width=\"800\""), std::string::npos);
+  EXPECT_NE(svg.find("a &lt; b &amp; c"), std::string::npos);
+  // The bars are 716 pixels long from 64 on: half of them is 358, and 16 pixels tall from 76 and from 106 on.
+  EXPECT_NE(svg.find("<path class=\"c\" d=\"M64 92H64V76H422V92z\"/>"), std::string::npos) << svg;
+  EXPECT_NE(svg.find("<path class=\"c\" d=\"M64 122H422V106H780V122z\"/>"), std::string::npos) << svg;
+  EXPECT_NE(svg.find("<path class=\"x\" d=\"M64 92H64V76H601V92z\"/>"), std::string::npos) << "exposed above compute";
+  for (const char* text :
+       {"compute", "exposed communication", "hidden communication", "bubble", "row 0", "row 1", "ms"}) {
+    EXPECT_NE(svg.find(std::string(">") + text + "<"), std::string::npos) << text;
+  }
 }
 
 }  // namespace

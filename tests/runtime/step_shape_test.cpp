@@ -5,15 +5,21 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
+#include <utility>
 
 #include "comm/base/check.hpp"
 #include "runtime/plan/predict_step.hpp"
+#include "runtime/plan/row_roles.hpp"
+#include "runtime/schedule/run_program.hpp"
+#include "runtime/train/memory_plan.hpp"
 #include "runtime/train/schedule_choice.hpp"
 
 namespace cadre {
 namespace {
 
+using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 
 // Each rate another one, so that none can stand for another.
@@ -153,6 +159,65 @@ TEST(StepShape, exchanges_what_the_other_rank_needs) {
   EXPECT_TRUE(starts_of(shape_step(small_run(), Topology::uniform(1, 1), machine_of_tens()).stages[0].forward).empty());
 }
 
+// 4 ranks on 2 hosts, one group: 16 tokens a rank, rows of 32 bytes, 2 experts of 8 a token and 2 of them on each rank. A token
+// is needed on 4 (1 - 6/8 5/7) = 13/7 ranks and on 2 (1 - 4/8 3/7) = 11/7 hosts. Each rank has one neighbour and two peers far away.
+TEST(StepShape, each_strategy_pays_for_what_it_sends_over_which_link) {
+  RunConfig config = small_run();
+  const LinkCost host = machine_of_tens().host;
+  const LinkCost network = machine_of_tens().network;
+  const auto expect_exchange = [&](const char* strategy, const Topology& topology, LinkTime dispatch,
+                                   LinkTime combine) {
+    SCOPED_TRACE(strategy);
+    config.exchange.strategy = strategy;
+    const StepShape shape = shape_step(config, topology, machine_of_tens());
+    EXPECT_EQ(shape.strategy, strategy);
+    const std::vector<PassPart> forward = starts_of(shape.stages[0].forward);
+    ASSERT_EQ(forward.size(), 3U) << "counts, rows, sums";
+    EXPECT_NEAR(forward[1].seconds, dispatch.busy_s, 1e-12);
+    EXPECT_NEAR(forward[1].latency, dispatch.latency_s, 1e-12);
+    EXPECT_NEAR(forward[2].seconds, combine.busy_s, 1e-12);
+    EXPECT_NEAR(forward[2].latency, combine.latency_s, 1e-12);
+  };
+  const Topology hosts = Topology::uniform(2, 2);
+  // To each rank a quarter of the row copies, of which the own one stays.
+  const double quarter = 16 * 13.0 / 7.0 * 32 / 4;
+  const LinkTime flat = {quarter * host.beta_s + 2 * quarter * network.beta_s, host.alpha_s + 2 * network.alpha_s};
+  expect_exchange("flat", hosts, flat, flat);
+  // A row crosses once to half of the hosts that need it, and its sum comes back; two looks at neighbours beside.
+  const double crossing = 16 * 11.0 / 7.0 / 2 * 32;
+  const LinkTime once = {crossing * network.beta_s, network.alpha_s + 2 * host.alpha_s};
+  expect_exchange("hierarchical", hosts, once, once);
+  // All rows to all ranks, and the list of those that each is to take; sums come back as in flat.
+  const double all = 16 * 32;
+  expect_exchange("all_gather", hosts,
+                  {all * host.beta_s + 2 * all * network.beta_s, 2 * (host.alpha_s + 2 * network.alpha_s)}, flat);
+  // On one host nothing travels: 3 neighbours say where their rows are.
+  const LinkTime told = {0.0, 3 * host.alpha_s};
+  expect_exchange("shared", Topology::uniform(1, 4), told, told);
+}
+
+// Of more ranks than a group of experts has, only its own hosts count: 8 ranks on 4 hosts, groups of 2 on one host each.
+TEST(StepShape, auto_takes_what_the_run_would_take_between_these_ranks) {
+  RunConfig config = small_run();
+  config.exchange.strategy = "auto";
+  Machine machine = machine_of_tens();
+  machine.dispatch = 1000;  // copies cost nothing
+  machine.network = {1e-5, 1e-5};
+  const auto strategy_on = [&](int hosts, int ranks_a_host, int expert) {
+    config.parallel.expert = expert;
+    return shape_step(config, Topology::uniform(hosts, ranks_a_host), machine).strategy;
+  };
+  EXPECT_EQ(strategy_on(4, 2, 2), "shared");
+  EXPECT_EQ(strategy_on(2, 4, 8), "hierarchical");
+  EXPECT_EQ(strategy_on(1, 1, 1), "flat") << "one rank";
+  for (const auto& [hosts, ranks] : {std::pair(1, 4), std::pair(2, 2), std::pair(4, 1)}) {
+    const ExchangeWorkload workload = {
+        .tokens = 16, .top_k = 2, .dispatch = {DType::f32, 8}, .combine = {DType::f32, 8}, .experts = 8};
+    const CostModel costs = {machine.host, machine.network, 1e-12};
+    EXPECT_EQ(strategy_on(hosts, ranks, 4), predict(workload, Topology::uniform(hosts, ranks), costs).front().strategy);
+  }
+}
+
 // The embedding, 64 x 8 elements, is its bucket, and the first rank's: with a sharded state one rank gets all of it and sends it.
 // Else each sums half of it and hands that to the other. Experts are on one rank each.
 TEST(StepShape, sums_what_the_ranks_have_in_common) {
@@ -223,6 +288,63 @@ TEST(StepShape, busier_ranks_take_longer_and_are_awaited) {
   EXPECT_NEAR(mean.skew_s, 2 * 0.5 * 0.5 * experts, 1e-6 * experts)
       << "two micro-batches; half of the ranks are not busy";
   EXPECT_NEAR(mean.compute_s + mean.exposed_s + mean.idle_s, mean.step_s, 1e-12);
+}
+
+// 16 layers in 4 rows, the first of them dense, all the same behind: the first row, those between, of which the second keeps most
+// micro-batches, and the last.
+TEST(RowRoles, rows_that_hold_the_same_are_planned_once) {
+  RunConfig config = small_run();
+  config.model.num_hidden_layers = 16;
+  config.train.micro_batches = 8;
+  config.parallel.pipeline = 4;
+  config.parallel.schedule = "1f1b";
+  EXPECT_THAT(rows_to_plan(config, program_of(config)), ElementsAre(0, 1, 3));
+  config.train.recompute = "every:8";  // layers 0 and 8: of the first row and the third
+  EXPECT_THAT(rows_to_plan(config, program_of(config)), ElementsAre(0, 1, 2, 3));
+  config.train.recompute = "none";
+  config.checkpoint.partner_copies = 1;  // what a partner holds counts too
+  EXPECT_THAT(rows_to_plan(config, program_of(config)), ElementsAre(0, 1, 2, 3));
+}
+
+TEST(RowRoles, their_largest_plan_is_that_of_all_rows) {
+  RunConfig config = small_run();
+  config.model.num_hidden_layers = 16;
+  config.train.batch = 64;
+  config.train.micro_batches = 16;
+  config.parallel.pipeline = 4;
+  const Topology topology = Topology::uniform(2, 8);
+  for (const std::string schedule : {"1f1b", "zb1p", "dualpipe", "dualpipev"}) {
+    for (const std::string recompute : {"none", "every:3", "layer"}) {
+      SCOPED_TRACE(schedule + " " + recompute);
+      config.parallel.schedule = schedule;
+      config.train.recompute = recompute;
+      const auto bytes_of = [&](int row) { return plan_memory(config, topology, row * 4).total_bytes(); };
+      size_t most = 0;
+      for (int row = 0; row < 4; ++row) most = std::max(most, bytes_of(row));
+      size_t planned = 0;
+      for (const int row : rows_to_plan(config, program_of(config))) planned = std::max(planned, bytes_of(row));
+      EXPECT_EQ(planned, most);
+      const Grid grid = Grid::make(16, 4, 0);
+      const double least = least_bytes(config, grid, program_of(config));
+      EXPECT_LE(least, static_cast<double>(most));
+      EXPECT_GT(least, 0.0);
+    }
+  }
+}
+
+// Of 2 rows the second has two mixtures: 256 + 64 + 96 and half of 8 experts of 96 elements each, values and gradients. On 2 of 4
+// ranks a micro-batch has 2 sequences of 16; the first row keeps 2 of them, the second 1, of 2 layers and of rows on their way.
+TEST(RowRoles, least_memory_is_of_weights_and_of_the_rows_that_layers_keep) {
+  RunConfig config = small_run();
+  config.model.num_hidden_layers = 4;
+  config.parallel.pipeline = 2;
+  config.parallel.schedule = "1f1b";
+  const Grid grid = Grid::make(4, 2, 2);
+  const double first = 2 * ((256 + 384) + (256 + 64 + 96 + 4 * 96)) + 2 * (2 + 2) * 2 * 16 * 8;
+  const double second = 2 * 2 * (256 + 64 + 96 + 4 * 96) + 1 * (2 + 2) * 2 * 16 * 8;
+  EXPECT_EQ(least_bytes(config, grid, program_of(config)), 4 * std::max(first, second));
+  config.train.batch = 16;
+  EXPECT_EQ(least_bytes(config, grid, program_of(config)), 4 * (first + 2 * (2 + 2) * 2 * 16 * 8));
 }
 
 // A slow link: what a pair hides is worth more than what it costs. A link that takes no time: nothing is gained.
