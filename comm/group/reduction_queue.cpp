@@ -12,13 +12,19 @@
 namespace cadre {
 namespace {
 
-// Of all slices together: half of it, what a rank of two sends, takes 14 ms at 300 Mbit/s.
+// Of all slices together, of few ranks: half of it, what a rank of two sends, takes 14 ms at 300 Mbit/s.
 constexpr int64_t kPieceElements = int64_t{1} << 18;
+// Of a message, where ranks are many: less would cost latency and no bandwidth.
+constexpr int64_t kMessageElements = int64_t{1} << 13;
 // Pieces under way: more while they are fast, so that links are busy between two polls.
 constexpr size_t kFewestPieces = 2;
-constexpr size_t kMostPieces = ReductionQueue::kMostBytes / (kPieceElements * sizeof(float));
 constexpr int64_t kFastNs = 4'000'000;
 constexpr int64_t kSlowNs = 40'000'000;
+
+size_t most_pieces(int num_ranks) {
+  const auto bytes = static_cast<size_t>(ReductionQueue::piece_elements(num_ranks)) * sizeof(float);
+  return std::max(kFewestPieces, ReductionQueue::kMostBytes / bytes);
+}
 
 struct Array {
   std::string what;
@@ -27,8 +33,9 @@ struct Array {
   RankSlices slices;
   bool reduces;
   bool gathers;
-  int64_t next = 0;  // elements of each slice that are in pieces
-  int num_open = 0;  // pieces
+  RankSlices holders = {};  // of values that are spread over the slices before these are gathered; else none
+  int64_t next = 0;         // elements of each slice that are in pieces
+  int num_open = 0;         // pieces
 
   bool all_begun() const { return next >= longest_of(slices); }
   bool done() const { return all_begun() && num_open == 0; }
@@ -61,6 +68,18 @@ int64_t longest_of(const RankSlices& slices) {
   int64_t longest = 0;
   for (size_t r = 0; r + 1 < slices.size(); ++r) longest = std::max(longest, slices[r + 1] - slices[r]);
   return longest;
+}
+
+int64_t ReductionQueue::piece_elements(int num_ranks) {
+  return std::max({int64_t{1}, kPieceElements / num_ranks, kMessageElements}) * num_ranks;
+}
+
+size_t ReductionQueue::most_bytes(int num_ranks) {
+  return most_pieces(num_ranks) * static_cast<size_t>(piece_elements(num_ranks)) * sizeof(float);
+}
+
+bool ReductionQueue::is_uneven(const RankSlices& slices) {
+  return longest_of(slices) * static_cast<int64_t>(slices.size() - 1) > 2 * slices.back();
 }
 
 // Every piece passes both stages in the order of the calls, even where a stage has no work for it: all ranks then post the
@@ -107,7 +126,7 @@ class ReductionQueue::Pieces {
     while (!waiting_.empty() && waiting_.front()->all_begun()) waiting_.pop_front();
     if (waiting_.empty() || reducing_.size() + gathering_.size() >= limit_) return false;
     const std::shared_ptr<Array>& array = waiting_.front();
-    const int64_t length = std::max<int64_t>(1, kPieceElements / num_ranks());
+    const int64_t length = ReductionQueue::piece_elements(num_ranks()) / num_ranks();
     Piece piece = {.array = array, .counts = {}, .offsets = {}, .begun_ns = trace_clock_ns()};
     for (int r = 0; r < num_ranks(); ++r) {
       const int64_t begin =
@@ -118,6 +137,7 @@ class ReductionQueue::Pieces {
     array->next += length;
     ++array->num_open;
     if (array->reduces) begin_reducing(piece);
+    if (!array->holders.empty()) begin_spreading(piece);
     reducing_.push_back(std::move(piece));
     return true;
   }
@@ -129,6 +149,25 @@ class ReductionQueue::Pieces {
     for (int64_t r = 0; r < num_ranks(); ++r) received.offsets.push_back(r * mine);
     piece.received = Buffer(static_cast<size_t>(num_ranks() * mine) * size_of(wire_));
     exchange(reducing_group_, piece, wire_, {piece.counts, piece.offsets}, piece.received.data(), std::move(received));
+  }
+
+  // Of part r of the piece, what this rank holds goes to rank r.
+  void begin_spreading(Piece& piece) const {
+    const RankSlices& holders = piece.array->holders;
+    const auto common = [&](size_t part, size_t holder, Parts& parts) {
+      const int64_t begin = std::max(piece.offsets[part], holders[holder]);
+      const int64_t end = std::min(piece.offsets[part] + piece.counts[part], holders[holder + 1]);
+      parts.offsets.push_back(begin);
+      parts.counts.push_back(std::max<int64_t>(0, end - begin));
+    };
+    Parts sent;
+    Parts received;
+    for (size_t r = 0; r < piece.counts.size(); ++r) {
+      common(r, me(), sent);
+      common(me(), r, received);
+    }
+    auto* const values = reinterpret_cast<std::byte*>(piece.array->values.data());
+    exchange(reducing_group_, piece, DType::f32, std::move(sent), values, std::move(received));
   }
 
   // This rank's part goes to all.
@@ -191,7 +230,7 @@ class ReductionQueue::Pieces {
     if (piece.array->gathers && gathers_rounded(*piece.array)) widen(piece);
     --piece.array->num_open;
     const int64_t taken = trace_clock_ns() - piece.begun_ns;
-    if (taken < kFastNs) limit_ = std::min(limit_ + 1, kMostPieces);
+    if (taken < kFastNs) limit_ = std::min(limit_ + 1, most_pieces(num_ranks()));
     if (taken > kSlowNs) limit_ = std::max(limit_ - 1, kFewestPieces);
     gathering_.pop_front();
     return true;
@@ -262,8 +301,9 @@ Request start(const std::shared_ptr<ReductionQueue::Pieces>& pieces, Array array
                array.slices.back() <= static_cast<int64_t>(array.values.size()));
   const auto me = static_cast<size_t>(group.rank());
   const int64_t mine = array.slices[me + 1] - array.slices[me];
-  const int64_t sent =
-      (array.reduces ? array.slices.back() - mine : 0) + (array.gathers ? mine * (group.size() - 1) : 0);
+  const int64_t held = array.holders.empty() ? 0 : array.holders[me + 1] - array.holders[me];
+  const int64_t sent = (array.reduces ? array.slices.back() - mine : 0) +
+                       (array.gathers ? mine * (group.size() - 1) : 0) + std::max<int64_t>(0, held - mine);
   std::string what = fmt::format("{} of {} f32 on '{}' (rank {} of {})", array.what, array.slices.back(), group.name(),
                                  group.rank(), group.size());
   const auto shared = std::make_shared<Array>(std::move(array));
@@ -284,8 +324,11 @@ Request ReductionQueue::reduce_scatter(std::span<float> values, std::shared_ptr<
 }
 
 Request ReductionQueue::all_gather(std::span<float> values, std::shared_ptr<const void> owner, RankSlices slices) {
-  return start(pieces_,
-               {"all_gather", values, std::move(owner), std::move(slices), /*reduces=*/false, /*gathers=*/true});
+  Array array = {"all_gather", values, std::move(owner), std::move(slices), /*reduces=*/false, /*gathers=*/true};
+  if (is_uneven(array.slices)) {
+    array.holders = std::exchange(array.slices, equal_slices(array.slices.back(), group().size()));
+  }
+  return start(pieces_, std::move(array));
 }
 
 Request ReductionQueue::all_reduce(std::span<float> values, std::shared_ptr<const void> owner) {

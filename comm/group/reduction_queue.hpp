@@ -22,7 +22,13 @@ int64_t longest_of(const RankSlices& slices);
 // ranks, lie on the host and are kept by `owner`. A test of any operation of the queue advances all of them.
 class ReductionQueue {
  public:
-  static constexpr size_t kMostBytes = size_t{16} << 20;  // of the pieces under way
+  static constexpr size_t kMostBytes = size_t{16} << 20;  // of the pieces under way, of few ranks
+  static size_t most_bytes(int num_ranks);                // of any number; O(P)
+  // Of a piece, all slices together: a message of it is never shorter than 32 KiB.
+  static int64_t piece_elements(int num_ranks);
+  // Whether a gather goes through all ranks, as it does where one holds more than twice its share: what it would send is then P - 1
+  // times its slice, and each sends at most twice the array so.
+  static bool is_uneven(const RankSlices& slices);
 
   // Collective. `group` outlives this object and all operations. `wire`: the type in which terms and sums of reductions travel,
   // f32 or bf16. Additions are in f32.

@@ -4,13 +4,13 @@
 #include <algorithm>
 #include <cmath>
 
+#include "comm/group/reduction_queue.hpp"
+
 namespace cadre {
 namespace {
 
 constexpr double kBytesOfGiga = 1e9;
 constexpr double kValueBytes = sizeof(float);
-// Elements of a piece of a sum, as in comm/group/reduction_queue.
-constexpr double kSumPieceElements = 1 << 18;
 
 double memory_s(double elements, double gigabytes) {
   return elements > 0.0 ? elements * kValueBytes / (gigabytes * kBytesOfGiga) : 0.0;
@@ -36,30 +36,40 @@ double links_s(const Peers& peers, double elements, double bytes_an_element, dou
 }
 
 // A queue cuts the slice of each rank in parts of equal length.
-double pieces_of(double longest, double ranks) { return std::ceil(longest * ranks / kSumPieceElements); }
+double pieces_of(double longest, double ranks) {
+  const auto piece = static_cast<double>(ReductionQueue::piece_elements(static_cast<int>(ranks)));
+  return std::ceil(longest * ranks / piece);
+}
 
 class TrafficMaker {
  public:
   TrafficMaker(const RunConfig& config, const Machine& machine)
       : sharded_(config.parallel.shard_optimizer),
+        on_device_(config.compute.device != "cpu"),
         wire_bytes_(config.exchange.gradients == "bf16" ? 2.0 : kValueBytes),
         machine_(machine) {}
 
   void add(const BucketShare& share, const Peers& peers, BucketTraffic& traffic) const {
-    if (peers.ranks <= 1.0) return;
+    if (peers.ranks <= 1.0 || share.elements <= 0.0) return;
+    if (on_device_) return add_of_device(share, peers, traffic);
     const double longest = share.longest();
     const double others = peers.ranks - 1.0;
     // The rank with the longest slice gets it from all others, and sends its new values to all.
     const double most = std::max(others * longest, share.elements - longest);
-    if (sharded_ && longest * peers.ranks <= 2.0 * share.elements) {
+    const bool is_even = longest * peers.ranks <= 2.0 * share.elements;
+    const double slice = share.elements / peers.ranks;
+    const double of_slices = links_s(peers, others * slice, kValueBytes, pieces_of(slice, peers.ranks), machine_);
+    if (sharded_ && is_even) {
       traffic.reduce_s += links_s(peers, most, wire_bytes_, pieces_of(longest, peers.ranks), machine_);
       traffic.add_s += memory_s(others * longest, machine_.reduction);
     } else {
-      const double slice = share.elements / peers.ranks;
       traffic.reduce_s += 2.0 * links_s(peers, others * slice, wire_bytes_, pieces_of(slice, peers.ranks), machine_);
       traffic.add_s += memory_s(others * slice, machine_.reduction);
     }
-    if (sharded_) traffic.values_s += links_s(peers, most, kValueBytes, pieces_of(longest, peers.ranks), machine_);
+    if (!sharded_) return;
+    // Uneven ones go to slices of all ranks first, and from there to all.
+    const double direct = links_s(peers, most, kValueBytes, pieces_of(longest, peers.ranks), machine_);
+    traffic.values_s += is_even ? direct : 2.0 * of_slices;
   }
 
   // The norm counts each parameter once in either case.
@@ -76,14 +86,31 @@ class TrafficMaker {
   }
 
  private:
+  // Sums of all, as a ring moves them, and the new values from the rank that keeps them by way of the others: what NCCL takes where
+  // links are the limit, with a way through a tree of ranks for each operation.
+  void add_of_device(const BucketShare& share, const Peers& peers, BucketTraffic& traffic) const {
+    const double slices = share.elements * (peers.ranks - 1.0) / peers.ranks;
+    const double way_s =
+        std::ceil(std::log2(peers.ranks)) * (peers.far > 0.0 ? machine_.network : machine_.host).time(1.0, 0.0);
+    traffic.reduce_s += 2.0 * (links_s(peers, slices, kValueBytes, 0.0, machine_) + way_s);
+    traffic.add_s += memory_s(slices, machine_.reduction);
+    if (!sharded_) return;
+    const auto keepers =
+        static_cast<double>(std::ranges::count_if(share.of_rank, [](double kept) { return kept > 0.0; }));
+    traffic.values_s += links_s(peers, slices, kValueBytes, 0.0, machine_) + keepers * way_s;
+  }
+
   bool sharded_;
+  bool on_device_;
   double wire_bytes_;
   const Machine& machine_;
 };
 
 }  // namespace
 
-double bytes_of_piece(int ranks) { return kSumPieceElements * kValueBytes * (ranks - 1.0) / ranks; }
+double bytes_of_piece(int ranks) {
+  return static_cast<double>(ReductionQueue::piece_elements(ranks)) * kValueBytes * (ranks - 1.0) / ranks;
+}
 
 StageTraffic traffic_of_stage(const RunConfig& config, const Grid& grid, int ranks_a_host, const Machine& machine,
                               const StageShares& shares) {

@@ -80,14 +80,16 @@ size_t embedding_sum_bytes(const Model& model) {
 // What arrives of sums under way: pieces of a few arrays, or, of a device, all buckets at once.
 size_t reduced_bytes(const RunConfig& config, const Model& model, ParameterStore& store, const Grid& grid,
                      const PipelineRoutes& routes) {
-  const auto under_way = [&](size_t bytes) {
-    return config.compute.device == "cpu" ? std::min(bytes, ReductionQueue::kMostBytes) : bytes;
+  const auto under_way = [&](size_t bytes, int ranks) {
+    return config.compute.device == "cpu" ? std::min(bytes, ReductionQueue::most_bytes(ranks)) : bytes;
   };
   const auto rows = static_cast<int>(routes.rows_of(routes.stages_of(0).front().index).size());
   const size_t shared = store.shared_grads().bytes();
   size_t bytes = replicated_bytes(store) + embedding_sum_bytes(model);
-  if (grid.data * rows > 1) bytes += under_way(shared);
-  if (grid.data / grid.expert * rows > 1) bytes += under_way(store.grad_bytes() - shared);
+  const int shared_ranks = grid.data * rows;
+  const int expert_ranks = grid.data / grid.expert * rows;
+  if (shared_ranks > 1) bytes += under_way(shared, shared_ranks);
+  if (expert_ranks > 1) bytes += under_way(store.grad_bytes() - shared, expert_ranks);
   return bytes;
 }
 

@@ -103,6 +103,41 @@ TEST(ReductionQueue, GathersEachSliceFromItsRank) {
   });
 }
 
+// One rank has all of an array, two others halves of another: these go by way of all ranks, side by side with one that does not.
+TEST(ReductionQueue, GathersWhatFewRanksHave) {
+  test::on_ranks(
+      [](Communicator& world) {
+        const auto ranks = static_cast<size_t>(world.size());
+        ReductionQueue queue(world, DType::bf16);
+        RankSlices one(ranks + 1, 0);
+        RankSlices two(ranks + 1, 0);
+        for (size_t r = 2; r <= ranks; ++r) one[r] = kLong;
+        for (size_t r = 1; r <= ranks; ++r) two[r] = r == ranks ? kLong : kLong / 2;
+        const std::vector<RankSlices> all = {one, two, equal_slices(kLong, world.size())};
+        EXPECT_EQ(ReductionQueue::is_uneven(one), ranks > 2);
+        EXPECT_EQ(ReductionQueue::is_uneven(two), ranks > 3) << "one has half and one element more";
+        EXPECT_FALSE(ReductionQueue::is_uneven(all[2]));
+        std::vector<Owned> values;
+        std::vector<Request> requests;
+        for (size_t id = 0; id < all.size(); ++id) {
+          values.push_back(own(terms(static_cast<int>(id), world.rank(), kLong + 5)));
+          requests.push_back(queue.all_gather(*values.back(), values.back(), all[id]));
+        }
+        for (Request& request : requests) wait(request);
+        for (size_t id = 0; id < all.size(); ++id) {
+          SCOPED_TRACE(id);
+          std::vector<float> expected = terms(static_cast<int>(id), world.rank(), kLong + 5);
+          for (size_t r = 0; r < ranks; ++r) {
+            const std::vector<float> theirs = terms(static_cast<int>(id), static_cast<int>(r), kLong + 5);
+            for (auto i = static_cast<size_t>(all[id][r]); i < static_cast<size_t>(all[id][r + 1]); ++i)
+              expected[i] = theirs[i];
+          }
+          EXPECT_TRUE(*values[id] == expected);
+        }
+      },
+      {2, 3, 4, 5});
+}
+
 // Terms and sums are rounded once each, by half of the last of 8 bits.
 TEST(ReductionQueue, Bf16RoundsWhatTravels) {
   test::on_ranks([](Communicator& world) {

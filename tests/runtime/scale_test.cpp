@@ -13,6 +13,7 @@
 
 #include "comm/exchange/exchange.hpp"
 #include "comm/exchange/hierarchical.hpp"
+#include "comm/group/reduction_queue.hpp"
 #include "comm/group/topology.hpp"
 #include "comm/job/wait.hpp"
 #include "comm/liveness/handshake.hpp"
@@ -185,6 +186,32 @@ TEST(Scale, a_start_gathers_the_same_bytes_of_each_rank) {
   }
   EXPECT_EQ(given.front(), given.back());
   EXPECT_LT(given.back(), 1024U);
+}
+
+// Of an array that one rank has, every P-th part goes to each other rank, and its own part once more. Pieces have 32 KiB for each
+// rank at least, and of few ranks 1 MiB together.
+TEST(Scale, new_values_leave_their_rank_twice_at_most_in_long_messages) {
+  constexpr int64_t kElements = 1 << 20;
+  for (const int num_ranks : kSizes) {
+    JobContext job;
+    CountedBytes counted;
+    const Communicator group(std::make_unique<LoneRank>(job, 0, num_ranks, counted), "group");
+    ReductionQueue queue(group);
+    RankSlices slices(static_cast<size_t>(num_ranks) + 1, kElements);
+    slices[0] = 0;
+    const auto values = std::make_shared<std::vector<float>>(kElements);
+    counted = {};
+    Request request = queue.all_gather(*values, values, slices);
+    wait(request);
+    const int64_t part = kElements / num_ranks;
+    EXPECT_EQ(counted.given, 4 * (num_ranks - 1) * (part + part));
+    EXPECT_LT(counted.given, 2 * 4 * kElements);
+    EXPECT_EQ(ReductionQueue::piece_elements(num_ranks), num_ranks * 8192);
+    EXPECT_EQ(ReductionQueue::most_bytes(num_ranks),
+              std::max(size_t{16} << 20, 2 * 32768 * static_cast<size_t>(num_ranks)));
+  }
+  EXPECT_EQ(ReductionQueue::piece_elements(4), 1 << 18);
+  EXPECT_EQ(ReductionQueue::most_bytes(4), ReductionQueue::kMostBytes);
 }
 
 // 8 sums and a flag; E counts and 1 of dropped slots of each of L layers; L + 3 numbers a rank.

@@ -243,14 +243,27 @@ TEST(StepShape, sums_what_the_ranks_have_in_common) {
 }
 
 // Of 4 ranks on 4 hosts, a parameter is one rank's: from 3 others it gets the embedding, which is more than a sum of quarters
-// that are handed to all would move; its new values it sends to all 3.
-TEST(StepShape, a_parameter_that_is_its_bucket_is_summed_in_parts_and_gathered_from_one) {
+// that are handed to all would move; its new values go out in quarters, and these to all.
+TEST(StepShape, a_parameter_that_is_its_bucket_is_summed_and_gathered_in_parts) {
   RunConfig config = small_run();
   config.parallel.expert = 2;
   const BucketTraffic traffic = shape_step(config, Topology::uniform(4, 1), machine_of_tens()).stages[0].buckets[0];
   const double messages = 0.5 * 3 * 1e-5;
   EXPECT_NEAR(traffic.reduce_s, 2 * (3 * 128 * 4e-9 + messages), 1e-12);
-  EXPECT_NEAR(traffic.values_s, 3 * 512 * 4e-9 + messages, 1e-12);
+  EXPECT_NEAR(traffic.values_s, 2 * (3 * 128 * 4e-9 + messages), 1e-12);
+}
+
+// On devices a ring sums 3/4 of the embedding twice, over one peer of the host and two far ones, and 2 steps of a tree each way;
+// one rank keeps it and sends it on.
+TEST(StepShape, devices_sum_and_send_on_by_rings_and_trees) {
+  RunConfig config = small_run();
+  config.parallel.expert = 2;
+  config.compute.device = "cuda";
+  const BucketTraffic traffic = shape_step(config, Topology::uniform(2, 2), machine_of_tens()).stages[0].buckets[0];
+  const double once = 512 * 3 / 4 * 4 * (1.0 / 3.0 * 1e-10 + 2.0 / 3.0 * 1e-9);
+  EXPECT_NEAR(traffic.reduce_s, 2 * (once + 2 * 1e-5), 1e-12);
+  EXPECT_NEAR(traffic.values_s, once + 2 * 1e-5, 1e-12);
+  EXPECT_NEAR(traffic.add_s, 512 * 3 / 4 * 4 / 6.5e9, 1e-12);
 }
 
 TEST(StepShape, computes_layers_again_in_the_backward_pass) {
