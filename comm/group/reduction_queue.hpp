@@ -23,7 +23,8 @@ int64_t longest_of(const RankSlices& slices);
 class ReductionQueue {
  public:
   static constexpr size_t kMostBytes = size_t{16} << 20;  // of the pieces under way, of few ranks
-  static size_t most_bytes(int num_ranks);                // of any number; O(P)
+  // The same of any number of ranks; O(P).
+  static size_t most_bytes(int num_ranks);
   // Of a piece, all slices together: a message of it is never shorter than 32 KiB.
   static int64_t piece_elements(int num_ranks);
   // Whether a gather goes through all ranks, as it does where one holds more than twice its share: what it would send is then P - 1
