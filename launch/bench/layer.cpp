@@ -79,7 +79,8 @@ class LayerBench {
     store_.add_all(layer_);
     store_.allocate(DType::f32, /*with_grad=*/true, /*dry_run=*/false, rig_.kernels().memory());
     store_.initialise(1);
-    optimizer_.emplace(store_, TrainConfig{});
+    const TrainConfig defaults;
+    optimizer_.emplace(store_, defaults);
     if (options.bench.device == "cpu" && !exchange_->memory().empty()) rig_.arena().lend(exchange_->memory());
     x_ = rig_.inputs().take("x", DType::f32, {options.tokens, options.hidden});
     dy_ = rig_.inputs().take("dy", DType::f32, {options.tokens, options.hidden});

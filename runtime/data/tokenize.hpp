@@ -18,7 +18,7 @@ struct TokenizeOptions {
   std::string out;                 // prefix
   std::string text_field = "text";
   int threads = 1;
-  std::optional<int32_t> end_of_text;  // appended to each document
+  std::optional<int32_t> end_of_text = {};  // appended to each document
 };
 
 struct TokenizeSummary {

@@ -67,7 +67,7 @@ TEST(Hints, NameWhatIsNearAndNothingElse) {
 
 TEST(Help, EntriesFit100Columns) {
   const std::string help = "words that go on and on, " + std::string(60, 'x') + " and " + std::string(40, 'y') + " end";
-  for (const std::string name : {std::string("short"), std::string(60, 'n')}) {
+  for (const std::string& name : {std::string("short"), std::string(60, 'n')}) {
     std::istringstream lines(help_entry(name, help));
     std::string all;
     for (std::string line; std::getline(lines, line);) {
