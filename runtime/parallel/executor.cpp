@@ -302,9 +302,7 @@ void ProgramRun::end(Chunk chunk) { live_[static_cast<size_t>(live(chunk).lane)]
 void ProgramRun::forward_over(const LiveChunk& one) {
   local_ += one.local;
   if (--forwards_left_ > 0) return;
-  // What is left completes gradients: their sums begin with those of the last layers.
-  const OpList& ops = program_.ops[static_cast<size_t>(rank_)];
-  if (std::ranges::count(ops, OpKind::backward_weight, &Op::kind) == 0) deferred_.run_early_parts_first();
+  if (program_.ends_by_layer) deferred_.run_early_parts_first();
   if (work_.forwards_done) work_.forwards_done();
 }
 

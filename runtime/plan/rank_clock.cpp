@@ -117,8 +117,7 @@ void RankClock::run_side_by_side(size_t first, size_t count) {
 }
 
 void RankClock::forward_over() {
-  const OpList& ops = program_.ops[static_cast<size_t>(rank_)];
-  if (--forwards_left_ == 0) early_parts_first_ = std::ranges::count(ops, OpKind::backward_weight, &Op::kind) == 0;
+  if (--forwards_left_ == 0) early_parts_first_ = program_.ends_by_layer;
 }
 
 void RankClock::run_together(std::vector<Way> ways) {

@@ -62,7 +62,8 @@ for cluster in cluster narrow far; do
     done
   done
 done
-((fewer == 12)) || fail "only $fewer of 12 searches simulated fewer"
+# How many are left out depends on the measured rates.
+((fewer > 0)) || fail "no search simulated fewer than --exhaustive"
 alone plan search "$folder/run.toml" --ranks 2 --cluster "$folder/cluster.toml" --exhaustive --show 2
 succeeded "plan search --show"
 says " simulated, 0 more too large"

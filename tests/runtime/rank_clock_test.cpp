@@ -137,7 +137,10 @@ TEST(RankClock, postponed_weights_of_a_layer_end_together) {
   const StageTimes stage = {.forward = {works(1)},
                             .backward = {works(1), later(1), ends(1), works(1), later(1), ends(0)},
                             .buckets = {{.reduce_s = 3.0}, {.reduce_s = 3.0}}};
-  EXPECT_DOUBLE_EQ(run_on_one_rank(pair(2, 1), stage).end, 14.0);
+  Program program = pair(2, 1);
+  EXPECT_DOUBLE_EQ(run_on_one_rank(program, stage).end, 15.0);
+  program.ends_by_layer = true;
+  EXPECT_DOUBLE_EQ(run_on_one_rank(program, stage).end, 14.0);
 }
 
 TEST(RankClock, without_overlap_all_stand_one_behind_the_other) {

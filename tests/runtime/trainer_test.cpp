@@ -54,25 +54,31 @@ TEST(Trainer, overlap_changes_no_bit) {
       {1, 2, 4, 8});
 }
 
-// Weight gradients of several micro-batches wait, as many as the memory plan has room for.
+// Weight gradients of several micro-batches wait, as many as the memory plan has room for; with tied weights and an MTP module the
+// head adds to the gradient of the embedding.
 TEST(Trainer, postponed_weight_gradients_change_no_bit) {
   test::on_ranks(
       [](Communicator& world) {
         const RunFolder folder(world);
-        RunConfig serial = small_run(folder.path());
-        serial.train.micro_batches = 6;
-        const Outcome expected = outcome_of(world.duplicate("serial"), serial, 3);
-        const Topology topology = discover_topology(world);
-        int lanes_before = 0;
-        for (const int64_t postponed : {1, 2, 3}) {
-          SCOPED_TRACE(postponed);
-          RunConfig overlapped = serial;
-          overlapped.parallel.schedule = "pair";
-          overlapped.parallel.postponed = postponed;
-          EXPECT_EQ(expected, outcome_of(world.duplicate("overlapped"), overlapped, 3));
-          const int lanes = plan_memory(overlapped, topology, world.rank()).num_lanes;
-          EXPECT_GT(lanes, lanes_before);
-          lanes_before = lanes;
+        for (const char* model : {"plain", "tied", "mtp"}) {
+          SCOPED_TRACE(model);
+          RunConfig serial = small_run(folder.path());
+          serial.train.micro_batches = 6;
+          serial.model.tie_word_embeddings = model == std::string_view("tied");
+          serial.model.num_nextn_predict_layers = model == std::string_view("mtp") ? 1 : 0;
+          const Outcome expected = outcome_of(world.duplicate("serial"), serial, 3);
+          const Topology topology = discover_topology(world);
+          int lanes_before = 0;
+          for (const int64_t postponed : {1, 3}) {
+            SCOPED_TRACE(postponed);
+            RunConfig overlapped = serial;
+            overlapped.parallel.schedule = "pair";
+            overlapped.parallel.postponed = postponed;
+            EXPECT_EQ(expected, outcome_of(world.duplicate("overlapped"), overlapped, 3));
+            const int lanes = plan_memory(overlapped, topology, world.rank()).num_lanes;
+            EXPECT_GT(lanes, lanes_before);
+            lanes_before = lanes;
+          }
         }
       },
       {1, 2, 4});
