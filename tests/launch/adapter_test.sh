@@ -11,8 +11,10 @@ lora=("out=$folder/tuned" "train.init=$folder/base" adapter.rank=2 adapter.alpha
 
 on_two_ranks train "$folder/run.toml" "${lora[@]}"
 succeeded "train adapters"
-says "fixed weights" "starts from the weights in $folder/base/checkpoints/step_00000003"
+says "starts from the weights in $folder/base/checkpoints/step_00000003"
 says "note: weights of train.init are rounded to bf16 (adapter.weights); adapter.weights=fp32 keeps them"
+alone plan memory "$folder/run.toml" "${lora[@]}" --ranks 2
+says "fixed weights"
 tuned=$folder/tuned/checkpoints/latest
 [[ -e "$tuned/adapter_model.safetensors" && -e "$tuned/adapter_config.json" ]] || fail "no files of PEFT"
 compgen -G "$tuned/model*" >/dev/null && fail "the checkpoint holds more than adapters"
