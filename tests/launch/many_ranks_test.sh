@@ -9,7 +9,7 @@ source "$(dirname "$0")/ranks.sh"
 num_ranks=$2 mpirun=("${@:3}") out=""
 time_limit=540
 
-[[ "$("${mpirun[0]}" --version)" == *"Open MPI"* ]] || { echo "needs Open MPI's --enable-recovery"; exit 77; }
+[[ "$("${mpirun[0]}" --version)" =~ Open\ MPI|OpenRTE ]] || { echo "needs Open MPI's --enable-recovery"; exit 77; }
 mpirun+=(--enable-recovery)
 run=("$folder/run.toml" "model.n_routed_experts=$num_ranks" "train.batch=$num_ranks" train.schedule=constant train.eval_batches=1
   checkpoint.every=5 checkpoint.keep=100 exchange.strategy=flat exchange.deadline_s=120)
