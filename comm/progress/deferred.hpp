@@ -20,8 +20,19 @@ class DeferredQueue {
  public:
   // What `run` refers to must live until it has run.
   void push(const Position& at, std::function<void()> run) {
+    if (holds_) {
+      held_.push_back({at, std::move(run), part_});
+      return;
+    }
     items_.push_back({at, std::move(run), part_});
     ++num_pushed_;
+  }
+  // What is pushed between hold() and stop_holding() is pushed by release(), as work of the part then: where it adds to the same
+  // memory as a later part.
+  void hold() { holds_ = true; }
+  void stop_holding() { holds_ = false; }
+  void release() {
+    for (Item& item : std::exchange(held_, {})) push(item.at, std::move(item.run));
   }
   // A pass pushes in parts, the same for all passes, one pass after the other; work of two parts never adds to the same memory.
   void begin_pass() { part_ = 0; }
@@ -58,6 +69,8 @@ class DeferredQueue {
   uint64_t num_pushed_ = 0;
   size_t part_ = 0;  // of what is pushed next
   bool early_parts_first_ = false;
+  bool holds_ = false;
+  std::deque<Item> held_;
   DeferredMerge* merge_ = nullptr;
   std::deque<size_t> parts_;  // ended and not handed on: items of each
   size_t in_parts_ = 0;       // items

@@ -87,6 +87,7 @@ Task<void> MtpModule::backward(LaneContext& ctx, Saved& saved, double scale, Ten
   const Tensor d_out = head_norm_.input_grad(ctx, saved.head_norm, head.input_grad(ctx, saved.head, scale));
   if (dy.defined()) ctx.kernels.add(d_out, dy, d_out);
   const Tensor dx = ctx.arena.take("mtp", ctx.dtype, {d_out.dim(0), hidden_});
+  saved.ctx->deferred = ctx.deferred;  // which passes that run side by side do not share
   Task<void> layer = block_.backward(*saved.ctx, saved.block, d_out, dx);
   co_await layer;
 

@@ -180,10 +180,15 @@ Task<Tensor> Stage::backward(LaneContext& ctx, Saved& saved, Tensor dy, Weights 
     if (ctx.deferred != nullptr) ctx.deferred->end_part();
     if (weights == Weights::at_once) run_deferred(ctx);
   };
+  // Head and MTP modules add to the gradient of the embedding: with its part, so that micro-batches add in order.
+  const bool holds =
+      head_ && embedding_ && embeds_at_end(config_) && weights == Weights::later && ctx.deferred != nullptr;
   if (head_) {
+    if (holds) ctx.deferred->hold();
     Task<Tensor> begin = begin_backward(ctx, saved, weights);
     dy = co_await begin;
     complete(num_buckets() - 1);
+    if (holds) ctx.deferred->stop_holding();
   }
   Tensor dx;
   if (weights == Weights::at_once) dx = ctx.arena.take("gradient", ctx.dtype, {dy.dim(0), dy.dim(1)});
@@ -204,6 +209,7 @@ Task<Tensor> Stage::backward(LaneContext& ctx, Saved& saved, Tensor dy, Weights 
     complete(static_cast<int>(i) + 1);
     std::swap(dx, dy);
   }
+  if (holds) ctx.deferred->release();
   if (!embedding_) co_return dy;
   ctx.lane.enter("embedding weights", -1);
   embedding_->input_grad(ctx, saved.embedding, dy);

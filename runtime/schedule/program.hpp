@@ -64,7 +64,7 @@ struct Program {
   // Behind overlapped ops the weight gradients of so many micro-batches may wait for gaps in later ops.
   int num_postponed = 1;
   // Behind the last forward pass of a rank deferred work runs layer by layer, that the sums of gradients may begin early. Not
-  // where layers add to the same gradient (the embedding, by tied weights or MTP modules), or where ops name weight gradients.
+  // where ops name weight gradients.
   bool ends_by_layer = false;
 
   int micro_batches_a_route() const { return num_micro_batches / static_cast<int>(routes.size()); }

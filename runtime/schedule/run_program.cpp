@@ -4,7 +4,6 @@
 #include <algorithm>
 
 #include "comm/base/check.hpp"
-#include "layers/model/stage.hpp"
 #include "runtime/schedule/make_program.hpp"
 
 namespace cadre {
@@ -14,7 +13,7 @@ Program program_named(const std::string& schedule, const RunConfig& config) {
   Program program = make_program(schedule, static_cast<int>(config.parallel.pipeline),
                                  static_cast<int>(config.train.micro_batches), static_cast<int>(config.parallel.ramp));
   program.num_postponed = static_cast<int>(config.parallel.postponed);
-  program.ends_by_layer = !embeds_at_end(config.model) && std::ranges::none_of(program.ops, [](const OpList& ops) {
+  program.ends_by_layer = std::ranges::none_of(program.ops, [](const OpList& ops) {
     return std::ranges::find(ops, OpKind::backward_weight, &Op::kind) != ops.end();
   });
   return program;
