@@ -10,6 +10,7 @@
 
 #include "comm/wire/fp8.hpp"
 #include "layers/model/architecture.hpp"
+#include "layers/model/family.hpp"
 
 namespace cadre {
 namespace {
@@ -28,6 +29,14 @@ bool is_in_layers(const ModelConfig& config, std::string_view name) {
   int64_t layer = 0;
   std::from_chars(name.data() + kPrefix.size(), name.data() + name.size(), layer);
   return layer < config.num_hidden_layers;
+}
+
+std::vector<std::string> projections_named(const ModelConfig& config, const FfnNames& names) {
+  std::vector<std::string> projections;
+  if (config.ffn_gate) projections.emplace_back(names.gate);
+  projections.emplace_back(names.up);
+  projections.emplace_back(names.down);
+  return projections;
 }
 
 int64_t scale_blocks(int64_t extent) { return (extent + kFp8TileChannels - 1) / kFp8TileChannels; }
@@ -73,15 +82,31 @@ std::vector<std::string> projections_of(const ModelConfig& config) {
   } else {
     names = {"q_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj"};
   }
-  if (config.ffn_gate) names.emplace_back("gate_proj");
-  names.emplace_back("up_proj");
-  names.emplace_back("down_proj");
+  for (const auto& of_kind : {dense_projections(config), expert_projections(config)}) {
+    for (const std::string& name : of_kind) {
+      if (std::ranges::find(names, name) == names.end()) names.push_back(name);
+    }
+  }
   return names;
+}
+
+std::vector<std::string> expert_projections(const ModelConfig& config) {
+  if (config.n_routed_experts == 0) return {};
+  return projections_named(config, family_of(config).names.expert);
+}
+
+std::vector<std::string> dense_projections(const ModelConfig& config) {
+  bool has_them = config.n_shared_experts > 0 || config.ffn_highway;
+  for (int64_t layer = 0; layer < config.num_hidden_layers; ++layer) has_them |= !is_moe_layer(config, layer);
+  return has_them ? projections_named(config, {}) : std::vector<std::string>{};
 }
 
 bool is_projection(std::string_view name) {
   if (name.ends_with(".eh_proj.weight")) return false;
-  return name.ends_with("_proj.weight") || name.ends_with("_proj_with_mqa.weight");
+  if (name.ends_with("_proj.weight") || name.ends_with("_proj_with_mqa.weight")) return true;
+  constexpr std::string_view kOfMixtral[] = {".w1.weight", ".w2.weight", ".w3.weight"};
+  return name.find(".experts.") != std::string_view::npos &&
+         std::ranges::any_of(kOfMixtral, [&](std::string_view end) { return name.ends_with(end); });
 }
 
 std::string adapter_name(std::string_view weight, char matrix) {

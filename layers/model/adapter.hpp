@@ -27,8 +27,13 @@ struct AdapterOptions {
   double scale() const { return alpha / static_cast<double>(rank); }
 };
 
-// The projections that a model has, by the names of Hugging Face: of attention, then of feed-forward networks and experts.
+// The projections that a model has, by their names in its files: of attention, then of feed-forward networks and experts.
 std::vector<std::string> projections_of(const ModelConfig& config);
+
+// The projections of routed experts, and those of dense networks and shared experts, by name: {gate, up, down} or {up, down}.
+// Empty where the model has no such networks.
+std::vector<std::string> expert_projections(const ModelConfig& config);
+std::vector<std::string> dense_projections(const ModelConfig& config);
 
 // Whether a weight of this name is such a projection (not embedding, head, router, or eh_proj).
 bool is_projection(std::string_view name);

@@ -27,6 +27,11 @@ enum class ScoreNorm { several, by_key, never, always };
 // Biases of multi-head attention: of queries, keys and values, or of the last projection too. latent: those of latent attention.
 enum class AttentionBias { none, qkv, qkv_o, latent };
 
+// How PEFT (0.21) finds the projections of experts, which transformers 5 joins into two parameters a layer. modules: none are
+// joined, the class comes with the files; renamed: PEFT takes gate_proj, up_proj and down_proj among its targets for these
+// parameters, so that it no longer finds dense networks and shared experts by them; named: it renames nothing.
+enum class ExpertTargets { modules, renamed, named };
+
 struct TensorNames {
   std::string_view mixture = "mlp";            // model.layers.N.<mixture>.{gate,experts}
   FfnNames expert = {};                        // of a routed expert
@@ -57,6 +62,7 @@ struct Family {
   std::string_view num_experts_key = {};     // its name of n_routed_experts
   std::string_view dense_layers_key = {};    // its form of first_k_dense_replace
   bool has_window_switch = false;            // sliding_window counts where use_sliding_window is set
+  ExpertTargets expert_targets = ExpertTargets::renamed;
   TensorNames names = {};
   void (*set_defaults)(ModelConfig& config);  // keys that a config.json leaves out
 };

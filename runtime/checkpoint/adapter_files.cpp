@@ -4,11 +4,13 @@
 #include <fmt/ranges.h>
 #include <nlohmann/json.hpp>
 
+#include <algorithm>
 #include <cmath>
 #include <optional>
 #include <vector>
 
 #include "comm/base/check.hpp"
+#include "layers/model/family.hpp"
 #include "layers/tensor/on_host.hpp"
 #include "runtime/checkpoint/file.hpp"
 #include "runtime/checkpoint/manifest.hpp"
@@ -24,12 +26,37 @@ constexpr std::string_view kAdapterPrefix = "base_model.model.";
 constexpr const char* kOtherAdapters =
     "Cadre reads LoRA without rslora, dora, patterns, biases and modules_to_save; experts have names of their own";
 
+// What PEFT calls the parameter that joins gate_proj and up_proj. It has the rank and the alpha of both.
+constexpr const char* kJoinedPattern = R"(.*\.gate_up_proj)";
+constexpr int64_t kJoined = 2;
+
+bool contains(const std::vector<std::string>& names, const std::string& name) {
+  return std::ranges::find(names, name) != names.end();
+}
+
+// Adds the parameters that join the projections of experts, as PEFT itself does for families of ExpertTargets::renamed.
+void name_joined_experts(const ModelConfig& model, const AdapterOptions& options, std::vector<std::string>& parameters,
+                         json& config) {
+  const std::vector<std::string> of_experts = expert_projections(model);
+  if (of_experts.empty() || !model.ffn_gate) return;
+  if (contains(options.targets, of_experts.front())) {
+    parameters.emplace_back("experts.gate_up_proj");
+    config["rank_pattern"][kJoinedPattern] = kJoined * options.rank;
+    config["alpha_pattern"][kJoinedPattern] = kJoined * options.alpha;
+  }
+  if (contains(options.targets, of_experts.back())) parameters.emplace_back("experts.down_proj");
+}
+
 bool is_none(const json& config, const char* key) {
   const auto found = config.find(key);
   if (found == config.end() || found->is_null()) return true;
   if (found->is_boolean()) return !found->get<bool>();
   if (found->is_string()) return *found == "none";
   return found->is_structured() && found->empty();
+}
+
+bool is_none_or_joined(const json& config, const char* key, const json& of_joined) {
+  return is_none(config, key) || config[key] == json{{kJoinedPattern, of_joined}};
 }
 
 // "model.layers.0.self_attn.o_proj.weight" of a tensor's name; nothing where it is no name of an adapter.
@@ -51,24 +78,20 @@ std::vector<float> floats_of(const StoredValues& stored) {
 
 }  // namespace
 
-std::string adapter_config_json(const AdapterOptions& options, const std::string& base) {
-  // The projections of dense networks and shared experts, once more as parameters: where experts are one tensor PEFT moves
-  // all targets of these names there.
-  std::vector<std::string> parameters;
+std::string adapter_config_json(const ModelConfig& model, const AdapterOptions& options, const std::string& base) {
+  const ExpertTargets form = family_of(model).expert_targets;
+  std::vector<std::string> modules, parameters;
   for (const std::string& target : options.targets) {
-    if (target == "gate_proj" || target == "up_proj" || target == "down_proj") parameters.push_back(target + ".weight");
+    const bool is_dense = contains(dense_projections(model), target);
+    if (form != ExpertTargets::named || !is_dense) modules.push_back(target);
+    if (form != ExpertTargets::modules && is_dense) parameters.push_back(target + ".weight");
   }
-  const json config = {{"peft_type", "LORA"},
-                       {"task_type", "CAUSAL_LM"},
-                       {"base_model_name_or_path", base},
-                       {"r", options.rank},
-                       {"lora_alpha", options.alpha},
-                       {"lora_dropout", 0.0},
-                       {"bias", "none"},
-                       {"fan_in_fan_out", false},
-                       {"inference_mode", true},
-                       {"target_modules", options.targets},
-                       {"target_parameters", parameters}};
+  json config = {{"peft_type", "LORA"},      {"task_type", "CAUSAL_LM"},    {"base_model_name_or_path", base},
+                 {"r", options.rank},        {"lora_alpha", options.alpha}, {"lora_dropout", 0.0},
+                 {"bias", "none"},           {"fan_in_fan_out", false},     {"inference_mode", true},
+                 {"target_modules", modules}};
+  if (form == ExpertTargets::named) name_joined_experts(model, options, parameters, config);
+  config["target_parameters"] = parameters;
   return config.dump(2) + "\n";
 }
 
@@ -84,13 +107,19 @@ StoredAdapter::StoredAdapter(const fs::path& directory) : directory_(directory),
     const bool is_lora = config.at("peft_type") == "LORA";
     CADRE_CHECK(is_lora, fmt::format("{}: peft_type = {}, allowed: LORA", file.string(), config.at("peft_type").dump()),
                 kOtherAdapters);
-    for (const char* key : {"use_rslora", "use_dora", "fan_in_fan_out", "rank_pattern", "alpha_pattern", "bias",
-                            "lora_bias", "modules_to_save", "trainable_token_indices", "layer_replication"}) {
-      CADRE_CHECK(is_none(config, key),
-                  fmt::format("{}: {} = {} is not supported", file.string(), key, config[key].dump()), kOtherAdapters);
-    }
     rank_ = config.at("r").get<int64_t>();
-    scale_ = config.at("lora_alpha").get<double>() / static_cast<double>(rank_);
+    const auto alpha = config.at("lora_alpha").get<double>();
+    scale_ = alpha / static_cast<double>(rank_);
+    const auto refuse_unless = [&](bool good, const char* key) {
+      CADRE_CHECK(good, fmt::format("{}: {} = {} is not supported", file.string(), key, config[key].dump()),
+                  kOtherAdapters);
+    };
+    for (const char* key : {"use_rslora", "use_dora", "fan_in_fan_out", "bias", "lora_bias", "modules_to_save",
+                            "trainable_token_indices", "layer_replication"}) {
+      refuse_unless(is_none(config, key), key);
+    }
+    refuse_unless(is_none_or_joined(config, "rank_pattern", kJoined * rank_), "rank_pattern");
+    refuse_unless(is_none_or_joined(config, "alpha_pattern", kJoined * alpha), "alpha_pattern");
     if (!is_none(config, "base_model_name_or_path")) base_ = config.at("base_model_name_or_path").get<std::string>();
   } catch (const json::exception& error) {
     throw Error(ErrorKind::input, fmt::format("{}: {}", file.string(), error.what()), kOtherAdapters);

@@ -13,9 +13,9 @@
 
 namespace cadre {
 
-// adapter_config.json of adapters on the model in the directory `base`. Its lora_dropout is 0: PEFT opens no adapters of
-// experts with another, and uses it in training alone.
-std::string adapter_config_json(const AdapterOptions& options, const std::string& base);
+// adapter_config.json of adapters on such a model in the directory `base`, for PEFT on the family's class of transformers 5. Its
+// lora_dropout is 0: PEFT opens no adapters of experts with another, and uses it in training alone.
+std::string adapter_config_json(const ModelConfig& model, const AdapterOptions& options, const std::string& base);
 
 // Whether a directory holds adapters and no model.
 bool is_adapter(const std::filesystem::path& directory);

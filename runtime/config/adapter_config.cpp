@@ -19,7 +19,7 @@ std::vector<std::string> adapter_targets(const RunConfig& config) {
   const std::vector<std::string> known = projections_of(config.model);
   if (config.adapter.targets == "all") return known;
   const std::vector<std::string> targets = words_of(config.adapter.targets);
-  const auto has = [&](const char* name) { return std::ranges::find(targets, name) != targets.end(); };
+  const auto has = [&](std::string_view name) { return std::ranges::find(targets, name) != targets.end(); };
   for (const std::string& target : targets) {
     CADRE_CHECK(std::ranges::find(known, target) != known.end(),
                 fmt::format("adapter.targets = \"{}\": this model has no {}, allowed: all, or some of {}",
@@ -28,10 +28,15 @@ std::vector<std::string> adapter_targets(const RunConfig& config) {
   }
   CADRE_CHECK(!targets.empty(), "adapter.targets = \"\", allowed: all, or names of projections",
               fmt::format("this model has {}", fmt::join(known, ",")));
-  CADRE_CHECK(!config.model.ffn_gate || has("gate_proj") == has("up_proj"),
-              fmt::format("adapter.targets = \"{}\" has one of gate_proj and up_proj, allowed: both or none",
-                          config.adapter.targets),
-              "PEFT opens adapters of experts only where they have both: transformers keeps them as one tensor");
+  const std::vector<std::string> of_experts = expert_projections(config.model);
+  if (config.model.ffn_gate && !of_experts.empty()) {
+    const std::string& gate = of_experts[0];
+    const std::string& up = of_experts[1];
+    CADRE_CHECK(has(gate) == has(up),
+                fmt::format("adapter.targets = \"{}\" has one of {} and {}, allowed: both or none",
+                            config.adapter.targets, gate, up),
+                "PEFT opens adapters of experts only where they have both: transformers keeps them as one tensor");
+  }
   return targets;
 }
 

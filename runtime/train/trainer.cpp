@@ -226,7 +226,8 @@ void Trainer::save() {
   CheckpointState state;
   state.model = config_.model;
   state.run_toml = to_toml(whole_);
-  if (has_adapters(config_)) state.adapter_config = adapter_config_json(adapter_options(config_), base_of(config_));
+  if (has_adapters(config_))
+    state.adapter_config = adapter_config_json(config_.model, adapter_options(config_), base_of(config_));
   state.more_files = companion_files(config_.model, tokenizer_files_, tokens_are_bytes_);
   state.manifest.cadre_version = CADRE_VERSION;
   state.manifest.step = progress_.step;

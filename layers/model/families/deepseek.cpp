@@ -11,6 +11,7 @@ const Family& deepseek_family() {
                                 .has_yarn = false,
                                 .has_moe_layer_freq = true,
                                 .refuses_other_keys = false,
+                                .expert_targets = ExpertTargets::modules,
                                 .set_defaults = [](ModelConfig& /*config*/) {}};
   return family;
 }

@@ -13,6 +13,7 @@ const Family& qwen2_moe_family() {
                                 .num_experts_key = "num_experts",
                                 .dense_layers_key = "mlp_only_layers",
                                 .has_window_switch = true,
+                                .expert_targets = ExpertTargets::named,
                                 .names = {.shared = "shared_expert", .shared_gate = "shared_expert_gate"},
                                 .set_defaults = [](ModelConfig& config) {
                                   config.max_position_embeddings = 32768;
