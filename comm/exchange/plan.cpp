@@ -10,11 +10,6 @@
 namespace cadre {
 namespace {
 
-[[noreturn]] void refuse_expert(int64_t token, int32_t expert, const ExpertMap& map) {
-  throw Error(ErrorKind::input, fmt::format("token {} is routed to expert {}, allowed are -1 (none) to {}", token,
-                                            expert, map.num_experts() - 1));
-}
-
 // Rows and slots by destination rank. What is counted and placed are replicas; without any they are the experts.
 void count(std::span<const int32_t> replicas, const ExpertMap& map, DispatchPlan& plan) {
   const auto num_ranks = static_cast<size_t>(map.num_ranks());
@@ -25,7 +20,7 @@ void count(std::span<const int32_t> replicas, const ExpertMap& map, DispatchPlan
   for (int64_t token = 0; token < plan.num_tokens; ++token) {
     for (int k = 0; k < plan.top_k; ++k, ++replica) {
       if (*replica < 0 || *replica >= map.num_replicas()) {
-        if (*replica != -1) refuse_expert(token, *replica, map);
+        if (*replica != -1) refuse_expert(token, *replica, map.num_experts());
         ++plan.num_dropped;
         continue;
       }
@@ -102,6 +97,11 @@ void place(std::span<const int32_t> replicas, const ExpertMap& map, DispatchPlan
 
 }  // namespace
 
+void refuse_expert(int64_t token, int32_t expert, int num_experts) {
+  throw Error(ErrorKind::input, fmt::format("token {} is routed to expert {}, allowed are -1 (none) to {}", token,
+                                            expert, num_experts - 1));
+}
+
 std::vector<int64_t> offsets_of(std::span<const int64_t> counts) {
   std::vector<int64_t> offsets(counts.size() + 1, 0);
   std::partial_sum(counts.begin(), counts.end(), offsets.begin() + 1);
@@ -115,7 +115,8 @@ std::vector<int32_t> choose_replicas(std::span<const int32_t> expert_ids, int to
   for (size_t slot = 0; slot < replicas.size(); ++slot) {
     const int32_t expert = replicas[slot];
     if (expert == -1) continue;
-    if (expert < 0 || expert >= map.num_experts()) refuse_expert(static_cast<int64_t>(slot) / top_k, expert, map);
+    if (expert < 0 || expert >= map.num_experts())
+      refuse_expert(static_cast<int64_t>(slot) / top_k, expert, map.num_experts());
     const int first = map.first_replica(expert);
     const int count = map.first_replica(expert + 1) - first;
     replicas[slot] = count == 1 ? first : first + (source_rank + seen[expert]++) % count;
@@ -124,19 +125,19 @@ std::vector<int32_t> choose_replicas(std::span<const int32_t> expert_ids, int to
 }
 
 DispatchPlan make_dispatch_plan(std::span<const int32_t> expert_ids, int top_k, const ExpertMap& map, int source_rank) {
-  CADRE_CHECK(top_k >= 1 && expert_ids.size() % static_cast<size_t>(top_k) == 0,
-              fmt::format("{} expert ids are no whole number of tokens with top-k {}", expert_ids.size(), top_k));
-  checked_int(expert_ids.size(), "tokens x top-k to dispatch");  // indices of rows and slots are 32 bits wide
+  if (map.num_replicas() == map.num_experts()) return make_replica_plan(expert_ids, top_k, map);
+  return make_replica_plan(choose_replicas(expert_ids, top_k, map, source_rank), top_k, map);
+}
+
+DispatchPlan make_replica_plan(std::span<const int32_t> replicas, int top_k, const ExpertMap& map) {
+  CADRE_CHECK(top_k >= 1 && replicas.size() % static_cast<size_t>(top_k) == 0,
+              fmt::format("{} expert ids are no whole number of tokens with top-k {}", replicas.size(), top_k));
+  checked_int(replicas.size(), "tokens x top-k to dispatch");  // indices of rows and slots are 32 bits wide
   DispatchPlan plan;
   plan.top_k = top_k;
-  plan.num_tokens = static_cast<int64_t>(expert_ids.size()) / top_k;
-  std::vector<int32_t> chosen;
-  if (map.num_replicas() > map.num_experts()) {
-    chosen = choose_replicas(expert_ids, top_k, map, source_rank);
-    expert_ids = chosen;
-  }
-  count(expert_ids, map, plan);
-  place(expert_ids, map, plan);
+  plan.num_tokens = static_cast<int64_t>(replicas.size()) / top_k;
+  count(replicas, map, plan);
+  place(replicas, map, plan);
   return plan;
 }
 

@@ -53,6 +53,12 @@ struct DispatchPlan {
 DispatchPlan make_dispatch_plan(std::span<const int32_t> expert_ids, int top_k, const ExpertMap& map,
                                 int source_rank = 0);
 
+// The same where the replica that works on each slot is known; -1 masks a slot.
+DispatchPlan make_replica_plan(std::span<const int32_t> replicas, int top_k, const ExpertMap& map);
+
+// Throws ErrorKind::input: the id is outside of [-1, num_experts).
+[[noreturn]] void refuse_expert(int64_t token, int32_t expert, int num_experts);
+
 // The replica that works on each slot: the i-th slot of an expert with n replicas, in the order of the plan, goes to
 // replica (source rank + i) mod n. So each source shares its slots out evenly to within one, and the odd ones of
 // neighbouring sources go to different replicas. -1 stays.

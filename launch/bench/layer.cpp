@@ -8,6 +8,7 @@
 #include <memory>
 #include <numeric>
 #include <optional>
+#include <utility>
 #include <vector>
 
 #include "comm/progress/engine.hpp"
@@ -17,6 +18,7 @@
 #include "layers/nn/ffn.hpp"
 #include "layers/tensor/parameter.hpp"
 #include "runtime/optim/optimizer.hpp"
+#include "runtime/parallel/host_experts.hpp"
 
 namespace cadre {
 namespace {
@@ -30,6 +32,7 @@ struct BenchLayerArguments {
   std::string activation = "silu";
   std::string precision = "fp32";
   std::string strategy = "shared";
+  std::string balance = "none";
   std::string workload = "none";  // W0 ... W7, or the router of the layer chooses
   BenchOptions bench;
 };
@@ -77,7 +80,13 @@ class LayerBench {
              {},
              1.0 / static_cast<double>(options.tokens * world.size())} {
     store_.add_all(layer_);
-    store_.allocate(DType::f32, /*with_grad=*/true, /*dry_run=*/false, rig_.kernels().memory());
+    if (options.balance == "host") {
+      host_experts_ =
+          std::make_unique<HostExperts>(world, rig_.lane().expert_group(), expert_value_bytes(store_.parameters()));
+    }
+    store_.allocate(DType::f32, /*with_grad=*/true, /*dry_run=*/false, rig_.kernels().memory(),
+                    host_experts_ ? &host_experts_->memory() : nullptr);
+    if (host_experts_) host_experts_->publish({&layer_}, /*with_grad=*/true);
     store_.initialise(1);
     const TrainConfig defaults;
     optimizer_.emplace(store_, defaults);
@@ -108,10 +117,10 @@ class LayerBench {
     return static_cast<double>(sum(most) * world.size()) / static_cast<double>(std::max<int64_t>(1, sum(all)));
   }
 
-  double gflop() const {
+  double gflop() {
     double flops = 0.0;
-    for (Parameter* weight : store_.parameters()) {
-      flops += 6.0 * static_cast<double>(rows_of(*weight)) * static_cast<double>(weight->value.numel());
+    for (const auto& [weight, rows] : products()) {
+      flops += 6.0 * static_cast<double>(rows) * static_cast<double>(weight->value.numel());
     }
     return flops * 1e-9;
   }
@@ -133,18 +142,22 @@ class LayerBench {
 
   void step() {
     store_.forget_grads();
+    layer_.forget_shared_grads();
     Task<void> task = forward_and_backward();
     Engine().run(rig_.lane(), task);
     rows_.push_back(saved_.dispatch->num_places());
     store_.complete_grads();
+    if (host_experts_) {
+      Request sum = sum_at_owners(rig_.lane().expert_group(), layer_.take_shared_grads(), /*tag=*/0);
+      wait(sum);
+    }
     optimizer_->update(rig_.kernels(), 1e-3, 1.0, ++num_steps_);
   }
 
   // The products of the last step: per weight with its number of rows, forward, input gradient, weight gradient.
   void floor() {
     const Kernels& kernels = rig_.kernels();
-    for (Parameter* weight : store_.parameters()) {
-      const int64_t rows = rows_of(*weight);
+    for (const auto& [weight, rows] : products()) {
       ArenaScope scope(rig_.arena());
       const Tensor x = rig_.arena().take("floor", DType::f32, {rows, weight->value.dim(1)});
       const Tensor y = rig_.arena().take("floor", DType::f32, {rows, weight->value.dim(0)});
@@ -162,22 +175,31 @@ class LayerBench {
     co_await backward;
   }
 
-  // Rows of the last step: those of the expert, or all tokens for the router.
-  int64_t rows_of(const Parameter& weight) const {
-    if (weight.placement != Placement::expert) return num_tokens_;
-    const auto experts = layer_.expert_map().experts_of(ctx_.lane.expert_group().rank());
-    for (size_t e = 0; e < experts.size(); ++e) {
-      if (weight.name().starts_with(fmt::format("mlp.experts.{}.", experts[e]))) {
-        return saved_.experts.offsets[e + 1] - saved_.experts.offsets[e];
+  // The weights that rows of the last step met on this rank, and how many: those of an expert, or all tokens for the router.
+  std::vector<std::pair<const Parameter*, int64_t>> products() {
+    std::vector<std::pair<const Parameter*, int64_t>> met;
+    for (const Parameter* weight : store_.parameters()) {
+      if (weight->placement != Placement::expert) met.emplace_back(weight, num_tokens_);
+    }
+    const Experts::Saved& experts = saved_.experts;
+    for (size_t e = 0; e + 1 < experts.offsets.size(); ++e) {
+      const auto add = [&, rows = experts.offsets[e + 1] - experts.offsets[e]](const Parameter& weight) {
+        met.emplace_back(&weight, rows);
+      };
+      if (experts.chosen.empty()) {
+        layer_.each_parameter_of_expert(static_cast<int>(e), add);
+      } else {
+        experts.chosen[e]->each_parameter(add);
       }
     }
-    throw Error(ErrorKind::internal, fmt::format("{} belongs to no expert of this rank", weight.name()));
+    return met;
   }
 
   BenchLayerArguments options_;
   BenchRig rig_;
   std::unique_ptr<Exchange> exchange_;
   MoeLayer layer_;
+  std::unique_ptr<HostExperts> host_experts_;  // with --balance host; has memory of the store
   ParameterStore store_;
   std::optional<Optimizer> optimizer_;
   LaneContext ctx_;
@@ -202,8 +224,9 @@ void bench_layer(const Communicator& world, const BenchLayerArguments& options) 
   if (world.rank() != 0) return;
 
   const double ratio = step.slowest.p50 / floor.slowest.p50;
-  fmt::print("layer {} ranks, {} tokens a rank, hidden {}, ffn {}, {} experts, top-{}, {}\n", world.size(),
-             options.tokens, options.hidden, options.ffn, options.experts, options.top_k, options.precision);
+  fmt::print("layer {} ranks, {} tokens a rank, hidden {}, ffn {}, {} experts, top-{}, {}, balance {}\n", world.size(),
+             options.tokens, options.hidden, options.ffn, options.experts, options.top_k, options.precision,
+             options.balance);
   fmt::print("  step        min {:8.2f}  p50 {:8.2f}  p95 {:8.2f} ms   worst rank {}\n", step.slowest.min,
              step.slowest.p50, step.slowest.p95, step.worst_rank);
   fmt::print("  gemm floor  min {:8.2f}  p50 {:8.2f}  p95 {:8.2f} ms   {:.1f} GFLOP, {:.0f} GFLOP/s a rank\n",
@@ -222,6 +245,7 @@ void bench_layer(const Communicator& world, const BenchLayerArguments& options) 
       {"experts", options.experts},
       {"top_k", options.top_k},
       {"precision", options.precision},
+      {"balance", options.balance},
       {"step_ms", to_json(step.slowest)},
       {"gemm_floor_ms", floor.slowest.p50},
       {"gflop", bench.gflop()},
@@ -249,6 +273,8 @@ Command bench_layer_command() {
            {"top-k", &options->top_k, at_least(1), "experts of a token"},
            {"precision", &options->precision, one_of({"fp32", "bf16"}), "type of the products"},
            {"strategy", &options->strategy, one_of(strategy_names()), "strategy of the exchange"},
+           {"balance", &options->balance, one_of({"none", "host"}),
+            "host: ranks of a host compute rows of each other's busy experts (exchange.balance)"},
            {"workload", &options->workload, one_of({"none", "W0", "W1", "W2", "W3", "W4", "W5", "W6", "W7"}),
             "routing as in bench exchange: W0 balanced, W1 hot experts, W2 hot rank, W3 hot expert on each rank, W4 "
             "uneven tokens, W5 idle rank, W6 moving hot rank, W7 bursts; none: the router's"}},

@@ -5,6 +5,7 @@
 // must add up the gradients of table and copy; their values are then the same bits at any time.
 #pragma once
 
+#include <algorithm>
 #include <functional>
 #include <memory>
 #include <optional>
@@ -91,6 +92,8 @@ class Stage {
   // Parameters in buckets that are complete together: embedding, each block, all behind the blocks.
   int num_buckets() const { return static_cast<int>(blocks_.size()) + 2; }
   bool is_block(int bucket) const { return bucket > 0 && bucket < num_buckets() - 1; }
+  // Of a layer of this stage.
+  int bucket_of(int layer) const { return std::min(layer - layers_.first + 1, num_buckets() - 1); }
   void each_parameter(int bucket, const ParameterVisitor& visit);
   void each_parameter(const ParameterVisitor& visit);
 

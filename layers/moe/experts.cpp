@@ -74,14 +74,14 @@ Tensor Experts::forward(Context& ctx, const Rows& rows, const Tensor& place_row,
   const int64_t num_places = place_row.dim(0);
   const Tensor x = ctx.arena.take("experts", ctx.dtype, {num_places, width_in_});
   const Tensor y = ctx.arena.take("experts", ctx.dtype, {num_places, width_out_});
-  if (group_ && ctx.kernels.groups_products() && cache == nullptr) {
+  if (group_ && ctx.kernels.groups_products() && cache == nullptr && saved.chosen.empty()) {
     saved.group.emplace().offsets = saved.offsets;
     ctx.kernels.gather_rows(rows, place_row, Tensor(), x);
     group_->forward_into(ctx, x, *saved.group, y);
     return y;
   }
-  saved.experts.resize(experts_.size());
-  for (size_t e = 0; e < experts_.size(); ++e) {
+  saved.experts.resize(saved.offsets.size() - 1);
+  for (size_t e = 0; e < saved.experts.size(); ++e) {
     const int64_t first = saved.offsets[e];
     const int64_t count = saved.offsets[e + 1] - first;
     const Tensor expert_x = x.rows(first, count);
@@ -95,7 +95,7 @@ Tensor Experts::forward(Context& ctx, const Rows& rows, const Tensor& place_row,
 
 void Experts::run(Context& ctx, size_t expert, const Tensor& x, Saved& saved, const Tensor& y,
                   ExpertCache* cache) const {
-  const Expert& chosen = *experts_[expert];
+  const Expert& chosen = at(saved, expert);
   if (cache == nullptr || x.dim(0) == 0) {
     saved.experts[expert] = chosen.forward_into(ctx, x, y);
     return;
@@ -115,10 +115,10 @@ Tensor Experts::input_grad(Context& ctx, Saved& saved, const Tensor& dy) const {
     group_->input_grad_into(ctx, *saved.group, dy, dx);
     return dx;
   }
-  for (size_t e = 0; e < experts_.size(); ++e) {
+  for (size_t e = 0; e < saved.experts.size(); ++e) {
     const int64_t first = saved.offsets[e];
     const int64_t count = saved.offsets[e + 1] - first;
-    experts_[e]->input_grad_into(ctx, *saved.experts[e], dy.rows(first, count), dx.rows(first, count));
+    at(saved, e).input_grad_into(ctx, *saved.experts[e], dy.rows(first, count), dx.rows(first, count));
   }
   return dx;
 }
@@ -126,7 +126,7 @@ Tensor Experts::input_grad(Context& ctx, Saved& saved, const Tensor& dy) const {
 void Experts::weight_grad(Context& ctx, const Saved& saved, int part) {
   if (saved.group) return group_->weight_grad(ctx, *saved.group);
   const auto e = static_cast<size_t>(part);
-  experts_[e]->weight_grad(ctx, *saved.experts[e]);
+  at(saved, e).weight_grad(ctx, *saved.experts[e]);
 }
 
 void Experts::each_parameter(const ParameterVisitor& visit) {

@@ -22,6 +22,7 @@ class Experts {
 
   struct Saved {
     std::vector<int32_t> offsets;  // [experts + 1]: expert e works on places offsets[e] .. offsets[e+1]
+    std::vector<Expert*> chosen;   // these experts, where they are not all of this rank and no others
     std::vector<std::unique_ptr<Expert::Saved>> experts;
     std::optional<ExpertGroup::Saved> group;  // instead of those before, where all ran at once
     Tensor tokens;  // i64[S], for dropout: the number of each place's token in the global batch; undefined: no dropout
@@ -41,17 +42,21 @@ class Experts {
                  ExpertCache* cache = nullptr) const;
   Tensor input_grad(Context& ctx, Saved& saved, const Tensor& dy) const;  // dy [S,out], dx [S,in]
   // So many parts, an expert each or all at once; in any order.
-  int num_weight_parts(const Saved& saved) const { return saved.group ? 1 : size(); }
+  int num_weight_parts(const Saved& saved) const {
+    return saved.group ? 1 : static_cast<int>(saved.offsets.size()) - 1;
+  }
   void weight_grad(Context& ctx, const Saved& saved, int part);
   void each_parameter(const ParameterVisitor& visit);
   void each_parameter(int index, const ParameterVisitor& visit) {
     experts_[static_cast<size_t>(index)]->each_parameter(visit);
   }
   const Expert& expert(int index) const { return *experts_[static_cast<size_t>(index)]; }
+  Expert* own(int index) const { return experts_[static_cast<size_t>(index)].get(); }
   // Moves on whenever a weight of one of them changes.
   uint64_t version() const;
 
  private:
+  Expert& at(const Saved& saved, size_t e) const { return saved.chosen.empty() ? *experts_[e] : *saved.chosen[e]; }
   void run(Context& ctx, size_t expert, const Tensor& x, Saved& saved, const Tensor& y, ExpertCache* cache) const;
 
   void name(size_t index, const ExpertMap& map, int id);

@@ -6,6 +6,7 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "layers/moe/projections.hpp"
@@ -64,6 +65,14 @@ class MoeLayer {
   const ExpertMap& expert_map() const { return map_; }
   // See Experts::relocate. Throws where experts are projections.
   void relocate(const ExpertMap& map, int expert_rank);
+  // See RoutedExperts; projections are not balanced.
+  void balance_on_host(HostWeights weights) { experts_->balance_on_host(std::move(weights)); }
+  void forget_shared_grads() {
+    if (experts_) experts_->forget_shared_grads();
+  }
+  std::vector<OwnedValues> take_shared_grads() {
+    return experts_ ? experts_->take_shared_grads() : std::vector<OwnedValues>();
+  }
   // One of the experts of this rank, in the order of the map. Throws where experts are projections.
   const Expert& expert(int index) { return whole_experts().expert(index); }
   void each_parameter_of_expert(int index, const ParameterVisitor& visit) {

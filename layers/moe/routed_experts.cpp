@@ -31,6 +31,8 @@ std::vector<int32_t> balanced_routing(int64_t num_tokens, int top_k, int num_slo
   return ids;
 }
 
+std::span<const int32_t> ids_of(const Tensor& ids) { return {ids.data<int32_t>(), static_cast<size_t>(ids.numel())}; }
+
 RowFormat dispatch_format(const LaneContext& ctx, int64_t width) { return {ctx.dtype, width, ctx.wire.dispatch}; }
 
 // `work` in its own phases, and then again in `phase`.
@@ -45,12 +47,17 @@ RoutedExperts::Meanwhile back_in(const char* phase, LaneContext& ctx, RoutedExpe
 }  // namespace
 
 RoutedExperts::RoutedExperts(const std::string& prefix, const RoutedOptions& options, const ExpertMap& map, int rank)
-    : options_(options), map_(map), experts_(prefix, map, rank, options.experts) {}
+    : prefix_(prefix), options_(options), map_(map), rank_(rank), experts_(prefix, map, rank, options.experts) {}
 
 Task<Tensor> RoutedExperts::forward(LaneContext& ctx, Tensor x, Tensor ids, Tensor weights, Saved& saved,
                                     Meanwhile meanwhile) const {
+  std::vector<int64_t> counts;
+  if (guests_ && !ctx.arena.is_dry_run()) {
+    Task<void> balanced = balance(ctx, ids, saved, counts);
+    co_await balanced;
+  }
   ctx.lane.enter("dispatch");
-  saved.dispatch = plan(ctx, ids, weights);
+  saved.dispatch = plan(ctx, ids, weights, saved, counts);
   Dispatch& dispatch = *saved.dispatch;
   {
     Task<ExpertRows> arrival = dispatch.to_experts(elements_of(x), dispatch_format(ctx, x.dim(1)), {},
@@ -110,7 +117,7 @@ Task<Tensor> RoutedExperts::backward(LaneContext& ctx, Saved& saved, Tensor dy, 
     ctx.lane.enter("experts gradient");
     d_in = experts_.input_grad(ctx, saved.experts, d_out);
     for (int part = 0; part < experts_.num_weight_parts(saved.experts); ++part) {
-      defer(ctx, "experts weights", [this, &ctx, &saved, part] { experts_.weight_grad(ctx, saved.experts, part); });
+      defer(ctx, "experts weights", [this, &ctx, &saved, part] { add_weight_grad(ctx, saved, part); });
     }
     ctx.lane.enter("router gradient");
   };
@@ -125,7 +132,8 @@ Task<Tensor> RoutedExperts::backward(LaneContext& ctx, Saved& saved, Tensor dy, 
   co_return co_await combined;
 }
 
-std::unique_ptr<Dispatch> RoutedExperts::plan(LaneContext& ctx, const Tensor& ids, const Tensor& weights) const {
+std::unique_ptr<Dispatch> RoutedExperts::plan(LaneContext& ctx, const Tensor& ids, const Tensor& weights,
+                                              const Saved& saved, std::span<const int64_t> counts) const {
   const auto num_slots = static_cast<int>(ids.dim(1));
   std::vector<double> values(static_cast<size_t>(weights.numel()));
   if (ctx.arena.is_dry_run()) {
@@ -133,8 +141,11 @@ std::unique_ptr<Dispatch> RoutedExperts::plan(LaneContext& ctx, const Tensor& id
     return std::make_unique<Dispatch>(ctx.exchange, drawn, num_slots, map_, std::move(values));
   }
   for (int64_t i = 0; i < weights.numel(); ++i) values[i] = element(weights, i);
-  return std::make_unique<Dispatch>(ctx.exchange, std::span(ids.data<int32_t>(), static_cast<size_t>(ids.numel())),
-                                    num_slots, map_, std::move(values));
+  const std::span<const int32_t> chosen = ids_of(ids);
+  if (!saved.balanced) return std::make_unique<Dispatch>(ctx.exchange, chosen, num_slots, map_, std::move(values));
+  const std::vector<int32_t> replicas = choose_balanced(chosen, *saved.balanced, counts, rank_);
+  return std::make_unique<Dispatch>(ctx.exchange, make_replica_plan(replicas, num_slots, saved.balanced->map),
+                                    saved.balanced->map, std::move(values));
 }
 
 Task<Tensor> RoutedExperts::combine(LaneContext& ctx, Tensor places, Weighted weighted, Dispatch& dispatch,

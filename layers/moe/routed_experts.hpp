@@ -4,11 +4,17 @@
 #pragma once
 
 #include <functional>
+#include <map>
 #include <memory>
+#include <optional>
+#include <set>
 #include <string>
+#include <vector>
 
 #include "comm/exchange/dispatch.hpp"
+#include "comm/exchange/host_balance.hpp"
 #include "layers/moe/experts.hpp"
+#include "layers/moe/guest_experts.hpp"
 #include "layers/router/lane_context.hpp"
 
 namespace cadre {
@@ -26,6 +32,7 @@ class RoutedExperts {
 
   struct Saved {
     std::unique_ptr<Dispatch> dispatch;
+    std::optional<BalancedRows> balanced;  // where rows of experts are cut over the ranks of their host
     Experts::Saved experts;
     Tensor expert_out;  // [S,out] in expert order; S slots came to this rank
     Tensor slot_out;    // [slots of this rank's tokens,out] by (token, k), where outputs are compared (diversity loss)
@@ -51,11 +58,24 @@ class RoutedExperts {
   // See Experts::relocate. Not while a Saved is in use.
   void relocate(const ExpertMap& map, int rank) {
     map_ = map;
+    rank_ = rank;
     experts_.relocate(map, rank);
   }
 
+  // From now on the rows of busy experts are cut over the ranks of their host, until relocate() and again after the next call.
+  // The map has no replicas.
+  void balance_on_host(HostWeights weights);
+  // With it, for each step: forgets gradients of guests, and gives what is to be summed at owners when all weight gradients
+  // are there. In the order of experts.
+  void forget_shared_grads();
+  std::vector<OwnedValues> take_shared_grads();
+
  private:
-  std::unique_ptr<Dispatch> plan(LaneContext& ctx, const Tensor& ids, const Tensor& weights) const;
+  // Whose rows this rank computes: saved.balanced and the experts of it. `version` of each rank's experts.
+  Task<void> balance(LaneContext& ctx, Tensor ids, Saved& saved, std::vector<int64_t>& counts) const;
+  void add_weight_grad(Context& ctx, const Saved& saved, int part);
+  std::unique_ptr<Dispatch> plan(LaneContext& ctx, const Tensor& ids, const Tensor& weights, const Saved& saved,
+                                 std::span<const int64_t> counts) const;
   // The sum over the places of each token. places [S,W] in expert order, result [T,W]; `each` as in KernelRowAdder.
   Task<Tensor> combine(LaneContext& ctx, Tensor places, Weighted weighted, Dispatch& dispatch, Tensor each) const;
   // For dropout: the number of the token of each place, i64[S].
@@ -63,9 +83,13 @@ class RoutedExperts {
   // Adds the gradient of the diversity loss to d_out [S,out], which is in expert order.
   Task<void> add_diversity_grad(LaneContext& ctx, Tensor d_out, const Saved& saved) const;
 
+  std::string prefix_;
   RoutedOptions options_;
   ExpertMap map_;
+  int rank_;
   Experts experts_;
+  std::unique_ptr<GuestExperts> guests_;    // with balance_on_host
+  std::map<int, std::set<int>> guests_of_;  // ranks that made gradients of experts of this rank in this step
 };
 
 }  // namespace cadre

@@ -96,7 +96,7 @@ void place_fixed(Parameter& parameter, std::byte* memory) {
 
 }  // namespace
 
-void ParameterStore::allocate(DType dtype, bool with_grad, bool dry_run, Memory& memory) {
+void ParameterStore::allocate(DType dtype, bool with_grad, bool dry_run, Memory& memory, Memory* expert_memory) {
   CADRE_CHECK(dtype == DType::f32 || dtype == DType::f64,
               fmt::format("parameters cannot be stored as {}", name_of(dtype)), "use f32, or f64 for tests");
   dtype_ = dtype;
@@ -106,7 +106,9 @@ void ParameterStore::allocate(DType dtype, bool with_grad, bool dry_run, Memory&
   const std::vector<size_t>& offsets = parameter_start_;
   const size_t buffers_start = group_start_[kNumTrainedGroups];
   const size_t fixed_start = group_start_[kNumChanging];
-  values_ = Buffer(dry_run ? 0 : buffers_start, memory);
+  const size_t experts_start = group_start_[group_of(Placement::expert)];
+  values_ = Buffer(dry_run ? 0 : experts_start, memory);
+  expert_values_ = Buffer(dry_run ? 0 : buffers_start - experts_start, expert_memory ? *expert_memory : memory);
   buffers_ = Buffer(dry_run ? 0 : fixed_start - buffers_start, memory.for_results());
   fixed_ = Buffer(dry_run ? 0 : fixed_bytes(), memory);
   grads_ = Buffer(dry_run ? 0 : grad_bytes(), memory);
@@ -121,7 +123,7 @@ void ParameterStore::allocate(DType dtype, bool with_grad, bool dry_run, Memory&
     }
     const bool trained = is_trained(parameter.placement);
     const auto value = [&] {
-      return trained ? values_.data() + offsets[i] : buffers_.data() + (offsets[i] - buffers_start);
+      return trained ? trained_value(offsets[i]) : buffers_.data() + (offsets[i] - buffers_start);
     };
     parameter.value = parameter.value.with_memory(dry_run ? nullptr : value(), dtype);
     parameter.grad = Tensor();
@@ -131,6 +133,11 @@ void ParameterStore::allocate(DType dtype, bool with_grad, bool dry_run, Memory&
     parameter.grad_is_zero = true;
     ++parameter.version;
   }
+}
+
+std::byte* ParameterStore::trained_value(size_t offset) {
+  const size_t experts_start = group_start_[group_of(Placement::expert)];
+  return offset < experts_start ? values_.data() + offset : expert_values_.data() + (offset - experts_start);
 }
 
 // Sets where each group starts and returns where each parameter starts, in bytes.
@@ -161,7 +168,7 @@ size_t ParameterStore::bytes_of(const Parameter& parameter) const {
 }
 
 void ParameterStore::initialise(uint64_t seed) {
-  if (values_.empty() && buffers_.empty()) return;
+  if (values_.empty() && expert_values_.empty() && buffers_.empty()) return;
   for (Parameter* parameter : parameters_) {
     if (parameter->placement == Placement::fixed) continue;
     for (const ParameterPart& part : parameter->parts) {
@@ -185,7 +192,8 @@ Tensor ParameterStore::grads_of(Placement placement, int bucket) { return grads_
 
 Tensor ParameterStore::values_of(Placement placement, int bucket) {
   const Bytes bytes = bytes_of(placement, bucket);
-  std::byte* data = values_.empty() ? nullptr : values_.data() + bytes.begin;
+  const Buffer& buffer = placement == Placement::expert ? expert_values_ : values_;
+  std::byte* data = buffer.empty() ? nullptr : trained_value(bytes.begin);
   return Tensor(data, dtype_, {static_cast<int64_t>((bytes.end - bytes.begin) / size_of(dtype_))});
 }
 

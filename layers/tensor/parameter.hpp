@@ -126,7 +126,9 @@ class ParameterStore {
 
   // Lays out what was added, in `memory`. A dry run sets shapes and byte counts only. Values start undefined, gradients at
   // zero. A fixed value keeps its element type: f32, bf16, or fp8 with scales.
-  void allocate(DType dtype, bool with_grad, bool dry_run, Memory& memory = host_memory());
+  // `expert_memory`: of values with Placement::expert, where that is another.
+  void allocate(DType dtype, bool with_grad, bool dry_run, Memory& memory = host_memory(),
+                Memory* expert_memory = nullptr);
 
   // Writes the initial values. They are keyed by (seed, part name, element within the part): neither fusing nor
   // placement changes them, and f32 values are the f64 ones rounded. After a dry run it does nothing; fixed values stay.
@@ -142,7 +144,9 @@ class ParameterStore {
   Tensor values_of(Placement placement, int bucket);
   // Keeps the memory of gradients, or of values, for an operation under way.
   std::shared_ptr<const void> grad_owner() const { return grads_.share(); }
-  std::shared_ptr<const void> value_owner() const { return values_.share(); }
+  std::shared_ptr<const void> value_owner(Placement placement) const {
+    return placement == Placement::expert ? expert_values_.share() : values_.share();
+  }
 
   // Begins a step: the next weight gradient of each parameter overwrites. Touches no memory.
   void forget_grads();
@@ -167,6 +171,7 @@ class ParameterStore {
   };
 
   std::vector<size_t> lay_out();
+  std::byte* trained_value(size_t offset);
   size_t bytes_of(const Parameter& parameter) const;
   Tensor grads_of(Placement placement);
   Tensor grads_between(const Bytes& bytes);
@@ -183,6 +188,7 @@ class ParameterStore {
   Memory* memory_ = &host_memory();
   std::array<size_t, kNumGroups + 1> group_start_{};  // bytes
   Buffer values_;
+  Buffer expert_values_;
   Buffer buffers_;  // values that the host uses too
   Buffer fixed_;
   Buffer grads_;

@@ -163,6 +163,9 @@ std::vector<Section> sections_of(RunConfig& c) {
             "how rows travel to experts and back; plugin: see model.plugin"},
            {"transport", &c.exchange.transport, one_of({"auto", "mpi", "nccl"}),
             "for device = cuda; auto: nccl if each rank has its own device"},
+           {"balance", &c.exchange.balance, one_of({"none", "host"}),
+            "host: ranks of a host compute rows of each other's busy experts, each as many, with weights in shared "
+            "memory"},
            {"combine", &c.exchange.combine, one_of({"partial", "slot_order"}),
             "partial: ranks return one weighted sum per row; slot_order: one row per expert, equal bits for every "
             "placement"},

@@ -96,6 +96,7 @@ struct ParallelConfig {
 struct ExchangeConfig {
   std::string transport = "auto";  // or mpi, nccl
   std::string strategy = "auto";
+  std::string balance = "none";  // or host
   std::string combine = "partial";
   std::string dispatch_format = "fp32";
   std::string combine_format = "fp32";

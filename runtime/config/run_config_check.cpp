@@ -119,6 +119,22 @@ void check_data_fits(const RunConfig& config) {
               "raise max_position_embeddings or shorten the sequences");
 }
 
+void check_balance(const RunConfig& config) {
+  if (config.exchange.balance == "none") return;
+  const auto refuse = [](const char* with, const char* hint) {
+    throw Error(ErrorKind::input, fmt::format("exchange.balance = host with {}, allowed: none", with), hint);
+  };
+  if (config.compute.device != "cpu") refuse("compute.device = cuda", "ranks read weights in memory of their host");
+  if (config.model.n_routed_experts == 0) refuse("a model without experts", "model.n_routed_experts is 0");
+  if (config.model.expert_kinds == ExpertKinds::projections) {
+    refuse("model.expert_kinds = projections", "only rows of whole experts are cut");
+  }
+  if (has_adapters(config)) refuse("adapter.rank", "the weights below adapters lie in memory of one rank");
+  if (config.parallel.redundant_experts > 0) {
+    refuse("parallel.redundant_experts", "rows of a busy expert are cut over its host without copies");
+  }
+}
+
 void check_evaluation(const RunConfig& config) {
   CADRE_CHECK(
       config.train.eval_every == 0 || config.data.validation_fraction > 0 || !config.data.validation.empty(),
@@ -191,6 +207,7 @@ void check(const RunConfig& config, int num_ranks) {
                 "sums of a device's gradients are fp32");
   });
   errors.collect([&] { check_parallel(config, num_ranks); });
+  errors.collect([&] { check_balance(config); });
   errors.raise();
 }
 

@@ -83,7 +83,7 @@ class TokenScorer {
     work.num_tokens = [this](int i) { return range_of(i).count * tokens_.length; };
     work.forward_done = watch();
     LocalStep local = empty_local_step(worker_.model().config());
-    worker_.store().forget_grads();
+    worker_.forget_grads();
     Executor(worker_, program_of(config_)).run(work, local, config_.parallel.overlap ? Overlap::on : Overlap::off);
     worker_.gradients().finish();
     for (const Parameter* parameter : worker_.store().parameters()) {

@@ -38,7 +38,8 @@ bool scatters_well(const RankSlices& slices, int64_t count) {
 
 // All ranks hold the same number of stages, and those that share one share them all.
 GradientReduction::GradientReduction(const ProcessGroups& groups, Model& model, const ExpertMaps& maps,
-                                     ParameterStore& store, const OptimizerShards& shards, DType wire, Lanes& lanes)
+                                     ParameterStore& store, const OptimizerShards& shards, DType wire, bool balances,
+                                     Lanes& lanes)
     : job_(groups.world.job()), model_(model), store_(store), shards_(shards), lanes_(lanes) {
   const Communicator& world = groups.world;
   int num_buckets = 0;
@@ -52,6 +53,9 @@ GradientReduction::GradientReduction(const ProcessGroups& groups, Model& model, 
   values_.resize(static_cast<size_t>(num_buckets));
   if (maps.have_replicas()) {
     replica_group_.emplace(world.split(groups.grid.expert_group(world.rank()), world.rank(), "expert/replicas"));
+  }
+  if (balances) {
+    guest_group_.emplace(world.split(groups.grid.expert_group(world.rank()), world.rank(), "expert/guests"));
   }
   const int first_row = groups.routes.rows_of(0).front();
   const int last_row = groups.routes.rows_of(groups.routes.num_stages() - 1).front();
@@ -104,16 +108,36 @@ void GradientReduction::start(int stage, int bucket) {
   }
   at.phase = "expert gradient reduction";
   tracer.switch_to(at);
-  std::vector<Request> experts = start_sum(stages_[index].expert, Placement::expert, stored);
+  std::vector<Request> experts =
+      guest_group_ ? start_guests(index, bucket) : start_sum(stages_[index].expert, Placement::expert, stored);
   if (std::vector<HeldValues> replicated = replicated_grads(stored); !replicated.empty()) {
     started.push_back(sum_over_holders(*replica_group_, std::move(replicated), stored, std::move(experts)));
   } else {
     std::ranges::move(experts, std::back_inserter(started));
   }
-  for (Request& request : started) {
+  keep(std::move(started));
+}
+
+void GradientReduction::keep(std::vector<Request> sums) {
+  for (Request& request : sums) {
     started_.push_back(std::move(request));
     job_.poller().watch(started_.back(), Poller::Kind::other);
   }
+}
+
+// What guests computed for the experts of the bucket, to their owners. Sums over the ranks that hold the same experts begin when
+// these are complete.
+std::vector<Request> GradientReduction::start_guests(size_t index, int bucket) {
+  Stage& stage = *model_.stages()[index];
+  std::vector<OwnedValues> all;
+  for (const int layer : moe_layers_of(stage.config())) {
+    if (!stage.has(layer) || stage.bucket_of(layer) != bucket) continue;
+    std::ranges::move(stage.block(layer).moe().take_shared_grads(), std::back_inserter(all));
+  }
+  if (stages_[index].expert.ranks.size() > 1) waiting_.emplace_back(index, bucket);
+  std::vector<Request> sums;
+  if (!all.empty()) sums.push_back(sum_at_owners(*guest_group_, std::move(all), first_bucket_[index] + bucket));
+  return sums;
 }
 
 std::vector<Request> GradientReduction::start_sum(Group& group, Placement placement, int stored_bucket) {
@@ -190,14 +214,14 @@ std::vector<Request> GradientReduction::start_gather(Group& group, Placement pla
   const std::span<float> values = elements_of(store_.values_of(placement, stored_bucket));
   const RankSlices slices = slices_of(placement, stored_bucket, group.ranks.size());
   if (group.queue) {
-    started.push_back(group.queue->all_gather(values, store_.value_owner(), slices));
+    started.push_back(group.queue->all_gather(values, store_.value_owner(placement), slices));
     return started;
   }
   for (size_t r = 0; r + 1 < slices.size(); ++r) {
     const auto slice = values.subspan(static_cast<size_t>(slices[r]), static_cast<size_t>(slices[r + 1] - slices[r]));
     if (slice.empty()) continue;
     started.push_back(group.ranks.transport().broadcast(std::as_writable_bytes(slice), static_cast<int>(r)));
-    started.back().keep(store_.value_owner());
+    started.back().keep(store_.value_owner(placement));
   }
   return started;
 }
@@ -254,12 +278,21 @@ void GradientReduction::add_embedding_copy() {
 void GradientReduction::finish() {
   lanes_.lane().position = {.step = lanes_.lane().position.step};
   lanes_.lane().enter("gradient reduction");
+  finish_started();
+  std::ranges::sort(waiting_);
+  for (const auto& [index, bucket] : std::exchange(waiting_, {})) {
+    keep(start_sum(stages_[index].expert, Placement::expert, first_bucket_[index] + bucket));
+  }
+  finish_started();
+  add_embedding_copy();
+}
+
+void GradientReduction::finish_started() {
   for (Request& request : started_) {
     lanes_.await(request);
     job_.poller().unwatch(request);
   }
   started_.clear();
-  add_embedding_copy();
 }
 
 void GradientReduction::sum_over_stage(int stage, std::vector<int64_t>& values) const {

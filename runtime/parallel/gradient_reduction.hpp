@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 // Sums the gradients of a bucket over the ranks that hold the same parameters: shared parameters over all ranks that hold the
 // stage, experts over those that hold the same experts, replicas of an expert over the ranks of the expert-parallel group
-// that hold one, a tied embedding over the first and the last row of the pipeline. Where the optimiser's state is sharded a
+// that hold one, parts that guests computed at the owner (exchange.balance = host), a tied embedding over the first and the last row of the pipeline. Where the optimiser's state is sharded a
 // sum arrives at the parameter's owner alone, which hands the new value to the others before the next step reads it.
 #pragma once
 
 #include <deque>
 #include <optional>
+#include <utility>
 #include <vector>
 
 #include "comm/group/holder_sum.hpp"
@@ -24,7 +25,7 @@ class GradientReduction {
   // Collective over the world of `groups`. The store holds the buckets of the model's stages, one after the other; all
   // arguments outlive this object.
   GradientReduction(const ProcessGroups& groups, Model& model, const ExpertMaps& maps, ParameterStore& store,
-                    const OptimizerShards& shards, DType wire, Lanes& lanes);
+                    const OptimizerShards& shards, DType wire, bool balances, Lanes& lanes);
   // After an error the poller still watches what is under way.
   ~GradientReduction();
   GradientReduction(const GradientReduction&) = delete;
@@ -63,6 +64,9 @@ class GradientReduction {
   static StageGroups make_groups(const ProcessGroups& groups, int stage);
   void make_queue(Group& group, DType wire) const;
   size_t local_index(int stage) const;
+  std::vector<Request> start_guests(size_t index, int bucket);
+  void keep(std::vector<Request> sums);
+  void finish_started();
   std::vector<Request> start_sum(Group& group, Placement placement, int stored_bucket);
   std::vector<Request> start_values(size_t index, int bucket);
   std::vector<Request> start_gather(Group& group, Placement placement, int stored_bucket);
@@ -79,6 +83,8 @@ class GradientReduction {
   std::deque<StageGroups> stages_;               // of this rank, ascending; queues refer to groups
   std::vector<int> first_bucket_;                // of each of them in the store
   std::optional<Communicator> replica_group_;    // the expert-parallel group, where experts have replicas
+  std::optional<Communicator> guest_group_;      // the same, where ranks compute rows of each other's experts
+  std::vector<std::pair<size_t, int>> waiting_;  // stages and buckets of which experts are summed when guests are
   std::optional<Communicator> embedding_group_;  // the pipeline, where two of its ranks hold the embedding
   std::vector<int> embedding_rows_;              // these two
   std::deque<Request> started_;                  // a deque does not move them

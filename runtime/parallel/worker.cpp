@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "comm/base/check.hpp"
 #include "runtime/parallel/devices.hpp"
 #include "runtime/parallel/expert_placement.hpp"
 
@@ -23,6 +24,10 @@ std::unique_ptr<Kernels> make_back_end(const Communicator& world, const WorkerOp
 ExpertMaps agreed_maps(const ProcessGroups& groups, const WorkerOptions& options) {
   ExpertMaps maps = place_experts(options.model, options.parallel, groups.grid.expert);
   check_same_maps(groups.world, maps, options.model, options.parallel.placement);
+  CADRE_CHECK(options.exchange.balance == "none" || !maps.have_replicas(),
+              "exchange.balance = host, allowed: none where experts have replicas (parallel.redundant_experts, a "
+              "placement with redundant experts)",
+              "rows of a busy expert are cut over its host without replicas");
   return maps;
 }
 
@@ -36,8 +41,10 @@ Worker::Worker(Communicator world, const WorkerOptions& options)
       lanes_(groups_, *kernels_, options),
       shards_(model_, groups_.routes, groups_.grid, groups_.world.rank(),
               options.with_grad && options.parallel.shard_optimizer),
-      gradients_(groups_, model_, maps_, store_, shards_, gradient_wire(options.exchange), lanes_) {
-  fill_store(options.with_grad);
+      gradients_(groups_, model_, maps_, store_, shards_, gradient_wire(options.exchange),
+                 options.exchange.balance == "host", lanes_),
+      with_grad_(options.with_grad) {
+  fill_store(options);
   if (options.exchange.progress == "thread") start_progress(static_cast<int>(options.compute.threads));
 }
 
@@ -50,7 +57,7 @@ void Worker::start_progress(int num_threads) {
   }
 }
 
-void Worker::fill_store(bool with_grad) {
+void Worker::fill_store(const WorkerOptions& options) {
   for (const auto& stage : model_.stages()) {
     for (int bucket = 0; bucket < stage->num_buckets(); ++bucket) {
       store_.begin_bucket();
@@ -60,7 +67,26 @@ void Worker::fill_store(bool with_grad) {
     }
   }
   find_first_held();
-  store_.allocate(DType::f32, with_grad, /*dry_run=*/false, kernels_->memory());
+  if (options.exchange.balance == "host" && !moe_layers_of(options.model).empty()) {
+    host_experts_ = std::make_unique<HostExperts>(world(), expert_group(), expert_value_bytes(store_.parameters()));
+  }
+  store_.allocate(DType::f32, with_grad_, /*dry_run=*/false, kernels_->memory(),
+                  host_experts_ ? &host_experts_->memory() : nullptr);
+  if (host_experts_) host_experts_->publish(mixtures(), with_grad_);
+}
+
+void Worker::forget_grads() {
+  store_.forget_grads();
+  for (MoeLayer* const layer : mixtures()) layer->forget_shared_grads();
+}
+
+// Of the stages that are here.
+std::vector<MoeLayer*> Worker::mixtures() {
+  std::vector<MoeLayer*> layers;
+  for (const int layer : moe_layers_of(model_.config())) {
+    if (Stage* const stage = model_.stage_with(layer)) layers.push_back(&stage->block(layer).moe());
+  }
+  return layers;
 }
 
 void Worker::find_first_held() {
@@ -82,6 +108,7 @@ void Worker::relocate(const ExpertMaps& maps) {
   }
   maps_ = maps;
   find_first_held();
+  if (host_experts_) host_experts_->publish(mixtures(), with_grad_);
 }
 
 bool Worker::is_first_holder(const Parameter& parameter) const {

@@ -9,6 +9,7 @@
 
 #include "comm/progress/progress_thread.hpp"
 #include "runtime/parallel/gradient_reduction.hpp"
+#include "runtime/parallel/host_experts.hpp"
 #include "runtime/parallel/optimizer_shards.hpp"
 
 namespace cadre {
@@ -36,6 +37,8 @@ class Worker {
   // that were not here are to be filled. Between steps; all ranks of the world with equal maps.
   void relocate(const ExpertMaps& maps);
   ParameterStore& store() { return store_; }
+  // A step begins; see ParameterStore::forget_grads. Also of gradients that this rank makes for others.
+  void forget_grads();
   const Kernels& kernels() const { return *kernels_; }
   // Whether this rank is the first of those that hold the parameter; see is_first_holder() of process_groups.hpp.
   bool is_first_holder(const Parameter& parameter) const;
@@ -68,7 +71,8 @@ class Worker {
   }
 
  private:
-  void fill_store(bool with_grad);
+  std::vector<MoeLayer*> mixtures();
+  void fill_store(const WorkerOptions& options);
   void find_first_held();
   void start_progress(int num_threads);
 
@@ -76,11 +80,13 @@ class Worker {
   std::unique_ptr<Kernels> kernels_;
   ExpertMaps maps_;
   Model model_;
+  std::unique_ptr<HostExperts> host_experts_;  // with exchange.balance = host; has memory of the store
   ParameterStore store_;
   Lanes lanes_;
   OptimizerShards shards_;
   GradientReduction gradients_;
   std::vector<const Parameter*> first_held_;  // sorted
+  bool with_grad_;
   std::string progress_note_;
   std::unique_ptr<ProgressThread> progress_thread_;  // last: it drives the transport of the world
 };

@@ -158,6 +158,25 @@ size_t partner_copy_bytes(const RunConfig& config, const DryModel& own, const Dr
   return 2 * (state_bytes(config, own, false) + state_bytes(config, partner, true)) + state_bytes(config, own, true);
 }
 
+// Gradients of experts of other ranks of the host, of which this one computes rows, and what arrives of its own experts. A cut
+// uses up what a rank has too much or too little, so that a layer has hardly more of them.
+size_t guest_bytes(const RunConfig& config, DryModel& dry, const Grid& grid) {
+  constexpr size_t kGuestsOfLayer = 2;
+  constexpr size_t kWeightsOfExpert = 2;  // the larger one is at most twice the other
+  if (config.exchange.balance != "host" || grid.expert == 1) return 0;
+  size_t bytes = 0;
+  for (const int layer : moe_layers_of(config.model)) {
+    Stage* const stage = dry.model.stage_with(layer);
+    if (stage == nullptr) continue;
+    size_t largest = 0;
+    stage->block(layer).moe().each_parameter([&](const Parameter& weight) {
+      if (weight.placement == Placement::expert) largest = std::max(largest, weight.grad.bytes());
+    });
+    bytes += 2 * kGuestsOfLayer * kWeightsOfExpert * largest;
+  }
+  return bytes;
+}
+
 void plan_on(std::unique_ptr<Transport> transport, const RunConfig& config, const Topology& topology, int rank,
              int ranks_of_process, MemoryPlan& plan) {
   const int num_ranks = topology.num_ranks();
@@ -214,6 +233,9 @@ void plan_on(std::unique_ptr<Transport> transport, const RunConfig& config, cons
     }
     const size_t pieces = std::min(kMovePieceBytes, state);
     plan.lines.push_back({"moving experts", 2 * pieces});  // what comes and what goes
+  }
+  if (const size_t guests = guest_bytes(config, dry, grid); guests > 0) {
+    plan.lines.push_back({"guest gradients", guests});
   }
   // MPI reduces into a copy of what it is given.
   if (num_ranks > 1) plan.lines.push_back({"gradient reduction", reduced_bytes(config, model, store, grid, routes)});

@@ -133,7 +133,7 @@ NonFinite find_non_finite(Worker& worker, Executor& executor, StepWork work) {
     search.look_at(y, Era::forward, place_of(stage.layers().last, 0), "the input of the stage after");
   };
   LocalStep local = empty_local_step(model);
-  worker.store().forget_grads();
+  worker.forget_grads();
   executor.run(work, local, Overlap::off);
   search.look_at(local.loss_sum + local.mtp_loss_sum, Era::loss, "the loss");
   look_at_parameters(worker, model.num_hidden_layers, search, /*gradients=*/true);

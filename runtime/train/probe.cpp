@@ -52,7 +52,7 @@ PhaseSeconds Probe::pass() {
   DeferredQueue deferred;
   LaneContext ctx = worker_.lanes().training_context(1.0 / static_cast<double>(batch.num_tokens()), deferred, 0);
   ctx.tokens = batch.facts(static_cast<uint64_t>(config_.seed));
-  worker_.store().forget_grads();
+  worker_.forget_grads();
   Request together = worker_.world().barrier();
   worker_.await(together);
   {

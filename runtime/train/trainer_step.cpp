@@ -54,7 +54,7 @@ StepWork Trainer::work_of_step() const {
 
 void Trainer::pass(const StepWork& work, LocalStep& local, Overlap overlap) {
   const TraceSpan span(worker_.job().tracer(), TraceKind::op, {.step = work.step, .phase = "passes"});
-  worker_.store().forget_grads();
+  worker_.forget_grads();
   executor_.run(work, local, overlap);
   worker_.gradients().finish();
 }

@@ -51,6 +51,8 @@ on_two_ranks train "$run" model.num_experts_per_tok=5
 refused 2 "num_experts_per_tok = 5" "[1, n_routed_experts = 4]"
 on_two_ranks train "$run" parallel.expert=3
 refused 2 "parallel.expert = 3" "divisor of the 2 ranks"
+on_two_ranks train "$run" exchange.balance=host parallel.redundant_experts=2
+refused 2 "exchange.balance = host with parallel.redundant_experts" "allowed: none"
 
 on_two_ranks train "$run" compute.device=tpu
 refused 2 'compute.device = "tpu"' "cpu | cuda"
