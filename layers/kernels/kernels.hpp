@@ -206,6 +206,10 @@ class Kernels {
   // dg = dout (a - b), da = g dout, db = (1 - g) dout
   virtual void blend_grad(const Tensor& g, const Tensor& a, const Tensor& b, const Tensor& dout, const Tensor& dg,
                           const Tensor& da, const Tensor& db) const = 0;
+  // y = max(-limit, min(limit, x)); y may be x
+  virtual void clip(double limit, const Tensor& x, const Tensor& y) const = 0;
+  // dx = dy where |x| <= limit, else 0; dx may be dy
+  virtual void clip_grad(double limit, const Tensor& x, const Tensor& dy, const Tensor& dx) const = 0;
   virtual double sum_squares(const Tensor& x) const = 0;
 
   // --- attention --------------------------------------------------------------------------------------------------

@@ -27,6 +27,7 @@ std::vector<Field> fields_of(ModelConfig& c) {
       {"head_dim", &c.head_dim, at_least(0), "elements of a head; 0: hidden_size / num_attention_heads"},
       {"use_qk_norm", &c.use_qk_norm, any(), "RMSNorm of queries and keys; of each head in glm4_moe and qwen3_moe"},
       {"partial_rotary_factor", &c.partial_rotary_factor, between(0, 1), "share of a head that turns with positions"},
+      {"clip_qkv", &c.clip_qkv, at_least(0), "olmoe: queries, keys and values stay between -x and x; 0: anywhere"},
       {"rope_theta", &c.rope_theta, more_than(0), "base of the rotary frequencies"},
       {"rope_scaling.type", &c.rope_scaling.type, one_of({"none", "yarn"}), "how positions are stretched"},
       {"rope_scaling.factor", &c.rope_scaling.factor, more_than(0), "of yarn: how many times longer texts become"},

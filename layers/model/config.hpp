@@ -61,6 +61,7 @@ struct ModelConfig {
   int64_t head_dim = 0;                // of multi-head attention; 0 becomes hidden_size / num_attention_heads
   bool use_qk_norm = false;            // of multi-head attention: RMSNorm of queries and keys, as the family has it
   double partial_rotary_factor = 1.0;  // of multi-head attention: share of a head that turns, the first elements
+  double clip_qkv = 0.0;               // of multi-head attention: bound of queries, keys and values; 0: none
   double rope_theta = 10000.0;
   RopeScaling rope_scaling;
   bool rope_interleave = true;  // latent attention: pairs are neighbours

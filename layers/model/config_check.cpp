@@ -30,6 +30,9 @@ void check_multi_head_attention(const ModelConfig& c) {
               fmt::format("model.partial_rotary_factor = {} of head_dim = {}, allowed: an even number of elements >= 2",
                           c.partial_rotary_factor, head_dim(c)),
               "RoPE turns pairs of elements");
+  CADRE_CHECK(family.has_clip || c.clip_qkv == 0.0,
+              fmt::format("model.clip_qkv = {}, allowed: 0 with model_type {}", c.clip_qkv, c.model_type),
+              "queries, keys and values have no bound there");
   CADRE_CHECK(family.qk_norm != QkNorm::none || !c.use_qk_norm,
               fmt::format("model.use_qk_norm = true, allowed: false with model_type {}", c.model_type),
               "queries and keys have no norm there");
@@ -58,10 +61,10 @@ void check_latent_attention(const ModelConfig& c) {
                 "a size of latent attention");
   }
   CADRE_CHECK(
-      c.head_dim == 0 && !c.use_qk_norm && c.partial_rotary_factor == 1.0,
-      fmt::format("model.head_dim = {}, use_qk_norm = {}, partial_rotary_factor = {}, allowed: 0, false and 1 with "
-                  "model_type {}",
-                  c.head_dim, c.use_qk_norm, c.partial_rotary_factor, c.model_type),
+      c.head_dim == 0 && !c.use_qk_norm && c.partial_rotary_factor == 1.0 && c.clip_qkv == 0.0,
+      fmt::format("model.head_dim = {}, use_qk_norm = {}, partial_rotary_factor = {}, clip_qkv = {}, allowed: 0, "
+                  "false, 1 and 0 with model_type {}",
+                  c.head_dim, c.use_qk_norm, c.partial_rotary_factor, c.clip_qkv, c.model_type),
       "keys of multi-head attention");
   CADRE_CHECK(c.qk_rope_head_dim % 2 == 0,
               fmt::format("model.qk_rope_head_dim = {}, allowed: an even integer", c.qk_rope_head_dim),

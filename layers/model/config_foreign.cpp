@@ -105,7 +105,6 @@ const json& neutral_values() {
                               {"mlp_bias", false},
                               {"resid_pdrop", 0.0},
                               {"residual_multiplier", 1.0},
-                              {"clip_qkv", nullptr},
                               {"decoder_sparse_step", 1},
                               {"use_sliding_window", false}};
   return values;

@@ -100,6 +100,8 @@ void write_attention_keys(const Family& family, const ModelConfig& config, json&
   if (family.has_head_dim) out["head_dim"] = head_dim(config);
   if (!family.has_partial_rotary) out.erase("partial_rotary_factor");
   if (family.qk_norm == QkNorm::none) out.erase("use_qk_norm");
+  if (!family.has_clip) out.erase("clip_qkv");
+  if (family.has_clip && config.clip_qkv == 0.0) out["clip_qkv"] = nullptr;
   if (family.names.shared_gate.empty()) out.erase("shared_expert_intermediate_size");
   if (family.bias_key.empty()) return;
   out[std::string(family.bias_key)] = config.attention_bias;

@@ -81,6 +81,7 @@ void ConfigReader::read(const std::string& key, const json& value) {
   }
   const bool is_long = value.is_string() && value.get_ref<const std::string&>().size() > kMaxShown;
   if (value.is_structured() || is_long) refuse(key, value, allowed_text(*field), field->help);
+  if (key == "clip_qkv" && value == 0) refuse(key, value, "null or a number > 0", field->help);
   if (key == "hidden_act" && value.is_string()) return assign(*field, activation_of(value), where_ + ": ");
   assign(*field, value_of_json(value), where_ + ": ");
 }

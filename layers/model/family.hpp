@@ -51,6 +51,7 @@ struct Family {
   std::string_view bias_key = {};            // its name of attention_bias
   bool has_head_dim = false;                 // head_dim
   bool has_partial_rotary = false;           // partial_rotary_factor
+  bool has_clip = false;                     // clip_qkv
   bool scales_scores = false;                // routed_scaling_factor
   bool has_yarn = true;                      // rope_scaling.type = yarn
   bool has_rope_interleave = false;          // rope_interleave

@@ -42,6 +42,7 @@ CausalAttention multi_head(const std::string& prefix, const ModelConfig& config)
            .init_std = config.initializer_range,
            .qk_norm = config.use_qk_norm ? family.qk_norm : QkNorm::none,
            .norm_epsilon = config.rms_norm_eps,
+           .clip = config.clip_qkv,
            .qkv_bias = bias(true),
            .o_bias = bias(family.bias == AttentionBias::qkv_o)}};
 }

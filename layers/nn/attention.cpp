@@ -130,6 +130,18 @@ Tensor CausalAttention::normed_grad(Context& ctx, const std::optional<Norm>& nor
   return norm->input_grad(ctx, saved, dy.reshape({dy.numel() / width, width})).reshape({dy.dim(0), dy.row_numel()});
 }
 
+Tensor CausalAttention::clipped(Context& ctx, const Tensor& rows, Tensor& unclipped) const {
+  if (options_.clip == 0.0) return rows;
+  unclipped = rows;
+  const Tensor bounded = ctx.arena.take("attention", ctx.dtype, {rows.dim(0), rows.row_numel()});
+  ctx.kernels.clip(options_.clip, rows, bounded);
+  return bounded;
+}
+
+void CausalAttention::clipped_grad(Context& ctx, const Tensor& unclipped, const Tensor& dy) const {
+  if (options_.clip > 0.0) ctx.kernels.clip_grad(options_.clip, unclipped, dy, dy);
+}
+
 AttentionShape CausalAttention::shape_of(int64_t batch, int64_t q_len, int64_t kv_len) const {
   return {.batch = batch,
           .q_len = q_len,
@@ -148,9 +160,10 @@ Tensor CausalAttention::forward(Context& ctx, const Tensor& x, const Sequences& 
   saved.sequences = sequences;
   const Tensor q = normed(ctx, q_norm_, q_proj_.forward(ctx, x, saved.q_proj), saved.q_norm);
   const Tensor k = normed(ctx, k_norm_, k_proj_.forward(ctx, x, saved.k_proj), saved.k_norm);
-  saved.q = q.reshape({num_tokens, options_.num_heads, head_dim});
-  saved.k = k.reshape({num_tokens, options_.num_kv_heads, head_dim});
-  saved.v = v_proj_.forward(ctx, x, saved.v_proj).reshape({num_tokens, options_.num_kv_heads, head_dim});
+  const Tensor v = v_proj_.forward(ctx, x, saved.v_proj);
+  saved.q = clipped(ctx, q, saved.unclipped_q).reshape({num_tokens, options_.num_heads, head_dim});
+  saved.k = clipped(ctx, k, saved.unclipped_k).reshape({num_tokens, options_.num_kv_heads, head_dim});
+  saved.v = clipped(ctx, v, saved.unclipped_v).reshape({num_tokens, options_.num_kv_heads, head_dim});
   ctx.kernels.rope(saved.q, sequences.positions, options_.rope, RopeDirection::forward);
   ctx.kernels.rope(saved.k, sequences.positions, options_.rope, RopeDirection::forward);
 
@@ -176,6 +189,9 @@ Tensor CausalAttention::input_grad(Context& ctx, Saved& saved, const Tensor& dy)
   ctx.kernels.rope(dq, sequences.positions, options_.rope, RopeDirection::backward);
   ctx.kernels.rope(dk, sequences.positions, options_.rope, RopeDirection::backward);
 
+  clipped_grad(ctx, saved.unclipped_q, dq);
+  clipped_grad(ctx, saved.unclipped_k, dk);
+  clipped_grad(ctx, saved.unclipped_v, dv);
   const Tensor dq_proj = normed_grad(ctx, q_norm_, dq.reshape({num_tokens, q_width}), saved.q_norm);
   const Tensor dk_proj = normed_grad(ctx, k_norm_, dk.reshape({num_tokens, kv_width}), saved.k_norm);
   const Tensor dx = q_proj_.input_grad(ctx, saved.q_proj, dq_proj);
@@ -223,6 +239,10 @@ void CausalAttention::append(Context& ctx, const Tensor& x, const NextTokens& to
     k_proj_.forward_into(ctx, new_x, unused.k_proj, k_rows);
     v_proj_.forward_into(ctx, new_x, unused.v_proj, new_v.reshape({span.count, kv_width}));
     if (k_norm_) ctx.kernels.copy(normed(ctx, k_norm_, k_rows, unused.k_norm), k_rows);
+    if (options_.clip > 0.0) {
+      ctx.kernels.clip(options_.clip, k_rows, k_rows);
+      ctx.kernels.clip(options_.clip, new_v, new_v);
+    }
     ctx.kernels.rope(new_k, tokens.positions.rows(row, span.count), options_.rope, RopeDirection::forward);
   });
 }
@@ -232,8 +252,9 @@ Tensor CausalAttention::decode(Context& ctx, const Tensor& x, const NextTokens& 
   append(ctx, x, tokens, cache);
 
   Saved unused;
-  const Tensor q = normed(ctx, q_norm_, q_proj_.forward(ctx, x, unused.q_proj), unused.q_norm)
-                       .reshape({num_tokens, options_.num_heads, options_.head_dim});
+  const Tensor q_rows = normed(ctx, q_norm_, q_proj_.forward(ctx, x, unused.q_proj), unused.q_norm);
+  const Tensor q =
+      clipped(ctx, q_rows, unused.unclipped_q).reshape({num_tokens, options_.num_heads, options_.head_dim});
   ctx.kernels.rope(q, tokens.positions, options_.rope, RopeDirection::forward);
   const Tensor out = ctx.arena.take("attention", ctx.dtype, {num_tokens, options_.num_heads, options_.head_dim});
   each_sequence(cache, tokens, [&](int64_t row, int64_t first_cached, const NextTokens::Span& span) {

@@ -65,6 +65,7 @@ struct AttentionOptions {
   double init_std = 0.02;
   QkNorm qk_norm = QkNorm::none;
   double norm_epsilon = 1e-6;  // of qk_norm
+  double clip = 0.0;  // behind the norm, before they turn: queries, keys and values to -clip .. clip; 0: as they are
   Linear::Bias qkv_bias = Linear::Bias::none;
   Linear::Bias o_bias = Linear::Bias::none;
 };
@@ -107,6 +108,7 @@ class CausalAttention {
     Sequences sequences;
     Linear::Saved q_proj, k_proj, v_proj, o_proj;
     Norm::Saved q_norm, k_norm;
+    Tensor unclipped_q, unclipped_k, unclipped_v;
     Tensor q, k;  // after rotation
     Tensor v;
     Tensor out;  // before o_proj
@@ -130,6 +132,9 @@ class CausalAttention {
   Tensor normed(Context& ctx, const std::optional<Norm>& norm, const Tensor& rows, Norm::Saved& saved) const;
   Tensor normed_grad(Context& ctx, const std::optional<Norm>& norm, const Tensor& dy, Norm::Saved& saved) const;
   int64_t norm_width(const Tensor& rows) const;
+  // The rows in their bounds; `unclipped` keeps what they were for clipped_grad, which changes dy.
+  Tensor clipped(Context& ctx, const Tensor& rows, Tensor& unclipped) const;
+  void clipped_grad(Context& ctx, const Tensor& unclipped, const Tensor& dy) const;
 
   AttentionOptions options_;
   Linear q_proj_;

@@ -74,8 +74,8 @@ TEST_F(AttentionTest, DecodingEqualsTheWholeSequence) {
   }
 }
 
-// With a norm of queries and keys, biases, and half of a head that turns.
-TEST_F(AttentionTest, DecodingEqualsTheWholeSequenceWithNormsAndBiases) {
+// With a norm of queries and keys, biases, bounds that some elements pass, and half of a head that turns.
+TEST_F(AttentionTest, DecodingEqualsTheWholeSequenceWithNormsBiasesAndBounds) {
   for (const QkNorm norm : {QkNorm::head, QkNorm::full}) {
     CausalAttention normed{"normed",
                            {.hidden = kHidden,
@@ -85,6 +85,7 @@ TEST_F(AttentionTest, DecodingEqualsTheWholeSequenceWithNormsAndBiases) {
                             .rope = plain_rope(1e4, 4, RopeLayout::halves),
                             .init_std = 0.5,
                             .qk_norm = norm,
+                            .clip = 0.7,
                             .qkv_bias = Linear::Bias::added,
                             .o_bias = Linear::Bias::added}};
     ParameterStore weights;

@@ -108,7 +108,17 @@ TEST(FamilyConfig, ReadsOlmoe) {
   EXPECT_EQ(config.moe_intermediate_size, 24);
   EXPECT_EQ(read(to_json(config)), config);
   EXPECT_EQ(to_json(config)["architectures"], json({"OlmoeForCausalLM"}));
-  expect_message(refusal(source, {{"clip_qkv", 8.0}}), {"clip_qkv = 8.0", "allowed: null"});
+  EXPECT_EQ(config.clip_qkv, 0.0);
+  EXPECT_TRUE(to_json(config)["clip_qkv"].is_null());
+  source["clip_qkv"] = 8.0;
+  const ModelConfig bounded = read(source);
+  EXPECT_EQ(bounded.clip_qkv, 8.0);
+  EXPECT_EQ(to_json(bounded)["clip_qkv"], 8.0);
+  EXPECT_EQ(read(to_json(bounded)), bounded);
+  expect_message(refusal(source, {{"clip_qkv", 0}}), {"clip_qkv = 0", "allowed: null or a number > 0"});
+  expect_message(refusal(source, {{"clip_qkv", -1.0}}), {"clip_qkv = -1", "number >= 0"});
+  expect_message(refusal(mixtral_of_transformers_5(), {{"clip_qkv", 8.0}}),
+                 {"clip_qkv = 8", "0 with model_type mixtral"});
 }
 
 // What is left out has the value of transformers.

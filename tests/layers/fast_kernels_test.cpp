@@ -133,6 +133,26 @@ TEST_P(FastKernels, AddAndSigmoidGrad) {
   }
 }
 
+TEST_P(FastKernels, Clip) {
+  for (const int64_t width : kWidths) {
+    const Tensor x = random({width});
+    const Tensor dy = random({width});
+    const double limit = std::abs(x.data<float>()[0]);  // an element that is not outside
+    const Tensor actual = out({width});
+    const Tensor expected = out({width});
+    fast->clip(limit, x, actual);
+    reference->clip(limit, x, expected);
+    expect_same_bits(actual, expected);
+    fast->clip_grad(limit, x, dy, actual);
+    reference->clip_grad(limit, x, dy, expected);
+    expect_same_bits(actual, expected);
+    const Tensor in_place = copy(x);
+    fast->clip(limit, in_place, in_place);
+    reference->clip(limit, x, expected);
+    expect_same_bits(in_place, expected);
+  }
+}
+
 // Two or three roundings of terms that are not larger than |a| + |b|, or than |dout| times that.
 TEST_P(FastKernels, Blend) {
   for (const int64_t width : kWidths) {

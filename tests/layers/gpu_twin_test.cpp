@@ -67,6 +67,8 @@ class Everything {
     kernels_.blend_grad(g, a, b, a, out({kRows, kWidth}), out({kRows, kWidth}), out({kRows, kWidth}));
     kernels_.sigmoid(a, out({kRows, kWidth}));
     kernels_.sigmoid_grad(a, b, out({kRows, kWidth}));
+    kernels_.clip(0.5, a, out({kRows, kWidth}));
+    kernels_.clip_grad(0.5, a, b, out({kRows, kWidth}));
     const AdamWStep step = {.learning_rate = 1e-3,
                             .beta1 = 0.9,
                             .beta2 = 0.95,

@@ -224,7 +224,12 @@ TEST_F(GradientsTest, AttentionWithAndWithoutGroupedHeads) {
   }
 }
 
-TEST_F(GradientsTest, AttentionWithNormsOfQueriesAndKeysAndBiases) {
+// Also with bounds of queries, keys and values that about half of them pass.
+TEST_F(GradientsTest, AttentionWithNormsOfQueriesAndKeysBiasesAndBounds) {
+  constexpr double kBound = 0.5;
+  const auto passes = [](const Tensor& rows, double bound) {
+    return std::ranges::count_if(test::values_of(rows), [&](double value) { return std::abs(value) > bound; });
+  };
   for (const QkNorm norm : {QkNorm::head, QkNorm::full}) {
     store = ParameterStore();
     CausalAttention attention("attention", {.hidden = 6,
@@ -233,6 +238,7 @@ TEST_F(GradientsTest, AttentionWithNormsOfQueriesAndKeysAndBiases) {
                                             .head_dim = 4,
                                             .rope = plain_rope(10.0, 2, RopeLayout::halves),
                                             .qk_norm = norm,
+                                            .clip = norm == QkNorm::full ? kBound : 0.0,
                                             .qkv_bias = Linear::Bias::added,
                                             .o_bias = Linear::Bias::added});
     give_memory(attention);
@@ -240,6 +246,13 @@ TEST_F(GradientsTest, AttentionWithNormsOfQueriesAndKeysAndBiases) {
     const Tensor x = random({10, 6}, 2);
     expect_gradients(attention, x,
                      [&](CausalAttention::Saved& saved) { return attention.forward(ctx, x, sequences, saved); });
+    if (norm == QkNorm::head) continue;
+    CausalAttention::Saved saved;
+    attention.forward(ctx, x, sequences, saved);
+    for (const Tensor* rows : {&saved.unclipped_q, &saved.unclipped_k, &saved.unclipped_v}) {
+      EXPECT_GT(passes(*rows, kBound), 5);
+      EXPECT_LT(passes(*rows, kBound), rows->numel() - 5);
+    }
   }
 }
 

@@ -97,6 +97,10 @@ TEST_P(ReferenceKernels, Activations) {
   const Tensor sum = out({1, 3});
   kernels->scaled_sum(2.0, x, -0.5, of({1, 3}, {4, 6, 1}), sum);
   expect(sum, {-4, -3, 1.5});
+  kernels->clip(0.5, of({1, 4}, {-2, -0.5, 0.25, 0.75}), gated.reshape({1, 4}));
+  expect(gated, {-0.5, -0.5, 0.25, 0.5});
+  kernels->clip_grad(0.5, of({1, 4}, {-2, -0.5, 0.25, 0.75}), of({1, 4}, {1, 2, 3, 4}), gated.reshape({1, 4}));
+  expect(gated, {0, 2, 3, 0});
   EXPECT_EQ(kernels->sum_squares(of({2, 2}, {1, 2, 3, 4})), 30.0);
 }
 
@@ -324,6 +328,8 @@ TEST_P(ReferenceKernels, NoTokensIsNoWork) {
   kernels->softmax_grad(rows, rows, rows);
   kernels->sigmoid(rows, rows);
   kernels->sigmoid_grad(rows, rows, rows);
+  kernels->clip(1.0, rows, rows);
+  kernels->clip_grad(1.0, rows, rows, rows);
   kernels->top_k(rows, gain, arena.take("test", DType::i32, {0, 2}));
   kernels->gather_rows(rows, none, vector, rows);
   kernels->sum_rows(rows, ints({0}), none, vector, rows);

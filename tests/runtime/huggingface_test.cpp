@@ -74,7 +74,8 @@ TEST_P(HuggingFace, LogitsLossAndGradientsAreThoseOfTransformers) {
 
 INSTANTIATE_TEST_SUITE_P(Models, HuggingFace,
                          testing::Values("v3_bias_fp16", "v3_gelu", "v3_yarn_factor", "v2_norm", "kimi_k2",
-                                         "glm4_moe_lite", "mixtral", "qwen2_moe", "qwen3_moe", "glm4_moe", "olmoe"),
+                                         "glm4_moe_lite", "mixtral", "qwen2_moe", "qwen3_moe", "glm4_moe", "olmoe",
+                                         "olmoe_clip"),
                          [](const auto& parameter) { return std::string(parameter.param); });
 
 class Family : public testing::TestWithParam<const char*> {};
@@ -107,7 +108,7 @@ TEST_P(Family, IsWrittenAsTransformersWritesIt) {
 
 INSTANTIATE_TEST_SUITE_P(Models, Family,
                          testing::Values("kimi_k2", "glm4_moe_lite", "mixtral", "qwen2_moe", "qwen3_moe", "glm4_moe",
-                                         "olmoe"),
+                                         "olmoe", "olmoe_clip"),
                          [](const auto& parameter) { return std::string(parameter.param); });
 
 // A copy of v3_gelu whose config.json `change` has changed, with these tensors beside its own.

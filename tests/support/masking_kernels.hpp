@@ -57,6 +57,10 @@ class MaskingKernels final : public Kernels {
     kernels_->swiglu_grad(gate_up, dy, d_gate_up);
   }
   void add(const Tensor& a, const Tensor& b, const Tensor& out) const override { kernels_->add(a, b, out); }
+  void clip(double limit, const Tensor& x, const Tensor& y) const override { kernels_->clip(limit, x, y); }
+  void clip_grad(double limit, const Tensor& x, const Tensor& dy, const Tensor& dx) const override {
+    kernels_->clip_grad(limit, x, dy, dx);
+  }
   void softmax(const Tensor& x, const Tensor& y) const override { kernels_->softmax(x, y); }
   void softmax_grad(const Tensor& y, const Tensor& dy, const Tensor& dx) const override {
     kernels_->softmax_grad(y, dy, dx);

@@ -64,6 +64,18 @@ void map_sigmoid_grad(const float* y, const float* dy, float* dx, size_t count) 
   map(y, dy, dx, count, [](Float s, Float g) HWY_ATTR { return hn::Mul(hn::Mul(g, s), hn::Sub(splat(1.0F), s)); });
 }
 
+void map_clip(float limit, const float* x, float* y, size_t count) {
+  // Not Min and Max: a NaN must stay a NaN.
+  map(x, y, count, [=](Float v) HWY_ATTR {
+    const Float above = hn::IfThenElse(hn::Gt(v, splat(limit)), splat(limit), v);
+    return hn::IfThenElse(hn::Lt(above, splat(-limit)), splat(-limit), above);
+  });
+}
+void map_clip_grad(float limit, const float* x, const float* dy, float* dx, size_t count) {
+  map(x, dy, dx, count,
+      [=](Float v, Float g) HWY_ATTR { return hn::IfThenElseZero(hn::Le(hn::Abs(v), splat(limit)), g); });
+}
+
 void map_add(const float* a, const float* b, float* out, size_t count) {
   map(a, b, out, count, [](Float u, Float v) HWY_ATTR { return hn::Add(u, v); });
 }
@@ -127,6 +139,8 @@ HWY_EXPORT(map_relu_grad);
 HWY_EXPORT(map_gelu_grad);
 HWY_EXPORT(map_silu_grad);
 HWY_EXPORT(map_sigmoid_grad);
+HWY_EXPORT(map_clip);
+HWY_EXPORT(map_clip_grad);
 HWY_EXPORT(map_add);
 HWY_EXPORT(map_scaled_sum);
 HWY_EXPORT(map_blend);
@@ -213,6 +227,20 @@ void CpuKernels::blend_grad(const Tensor& g, const Tensor& a, const Tensor& b, c
     HWY_DYNAMIC_DISPATCH(map_blend_grad)
     (g.data<float>() + first, a.data<float>() + first, b.data<float>() + first, dout.data<float>() + first,
      dg.data<float>() + first, da.data<float>() + first, db.data<float>() + first, count);
+  });
+}
+
+void CpuKernels::clip(double limit, const Tensor& x, const Tensor& y) const {
+  for_pieces(threads_, count_of(x), 1, [&](size_t first, size_t count) {
+    HWY_DYNAMIC_DISPATCH(map_clip)
+    (static_cast<float>(limit), x.data<float>() + first, y.data<float>() + first, count);
+  });
+}
+
+void CpuKernels::clip_grad(double limit, const Tensor& x, const Tensor& dy, const Tensor& dx) const {
+  for_pieces(threads_, count_of(x), 1, [&](size_t first, size_t count) {
+    HWY_DYNAMIC_DISPATCH(map_clip_grad)
+    (static_cast<float>(limit), x.data<float>() + first, dy.data<float>() + first, dx.data<float>() + first, count);
   });
 }
 

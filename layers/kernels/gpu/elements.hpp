@@ -151,6 +151,22 @@ struct Sigmoid {
   CADRE_DEVICE void operator()(int64_t i) const { y[i] = logistic(x[i]); }
 };
 
+struct Clip {
+  float limit;
+  const float* x;
+  float* y;
+  // A NaN stays a NaN.
+  CADRE_DEVICE void operator()(int64_t i) const { y[i] = x[i] > limit ? limit : x[i] < -limit ? -limit : x[i]; }
+};
+
+struct ClipGrad {
+  float limit;
+  const float* x;
+  const float* dy;
+  float* dx;
+  CADRE_DEVICE void operator()(int64_t i) const { dx[i] = x[i] <= limit && x[i] >= -limit ? dy[i] : 0.0F; }
+};
+
 struct SigmoidGrad {
   const float* y;
   const float* dy;

@@ -59,6 +59,8 @@ class GpuKernels final : public Kernels {
   void blend_grad(const Tensor& g, const Tensor& a, const Tensor& b, const Tensor& dout, const Tensor& dg,
                   const Tensor& da, const Tensor& db) const override;
   void sigmoid(const Tensor& x, const Tensor& y) const override;
+  void clip(double limit, const Tensor& x, const Tensor& y) const override;
+  void clip_grad(double limit, const Tensor& x, const Tensor& dy, const Tensor& dx) const override;
   void sigmoid_grad(const Tensor& y, const Tensor& dy, const Tensor& dx) const override;
   double sum_squares(const Tensor& x) const override;
   void adamw(const AdamWStep& step, const Tensor& value, const Tensor& grad, const Tensor& m,

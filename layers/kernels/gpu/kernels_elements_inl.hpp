@@ -119,6 +119,18 @@ void GpuKernels<Machine>::sigmoid_grad(const Tensor& y, const Tensor& dy, const 
 }
 
 template <class Machine>
+void GpuKernels<Machine>::clip(double limit, const Tensor& x, const Tensor& y) const {
+  run([&](auto& call) { call.elements(x.numel(), gpu::Clip{static_cast<float>(limit), call.in(x), call.out(y)}); });
+}
+
+template <class Machine>
+void GpuKernels<Machine>::clip_grad(double limit, const Tensor& x, const Tensor& dy, const Tensor& dx) const {
+  run([&](auto& call) {
+    call.elements(x.numel(), gpu::ClipGrad{static_cast<float>(limit), call.in(x), call.in(dy), call.out(dx)});
+  });
+}
+
+template <class Machine>
 double GpuKernels<Machine>::sum_squares(const Tensor& x) const {
   const int64_t num_blocks = gpu::tiles_of(x.numel(), gpu::kSquaresPiece);
   double total = 0.0;

@@ -51,6 +51,8 @@ class NullKernels final : public Kernels {
   void softmax(const Tensor&, const Tensor&) const override {}
   void softmax_grad(const Tensor&, const Tensor&, const Tensor&) const override {}
   void sigmoid(const Tensor&, const Tensor&) const override {}
+  void clip(double, const Tensor&, const Tensor&) const override {}
+  void clip_grad(double, const Tensor&, const Tensor&, const Tensor&) const override {}
   void sigmoid_grad(const Tensor&, const Tensor&, const Tensor&) const override {}
   void top_k(const Tensor&, const Tensor&, const Tensor&) const override {}
   void gather_rows(const Rows&, const Tensor&, const Tensor&, const Tensor&) const override {}

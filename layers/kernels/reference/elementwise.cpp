@@ -119,6 +119,23 @@ void ReferenceKernels::scaled_sum(double alpha, const Tensor& a, double beta, co
   });
 }
 
+void ReferenceKernels::clip(double limit, const Tensor& x, const Tensor& y) const {
+  dispatch(x, [&]<class T>(std::type_identity<T>) {
+    for (int64_t i = 0; i < x.numel(); ++i) {
+      const double value = x.data<T>()[i];
+      y.data<T>()[i] = static_cast<T>(value > limit ? limit : value < -limit ? -limit : value);
+    }
+  });
+}
+
+void ReferenceKernels::clip_grad(double limit, const Tensor& x, const Tensor& dy, const Tensor& dx) const {
+  dispatch(x, [&]<class T>(std::type_identity<T>) {
+    for (int64_t i = 0; i < x.numel(); ++i) {
+      dx.data<T>()[i] = std::abs(double{x.data<T>()[i]}) <= limit ? dy.data<T>()[i] : T{0};
+    }
+  });
+}
+
 double ReferenceKernels::sum_squares(const Tensor& x) const {
   double sum = 0.0;
   dispatch(x, [&]<class T>(std::type_identity<T>) {

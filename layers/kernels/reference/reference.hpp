@@ -73,6 +73,8 @@ class ReferenceKernels final : public Kernels {
   void softmax(const Tensor& x, const Tensor& y) const override;
   void softmax_grad(const Tensor& y, const Tensor& dy, const Tensor& dx) const override;
   void sigmoid(const Tensor& x, const Tensor& y) const override;
+  void clip(double limit, const Tensor& x, const Tensor& y) const override;
+  void clip_grad(double limit, const Tensor& x, const Tensor& dy, const Tensor& dx) const override;
   void sigmoid_grad(const Tensor& y, const Tensor& dy, const Tensor& dx) const override;
   void top_k(const Tensor& scores, const Tensor& bias, const Tensor& ids) const override;
   void gather_rows(const Rows& src, const Tensor& index, const Tensor& scale, const Tensor& dst) const override;

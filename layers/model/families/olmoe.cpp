@@ -9,6 +9,7 @@ const Family& olmoe_family() {
                                 .architecture = "OlmoeForCausalLM",
                                 .qk_norm = QkNorm::full,
                                 .bias = AttentionBias::qkv_o,
+                                .has_clip = true,
                                 .has_dense_layers = false,
                                 .has_shared_experts = false,
                                 .has_mtp_modules = false,
