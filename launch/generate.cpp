@@ -42,6 +42,7 @@ struct GenerateArguments {
   std::string dead_experts;
   std::string placement;
   ComputeArguments compute;
+  std::string replay;
   bool explain = false;
   int64_t ranks = 0;
   std::set<std::string> given;  // options on the command line
@@ -117,6 +118,7 @@ void print_texts(Worker& worker, const Requests& requests, const Tokenizer& toke
       });
   if (!speaks) return;
   print_acceptance(statistics);
+  if (options.replay != nullptr) fmt::print(stderr, "{}\n", describe(statistics.replayed));
   const ModelConfig& model = worker.model().config();
   if (model.router.dead_experts.empty()) return;
   fmt::print(stderr, "{}", dead_experts_note(model, statistics.routed.rerouted, statistics.routed.tokens));
@@ -145,7 +147,7 @@ void check_chat(const GenerateArguments& options) {
     CADRE_CHECK(options.chat.is_on || !options.given.contains(chat_only), fmt::format("--{} without --chat", chat_only),
                 "add --chat, which speaks in turns");
   }
-  for (const char* other : {"prompts", "samples", "complexity", "explain"}) {
+  for (const char* other : {"prompts", "samples", "complexity", "explain", "replay"}) {
     CADRE_CHECK(!options.chat.is_on || !options.given.contains(other), fmt::format("--{} with --chat", other),
                 "give questions with --prompt, --conversations FILE or on standard input");
   }
@@ -202,6 +204,8 @@ void run_generate(const GenerateArguments& options, const Job& job) {
   WorkerOptions worker_options = inference_options(config);
   worker_options.model = with_top_k(worker_options.model, requests.top_k);
   worker_options.model.num_nextn_predict_layers = num_drafts(checkpoint, config.model, options.speculate);
+  std::optional<RecordedRouting> replay;
+  if (!options.replay.empty()) replay.emplace(options.replay, config.model, std::nullopt);
   job.on_ranks(options.ranks, [&](Communicator world) {
     Worker worker(std::move(world), worker_options);
     load_model(files, worker.store());
@@ -222,6 +226,7 @@ void run_generate(const GenerateArguments& options, const Job& job) {
                                         .stop_strings = options.stop,
                                         .piece = [&tokenizer](int32_t token) { return tokenizer->piece(token); },
                                         .cache = cache ? &*cache : nullptr,
+                                        .replay = replay ? &*replay : nullptr,
                                         .labeller = labeller ? &*labeller : nullptr};
     if (cache) generate_options.batch = 1;  // what it knows are the rows of a whole pass
     if (options.batch > 0) generate_options.batch = options.batch;
@@ -283,6 +288,9 @@ Command generate_command() {
            placement_option(options->placement),
            weights_option(options->compute),
            threads_option(options->compute),
+           {"replay", &options->replay, any(),
+            "a file that score --routing wrote for as many texts: their tokens, prompt and new ones, visit the experts "
+            "that it names"},
            {"explain", &options->explain, any(), "print the recognised task of each prompt and its keywords"},
            ranks_option(options->ranks)},
       .lists = {{"prompt", &options->requests.prompts, "text to continue"},

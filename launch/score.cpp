@@ -107,9 +107,7 @@ void run_score(const ScoreArguments& options, const Job& job) {
     fmt::print("loss {:.6f} nats a token, over {} tokens; {} tensors in {}\n", loss_of(results),
                tokens.num_sequences * (tokens.length - 1), results.size(), options.out);
     if (replay) {
-      fmt::print("replayed {} choices of experts; without, {:.3f} % would be others\n", replayed.choices,
-                 100.0 * static_cast<double>(replayed.differing) /
-                     static_cast<double>(std::max<int64_t>(1, replayed.choices)));
+      fmt::print("{}\n", describe(replayed));
     }
   });
 }

@@ -45,6 +45,7 @@ struct TrainArguments {
   std::string run_file;
   std::vector<std::string> overrides;
   int64_t ranks = 0;
+  std::string replay;
   std::string metrics;
   bool print_config = false;
   bool print_out = false;
@@ -271,6 +272,7 @@ void resolve_adapters(const std::filesystem::path& base, RunConfig& config) {
 RunConfig config_of_run(const TrainArguments& options) {
   std::vector<std::string> overrides = options.overrides;
   if (!options.metrics.empty()) overrides.push_back("log.metrics=" + options.metrics);
+  if (!options.replay.empty()) overrides.push_back("train.replay=" + options.replay);
   RunConfig config = load_run_config(options.run_file, overrides);
   const std::string init = weights_to_start_from(config);
   if (init.empty()) return config;
@@ -346,6 +348,8 @@ Command train_command() {
           .overrides = &options->overrides,
           .options = {ranks_option(options->ranks),
                       {"metrics", &options->metrics, any(), "csv: also write metrics.csv; same as log.metrics=csv"},
+                      {"replay", &options->replay, any(),
+                       "folder of recorded routing, which tokens follow; same as train.replay"},
                       {"print-config", &options->print_config, any(), "print the resolved configuration and exit"},
                       {"print-out", &options->print_out, any(), "print the folder of the run and exit, for scripts"}},
           .more_help = [] { return "Keys of the run file, also as key=value:\n" + run_config_help(); },

@@ -11,12 +11,20 @@
 
 namespace cadre {
 
+inline constexpr int32_t kNotRecorded = -2;
+
+// What was replayed, over tokens and mixture layers.
+struct ReplayCounts {
+  int64_t choices = 0;
+  int64_t differing = 0;  // of them, those that the routers would not have made
+};
+
 // Of the tokens of a micro-batch.
 struct Replay {
-  std::map<int, std::vector<int32_t>> ids;  // of each mixture layer [T,K]: experts of a token, best first; -1: none
-  // Added to by routers: recorded choices, and of them those that the router would not have made.
-  int64_t choices = 0;
-  int64_t differing = 0;
+  // Of mixture layers [T,K]: experts of a token, best first; -1: none. A token with kNotRecorded, and a layer that is not here,
+  // is left to the router.
+  std::map<int, std::vector<int32_t>> ids;
+  ReplayCounts counts;  // routers add to it
 };
 
 // Replaces ids i32[T,K], the choice of the router of `layer`, by the recorded one. Throws where that has another size.

@@ -101,6 +101,9 @@ std::vector<Section> sections_of(RunConfig& c) {
            {"grad_clip", &c.train.grad_clip, at_least(0), "largest gradient norm; 0 for no clipping"},
            {"max_skipped_steps", &c.train.max_skipped_steps, at_least(1),
             "end the run after this many consecutive steps were skipped because loss or gradient was not finite"},
+           {"replay", &c.train.replay, any(),
+            "folder of log.routing, or of files that score --routing wrote for the batch of a step: tokens visit the "
+            "experts named there; empty: those that routers choose"},
            {"eval_every", &c.train.eval_every, at_least(0), "steps between evaluations; 0: only at the end"},
            {"eval_batches", &c.train.eval_batches, at_least(1),
             "largest number of batches in an evaluation; each held-out window counts once"},
@@ -226,6 +229,8 @@ std::vector<Section> sections_of(RunConfig& c) {
             "as under srun"},
            {"metrics", &c.log.metrics, one_of({"jsonl", "csv"}), "csv: also write metrics.csv, with the same columns"},
            {"tensorboard", &c.log.tensorboard, any(), "also write event files for TensorBoard, to OUT/tensorboard"},
+           {"routing", &c.log.routing, any(),
+            "folder to write the experts of all tokens to, a file step_NNNNNNNN.safetensors for each step"},
        }},
       {"task",
        {

@@ -57,6 +57,7 @@ struct TrainConfig {
   std::string recompute = "activations";  // none | activations | layer | every:N
   double grad_clip = 1.0;                 // 0: off
   int64_t max_skipped_steps = 10;         // in a row
+  std::string replay;                     // folder of log.routing; empty: routers choose
   int64_t eval_every = 0;                 // 0: only at the end
   int64_t eval_batches = 8;
   int64_t patience = 0;  // evaluations; 0: the run does not end early
@@ -146,6 +147,7 @@ struct LogConfig {
   std::string progress = "auto";
   std::string metrics = "jsonl";  // csv: metrics.csv beside metrics.jsonl
   bool tensorboard = false;
+  std::string routing;  // folder for the experts that tokens visited; empty: none
 
   bool operator==(const LogConfig&) const = default;
 };

@@ -119,6 +119,17 @@ void check_data_fits(const RunConfig& config) {
               "raise max_position_embeddings or shorten the sequences");
 }
 
+void check_routing(const RunConfig& config) {
+  const bool uses = !config.train.replay.empty() || !config.log.routing.empty();
+  CADRE_CHECK(!uses || config.model.n_routed_experts > 0,
+              "train.replay and log.routing, allowed: nothing for a model without experts", "no router chooses here");
+  CADRE_CHECK(config.log.routing.empty() || recompute_of(config.train).every_layer == 0,
+              fmt::format("log.routing with train.recompute = {}, allowed: none | activations", config.train.recompute),
+              "what is computed once more is not kept to be written");
+  CADRE_CHECK(config.train.replay.empty() || config.train.replay != config.log.routing,
+              "train.replay and log.routing name one folder", "a run would overwrite what it replays");
+}
+
 void check_balance(const RunConfig& config) {
   if (config.exchange.balance == "none") return;
   const auto refuse = [](const char* with, const char* hint) {
@@ -208,6 +219,7 @@ void check(const RunConfig& config, int num_ranks) {
   });
   errors.collect([&] { check_parallel(config, num_ranks); });
   errors.collect([&] { check_balance(config); });
+  errors.collect([&] { check_routing(config); });
   errors.raise();
 }
 

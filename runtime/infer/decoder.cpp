@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <iterator>
+#include <optional>
 #include <utility>
 
 #include "comm/base/check.hpp"
@@ -23,9 +24,11 @@ int32_t token_at(std::span<const int32_t> text, const std::vector<int32_t>& draf
 
 }  // namespace
 
-Decoder::Decoder(Worker& worker, int64_t num_slots, int64_t capacity, ExpertCache* expert_cache)
+Decoder::Decoder(Worker& worker, int64_t num_slots, int64_t capacity, ExpertCache* expert_cache,
+                 const RecordedRouting* replay)
     : worker_(worker),
       expert_cache_(expert_cache),
+      recorded_(replay),
       slots_(static_cast<size_t>(num_slots)),
       mark_(worker.arena().mark()) {
   Context ctx{worker.kernels(), cache_arena_, DType::f32};
@@ -61,6 +64,18 @@ LaneContext Decoder::context(const NextTokens& tokens) {
   return ctx;
 }
 
+Replay Decoder::replay_of(const NextTokens& tokens) const {
+  Replay replay;
+  for (size_t slot = 0; slot < slots_.size(); ++slot) {
+    const auto [first, count] = tokens.spans[slot];
+    for (int64_t position = first; position < first + count; ++position) {
+      const bool is_recorded = position < slots_[slot].num_recorded;
+      recorded_->append(replay, is_recorded ? std::optional(slots_[slot].first_recorded + position) : std::nullopt);
+    }
+  }
+  return replay;
+}
+
 Tensor Decoder::read(const std::vector<Reading>& readings) {
   CADRE_ASSERT(readings.size() == slots_.size());
   worker_.arena().release(mark_);
@@ -70,15 +85,23 @@ Tensor Decoder::read(const std::vector<Reading>& readings) {
     spans.push_back({reading.first, static_cast<int64_t>(reading.tokens.size())});
     slots_[slot].first = reading.first;
     slots_[slot].num_experts = reading.num_experts;
+    slots_[slot].first_recorded = reading.first_recorded;
+    slots_[slot].num_recorded = reading.num_recorded;
     slots_[slot].tasks.resize(reading.tasks.empty() ? 0 : static_cast<size_t>(reading.first));
     std::ranges::copy(reading.tasks, std::back_inserter(slots_[slot].tasks));
     if (reading.first == 0) slots_[slot].tail.clear();
   }
   const NextTokens tokens = next_tokens(worker_.arena(), std::move(spans));
   LaneContext ctx = context(tokens);
+  if (recorded_ != nullptr) {
+    replay_ = replay_of(tokens);
+    ctx.tokens.replay = &replay_;
+  }
   Tensor logits;
   Task<void> task = read_into(logits, ctx, readings, tokens);
   worker_.run(task);
+  replayed_.choices += replay_.counts.choices;
+  replayed_.differing += replay_.counts.differing;
   return logits;
 }
 

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "layers/moe/expert_cache.hpp"
+#include "runtime/parallel/recorded_routing.hpp"
 #include "runtime/parallel/worker.hpp"
 
 namespace cadre {
@@ -20,12 +21,15 @@ struct Reading {
   int64_t num_logits = 0;       // of how many of them, the last ones, logits are wanted
   std::vector<int32_t> tasks;   // of each of them; none: no token has a task
   int64_t num_experts = 0;      // that each token visits at most; 0: as many as the model says
+  int64_t first_recorded = 0;   // of the recorded routing, the token at position 0; see Decoder
+  int64_t num_recorded = 0;     // positions from there on that are replayed
 };
 
 class Decoder {
  public:
-  // Slots of this rank, also none. `expert_cache` may be nullptr.
-  Decoder(Worker& worker, int64_t num_slots, int64_t capacity, ExpertCache* expert_cache);
+  // Slots of this rank, also none. `expert_cache` and `replay`, routing that readings name tokens of, may be nullptr.
+  Decoder(Worker& worker, int64_t num_slots, int64_t capacity, ExpertCache* expert_cache,
+          const RecordedRouting* replay = nullptr);
 
   // One reading a slot. The wanted logits [R,V], in the order of slots and tokens, valid until the next read. Collective
   // over the expert-parallel group.
@@ -39,6 +43,7 @@ class Decoder {
 
   // So far, on this rank; also those that were read once more, with drafts before them.
   const RoutedTokens& routed() const { return routed_; }
+  const ReplayCounts& replayed() const { return replayed_; }
   int num_drafts() const { return worker_.model().last_stage().num_mtp(); }
 
  private:
@@ -47,10 +52,14 @@ class Decoder {
     Tensor hidden;               // [count,H]: its rows behind the final norm, valid until the next
     std::vector<int32_t> tasks;  // of all its tokens so far, or none
     int64_t num_experts = 0;
+    int64_t first_recorded = 0;
+    int64_t num_recorded = 0;
     std::vector<float> tail;  // rows before `first`: later modules stand on some of them once more
   };
 
   LaneContext context(const NextTokens& tokens);
+  // Of these tokens.
+  Replay replay_of(const NextTokens& tokens) const;
   Task<void> read_into(Tensor& logits, LaneContext& ctx, const std::vector<Reading>& readings, NextTokens tokens);
   Task<void> draft_into(std::vector<std::vector<int32_t>>& drafts, LaneContext& ctx, NextTokens tokens,
                         const std::vector<std::span<const int32_t>>& texts, const Choose& choose);
@@ -59,10 +68,13 @@ class Decoder {
 
   Worker& worker_;
   ExpertCache* expert_cache_;
+  const RecordedRouting* recorded_;
   Arena cache_arena_{Arena::Mode::real, /*poison=*/false, worker_.kernels().memory()};
   std::vector<KvCache> caches_;
   std::vector<Slot> slots_;
   RoutedTokens routed_;
+  Replay replay_;  // of the last reading
+  ReplayCounts replayed_;
   Arena::Mark mark_;  // of the activations, before a reading
 };
 

@@ -51,7 +51,7 @@ class Generation {
         options_(options),
         emit_(emit),
         num_slots_(std::min(options.batch, static_cast<int64_t>(requests.size()))),
-        decoder_(worker, slots_of_rank(), longest(requests) + options.max_new, options.cache),
+        decoder_(worker, slots_of_rank(), longest(requests) + options.max_new, options.cache, options.replay),
         num_drafts_(options.speculate ? decoder_.num_drafts() : 0),
         end_tokens_(options.end_tokens.value_or(end_tokens(worker.model().config()))),
         in_slot_(static_cast<size_t>(num_slots_), kNoToken) {
@@ -75,6 +75,9 @@ class Generation {
     std::vector<int64_t> routed = {decoder_.routed().tokens, decoder_.routed().rerouted};
     sum(routed);
     statistics_.routed = {routed[0], routed[1]};
+    std::vector<int64_t> replayed = {decoder_.replayed().choices, decoder_.replayed().differing};
+    sum(replayed);
+    statistics_.replayed = {replayed[0], replayed[1]};
     return statistics_;
   }
 
@@ -106,6 +109,10 @@ class Generation {
       reading.num_logits = static_cast<int64_t>(text.drafts.size()) + 1;
       reading.tasks = tasks_to_read(text_in(slot));
       reading.num_experts = requests_[text_in(slot)].facts.num_experts;
+      if (options_.replay != nullptr) {
+        reading.num_recorded = options_.replay->num_tokens() / static_cast<int64_t>(texts_.size());
+        reading.first_recorded = static_cast<int64_t>(text_in(slot)) * reading.num_recorded;
+      }
     }
     const Tensor logits = decoder_.read(readings);
     std::vector<std::vector<int32_t>> made(readings.size());
@@ -246,6 +253,13 @@ GenerateStatistics generate(Worker& worker, const std::vector<TextRequest>& text
                             const Emit& emit) {
   check(worker.model().config(), texts, options.max_new);
   CADRE_ASSERT(options.stop_strings.empty() || options.piece);
+  if (options.replay != nullptr) {
+    const auto count = static_cast<int64_t>(texts.size());
+    CADRE_CHECK(options.replay->num_tokens() % count == 0,
+                fmt::format("the routing of {} tokens is to be replayed, allowed: a multiple of the {} texts",
+                            options.replay->num_tokens(), count),
+                "equally many tokens of each text, one text after the other");
+  }
   return Generation(worker, texts, options, emit).run();
 }
 

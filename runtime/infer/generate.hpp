@@ -45,13 +45,17 @@ struct GenerateOptions {
   std::function<std::string(int32_t)> piece = {};       // the bytes of a token, for stop_strings
   bool emits_on_all_ranks = false;                      // else on the first
   ExpertCache* cache = nullptr;                         // of this rank; nullptr: every output of an expert is computed
-  const TaskLabeller* labeller = nullptr;               // of tokens as they are read, drafts too; nullptr: no tasks
+  // Routing of the first tokens of each text, prompt and what is made: equally many of each text, one text after the other. What
+  // lies behind is left to the routers, as are MTP modules.
+  const RecordedRouting* replay = nullptr;
+  const TaskLabeller* labeller = nullptr;  // of tokens as they are read, drafts too; nullptr: no tasks
 };
 
 // Over all texts, the same on all ranks. The first drafted token after a known one is draft 0.
 struct GenerateStatistics {
   std::vector<int64_t> drafted;  // by draft, those that were compared with the model's choice
   std::vector<int64_t> accepted;
+  ReplayCounts replayed;
   RoutedTokens routed;  // of all that the model has read, drafts too
 };
 

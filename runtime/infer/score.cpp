@@ -1,18 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "runtime/infer/score.hpp"
 
-#include <nlohmann/json.hpp>
-
 #include <algorithm>
 #include <array>
 #include <cmath>
-#include <map>
 #include <optional>
 #include <span>
 #include <utility>
 
 #include "comm/base/check.hpp"
 #include "runtime/parallel/executor.hpp"
+#include "runtime/parallel/gather_results.hpp"
 #include "runtime/train/evaluate.hpp"
 #include "runtime/train/memory_plan.hpp"
 
@@ -39,8 +37,8 @@ class TokenScorer {
   ReplayCounts replayed() const {
     std::array<int64_t, 2> counts = {};
     for (const Replay& replay : replays_) {
-      counts[0] += replay.choices;
-      counts[1] += replay.differing;
+      counts[0] += replay.counts.choices;
+      counts[1] += replay.counts.differing;
     }
     const auto all = worker_.await(worker_.world().all_reduce(counts, ReduceOp::sum));
     return {all[0], all[1]};
@@ -117,11 +115,9 @@ class TokenScorer {
         keep_sequences(fmt::format("layers.{}.hidden", layer), range, output_of(stage, saved, layer, y));
       if (!options_.routing || !is_moe_layer(worker_.model().config(), layer)) continue;
       const Router::Saved& router = stage.saved_of(saved, layer)->moe.router;
-      const std::vector<int64_t> shape = {tokens_.num_sequences * tokens_.length, router.ids.dim(1)};
-      pieces_.push_back(
-          {fmt::format("layers.{}.topk_indices", layer), DType::i64, shape, first_token, widened(router.ids)});
-      pieces_.push_back(
-          {fmt::format("layers.{}.topk_weights", layer), DType::f32, shape, first_token, copy_of(router.weights)});
+      pieces_.push_back(routing_piece(layer, router.ids, first_token, tokens_.num_sequences * tokens_.length));
+      pieces_.push_back({fmt::format("layers.{}.topk_weights", layer), DType::f32, pieces_.back().shape, first_token,
+                         copy_of(router.weights)});
     }
   }
 
@@ -144,12 +140,6 @@ class TokenScorer {
     Buffer copy(tensor.bytes());
     worker_.kernels().memory().read(copy.data(), tensor.raw(), copy.bytes());
     return copy;
-  }
-
-  static Buffer widened(const Tensor& ids) {
-    Buffer wide(static_cast<size_t>(ids.numel()) * sizeof(int64_t));
-    for (int64_t i = 0; i < ids.numel(); ++i) wide.as<int64_t>()[i] = ids.data<int32_t>()[i];
-    return wide;
   }
 
   Worker& worker_;
@@ -232,122 +222,6 @@ std::vector<ResultTensor> score(Worker& worker, const RunConfig& config, const S
   *loss.memory.as<double>() = mean_loss(*logits, tokens);
   results.push_back(std::move(loss));
   return results;
-}
-
-namespace {
-
-using nlohmann::json;
-
-constexpr int kScoreTag = 0;
-constexpr size_t kMessageBytes = size_t{256} << 20;  // MPI counts are int
-
-size_t bytes_of(DType dtype, const std::vector<int64_t>& shape) {
-  size_t bytes = size_of(dtype);
-  for (const int64_t extent : shape) bytes *= static_cast<size_t>(extent);
-  return bytes;
-}
-
-// What rank 0 must know to receive the pieces, in their order.
-std::string describe(const std::vector<ResultPiece>& pieces) {
-  json list = json::array();
-  for (const ResultPiece& piece : pieces) {
-    list.push_back({piece.name, static_cast<int>(piece.dtype), piece.shape, piece.first_row, piece.memory.bytes()});
-  }
-  return list.dump();
-}
-
-std::vector<ResultPiece> pieces_described(std::string_view text) {
-  std::vector<ResultPiece> pieces;
-  for (const json& item : json::parse(text)) {
-    pieces.push_back({.name = item[0],
-                      .dtype = static_cast<DType>(item[1].get<int>()),
-                      .shape = item[2],
-                      .first_row = item[3],
-                      .memory = Buffer(item[4].get<size_t>())});
-  }
-  return pieces;
-}
-
-void send(const Worker& worker, const Buffer& memory) {
-  for (size_t first = 0; first < memory.bytes(); first += kMessageBytes) {
-    const size_t count = std::min(kMessageBytes, memory.bytes() - first);
-    Request sent = worker.world().send(memory.span().subspan(first, count), memory.share(), 0, kScoreTag);
-    worker.await(sent);
-  }
-}
-
-void receive(const Worker& worker, Buffer& memory, int peer) {
-  for (size_t first = 0; first < memory.bytes(); first += kMessageBytes) {
-    const size_t count = std::min(kMessageBytes, memory.bytes() - first);
-    Request arrived = worker.world().receive(memory.span().subspan(first, count), memory.share(), peer, kScoreTag);
-    worker.await(arrived);
-  }
-}
-
-Buffer copy_of(const std::string& text) {
-  Buffer copy(text.size());
-  std::memcpy(copy.data(), text.data(), text.size());
-  return copy;
-}
-
-class Collection {
- public:
-  void add(const ResultPiece& piece) {
-    const auto [found, fresh] = tensors_.try_emplace(piece.name);
-    ResultTensor& tensor = found->second.tensor;
-    if (fresh) tensor = {piece.name, piece.dtype, piece.shape, Buffer(bytes_of(piece.dtype, piece.shape))};
-    CADRE_CHECK_PEER(tensor.dtype == piece.dtype && tensor.shape == piece.shape && piece.first_row >= 0,
-                     fmt::format("ranks disagree on the type or the shape of {}", piece.name));
-    const size_t row_bytes = tensor.memory.bytes() / static_cast<size_t>(std::max<int64_t>(1, piece.shape.front()));
-    const size_t begin = static_cast<size_t>(piece.first_row) * row_bytes;
-    CADRE_CHECK_PEER(begin + piece.memory.bytes() <= tensor.memory.bytes(),
-                     fmt::format("rows of {} lie behind its end", piece.name));
-    if (!piece.memory.empty()) std::memcpy(tensor.memory.data() + begin, piece.memory.data(), piece.memory.bytes());
-    found->second.bytes_here += piece.memory.bytes();
-  }
-
-  std::vector<ResultTensor> take() {
-    std::vector<ResultTensor> list;
-    for (auto& [name, part] : tensors_) {
-      CADRE_CHECK_PEER(part.bytes_here == part.tensor.memory.bytes(),
-                       fmt::format("{} of the {} bytes of {} came", part.bytes_here, part.tensor.memory.bytes(), name));
-      list.push_back(std::move(part.tensor));
-    }
-    return list;
-  }
-
- private:
-  struct Part {
-    ResultTensor tensor;
-    size_t bytes_here = 0;
-  };
-  std::map<std::string, Part> tensors_;
-};
-
-}  // namespace
-
-std::vector<ResultTensor> gather_results(const Worker& worker, std::vector<ResultPiece> mine) {
-  const Communicator& world = worker.world();
-  const std::string text = describe(mine);
-  const std::vector<int64_t> sizes = worker.await(world.all_gather(static_cast<int64_t>(text.size())));
-  if (world.rank() > 0) {
-    send(worker, copy_of(text));
-    for (const ResultPiece& piece : mine) send(worker, piece.memory);
-    return {};
-  }
-  Collection all;
-  for (const ResultPiece& piece : mine) all.add(piece);
-  mine.clear();
-  for (int rank = 1; rank < world.size(); ++rank) {
-    Buffer theirs(static_cast<size_t>(sizes[static_cast<size_t>(rank)]));
-    receive(worker, theirs, rank);
-    for (ResultPiece& piece : pieces_described({theirs.as<char>(), theirs.bytes()})) {
-      receive(worker, piece.memory, rank);
-      all.add(piece);
-      piece.memory = Buffer();
-    }
-  }
-  return all.take();
 }
 
 }  // namespace cadre

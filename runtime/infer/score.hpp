@@ -7,10 +7,9 @@
 #include <string>
 #include <vector>
 
-#include "comm/base/buffer.hpp"
-#include "comm/base/dtype.hpp"
 #include "runtime/config/data_mixture.hpp"
-#include "runtime/infer/recorded_routing.hpp"
+#include "runtime/parallel/gather_results.hpp"
+#include "runtime/parallel/recorded_routing.hpp"
 #include "runtime/parallel/worker.hpp"
 
 namespace cadre {
@@ -30,19 +29,6 @@ struct ScoringOptions {
   const RecordedRouting* replay = nullptr;  // of the same tokens, instead of what routers choose
 };
 
-// What was replayed, over all tokens and mixture layers.
-struct ReplayCounts {
-  int64_t choices = 0;
-  int64_t differing = 0;  // of them, those that the routers would not have made
-};
-
-struct ResultTensor {
-  std::string name;
-  DType dtype = DType::f32;
-  std::vector<int64_t> shape;
-  Buffer memory;
-};
-
 // The configuration of a run that scores: `tokens` are its one batch, and the loss has no other part than theirs.
 RunConfig score_config(RunConfig config, const ScoreTokens& tokens);
 WorkerOptions score_options(const RunConfig& score_config, const Communicator& world, const ScoringOptions& options);
@@ -56,19 +42,5 @@ WorkerOptions score_options(const RunConfig& score_config, const Communicator& w
 // on all.
 std::vector<ResultTensor> score(Worker& worker, const RunConfig& config, const ScoreTokens& tokens,
                                 const ScoringOptions& options, ReplayCounts* replayed = nullptr);
-
-// Tensors whose rows are spread over ranks come together on rank 0.
-
-// Rows [first_row, first_row + bytes / row bytes) of the tensor, where rows are its first axis.
-struct ResultPiece {
-  std::string name;
-  DType dtype = DType::f32;
-  std::vector<int64_t> shape;  // of the whole tensor
-  int64_t first_row = 0;
-  Buffer memory;
-};
-
-// Collective. Rank 0 gets every tensor that some rank has a piece of, in order of name; all rows must be there once.
-std::vector<ResultTensor> gather_results(const Worker& worker, std::vector<ResultPiece> mine);
 
 }  // namespace cadre

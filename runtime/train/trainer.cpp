@@ -91,6 +91,7 @@ Trainer::Trainer(Communicator world, const RunConfig& config, PartnerCopies* cop
     if (progress_.step == 0) start_from_adapters(worker_, whole_, notes);
   }
   check_agreement();
+  routing_.check_files(progress_.step + 1, last_step_);
   if (whole_.train.patience > 0) {
     best_.emplace(worker_.world(), config_.out, progress_.step, whole_.train.patience, whole_.train.eval_every);
   }
@@ -169,6 +170,7 @@ RunEnd Trainer::run_steps() {
   }
   if (is_over() && saved_step_ != progress_.step) save();
   saver_.require_saved();
+  note(routing_.report());
   if (log_) log_->summary();
   if (is_over() && progress_.step < train.steps) {
     note(fmt::format("no lower validation loss than {:.4f} since step {}: the run ends; checkpoints/best has that step",

@@ -20,6 +20,7 @@
 #include "runtime/train/rebalancer.hpp"
 #include "runtime/train/saver.hpp"
 #include "runtime/train/schedule_choice.hpp"
+#include "runtime/train/step_routing.hpp"
 #include "runtime/train/step_tracer.hpp"
 
 namespace cadre {
@@ -70,6 +71,8 @@ class Trainer {
   const std::string& exchange_reason() const { return worker_.lanes().exchange_reason(); }
   const std::string& progress_note() const { return worker_.progress_note(); }
   const std::string& rebalance_note() const { return rebalancer_.note(); }
+  // What was replayed; a line, or "". Collective over the world.
+  std::string replay_report() const { return routing_.report(); }
   // Whether the traces of all ranks lie in the folder of the run.
   bool has_traces() const { return tracer_.is_written() && config_.trace.ranks == "all"; }
   const Dataset& dataset() const { return dataset_; }
@@ -92,7 +95,7 @@ class Trainer {
   void begin_stage();
   StepRecord step(StepWork work);
   void rebalance(StepRecord& record);
-  StepWork work_of_step() const;
+  StepWork work_of_step();
   // The forward and backward passes of a step and the sums of gradients over ranks.
   void pass(const StepWork& work, LocalStep& local, Overlap overlap);
   // What overlap must not change.
@@ -123,6 +126,7 @@ class Trainer {
   Executor executor_;
   Optimizer optimizer_;
   Rebalancer rebalancer_;
+  StepRouting routing_{config_, worker_};
   std::vector<TrainStage> stages_;
   std::optional<RunLog> log_;  // rank 0 only
   StepTracer tracer_;

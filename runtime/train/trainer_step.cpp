@@ -29,7 +29,7 @@ void freeze_all_but(Trained trained, const ParameterStore& store) {
 
 }  // namespace
 
-StepWork Trainer::work_of_step() const {
+StepWork Trainer::work_of_step() {
   const TrainConfig& train = config_.train;
   const int64_t length = config_.data.sequence_length;
   const auto range_of = [this, &train](int micro_batch) {
@@ -46,6 +46,7 @@ StepWork Trainer::work_of_step() const {
   work.read = [this, range_of, length](int i) {
     MicroBatch micro_batch(train_reader_, progress_.data, progress_.step, range_of(i), length);
     micro_batch.recognise_tasks(labeller());
+    micro_batch.set_replay(routing_.replay_of(i));
     return micro_batch;
   };
   work.num_tokens = [range_of, length](int i) { return range_of(i).count * length; };
@@ -55,6 +56,7 @@ StepWork Trainer::work_of_step() const {
 void Trainer::pass(const StepWork& work, LocalStep& local, Overlap overlap) {
   const TraceSpan span(worker_.job().tracer(), TraceKind::op, {.step = work.step, .phase = "passes"});
   worker_.forget_grads();
+  routing_.begin(work.step);
   executor_.run(work, local, overlap);
   worker_.gradients().finish();
 }
@@ -165,7 +167,9 @@ StepRecord Trainer::step(StepWork work) {
     reduction.emplace(world, local);
     record.balance_ms += milliseconds(reduction_begin_ns);
   };
+  work.forward_done = routing_.watch();
   pass(work, local, config_.parallel.overlap ? Overlap::on : Overlap::off);
+  routing_.end();
   loss_sum_ = local.loss_sum;
 
   const int64_t reduction_begin_ns = trace_clock_ns();

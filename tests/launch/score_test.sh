@@ -45,6 +45,21 @@ succeeded "score of a trained model on one rank"
 equal "$folder/one.safetensors" "$folder/two.safetensors"
 grep -q 'model.layers.2.shared_head.head.weight' "$checkpoint"/*.index.json || fail "no copy of the head beside the module"
 
+# Routing is replayed: to texts, and from step to step.
+alone generate "$checkpoint" --prompt "to be" --max-new 3 --replay "$folder/two.safetensors"
+succeeded "generation with recorded routing"
+says "replayed " " % would be others"
+on_two_ranks generate "$checkpoint" --prompt a --prompt b --prompt c --prompt d --prompt e --prompt f --prompt g --max-new 3 --replay "$folder/two.safetensors"
+refused 2 "allowed: a multiple of the 7 texts"
+on_two_ranks train "$folder/run.toml" "out=$folder/recorded" "log.routing=$folder/routing"
+succeeded "training that records its routing"
+on_two_ranks train "$folder/run.toml" "out=$folder/replayed" --replay "$folder/routing" "log.routing=$folder/again" compute.precision=bf16
+succeeded "training with recorded routing"
+says "replayed " " % would be others"
+diff -r "$folder/routing" "$folder/again" || fail "other experts than were replayed"
+on_two_ranks train "$folder/run.toml" "out=$folder/replayed" --replay "$folder/routing" "log.routing=$folder/routing"
+refused 2 "train.replay and log.routing name one folder"
+
 # A config.json gives the shape, not the weights beside it.
 alone train "$folder/run.toml" "model.config=$checkpoint/config.json" "out=$folder/fresh" steps=1 train.warmup_steps=0
 succeeded "training from a config.json"

@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "runtime/infer/recorded_routing.hpp"
+#include "runtime/parallel/recorded_routing.hpp"
 
 #include <fmt/ranges.h>
 
 #include <algorithm>
 #include <cstring>
 #include <span>
+#include <string>
+#include <utility>
 
 #include "comm/base/check.hpp"
 #include "layers/model/model.hpp"
@@ -14,7 +16,7 @@
 namespace cadre {
 namespace {
 
-constexpr const char* kRoutingHint = "expected what cadre score --routing wrote for the same tokens";
+constexpr const char* kRoutingHint = "expected what cadre score --routing, or log.routing, wrote for the same tokens";
 
 std::vector<int32_t> ids_in(std::span<const std::byte> bytes, int64_t num_experts, int64_t num_slots,
                             const std::string& where) {
@@ -34,24 +36,25 @@ std::vector<int32_t> ids_in(std::span<const std::byte> bytes, int64_t num_expert
 
 }  // namespace
 
-RecordedRouting::RecordedRouting(const std::filesystem::path& path, const ModelConfig& model, int64_t num_tokens)
-    : num_tokens_(num_tokens) {
+RecordedRouting::RecordedRouting(const std::filesystem::path& path, const ModelConfig& model,
+                                 std::optional<int64_t> num_tokens)
+    : num_tokens_(num_tokens.value_or(-1)) {
   const SafetensorsReader reader(path);
   for (const int layer : moe_layers_of(model)) {
     if (layer >= model.num_hidden_layers) continue;
     const std::string name = fmt::format("layers.{}.topk_indices", layer);
     const TensorEntry* const entry = reader.find(name);
     CADRE_CHECK(entry != nullptr, fmt::format("{} has no tensor {}", path.string(), name), kRoutingHint);
-    const bool fits =
-        entry->dtype == DType::i64 && entry->shape.size() == 2 && entry->shape[0] == num_tokens && entry->shape[1] >= 1;
-    CADRE_CHECK(fits,
+    const bool is_matrix = entry->dtype == DType::i64 && entry->shape.size() == 2 && entry->shape[1] >= 1;
+    if (is_matrix && num_tokens_ < 0) num_tokens_ = entry->shape[0];
+    CADRE_CHECK(is_matrix && entry->shape[0] == num_tokens_,
                 fmt::format("{}: {} is {} [{}], allowed: I64 [{},K]", path.string(), name, entry->dtype_name,
-                            fmt::join(entry->shape, ","), num_tokens),
+                            fmt::join(entry->shape, ","), num_tokens_ < 0 ? "T" : std::to_string(num_tokens_)),
                 kRoutingHint);
     ids_[layer] = ids_in(reader.bytes(*entry), model.n_routed_experts, entry->shape[1],
                          fmt::format("{}: {}", path.string(), name));
   }
-  CADRE_CHECK(!ids_.empty(), fmt::format("--replay = {}, allowed: nothing for a model without experts", path.string()),
+  CADRE_CHECK(!ids_.empty(), fmt::format("{} to replay, allowed: nothing for a model without experts", path.string()),
               "no router chooses here");
 }
 
@@ -62,6 +65,32 @@ Replay RecordedRouting::of_tokens(int64_t first, int64_t count) const {
     replay.ids[layer].assign(ids.begin() + first * slots, ids.begin() + (first + count) * slots);
   }
   return replay;
+}
+
+void RecordedRouting::append(Replay& replay, std::optional<int64_t> token) const {
+  for (const auto& [layer, ids] : ids_) {
+    const auto slots = static_cast<std::ptrdiff_t>(ids.size()) / num_tokens_;
+    std::vector<int32_t>& to = replay.ids[layer];
+    if (token) {
+      to.insert(to.end(), ids.begin() + *token * slots, ids.begin() + (*token + 1) * slots);
+    } else {
+      to.insert(to.end(), static_cast<size_t>(slots), kNotRecorded);
+    }
+  }
+}
+
+ResultPiece routing_piece(int layer, const Tensor& ids, int64_t first_token, int64_t num_tokens) {
+  Buffer wide(static_cast<size_t>(ids.numel()) * sizeof(int64_t));
+  for (int64_t i = 0; i < ids.numel(); ++i) wide.as<int64_t>()[i] = ids.data<int32_t>()[i];
+  return {
+      fmt::format("layers.{}.topk_indices", layer), DType::i64, {num_tokens, ids.dim(1)}, first_token, std::move(wide)};
+}
+
+std::string describe(const ReplayCounts& counts) {
+  const double share =
+      static_cast<double>(counts.differing) / static_cast<double>(std::max<int64_t>(1, counts.choices));
+  return fmt::format("replayed {} choices of experts; without, {:.3f} % would be others", counts.choices,
+                     100.0 * share);
 }
 
 }  // namespace cadre
