@@ -3,6 +3,7 @@
 #include "runtime/infer/generate.hpp"
 
 #include <fmt/format.h>
+#include <nlohmann/json.hpp>
 
 #include <algorithm>
 #include <array>
@@ -43,6 +44,8 @@ struct GenerateArguments {
   std::string placement;
   ComputeArguments compute;
   std::string replay;
+  std::string logprobs;
+  std::string row_bits;
   bool explain = false;
   int64_t ranks = 0;
   std::set<std::string> given;  // options on the command line
@@ -103,20 +106,36 @@ std::shared_ptr<const Tokenizer> tokenizer_of(const std::filesystem::path& check
   return tokenizer;
 }
 
+// A line for each text: prompt and new tokens as ids, and the log-probabilities of the new ones.
+void write_logprobs(const std::string& path, const std::vector<TextRequest>& texts,
+                    const std::vector<std::vector<int32_t>>& made, const GenerateStatistics& statistics) {
+  std::string lines;
+  for (size_t text = 0; text < texts.size(); ++text) {
+    const nlohmann::json line = {
+        {"prompt", texts[text].prompt}, {"tokens", made[text]}, {"logprobs", statistics.log_probabilities[text]}};
+    lines += line.dump() + "\n";
+  }
+  write_text_file(path, lines);
+}
+
 // Generates and prints on rank 0.
-void print_texts(Worker& worker, const Requests& requests, const Tokenizer& tokenizer, const GenerateOptions& options) {
+void print_texts(Worker& worker, const Requests& requests, const Tokenizer& tokenizer, const GenerateOptions& options,
+                 const std::string& logprobs) {
   const bool speaks = worker.world().rank() == 0;
   const std::vector<TextRequest>& texts = requests.texts;
   const size_t samples = texts.size() / requests.prompts.size();
   TextStream stream(texts.size(), print_text);
   std::vector<StopStrings> stops(texts.size(), StopStrings(options.stop_strings));
   for (size_t text = 0; speaks && text < texts.size(); ++text) stream.add(text, requests.prompts[text / samples]);
+  std::vector<std::vector<int32_t>> made(texts.size());
   const GenerateStatistics statistics =
       generate(worker, texts, options, [&](size_t text, std::optional<int32_t> token) {
+        if (token) made[text].push_back(*token);
         stream.add(text, token ? stops[text].put(tokenizer.piece(*token)) : stops[text].finish());
         if (!token) stream.end(text);
       });
   if (!speaks) return;
+  if (!logprobs.empty()) write_logprobs(logprobs, texts, made, statistics);
   print_acceptance(statistics);
   if (options.replay != nullptr) fmt::print(stderr, "{}\n", describe(statistics.replayed));
   const ModelConfig& model = worker.model().config();
@@ -147,7 +166,7 @@ void check_chat(const GenerateArguments& options) {
     CADRE_CHECK(options.chat.is_on || !options.given.contains(chat_only), fmt::format("--{} without --chat", chat_only),
                 "add --chat, which speaks in turns");
   }
-  for (const char* other : {"prompts", "samples", "complexity", "explain", "replay"}) {
+  for (const char* other : {"prompts", "samples", "complexity", "explain", "replay", "logprobs"}) {
     CADRE_CHECK(!options.chat.is_on || !options.given.contains(other), fmt::format("--{} with --chat", other),
                 "give questions with --prompt, --conversations FILE or on standard input");
   }
@@ -183,6 +202,8 @@ void run_generate(const GenerateArguments& options, const Job& job) {
   leave_out(options.dead_experts, config.model);
   apply(options.compute, config.compute);
   config.parallel.placement = options.placement;
+  if (!options.row_bits.empty()) config.compute.row_bits = options.row_bits;
+  if (config.compute.row_bits == "independent") config.exchange.combine = "slot_order";
   const auto tokenizer = tokenizer_of(checkpoint, config);
   std::vector<int32_t> end_tokens = end_tokens_of(checkpoint, config.model.vocab_size);
   const std::optional<Chat> chat_with = chat_of(options, config);
@@ -225,6 +246,7 @@ void run_generate(const GenerateArguments& options, const Job& job) {
                                         .end_tokens = end_tokens,
                                         .stop_strings = options.stop,
                                         .piece = [&tokenizer](int32_t token) { return tokenizer->piece(token); },
+                                        .log_probabilities = !options.logprobs.empty(),
                                         .cache = cache ? &*cache : nullptr,
                                         .replay = replay ? &*replay : nullptr,
                                         .labeller = labeller ? &*labeller : nullptr};
@@ -236,7 +258,7 @@ void run_generate(const GenerateArguments& options, const Job& job) {
       const RequestFacts facts = {.task = task_of(options.requests.task)};
       chat(worker, questions, {*chat_with, *tokenizer, wanted.sampling, facts, generate_options});
     } else {
-      print_texts(worker, requests, *tokenizer, generate_options);
+      print_texts(worker, requests, *tokenizer, generate_options, options.logprobs);
     }
     if (cache) print_cache(worker, *cache);
   });
@@ -291,6 +313,13 @@ Command generate_command() {
            {"replay", &options->replay, any(),
             "a file that score --routing wrote for as many texts: their tokens, prompt and new ones, visit the experts "
             "that it names"},
+           {"logprobs", &options->logprobs, any(),
+            "JSON Lines file to write, with prompt, tokens and logprobs of each text; with --row-bits independent, "
+            "equal "
+            "to those of score and train"},
+           {"row-bits", &options->row_bits, one_of({"", "fast", "independent"}),
+            "in the place of compute.row_bits of the run; independent: the bits of a token do not depend on what is "
+            "computed beside it"},
            {"explain", &options->explain, any(), "print the recognised task of each prompt and its keywords"},
            ranks_option(options->ranks)},
       .lists = {{"prompt", &options->requests.prompts, "text to continue"},

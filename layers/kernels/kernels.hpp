@@ -167,6 +167,8 @@ class Kernels {
   // Weights of one call have one shape [N,K]; groups lie one behind the other and cover y and dx. groups_products: whether
   // such a call is better than group by group with the rest of an expert in between, so that rows stay in cache.
   virtual bool groups_products() const { return false; }
+  // RowBits::everywhere: decoding has the bits of a pass over whole sequences, as far as it does the same products.
+  virtual bool rows_independent() const { return false; }
   virtual void grouped_linear(const Tensor& x, RowGroups groups, const Tensor& y) const;
   virtual void grouped_linear_input_grad(const Tensor& dy, RowGroups groups, const Tensor& dx) const;
   // Into the gradients of the weights, or adds to them.
@@ -295,8 +297,8 @@ std::unique_ptr<Kernels> make_reference_kernels();
 
 // Of y = x W^T with weights that do not train, and of attention while decoding. independent: a row of the result has the same
 // bits whatever other rows the call has (bf16: as far as oneDNN's instructions do it so). as_in_training: the bits of a weight
-// that trains.
-enum class RowBits { independent, as_in_training };
+// that trains. everywhere: independent also with weights that train and in attention of any length.
+enum class RowBits { independent, as_in_training, everywhere };
 // How weights that do not train are kept for y = x W^T: as they are; rounded to bf16; int8 codes with a scale (fp32) for 32 of a
 // row, the largest of them / 127; or E4M3 codes with a scale for 128 of a row. Sums are in fp32, rows independent.
 enum class WeightFormat { fp32, bf16, int8, fp8 };

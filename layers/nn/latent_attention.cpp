@@ -177,22 +177,29 @@ void LatentAttention::append(Context& ctx, const Tensor& x, const NextTokens& to
   });
 }
 
-// A key of head h is W_k,h c, so that q W_k,h c = (W_k,h^T q) c: all heads attend to the latent vectors themselves, as to
-// one head whose values are part of its keys.
 Tensor LatentAttention::decode(Context& ctx, const Tensor& x, const NextTokens& tokens, const KvCache& cache) const {
   append(ctx, x, tokens, cache);
+  Saved unused;
+  const Tensor q = queries(ctx, x, tokens.positions, unused);
+  const Tensor out =
+      ctx.kernels.rows_independent() ? attend_expanded(ctx, q, tokens, cache) : attend_latents(ctx, q, tokens, cache);
+  return o_proj_.forward(ctx, out.reshape({x.dim(0), options_.num_heads * options_.value_dim}), unused.o_proj);
+}
 
+// A key of head h is W_k,h c, so that q W_k,h c = (W_k,h^T q) c: all heads attend to the latent vectors themselves, as to
+// one head whose values are part of its keys.
+Tensor LatentAttention::attend_latents(Context& ctx, const Tensor& q, const NextTokens& tokens,
+                                       const KvCache& cache) const {
   const auto& [nope, rope, value] = std::tie(options_.nope_dim, options_.rope_dim, options_.value_dim);
+  const int64_t num_tokens = q.dim(0);
   const int64_t heads = options_.num_heads;
   const int64_t rank = options_.kv_rank;
   const Tensor& weight = kv_b_.weight().value;
-  Saved unused;
-  const Tensor q = queries(ctx, x, tokens.positions, unused);
-  const Tensor latent_q = ctx.arena.take("attention", ctx.dtype, {x.dim(0), heads, latent_dim()});
+  const Tensor latent_q = ctx.arena.take("attention", ctx.dtype, {num_tokens, heads, latent_dim()});
   ctx.kernels.head_linear_transposed(q, {weight, heads, 0, nope}, latent_q);
   ctx.kernels.copy_columns(columns(q, nope, rope), columns(latent_q, rank, rope));
 
-  const Tensor latent_out = ctx.arena.take("attention", ctx.dtype, {x.dim(0), heads, rank});
+  const Tensor latent_out = ctx.arena.take("attention", ctx.dtype, {num_tokens, heads, rank});
   each_sequence(cache, tokens, [&](int64_t row, int64_t first_cached, const NextTokens::Span& span) {
     const ArenaScope scope(ctx.arena);
     const int64_t length = span.first + span.count;
@@ -201,9 +208,29 @@ Tensor LatentAttention::decode(Context& ctx, const Tensor& x, const NextTokens& 
     ctx.kernels.attention({1, span.count, length, length, heads, 1, latent_dim(), rank, scale()},
                           latent_q.rows(row, span.count), rows, rows, latent_out.rows(row, span.count), lse);
   });
-  const Tensor out = ctx.arena.take("attention", ctx.dtype, {x.dim(0), heads, value});
+  const Tensor out = ctx.arena.take("attention", ctx.dtype, {num_tokens, heads, value});
   ctx.kernels.head_linear(latent_out, {weight, heads, nope, value}, out);
-  return o_proj_.forward(ctx, out.reshape({x.dim(0), heads * value}), unused.o_proj);
+  return out;
+}
+
+// To the keys and values of all heads, as forward makes them: slower.
+Tensor LatentAttention::attend_expanded(Context& ctx, const Tensor& q, const NextTokens& tokens,
+                                        const KvCache& cache) const {
+  const int64_t heads = options_.num_heads;
+  const Tensor out = ctx.arena.take("attention", ctx.dtype, {q.dim(0), heads, options_.value_dim});
+  each_sequence(cache, tokens, [&](int64_t row, int64_t first_cached, const NextTokens::Span& span) {
+    const ArenaScope scope(ctx.arena);
+    const int64_t length = span.first + span.count;
+    const Tensor rows = cache.k.rows(first_cached, length);
+    const Tensor latent = ctx.arena.take("attention", ctx.dtype, {length, options_.kv_rank});
+    ctx.kernels.copy_columns(columns(rows, 0, options_.kv_rank), columns(latent, 0, options_.kv_rank));
+    Saved expanded;
+    expand(ctx, latent, rows, expanded);
+    const Tensor lse = ctx.arena.take("attention", ctx.dtype, {1, heads, span.count});
+    ctx.kernels.attention({1, span.count, length, length, heads, heads, query_dim(), options_.value_dim, scale()},
+                          q.rows(row, span.count), expanded.keys, expanded.values, out.rows(row, span.count), lse);
+  });
+  return out;
 }
 
 }  // namespace cadre

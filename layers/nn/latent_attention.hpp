@@ -54,7 +54,8 @@ class LatentAttention {
 
   // An empty cache: L + R elements a token, the normed latent vector and the turned key, in k; v stays undefined.
   KvCache make_cache(Context& ctx, int64_t batch, int64_t capacity) const;
-  // x, y [T,H]. Writes the next tokens into the cache and attends to what it holds up to them. Throws when it is full.
+  // x, y [T,H]. Writes the next tokens into the cache and attends to what it holds up to them. Throws when it is full. With
+  // Kernels::rows_independent, the bits of forward.
   Tensor decode(Context& ctx, const Tensor& x, const NextTokens& tokens, const KvCache& cache) const;
 
  private:
@@ -70,6 +71,8 @@ class LatentAttention {
   Tensor queries_grad(Context& ctx, Saved& saved, const Tensor& dq) const;
   void latents_grad(Context& ctx, Saved& saved, const Tensor& dk, const Tensor& dv, const Tensor& dx) const;
   void append(Context& ctx, const Tensor& x, const NextTokens& tokens, const KvCache& cache) const;
+  Tensor attend_latents(Context& ctx, const Tensor& q, const NextTokens& tokens, const KvCache& cache) const;
+  Tensor attend_expanded(Context& ctx, const Tensor& q, const NextTokens& tokens, const KvCache& cache) const;
 
   LatentAttentionOptions options_;
   std::optional<Linear> q_a_;

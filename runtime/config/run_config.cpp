@@ -192,6 +192,9 @@ std::vector<Section> sections_of(RunConfig& c) {
             "type of the scale of an fp8 tile or block; ue8m0: power of two"},
            {"weights", &c.compute.weights, one_of({"fp32", "bf16", "int8", "fp8"}),
             "format that weights are kept in where nothing trains: generate, score, eval; on CPUs"},
+           {"row_bits", &c.compute.row_bits, one_of({"fast", "independent"}),
+            "independent: the bits of a token do not depend on what is computed beside it, so that train, score and "
+            "generate give the same log-probabilities; slower; on CPUs, with exchange.combine = slot_order"},
            {"threads", &c.compute.threads, at_least(1), "threads that compute in a rank"},
            {"products", &c.compute.products, any(),
             "who multiplies on CPUs: auto (measured once for a machine), openblas, onednn, onednn-packed, or what a "

@@ -114,6 +114,7 @@ struct ComputeConfig {
   std::string precision = "fp32";
   std::string fp8_scale = "fp32";
   std::string weights = "fp32";   // of generation, score and eval: the format that they are kept in
+  std::string row_bits = "fast";  // or independent
   int64_t threads = 1;            // that compute, in each rank
   std::string products = "auto";  // or ProductChoice::text()
 

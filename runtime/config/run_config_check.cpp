@@ -119,6 +119,17 @@ void check_data_fits(const RunConfig& config) {
               "raise max_position_embeddings or shorten the sequences");
 }
 
+void check_row_bits(const RunConfig& config) {
+  if (config.compute.row_bits == "fast") return;
+  CADRE_CHECK(config.compute.device == "cpu",
+              "compute.row_bits = independent with compute.device = cuda, allowed: fast",
+              "products of devices are fast ones");
+  CADRE_CHECK(config.exchange.combine == "slot_order",
+              fmt::format("compute.row_bits = independent with exchange.combine = {}, allowed: slot_order",
+                          config.exchange.combine),
+              "sums at the ranks of experts depend on where these lie");
+}
+
 void check_routing(const RunConfig& config) {
   const bool uses = !config.train.replay.empty() || !config.log.routing.empty();
   CADRE_CHECK(!uses || config.model.n_routed_experts > 0,
@@ -220,6 +231,7 @@ void check(const RunConfig& config, int num_ranks) {
   errors.collect([&] { check_parallel(config, num_ranks); });
   errors.collect([&] { check_balance(config); });
   errors.collect([&] { check_routing(config); });
+  errors.collect([&] { check_row_bits(config); });
   errors.raise();
 }
 

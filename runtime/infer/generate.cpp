@@ -32,6 +32,12 @@ int64_t longest(const std::vector<TextRequest>& texts) {
   return static_cast<int64_t>(length);
 }
 
+// Tokens that were chosen for a text, and where wanted their log-probabilities.
+struct Made {
+  std::vector<int32_t> tokens;
+  std::vector<double> log_probabilities;
+};
+
 // A text and how far it is. The rank that reads it knows all of this, the others how many tokens it has and whether it is over.
 struct Text {
   std::vector<int32_t> tokens;  // prompt and what was made
@@ -59,6 +65,7 @@ class Generation {
       texts_.push_back({.tokens = request.prompt, .drafts = {}});
       if (!options.stop_strings.empty()) texts_.back().stop.emplace(options.stop_strings);
     }
+    statistics_.log_probabilities.resize(requests.size());
     statistics_.drafted.resize(static_cast<size_t>(num_drafts_));
     statistics_.accepted.resize(static_cast<size_t>(num_drafts_));
   }
@@ -66,7 +73,7 @@ class Generation {
   GenerateStatistics run() {
     for (fill_slots(); std::ranges::any_of(in_slot_, [](size_t text) { return text != kNoToken; }); fill_slots()) {
       ++worker_.lane().position.step;
-      std::vector<std::vector<int32_t>> made = go_on();
+      const std::vector<Made> made = go_on();
       share(made);
       if (num_drafts_ > 0) draft();
     }
@@ -97,7 +104,7 @@ class Generation {
   }
 
   // All own texts read what they have not read, and their drafts; what was made of each.
-  std::vector<std::vector<int32_t>> go_on() {
+  std::vector<Made> go_on() {
     std::vector<Reading> readings(num_own_slots());
     for (size_t slot = 0; slot < readings.size(); ++slot) {
       if (text_in(slot) == kNoToken) continue;
@@ -115,7 +122,7 @@ class Generation {
       }
     }
     const Tensor logits = decoder_.read(readings);
-    std::vector<std::vector<int32_t>> made(readings.size());
+    std::vector<Made> made(readings.size());
     int64_t row = 0;
     for (size_t slot = 0; slot < readings.size(); ++slot) {
       if (text_in(slot) == kNoToken) continue;
@@ -145,23 +152,25 @@ class Generation {
   }
 
   // The next tokens of a text: as many as its drafts are right, and the one behind them.
-  std::vector<int32_t> choose(size_t index, const Tensor& logits) {
+  Made choose(size_t index, const Tensor& logits) {
     Text& text = texts_[index];
-    std::vector<int32_t> made;
+    Made chosen;
+    std::vector<int32_t>& made = chosen.tokens;
     std::vector<int32_t> known;  // that a penalty is for
     if (requests_[index].sampling.repetition_penalty != 1.0) known = text.tokens;
     for (size_t i = 0; i <= text.drafts.size(); ++i) {
       const auto position = static_cast<int64_t>(text.tokens.size() + i);
-      made.push_back(sample(
-          index, {logits.data<float>() + static_cast<int64_t>(i) * logits.dim(1), static_cast<size_t>(logits.dim(1))},
-          position, known));
+      const std::span<const float> row = {logits.data<float>() + static_cast<int64_t>(i) * logits.dim(1),
+                                          static_cast<size_t>(logits.dim(1))};
+      made.push_back(sample(index, row, position, known));
+      if (options_.log_probabilities) chosen.log_probabilities.push_back(log_probability(row, made.back()));
       known.push_back(made.back());
       if (i == text.drafts.size() || ends_text(made.back())) break;
       ++statistics_.drafted[i];
       if (made.back() != text.drafts[i]) break;
       ++statistics_.accepted[i];
     }
-    return made;
+    return chosen;
   }
 
   int32_t sample(size_t text, std::span<const float> logits, int64_t position, std::span<const int32_t> known) const {
@@ -169,32 +178,44 @@ class Generation {
   }
 
   // Every rank learns what was made, so that all agree on which texts go on.
-  void share(const std::vector<std::vector<int32_t>>& made) {
+  void share(const std::vector<Made>& made) {
     const auto width = static_cast<size_t>(num_drafts_) + 2;  // how many, and they
     std::vector<int32_t> board(in_slot_.size() * width, 0);
+    std::vector<double> log_board(options_.log_probabilities ? board.size() : 0, 0.0);
     for (size_t slot = 0; slot < made.size(); ++slot) {
       const size_t of_all =
           slot * static_cast<size_t>(num_ranks()) + static_cast<size_t>(worker_.expert_group().rank());
-      board[of_all * width] = static_cast<int32_t>(made[slot].size());
-      std::ranges::copy(made[slot], board.begin() + static_cast<std::ptrdiff_t>(of_all * width) + 1);
+      const auto first = static_cast<std::ptrdiff_t>(of_all * width) + 1;
+      board[of_all * width] = static_cast<int32_t>(made[slot].tokens.size());
+      std::ranges::copy(made[slot].tokens, board.begin() + first);
+      std::ranges::copy(made[slot].log_probabilities, log_board.begin() + (log_board.empty() ? 0 : first));
     }
     board = worker_.await(worker_.expert_group().all_reduce(std::move(board), ReduceOp::sum));
+    if (options_.log_probabilities) {
+      log_board = worker_.await(worker_.expert_group().all_reduce(std::move(log_board), ReduceOp::sum));
+    }
     for (size_t slot = 0; slot < in_slot_.size(); ++slot) {
       if (in_slot_[slot] == kNoToken) continue;
       const auto count = static_cast<size_t>(board[slot * width]);
-      if (append(in_slot_[slot], std::span(board).subspan(slot * width + 1, count))) in_slot_[slot] = kNoToken;
+      const size_t first = slot * width + 1;
+      const size_t num_logs = log_board.empty() ? 0 : count;
+      const bool is_over = append(in_slot_[slot], std::span(board).subspan(first, count),
+                                  std::span(log_board).subspan(log_board.empty() ? 0 : first, num_logs));
+      if (is_over) in_slot_[slot] = kNoToken;
     }
   }
 
   // True when the text is over.
-  bool append(size_t index, std::span<const int32_t> made) {
+  bool append(size_t index, std::span<const int32_t> made, std::span<const double> log_probabilities) {
     Text& text = texts_[index];
     text.num_read = static_cast<int64_t>(text.tokens.size() + made.size()) - 1;
     text.drafts.clear();
     bool is_over = false;
-    for (const int32_t token : made) {
+    for (size_t i = 0; i < made.size(); ++i) {
+      const int32_t token = made[i];
       is_over = ends_text(token);
       if (is_over) break;
+      if (!log_probabilities.empty()) statistics_.log_probabilities[index].push_back(log_probabilities[i]);
       text.tokens.push_back(token);
       emit(index, token);
       if (text.stop) text.stop->put(options_.piece(token));

@@ -44,6 +44,7 @@ struct GenerateOptions {
   std::vector<std::string> stop_strings = {};           // a text ends with the token in which one of them ends
   std::function<std::string(int32_t)> piece = {};       // the bytes of a token, for stop_strings
   bool emits_on_all_ranks = false;                      // else on the first
+  bool log_probabilities = false;                       // of emitted tokens are wanted
   ExpertCache* cache = nullptr;                         // of this rank; nullptr: every output of an expert is computed
   // Routing of the first tokens of each text, prompt and what is made: equally many of each text, one text after the other. What
   // lies behind is left to the routers, as are MTP modules.
@@ -56,6 +57,8 @@ struct GenerateStatistics {
   std::vector<int64_t> drafted;  // by draft, those that were compared with the model's choice
   std::vector<int64_t> accepted;
   ReplayCounts replayed;
+  // [texts][emitted tokens]: log softmax of the logits, without temperature and all else that sampling does; where wanted.
+  std::vector<std::vector<double>> log_probabilities;
   RoutedTokens routed;  // of all that the model has read, drafts too
 };
 

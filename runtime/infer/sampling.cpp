@@ -78,4 +78,11 @@ int32_t sample_token(std::span<const float> logits, const Sampling& sampling, in
   return ids[std::min(static_cast<size_t>(found - cumulative.begin()), cumulative.size() - 1)];
 }
 
+double log_probability(std::span<const float> logits, int32_t token) {
+  const double largest = std::ranges::max(logits);
+  double denominator = 0.0;
+  for (const float logit : logits) denominator += std::exp(static_cast<double>(logit) - largest);
+  return static_cast<double>(logits[static_cast<size_t>(token)]) - (largest + std::log(denominator));
+}
+
 }  // namespace cadre

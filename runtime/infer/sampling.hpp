@@ -27,4 +27,7 @@ struct Sampling {
 int32_t sample_token(std::span<const float> logits, const Sampling& sampling, int64_t position,
                      std::span<const int32_t> text = {});
 
+// log softmax(logits)[token], in fp64.
+double log_probability(std::span<const float> logits, int32_t token);
+
 }  // namespace cadre

@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "comm/base/check.hpp"
+#include "runtime/infer/sampling.hpp"
 #include "runtime/parallel/executor.hpp"
 #include "runtime/parallel/gather_results.hpp"
 #include "runtime/train/evaluate.hpp"
@@ -158,10 +159,7 @@ double mean_loss(const ResultTensor& logits, const ScoreTokens& tokens) {
   for (int64_t t = 0; t < tokens.num_sequences * tokens.length; ++t) {
     if ((t + 1) % tokens.length == 0) continue;
     const float* row = logits.memory.as<float>() + static_cast<size_t>(t) * vocabulary;
-    const double largest = *std::max_element(row, row + vocabulary);
-    double denominator = 0.0;
-    for (size_t i = 0; i < vocabulary; ++i) denominator += std::exp(static_cast<double>(row[i]) - largest);
-    sum += largest + std::log(denominator) - static_cast<double>(row[tokens.ids[static_cast<size_t>(t) + 1]]);
+    sum -= log_probability({row, vocabulary}, tokens.ids[static_cast<size_t>(t) + 1]);
   }
   return sum / static_cast<double>(tokens.num_sequences * (tokens.length - 1));
 }

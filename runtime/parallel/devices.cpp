@@ -90,9 +90,11 @@ std::unique_ptr<Kernels> make_kernels(const Communicator& world, const ComputeCo
     ThreadPool& threads = world.job().threads();
     threads.resize(static_cast<int>(config.threads));
     const ProductChoice products = agree_on_products(world, config.products);
-    return make_cpu_kernels(
-        precision_of(config),
-        {.bits = bits, .threads = &threads, .products = products, .weights = weight_format(config)});
+    return make_cpu_kernels(precision_of(config),
+                            {.bits = config.row_bits == "independent" ? RowBits::everywhere : bits,
+                             .threads = &threads,
+                             .products = products,
+                             .weights = weight_format(config)});
   }
   const std::vector<DeviceSeat> seats = take_device_seats(world);
   return make_cuda_kernels(seats[static_cast<size_t>(world.rank())].device, precision_of(config));

@@ -61,6 +61,8 @@ echo '{"prompt": "What is 3 plus 4?", "completion": "7"}' >"$folder/asked"
 echo '{"messages": [{"role": "user", "content": "Hi"}]}' >>"$folder/asked"
 timeout "$time_limit" "$program" generate "$folder/chat" --chat --conversations "$folder/asked" --max-new 5 2>"$output" >"$folder/answered.jsonl" || fail "chat"
 to_validate generate.chat "$folder/answered.jsonl"
+timeout "$time_limit" "$program" generate "$folder/run1/checkpoints/latest" --prompt abc --prompt de --max-new 5 --logprobs "$folder/logprobs.jsonl" >"$output" 2>&1 || fail "generate --logprobs"
+to_validate generate.logprobs "$folder/logprobs.jsonl"
 written bench.generate "$folder/generate" bench generate --model "$folder/run1/checkpoints/latest" --ranks 2 --prompt 9 \
   --max-new 3 --batch 2 --iterations 1 --json "$folder/generate"
 written report.diff "$folder/diff" report diff "$folder/run1" "$folder/run2" --json "$folder/diff"

@@ -132,10 +132,10 @@ GemmOperand operand(const float* data, const HeadRange& range, bool transposed =
 }
 
 void attend(const Tile& tile, const AttentionShape& shape, const float* q, const float* k, const float* v, float* out,
-            float* lse, float* scores, const ProductChoice& choice) {
+            float* lse, float* scores, const ProductChoice& choice, bool by_rows) {
   const int64_t width = tile.width();
   const auto product = [&](GemmLayout layout, const GemmShape& of, auto... operands) {
-    if (shape.q_len == 1) return row_gemm(of, operands...);
+    if (by_rows) return row_gemm(of, operands...);
     gemm(choice.library(layout, of.m), of, operands...);
   };
   product(GemmLayout::nt, {tile.rows, width, shape.head_dim}, operand(q, tile.q),
@@ -224,14 +224,14 @@ void one_by_one(const AttentionShape& shape, const Tensor& q, const Tensor& k, c
 
 void CpuKernels::attention(const AttentionShape& shape, const Tensor& q, const Tensor& k, const Tensor& v,
                            const Tensor& out, const Tensor& lse) const {
-  if (shape.q_len > 1 && shape.q_len <= kFewQueries) {
+  if (!rows_independent_ && shape.q_len > 1 && shape.q_len <= kFewQueries) {
     return one_by_one(shape, q, k, v, out, lse, [this](auto&&... one) { attention(one...); });
   }
   threads_.run(shape.batch * shape.num_kv_heads, [&](int64_t block) {
     float* scores = cpu::part_scratch(static_cast<size_t>(kTileRows * shape.kv_len));
     for_each_tile(shape, block, v.dim(2), [&](const Tile& tile) {
       attend(tile, shape, q.data<float>(), k.data<float>(), v.data<float>(), out.data<float>(), lse.data<float>(),
-             scores, choice_);
+             scores, choice_, rows_independent_ || shape.q_len == 1);
     });
   });
 }

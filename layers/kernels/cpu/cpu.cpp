@@ -128,7 +128,8 @@ CpuKernels::CpuKernels(Precision precision, const CpuOptions& options)
       choice_(options.products),
       products_(products_of(precision, options.weights, {&threads_, options.products, options.bits})),
       fixed_(make_fixed_products({&threads_, options.products, options.bits}, precision != Precision::fp32)),
-      in_fp8_(precision == Precision::fp8 || precision == Precision::fp8_ue8m0) {
+      in_fp8_(precision == Precision::fp8 || precision == Precision::fp8_ue8m0),
+      rows_independent_(options.bits == RowBits::everywhere) {
   if (precision == Precision::fp32 && options.weights == WeightFormat::fp32) return;
   fp32_ = std::make_unique<CpuKernels>(
       Precision::fp32, CpuOptions{.bits = options.bits, .threads = &threads_, .products = options.products});

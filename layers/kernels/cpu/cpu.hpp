@@ -36,6 +36,7 @@ class CpuKernels final : public Kernels {
   explicit CpuKernels(std::unique_ptr<WeightProducts> products);
 
   std::string_view name() const override { return "cpu"; }
+  bool rows_independent() const override { return rows_independent_; }
   const Kernels& fp32() const override { return fp32_ ? *fp32_ : *this; }
   const Kernels& without_fp8() const override { return in_fp8_ ? fp32() : *this; }
 
@@ -121,6 +122,7 @@ class CpuKernels final : public Kernels {
   std::unique_ptr<WeightProducts> fixed_;  // of weights that are not in fp32
   std::unique_ptr<CpuKernels> fp32_;       // the same with products in fp32; null where these are
   bool in_fp8_;
+  bool rows_independent_ = false;
 };
 
 namespace cpu {

@@ -17,8 +17,10 @@ struct ProductSettings {
   ProductChoice choice;
   RowBits bits;
 
-  // y = x W^T of a weight that does not train is made of row_gemm where rows are to be independent.
-  bool by_rows(const Parameter& weight) const { return bits == RowBits::independent && !weight.grad.defined(); }
+  // y = x W^T is made of row_gemm where rows are to be independent.
+  bool by_rows(const Parameter& weight) const {
+    return bits == RowBits::everywhere || (bits == RowBits::independent && !weight.grad.defined());
+  }
 };
 
 // Operands as they are, or, with `rounds`, rounded to bf16: a product of two bf16 is exact in fp32, so this differs from bf16
