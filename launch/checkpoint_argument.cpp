@@ -72,7 +72,8 @@ RunConfig run_config_of(const ModelFiles& files) {
   RunConfig config = run_config_of(files.checkpoint);
   if (files.adapter.empty() || !fs::exists(files.adapter / kRunFile)) return config;
   const RunConfig trained = load_run_config((files.adapter / kRunFile).string(), {});
-  const ModelConfig model = config.model;
+  ModelConfig model = config.model;
+  if (model.eos_token_id < 0) model.eos_token_id = trained.model.eos_token_id;
   const std::string tokenizer = config.data.tokenizer;
   config = trained;
   config.model = model;

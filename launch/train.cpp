@@ -23,6 +23,7 @@
 #include "runtime/checkpoint/safetensors.hpp"
 #include "runtime/checkpoint/stored_values.hpp"
 #include "runtime/config/adapter_config.hpp"
+#include "runtime/config/config_changes.hpp"
 #include "runtime/config/run_file.hpp"
 #include "runtime/config/step_changes.hpp"
 #include "runtime/observe/process_memory.hpp"
@@ -247,13 +248,46 @@ std::string weights_to_start_from(const RunConfig& config) {
   return is_foreign ? resume : "";
 }
 
+// The keys of [model] that a run has otherwise than the files that it starts from: "model.hidden_size = 128, there 32".
+std::string model_keys_of_run(const ModelConfig& stored, const ModelConfig& model) {
+  RunConfig there;
+  RunConfig here;
+  there.model = stored;
+  here.model = model;
+  std::string text;
+  for (const KeyChange& change : changed_keys(there, here)) {
+    text += fmt::format("{}{} = {}, there {}", text.empty() ? "" : "; ", change.key, change.now, change.before);
+  }
+  return text;
+}
+
+// What the files have and the run does not use, and what it has otherwise.
+std::string notes_on_init(const RunConfig& config) {
+  const std::filesystem::path checkpoint = find_checkpoint(config.train.init);
+  const std::string others = model_keys_of_run(read_model_config(checkpoint), config.model);
+  return checkpoint_notes(checkpoint) +
+         (others.empty() ? "" : fmt::format("note: {}: this run has {}\n", checkpoint.string(), others));
+}
+
+// Without MTP modules, which may be new.
+int64_t size_of_shape(ModelConfig model) {
+  model.num_nextn_predict_layers = 0;
+  return count_parameters(model).total;
+}
+
 // Keys of the run file may change how the model is trained, not which tensors it has.
-void check_all_are_read(const std::filesystem::path& checkpoint, const ModelConfig& model) {
-  const std::vector<std::string> known = unread_tensors(checkpoint, read_model_config(checkpoint));
+void check_shape(const std::filesystem::path& checkpoint, const ModelConfig& model) {
+  constexpr const char* kHint =
+      "leave the keys of its shape, such as model.num_hidden_layers, to the config.json in train.init";
+  const ModelConfig stored = read_model_config(checkpoint);
+  CADRE_CHECK(size_of_shape(stored) == size_of_shape(model),
+              fmt::format("{}: the model of this run has another shape: {}", checkpoint.string(),
+                          model_keys_of_run(stored, model)),
+              kHint);
+  const std::vector<std::string> known = unread_tensors(checkpoint, stored);
   for (const std::string& name : unread_tensors(checkpoint, model)) {
     CADRE_CHECK(std::ranges::find(known, name) != known.end(),
-                fmt::format("{}: the model of this run has no place for {}", checkpoint.string(), name),
-                "leave the keys of its shape, such as model.num_hidden_layers, to the config.json in train.init");
+                fmt::format("{}: the model of this run has no place for {}", checkpoint.string(), name), kHint);
   }
 }
 
@@ -291,7 +325,7 @@ RunConfig config_of_run(const TrainArguments& options) {
     config.checkpoint.resume = "auto";
   }
   if (has_adapters(config)) resolve_adapters(checkpoint, config);
-  check_all_are_read(checkpoint, config.model);
+  check_shape(checkpoint, config.model);
   const bool has_tokenizer = !read_tokenizer_files(checkpoint.string()).empty();
   if (config.data.tokenizer == kByteTokenizer && has_tokenizer) config.data.tokenizer = checkpoint.string();
   return config;
@@ -326,8 +360,7 @@ void run_train(const TrainArguments& options, const Job& job) {
   config = with_end_of_text(std::move(config));
   check_out_folder(config);
   if (job.rank() == 0) {
-    say(config.train.init.empty() ? model_config_notes(config.model_config_read)
-                                  : checkpoint_notes(find_checkpoint(config.train.init)));
+    say(config.train.init.empty() ? model_config_notes(config.model_config_read) : notes_on_init(config));
   }
   job.context().set_deadline(config.exchange.deadline_s);
   if (config.recover == "survivors" && job.size() > 1) return train_with_survivors(config, job);

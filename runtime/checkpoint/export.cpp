@@ -17,6 +17,7 @@
 #include "runtime/checkpoint/manifest.hpp"
 #include "runtime/checkpoint/model_checkpoint.hpp"
 #include "runtime/checkpoint/stored_values.hpp"
+#include "runtime/config/run_file.hpp"
 #include "runtime/tokenizer/tokenizer.hpp"
 
 namespace cadre {
@@ -70,6 +71,7 @@ class Export {
          const fs::path& adapter)
       : checkpoint_(checkpoint), out_(out), format_(format), scale_(scale), mtp_(mtp), reader_(checkpoint) {
     if (!adapter.empty()) adapter_.emplace(adapter);
+    if (adapter_ && fs::exists(adapter / kRunFile)) trained_ = load_run_config((adapter / kRunFile).string(), {});
     if (mtp == ExportMtp::drop) num_layers_ = read_model_config(checkpoint).num_hidden_layers;
   }
 
@@ -80,6 +82,7 @@ class Export {
     write_index(out_, weight_map_, summary_.bytes);
     copy_small_files(files);
     write_config();
+    if (trained_) write_run_file();
     return summary_;
   }
 
@@ -133,6 +136,24 @@ class Export {
     write_text_file(out_ / kGenerationConfigFile, generation_config_of(read_json_file(checkpoint_ / kConfigFile)));
   }
 
+  // How the adapters were trained: the chat format, the data that eval takes.
+  void write_run_file() const {
+    RunConfig config = *trained_;
+    config.model = read_model_config(out_);
+    config.adapter = {};
+    config.train.init.clear();
+    write_text_file(out_ / kRunFile, to_toml(config));
+  }
+
+  // The token that ended answers in the run of the adapters, where the model has none.
+  void add_end_token(nlohmann::json& config) const {
+    if (!trained_ || trained_->model.eos_token_id < 0 || !config.value("eos_token_id", nlohmann::json()).is_null())
+      return;
+    config["eos_token_id"] = trained_->model.eos_token_id;
+    const fs::path file = out_ / kGenerationConfigFile;
+    write_text_file(file, generation_config_of(trained_->model, read_json_file(file).dump()));
+  }
+
   void write_config() const {
     nlohmann::json config = read_json_file(checkpoint_ / kConfigFile);
     // transformers 5 reads dtype and older ones torch_dtype.
@@ -141,6 +162,7 @@ class Export {
       config.erase("num_mtp_layers");
       config["num_nextn_predict_layers"] = 0;
     }
+    add_end_token(config);
     config.erase("quantization_config");
     if (format_ == ExportFormat::fp8) {
       nlohmann::json quantization = {{"activation_scheme", "dynamic"},
@@ -161,6 +183,7 @@ class Export {
   int64_t num_layers_ = 0;
   ShardedReader reader_;
   std::optional<StoredAdapter> adapter_;
+  std::optional<RunConfig> trained_;  // the run of the adapters
   WeightMap weight_map_;
   ExportSummary summary_;
 };

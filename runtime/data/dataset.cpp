@@ -34,6 +34,15 @@ void check_part(const char* part, const TokenSource& tokens, const DataConfig& c
                           config.validation_fraction));
 }
 
+// Without a target there is no loss.
+void check_targets(const PackingSummary& summary, const std::string& path, int64_t sequence_length) {
+  CADRE_CHECK(summary.conversations == 0 || summary.counted_tokens > 0,
+              fmt::format("{}: no token has a loss ({})", path, describe(summary)),
+              summary.left_out > 0
+                  ? fmt::format("answers begin behind data.sequence_length = {} tokens: raise it", sequence_length)
+                  : "all answers have the weight 0");
+}
+
 void check_vocabulary(const Tokenizer& tokenizer, const std::string& path, int64_t vocab_size) {
   CADRE_CHECK(vocab_size >= tokenizer.vocab_size(),
               fmt::format("model.vocab_size = {}, allowed: integer >= {} with data.tokenizer = \"{}\"", vocab_size,
@@ -195,7 +204,10 @@ class DataOpener {
     const std::vector<Conversation> all = read_conversations(entry.path, /*need_answers=*/true);
     const auto num_held_out = static_cast<size_t>(fraction * static_cast<double>(all.size()));
     const auto packed = [&](std::span<const Conversation> some) {
-      return pack_conversations(entry.path, some, *chat_, config_.sequence_length, model_.vocab_size);
+      PackedConversations part =
+          pack_conversations(entry.path, some, *chat_, config_.sequence_length, model_.vocab_size);
+      check_targets(part.summary, entry.path, config_.sequence_length);
+      return part;
     };
     PackedConversations train = packed(std::span(all).first(all.size() - num_held_out));
     PackedConversations held_out = packed(std::span(all).last(num_held_out));
@@ -259,7 +271,11 @@ size_t held_bytes(const DataConfig& config) {
 }
 
 RunConfig with_end_of_text(RunConfig config) {
-  if (config.model.eos_token_id >= 0 || config.data.tokenizer == kByteTokenizer) return config;
+  if (config.model.eos_token_id >= 0) return config;
+  if (config.data.tokenizer == kByteTokenizer) {
+    if (config.data.format == "conversations") config.model.eos_token_id = 0;
+    return config;
+  }
   const std::optional<int32_t> token = open_tokenizer(config.data.tokenizer)->end_of_text();
   if (token && *token < config.model.vocab_size) config.model.eos_token_id = *token;
   return config;

@@ -76,7 +76,7 @@ struct OpenedPart {
 OpenedPart open_validation(const DataConfig& config, const ModelConfig& model);
 
 // The same run with model.eos_token_id, where the configuration leaves it open, from the tokenizer, if that has such a
-// token. Bytes have none.
+// token. Of bytes 0, which no text holds, ends the answers of conversations.
 RunConfig with_end_of_text(RunConfig config);
 
 // The task of each token, as a router takes it: what its text up to and including it says (recognise_task). No later token

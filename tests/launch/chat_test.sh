@@ -10,7 +10,7 @@ data=$folder/chat.jsonl
 "$root/launch/make-conversations" 60 >"$data"
 [[ "$(wc -l <"$data")" == 60 ]] || fail "make-conversations made another number of lines"
 chat=("data=$data" data.format=conversations data.chat_format=deepseek_v2 data.sequence_length=192
-  model.max_position_embeddings=256 model.eos_token_id=0 data.validation_fraction=0.2)
+  model.max_position_embeddings=256 data.validation_fraction=0.2)
 
 # Too long for some: they are truncated, and the run says how many.
 on_two_ranks train "$folder/run.toml" "${chat[@]}" train.eval_every=1 train.patience=5
@@ -69,6 +69,30 @@ alone "${ask[@]}" --chat-format auto --prompt a
 refused 2 "no chat template" "deepseek_v2 | deepseek_v3 | deepseek_r1" "--chat-format"
 alone train "$folder/run.toml" "${chat[@]}" data.chat_format=auto "out=$folder/x"
 refused 2 "no chat template" "data.chat_format"
+# Nothing to learn from: sequences end before answers begin, answers have no weight.
+alone train "$folder/run.toml" "${chat[@]}" data.sequence_length=16 "out=$folder/x"
+refused 2 "$data: no token has a loss" "behind data.sequence_length = 16 tokens: raise it"
+sed 's/"role": "assistant"/"weight": 0, &/g' "$data" >"$folder/weightless.jsonl"
+alone train "$folder/run.toml" "${chat[@]}" "data=$folder/weightless.jsonl" "out=$folder/x"
+refused 2 "weightless.jsonl: no token has a loss" "all answers have the weight 0"
+# A merged model keeps the chat format that its adapters were trained with; the base, trained on text, has none.
+alone train "$folder/run.toml" model.max_position_embeddings=256 "out=$folder/base" train.steps=1
+succeeded "train on text"
+alone train "$folder/run.toml" "${chat[@]}" "train.init=$folder/base" adapter.rank=2 "out=$folder/adapters" train.steps=1
+succeeded "train adapters on conversations"
+says "note: $folder/base/checkpoints/step_00000001: this run has model.eos_token_id = 0, there -1"
+alone export "$folder/adapters" --out "$folder/merged"
+succeeded "export"
+grep -q '"eos_token_id": 0' "$folder/merged/config.json" || fail "the merged model has lost the token that ends answers"
+grep -q '"eos_token_id": 0' "$folder/merged/generation_config.json" || fail "transformers does not know that token"
+alone generate "$folder/adapters" --chat --prompt Hi --max-new 2
+succeeded "chat with adapters"
+alone generate "$folder/merged" --chat --prompt Hi --max-new 2
+succeeded "chat with a merged model"
+alone eval "$folder/merged"
+succeeded "eval of a merged model"
+says "of which those that count weigh "
+
 alone train "$folder/run.toml" "data=$folder/text" data.format=conversations data.chat_format=deepseek_v2 model.eos_token_id=0 "out=$folder/x"
 refused 2 "$folder/text: line 1: not a JSON object"
 alone train "$folder/run.toml" train.patience=2 "out=$folder/x"

@@ -185,6 +185,16 @@ TEST_F(TokenizerDataTest, TakesTheEndTokenOfTheTokenizer) {
   EXPECT_EQ(tokens(), (std::vector<int32_t>{2, 0, 0, 1, 2}));
 }
 
+TEST(EndOfText, OfBytesEndsConversationsOnly) {
+  RunConfig config;
+  config.data.tokenizer = kByteTokenizer;
+  EXPECT_EQ(with_end_of_text(config).model.eos_token_id, -1);
+  config.data.format = "conversations";
+  EXPECT_EQ(with_end_of_text(config).model.eos_token_id, 0);
+  config.model.eos_token_id = 7;
+  EXPECT_EQ(with_end_of_text(config).model.eos_token_id, 7);
+}
+
 TEST_F(DataTest, RefusesPathsWithoutText) {
   expect_message(message_of([&] { read_text(folder_ / "absent"); }), {"absent does not exist"});
   expect_message(message_of([&] { read_text(folder_); }), {"holds no text"});
