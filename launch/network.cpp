@@ -13,6 +13,7 @@
 #include <span>
 #include <string_view>
 
+#include "comm/base/median.hpp"
 #include "comm/job/wait.hpp"
 
 namespace cadre {
@@ -39,7 +40,7 @@ std::string component_in(std::string_view line, std::string_view framework) {
 
 std::string_view adapter_names(const Adapters& adapters) { return adapters.names.data(); }
 
-// Seconds of the rounds of one size, in ascending order; the two ranks only.
+// Seconds of the rounds of one size; the two ranks only.
 std::vector<double> round_trips(const Communicator& world, int first, int second, size_t bytes, int rounds) {
   const auto memory = std::make_shared<std::vector<std::byte>>(bytes);
   const bool leads = world.rank() == first;
@@ -54,11 +55,8 @@ std::vector<double> round_trips(const Communicator& world, int first, int second
     }
     seconds.push_back(std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count());
   }
-  std::ranges::sort(seconds);
   return seconds;
 }
-
-double median_of(const std::vector<double>& sorted) { return sorted[sorted.size() / 2]; }
 
 LinkSpeed measure_link(const Communicator& world, int first, int second) {
   round_trips(world, first, second, kSmallBytes, kSmallRounds / 10);  // connects

@@ -12,6 +12,7 @@
 
 #include "comm/base/buffer.hpp"
 #include "comm/base/check.hpp"
+#include "comm/base/median.hpp"
 #include "comm/base/trace.hpp"
 #include "comm/exchange/hierarchical.hpp"
 
@@ -26,11 +27,6 @@ constexpr size_t kShortTrainBytes = size_t{2} << 20;
 constexpr size_t kLongTrainBytes = size_t{6} << 20;
 constexpr int kTrains = 3;
 constexpr double kClearBurst = 0.05;  // of the time of a long train; below it is noise
-
-double median(std::vector<double> values) {
-  std::nth_element(values.begin(), values.begin() + static_cast<int64_t>(values.size() / 2), values.end());
-  return values[values.size() / 2];
-}
 
 // Every rank sends `bytes` to its target and gets as much from all whose target it is: seconds of each repetition.
 std::vector<double> message_seconds(const Communicator& group, const std::vector<int>& target_of_rank, size_t bytes,
@@ -70,7 +66,7 @@ double after_pause(const Communicator& group, const std::vector<int>& target_of_
     std::this_thread::sleep_for(kPause);
     seconds.push_back(message_seconds(group, target_of_rank, bytes, 1).front());
   }
-  return median(std::move(seconds));
+  return median_of(std::move(seconds));
 }
 
 // The rate beyond a burst, from two messages that are longer than it; the burst is what both gain.
@@ -83,8 +79,8 @@ void measure_burst(const Communicator& group, const std::vector<int>& target_of_
 }
 
 LinkCost measure_link(const Communicator& group, const std::vector<int>& target_of_rank) {
-  const double small = median(message_seconds(group, target_of_rank, kSmallBytes, kRepetitions));
-  const double large = median(message_seconds(group, target_of_rank, kLargeBytes, kRepetitions));
+  const double small = median_of(message_seconds(group, target_of_rank, kSmallBytes, kRepetitions));
+  const double large = median_of(message_seconds(group, target_of_rank, kLargeBytes, kRepetitions));
   return {small, std::max(0.0, large - small) / static_cast<double>(kLargeBytes - kSmallBytes)};
 }
 
@@ -98,7 +94,7 @@ double measure_copy() {
     std::memcpy(into.data(), from.data(), from.bytes());
     seconds.push_back(static_cast<double>(trace_clock_ns() - begin) * 1e-9);
   }
-  return median(std::move(seconds)) / static_cast<double>(from.bytes());
+  return median_of(std::move(seconds)) / static_cast<double>(from.bytes());
 }
 
 constexpr double kAsGoodAsEqual = 1.25;

@@ -6,6 +6,7 @@
 #include <memory>
 #include <utility>
 
+#include "comm/base/median.hpp"
 #include "comm/base/trace.hpp"
 #include "comm/group/reduction_queue.hpp"
 #include "comm/group/topology.hpp"
@@ -22,12 +23,6 @@ constexpr int64_t kProbeLayers = 3;
 constexpr double kNothing = 1e-9;  // seconds of work that was too short to be seen
 
 double seconds_since(int64_t begin_ns) { return static_cast<double>(trace_clock_ns() - begin_ns) * 1e-9; }
-
-// Of the last element where the count is even.
-double middle_of(std::vector<double> values) {
-  std::ranges::sort(values);
-  return values[values.size() / 2];
-}
 
 // A few layers of each kind, and shorter sequences.
 RunConfig few_layers_of(const RunConfig& config, int num_ranks, int divisor) {
@@ -132,7 +127,7 @@ void measure_tail(Probe& probe, const RunConfig& config, double steady_pass_s, M
     first_passes.push_back(sum_of(probe.pass()) - steady_pass_s);
   }
   const auto rate = [&](const std::vector<double>& times) {
-    return bytes * 1e-9 / std::max(middle_of(times), bytes * 1e-12);
+    return bytes * 1e-9 / std::max(median_of(times), bytes * 1e-12);
   };
   machine.gradient_norm = rate(norms);
   machine.update = rate(updates);
@@ -149,7 +144,7 @@ double measured_addition() {
     for (size_t j = 0; j < sum.size(); ++j) sum[j] += term[j];
     times.push_back(seconds_since(begin) + 0.0 * static_cast<double>(sum[static_cast<size_t>(i)]));
   }
-  return static_cast<double>(sum.size() * sizeof(float)) * 1e-9 / middle_of(times);
+  return static_cast<double>(sum.size() * sizeof(float)) * 1e-9 / median_of(times);
 }
 
 // By how much work takes longer while an array is summed over the ranks. The array is long enough for a few passes.
@@ -171,7 +166,7 @@ double measured_contention(Probe& probe, const Communicator& world, const LinkCo
     slowness.push_back(seconds / steady_pass_s - 1.0);
   }
   probe.worker().await(sum);
-  return slowness.empty() ? 0.0 : std::max(0.0, middle_of(std::move(slowness)));
+  return slowness.empty() ? 0.0 : std::max(0.0, median_of(std::move(slowness)));
 }
 
 // Every rate as seconds of a unit: the mean over ranks. All ranks get the same bits.

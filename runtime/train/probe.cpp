@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "runtime/train/probe.hpp"
 
-#include <algorithm>
 #include <string_view>
 #include <vector>
 
+#include "comm/base/median.hpp"
 #include "comm/base/random.hpp"
 #include "comm/base/trace.hpp"
 #include "runtime/train/memory_plan.hpp"
@@ -78,8 +78,7 @@ PhaseSeconds Probe::median_of_passes(int num_passes) {
   PhaseSeconds phases;
   for (auto& [phase, seconds] : passes) {
     seconds.resize(static_cast<size_t>(num_passes), 0.0);
-    std::ranges::sort(seconds);
-    phases[phase] = seconds[seconds.size() / 2];
+    phases[phase] = median_of(std::move(seconds));
   }
   return phases;
 }

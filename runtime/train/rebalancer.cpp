@@ -6,6 +6,7 @@
 #include <iterator>
 #include <numeric>
 
+#include "comm/base/median.hpp"
 #include "comm/exchange/choose.hpp"
 #include "layers/model/router_options.hpp"
 #include "runtime/parallel/expert_move.hpp"
@@ -97,13 +98,7 @@ std::vector<ExpertMap> Rebalancer::maps_now() const {
   return maps;
 }
 
-double Rebalancer::median_step_ms() const {
-  if (step_ms_.empty()) return 0.0;
-  std::vector<double> times = step_ms_;
-  const auto middle = times.begin() + static_cast<std::ptrdiff_t>(times.size() / 2);
-  std::ranges::nth_element(times, middle);
-  return *middle;
-}
+double Rebalancer::median_step_ms() const { return step_ms_.empty() ? 0.0 : median_of(step_ms_); }
 
 // None where no map is better.
 std::optional<Rebalancer::Proposal> Rebalancer::propose(int64_t steps_left) const {

@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "comm/base/check.hpp"
+#include "comm/base/median.hpp"
 #include "comm/job/wait.hpp"
 #include "runtime/schedule/run_program.hpp"
 #include "runtime/train/measure_machine.hpp"
@@ -19,11 +20,6 @@ namespace {
 constexpr double kClearlyFaster = 0.99;
 constexpr double kWrongForecast = 0.1;
 constexpr int64_t kCheckedSteps = 4;
-
-double median_s(std::vector<double> values) {
-  std::ranges::sort(values);
-  return values[values.size() / 2];
-}
 
 // Of the checkpoint that the run goes on from; "auto" where there is none or its pipeline is another.
 std::string saved_schedule(const RunConfig& config) {
@@ -90,7 +86,7 @@ bool ForecastCheck::wants_serial_step() const {
 std::string ForecastCheck::conclude(double serial_passes_s) const {
   const std::vector<double> warm(steps_s_.begin() + (steps_s_.size() > 1 ? 1 : 0), steps_s_.end());
   const auto off = [](double predicted, double measured) { return (predicted - measured) / measured; };
-  const double step_s = median_s(warm);
+  const double step_s = median_of(warm);
   const double step_off = off(forecast_.step_s, step_s);
   const double serial_off = off(forecast_.serial_passes_s, serial_passes_s);
   if (std::abs(step_off) <= kWrongForecast && std::abs(serial_off) <= kWrongForecast) return "";
