@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <deque>
 #include <functional>
+#include <limits>
 #include <utility>
 #include <vector>
 
@@ -19,25 +20,24 @@ class DeferredMerge;
 class DeferredQueue {
  public:
   // What `run` refers to must live until it has run.
-  void push(const Position& at, std::function<void()> run) {
-    if (holds_) {
-      held_.push_back({at, std::move(run), part_});
-      return;
-    }
-    items_.push_back({at, std::move(run), part_});
-    ++num_pushed_;
-  }
+  void push(const Position& at, std::function<void()> run) { push({at, std::move(run), part_}); }
+  // Work that no end of a part waits for: no other rank needs its result. It adds to memory of its own.
+  void push_last(const Position& at, std::function<void()> run) { push({at, std::move(run), kLast}); }
   // What is pushed between hold() and stop_holding() is pushed by release(), as work of the part then: where it adds to the same
   // memory as a later part.
   void hold() { holds_ = true; }
   void stop_holding() { holds_ = false; }
   void release() {
-    for (Item& item : std::exchange(held_, {})) push(item.at, std::move(item.run));
+    for (Item& item : std::exchange(held_, {})) {
+      if (item.part != kLast) item.part = part_;
+      push(std::move(item));
+    }
   }
   // A pass pushes in parts, the same for all passes, one pass after the other; work of two parts never adds to the same memory.
   void begin_pass() { part_ = 0; }
   void end_part();
-  // From now on the oldest of the earliest part runs, so that the early parts of all passes end soon. run_first() is then for all.
+  // From now on the oldest of the earliest part runs, so that the early parts of all passes end soon; behind them what was pushed
+  // last. run_first() is then for all.
   void run_early_parts_first() { early_parts_first_ = true; }
 
   // Runs the next one, as an activity in the trace; false when there is none.
@@ -64,6 +64,16 @@ class DeferredQueue {
     std::function<void()> run;
     size_t part;
   };
+  static constexpr size_t kLast = std::numeric_limits<size_t>::max();
+
+  void push(Item item) {
+    if (holds_) {
+      held_.push_back(std::move(item));
+      return;
+    }
+    items_.push_back(std::move(item));
+    ++num_pushed_;
+  }
 
   std::deque<Item> items_;
   uint64_t num_pushed_ = 0;

@@ -117,7 +117,7 @@ Task<Tensor> RoutedExperts::backward(LaneContext& ctx, Saved& saved, Tensor dy, 
     ctx.lane.enter("experts gradient");
     d_in = experts_.input_grad(ctx, saved.experts, d_out);
     for (int part = 0; part < experts_.num_weight_parts(saved.experts); ++part) {
-      defer(ctx, "experts weights", [this, &ctx, &saved, part] { add_weight_grad(ctx, saved, part); });
+      defer_experts(ctx, "experts weights", [this, &ctx, &saved, part] { add_weight_grad(ctx, saved, part); });
     }
     ctx.lane.enter("router gradient");
   };

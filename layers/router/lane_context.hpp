@@ -41,6 +41,7 @@ struct LaneContext : Context {
   double token_scale = 1.0;           // 1 / tokens of the global batch; balance losses are means over it
   bool training = true;               // a backward pass follows: the balance loss is wanted
   DeferredQueue* deferred = nullptr;  // where weight gradients wait for their time; nullptr: they are computed at once
+  bool sums_experts = true;           // gradients of experts are summed over ranks, as the others are
   ExpertCache* expert_cache = nullptr;  // at inference: outputs of experts that were computed before
   RoutedTokens* routed = nullptr;       // at inference: added to
   TokenFacts tokens = {};
@@ -60,6 +61,14 @@ inline void defer(LaneContext& ctx, const char* phase, std::function<void()> run
   if (ctx.deferred != nullptr) return ctx.deferred->push(at, std::move(run));
   const TraceActivity activity(ctx.lane.tracer(), TraceKind::compute, at);
   run();
+}
+
+// The same of an expert. Where no other rank adds to its gradient the sums of other gradients begin before it is computed.
+inline void defer_experts(LaneContext& ctx, const char* phase, std::function<void()> run) {
+  if (ctx.sums_experts || ctx.deferred == nullptr) return defer(ctx, phase, std::move(run));
+  Position at = ctx.lane.position;
+  at.phase = phase;
+  ctx.deferred->push_last(at, std::move(run));
 }
 
 // All that has been deferred so far, also by others.

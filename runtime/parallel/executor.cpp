@@ -43,6 +43,7 @@ struct LiveChunk {
     context.values_of = [&gradients = worker.gradients(), at](int bucket) -> Request& {
       return gradients.values_of(at.stage, bucket);
     };
+    context.sums_experts = worker.gradients().sums_experts(at.stage);
     context.loss_scale = work.loss_scale;
     if (work.adapter_dropout) context.dropout = dropout_rows(context.arena, context.tokens, batch.num_tokens());
     worker.lane(lane_index).position = {.step = work.step, .micro_batch = at.micro_batch};

@@ -140,6 +140,10 @@ std::vector<Request> GradientReduction::start_guests(size_t index, int bucket) {
   return sums;
 }
 
+bool GradientReduction::sums_experts(int stage) const {
+  return replica_group_.has_value() || guest_group_.has_value() || stages_[local_index(stage)].expert.ranks.size() > 1;
+}
+
 std::vector<Request> GradientReduction::start_sum(Group& group, Placement placement, int stored_bucket) {
   std::vector<Request> started;
   if (group.ranks.size() == 1) return started;

@@ -34,6 +34,8 @@ class GradientReduction {
   // Starts the sum of a bucket of a stage. Collective over its holders: all start the buckets of a stage in the same order,
   // each once a step, and finish together.
   void start(int stage, int bucket);
+  // Whether gradients of experts of a stage are summed over ranks. If not, start() does not read them.
+  bool sums_experts(int stage) const;
   // Waits for all sums that were started.
   void finish();
 

@@ -22,7 +22,7 @@ StageLoad load_of(const StageTimes& stage) {
   const auto add_pass = [&](const PassParts& parts, double& work) {
     for (const PassPart& part : parts) {
       if (part.kind == PartKind::compute) work += part.seconds;
-      if (part.kind == PartKind::defer) load.deferred += part.seconds;
+      if (is_deferred(part)) load.deferred += part.seconds;
       if (part.kind == PartKind::start) load.link += part.seconds;
     }
   };

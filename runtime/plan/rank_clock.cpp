@@ -50,8 +50,7 @@ double RankClock::run(size_t position, double start) {
   if (position > 0 && ops[position - 1].with_next) return start;
   now_ = std::max(now_, start);
   if (op.kind == OpKind::send) return link_.send(now_, costs_.rows_s);
-  size_t count = 1;
-  while (ops[position + count - 1].with_next) ++count;
+  const size_t count = count_together(std::span(ops).subspan(position));
   if (count > 1) {
     run_side_by_side(position, count);
     return now_;
@@ -170,6 +169,7 @@ void RankClock::go_on(Way& way) {
         if (ready_at(way) > now_) return;
         break;
       case PartKind::defer: push(way, {part.seconds, way.chunk.stage, -1, way.part}); break;
+      case PartKind::defer_last: push(way, {part.seconds, way.chunk.stage, -1, kLast}); break;
       case PartKind::end_bucket: end_bucket(way, part.id); break;
     }
   }

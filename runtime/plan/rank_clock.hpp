@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <deque>
+#include <limits>
 #include <utility>
 #include <vector>
 
@@ -19,6 +20,7 @@ enum class PartKind {
   await,         // the rank needs the rows of exchange `id`
   await_values,  // the rank needs the new values of bucket `id`
   defer,         // weight gradients that take `seconds`, for later
+  defer_last,    // the same of experts whose gradients are not summed: no bucket waits for them
   end_bucket,    // the last of them for bucket `id`; in a full backward they run now
 };
 
@@ -28,6 +30,9 @@ struct PassPart {
   double latency = 0.0;
   int id = 0;
 };
+constexpr bool is_deferred(const PassPart& part) {
+  return part.kind == PartKind::defer || part.kind == PartKind::defer_last;
+}
 // A micro-batch's way through a stage in one direction.
 using PassParts = std::vector<PassPart>;
 
@@ -120,6 +125,7 @@ class RankClock {
   std::vector<ClockSpan> flights() const;                                 // with sums and values
 
  private:
+  static constexpr size_t kLast = std::numeric_limits<size_t>::max();
   struct Deferred {
     double seconds;
     int stage;

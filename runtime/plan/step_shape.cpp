@@ -93,6 +93,7 @@ class ShapeMaker {
     times_of_stage_ = {};
     skew_s_ = 0.0;
     next_exchange_ = 0;
+    sums_experts_ = shares_[static_cast<size_t>(stage)].expert_ranks > 1;
     const int num_buckets = layers.last - layers.first + 2;
     enter(place);
     for (int layer = layers.first; layer < layers.last; ++layer) block_forward(layer, layer - layers.first + 1);
@@ -117,6 +118,9 @@ class ShapeMaker {
   }
   static void later(PassParts& parts, double seconds) {
     if (seconds > 0.0) parts.push_back({PartKind::defer, seconds});
+  }
+  void later_of_experts(PassParts& parts, double seconds) const {
+    if (seconds > 0.0) parts.push_back({sums_experts_ ? PartKind::defer : PartKind::defer_last, seconds});
   }
   int starts(PassParts& parts, const LinkTime& time, double factor = 1.0) {
     if (exchanges()) parts.push_back({PartKind::start, time.busy_s * factor, time.latency_s, next_exchange_});
@@ -215,7 +219,7 @@ class ShapeMaker {
     const ProductRate rate = expert_rate();
     works(parts, product_s(flops, rate.input_grad) * skew);
     for (int part = 0; part < kExpertWeightParts; ++part) {
-      later(parts, product_s(flops, rate.weight_grad) * skew / kExpertWeightParts);
+      later_of_experts(parts, product_s(flops, rate.weight_grad) * skew / kExpertWeightParts);
     }
     skew_s_ += (product_s(flops, rate.input_grad) + product_s(flops, rate.weight_grad)) * (skew - 1.0);
     awaits(parts, numbers);
@@ -272,6 +276,7 @@ class ShapeMaker {
   StageTimes times_of_stage_;
   double skew_s_ = 0.0;
   int next_exchange_ = 0;
+  bool sums_experts_ = false;  // of the stage
   std::vector<StageShares> shares_;
   int recompute_every_ = 0;
 };

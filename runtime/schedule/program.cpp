@@ -3,6 +3,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <utility>
 
 namespace cadre {
@@ -22,6 +23,10 @@ std::optional<Work> neighbour(const Program& program, Work work, int stages_on) 
 }
 
 }  // namespace
+
+size_t count_together(std::span<const Op> ops) {
+  return static_cast<size_t>(std::ranges::find(ops, false, &Op::with_next) - ops.begin()) + 1;
+}
 
 int Program::rank_of(Chunk chunk) const {
   return routes[static_cast<size_t>(route_of(chunk.micro_batch))][static_cast<size_t>(chunk.stage)];

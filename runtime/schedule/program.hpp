@@ -7,6 +7,7 @@
 #pragma once
 
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -50,6 +51,9 @@ struct Op {
 };
 
 using OpList = std::vector<Op>;
+
+// Of the first ops those that run side by side; at least one.
+size_t count_together(std::span<const Op> ops);
 
 struct Program {
   std::string name;

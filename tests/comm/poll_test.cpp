@@ -147,7 +147,8 @@ TEST(DeferredQueue, RunsTheOldestFirstAndUpToACount) {
   EXPECT_EQ(ran, (std::vector<int>{0, 1, 2}));
 }
 
-// Two passes of a plain queue and one of a merge, of parts 0 and 1 each: part 0 of all, then part 1, each in the order of passes.
+// Two passes of a plain queue and one of a merge, of parts 0 and 1 each: part 0 of all, then part 1, each in the order of passes;
+// what no part waits for comes last, in the order of passes, too.
 TEST(DeferredQueue, RunsEarlyPartsFirstWhenAsked) {
   DeferredQueue queue;
   Tracer tracer;
@@ -155,25 +156,29 @@ TEST(DeferredQueue, RunsEarlyPartsFirstWhenAsked) {
   const auto push = [&](DeferredQueue& to, const std::string& item) {
     to.push({}, [&ran, item] { ran += item + ' '; });
   };
+  const auto push_last = [&](DeferredQueue& to, const std::string& item) {
+    to.push_last({}, [&ran, item] { ran += item + ' '; });
+  };
   for (const char* pass : {"a", "b"}) {
     queue.begin_pass();
+    push_last(queue, pass + std::string("x"));
     push(queue, pass + std::string("0"));
     queue.end_part();
     push(queue, pass + std::string("1"));
     push(queue, pass + std::string("1"));
     queue.end_part();
   }
-  EXPECT_TRUE(queue.run_one(tracer));
-  EXPECT_TRUE(queue.run_one(tracer));
-  EXPECT_EQ(ran, "a0 a1 ");
+  for (int i = 0; i < 3; ++i) EXPECT_TRUE(queue.run_one(tracer));
+  EXPECT_EQ(ran, "ax a0 a1 ");
   queue.run_early_parts_first();
   DeferredMerge merge(queue, 1);
+  push_last(merge.queue(0), "cx");
   push(merge.queue(0), "c0");
   merge.queue(0).end_part();
   push(merge.queue(0), "c1");
   merge.queue(0).end_part();
   queue.run_first(queue.num_pushed(), tracer);
-  EXPECT_EQ(ran, "a0 a1 b0 c0 a1 b1 b1 c1 ");
+  EXPECT_EQ(ran, "ax a0 a1 b0 c0 a1 b1 b1 c1 bx cx ");
 }
 
 }  // namespace

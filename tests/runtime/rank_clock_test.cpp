@@ -143,6 +143,19 @@ TEST(RankClock, postponed_weights_of_a_layer_end_together) {
   EXPECT_DOUBLE_EQ(run_on_one_rank(program, stage).end, 14.0);
 }
 
+// As above, with 1 s more of each layer and micro-batch that no sum waits for: behind the others, 10-14, in the shadow of the sums.
+TEST(RankClock, gradients_that_are_not_summed_come_last) {
+  const PassPart last = {PartKind::defer_last, 1.0};
+  const StageTimes stage = {.forward = {works(1)},
+                            .backward = {works(1), last, later(1), ends(1), works(1), last, later(1), ends(0)},
+                            .buckets = {{.reduce_s = 3.0}, {.reduce_s = 3.0}}};
+  Program program = pair(2, 1);
+  program.ends_by_layer = true;
+  const Outcome outcome = run_on_one_rank(program, stage);
+  EXPECT_DOUBLE_EQ(outcome.end, 14.0);
+  EXPECT_DOUBLE_EQ(outcome.waits, 0.0);
+}
+
 TEST(RankClock, without_overlap_all_stand_one_behind_the_other) {
   EXPECT_DOUBLE_EQ(run_on_one_rank(pair(2, 2), one_layer(), ClockOverlap::off).end, 26.0);
   EXPECT_DOUBLE_EQ(run_on_one_rank(pair(2, 1), one_layer(), ClockOverlap::off).end, 26.0);

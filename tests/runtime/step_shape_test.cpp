@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What a step consists of, against numbers worked out by hand; the file of a machine; and the choice of a schedule.
+// What a step consists of, against numbers worked out by hand; and the file of a machine.
 #include "runtime/plan/step_shape.hpp"
 
 #include <gmock/gmock.h>
@@ -11,59 +11,14 @@
 
 #include "comm/base/check.hpp"
 #include "runtime/plan/predict_step.hpp"
-#include "runtime/plan/row_roles.hpp"
-#include "runtime/schedule/run_program.hpp"
-#include "runtime/train/memory_plan.hpp"
-#include "runtime/train/schedule_choice.hpp"
+#include "tests/support/planned_run.hpp"
 
 namespace cadre {
 namespace {
 
-using ::testing::ElementsAre;
+using test::machine_of_tens;
+using test::small_run;
 using ::testing::HasSubstr;
-
-// Each rate another one, so that none can stand for another.
-Machine machine_of_tens() {
-  Machine machine;
-  machine.attention = {10, 20, 40};
-  machine.router = {1, 2, 4};
-  machine.shared_experts = {11, 12, 13};
-  machine.dense = {21, 22, 23};
-  machine.head = {31, 32, 33};
-  machine.experts = {{8, {5, 6, 7}}, {16, {15, 26, 37}}};
-  machine.embedding = 1.5;
-  machine.dispatch = 2.5;
-  machine.combine = 3.5;
-  machine.combine_grad = 4.5;
-  machine.dispatch_grad = 5.5;
-  machine.reduction = 6.5;
-  machine.gradient_norm = 7.5;
-  machine.update = 8.5;
-  machine.repack = 9.5;
-  machine.host = {1e-6, 1e-10, 0.5, 0.25};
-  machine.network = {1e-5, 1e-9, 0.0, 0.0};
-  return machine;
-}
-
-RunConfig small_run() {
-  RunConfig config;
-  config.model.hidden_size = 8;
-  config.model.num_hidden_layers = 2;
-  config.model.num_attention_heads = 2;
-  config.model.num_key_value_heads = 2;
-  config.model.vocab_size = 64;
-  config.model.intermediate_size = 16;
-  config.model.first_k_dense_replace = 1;
-  config.model.n_routed_experts = 8;
-  config.model.num_experts_per_tok = 2;
-  config.model.moe_intermediate_size = 4;
-  config.model.n_shared_experts = 1;
-  config.data.sequence_length = 16;
-  config.train.batch = 8;
-  config.train.micro_batches = 2;
-  config.exchange.strategy = "flat";
-  return config;
-}
 
 double compute_of(const PassParts& parts) {
   double seconds = 0.0;
@@ -134,7 +89,7 @@ TEST(StepShape, works_as_the_elements_of_the_layers_say) {
                           2 * attention / 20e9 + tokens * 2 * 384 / 22e9 + 0.5 * row_bytes / 1.5e9;
   EXPECT_NEAR(compute_of(shape.stages[0].backward), backward, 1e-6 * backward);
   double deferred = 0.0;
-  for (const PassPart& part : shape.stages[0].backward) deferred += part.kind == PartKind::defer ? part.seconds : 0.0;
+  for (const PassPart& part : shape.stages[0].backward) deferred += is_deferred(part) ? part.seconds : 0.0;
   const double weights = tokens * 2 * 512 / 33e9 + tokens * 2 * 96 / 13e9 + tokens * 2 * 2 * 96 / 37e9 +
                          tokens * 2 * 64 / 4e9 + 2 * attention / 40e9 + tokens * 2 * 384 / 23e9;
   EXPECT_NEAR(deferred, weights, 1e-6 * weights);
@@ -301,117 +256,6 @@ TEST(StepShape, busier_ranks_take_longer_and_are_awaited) {
   EXPECT_NEAR(mean.skew_s, 2 * 0.5 * 0.5 * experts, 1e-6 * experts)
       << "two micro-batches; half of the ranks are not busy";
   EXPECT_NEAR(mean.compute_s + mean.exposed_s + mean.idle_s, mean.step_s, 1e-12);
-}
-
-// 16 layers in 4 rows, the first of them dense, all the same behind: the first row, those between, of which the second keeps most
-// micro-batches, and the last.
-TEST(RowRoles, rows_that_hold_the_same_are_planned_once) {
-  RunConfig config = small_run();
-  config.model.num_hidden_layers = 16;
-  config.train.micro_batches = 8;
-  config.parallel.pipeline = 4;
-  config.parallel.schedule = "1f1b";
-  EXPECT_THAT(rows_to_plan(config, program_of(config)), ElementsAre(0, 1, 3));
-  config.train.recompute = "every:8";  // layers 0 and 8: of the first row and the third
-  EXPECT_THAT(rows_to_plan(config, program_of(config)), ElementsAre(0, 1, 2, 3));
-  config.train.recompute = "none";
-  config.checkpoint.partner_copies = 1;  // what a partner holds counts too
-  EXPECT_THAT(rows_to_plan(config, program_of(config)), ElementsAre(0, 1, 2, 3));
-}
-
-TEST(RowRoles, their_largest_plan_is_that_of_all_rows) {
-  RunConfig config = small_run();
-  config.model.num_hidden_layers = 16;
-  config.train.batch = 64;
-  config.train.micro_batches = 16;
-  config.parallel.pipeline = 4;
-  const Topology topology = Topology::uniform(2, 8);
-  for (const std::string schedule : {"1f1b", "zb1p", "dualpipe", "dualpipev"}) {
-    for (const std::string recompute : {"none", "every:3", "layer"}) {
-      SCOPED_TRACE(schedule + " " + recompute);
-      config.parallel.schedule = schedule;
-      config.train.recompute = recompute;
-      const auto bytes_of = [&](int row) { return plan_memory(config, topology, row * 4).total_bytes(); };
-      size_t most = 0;
-      for (int row = 0; row < 4; ++row) most = std::max(most, bytes_of(row));
-      size_t planned = 0;
-      for (const int row : rows_to_plan(config, program_of(config))) planned = std::max(planned, bytes_of(row));
-      EXPECT_EQ(planned, most);
-      const Grid grid = Grid::make(16, 4, 0);
-      const double least = least_bytes(config, grid, program_of(config));
-      EXPECT_LE(least, static_cast<double>(most));
-      EXPECT_GT(least, 0.0);
-    }
-  }
-}
-
-// Of 2 rows the second has two mixtures: 256 + 64 + 96 and half of 8 experts of 96 elements each, values and gradients. On 2 of 4
-// ranks a micro-batch has 2 sequences of 16; the first row keeps 2 of them, the second 1, of 2 layers and of rows on their way.
-TEST(RowRoles, least_memory_is_of_weights_and_of_the_rows_that_layers_keep) {
-  RunConfig config = small_run();
-  config.model.num_hidden_layers = 4;
-  config.parallel.pipeline = 2;
-  config.parallel.schedule = "1f1b";
-  const Grid grid = Grid::make(4, 2, 2);
-  const double first = 2 * ((256 + 384) + (256 + 64 + 96 + 4 * 96)) + 2 * (2 + 2) * 2 * 16 * 8;
-  const double second = 2 * 2 * (256 + 64 + 96 + 4 * 96) + 1 * (2 + 2) * 2 * 16 * 8;
-  EXPECT_EQ(least_bytes(config, grid, program_of(config)), 4 * std::max(first, second));
-  config.train.batch = 16;
-  EXPECT_EQ(least_bytes(config, grid, program_of(config)), 4 * (first + 2 * (2 + 2) * 2 * 16 * 8));
-}
-
-// A slow link: what a pair hides is worth more than what it costs. A link that takes no time: nothing is gained.
-TEST(ChooseSchedule, takes_the_fastest_and_says_why) {
-  RunConfig config = small_run();
-  config.parallel.schedule = "auto";
-  Machine machine = machine_of_tens();
-  const Topology two_hosts = Topology::uniform(2, 1);
-  const ScheduleChoice slow = choose_schedule(config, two_hosts, machine);
-  EXPECT_EQ(slow.schedule, "pair");
-  EXPECT_TRUE(slow.overlap);
-  EXPECT_THAT(slow.reason, HasSubstr("schedule pair: predicted ms a step: serial"));
-  machine.network = {0.0, 0.0};
-  const ScheduleChoice fast = choose_schedule(config, two_hosts, machine);
-  EXPECT_EQ(fast.schedule, "1f1b");
-  for (const ScheduleChoice* choice : {&slow, &fast}) EXPECT_GT(choice->forecast.step_s, 0.0);
-}
-
-// Never slower than serial by prediction, whatever the machine is.
-TEST(ChooseSchedule, is_not_slower_than_serial) {
-  RunConfig config = small_run();
-  config.model.num_hidden_layers = 4;
-  config.parallel.schedule = "auto";
-  for (const int pipeline : {1, 2}) {
-    config.parallel.pipeline = pipeline;
-    config.train.micro_batches = 4;
-    for (const double alpha : {0.0, 1e-6, 1e-3}) {
-      for (const double beta : {0.0, 1e-9, 1e-6}) {
-        Machine machine = machine_of_tens();
-        machine.network = {alpha, beta};
-        const Topology topology = Topology::uniform(4, 1);
-        const ScheduleChoice choice = choose_schedule(config, topology, machine);
-        RunConfig serial = config;
-        serial.parallel.schedule = "1f1b";
-        const double limit = predict_step(shape_step(serial, topology, machine), 1.0, /*overlap=*/false).step_s;
-        EXPECT_LE(choice.forecast.step_s, limit * (1 + 1e-12)) << choice.reason;
-      }
-    }
-  }
-}
-
-TEST(ForecastCheck, speaks_where_a_forecast_is_more_than_a_tenth_off) {
-  const auto note_of = [](double step_s, double serial_s) {
-    ForecastCheck check({.step_s = 1.0, .serial_passes_s = 2.0}, /*steps_left=*/10);
-    int step = 0;
-    for (const double seconds : {9.0, step_s, 2.0 * step_s, step_s}) {
-      EXPECT_EQ(check.wants_serial_step(), ++step == 4);
-      check.add(seconds);
-    }
-    return check.conclude(serial_s);
-  };
-  EXPECT_EQ(note_of(1.05, 2.1), "");
-  EXPECT_THAT(note_of(1.25, 2.0), HasSubstr("predicted 1000.0 ms a step, measured 1250.0 (-20 %)"));
-  EXPECT_THAT(note_of(1.0, 1.6), HasSubstr("measured 1600.0 (+25 %)"));
 }
 
 }  // namespace
