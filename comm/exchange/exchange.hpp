@@ -50,6 +50,15 @@ class Exchange {
   virtual bool is_dry() const { return false; }
 };
 
+// Buffers of messages on the host and, where rows are computed there, on the device.
+struct ExchangePools {
+  explicit ExchangePools(const RowCodec* device_codec = nullptr)
+      : device(device_codec == nullptr ? host_memory() : device_codec->memory(), Outgrown::kept) {}
+
+  BufferPool host;
+  BufferPool device;
+};
+
 // `group` must outlive the exchange; `topology` is of its ranks.
 struct ExchangeSetup {
   const Communicator& group;
@@ -60,8 +69,9 @@ struct ExchangeSetup {
   size_t memory_bytes = 0;   // wanted of Exchange::memory()
   // Of a device, where activations lie on one; the exchange must not outlive it.
   const RowCodec* device_codec = nullptr;
-  bool transport_follows = false;  // that device (Transport::follow)
-  std::string plugin = {};         // of the strategy plugin: path of the shared object
+  bool transport_follows = false;             // that device (Transport::follow)
+  std::string plugin = {};                    // of the strategy plugin: path of the shared object
+  std::shared_ptr<ExchangePools> pools = {};  // for exchanges of one thread, which take turns with them; none: its own
 };
 
 // The built-in strategies; a line here adds one, which make_NAME_exchange of NAME.cpp makes. flat: one message per pair of

@@ -23,17 +23,17 @@ class GroupExchange : public Exchange {
         topology_(setup.topology),
         device_codec_(setup.device_codec),
         transport_follows_(setup.transport_follows),
-        device_pool_(setup.device_codec == nullptr ? host_memory() : setup.device_codec->memory(), Outgrown::kept) {}
+        pools_(setup.pools ? setup.pools : std::make_shared<ExchangePools>(setup.device_codec)) {}
 
   int rank() const override { return group_.rank(); }
   Traffic traffic() const override { return traffic_; }
 
   const Communicator& group() const { return group_; }
   const Topology& topology() const { return topology_; }
-  BufferPool& pool() { return pool_; }
+  BufferPool& pool() { return pools_->host; }
   // The codec of rows of that format and the pool of their buffers. Bytes, that is lists and records, stay on the host.
   const RowCodec& codec(const RowFormat& format) const { return is_device_row(format) ? *device_codec_ : host_codec(); }
-  BufferPool& pool(const RowFormat& format) { return is_device_row(format) ? device_pool_ : pool_; }
+  BufferPool& pool(const RowFormat& format) { return is_device_row(format) ? pools_->device : pools_->host; }
   // Complete when rows of that format that are being packed may be sent.
   Request packed(const RowFormat& format) const { return transport_follows_ ? Request() : codec(format).done(); }
   bool same_host(int peer) const { return topology_.host_of_rank[peer] == topology_.host_of_rank[group_.rank()]; }
@@ -50,8 +50,7 @@ class GroupExchange : public Exchange {
   Topology topology_;
   const RowCodec* device_codec_;
   bool transport_follows_;
-  BufferPool pool_;
-  BufferPool device_pool_;
+  std::shared_ptr<ExchangePools> pools_;
   Traffic traffic_;
 };
 

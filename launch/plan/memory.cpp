@@ -51,7 +51,7 @@ double least_bytes_of_largest(const RunConfig& config, const Topology& topology)
   double most = 0.0;
   for (const int row : rows_to_plan(probe, program_of(probe))) {
     const MemoryPlan plan = plan_memory(probe, topology, row * ranks_of_row);
-    const auto activations = static_cast<double>(plan.activation_bytes()) * plan.num_lanes;
+    const auto activations = static_cast<double>(plan.activation_bytes());
     most = std::max(most, static_cast<double>(plan.total_bytes()) + (kLeastShare * times - 1.0) * activations);
   }
   return most;

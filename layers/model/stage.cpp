@@ -129,7 +129,7 @@ Task<Tensor> Stage::forward_block(LaneContext& ctx, size_t block, Tensor x, Save
   }
   saved.inputs[block] = x;
   const Tensor kept = ctx.arena.take("layer output", ctx.dtype, {x.dim(0), x.dim(1)});
-  const ArenaScope scope(ctx.arena);
+  const WorkScope scope(ctx.arena);
   Task<Tensor> pass = blocks_[block]->forward(ctx, x, saved.sequences, saved.blocks[block]);
   const Tensor y = co_await pass;
   if (!ctx.arena.is_dry_run()) ctx.kernels.copy(y, kept);

@@ -41,16 +41,24 @@ std::byte* Arena::Blocks::carve(size_t bytes) {
   return data;
 }
 
+void Arena::set_work(Arena* work) {
+  CADRE_ASSERT(!inside_work_);
+  work_ = work;
+}
+
 Tensor Arena::take(std::string_view label, DType dtype, std::initializer_list<int64_t> shape) {
+  if (inside_work_) return work_->take(label, dtype, shape);
   return take_from(blocks_->main, label, dtype, shape);
 }
 
 Tensor Arena::take_host(std::string_view label, DType dtype, std::initializer_list<int64_t> shape) {
+  if (inside_work_) return work_->take_host(label, dtype, shape);
   auto& [main, host, result] = *blocks_;
   return take_from(main.memory == &host_memory() ? main : host, label, dtype, shape);
 }
 
 Tensor Arena::take_result(std::string_view label, DType dtype, std::initializer_list<int64_t> shape) {
+  if (inside_work_) return work_->take_result(label, dtype, shape);
   auto& [main, host, result] = *blocks_;
   return take_from(main.memory == result.memory ? main : result, label, dtype, shape);
 }
@@ -72,10 +80,12 @@ Tensor Arena::take_from(Blocks& blocks, std::string_view label, DType dtype, std
 }
 
 Arena::Mark Arena::mark() const {
+  if (inside_work_) return work_->mark();
   return {blocks_->main.place, blocks_->host.place, blocks_->result.place, used_bytes_, lines_.size()};
 }
 
 void Arena::release(const Mark& mark) {
+  if (inside_work_) return work_->release(mark);
   blocks_->main.place = mark.place;
   blocks_->host.place = mark.host_place;
   blocks_->result.place = mark.result_place;

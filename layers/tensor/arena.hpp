@@ -10,6 +10,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "comm/base/buffer.hpp"
@@ -34,8 +35,11 @@ class Arena {
   void reserve(size_t bytes);
   // The same with memory of someone else, which must outlive the arena.
   void lend(std::span<std::byte> memory);
+  // Another arena, of which tensors are taken inside a WorkScope; it outlives the arena or the next call. nullptr: none. Not inside
+  // a WorkScope.
+  void set_work(Arena* work);
   // Keeps the memory of all tensors that were taken, for an operation under way. Lent memory is kept by its owner.
-  std::shared_ptr<const void> owner() const { return blocks_; }
+  std::shared_ptr<const void> owner() const { return inside_work_ ? work_->owner() : blocks_; }
 
   // `label` names the line of the memory table that the bytes are counted under. Aligned to 64 bytes, contents
   // undefined.
@@ -71,6 +75,8 @@ class Arena {
   std::map<std::string, size_t> peak_table() const;
 
  private:
+  friend class WorkScope;
+
   struct Line {
     std::string label;
     size_t bytes;
@@ -101,6 +107,8 @@ class Arena {
 
   Mode mode_;
   bool poison_;
+  Arena* work_ = nullptr;
+  bool inside_work_ = false;
   std::shared_ptr<AllBlocks> blocks_;
   size_t used_bytes_ = 0;
   size_t peak_bytes_ = 0;
@@ -120,6 +128,27 @@ class ArenaScope {
  private:
   Arena& arena_;
   Arena::Mark mark_;
+};
+
+// An ArenaScope whose tensors come from the arena for work, where there is one: micro-batches that keep tensors of their own take
+// turns with that memory. Scopes of either kind may lie inside.
+class WorkScope {
+ public:
+  explicit WorkScope(Arena& arena) : entered_(arena, arena.work_ != nullptr || arena.inside_work_), scope_(arena) {}
+
+ private:
+  struct Entered {
+    Entered(Arena& of, bool inside) : arena(of), before(std::exchange(of.inside_work_, inside)) {}
+    ~Entered() { arena.inside_work_ = before; }
+    Entered(const Entered&) = delete;
+    Entered& operator=(const Entered&) = delete;
+
+    Arena& arena;
+    bool before;
+  };
+
+  Entered entered_;
+  ArenaScope scope_;
 };
 
 }  // namespace cadre

@@ -203,6 +203,8 @@ WorkerOptions score_options(const RunConfig& score_config, const Communicator& w
   worker.with_grad = options.gradients;
   worker.parallel.shard_optimizer = false;  // each rank has all sums
   worker.recompute = {};                    // what it looks at is kept
+  worker.activation_bytes += worker.work_bytes;
+  worker.num_works = 0;
   worker.row_bits = RowBits::as_in_training;
   if (!options.gradients) worker.num_lanes = 1;
   return worker;

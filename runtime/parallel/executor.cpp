@@ -5,12 +5,14 @@
 #include <deque>
 #include <map>
 #include <memory>
+#include <optional>
+#include <span>
 #include <utility>
 
 #include "comm/base/buffer.hpp"
 #include "comm/base/out_of_memory.hpp"
 #include "runtime/parallel/pipeline_rows.hpp"
-#include "runtime/schedule/verify.hpp"
+#include "runtime/schedule/concurrency.hpp"
 
 namespace cadre {
 namespace {
@@ -55,6 +57,8 @@ struct LiveChunk {
   MicroBatch batch;
   ArenaScope scope;
   LaneContext context;
+  std::optional<Lanes::WorkLoan> loan;  // during the forward pass, and from the backward pass on
+  std::optional<WorkScope> work;        // of the backward pass
   Stage::Saved saved;
   LocalStep local;              // what its forward pass was like
   Buffer input;                 // of the forward pass
@@ -78,6 +82,7 @@ class ProgramRun {
   void run_passes(std::vector<Engine::Run> runs);
   Task<void> forward_pass(LiveChunk& one);
   Task<void> backward_pass(LiveChunk& one, Stage::Weights weights);
+  LiveChunk& begin_backward(Chunk chunk);
   void bucket_done(int stage, int bucket);
 
   void postpone_weight_grads(LiveChunk& one);
@@ -86,7 +91,7 @@ class ProgramRun {
   LiveChunk& begin(Chunk chunk);
   LiveChunk& live(Chunk chunk);
   void end(Chunk chunk);
-  void forward_over(const LiveChunk& one);
+  void forward_over(LiveChunk& one);
 
   Task<Tensor> rows_for(Work work, LiveChunk& one);
 
@@ -125,8 +130,7 @@ void ProgramRun::run() {
   try {
     std::span<const Op> left = program_.ops[static_cast<size_t>(rank_)];
     while (!left.empty()) {
-      const auto last = std::ranges::find(left, false, &Op::with_next);
-      const auto together = static_cast<size_t>(last - left.begin()) + 1;
+      const size_t together = count_together(left);
       run(left.first(together));
       left = left.subspan(together);
     }
@@ -158,7 +162,7 @@ void ProgramRun::run_forwards(std::span<const Op> ops) {
     runs.push_back({&worker_.lane(chunks.back()->lane), &passes.back()});
   }
   run_passes(std::move(runs));
-  for (const LiveChunk* one : chunks) forward_over(*one);
+  for (LiveChunk* one : chunks) forward_over(*one);
 }
 
 void ProgramRun::run_backwards(std::span<const Op> ops) {
@@ -167,7 +171,7 @@ void ProgramRun::run_backwards(std::span<const Op> ops) {
   passes.reserve(ops.size());
   std::vector<Engine::Run> runs;
   for (size_t i = 0; i < ops.size(); ++i) {
-    LiveChunk& one = live(ops[i].chunk);
+    LiveChunk& one = begin_backward(ops[i].chunk);
     one.context.deferred = &merge.queue(i);
     passes.push_back(backward_pass(one, Stage::Weights::later));
     runs.push_back({&worker_.lane(one.lane), &passes.back()});
@@ -185,13 +189,13 @@ void ProgramRun::run(const Op& op) {
     case OpKind::forward: return run_forwards({&op, 1});
     case OpKind::backward: {
       if (!postponed_.empty()) return run_backwards({&op, 1});
-      LiveChunk& one = live(op.chunk);
+      LiveChunk& one = begin_backward(op.chunk);
       Task<void> pass = backward_pass(one, Stage::Weights::at_once);
       run_passes({{&worker_.lane(one.lane), &pass}});
       return end(op.chunk);
     }
     case OpKind::overlapped: {
-      LiveChunk& behind = live(op.back_chunk);
+      LiveChunk& behind = begin_backward(op.back_chunk);
       LiveChunk& ahead = begin(op.chunk);
       Task<void> backward = backward_pass(behind, Stage::Weights::later);
       Task<void> forward = forward_pass(ahead);
@@ -202,7 +206,7 @@ void ProgramRun::run(const Op& op) {
       return forward_over(ahead);
     }
     case OpKind::backward_input: {
-      LiveChunk& one = live(op.chunk);
+      LiveChunk& one = begin_backward(op.chunk);
       Task<void> pass = backward_pass(one, Stage::Weights::later);
       run_passes({{&worker_.lane(one.lane), &pass}});
       one.deferred_until = deferred_.num_pushed();
@@ -287,8 +291,18 @@ LiveChunk& ProgramRun::begin(Chunk chunk) {
   const auto free = std::find(live_.begin(), live_.end(), nullptr);
   CADRE_ASSERT(free != live_.end());
   tracer_.switch_to({.step = work_.step, .micro_batch = chunk.micro_batch, .phase = "data"});
-  *free = std::make_unique<LiveChunk>(worker_, work_, deferred_, static_cast<int>(free - live_.begin()), chunk);
+  const auto lane = static_cast<int>(free - live_.begin());
+  *free = std::make_unique<LiveChunk>(worker_, work_, deferred_, lane, chunk);
+  if ((*free)->context.recompute_every > 0) (*free)->loan.emplace(worker_.lanes(), lane);
   return **free;
+}
+
+// What the backward pass takes stays until the chunk ends, because deferred weight gradients read it.
+LiveChunk& ProgramRun::begin_backward(Chunk chunk) {
+  LiveChunk& one = live(chunk);
+  one.loan.emplace(worker_.lanes(), one.lane);
+  one.work.emplace(worker_.arena(one.lane));
+  return one;
 }
 
 LiveChunk& ProgramRun::live(Chunk chunk) {
@@ -300,7 +314,8 @@ LiveChunk& ProgramRun::live(Chunk chunk) {
 void ProgramRun::end(Chunk chunk) { live_[static_cast<size_t>(live(chunk).lane)].reset(); }
 
 // In the order of the program, so that sums have the same bits whichever pass ended first.
-void ProgramRun::forward_over(const LiveChunk& one) {
+void ProgramRun::forward_over(LiveChunk& one) {
+  one.loan.reset();
   local_ += one.local;
   if (--forwards_left_ > 0) return;
   if (program_.ends_by_layer) deferred_.run_early_parts_first();
@@ -319,16 +334,7 @@ Executor::Executor(Worker& worker, const Program& program) : worker_(worker), pr
   CADRE_CHECK(2 * program.num_micro_batches <= kMaxTag,
               fmt::format("train.micro_batches = {}, allowed: at most {}", program.num_micro_batches, kMaxTag / 2),
               "every message of the pipeline has a tag of its own");
-  CADRE_ASSERT(std::ranges::max(num_lanes(program)) <= worker.lanes().size());
-}
-
-std::vector<int> Executor::num_lanes(const Program& program) {
-  std::vector<int> lanes = verify(program).peak_live_forwards;
-  for (size_t rank = 0; rank < lanes.size(); ++rank) {
-    const auto overlapped = std::ranges::count(program.ops[rank], OpKind::overlapped, &Op::kind);
-    lanes[rank] += static_cast<int>(std::min<int64_t>(program.num_postponed, overlapped));
-  }
-  return lanes;
+  CADRE_ASSERT(most_lanes(concurrency_of(program, /*recomputes=*/false)) <= worker.lanes().size());
 }
 
 void Executor::run(const StepWork& work, LocalStep& local, Overlap overlap) {

@@ -38,10 +38,6 @@ class Executor {
   // The rank of the program is the worker's row. Throws when the program cannot be run.
   Executor(Worker& worker, const Program& program);
 
-  // How many lanes each rank of a program uses: as many as micro-batches live at once there, and where ops
-  // overlap as many more as may wait for their weight gradients.
-  static std::vector<int> num_lanes(const Program& program);
-
   const Program& program() const { return program_; }
 
   // Adds the gradients of all micro-batches, and to `local` what they were like. Collective over the world.

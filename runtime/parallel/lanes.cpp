@@ -76,7 +76,8 @@ Lanes::Lanes(const ProcessGroups& groups, Kernels& kernels, const WorkerOptions&
       engine_(options.exchange.deadline_s),
       combine_(combine_mode(options.exchange)),
       recompute_(options.recompute),
-      wire_(wire_formats(options.exchange)) {
+      wire_(wire_formats(options.exchange)),
+      pools_(std::make_shared<ExchangePools>(kernels.device_codec())) {
   groups.world.job().poller().set_policy({.polls_per_exchange = options.exchange.polls});
   for (int id = 0; id < options.num_lanes; ++id) {
     spaces_.push_back(std::make_unique<Space>(make_lane(groups, id), nullptr,
@@ -114,7 +115,8 @@ ExchangeSetup Lanes::exchange_setup(const Space& space, const WorkerOptions& opt
           .memory_bytes = device_codec == nullptr ? kActivationReserve * activations : 0,
           .device_codec = device_codec,
           .transport_follows = transport_follows_,
-          .plugin = options.model.router.select.plugin};
+          .plugin = options.model.router.select.plugin,
+          .pools = pools_};
 }
 
 void Lanes::make_exchange_of(Space& space, const WorkerOptions& options) {
@@ -133,14 +135,44 @@ void Lanes::make_exchange_of(Space& space, const WorkerOptions& options) {
 
 void Lanes::make_arenas(const WorkerOptions& options) {
   const bool on_host = &kernels_.memory() == &host_memory();
+  // Memory of a device is taken whether it is written or not.
+  const size_t reserve = on_host ? kActivationReserve : 1;
+  bool lent = false;
   for (auto& space : spaces_) {
     if (on_host && !space->exchange->memory().empty()) {
       space->arena.lend(space->exchange->memory());
+      lent = true;
     } else if (options.activation_bytes > 0) {
-      // Memory of a device is taken whether it is written or not.
-      space->arena.reserve((on_host ? kActivationReserve : 1) * options.activation_bytes);
+      space->arena.reserve(reserve * options.activation_bytes);
     }
   }
+  if (lent) return;  // rows are read where they are computed, so each lane computes in the memory of its exchange
+  for (int i = 0; i < options.num_works; ++i) {
+    works_.push_back(std::make_unique<Arena>(Arena::Mode::real, /*poison=*/false, kernels_.memory()));
+    works_.back()->reserve(reserve * options.work_bytes);
+    free_works_.push_back(works_.back().get());
+  }
+}
+
+size_t Lanes::peak_activation_bytes() const {
+  size_t bytes = 0;
+  for (const auto& space : spaces_) bytes += space->arena.peak_bytes();
+  for (const auto& work : works_) bytes += work->peak_bytes();
+  return bytes;
+}
+
+Lanes::WorkLoan::WorkLoan(Lanes& lanes, int index) : lanes_(lanes), arena_(lanes.arena(index)), work_(nullptr) {
+  if (lanes_.works_.empty()) return;
+  CADRE_ASSERT(!lanes_.free_works_.empty());
+  work_ = lanes_.free_works_.back();
+  lanes_.free_works_.pop_back();
+  arena_.set_work(work_);
+}
+
+Lanes::WorkLoan::~WorkLoan() {
+  if (work_ == nullptr) return;
+  arena_.set_work(nullptr);
+  lanes_.free_works_.push_back(work_);
 }
 
 LaneContext Lanes::context(Space& own) const {

@@ -30,9 +30,11 @@ struct WorkerOptions {
   Recompute recompute = {};
   RowBits row_bits = RowBits::independent;  // of products with weights without gradient
   int64_t max_tokens = 0;                   // that one forward pass on this rank is expected to take
-  size_t activation_bytes = 0;              // that it is expected to need; 0: not known
+  size_t activation_bytes = 0;              // that it is expected to keep for its backward pass; 0: not known
+  size_t work_bytes = 0;                    // and to need while one of the two runs, where num_works > 0
   int num_lanes = 1;                        // micro-batches under way at once, the same on all ranks
-  KernelMaker make_kernels = {};            // none: what `compute` says
+  int num_works = 0;              // of them, those at work at once; 0: each has memory of its own for its work
+  KernelMaker make_kernels = {};  // none: what `compute` says
 };
 
 // These throw on a name that is none.
@@ -51,6 +53,21 @@ class Lanes {
   Lane& lane(int index = 0) { return space(index).lane; }
   const Lane& lane(int index = 0) const { return spaces_[static_cast<size_t>(index)]->lane; }
   Arena& arena(int index = 0) { return space(index).arena; }
+  // Gives the arena of a lane memory for work, where lanes take turns with it, until the object ends.
+  class WorkLoan {
+   public:
+    WorkLoan(Lanes& lanes, int index);
+    ~WorkLoan();
+    WorkLoan(const WorkLoan&) = delete;
+    WorkLoan& operator=(const WorkLoan&) = delete;
+
+   private:
+    Lanes& lanes_;
+    Arena& arena_;
+    Arena* work_;
+  };
+  // The most that activations took so far, of all lanes.
+  size_t peak_activation_bytes() const;
   const Exchange& exchange() const { return *spaces_.front()->exchange; }
   const std::string& exchange_reason() const { return exchange_reason_; }  // why this strategy
   Kernels& kernels() const { return kernels_; }
@@ -93,7 +110,10 @@ class Lanes {
   CombineMode combine_;
   Recompute recompute_;
   WireFormats wire_;
+  std::shared_ptr<ExchangePools> pools_;
   std::vector<std::unique_ptr<Space>> spaces_;
+  std::vector<std::unique_ptr<Arena>> works_;
+  std::vector<Arena*> free_works_;
   std::string exchange_reason_;
 };
 

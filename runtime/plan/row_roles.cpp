@@ -8,7 +8,7 @@
 #include "layers/model/stage.hpp"
 #include "runtime/config/adapter_config.hpp"
 #include "runtime/config/recompute.hpp"
-#include "runtime/parallel/executor.hpp"
+#include "runtime/schedule/concurrency.hpp"
 
 namespace cadre {
 namespace {
@@ -17,21 +17,21 @@ namespace {
 struct RowRole {
   std::vector<StageRole> stages;
   std::vector<size_t> places;  // of the row among those that hold the stage
+  int works = 0;
+  int passes = 1;
   bool defers = false;
   int partners = 0;  // another row for each: the memory depends on what the partner holds
 
   auto operator<=>(const RowRole&) const = default;
 };
 
-bool defers_weights(const Op& op) {
-  return op.kind == OpKind::backward_input || op.kind == OpKind::overlapped || op.with_next;
-}
-
-RowRole role_of_row(const RunConfig& config, const Program& program, int row) {
+RowRole role_of_row(const RunConfig& config, const Program& program, int row, const Concurrency& concurrency) {
   const PipelineRoutes routes = {program.routes};
   RowRole role = {.stages = {},
                   .places = {},
-                  .defers = std::ranges::any_of(program.ops[static_cast<size_t>(row)], defers_weights),
+                  .works = concurrency.works,
+                  .passes = concurrency.passes,
+                  .defers = concurrency.defers,
                   .partners = config.checkpoint.partner_copies > 0 ? row : 0};
   for (const StagePlace& place : routes.stages_of(row)) {
     const std::vector<int> rows = routes.rows_of(place.index);
@@ -66,11 +66,12 @@ StageRole role_of(const RunConfig& config, const PipelineRoutes& routes, const S
 }
 
 std::vector<int> rows_to_plan(const RunConfig& config, const Program& program) {
-  const std::vector<int> lanes = Executor::num_lanes(program);
+  const std::vector<Concurrency> of_row = concurrency_of(program, recompute_of(config.train).every_layer > 0);
   std::map<RowRole, int> most;
   for (int row = 0; row < program.num_ranks; ++row) {
-    const auto [found, is_new] = most.emplace(role_of_row(config, program, row), row);
-    if (lanes[static_cast<size_t>(row)] > lanes[static_cast<size_t>(found->second)]) found->second = row;
+    const Concurrency& concurrency = of_row[static_cast<size_t>(row)];
+    const auto [found, is_new] = most.emplace(role_of_row(config, program, row, concurrency), row);
+    if (concurrency.lanes > of_row[static_cast<size_t>(found->second)].lanes) found->second = row;
   }
   std::vector<int> rows;
   for (const auto& [role, row] : most) rows.push_back(row);
@@ -84,7 +85,7 @@ double least_bytes(const RunConfig& config, const Grid& grid, const Program& pro
   const auto parts = [](int64_t whole, int64_t count) { return (whole + count - 1) / count; };
   const int64_t sequences = parts(parts(config.train.batch, config.train.micro_batches), grid.data);
   const double rows = static_cast<double>(sequences * config.data.sequence_length * config.model.hidden_size);
-  const std::vector<int> lanes = Executor::num_lanes(program);
+  const std::vector<Concurrency> of_row = concurrency_of(program, /*recomputes=*/false);
   double most = 0.0;
   for (int row = 0; row < grid.pipeline; ++row) {
     double weights = 0.0;
@@ -94,7 +95,7 @@ double least_bytes(const RunConfig& config, const Grid& grid, const Program& pro
       for (int layer = layers.first; layer < layers.last; ++layer) weights += weights_of(config, grid, layer);
       kept += layers.last - layers.first;
     }
-    most = std::max(most, 2.0 * weights + lanes[static_cast<size_t>(row)] * kept * rows);
+    most = std::max(most, 2.0 * weights + of_row[static_cast<size_t>(row)].lanes * kept * rows);
   }
   return sizeof(float) * most;
 }

@@ -65,6 +65,7 @@ void evaluate_batch(Worker& worker, const BatchReader& reader, const RunConfig& 
     MicroBatch micro_batch(reader, index, part_of(global, worker.data_rank(), worker.grid().data),
                            config.data.sequence_length);
     micro_batch.recognise_tasks(labeller);
+    const Lanes::WorkLoan loan(worker.lanes(), 0);
     ArenaScope scope(worker.arena());
     LaneContext ctx = worker.inference_context();
     ctx.recompute_every = recompute_of(config.train).every_layer;  // keeps no more of a layer than training does

@@ -18,10 +18,11 @@
 #include "runtime/config/recompute.hpp"
 #include "runtime/config/step_changes.hpp"
 #include "runtime/observe/process_memory.hpp"
-#include "runtime/parallel/executor.hpp"
 #include "runtime/parallel/expert_move.hpp"
 #include "runtime/parallel/expert_placement.hpp"
 #include "runtime/parallel/micro_batch.hpp"
+#include "runtime/schedule/concurrency.hpp"
+#include "runtime/schedule/run_program.hpp"
 #include "runtime/train/product_memory.hpp"
 
 namespace cadre {
@@ -40,6 +41,7 @@ Task<void> dry_pass(Stage& stage, LaneContext& ctx, TokenBatch batch, int64_t hi
   Stage::Saved saved;
   Task<Stage::Output> forward = stage.forward(ctx, batch, rows, saved);
   co_await forward;
+  const WorkScope work(ctx.arena);
   Task<Tensor> backward = stage.backward(ctx, saved, rows, weights);
   co_await backward;
 }
@@ -54,6 +56,13 @@ bool reads_in_place(const RunConfig& config, const Topology& topology, const Gri
   const std::string& strategy = config.exchange.strategy;
   return config.compute.device == "cpu" &&
          (strategy == "shared" || (strategy == "auto" && topology.num_hosts() == 1 && grid.expert > 1));
+}
+
+// Whether rows may be read where they are computed: then each lane computes in memory of its own, which others see.
+bool may_read_in_place(const RunConfig& config, const Grid& grid) {
+  const std::string& strategy = config.exchange.strategy;
+  return config.compute.device == "cpu" && (strategy != "auto" || grid.expert > 1) && strategy != "flat" &&
+         strategy != "all_gather";
 }
 
 size_t in_huge_pages(size_t bytes) {
@@ -77,11 +86,11 @@ size_t embedding_sum_bytes(const Model& model) {
   return (table != nullptr ? table : copy)->grad.bytes();
 }
 
-// What arrives of sums under way: pieces of a few arrays, or, of a device, all buckets at once.
+// What arrives of sums under way: pieces of a few arrays. Those of a device are added where they lie, or on the host.
 size_t reduced_bytes(const RunConfig& config, const Model& model, ParameterStore& store, const Grid& grid,
                      const PipelineRoutes& routes) {
   const auto under_way = [&](size_t bytes, int ranks) {
-    return config.compute.device == "cpu" ? std::min(bytes, ReductionQueue::most_bytes(ranks)) : bytes;
+    return config.compute.device == "cpu" ? std::min(bytes, ReductionQueue::most_bytes(ranks)) : 0;
   };
   const auto rows = static_cast<int>(routes.rows_of(routes.stages_of(0).front().index).size());
   const size_t shared = store.shared_grads().bytes();
@@ -195,6 +204,9 @@ void plan_on(std::unique_ptr<Transport> transport, const RunConfig& config, cons
       make_dry_exchange(grid.expert_rank(rank), reads_in_place(config, topology, grid), exchange_bytes);
   const auto kernels = make_null_kernels();
   Arena arena(Arena::Mode::dry_run);
+  Arena work(Arena::Mode::dry_run);
+  const bool takes_turns = !may_read_in_place(config, grid);
+  if (takes_turns) arena.set_work(&work);
   const Recompute recompute = recompute_of(config.train);
   LaneContext ctx = {
       {*kernels, arena, DType::f32, recompute.activations}, lane, *exchange, combine_mode(config.exchange)};
@@ -202,13 +214,12 @@ void plan_on(std::unique_ptr<Transport> transport, const RunConfig& config, cons
   if (has_adapters(config) && config.adapter.dropout > 0.0) {
     ctx.dropout = dropout_rows(arena, {}, largest_batch(config, grid.data) * config.data.sequence_length);
   }
-  const OpList& ops = program.ops[static_cast<size_t>(grid.stage(rank))];
-  const bool defers = std::ranges::any_of(ops, [](const Op& op) {
-    return op.kind == OpKind::backward_input || op.kind == OpKind::overlapped || op.with_next;
-  });
+  const Concurrency concurrency =
+      concurrency_of(program, recompute.every_layer > 0)[static_cast<size_t>(grid.stage(rank))];
   for (const auto& stage : model.stages()) {
-    Task<void> pass = dry_pass(*stage, ctx, tokens_of(largest_batch(config, grid.data), config.data.sequence_length),
-                               config.model.hidden_size, defers ? Stage::Weights::later : Stage::Weights::at_once);
+    Task<void> pass =
+        dry_pass(*stage, ctx, tokens_of(largest_batch(config, grid.data), config.data.sequence_length),
+                 config.model.hidden_size, concurrency.defers ? Stage::Weights::later : Stage::Weights::at_once);
     Engine().run(lane, pass);
   }
 
@@ -246,14 +257,21 @@ void plan_on(std::unique_ptr<Transport> transport, const RunConfig& config, cons
   if (const size_t operands = operand_bytes(config, store, tokens); operands > 0) {
     plan.lines.push_back({"operands of products", operands});
   }
-  plan.num_lanes = Executor::num_lanes(program)[static_cast<size_t>(grid.stage(rank))];
+  plan.num_lanes = concurrency.lanes;
   const auto lanes = static_cast<size_t>(plan.num_lanes);
-  for (const auto& [label, bytes] : arena.peak_table()) plan.lines.push_back({kActivations + label, lanes * bytes});
+  plan.num_works = takes_turns ? concurrency.works : 0;
+  plan.lane_bytes = arena.peak_bytes();
+  plan.work_bytes = work.peak_bytes();
+  std::map<std::string, size_t> activations;
+  for (const auto& [label, bytes] : arena.peak_table()) activations[label] += lanes * bytes;
+  for (const auto& [label, bytes] : work.peak_table())
+    activations[label] += static_cast<size_t>(plan.num_works) * bytes;
+  for (const auto& [label, bytes] : activations) plan.lines.push_back({kActivations + label, bytes});
   if (program.num_stages > 1) {
     const size_t bytes = static_cast<size_t>(tokens * config.model.hidden_size) * size_of(DType::f32);
     plan.lines.push_back({"rows between stages", 2 * lanes * bytes});
   }
-  plan.lines.push_back({"exchange", lanes * exchange_bytes.peak});
+  plan.lines.push_back({"exchange", static_cast<size_t>(concurrency.passes) * exchange_bytes.peak});
 }
 
 }  // namespace
@@ -261,12 +279,6 @@ void plan_on(std::unique_ptr<Transport> transport, const RunConfig& config, cons
 size_t MemoryPlan::total_bytes() const {
   return std::accumulate(lines.begin(), lines.end(), size_t{0},
                          [](size_t sum, const MemoryLine& line) { return sum + line.bytes; });
-}
-
-size_t MemoryPlan::activation_bytes() const {
-  size_t bytes = 0;
-  for (const MemoryLine& line : lines) bytes += line.what.starts_with(kActivations) ? line.bytes : 0;
-  return bytes / static_cast<size_t>(num_lanes);
 }
 
 std::string MemoryPlan::table() const {
@@ -282,7 +294,7 @@ std::string MemoryPlan::line() const {
   for (const MemoryLine& one : lines) {
     if (!one.what.starts_with(kActivations)) parts.push_back(one);
   }
-  parts.push_back({"activations", activation_bytes() * static_cast<size_t>(num_lanes)});
+  parts.push_back({"activations", activation_bytes()});
   std::ranges::stable_sort(parts, std::ranges::greater(), &MemoryLine::bytes);
   constexpr size_t kMostParts = 3;
   std::string text;
@@ -320,8 +332,10 @@ WorkerOptions training_options(const RunConfig& config, const Communicator& worl
           .recompute = recompute_of(config.train),
           .max_tokens = largest_batch(config, world.size() / static_cast<int>(config.parallel.pipeline)) *
                         config.data.sequence_length,
-          .activation_bytes = plan.activation_bytes(),
-          .num_lanes = std::ranges::max(Executor::num_lanes(program))};
+          .activation_bytes = plan.lane_bytes,
+          .work_bytes = plan.work_bytes,
+          .num_lanes = most_lanes(concurrency_of(program, /*recomputes=*/false)),
+          .num_works = plan.num_works};
 }
 
 namespace {

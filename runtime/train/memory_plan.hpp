@@ -20,12 +20,17 @@ struct MemoryLine {
 
 struct MemoryPlan {
   std::vector<MemoryLine> lines;
-  int num_lanes = 1;  // micro-batches whose activations are held at once
+  int num_lanes = 1;      // micro-batches whose activations are held at once
+  int num_works = 0;      // of them, those at work at once, where they take turns with memory for that
+  size_t lane_bytes = 0;  // activations that each holds
+  size_t work_bytes = 0;  // and that each at work needs beside them
 
   size_t total_bytes() const;
-  size_t activation_bytes() const;  // of one lane
-  std::string table() const;        // one line each and the total, in MiB
-  std::string line() const;         // the total and its largest parts, without a line end
+  size_t activation_bytes() const {
+    return static_cast<size_t>(num_lanes) * lane_bytes + static_cast<size_t>(num_works) * work_bytes;
+  }
+  std::string table() const;  // one line each and the total, in MiB
+  std::string line() const;   // the total and its largest parts, without a line end
 };
 
 // Of rank `rank` of a job laid out like that. Needs neither MPI nor the memory. `ranks_of_process` threads share what BLAS and

@@ -21,10 +21,16 @@ bool uses_onednn(const ComputeConfig& compute) {
   });
 }
 
-// What products keep beside each element of a weight: a transposed copy for forward; or, in the format of the products, one
-// for forward and one for the input gradient; or rounded values and their transposed copy.
+// As the products of a device take them. In fp8 codes of the weight and of its transpose, or, where those are not multiplied, values.
+size_t rounded_bytes_on_device(const ComputeConfig& compute) {
+  if (compute.precision == "fp32") return 0;
+  return compute.precision == "bf16" ? size_of(DType::bf16) : sizeof(float);
+}
+
+// What products keep beside each element of a weight. On a device its rounded value; elsewhere a transposed copy for forward; or,
+// in the format of the products, one for forward and one for the input gradient; or rounded values and their transposed copy.
 size_t packed_bytes_an_element(const ComputeConfig& compute) {
-  if (compute.device != "cpu") return compute.precision == "fp32" ? 0 : 2 * size_of(DType::bf16);
+  if (compute.device != "cpu") return rounded_bytes_on_device(compute);
   const bool transposes = compute.products == "auto"
                               ? has_onednn()
                               : ProductChoice::parse(compute.products, "compute.products").keeps_copies();
@@ -58,7 +64,7 @@ size_t packed_bytes(const RunConfig& config, const ParameterStore& store) {
 
 // The largest weight gradient rounds both x [T,K] and dy [T,N].
 size_t operand_bytes(const RunConfig& config, const ParameterStore& store, int64_t tokens) {
-  if (config.compute.device != "cpu" || config.compute.precision == "fp32") return 0;
+  if (config.compute.precision == "fp32") return 0;
   int64_t widest = 0;
   for (const Parameter* parameter : store.parameters()) {
     if (parameter->placement == Placement::expert || !is_product(*parameter, config.model)) continue;
@@ -66,7 +72,8 @@ size_t operand_bytes(const RunConfig& config, const ParameterStore& store, int64
     const int64_t width_in = parameter->value.dim(1);
     widest = std::max(widest, width_out + width_in);
   }
-  return static_cast<size_t>(widest * tokens) * sizeof(float);
+  const bool on_host = config.compute.device == "cpu";
+  return static_cast<size_t>(widest * tokens) * (on_host ? sizeof(float) : rounded_bytes_on_device(config.compute));
 }
 
 }  // namespace cadre
