@@ -23,12 +23,6 @@ void add_copies(const ModelConfig& config, const char* name, Parameter& paramete
 
 }  // namespace
 
-LayerRange layers_of(const ModelConfig& config, const StagePlace& place) {
-  const int64_t layers = config.num_hidden_layers;
-  return {static_cast<int>(layers * place.index / place.count),
-          static_cast<int>(layers * (place.index + 1) / place.count)};
-}
-
 bool embeds_at_end(const ModelConfig& config) {
   return config.num_nextn_predict_layers > 0 || config.tie_word_embeddings;
 }

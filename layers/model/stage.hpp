@@ -14,24 +14,9 @@
 
 #include "layers/model/expert_maps.hpp"
 #include "layers/model/mtp_module.hpp"
+#include "layers/model/stage_place.hpp"
 
 namespace cadre {
-
-// Stage `index` of `count`.
-struct StagePlace {
-  int index = 0;
-  int count = 1;
-
-  bool is_first() const { return index == 0; }
-  bool is_last() const { return index == count - 1; }
-};
-
-// Its layers, as even as possible: [first, last).
-struct LayerRange {
-  int first = 0;
-  int last = 0;
-};
-LayerRange layers_of(const ModelConfig& config, const StagePlace& place);
 
 // Whether the end of the model reads the embedding too.
 bool embeds_at_end(const ModelConfig& config);

@@ -136,6 +136,8 @@ std::vector<Section> sections_of(RunConfig& c) {
       {"parallel",
        {
            {"pipeline", &c.parallel.pipeline, at_least(1), "number of pipeline stages (rows of ranks)"},
+           {"stages", &c.parallel.stages, one_of({"even", "balanced"}),
+            "layers of a stage: even: as many in each; balanced: as much work in each, with head and MTP modules"},
            {"expert", &c.parallel.expert, at_least(0), "ranks that share one set of experts; 0: all ranks of a row"},
            {"redundant_experts", &c.parallel.redundant_experts, between(0, 1 << 20),
             "additional copies of experts in each such group; copies share the rows"},

@@ -81,7 +81,8 @@ inline constexpr int64_t kAutoRebalance = -1;
 
 struct ParallelConfig {
   int64_t pipeline = 1;  // rows of ranks that the layers are cut over
-  int64_t expert = 0;    // ranks that share one set of experts; 0: all ranks of a row
+  std::string stages = "even";
+  int64_t expert = 0;  // ranks that share one set of experts; 0: all ranks of a row
   int64_t redundant_experts = 0;
   std::string placement;  // a file of cadre plan placement
   int64_t rebalance = 0;  // steps from one look at the loads to the next; 0: experts stay; kAutoRebalance

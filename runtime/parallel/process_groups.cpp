@@ -14,7 +14,7 @@ std::vector<StagePlace> PipelineRoutes::stages_of(int row) const {
     }
   }
   std::vector<StagePlace> places;
-  for (const int stage : stages) places.push_back({stage, num_stages()});
+  for (const int stage : stages) places.push_back(place_of(stage));
   return places;
 }
 
@@ -22,6 +22,10 @@ std::vector<int> PipelineRoutes::rows_of(int stage) const {
   std::set<int> rows;
   for (const std::vector<int>& route : routes) rows.insert(route[static_cast<size_t>(stage)]);
   return {rows.begin(), rows.end()};
+}
+
+PipelineRoutes pipeline_routes(std::vector<std::vector<int>> routes, const ParallelConfig& parallel) {
+  return {std::move(routes), parallel.stages == "balanced" ? StageCut::balanced : StageCut::even};
 }
 
 bool is_first_holder(const Parameter& parameter, int stage, const PipelineRoutes& routes, const Grid& grid, int rank) {

@@ -16,13 +16,18 @@ namespace cadre {
 // micro-batches, as in Program. A pure value.
 struct PipelineRoutes {
   std::vector<std::vector<int>> routes = {{0}};
+  StageCut cut = StageCut::even;
 
   int num_stages() const { return static_cast<int>(routes.front().size()); }
+  StagePlace place_of(int stage) const { return {stage, num_stages(), cut}; }
   // The stages that a row holds, ascending.
   std::vector<StagePlace> stages_of(int row) const;
   // The rows that hold a stage, ascending.
   std::vector<int> rows_of(int stage) const;
 };
+
+// As the configuration cuts the model.
+PipelineRoutes pipeline_routes(std::vector<std::vector<int>> routes, const ParallelConfig& parallel);
 
 // Whether `rank` is the first of the ranks that hold `parameter` of `stage`: the one that saves it, and counts it in sums.
 bool is_first_holder(const Parameter& parameter, int stage, const PipelineRoutes& routes, const Grid& grid, int rank);

@@ -54,7 +54,7 @@ std::vector<StageShares> bucket_shares(const RunConfig& config, const Grid& grid
   }
   std::vector<StageShares> all;
   for (int stage = 0; stage < routes.num_stages(); ++stage) {
-    all.push_back(of_role.at(role_of(config, routes, {stage, routes.num_stages()})));
+    all.push_back(of_role.at(role_of(config, routes, routes.place_of(stage))));
   }
   return all;
 }

@@ -26,7 +26,7 @@ struct RowRole {
 };
 
 RowRole role_of_row(const RunConfig& config, const Program& program, int row, const Concurrency& concurrency) {
-  const PipelineRoutes routes = {program.routes};
+  const PipelineRoutes routes = pipeline_routes(program.routes, config.parallel);
   RowRole role = {.stages = {},
                   .places = {},
                   .works = concurrency.works,
@@ -90,7 +90,7 @@ double least_bytes(const RunConfig& config, const Grid& grid, const Program& pro
   for (int row = 0; row < grid.pipeline; ++row) {
     double weights = 0.0;
     double kept = program.num_stages > 1 ? 2.0 : 0.0;
-    for (const StagePlace& place : PipelineRoutes{program.routes}.stages_of(row)) {
+    for (const StagePlace& place : pipeline_routes(program.routes, config.parallel).stages_of(row)) {
       const LayerRange layers = layers_of(config.model, place);
       for (int layer = layers.first; layer < layers.last; ++layer) weights += weights_of(config, grid, layer);
       kept += layers.last - layers.first;

@@ -40,7 +40,7 @@ class ShapeMaker {
     const int64_t sequences = parts(parts(config.train.batch, config.train.micro_batches), shape_.grid.data);
     shape_.tokens = static_cast<double>(sequences * config.data.sequence_length);
     choose_exchange_times();
-    shares_ = bucket_shares(config, shape_.grid, {shape_.program.routes});
+    shares_ = bucket_shares(config, shape_.grid, pipeline_routes(shape_.program.routes, config.parallel));
     recompute_every_ = recompute_of(config.train).every_layer;
   }
 
@@ -88,7 +88,7 @@ class ShapeMaker {
   }
 
   void make_stage(int stage) {
-    const StagePlace place = {stage, shape_.program.num_stages};
+    const StagePlace place = pipeline_routes(shape_.program.routes, config_.parallel).place_of(stage);
     const LayerRange layers = layers_of(model_, place);
     times_of_stage_ = {};
     skew_s_ = 0.0;

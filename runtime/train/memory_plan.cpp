@@ -192,7 +192,7 @@ void plan_on(std::unique_ptr<Transport> transport, const RunConfig& config, cons
   const Grid grid =
       Grid::make(num_ranks, static_cast<int>(config.parallel.pipeline), static_cast<int>(config.parallel.expert));
   const Program program = program_of(config);
-  const PipelineRoutes routes = {program.routes};
+  const PipelineRoutes routes = pipeline_routes(program.routes, config.parallel);
   DryModel dry(config, grid, routes, rank);
   Model& model = dry.model;
   ParameterStore& store = dry.store;
@@ -326,7 +326,7 @@ WorkerOptions training_options(const RunConfig& config, const Communicator& worl
           .parallel = config.parallel,
           .exchange = config.exchange,
           .compute = config.compute,
-          .routes = {program.routes},
+          .routes = pipeline_routes(program.routes, config.parallel),
           .with_grad = true,
           .adapter = adapter_options(config),
           .recompute = recompute_of(config.train),

@@ -139,6 +139,9 @@ TEST(Trainer, every_schedule_trains_the_same_model) {
             RunConfig serial = config;
             serial.parallel.overlap = false;
             EXPECT_EQ(overlapped, outcome_of(world.duplicate("serial"), serial, 2));
+            RunConfig balanced = config;
+            balanced.parallel.stages = "balanced";
+            expect_close(expected, train(world.duplicate("balanced"), balanced, 3));
           }
         }
       },
