@@ -138,11 +138,12 @@ void Lanes::make_arenas(const WorkerOptions& options) {
   // Memory of a device is taken whether it is written or not.
   const size_t reserve = on_host ? kActivationReserve : 1;
   bool lent = false;
+  int lanes_left = options.num_lanes_here;
   for (auto& space : spaces_) {
     if (on_host && !space->exchange->memory().empty()) {
       space->arena.lend(space->exchange->memory());
       lent = true;
-    } else if (options.activation_bytes > 0) {
+    } else if (options.activation_bytes > 0 && lanes_left-- > 0) {
       space->arena.reserve(reserve * options.activation_bytes);
     }
   }

@@ -33,6 +33,7 @@ struct WorkerOptions {
   size_t activation_bytes = 0;              // that it is expected to keep for its backward pass; 0: not known
   size_t work_bytes = 0;                    // and to need while one of the two runs, where num_works > 0
   int num_lanes = 1;                        // micro-batches under way at once, the same on all ranks
+  int num_lanes_here = 1;                   // of them, those that this rank uses
   int num_works = 0;              // of them, those at work at once; 0: each has memory of its own for its work
   KernelMaker make_kernels = {};  // none: what `compute` says
 };

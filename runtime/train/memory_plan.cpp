@@ -335,6 +335,7 @@ WorkerOptions training_options(const RunConfig& config, const Communicator& worl
           .activation_bytes = plan.lane_bytes,
           .work_bytes = plan.work_bytes,
           .num_lanes = most_lanes(concurrency_of(program, /*recomputes=*/false)),
+          .num_lanes_here = plan.num_lanes,
           .num_works = plan.num_works};
 }
 
