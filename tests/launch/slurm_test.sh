@@ -1,14 +1,17 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# The scripts of launch/slurm as they are, on a real cluster of two nodes: a run from start to finish, one that is
+# The scripts of launch/slurm, installed in a prefix, on a real cluster of two nodes: a run from start to finish, one that is
 # signalled, put back and goes on to the same losses, one that is cancelled, one that loses a rank, a sweep, a text.
 # Usage: support/slurm.sh 2 -- launch/slurm_test.sh CADRE
 # shellcheck source=tests/launch/common.sh
 source "$(dirname "$0")/common.sh" "$1"
 
-cd "$(dirname "$0")/../.."
-export CADRE=$program MPIRUN_OPTIONS="--bind-to none --oversubscribe"
+export MPIRUN_OPTIONS="--bind-to none --oversubscribe"
+unset CADRE
+cmake --install "$(dirname "$program")" --prefix "$folder/prefix" >/dev/null
+scripts=$folder/prefix/share/cadre/slurm
 mkdir "$folder/jobs"
+cd "$folder/jobs"
 
 # fail TEXT: with what Slurm knows of it, and what the ranks that are left do.
 fail() {
@@ -26,14 +29,14 @@ trap 'fail "$BASH_COMMAND, in line $LINENO"' ERR
 
 patience=600  # seconds that anything may take; a job that hangs is the failure looked for
 
-# submit SCRIPT WORD...: sets $job; its output goes to $output. One rank a node, one cpu a rank.
+# submit SCRIPT WORD...: sets $job; its output goes to $output.
 submit() {
   output=$folder/jobs/output-$((++submitted))
-  job=$(sbatch --parsable --nodes=2 --ntasks-per-node=1 --cpus-per-task=1 --output="$output" "${submit_options[@]}" \
-    "launch/slurm/$1" "${@:2}")
+  job=$(sbatch --parsable --nodes=2 --output="$output" "${geometry[@]}" "${submit_options[@]}" "$scripts/$1" "${@:2}")
 }
 submitted=0
 submit_options=()
+geometry=(--ntasks-per-node=1 --cpus-per-task=1)  # one rank a node, one cpu a rank
 
 state() { scontrol --oneliner show job "$job" 2>/dev/null | grep -o 'JobState=[A-Z_]*' | cut -d= -f2 | sort -u | xargs; }
 
@@ -64,8 +67,8 @@ run=(train.sbatch "$folder/run.toml" train.steps=1000 train.eval_every=500 check
 
 # Who is where. One process of a job of two is a trouble; two that know each other are not.
 output=$folder/jobs/doctor
-srun --nodes=2 --ntasks=2 --mpi=pmix "$CADRE" doctor >"$output" || fail "doctor failed"
-says "launcher  srun, ranks 2" "node0" "node1"
+srun --nodes=2 --ntasks=2 --mpi=pmix "$program" doctor >"$output" || fail "doctor failed"
+says "launcher  srun, ranks 2" "node0" "node1" "link      rank 0 on node0 - rank 1 on node1: latency"
 if grep -q "one process" "$output"; then fail "doctor does not know srun"; fi
 
 # From start to finish.
@@ -78,6 +81,35 @@ says "ranks 2 | hosts 2" "node0" "node1"
 submit "${run[@]}"
 ends_as COMPLETED
 says "$OUT is finished"
+submit "${run[@]}" seed=99
+ends_as FAILED
+says "holds a run of another configuration"
+
+# Ranks and threads of a node from its cpus; the folder from the run file, then from the job. No argument: the usage.
+unset OUT
+geometry=()
+short=(train.sbatch "$folder/run.toml" train.steps=2)
+submit "${short[@]}" "out=named"
+ends_as COMPLETED
+says "ranks 2 | hosts 2" "threads a rank 2"
+[[ -e $folder/jobs/named/FINISHED ]] || fail "the folder that the command line names is not the one"
+sed -i 's/^out = .*//' "$folder/run.toml"
+submit "${short[@]}"
+ends_as COMPLETED
+[[ -e $folder/jobs/runs/cadre-$job/FINISHED ]] || fail "a job without a folder does not take its number"
+for script in train bench generate; do
+  submit $script.sbatch
+  ends_as FAILED
+  says "usage: sbatch"
+done
+geometry=(--ntasks-per-node=1 --cpus-per-task=1)
+
+# The wrong plug-in of Slurm: our own line.
+output=$folder/jobs/wrong
+code=0
+srun --nodes=2 --ntasks=2 --mpi=none "$program" train "$folder/run.toml" >"$output" 2>&1 || code=$?
+says "cadre: error: the launcher started 2 processes" "srun --mpi=pmix"
+((code != 0)) || fail "srun --mpi=none: exit code 0"
 
 # Warned as before a time limit, put back by itself, resumed: with both launchers.
 for LAUNCHER in srun mpirun; do
@@ -140,7 +172,6 @@ done
 
 # A message that arrives torn is put back in the queue, though srun has a code of its own for it.
 if tearing_program "$folder/tears"; then
-  whole=$CADRE
   for LAUNCHER in srun mpirun; do
     export LAUNCHER OUT=$folder/torn-$LAUNCHER CADRE=$folder/tears TORN=$folder/torn-by-$LAUNCHER
     if [[ $LAUNCHER == mpirun ]]; then MPIRUN_OPTIONS+=" -x TORN"; fi
@@ -154,7 +185,7 @@ if tearing_program "$folder/tears"; then
     [[ -e $OUT/FINISHED ]] || fail "no FINISHED"
     [[ -z "$(find "$OUT" -name '*.exit')" ]] || fail "a code is left"
   done
-  export CADRE=$whole
+  unset CADRE
 fi
 
 # A sweep, one line a task; a line too many is an error of its own.
@@ -169,6 +200,20 @@ ends_as COMPLETED
 submit_options=()
 grep -q '"strategy"' "$OUT/1.json" || fail "no measurement of line 1"
 grep -q 'hidden_percent_osu' "$OUT/2.json" || fail "no measurement of line 2"
+
+# Each line of the sweep that is shipped, with small sizes.
+declare -A sizes=([exchange]="--tokens 32 --hidden 64 --experts 4 --top-k 2 --iterations 1 --warmup 0"
+  [overlap]="--tokens 32 --hidden 64 --iterations 1 --warmup 1"
+  [layer]="--tokens 32 --hidden 32 --ffn 32 --experts 4 --top-k 2 --iterations 1 --warmup 1")
+while read -r kind rest; do echo "$kind $rest ${sizes[$kind]}"; done <"$scripts/sweep.txt" >"$folder/shipped"
+export OUT=$folder/shipped-results
+submit_options=(--array=1-"$(wc -l <"$folder/shipped")")
+submit bench.sbatch "$folder/shipped"
+ends_as COMPLETED
+submit_options=()
+for ((line = 1; line <= $(wc -l <"$folder/shipped"); ++line)); do
+  [[ -s $OUT/$line.json ]] || fail "no measurement of line $line of sweep.txt"
+done
 
 submit generate.sbatch "$folder/whole" --prompt "line " --max-new 20
 ends_as COMPLETED
