@@ -13,6 +13,7 @@
 #include "layers/model/family.hpp"
 #include "layers/tensor/on_host.hpp"
 #include "runtime/checkpoint/file.hpp"
+#include "runtime/checkpoint/joined_experts.hpp"
 #include "runtime/checkpoint/manifest.hpp"
 #include "runtime/checkpoint/stored_values.hpp"
 
@@ -23,8 +24,7 @@ namespace fs = std::filesystem;
 using nlohmann::json;
 
 constexpr std::string_view kAdapterPrefix = "base_model.model.";
-constexpr const char* kOtherAdapters =
-    "Cadre reads LoRA without rslora, dora, patterns, biases and modules_to_save; experts have names of their own";
+constexpr const char* kOtherAdapters = "Cadre reads LoRA without rslora, dora, patterns, biases and modules_to_save";
 
 // What PEFT calls the parameter that joins gate_proj and up_proj. It has the rank and the alpha of both.
 constexpr const char* kJoinedPattern = R"(.*\.gate_up_proj)";
@@ -76,6 +76,39 @@ std::vector<float> floats_of(const StoredValues& stored) {
   return values;
 }
 
+// values [rows,columns] += scale b a, with a [rank,columns] and b [rows,rank].
+void add_product(const std::vector<float>& a, const std::vector<float>& b, int64_t rank, double scale, int64_t rows,
+                 int64_t columns, float* values) {
+  std::vector<double> sum(static_cast<size_t>(columns));
+  for (int64_t row = 0; row < rows; ++row) {
+    std::ranges::fill(sum, 0.0);
+    for (int64_t k = 0; k < rank; ++k) {
+      const double factor = scale * static_cast<double>(b[static_cast<size_t>(row * rank + k)]);
+      const float* from = a.data() + k * columns;
+      for (int64_t i = 0; i < columns; ++i) sum[static_cast<size_t>(i)] += factor * static_cast<double>(from[i]);
+    }
+    float* to = values + row * columns;
+    for (int64_t i = 0; i < columns; ++i)
+      to[i] = static_cast<float>(static_cast<double>(to[i]) + sum[static_cast<size_t>(i)]);
+  }
+}
+
+bool has_weight_below(const ShardedReader& model, const std::string& prefix) {
+  const auto found = model.weight_map().lower_bound(prefix);
+  return found != model.weight_map().end() && found->first.starts_with(prefix);
+}
+
+// Whether a tensor of adapters belongs to a weight of the model, or to the experts of a layer together.
+bool belongs_to(const ShardedReader& model, const std::string& tensor) {
+  if (const auto weight = adapted_weight(tensor); weight && model.weight_map().contains(*weight)) return true;
+  const std::optional<std::string> experts = joined_experts_in(tensor);
+  if (!experts) return false;
+  std::string of_mixtral = *experts;
+  if (const size_t mlp = of_mixtral.find(".mlp."); mlp != std::string::npos)
+    of_mixtral.replace(mlp, 5, ".block_sparse_moe.");
+  return has_weight_below(model, *experts) || has_weight_below(model, of_mixtral);
+}
+
 }  // namespace
 
 std::string adapter_config_json(const ModelConfig& model, const AdapterOptions& options, const std::string& base) {
@@ -120,6 +153,8 @@ StoredAdapter::StoredAdapter(const fs::path& directory) : directory_(directory),
     }
     refuse_unless(is_none_or_joined(config, "rank_pattern", kJoined * rank_), "rank_pattern");
     refuse_unless(is_none_or_joined(config, "alpha_pattern", kJoined * alpha), "alpha_pattern");
+    gate_up_rank_ = is_none(config, "rank_pattern") ? rank_ : kJoined * rank_;
+    joins_gate_up_ = config.value("target_parameters", json()).dump().find("gate_up_proj") != std::string::npos;
     if (!is_none(config, "base_model_name_or_path")) base_ = config.at("base_model_name_or_path").get<std::string>();
   } catch (const json::exception& error) {
     throw Error(ErrorKind::input, fmt::format("{}: {}", file.string(), error.what()), kOtherAdapters);
@@ -138,44 +173,73 @@ StoredAdapter::StoredAdapter(const fs::path& directory) : directory_(directory),
 void StoredAdapter::check_base(const fs::path& base) const {
   const ShardedReader model(base);
   for (const auto& [name, file] : reader_.weight_map()) {
-    const std::optional<std::string> weight = adapted_weight(name);
-    CADRE_CHECK(weight && model.weight_map().contains(*weight),
+    CADRE_CHECK(belongs_to(model, name),
                 fmt::format("{}: the tensor {} belongs to no weight of {}", (directory_ / file).string(),
                             quote_name(name), base.string()),
-                weight && name.find(".experts.base_layer.") == std::string::npos
-                    ? "are these adapters of another model?"
-                    : kOtherAdapters);
+                adapted_weight(name) ? "are these adapters of another model?" : kOtherAdapters);
   }
 }
 
-bool StoredAdapter::merge(const std::string& weight, int64_t rows, int64_t columns, float* values) {
+std::vector<float> StoredAdapter::read(const std::string& name, const std::vector<int64_t>& shape) {
+  const StoredValues stored(reader_, directory_.string(), name);
+  CADRE_CHECK(stored.entry().shape == shape,
+              fmt::format("{}: tensor {} has shape [{}], expected [{}]", directory_.string(), name,
+                          fmt::join(stored.entry().shape, ","), fmt::join(shape, ",")),
+              "are these adapters of another model?");
+  return floats_of(stored);
+}
+
+bool StoredAdapter::has(const std::string& weight) const { return has_own(weight) || joined_name(weight).has_value(); }
+
+bool StoredAdapter::has_own(const std::string& weight) const {
   if (!weight.ends_with(".weight")) return false;
-  const std::string names[] = {adapter_name(weight, 'A'), adapter_name(weight, 'B')};
-  if (!reader_.weight_map().contains(names[0]) && !reader_.weight_map().contains(names[1])) return false;
-  const StoredValues a(reader_, directory_.string(), names[0]);
-  const StoredValues b(reader_, directory_.string(), names[1]);
-  const std::vector<int64_t> wanted[] = {{rank_, columns}, {rows, rank_}};
-  for (int i = 0; i < 2; ++i) {
-    const std::vector<int64_t>& shape = (i == 0 ? a : b).entry().shape;
-    CADRE_CHECK(shape == wanted[i],
-                fmt::format("{}: tensor {} has shape [{}], expected [{}]", directory_.string(), names[i],
-                            fmt::join(shape, ","), fmt::join(wanted[i], ",")),
-                "are these adapters of another model?");
+  const WeightMap& names = reader_.weight_map();
+  return names.contains(adapter_name(weight, 'A')) || names.contains(adapter_name(weight, 'B'));
+}
+
+bool StoredAdapter::has_joined_experts() const {
+  return std::ranges::any_of(reader_.weight_map(),
+                             [](const auto& entry) { return joined_experts_in(entry.first).has_value(); });
+}
+
+std::optional<std::string> StoredAdapter::joined_name(const std::string& weight) const {
+  const std::optional<ExpertWeight> expert = expert_weight(weight);
+  if (!expert) return std::nullopt;
+  const bool is_down = expert->kind == ExpertWeight::Kind::down;
+  const auto holds = [&](const std::string& stem) { return reader_.weight_map().contains(stem + ".lora_A.weight"); };
+  const std::string inner = expert->layer + ".base_layer";
+  if (holds(inner)) return is_down ? expert->layer : inner;
+  if (holds(expert->layer) && is_down != joins_gate_up_) return expert->layer;
+  return std::nullopt;
+}
+
+bool StoredAdapter::merge_joined(const std::string& weight, int64_t rows, int64_t columns, float* values) {
+  const std::optional<std::string> stem = joined_name(weight);
+  if (!stem) return false;
+  const ExpertWeight expert = *expert_weight(weight);
+  const bool is_down = expert.kind == ExpertWeight::Kind::down;
+  const int64_t rank = is_down ? rank_ : gate_up_rank_;
+  if (joined_.name != *stem) {
+    const int64_t all = StoredValues(reader_, directory_.string(), *stem + ".lora_A.weight").entry().shape.at(0);
+    joined_ = {*stem, all / rank, read(*stem + ".lora_A.weight", {all / rank * rank, columns}),
+               read(*stem + ".lora_B.weight", {is_down ? rows : 2 * rows, all / rank * rank})};
   }
-  const std::vector<float> a_values = floats_of(a);
-  const std::vector<float> b_values = floats_of(b);
-  std::vector<double> sum(static_cast<size_t>(columns));
-  for (int64_t row = 0; row < rows; ++row) {
-    std::ranges::fill(sum, 0.0);
-    for (int64_t k = 0; k < rank_; ++k) {
-      const double factor = scale_ * static_cast<double>(b_values[static_cast<size_t>(row * rank_ + k)]);
-      const float* from = a_values.data() + k * columns;
-      for (int64_t i = 0; i < columns; ++i) sum[static_cast<size_t>(i)] += factor * static_cast<double>(from[i]);
-    }
-    float* to = values + row * columns;
-    for (int64_t i = 0; i < columns; ++i)
-      to[i] = static_cast<float>(static_cast<double>(to[i]) + sum[static_cast<size_t>(i)]);
-  }
+  CADRE_CHECK(expert.expert < joined_.num_experts,
+              fmt::format("{}: {} has adapters of {} experts, {} is another one", directory_.string(), *stem,
+                          joined_.num_experts, weight),
+              "are these adapters of another model?");
+  const int64_t first_row = expert.kind == ExpertWeight::Kind::up ? rows : 0;
+  const ExpertMatrices of_expert =
+      matrices_of(joined_.a, joined_.b, expert.expert, joined_.num_experts, rank, columns, first_row, rows);
+  add_product(of_expert.a, of_expert.b, rank, scale_, rows, columns, values);
+  return true;
+}
+
+bool StoredAdapter::merge(const std::string& weight, int64_t rows, int64_t columns, float* values) {
+  if (!has_own(weight)) return merge_joined(weight, rows, columns, values);
+  const std::vector<float> a = read(adapter_name(weight, 'A'), {rank_, columns});
+  const std::vector<float> b = read(adapter_name(weight, 'B'), {rows, rank_});
+  add_product(a, b, rank_, scale_, rows, columns, values);
   return true;
 }
 
@@ -183,7 +247,7 @@ void StoredAdapter::merge(const ParameterStore& store) {
   for (Parameter* parameter : store.parameters()) {
     if (parameter->value.num_dims() != 2) continue;
     for (const ParameterPart& part : parameter->parts) {
-      if (!reader_.weight_map().contains(adapter_name(part.name, 'A'))) continue;
+      if (!has(part.name)) continue;
       OnHost rows(parameter->value.rows(part.first_row, part.num_rows), store.memory());
       merge(part.name, part.num_rows, rows->dim(1), rows->data<float>());
       rows.put_back();

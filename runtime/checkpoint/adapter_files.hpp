@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 // Adapters in the form of PEFT: adapter_config.json and adapter_model.safetensors, whose tensors are named after the weights
 // in the files of the model (adapter_name of layers/model/adapter.hpp). An expert has a name of its own; PEFT joins experts
-// itself where transformers keeps them as one tensor.
+// itself where transformers keeps them as one tensor. Adapters that PEFT trained there (joined_experts.hpp) are read too.
 #pragma once
 
 #include <filesystem>
+#include <optional>
 #include <string>
+#include <vector>
 
 #include "layers/model/adapter.hpp"
 #include "layers/tensor/parameter.hpp"
@@ -32,6 +34,9 @@ class StoredAdapter {
   int64_t rank() const { return rank_; }
   double scale() const { return scale_; }  // of the products b a
 
+  // Whether experts have adapters together, which can be merged but not trained on.
+  bool has_joined_experts() const;
+
   // Throws unless each adapter belongs to a weight that the model in the directory `base` has.
   void check_base(const std::filesystem::path& base) const;
 
@@ -41,10 +46,27 @@ class StoredAdapter {
   void merge(const ParameterStore& store);
 
  private:
+  // The adapters of all experts of a layer, of one of the two parameters.
+  struct Joined {
+    std::string name = {};
+    int64_t num_experts = 0;
+    std::vector<float> a = {};
+    std::vector<float> b = {};
+  };
+
+  bool has(const std::string& weight) const;
+  bool has_own(const std::string& weight) const;
+  std::optional<std::string> joined_name(const std::string& weight) const;
+  bool merge_joined(const std::string& weight, int64_t rows, int64_t columns, float* values);
+  std::vector<float> read(const std::string& name, const std::vector<int64_t>& shape);
+
   std::filesystem::path directory_;
   std::string base_;
   int64_t rank_ = 0;
   double scale_ = 1.0;
+  int64_t gate_up_rank_ = 0;    // of joined experts
+  bool joins_gate_up_ = false;  // where one of the two parameters has adapters: which
+  Joined joined_;               // read last
   ShardedReader reader_;
 };
 

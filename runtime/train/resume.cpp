@@ -242,6 +242,9 @@ void start_from_adapters(Worker& worker, const RunConfig& config, std::vector<st
                 fmt::format("it holds {} and {}, or is the folder of a run that trained some", kAdapterConfigFile,
                             kAdapterFile));
     const StoredAdapter stored(found.front());
+    CADRE_CHECK(!stored.has_joined_experts(),
+                fmt::format("adapter.init = \"{}\" has adapters of all experts of a layer together", init),
+                "merge them first: cadre export MODEL --adapter DIR --out NEW");
     const AdapterOptions options = adapter_options(config);
     CADRE_CHECK(stored.rank() == options.rank && stored.scale() == options.scale(),
                 fmt::format("adapter.init = \"{}\" has rank {} and alpha / rank = {}, the run {} and {}", init,

@@ -65,6 +65,39 @@ class AdapterFamilies : public testing::TestWithParam<std::string> {
     return losses;
   }
 
+  // Of the tokens of the model, with adapters merged into files, and into the weights that two ranks hold.
+  void expect_logits(const fs::path& adapter, const std::vector<double>& expected) {
+    export_checkpoint(model_, folder_ / "merged", ExportFormat::fp32, Fp8Scale::fp32, ExportMtp::keep, adapter);
+    for (const auto& logits : {logits_of(folder_ / "merged", {}), logits_of(model_, adapter)}) {
+      ASSERT_EQ(logits.size(), expected.size());
+      for (size_t i = 0; i < logits.size(); ++i) ASSERT_NEAR(logits[i], expected[i], 2e-5) << i;
+    }
+  }
+
+  std::vector<double> logits_of(const fs::path& model, const fs::path& adapter) const {
+    ScoreTokens tokens{2, 10, {}};
+    for (const double id : values_in(model_ / "expected.safetensors", "tokens"))
+      tokens.ids.push_back(static_cast<int32_t>(id));
+    RunConfig run;
+    run.model = read_model_config(model);
+    run = score_config(run, tokens);
+    std::vector<double> logits;
+    run_local_ranks(2, [&](std::unique_ptr<Transport> transport) {
+      Communicator world(std::move(transport), "world");
+      const bool first = world.rank() == 0;
+      const WorkerOptions options = score_options(run, world, {});
+      Worker worker(std::move(world), options);
+      load_checkpoint(model, worker.store(), nullptr);
+      if (!adapter.empty()) StoredAdapter(adapter).merge(worker.store());
+      for (const ResultTensor& tensor : score(worker, run, tokens, {})) {
+        if (!first || tensor.name != "logits") continue;
+        const auto* values = tensor.memory.as<float>();
+        logits.assign(values, values + tensor.memory.bytes() / sizeof(float));
+      }
+    });
+    return logits;
+  }
+
   test::TemporaryDirectory folder_;
   fs::path model_ = kModels / GetParam();
   fs::path golden_ = kFolder / GetParam();
@@ -102,29 +135,7 @@ TEST_P(AdapterFamilies, TrainToTheLossesOfPeft) {
 }
 
 TEST_P(AdapterFamilies, AreMergedToTheLogitsOfPeft) {
-  export_checkpoint(model_, folder_ / "merged", ExportFormat::fp32, Fp8Scale::fp32, ExportMtp::keep, adapter_);
-  ScoreTokens tokens{2, 10, {}};
-  for (const double id : values_in(model_ / "expected.safetensors", "tokens"))
-    tokens.ids.push_back(static_cast<int32_t>(id));
-  const std::vector<double> expected = values_in(golden_ / "expected.safetensors", "logits");
-  RunConfig run;
-  run.model = read_model_config(folder_ / "merged");
-  run = score_config(run, tokens);
-  std::vector<double> logits;
-  run_local_ranks(2, [&](std::unique_ptr<Transport> transport) {
-    Communicator world(std::move(transport), "world");
-    const bool first = world.rank() == 0;
-    const WorkerOptions options = score_options(run, world, {});
-    Worker worker(std::move(world), options);
-    load_checkpoint(folder_ / "merged", worker.store(), nullptr);
-    for (const ResultTensor& tensor : score(worker, run, tokens, {})) {
-      if (!first || tensor.name != "logits") continue;
-      const auto* values = tensor.memory.as<float>();
-      logits.assign(values, values + tensor.memory.bytes() / sizeof(float));
-    }
-  });
-  ASSERT_EQ(logits.size(), expected.size());
-  for (size_t i = 0; i < logits.size(); ++i) ASSERT_NEAR(logits[i], expected[i], 2e-5) << i;
+  expect_logits(adapter_, values_in(golden_ / "expected.safetensors", "logits"));
 }
 
 // In fp8 every weight below adapters takes 1 byte; other matrices are in bf16, routers and vectors in fp32.
@@ -165,6 +176,22 @@ TEST_P(AdapterFamilies, RefuseTargetsOfOtherFamilies) {
 
 INSTANTIATE_TEST_SUITE_P(Models, AdapterFamilies,
                          testing::Values("mixtral", "qwen2_moe", "qwen3_moe", "glm4_moe", "olmoe"),
+                         [](const auto& parameter) { return parameter.param; });
+
+// What PEFT saves after it trained on the class of transformers 5: both parameters of the experts, or one of them.
+class JoinedAdapters : public AdapterFamilies {};
+
+TEST_P(JoinedAdapters, AreMergedToo) {
+  const fs::path joined = golden_ / "joined";
+  expect_logits(joined, values_in(golden_ / "expected.safetensors", "joined_logits"));
+  StoredAdapter(joined).check_base(model_);
+  EXPECT_THAT(test::message_of([&] { StoredAdapter(joined).check_base(kModels / "v3_gelu"); }),
+              HasSubstr("belongs to no weight of"));
+  run_.adapter.init = joined.string();
+  EXPECT_THAT(test::message_of([&] { losses_on(1, false); }), HasSubstr("adapters of all experts of a layer together"));
+}
+
+INSTANTIATE_TEST_SUITE_P(Models, JoinedAdapters, testing::Values("mixtral", "qwen2_moe", "olmoe"),
                          [](const auto& parameter) { return parameter.param; });
 
 // PEFT gives the parameter that joins two projections twice the rank; other patterns are no adapters that Cadre reads.
