@@ -12,23 +12,25 @@ namespace {
 class OwnerSum : public PendingOperation {
  public:
   OwnerSum(const Communicator& group, std::vector<OwnedValues> all, int tag) : all_(std::move(all)) {
+    std::vector<Request> messages;
     for (const OwnedValues& held : all_) {
       if (held.values.empty()) continue;
       if (held.owner != group.rank()) {
-        begin(group.send(std::as_bytes(held.values), held.keeper, held.owner, tag));
+        messages.push_back(group.send(std::as_bytes(held.values), held.keeper, held.owner, tag));
         continue;
       }
       for (const int guest : held.guests) {
         Buffer arrived(held.values.size_bytes());
-        begin(group.receive(arrived.span(), arrived.share(), guest, tag));
+        messages.push_back(group.receive(arrived.span(), arrived.share(), guest, tag));
         arrived_.push_back({held.values, std::move(arrived)});
       }
     }
+    for (Request& message : messages) message.hide();
+    messages_ = all_of(std::move(messages));
   }
 
   bool test() override {
-    while (num_done_ < under_way_.size() && under_way_[num_done_].test()) ++num_done_;
-    if (num_done_ < under_way_.size()) return false;
+    if (!messages_.test()) return false;
     for (const Arrived& one : arrived_) {
       const float* guest = one.values.as<float>();
       for (size_t i = 0; i < one.to.size(); ++i) one.to[i] += guest[i];
@@ -36,13 +38,8 @@ class OwnerSum : public PendingOperation {
     arrived_.clear();
     return true;
   }
-  std::string missing() const override {
-    for (const Request& request : under_way_) {
-      if (!request.done()) return request.missing();
-    }
-    return "no rank";
-  }
-  void abandon() noexcept override { under_way_.clear(); }  // each is abandoned for itself
+  std::string missing() const override { return messages_.missing(); }
+  void abandon() noexcept override { messages_ = Request(); }  // each is abandoned for itself
 
  private:
   struct Arrived {
@@ -50,14 +47,8 @@ class OwnerSum : public PendingOperation {
     Buffer values;
   };
 
-  void begin(Request message) {
-    message.hide();
-    under_way_.push_back(std::move(message));
-  }
-
   std::vector<OwnedValues> all_;
-  std::vector<Request> under_way_;
-  size_t num_done_ = 0;
+  Request messages_;
   std::vector<Arrived> arrived_;  // in the order of the sum
 };
 

@@ -51,7 +51,7 @@ TokenBatch tokens_of(int64_t num_sequences, int64_t length) {
   return {ids, ids, {num_sequences, length, ids}};
 }
 
-// Rows of a device are sent as messages, and so are those of a group of one rank.
+// Whether no message takes memory for rows. Rows of a device are sent as messages, and so are those of a group of one rank.
 bool reads_in_place(const RunConfig& config, const Topology& topology, const Grid& grid) {
   const std::string& strategy = config.exchange.strategy;
   return config.compute.device == "cpu" &&

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Rows that are cut over the ranks of a host: nobody has more than the mean and a tile, every row is computed once, by its
+// Rows that are cut over the ranks of a host: no rank has more than the mean and a tile, every row is computed once, by its
 // owner or by a rank of its host.
 #include "comm/exchange/host_balance.hpp"
 

@@ -26,11 +26,6 @@ using test::some_text;
 using test::train;
 using test::train_on_threads;
 
-// Same bits, and not because both are NaN.
-void expect_same(const std::vector<double>& expected, const std::vector<double>& actual) {
-  EXPECT_EQ(expected, actual);
-}
-
 // Two micro-batches at once, or all, whatever the exchange: the same losses and weights as one after the other.
 TEST(Trainer, overlap_changes_no_bit) {
   test::on_ranks(
@@ -322,7 +317,7 @@ TEST(Trainer, what_routers_learned_is_in_the_checkpoint) {
     SCOPED_TRACE(key_text(config.model, "router"));
     const std::vector<double> whole = train_on_threads(2, config, 5);
     train_on_threads(2, config, 3, /*save=*/true);
-    expect_same({whole.begin() + 3, whole.end()}, train_on_threads(2, resumed(config), 2));
+    EXPECT_EQ(std::vector<double>(whole.begin() + 3, whole.end()), train_on_threads(2, resumed(config), 2));
     std::filesystem::remove_all(config.out);
   }
 }
@@ -332,7 +327,7 @@ TEST(Trainer, the_same_command_twice_gives_the_same_bits) {
   const test::TemporaryDirectory folder;
   test::write_file(folder / "text", some_text());
   const RunConfig config = small_run(folder.path());
-  expect_same(train_on_threads(3, config, 8), train_on_threads(3, config, 8));
+  EXPECT_EQ(train_on_threads(3, config, 8), train_on_threads(3, config, 8));
 }
 
 TEST(Trainer, a_resumed_run_goes_on_with_the_same_bits) {
@@ -343,7 +338,7 @@ TEST(Trainer, a_resumed_run_goes_on_with_the_same_bits) {
   const std::vector<double> whole = train_on_threads(2, config, 20);
   train_on_threads(2, config, 10, /*save=*/true);
   const std::vector<double> rest = train_on_threads(2, resumed(config), 10);
-  expect_same({whole.begin() + 10, whole.end()}, rest);
+  EXPECT_EQ(std::vector<double>(whole.begin() + 10, whole.end()), rest);
 }
 
 TEST(Trainer, any_number_of_ranks_resumes) {
@@ -378,7 +373,7 @@ TEST(Trainer, a_mixture_by_task_is_a_function_of_the_step) {
   check(config, 1);
   const std::vector<double> whole = train_on_threads(2, config, 8);
   train_on_threads(2, config, 5, /*save=*/true);
-  expect_same({whole.begin() + 5, whole.end()}, train_on_threads(2, resumed(config), 3));
+  EXPECT_EQ(std::vector<double>(whole.begin() + 5, whole.end()), train_on_threads(2, resumed(config), 3));
   for (const int num_ranks : {1, 3, 4}) expect_close(whole, train_on_threads(num_ranks, config, 8));
   config.data.mixture = mixture("NONE", "NONE");
   EXPECT_NE(train_on_threads(1, config, 1).front(), whole.front());
