@@ -5,18 +5,17 @@
 # Usage: kill_moves.sh MOVING_VICTIM KILLS MPIRUN [FLAG...]
 # shellcheck source=tests/launch/common.sh
 source "$(dirname "$0")/../launch/common.sh" "$1"
+# shellcheck source=tests/launch/killing.sh
+source "$(dirname "$0")/../launch/killing.sh"
 
 kills=$2
 launcher=("${@:3}")
-limit=120 # seconds after which anything here counts as a hang
 steps=$((kills < 20 ? 60 : 400))
 run=$folder/run
 # The norm of gradients is a sum in the order of experts on ranks.
 words=(exchange.strategy=flat train.schedule=constant log.every=1000000 train.grad_clip=0 train.warmup_steps=0
   "train.steps=$steps" model.n_routed_experts=8 model.moe_intermediate_size=512 checkpoint.keep=2)
-kill=0 hits=0 resumes=0 ended=0
-pid=""
-trap 'if [[ -n "$pid" ]]; then kill -9 "$pid" 2>/dev/null || true; fi; pkill -9 -f "$folder/run.toml" || true; rm -rf "$folder"' EXIT
+hits=0 resumes=0
 
 # launch moves|stays WORD...: on two ranks, in the background; the launcher is $pid.
 launch() {
@@ -25,17 +24,7 @@ launch() {
   pid=$!
 }
 
-# within COMMAND...: polls until the command succeeds.
-within() {
-  local end=$((SECONDS + limit))
-  until "$@"; do
-    ((SECONDS < end)) || fail "hang: kill $kill: no '$*' within $limit s"
-    sleep 0.005
-  done
-}
-
-all_gone() { ! kill -0 "$pid" 2>/dev/null && ! pgrep -f "$folder/run.toml" >/dev/null; }
-moves_or_is_over() { [[ -e "$run/moving" ]] || ! kill -0 "$pid" 2>/dev/null; }
+moves_or_is_over() { [[ -e "$run/moving" ]] || is_gone; }
 
 # expect_exact: each loss of the run is that of its step in the run whose experts stay.
 expect_exact() {
@@ -56,20 +45,8 @@ while ((hits < kills)); do
   within moves_or_is_over
   # Somewhere in the first moves: half of the kills at once, the others a little later.
   if ((RANDOM % 2)); then sleep "0.$(printf '%03d' $((RANDOM % 300)))"; within moves_or_is_over; fi
-  mapfile -t victims < <(pgrep -P "$pid")
-  victims+=("$pid")
-  if ! kill -9 "${victims[RANDOM % ${#victims[@]}]}" 2>/dev/null; then
-    within all_gone # the run came to its end before
-    wait "$pid" || fail "a run that nobody killed in the end"
-    expect_exact
-    ended=$((ended + 1))
-    rm -rf "$run"
-    continue
-  fi
-  kill=$((kill + 1))
+  kill_one || continue
   ((kill < 10 * kills)) || fail "only $hits of $kill kills hit a move"
-  within all_gone
-  wait "$pid" 2>/dev/null || true
   if [[ -e "$run/moving" ]]; then hits=$((hits + 1)); fi
   if grep -q 'resumed after' "$output"; then resumes=$((resumes + 1)); fi
   expect_exact

@@ -6,25 +6,18 @@
 # Usage: sigkill_test.sh CADRE KILLS MPIRUN [FLAG...]
 # shellcheck source=tests/launch/common.sh
 source "$(dirname "$0")/common.sh" "$1"
+# shellcheck source=tests/launch/killing.sh
+source "$(dirname "$0")/killing.sh"
 
 kills=$2
 launcher=("${@:3}")
 ranks=2
 tolerance=1e-5
-limit=120 # seconds after which anything here counts as a hang
 run=$folder/run
 steps=$((kills < 20 ? 100 : 400))
 words=(exchange.strategy=flat train.schedule=constant log.every=1000000)
-ended=0 saves_hit=0 resumes=0 elsewhere=0
+saves_hit=0 resumes=0 elsewhere=0
 declare -A leaked=()
-
-pid=""
-clean_up() {
-  if [[ -n "$pid" ]]; then kill -9 "$pid" 2>/dev/null || true; fi
-  pkill -9 -f "train $folder/run.toml" || true
-  rm -rf "$folder"
-}
-trap clean_up EXIT
 
 # launch N WORD...: trains on N ranks, in the background; the launcher is $pid.
 launch() {
@@ -33,17 +26,6 @@ launch() {
   pid=$!
 }
 
-# within COMMAND...: polls until the command succeeds.
-within() {
-  local end=$((SECONDS + limit))
-  until "$@"; do
-    ((SECONDS < end)) || fail "hang: kill $kill: no '$*' within $limit s"
-    sleep 0.01
-  done
-}
-
-is_gone() { ! kill -0 "$pid" 2>/dev/null; }
-all_gone() { is_gone && ! pgrep -f "train $folder/run.toml" >/dev/null; }
 has_begun() { is_gone || grep -q '^exchange' "$output"; }
 is_saving() { is_gone || compgen -G "$run/checkpoints/step_*.tmp" >/dev/null; }
 segments() { find /dev/shm -maxdepth 1 -name 'vader_segment.*' -user "$(id -un)" -printf '%f\n' | sort; }
@@ -80,7 +62,6 @@ resume_elsewhere() {
   elsewhere=$((elsewhere + 1))
 }
 
-kill=0
 launch "$ranks" out="$folder/expected_run" steps="$steps"
 within all_gone
 wait "$pid" || fail "the run that nobody kills"
@@ -96,19 +77,7 @@ while ((kill < kills)); do
     1) within has_begun; nap 999 ;;
     2) sleep $((RANDOM % 2)); nap 999 ;;  # also before MPI has begun
   esac
-  mapfile -t victims < <(pgrep -P "$pid")
-  victims+=("$pid")
-  if ! kill -9 "${victims[RANDOM % ${#victims[@]}]}" 2>/dev/null; then
-    within all_gone  # the run came to its end before
-    wait "$pid" || fail "a run that nobody killed in the end"
-    expect_exact
-    ended=$((ended + 1))
-    rm -rf "$run"
-    continue
-  fi
-  kill=$((kill + 1))
-  within all_gone
-  wait "$pid" 2>/dev/null || true
+  kill_one || continue
   if compgen -G "$run/checkpoints/step_*.tmp" >/dev/null; then saves_hit=$((saves_hit + 1)); fi
   if grep -q 'resumed after' "$output" && (($(stat -c %s "$run/metrics.jsonl") != written)); then resumes=$((resumes + 1)); fi
   if grep -qE 'cadre: error|warning:' "$output"; then echo "kill $kill: $(grep -m 1 -E 'cadre: error|warning:' "$output")"; fi
