@@ -31,7 +31,7 @@ struct BenchLayerArguments {
   int64_t top_k = 4;
   std::string activation = "silu";
   std::string precision = "fp32";
-  std::string strategy = "shared";
+  std::string strategy = "auto";
   std::string balance = "none";
   std::string workload = "none";  // W0 ... W7, or the router of the layer chooses
   BenchOptions bench;
@@ -65,12 +65,23 @@ ExchangeSetup exchange_setup(const Communicator& group, const BenchLayerArgument
           .transport_follows = group.transport().follow(kernels.queue())};
 }
 
+std::unique_ptr<Exchange> exchange_of(const Communicator& group, const BenchLayerArguments& options,
+                                      const Kernels& kernels) {
+  const ExchangeSetup setup = exchange_setup(group, options, kernels);
+  if (options.strategy != "auto") return make_exchange(options.strategy, setup);
+  return choose_exchange(setup, {.tokens = options.tokens,
+                                 .top_k = static_cast<int>(options.top_k),
+                                 .dispatch = {DType::f32, options.hidden},
+                                 .combine = {DType::f32, options.hidden}})
+      .exchange;
+}
+
 class LayerBench {
  public:
   LayerBench(const Communicator& world, const BenchLayerArguments& options)
       : options_(options),
         rig_(world, options.bench, options.precision),
-        exchange_(make_exchange(options.strategy, exchange_setup(rig_.lane().expert_group(), options, rig_.kernels()))),
+        exchange_(exchange_of(rig_.lane().expert_group(), options, rig_.kernels())),
         layer_("mlp", layer_options(options), ExpertMap::contiguous(static_cast<int>(options.experts), world.size()),
                world.rank()),
         ctx_{{rig_.kernels(), rig_.arena(), DType::f32},
@@ -116,6 +127,8 @@ class LayerBench {
     };
     return static_cast<double>(sum(most) * world.size()) / static_cast<double>(std::max<int64_t>(1, sum(all)));
   }
+
+  std::string_view strategy() const { return exchange_->name(); }
 
   double gflop() {
     double flops = 0.0;
@@ -224,9 +237,9 @@ void bench_layer(const Communicator& world, const BenchLayerArguments& options) 
   if (world.rank() != 0) return;
 
   const double ratio = step.slowest.p50 / floor.slowest.p50;
-  fmt::print("layer {} ranks, {} tokens a rank, hidden {}, ffn {}, {} experts, top-{}, {}, balance {}\n", world.size(),
-             options.tokens, options.hidden, options.ffn, options.experts, options.top_k, options.precision,
-             options.balance);
+  fmt::print("layer {} ranks, {} tokens a rank, hidden {}, ffn {}, {} experts, top-{}, {}, exchange {}, balance {}\n",
+             world.size(), options.tokens, options.hidden, options.ffn, options.experts, options.top_k,
+             options.precision, bench.strategy(), options.balance);
   fmt::print("  step        min {:8.2f}  p50 {:8.2f}  p95 {:8.2f} ms   worst rank {}\n", step.slowest.min,
              step.slowest.p50, step.slowest.p95, step.worst_rank);
   fmt::print("  gemm floor  min {:8.2f}  p50 {:8.2f}  p95 {:8.2f} ms   {:.1f} GFLOP, {:.0f} GFLOP/s a rank\n",
@@ -245,6 +258,7 @@ void bench_layer(const Communicator& world, const BenchLayerArguments& options) 
       {"experts", options.experts},
       {"top_k", options.top_k},
       {"precision", options.precision},
+      {"strategy", bench.strategy()},
       {"balance", options.balance},
       {"step_ms", to_json(step.slowest)},
       {"gemm_floor_ms", floor.slowest.p50},
@@ -272,7 +286,7 @@ Command bench_layer_command() {
            {"experts", &options->experts, at_least(1), "routed experts, over all ranks"},
            {"top-k", &options->top_k, at_least(1), "experts of a token"},
            {"precision", &options->precision, one_of({"fp32", "bf16"}), "type of the products"},
-           {"strategy", &options->strategy, one_of(strategy_names()), "strategy of the exchange"},
+           {"strategy", &options->strategy, one_of(strategy_names({"auto"})), "strategy of the exchange"},
            {"balance", &options->balance, one_of({"none", "host"}),
             "host: ranks of a host compute rows of each other's busy experts (exchange.balance)"},
            {"workload", &options->workload, one_of({"none", "W0", "W1", "W2", "W3", "W4", "W5", "W6", "W7"}),

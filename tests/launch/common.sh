@@ -5,6 +5,7 @@
 # Without a launcher two thread ranks take the place of two processes.
 set -euo pipefail
 
+support=$(cd "$(dirname "${BASH_SOURCE[0]}")/../support" && pwd)
 program=$1
 launcher=("${@:2}")
 two_ranks=()
@@ -88,7 +89,7 @@ refused() {
 # the first process that finds no file $TORN tears one. False where there is no compiler for MPI.
 tearing_program() {
   command -v mpicc >/dev/null || return 1
-  mpicc -shared -fPIC -o "$1.so" "$(dirname "${BASH_SOURCE[0]}")/../support/torn_message.c"
+  mpicc -shared -fPIC -o "$1.so" "$support/torn_message.c"
   local sanitizer  # of a sanitized program: must come first
   sanitizer=$(ldd "$program" | awk '$1 ~ /^lib[at]san/ { print $3 }')
   printf '#!/bin/sh\nLD_PRELOAD="%s" exec %s "$@"\n' "$sanitizer $1.so" "$program" >"$1"

@@ -38,7 +38,7 @@ submitted=0
 submit_options=()
 geometry=(--ntasks-per-node=1 --cpus-per-task=1)  # one rank a node, one cpu a rank
 
-state() { scontrol --oneliner show job "$job" 2>/dev/null | grep -o 'JobState=[A-Z_]*' | cut -d= -f2 | sort -u | xargs; }
+state() { { scontrol --oneliner show job "$job" 2>/dev/null | grep -o "JobState=[A-Z_]*" | cut -d= -f2 | sort -u | xargs; } || true; }
 
 # until_true WHAT COMMAND...: polls.
 until_true() {
@@ -50,7 +50,8 @@ until_true() {
   fail "waited in vain until $1; the job is $(state)"
 }
 in_state() { [[ "$(state)" == "$1" ]]; }
-ended() { [[ "$(state)" =~ ^(COMPLETED|FAILED|CANCELLED|TIMEOUT|NODE_FAIL)$ ]]; }
+# Of an array: all its tasks.
+ended() { [[ "$(state)" =~ ^((COMPLETED|FAILED|CANCELLED|TIMEOUT|NODE_FAIL)( |$))+$ ]]; }
 steps_reach() { [[ -e $1/metrics.jsonl ]] && (($(wc -l <"$1/metrics.jsonl") >= $2)); }
 ends_as() {
   until_true "the job ends" ended
@@ -202,7 +203,7 @@ grep -q '"strategy"' "$OUT/1.json" || fail "no measurement of line 1"
 grep -q 'hidden_percent_osu' "$OUT/2.json" || fail "no measurement of line 2"
 
 # Each line of the sweep that is shipped, with small sizes.
-declare -A sizes=([exchange]="--tokens 32 --hidden 64 --experts 4 --top-k 2 --iterations 1 --warmup 0"
+declare -A sizes=([exchange]="--tokens 32 --hidden 256 --experts 4 --top-k 2 --iterations 1 --warmup 0"
   [overlap]="--tokens 32 --hidden 64 --iterations 1 --warmup 1"
   [layer]="--tokens 32 --hidden 32 --ffn 32 --experts 4 --top-k 2 --iterations 1 --warmup 1")
 while read -r kind rest; do echo "$kind $rest ${sizes[$kind]}"; done <"$scripts/sweep.txt" >"$folder/shipped"
