@@ -73,9 +73,30 @@ TEST_P(HuggingFace, LogitsLossAndGradientsAreThoseOfTransformers) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Models, HuggingFace,
-                         testing::Values("v3_bias_fp16", "v3_gelu", "v3_yarn_factor", "v2_norm", "kimi_k2",
-                                         "glm4_moe_lite", "mixtral", "qwen2_moe", "qwen3_moe", "glm4_moe", "olmoe",
-                                         "olmoe_clip"),
+                         testing::Values("v3_bias_fp16", "v3_gelu", "v3_yarn_factor", "v2_norm", "v2_yarn", "moonlight",
+                                         "kimi_k2", "glm4_moe_lite", "mixtral", "qwen2_moe", "qwen3_moe", "glm4_moe",
+                                         "olmoe", "olmoe_clip"),
+                         [](const auto& parameter) { return std::string(parameter.param); });
+
+class OlderSpelling : public testing::TestWithParam<const char*> {};
+
+// Positions in two keys, rope_theta and rope_scaling, as published files have them.
+TEST_P(OlderSpelling, IsTheSameModel) {
+  const fs::path source = kFolder / GetParam();
+  const test::TemporaryDirectory older;
+  fs::copy(source / "config.older.json", older / "config.json");
+  fs::copy(source / "model.safetensors", older / "model.safetensors");
+  EXPECT_TRUE(read_json_file(older / "config.json").contains("rope_scaling"));
+  EXPECT_TRUE(read_json_file(source / "config.json").contains("rope_parameters"));
+  const SafetensorsReader expected(source / "expected.safetensors");
+  for (const int ranks : {1, 2, 3}) {
+    run_local_ranks(ranks, [&](std::unique_ptr<Transport> transport) {
+      compare(Communicator(std::move(transport), "world"), older.path(), expected);
+    });
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Models, OlderSpelling, testing::Values("v3_yarn_factor", "v2_yarn", "moonlight", "kimi_k2"),
                          [](const auto& parameter) { return std::string(parameter.param); });
 
 class Family : public testing::TestWithParam<const char*> {};
@@ -107,8 +128,8 @@ TEST_P(Family, IsWrittenAsTransformersWritesIt) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Models, Family,
-                         testing::Values("kimi_k2", "glm4_moe_lite", "mixtral", "qwen2_moe", "qwen3_moe", "glm4_moe",
-                                         "olmoe", "olmoe_clip"),
+                         testing::Values("v2_yarn", "moonlight", "kimi_k2", "glm4_moe_lite", "mixtral", "qwen2_moe",
+                                         "qwen3_moe", "glm4_moe", "olmoe", "olmoe_clip"),
                          [](const auto& parameter) { return std::string(parameter.param); });
 
 // A copy of v3_gelu whose config.json `change` has changed, with these tensors beside its own.
