@@ -53,7 +53,10 @@ ModelFiles find_model(const std::string& argument, const std::string& adapter) {
     CADRE_CHECK(adapter.empty(), fmt::format("{} and --adapter both name adapters", argument), "name the model first");
     files.adapter = files.checkpoint;
     const std::string base = StoredAdapter(files.adapter).base();
-    const std::vector<fs::path> found = checkpoints_at(base);
+    std::vector<fs::path> found = checkpoints_at(base);
+    // A run folder that was moved holds its base where it held it before.
+    if (found.empty() && !base.empty())
+      found = checkpoints_at(files.adapter.parent_path().parent_path() / fs::path(base).filename());
     CADRE_CHECK(!found.empty(),
                 fmt::format("{}: base_model_name_or_path = \"{}\" is no directory of a model",
                             (files.adapter / kAdapterConfigFile).string(), base),

@@ -237,6 +237,13 @@ std::vector<fs::path> checkpoints_at(const fs::path& path) {
   return {};
 }
 
+bool may_be_pruned(const fs::path& checkpoint) {
+  std::error_code none;
+  if (!fs::exists(checkpoint / kManifestFile, none)) return false;
+  const std::string name = fs::canonical(checkpoint, none).filename().string();
+  return name == kLatest || step_of(name).has_value();
+}
+
 void mark_best(const fs::path& root, int64_t step) {
   const std::string name = checkpoint_name(step);
   if (!fs::is_directory(root / name)) return;

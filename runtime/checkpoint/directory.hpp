@@ -53,6 +53,9 @@ std::vector<CheckpointPath> list_checkpoints(const std::filesystem::path& root);
 // checkpoints folder, or a `latest` that is missing there, stand for list_checkpoints(). Empty when it is none of these.
 std::vector<std::filesystem::path> checkpoints_at(const std::filesystem::path& path);
 
+// Whether a run that goes on may remove or rename this checkpoint: its name, behind links, is one of those above.
+bool may_be_pruned(const std::filesystem::path& checkpoint);
+
 // Moves the link `best` to the checkpoint of the step. Does nothing where there is none.
 void mark_best(const std::filesystem::path& root, int64_t step);
 

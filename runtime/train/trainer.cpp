@@ -15,6 +15,7 @@
 #include "runtime/config/run_file.hpp"
 #include "runtime/config/step_changes.hpp"
 #include "runtime/data/token_source.hpp"
+#include "runtime/train/adapter_base.hpp"
 #include "runtime/train/evaluate.hpp"
 #include "runtime/train/memory_plan.hpp"
 #include "runtime/train/resume.hpp"
@@ -36,12 +37,6 @@ void prepare_folder(const RunConfig& config) {
 
 bool reads_token_files(const DataConfig& data) {
   return std::ranges::any_of(mixture_entries(data), [](const MixtureEntry& entry) { return holds_tokens(entry.path); });
-}
-
-// The model below adapters, for programs that start anywhere.
-std::string base_of(const RunConfig& config) {
-  const std::vector<fs::path> found = checkpoints_at(config.train.init);
-  return found.empty() ? config.train.init : fs::absolute(found.front()).lexically_normal().string();
 }
 
 Worker make_worker(Communicator world, const RunConfig& config, const KernelMaker& make_kernels) {
@@ -87,7 +82,7 @@ Trainer::Trainer(Communicator world, const RunConfig& config, PartnerCopies* cop
     }
   }
   if (has_adapters(whole_)) {
-    start_from_weights(worker_, whole_, notes);
+    start_from_weights(worker_, progress_.step == 0 ? whole_ : on_kept_base(whole_), notes);
     if (progress_.step == 0) start_from_adapters(worker_, whole_, notes);
   }
   check_agreement();
@@ -97,6 +92,9 @@ Trainer::Trainer(Communicator world, const RunConfig& config, PartnerCopies* cop
   }
   if (worker_.world().rank() == 0) {
     prepare_folder(whole_);
+    if (has_adapters(whole_) && progress_.step == 0) {
+      if (std::string told = keep_base(whole_); !told.empty()) notes.push_back(std::move(told));
+    }
     log_.emplace(config_.out, steps_done(), config_.log);
     if (!is_of_next_step()) return;
     if (steps_done() > 0)
@@ -229,7 +227,8 @@ void Trainer::save() {
   state.model = config_.model;
   state.run_toml = to_toml(whole_);
   if (has_adapters(config_))
-    state.adapter_config = adapter_config_json(config_.model, adapter_options(config_), base_of(config_));
+    state.adapter_config =
+        adapter_config_json(config_.model, adapter_options(config_), base_of_adapters(config_).string());
   state.more_files = companion_files(config_.model, tokenizer_files_, tokens_are_bytes_);
   state.manifest.cadre_version = CADRE_VERSION;
   state.manifest.step = progress_.step;
