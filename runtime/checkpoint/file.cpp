@@ -127,6 +127,15 @@ void MappedFile::unmap() noexcept {
   if (!bytes_.empty()) ::munmap(const_cast<std::byte*>(bytes_.data()), bytes_.size());
 }
 
+void release_pages(std::span<const std::byte> bytes) noexcept {
+  if (bytes.empty()) return;
+  const auto page = static_cast<uintptr_t>(::sysconf(_SC_PAGESIZE));
+  const auto begin = reinterpret_cast<uintptr_t>(bytes.data());
+  const uintptr_t first = begin - begin % page;
+  // A failure leaves more memory in use, and nothing else.
+  static_cast<void>(::madvise(reinterpret_cast<void*>(first), begin + bytes.size() - first, MADV_DONTNEED));
+}
+
 StagedFile::StagedFile(std::filesystem::path path, uint64_t total_bytes)
     : path_(std::move(path)), temporary_(path_.string() + ".tmp"), total_bytes_(total_bytes) {
   std::error_code none;

@@ -62,6 +62,9 @@ class MappedFile {
   std::span<const std::byte> bytes_;
 };
 
+// Of a mapped file: its pages are no longer of this process' resident memory, until somebody reads them again.
+void release_pages(std::span<const std::byte> bytes) noexcept;
+
 // Writes `path` by way of a sibling "<path>.tmp". Unless commit() was reached, `path` stays as it was and the temporary
 // file is removed. A symbolic link at either name is replaced, never followed. Every failure throws and names the file,
 // the bytes wanted and the reason.

@@ -114,6 +114,7 @@ class TensorLoad {
         default: keeps_all &= source.read_fp8_codes(reinterpret_cast<uint8_t*>(to->raw()), scales.data<float>());
       }
       to.put_back();
+      source.release();
     }
     return keeps_all;
   }

@@ -136,6 +136,11 @@ bool StoredValues::read_fp8_codes(uint8_t* codes, float* scales) const {
   return keeps_all;
 }
 
+void StoredValues::release() const noexcept {
+  release_pages(values_.bytes);
+  if (scales_) release_pages(scales_->bytes);
+}
+
 void StoredValues::read_fp8(float* to) const {
   const int64_t width = entry().shape[1];
   const auto* codes = reinterpret_cast<const uint8_t*>(values_.bytes.data());

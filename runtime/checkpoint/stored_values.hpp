@@ -37,6 +37,8 @@ class StoredValues {
   bool read_bf16(bf16* to) const;
   // As E4M3 codes with a scale for 128 x 128 values. Of a matrix. Returns whether every value is kept, as that of an fp8 file is.
   bool read_fp8_codes(uint8_t* codes, float* scales) const;
+  // After it was read: a rank that loads weights takes memory for them, and not for the files beside.
+  void release() const noexcept;
 
  private:
   void find_scales(ShardedReader& reader, const std::string& file);
