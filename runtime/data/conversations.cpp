@@ -16,6 +16,10 @@ int64_t num_counted(const ChatTokens& tokens) {
   return std::ranges::count_if(tokens.weights, [](float weight) { return weight != 0.0F; });
 }
 
+std::string counted(int64_t number, const char* what) {
+  return fmt::format("{} {}{}", number, what, number == 1 ? "" : "s");
+}
+
 // Those that are trained on.
 std::vector<ChatTokens> encode_conversations(std::span<const Conversation> conversations, const Chat& chat,
                                              int64_t sequence_length, PackingSummary& summary) {
@@ -44,12 +48,13 @@ std::vector<ChatTokens> encode_conversations(std::span<const Conversation> conve
 }  // namespace
 
 std::string describe(const PackingSummary& summary) {
-  std::string text = fmt::format("{} conversations, {} tokens, {} of them in answers", summary.conversations,
-                                 summary.tokens, summary.counted_tokens);
-  if (summary.truncated > 0) text += fmt::format("; {} truncated by {} tokens", summary.truncated, summary.cut_tokens);
+  std::string text = fmt::format("{}, {}, {} of them in answers", counted(summary.conversations, "conversation"),
+                                 counted(summary.tokens, "token"), summary.counted_tokens);
+  if (summary.truncated > 0)
+    text += fmt::format("; {} truncated by {}", summary.truncated, counted(summary.cut_tokens, "token"));
   if (summary.left_out > 0) text += fmt::format(", {} of them left out, as no answer is left", summary.left_out);
   const auto all = static_cast<double>(std::max<int64_t>(1, summary.tokens + summary.padding));
-  return text + fmt::format("; packed in {} sequences, {:.1f} % padding", summary.sequences,
+  return text + fmt::format("; packed in {}, {:.1f} % padding", counted(summary.sequences, "sequence"),
                             100.0 * static_cast<double>(summary.padding) / all);
 }
 

@@ -61,6 +61,46 @@ alone generate "$folder/run" --prompt "line " --max-new 12 --temperature 0 --sto
 succeeded "generate with a stop string"
 [[ "$(tail -n 1 "$output")" == "${whole%%"$stop"*}" ]] || fail "the text does not end before '$stop' of '$whole'"
 
+# Turns: a question is read behind those before it and their answers, on standard input as in a file. After some steps answers
+# are letters and blanks.
+on_two_ranks train "$folder/run.toml" "${chat[@]}" "out=$folder/talk" train.steps=60 train.learning_rate=2e-2 train.batch=8
+succeeded "train a model that talks"
+talk=(generate "$folder/talk" --chat --max-new 16 --temperature 0.8)
+first="What is 3 plus 4?" second="Which number follows 8?"
+message() { printf '{"role": "%s", "content": "%s"}' "$1" "$2"; }
+answers_in_file() { sed 's/{"role":"assistant",/\n&/g' "$output" | sed -n 's/^{"role":"assistant","content":"\([^"]*\)".*/\1/p'; }
+ask_about() {
+  printf '{"messages": [%s]}\n' "$1" >"$folder/turns.jsonl"
+  on_two_ranks "${talk[@]}" --conversations "$folder/turns.jsonl" "${@:2}"
+  succeeded "chat with turns"
+}
+printf '%s\n%s\n' "$first" "$second" | "$program" "${talk[@]}" >"$folder/typed" 2>"$folder/notes" || fail "turns on standard input"
+mapfile -t typed <"$folder/typed"
+[[ ${#typed[@]} == 2 && -n "${typed[0]}" && -n "${typed[1]}" ]] || fail "not two answers: $(cat "$folder/typed")"
+ask_about "$(message user "$first"), $(message user "$second")"
+answers_in_file | diff - "$folder/typed" >&2 || fail "a file gets other answers than standard input"
+ask_about "$(message user "$first"), $(message assistant "${typed[0]}"), $(message user "$second")"
+[[ "$(answers_in_file | tail -n 1)" == "${typed[1]}" ]] || fail "the answer that is given is not the one before"
+ask_about "$(message user "$second")"
+[[ "$(answers_in_file)" != "${typed[1]}" ]] || fail "the turns before change nothing"
+answer=$(answers_in_file)
+((${#answer} > 5)) || fail "the answer is short: $answer"
+# What ends an answer: a stop string; any of the end tokens of generation_config.json, which sets other defaults too.
+ask_about "$(message user "$second")" --stop "${answer:3:2}"
+[[ "$(answers_in_file)" == "${answer%%"${answer:3:2}"*}" ]] || fail "no end before '${answer:3:2}' in '$answer'"
+cp -rL "$folder/talk/checkpoints/latest" "$folder/asks"
+rm "$folder/asks/cadre.json"  # has the checksum of the file that is replaced
+third=$(printf '%d' "'${answer:3:1}")
+for ends in 0 "[0, $third]" "[$third, 1]"; do
+  echo "{\"eos_token_id\": $ends, \"do_sample\": true, \"temperature\": 0.8}" >"$folder/asks/generation_config.json"
+  on_two_ranks generate "$folder/asks" --chat --max-new 16 --prompt "$second"
+  succeeded "chat with the end tokens $ends"
+  says "note: generation_config.json of the checkpoint sets --temperature 0.8"
+  wanted=$answer
+  [[ "$ends" == 0 ]] || wanted=${answer%%"${answer:3:1}"*}
+  [[ "$(tail -n 1 "$output")" == "$wanted" ]] || fail "with the end tokens $ends not '$wanted'"
+done
+
 alone "${ask[@]}" --samples 2 --prompt a
 refused 2 "--samples with --chat"
 alone generate "$folder/run" --system a --prompt a

@@ -5,10 +5,14 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <array>
 #include <numeric>
 
 #include "runtime/data/packing.hpp"
 #include "runtime/tokenizer/bytes.hpp"
+#include "runtime/train/best_evaluation.hpp"
+#include "runtime/train/saver.hpp"
 #include "tests/support/messages.hpp"
 #include "tests/support/ranks.hpp"
 #include "tests/support/small_runs.hpp"
@@ -43,7 +47,7 @@ TEST(Packing, TakesEachDocumentOnceAndTheLongestFirst) {
 
 Chat byte_chat() { return {ChatFormat::deepseek_v2, std::make_shared<ByteTokenizer>(), std::nullopt, 0}; }
 
-// "User: a\n\nAssistant: b$" has 21 bytes.
+// "User: a\n\nAssistant: b$" has 22 bytes.
 TEST(PackConversations, LaysWholeConversationsBehindEachOther) {
   const std::vector<Conversation> conversations = {
       {{"user", "a"}, {"assistant", "b"}},
@@ -68,6 +72,15 @@ TEST(PackConversations, LaysWholeConversationsBehindEachOther) {
             "User: a\n\nAssistant: b$User: c\n\nAssistant: d$$$User: a long question\n\nAssistant: an answer th$");
   EXPECT_EQ(weights, "...................111...................hhh...................................1111111111111.");
   EXPECT_EQ(begins, "B---------------------B---------------------B-B---------------------------------------------B");
+}
+
+TEST(PackConversations, CountsOneOfAKind) {
+  const std::vector<Conversation> one = {{{"user", "a"}, {"assistant", "b"}}};
+  EXPECT_EQ(describe(pack_conversations("test", one, byte_chat(), 22, 256).summary),
+            "1 conversation, 22 tokens, 3 of them in answers; packed in 1 sequence, 0.0 % padding");
+  EXPECT_EQ(describe(pack_conversations("test", one, byte_chat(), 21, 256).summary),
+            "1 conversation, 21 tokens, 2 of them in answers; 1 truncated by 1 token; packed in 1 sequence, 0.0 % "
+            "padding");
 }
 
 // Sums and the letters that tell them, so that the loss falls.
@@ -164,6 +177,83 @@ TEST(ConversationRun, TheScaleOfAllWeightsDoesNotCount) {
     EXPECT_EQ(records[1].global.loss_weight, 4.0 * records[0].global.loss_weight);
     EXPECT_LT(records[0].global.loss_weight, 0.5 * static_cast<double>(records[0].global.num_tokens));
   });
+}
+
+// Lengths and weights differ; one has no loss at all. The loss of all is the mean of the losses of each alone.
+TEST(ConversationRun, PackedLossIsThatOfConversationsOneByOne) {
+  test::on_one_rank([](Communicator world) {
+    const ChatFolder folder(world);
+    RunConfig config = chat_run(folder.path());
+    config.data.sequence_length = config.model.max_position_embeddings = 160;
+    config.data.validation = (folder.path() / "held_out.jsonl").string();
+    config.model.initializer_range = 0.3;
+    config.train.batch = config.train.micro_batches = 1;
+    const auto loss_of = [&](const std::string& lines, int64_t num_sequences) {
+      test::write_file(config.data.validation, lines);
+      config.train.eval_batches = num_sequences;
+      return Trainer(world.duplicate("run"), config).evaluate();
+    };
+    std::string all;
+    double sum = 0.0;
+    double weights = 0.0;
+    double smallest = 1e9;
+    double largest = 0.0;
+    std::vector<Conversation> conversations;
+    for (int i = 0; i < 12; ++i) {
+      const std::string line = fmt::format(
+          R"({{"messages": [{{"role": "user", "content": "{}"}}, {{"role": "assistant", "content": "{}", "weight": {}}}]}})"
+          "\n",
+          std::string(static_cast<size_t>(2 + i * 5 % 11), static_cast<char>('a' + i)), i * i * i * i,
+          std::array{1.0, 0.5, 3.0, 0.0}[static_cast<size_t>(i % 4)]);
+      conversations.push_back(parse_conversation(line, "line"));
+      all += line;
+      double weight = 0.0;
+      for (const float of_token : byte_chat().encode(conversations.back()).weights) weight += of_token;
+      if (weight == 0.0) continue;
+      const double loss = loss_of(line, 1);
+      sum += weight * loss;
+      weights += weight;
+      smallest = std::min(smallest, loss);
+      largest = std::max(largest, loss);
+    }
+    EXPECT_GT(largest - smallest, 0.1);
+    const int64_t num_sequences = pack_conversations("all", conversations, byte_chat(), 160, 256).summary.sequences;
+    EXPECT_LE(num_sequences, 4);
+    EXPECT_NEAR(loss_of(all, num_sequences), sum / weights, 1e-6);
+  });
+}
+
+// With a learning rate that grows without bound the loss of the answers held out rises soon.
+TEST(ConversationRun, EndsWhenAnswersHeldOutGetNoBetter) {
+  test::on_ranks(
+      [](Communicator& world) {
+        const ChatFolder folder(world);
+        RunConfig config = chat_run(folder.path());
+        config.train.steps = config.train.warmup_steps = 200;
+        config.train.schedule = "linear";
+        config.train.learning_rate = 2.0;
+        config.train.eval_every = config.checkpoint.every = 5;
+        config.train.patience = 2;
+        config.checkpoint.keep = 1;
+        config.log.every = 1000;
+        int64_t last = 0;
+        double at_the_end = 0.0;
+        {
+          Trainer trainer(world.duplicate("run"), config);
+          EXPECT_EQ(trainer.run(), RunEnd::finished);
+          last = trainer.steps_done();
+          at_the_end = trainer.evaluate();
+        }
+        const BestEvaluation best(world, config.out, last, 2, 5);
+        ASSERT_GT(best.step(), 0);
+        EXPECT_EQ(last, best.step() + 10);
+        EXPECT_GT(at_the_end, best.loss() + 0.01);
+        config.checkpoint.resume = (checkpoint_root(config) / "best").string();
+        Trainer kept(world.duplicate("best"), config);
+        EXPECT_EQ(kept.steps_done(), best.step());
+        EXPECT_NEAR(kept.evaluate(), best.loss(), 1e-6);
+      },
+      {1, 2});
 }
 
 TEST(ConversationRun, GoesOnToTheSameBits) {
