@@ -82,6 +82,19 @@ alone score "$folder/tuned_too" --tokens "$golden/expected.safetensors" --out "$
 succeeded "score of what was trained"
 if "$compare" "$folder/one.safetensors" "$folder/two.safetensors" >"$output"; then fail "a step changes nothing"; fi
 
+# MTP modules may be new. What transformers made has its logits.
+made=$3/huggingface/v3_gelu
+sed '/^\[model\]/,/^\[data\]/{/^\[data\]/!d}' "$folder/run.toml" >"$folder/tune.toml"
+on_two_ranks train "$folder/tune.toml" "train.init=$made" "out=$folder/modules" "data=$3/lora/families/tokens.bin" data.sequence_length=8 data.validation_fraction=0 model.num_nextn_predict_layers=1 "${still[@]}"
+succeeded "training with new modules"
+says "starts from the weights in $made" "note: the MTP modules, which it has none of, start with random weights"
+grep -q 'model.layers.2.eh_proj.weight' "$folder"/modules/checkpoints/latest/*.index.json || fail "no module is saved"
+for model in "$made" "$folder/modules"; do
+  alone score "$model" --tokens "$made/expected.safetensors" --out "$folder/${model##*/}.safetensors"
+  succeeded "score of $model"
+done
+equal "$folder/modules.safetensors" "$folder/v3_gelu.safetensors"
+
 # Weights that a run cannot start from.
 on_two_ranks train "$folder/run.toml" "train.init=$folder/none" "out=$folder/x"
 refused 2 "$folder/none: no such directory"

@@ -16,6 +16,7 @@
 #include "runtime/checkpoint/safetensors.hpp"
 #include "runtime/checkpoint/stored_values.hpp"
 #include "runtime/infer/score.hpp"
+#include "runtime/train/memory_plan.hpp"
 #include "tests/support/files.hpp"
 #include "tests/support/messages.hpp"
 #include "tests/support/score_comparison.hpp"
@@ -139,11 +140,11 @@ class UnreadTensors : public testing::Test {
     fs::copy(kFolder / "v3_gelu/model.safetensors", directory_ / "model.safetensors");
     config_ = read_json_file(kFolder / "v3_gelu/config.json");
   }
-  void add(const std::vector<std::string>& names) {
+  void add(const std::vector<std::string>& names, const std::string& left_out = "") {
     std::vector<TensorSource> sources;
     const SafetensorsReader old(kFolder / "v3_gelu/model.safetensors");
     for (const TensorEntry& entry : old.entries()) {
-      sources.push_back({entry.name, *entry.dtype, entry.shape, old.bytes(entry)});
+      if (entry.name != left_out) sources.push_back({entry.name, *entry.dtype, entry.shape, old.bytes(entry)});
     }
     for (const std::string& name : names) {
       sources.push_back({name, DType::f32, {2}, std::as_bytes(std::span(values_))});
@@ -183,6 +184,26 @@ TEST_F(UnreadTensors, OfMtpModulesAndFrequenciesAreNoNews) {
   EXPECT_EQ(stored_modules(), 1);
   config_["num_nextn_predict_layers"] = 0;
   EXPECT_EQ(unread(), std::vector<std::string>());
+}
+
+TEST_F(UnreadTensors, OneThatIsMissingIsNamedAsItIsLoaded) {
+  const std::string name = "model.layers.1.mlp.experts.3.up_proj.weight";
+  for (const bool is_there : {true, false}) {
+    add({}, is_there ? "" : name);
+    EXPECT_EQ(unread(), std::vector<std::string>());
+    const std::string message = message_of([&] {
+      run_local_ranks(1, [&](std::unique_ptr<Transport> transport) {
+        RunConfig run;
+        run.model = read_model_config(directory_.path());
+        Communicator world(std::move(transport), "world");
+        const WorkerOptions options = training_options(run, world);
+        Worker worker(std::move(world), options);
+        load_checkpoint(directory_.path(), worker.store(), nullptr);
+      });
+    });
+    const std::string wanted = is_there ? "no error" : "holds no tensor \"" + name + "\"";
+    EXPECT_NE(message.find(wanted), std::string::npos) << message;
+  }
 }
 
 // At once, whatever the number.
