@@ -31,6 +31,7 @@
 #include "runtime/parallel/products.hpp"
 #include "runtime/tokenizer/bytes.hpp"
 #include "runtime/tokenizer/tokenizer.hpp"
+#include "runtime/train/adapter_base.hpp"
 #include "runtime/train/host_memory.hpp"
 #include "runtime/train/memory_plan.hpp"
 #include "runtime/train/recovery.hpp"
@@ -261,9 +262,16 @@ std::string model_keys_of_run(const ModelConfig& stored, const ModelConfig& mode
   return text;
 }
 
+// What `init` means; where that was pruned, what the adapters of the run have kept of it.
+std::filesystem::path find_base(const RunConfig& config, const std::string& init) {
+  const std::string kept = on_kept_base(config).train.init;
+  const bool is_gone = has_adapters(config) && kept != config.train.init && checkpoints_at(init).empty();
+  return find_checkpoint(is_gone ? kept : init);
+}
+
 // What the files have and the run does not use, and what it has otherwise.
 std::string notes_on_init(const RunConfig& config) {
-  const std::filesystem::path checkpoint = find_checkpoint(config.train.init);
+  const std::filesystem::path checkpoint = find_base(config, config.train.init);
   const std::string others = model_keys_of_run(read_model_config(checkpoint), config.model);
   return checkpoint_notes(checkpoint) +
          (others.empty() ? "" : fmt::format("note: {}: this run has {}\n", checkpoint.string(), others));
@@ -310,7 +318,7 @@ RunConfig config_of_run(const TrainArguments& options) {
   RunConfig config = load_run_config(options.run_file, overrides);
   const std::string init = weights_to_start_from(config);
   if (init.empty()) return config;
-  const std::filesystem::path checkpoint = find_checkpoint(init);
+  const std::filesystem::path checkpoint = find_base(config, init);
   CADRE_CHECK(!is_adapter(checkpoint), fmt::format("train.init = {} holds adapters and no model", init),
               "merge them first: cadre export MODEL --adapter DIR --out NEW; or begin with them: adapter.init=DIR");
   const std::filesystem::path model = checkpoint / kConfigFile;

@@ -57,7 +57,7 @@ for run in moved tuned; do
   [[ "$(loss)" == "$by_adapter" ]] || fail "the pruned base counts in $run"
   [[ "$run" == tuned ]] || mv "$folder/moved" "$folder/tuned"
 done
-on_two_ranks train "$folder/run.toml" "${lora[@]}" train.steps=6
+on_two_ranks train "$folder/run.toml" "${lora[@]}" "train.init=$folder/base/checkpoints/step_00000003" train.steps=6
 succeeded "go on with adapters whose base was pruned"
 says "resumed after step 5" "starts from the weights in $folder/tuned/base"
 alone train "$folder/run.toml" "${lora[@]}" "train.init=$folder/merged" checkpoint.resume=never
