@@ -34,6 +34,11 @@ Random::Random(uint64_t seed, std::string_view purpose, uint64_t id)
 
 uint64_t Random::bits(uint64_t index) const { return philox(key_, id_, index).low; }
 
+std::array<uint64_t, 2> Random::block(uint64_t index) const {
+  const Block block = philox(key_, id_, index);
+  return {block.low, block.high};
+}
+
 double Random::uniform(uint64_t index) const { return to_unit(bits(index)); }
 
 double Random::normal(uint64_t index) const {

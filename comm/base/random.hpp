@@ -3,6 +3,7 @@
 // (seed, purpose, id, index): no state, so it does not depend on rank, rank count, thread or order of calls.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <string_view>
 
@@ -15,6 +16,7 @@ class Random {
   Random(uint64_t seed, std::string_view purpose, uint64_t id);
 
   uint64_t bits(uint64_t index) const;                   // 64 random bits
+  std::array<uint64_t, 2> block(uint64_t index) const;   // 128 for the price of 64, which are the first of them
   double uniform(uint64_t index) const;                  // in [0, 1), 53 bits
   double normal(uint64_t index) const;                   // N(0, 1), Box-Muller
   uint64_t below(uint64_t bound, uint64_t index) const;  // in [0, bound), bound >= 1

@@ -3,7 +3,7 @@
 
 #include <fmt/format.h>
 
-#include <algorithm>
+#include <array>
 #include <cmath>
 
 #include "comm/base/random.hpp"
@@ -92,19 +92,20 @@ void drop_elements(const Kernels& kernels, const DropoutRows& dropout, double ra
   const OnHost from(x, memory);
   OnHost to(y, memory);
   const int64_t width = x.dim(1);
-  constexpr int64_t kDrawn = 2;  // elements that one random number decides on
-  constexpr double kWhole = 4294967296.0;
-  const auto least = static_cast<uint64_t>(std::llround(rate * kWhole));
+  // A block of random bits decides on 8 elements, each with 16 of them.
+  constexpr int64_t kDrawn = 8;
+  constexpr uint64_t kWhole = 65536;
+  const auto least = static_cast<uint64_t>(std::llround(rate * static_cast<double>(kWhole)));
+  const double scale = 1.0 / (1.0 - rate);
+  std::array<uint64_t, 2> block = {};
   const Random random(dropout.seed, "adapter dropout", hash_name(fmt::format("{} step {}", name, dropout.step)));
   const auto draws = static_cast<uint64_t>((width + kDrawn - 1) / kDrawn);
   for (int64_t row = 0; row < x.dim(0); ++row) {
     const auto number = static_cast<uint64_t>(dropout.rows.data<int64_t>()[row]);
-    for (int64_t i = 0; i < width; i += kDrawn) {
-      uint64_t bits = random.bits(number * draws + static_cast<uint64_t>(i / kDrawn));
-      for (int64_t j = i; j < std::min(width, i + kDrawn); ++j, bits >>= 32) {
-        const bool stays = (bits & 0xffffffffU) >= least;
-        set_element(*to, row * width + j, stays ? element(*from, row * width + j) / (1.0 - rate) : 0.0);
-      }
+    for (int64_t i = 0; i < width; ++i) {
+      if (i % kDrawn == 0) block = random.block(number * draws + static_cast<uint64_t>(i / kDrawn));
+      const uint64_t drawn = block[static_cast<size_t>(i % kDrawn / 4)] >> (16 * (i % 4)) & (kWhole - 1);
+      set_element(*to, row * width + i, drawn >= least ? element(*from, row * width + i) * scale : 0.0);
     }
   }
   to.put_back();

@@ -18,7 +18,7 @@ void low_rank_weight_grad(Context& ctx, LowRank& added, const DropoutRows& dropo
                           const Tensor& dy);
 
 // y = x / (1 - rate) where a number drawn for (seed, step, name, row, column) is at least `rate`, else 0 (Srivastava et al.
-// 2014). x, y [T,K]; y may be x.
+// 2014); the numbers are multiples of 2^-16. x, y [T,K]; y may be x.
 void drop_elements(const Kernels& kernels, const DropoutRows& dropout, double rate, const std::string& name,
                    const Tensor& x, const Tensor& y);
 

@@ -15,6 +15,9 @@ TEST(Random, is_a_function_of_seed_purpose_id_and_index) {
   EXPECT_NE(random.bits(3), random.bits(4));
   EXPECT_NE(random.bits(3), Random(2, "init", 7).bits(3));
   EXPECT_NE(random.bits(3), Random(1, "data", 7).bits(3));
+  EXPECT_EQ(random.block(3)[0], random.bits(3));
+  EXPECT_NE(random.block(3)[1], random.bits(3));
+  EXPECT_NE(random.block(3)[1], random.block(4)[1]);
   EXPECT_NE(random.bits(3), Random(1, "init", 8).bits(3));
 }
 
