@@ -62,6 +62,7 @@ class [[nodiscard]] Pending {
   Pending& operator=(Pending&&) noexcept = default;
 
   Request& request() { return request_; }
+  const Request& request() const { return request_; }
   bool done() const { return request_.done(); }
   // After the request is complete.
   const T& value() const {
