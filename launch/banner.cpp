@@ -76,11 +76,12 @@ void print_banner(const Communicator& world, const RunConfig& config) {
   if (const std::string network = network_text(components, adapters); !network.empty()) {
     text += fmt::format("  network   {}\n", network);
   }
-  text += fmt::format("  exchange  {}, combine {}, deadline {} s\n", config.exchange.strategy, config.exchange.combine,
-                      config.exchange.deadline_s);
+  text += fmt::format("  exchange  {}, combine {}, balance {}, deadline {} s\n", config.exchange.strategy,
+                      config.exchange.combine, config.exchange.balance, config.exchange.deadline_s);
   text += liveness_text(world);
-  text += fmt::format("  compute   {}{}, threads a rank {}\n", seats.empty() ? "" : config.compute.device + ", ",
-                      config.compute.precision, config.compute.threads);
+  text += fmt::format("  compute   {}{}, row bits {}, threads a rank {}\n",
+                      seats.empty() ? "" : config.compute.device + ", ", config.compute.precision,
+                      config.compute.row_bits, config.compute.threads);
   if (!seats.empty()) {
     for (const std::string& line : device_lines(topology, seats)) text += fmt::format("  device    {}\n", line);
     const std::string why_not =

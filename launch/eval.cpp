@@ -31,19 +31,19 @@ struct EvalArguments {
 };
 
 void print_evaluation(const Evaluation& evaluation, const ModelConfig& model) {
-  const std::vector<int> moe_layers = moe_layers_of(model);
+  const std::vector<int> moe_layers = moe_layers_of(model);  // MTP modules, which are not evaluated, come last
   const bool all_count = evaluation.loss_weight == static_cast<double>(evaluation.num_tokens);
   fmt::print("loss {:.4f} nats a token, perplexity {:.3f}, over {} held-out tokens{}\n", evaluation.loss,
              std::exp(evaluation.loss), evaluation.num_tokens,
              all_count ? "" : fmt::format(", of which those that count weigh {:g}", evaluation.loss_weight));
-  for (size_t i = 0; i < moe_layers.size(); ++i) {
+  for (size_t i = 0; i < evaluation.expert_counts.size(); ++i) {
     const BalanceFigures figures = balance_figures(evaluation.expert_counts[i]);
     fmt::print("layer {:3} | experts cv {:.2f} maxvio {:.2f} entropy {:.3f} dead {} of {}\n", moe_layers[i], figures.cv,
                figures.max_vio, figures.entropy, figures.dead, evaluation.expert_counts[i].size());
   }
   if (model.router.dead_experts.empty()) return;
   fmt::print("{}", dead_experts_note(model, evaluation.rerouted,
-                                     evaluation.num_tokens * static_cast<int64_t>(moe_layers.size())));
+                                     evaluation.num_tokens * static_cast<int64_t>(evaluation.expert_counts.size())));
 }
 
 void run_eval(const EvalArguments& options, const Job& job) {

@@ -22,6 +22,11 @@ for strategy in flat shared hierarchical all_gather; do
   succeeded "score on two ranks, $strategy"
   equal "$folder/two.safetensors" "$golden/expected.safetensors"
 done
+for strategy in flat shared hierarchical all_gather; do
+  on_two_ranks "${score[@]}" "$folder/two.safetensors" "exchange.strategy=$strategy" exchange.balance=host
+  succeeded "score on two ranks that share rows, $strategy"
+  equal "$folder/two.safetensors" "$golden/expected.safetensors"
+done
 on_two_ranks "${score[@]}" "$folder/two.safetensors" parallel.pipeline=2 train.micro_batches=2
 succeeded "score on two stages"
 equal "$folder/two.safetensors" "$golden/expected.safetensors"
@@ -44,6 +49,18 @@ alone score "$checkpoint" --tokens "$golden/expected.safetensors" --out "$folder
 succeeded "score of a trained model on one rank"
 equal "$folder/one.safetensors" "$folder/two.safetensors"
 grep -q 'model.layers.2.shared_head.head.weight' "$checkpoint"/*.index.json || fail "no copy of the head beside the module"
+
+# Evaluation on ranks that share rows.
+on_two_ranks train "$folder/run.toml" "out=$folder/shares" exchange.balance=host
+succeeded "training on ranks that share rows"
+on_two_ranks eval "$folder/shares"
+succeeded "evaluation on ranks that share rows"
+says "combine slot_order, balance host"
+grep -E "^loss|^layer" "$output" >"$folder/two.txt"
+alone eval "$folder/shares"
+succeeded "the same on one rank"
+says "loss " "layer "
+grep -E "^loss|^layer" "$output" | diff - "$folder/two.txt" || fail "evaluation differs on two ranks that share rows"
 
 # Routing is replayed: to texts, and from step to step.
 alone generate "$checkpoint" --prompt "to be" --max-new 3 --replay "$folder/two.safetensors"
