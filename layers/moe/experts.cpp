@@ -2,6 +2,7 @@
 #include "layers/moe/experts.hpp"
 
 #include <algorithm>
+#include <numeric>
 #include <span>
 #include <utility>
 
@@ -38,25 +39,42 @@ void Experts::make_group() {
   group_.emplace(options_.ffn, weights);
 }
 
-void Experts::relocate(const ExpertMap& map, int rank) {
+// As many experts leave as come, in the order of ids.
+std::vector<Experts::Successor> Experts::successors(const ExpertMap& map, int rank) const {
   const std::span<const int> wanted = map.experts_of(rank);
   CADRE_CHECK(wanted.size() == ids_.size(), fmt::format("{}: rank {} would hold {} experts, it has memory for {}",
                                                         prefix_, rank, wanted.size(), ids_.size()));
-  std::vector<size_t> leave;  // places of experts that do not stay
+  std::vector<Successor> successors;
   for (size_t i = 0; i < ids_.size(); ++i) {
-    if (!std::ranges::binary_search(wanted, ids_[i])) leave.push_back(i);
+    if (!std::ranges::binary_search(wanted, ids_[i])) successors.push_back({static_cast<int>(i), -1});
   }
+  auto next = successors.begin();
+  for (const int id : wanted) {
+    if (!std::ranges::binary_search(ids_, id)) (next++)->id = id;
+  }
+  return successors;
+}
+
+void Experts::relocate(const ExpertMap& map, int rank) {
+  std::vector<int> id_of = ids_;  // of each place
+  for (const auto& [index, id] : successors(map, rank)) id_of[static_cast<size_t>(index)] = id;
+  std::vector<size_t> order(ids_.size());
+  std::iota(order.begin(), order.end(), size_t{0});
+  std::ranges::sort(order, {}, [&](size_t index) { return id_of[index]; });
   std::vector<std::unique_ptr<Expert>> placed;
-  for (size_t next = 0; const int id : wanted) {
-    const auto stays = std::ranges::lower_bound(ids_, id);
-    const bool is_here = stays != ids_.end() && *stays == id;
-    const size_t from = is_here ? static_cast<size_t>(stays - ids_.begin()) : leave[next++];
-    name(from, map, id);
-    placed.push_back(std::move(experts_[from]));
+  for (const size_t index : order) {
+    name(index, map, id_of[index]);
+    placed.push_back(std::move(experts_[index]));
   }
   experts_ = std::move(placed);
-  ids_.assign(wanted.begin(), wanted.end());
+  std::ranges::sort(id_of);
+  ids_ = std::move(id_of);
   make_group();
+}
+
+std::string Experts::name_in(const Parameter& parameter, const Successor& successor) const {
+  const std::string before = name_of_expert(prefix_, options_, ids_[static_cast<size_t>(successor.index)]);
+  return name_of_expert(prefix_, options_, successor.id) + parameter.name().substr(before.size());
 }
 
 // The expert at `index`, until now ids_[index], as expert `id` of the map.

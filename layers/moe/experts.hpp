@@ -34,6 +34,14 @@ class Experts {
   // An expert that stays keeps its parameters. Each other one takes over the parameters, and so the memory, of one that
   // leaves: the caller fills them.
   void relocate(const ExpertMap& map, int rank);
+  // An expert that relocate() would let another one take the place of; ids are those of the map.
+  struct Successor {
+    int index;  // here
+    int id;     // of the one that comes
+  };
+  std::vector<Successor> successors(const ExpertMap& map, int rank) const;
+  // What relocate() would name a parameter of the expert at `index`.
+  std::string name_in(const Parameter& parameter, const Successor& successor) const;
 
   // Place p reads rows[place_row[p]], as wide as the experts read them; place_row i32[S]. Experts that run one after the other have their rows
   // gathered just before their products, so that they are still in cache. y [S,out].

@@ -115,6 +115,14 @@ void MoeLayer::relocate(const ExpertMap& map, int expert_rank) {
   map_ = map;
 }
 
+void MoeLayer::each_successor(const ExpertMap& map, int expert_rank, const SuccessorVisitor& visit) {
+  Experts& experts = whole_experts();
+  for (const Experts::Successor& successor : experts.successors(map, expert_rank)) {
+    experts.each_parameter(successor.index,
+                           [&](Parameter& parameter) { visit(parameter, experts.name_in(parameter, successor)); });
+  }
+}
+
 Experts& MoeLayer::whole_experts() {
   CADRE_CHECK(experts_.has_value(), "model.expert_kinds = projections: a single projection is not an expert of its own",
               "only whole experts can be looked at, grown or merged");

@@ -65,6 +65,9 @@ class MoeLayer {
   const ExpertMap& expert_map() const { return map_; }
   // See Experts::relocate. Throws where experts are projections.
   void relocate(const ExpertMap& map, int expert_rank);
+  // Each parameter of an expert whose place relocate() would give to another one, with the name that it would have then.
+  using SuccessorVisitor = std::function<void(Parameter&, const std::string& name)>;
+  void each_successor(const ExpertMap& map, int expert_rank, const SuccessorVisitor& visit);
   // See RoutedExperts; projections are not balanced.
   void balance_on_host(HostWeights weights) { experts_->balance_on_host(std::move(weights)); }
   void forget_shared_grads() {

@@ -14,6 +14,8 @@ namespace cadre {
 // Lists of any length of all ranks. Collective over `world`.
 std::vector<std::vector<uint64_t>> gather_lists(const Communicator& world, double deadline_seconds, const Position& at,
                                                 std::vector<uint64_t> mine);
+// The same, in the background. Neither blocks.
+Pending<std::vector<std::vector<uint64_t>>> start_gather_lists(const Communicator& group, std::vector<uint64_t> mine);
 
 // For each rank the tensors that it wants, and the rank that gives each: itself where it can, else one of those that hold it,
 // so that these take turns by the rank that wants. Empty where no rank holds one.

@@ -85,7 +85,7 @@ struct LayerLoad {
   std::vector<int64_t> counts;  // by expert
 };
 
-// What parallel.rebalance did after a step.
+// What parallel.rebalance did in a step.
 struct LoggedMove {
   int64_t step = 0;
   int64_t moved = 0;  // copies of experts; 0: the proposal was refused

@@ -21,12 +21,12 @@
 
 namespace cadre {
 
-// What parallel.rebalance did after a step. Times are of rank 0.
+// What parallel.rebalance did in a step, or refused after it. Times are of rank 0.
 struct Rebalance {
   int64_t moved = 0;      // copies of experts that a rank received, over all ranks
   int64_t refused = 0;    // the same of a proposal that would not have paid
   int64_t bytes = 0;      // moved
-  double stall_ms = 0.0;  // that planning and moving took
+  double stall_ms = 0.0;  // that planning and switching took, while the run did nothing else
   // Of the proposal, where there was one: busiest rank / mean before and after, time saved in a step, time of the move.
   std::optional<double> before = std::nullopt, after = std::nullopt, gain_ms = std::nullopt, cost_ms = std::nullopt;
   std::optional<double> got_ms = std::nullopt;  // that the last move saved in a step: medians of steps before and after

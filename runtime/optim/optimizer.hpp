@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <utility>
 #include <vector>
 
@@ -49,6 +50,8 @@ class Optimizer {
   }
 
   const std::vector<Moments>& moments() const { return moments_; }
+  // Keeps their memory for an operation under way.
+  std::shared_ptr<const void> moment_owner() const { return buffer_.share(); }
 
  private:
   void update(const Kernels& kernels, const Moments& moments, double learning_rate, double grad_scale);

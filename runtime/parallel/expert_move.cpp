@@ -2,9 +2,13 @@
 #include "runtime/parallel/expert_move.hpp"
 
 #include <algorithm>
-#include <array>
-#include <numeric>
+#include <cstring>
+#include <map>
+#include <optional>
+#include <string>
 #include <unordered_map>
+#include <utility>
+#include <vector>
 
 #include "comm/base/check.hpp"
 #include "comm/base/random.hpp"
@@ -13,152 +17,274 @@
 namespace cadre {
 namespace {
 
-constexpr int kMoveTag = 1;
-constexpr size_t kLeastPiece = 4096;  // bytes of one tensor in one message
+// Sections of a stream: moments may be read at once, values once they are gathered, gradients of a layer once they are summed;
+// the last layer is the first.
+constexpr size_t kMoments = 0;
+constexpr size_t kValues = 1;
+constexpr size_t kFirstGradients = 2;
 
-// A tensor that goes to or comes from another rank.
-struct Passage {
-  std::byte* at = nullptr;
-  size_t bytes = 0;
-  int peer = 0;
+// What travels has the time of a step, and each test that finds nothing takes some of it.
+constexpr int64_t kTestIntervalNs = 500'000;
+
+// What belongs to a parameter.
+enum class Part : uint8_t { value, first, second, gradient };
+
+uint64_t key_of(const std::string& name, Part part) {
+  static constexpr const char* kSuffix[] = {".value", ".first", ".second", ".grad"};
+  return hash_name(name + kSuffix[static_cast<size_t>(part)]);
+}
+
+struct HeldTensor {
+  Tensor memory;
+  size_t section;
 };
 
-struct Passages {
-  std::vector<Passage> out, in;  // messages of two ranks match in the order of what the receiver wants
-  size_t piece = 0;              // bytes of each tensor in one round, the same on all ranks
+// A tensor of an expert that comes.
+struct Arrival {
+  uint64_t key;
+  Tensor memory;  // where it belongs from the switch on
+  size_t section;
+  size_t at = 0;  // where it lies until then
 };
 
-std::vector<uint64_t> keys_of(const std::vector<NamedTensor>& tensors) {
-  std::vector<uint64_t> keys;
-  for (const NamedTensor& tensor : tensors) keys.push_back(hash_name(tensor.name));
-  return keys;
-}
+using Visit = std::function<void(Part, const Tensor&, size_t section)>;
 
-// Tensors whose memory has the state of another expert.
-std::vector<NamedTensor> renamed(const std::vector<NamedTensor>& before, const std::vector<NamedTensor>& after) {
-  std::unordered_map<const std::byte*, const NamedTensor*> was;
-  for (const NamedTensor& tensor : before) was[tensor.memory.raw()] = &tensor;
-  std::vector<NamedTensor> wanted;
-  for (const NamedTensor& tensor : after) {
-    const auto found = was.find(tensor.memory.raw());
-    CADRE_CHECK(found != was.end() && found->second->memory.bytes() == tensor.memory.bytes(),
-                fmt::format("{} has no memory of its size on this rank", tensor.name));
-    if (found->second->name != tensor.name) wanted.push_back(tensor);
+// The mixture layers of the model that are on this rank, and what is known of them.
+class State {
+ public:
+  State(Worker& worker, const Optimizer& optimizer) : worker_(worker), layers_(moe_layers_of(worker.model().config())) {
+    for (const Optimizer::Moments& moments : optimizer.moments()) moments_[moments.parameter] = &moments;
   }
-  return wanted;
-}
 
-// The most tensors that any rank sends or receives.
-size_t most_tensors(const std::vector<std::vector<int>>& givers) {
-  size_t most = 1;
-  std::vector<size_t> given(givers.size());
-  for (const std::vector<int>& of_rank : givers) {
-    most = std::max(most, of_rank.size());
-    for (const int giver : of_rank) ++given[static_cast<size_t>(giver)];
+  size_t num_sections() const { return kFirstGradients + layers_.size(); }
+
+  // Of a parameter of layer layers_[mixture]; a gradient where this rank keeps its moments, as then it has the sum.
+  void each_part(const Parameter& parameter, size_t mixture, const Visit& visit) const {
+    if (parameter.placement != Placement::expert) return;
+    visit(Part::value, parameter.value, kValues);
+    const auto found = moments_.find(&parameter);
+    if (found == moments_.end()) return;
+    visit(Part::first, found->second->first, kMoments);
+    if (found->second->second.defined()) visit(Part::second, found->second->second, kMoments);
+    if (!parameter.frozen) visit(Part::gradient, parameter.grad, kFirstGradients + layers_.size() - 1 - mixture);
   }
-  return std::max(most, std::ranges::max(given));
-}
 
-Passages plan_passages(const Worker& worker, const std::vector<NamedTensor>& before,
-                       const std::vector<NamedTensor>& wanted, size_t piece_bytes) {
-  const Communicator& world = worker.world();
-  const Position& at = worker.lanes().lane().position;
-  const std::vector<uint64_t> held_keys = keys_of(before);
-  const auto held = gather_lists(world, worker.deadline_seconds(), at, held_keys);
-  const auto wanted_keys = gather_lists(world, worker.deadline_seconds(), at, keys_of(wanted));
-  const auto givers = givers_of(wanted_keys, held);
-  CADRE_CHECK(!givers.empty(), "an expert that should move is on no rank");
-
-  std::unordered_map<uint64_t, const Tensor*> here;
-  for (size_t i = 0; i < before.size(); ++i) here[held_keys[i]] = &before[i].memory;
-  Passages passages;
-  const auto me = static_cast<size_t>(world.rank());
-  for (size_t i = 0; i < wanted.size(); ++i) {
-    passages.in.push_back({wanted[i].memory.raw(), wanted[i].memory.bytes(), givers[me][i]});
+  MoeLayer* mixture(size_t index) const {
+    Stage* const stage = worker_.model().stage_with(layers_[index]);
+    return stage == nullptr ? nullptr : &stage->block(layers_[index]).moe();
   }
-  for (size_t rank = 0; rank < givers.size(); ++rank) {
-    for (size_t i = 0; i < givers[rank].size(); ++i) {
-      if (givers[rank][i] != world.rank()) continue;
-      const Tensor& tensor = *here.at(wanted_keys[rank][i]);
-      passages.out.push_back({tensor.raw(), tensor.bytes(), static_cast<int>(rank)});
+  int layer(size_t mixture) const { return layers_[mixture]; }
+  size_t num_mixtures() const { return layers_.size(); }
+
+  bool is_ready(size_t section) const {
+    if (section == kMoments) return true;
+    const GradientReduction& gradients = worker_.gradients();
+    if (section == kValues) return gradients.has_values();
+    const int layer = layers_[layers_.size() - 1 - (section - kFirstGradients)];
+    const Stage& stage = *worker_.model().stage_with(layer);
+    return gradients.has_expert_sums(stage.place().index, stage.bucket_of(layer));
+  }
+
+  Worker& worker() const { return worker_; }
+
+ private:
+  Worker& worker_;
+  std::vector<int> layers_;
+  std::unordered_map<const Parameter*, const Optimizer::Moments*> moments_;
+};
+
+// Experts that some rank of `after` holds and the same rank of `before` does not.
+std::vector<bool> moving(const ExpertMap& before, const ExpertMap& after) {
+  std::vector<bool> moves(static_cast<size_t>(after.num_experts()));
+  for (int rank = 0; rank < after.num_ranks(); ++rank) {
+    for (const int expert : after.experts_of(rank)) {
+      if (!std::ranges::binary_search(before.experts_of(rank), expert)) moves[static_cast<size_t>(expert)] = true;
     }
   }
-  passages.piece = std::max(kLeastPiece, piece_bytes / most_tensors(givers) / kLeastPiece * kLeastPiece);
-  return passages;
-}
-
-size_t piece_at(const Passage& passage, size_t offset, size_t piece) {
-  return offset < passage.bytes ? std::min(piece, passage.bytes - offset) : 0;
-}
-
-// One piece of every tensor. What leaves is copied before what arrives is written in its place.
-void pass_pieces(const Worker& worker, Memory& memory, const Passages& passages, size_t offset, Buffer& out,
-                 Buffer& in) {
-  const Communicator& world = worker.world();
-  std::vector<Request> under_way;
-  std::byte* next = in.data();
-  for (const Passage& passage : passages.in) {
-    const size_t bytes = piece_at(passage, offset, passages.piece);
-    if (bytes == 0) continue;
-    under_way.push_back(world.receive({next, bytes}, in.share(), passage.peer, kMoveTag));
-    next += bytes;
-  }
-  next = out.data();
-  for (const Passage& passage : passages.out) {
-    const size_t bytes = piece_at(passage, offset, passages.piece);
-    if (bytes == 0) continue;
-    memory.read(next, passage.at + offset, bytes);
-    under_way.push_back(world.send({next, bytes}, out.share(), passage.peer, kMoveTag));
-    next += bytes;
-  }
-  for (Request& request : under_way) worker.await(request);
-  next = in.data();
-  for (const Passage& passage : passages.in) {
-    const size_t bytes = piece_at(passage, offset, passages.piece);
-    if (bytes == 0) continue;
-    memory.write(passage.at + offset, next, bytes);
-    next += bytes;
-  }
-}
-
-int64_t bytes_of(const std::vector<Passage>& passages) {
-  return std::accumulate(passages.begin(), passages.end(), int64_t{0},
-                         [](int64_t sum, const Passage& passage) { return sum + static_cast<int64_t>(passage.bytes); });
+  return moves;
 }
 
 }  // namespace
 
-MovedBytes move_experts(Worker& worker, const ExpertMaps& maps, const ExpertState& state, size_t piece_bytes) {
-  worker.gradients().complete_values();
-  worker.kernels().synchronize();
-  worker.lane().enter("moving experts");
-  std::vector<std::string> names;
-  for (const Parameter* parameter : worker.store().parameters()) names.push_back(parameter->name());
-  const std::vector<NamedTensor> before = state();
-  worker.relocate(maps);
-  const std::vector<NamedTensor> wanted = renamed(before, state());
-  const Passages passages = plan_passages(worker, before, wanted, piece_bytes);
+struct ExpertMove::Arrivals {
+  std::vector<Arrival> tensors;                             // by section
+  std::vector<std::pair<Parameter*, std::string>> renamed;  // and the name that each gets
+  std::shared_ptr<Buffer> memory = nullptr;
+  int64_t moved_bytes = 0;  // over all ranks, when all has travelled
+};
 
-  size_t longest = 0;
-  for (const auto* side : {&passages.in, &passages.out}) {
-    for (const Passage& passage : *side) longest = std::max(longest, passage.bytes);
+// Who gives what to whom is gathered first; then the streams run.
+class ExpertMove::Travel : public PendingOperation {
+ public:
+  Travel(Worker& worker, const Optimizer& optimizer, const Communicator& group, const ExpertMaps& maps,
+         std::shared_ptr<Arrivals> arrivals, const StreamOptions& pieces)
+      : group_(group), state_(worker, optimizer), arrivals_(std::move(arrivals)), pieces_(pieces) {
+    const ParameterStore& store = worker.store();
+    keepers_ = {store.value_owner(Placement::expert), store.grad_owner(), optimizer.moment_owner()};
+    look_at_experts(maps);
+    std::vector<uint64_t> message = {held_.size()};
+    for (const auto& [key, tensor] : held_) message.push_back(key);
+    for (const Arrival& arrival : arrivals_->tensors) message.push_back(arrival.key);
+    lists_.emplace(start_gather_lists(group_, std::move(message)));
   }
-  Buffer out(passages.out.size() * passages.piece);
-  Buffer in(passages.in.size() * passages.piece);
-  for (size_t offset = 0; offset < longest; offset += passages.piece) {
-    pass_pieces(worker, worker.store().memory(), passages, offset, out, in);
+
+  bool test() override {
+    const int64_t now_ns = trace_clock_ns();
+    if (now_ns - tested_ns_ < kTestIntervalNs) return false;
+    const bool done = move_on();
+    tested_ns_ = trace_clock_ns();
+    return done;
   }
-  for (size_t i = 0; i < names.size(); ++i) {
-    Parameter& parameter = *worker.store().parameters()[i];
-    if (parameter.name() != names[i]) ++parameter.version;
+
+  std::string missing() const override {
+    if (!total_) return std::as_const(*lists_).request().missing();
+    return streams_.done() ? std::as_const(*total_).request().missing() : streams_.missing();
   }
-  const std::array<int64_t, 2> mine = {bytes_of(passages.in), bytes_of(passages.out)};
-  MovedBytes moved;
-  for (const auto& [received, sent] : worker.await(worker.world().all_gather(mine))) {
-    moved.all += received;
-    moved.busiest = std::max(moved.busiest, received + sent);
+  // Messages are abandoned for themselves.
+  void abandon() noexcept override {
+    streams_ = Request();
+    total_.reset();
+    lists_.reset();
   }
-  return moved;
+  bool outlives_job() const override { return false; }
+
+ private:
+  bool move_on() {
+    if (!lists_->request().test()) return false;
+    if (!total_) begin_streams();
+    if (!streams_.test() || !total_->request().test()) return false;
+    arrivals_->moved_bytes = total_->value();
+    return true;
+  }
+
+  void look_at_experts(const ExpertMaps& maps) {
+    const int rank = state_.worker().groups().expert_rank();
+    for (size_t mixture = 0; mixture < state_.num_mixtures(); ++mixture) {
+      MoeLayer* const moe = state_.mixture(mixture);
+      if (moe == nullptr) continue;
+      const ExpertMap& before = moe->expert_map();
+      const ExpertMap& after = maps.of(state_.layer(mixture));
+      const std::vector<bool> moves = moving(before, after);
+      const std::span<const int> here = before.experts_of(rank);
+      for (size_t i = 0; i < here.size(); ++i) {
+        if (!moves[static_cast<size_t>(here[i])]) continue;
+        moe->each_parameter_of_expert(static_cast<int>(i), [&](const Parameter& parameter) {
+          state_.each_part(parameter, mixture, [&](Part part, const Tensor& tensor, size_t section) {
+            held_[key_of(parameter.name(), part)] = {tensor, section};
+          });
+        });
+      }
+      moe->each_successor(after, rank, [&](Parameter& parameter, const std::string& name) {
+        arrivals_->renamed.emplace_back(&parameter, name);
+        state_.each_part(parameter, mixture, [&](Part part, const Tensor& tensor, size_t section) {
+          arrivals_->tensors.push_back({key_of(name, part), tensor, section});
+        });
+      });
+    }
+    std::ranges::stable_sort(arrivals_->tensors, {}, &Arrival::section);
+  }
+
+  void begin_streams() {
+    std::vector<std::vector<uint64_t>> held;
+    std::vector<std::vector<uint64_t>> wanted;
+    for (const std::vector<uint64_t>& list : lists_->value()) {
+      CADRE_CHECK_PEER(!list.empty() && list.front() < list.size(), "a rank holds more experts than it names");
+      const auto middle = list.begin() + 1 + static_cast<std::ptrdiff_t>(list.front());
+      held.emplace_back(list.begin() + 1, middle);
+      wanted.emplace_back(middle, list.end());
+    }
+    const std::vector<std::vector<int>> givers = givers_of(wanted, held);
+    CADRE_CHECK(!givers.empty(), "an expert that should move is on no rank");
+
+    Tracer& tracer = state_.worker().job().tracer();
+    const TraceActivity activity(tracer, TraceKind::compute,
+                                 {.step = state_.worker().lanes().lane().position.step, .phase = "expert move"});
+    std::vector<IncomingStream> in = incoming(givers[static_cast<size_t>(group_.rank())]);
+    int64_t received = 0;
+    for (const Arrival& arrival : arrivals_->tensors) received += static_cast<int64_t>(arrival.memory.bytes());
+    total_.emplace(group_.all_reduce(received, ReduceOp::sum));
+    total_->request().hide();
+    Memory& memory = state_.worker().store().memory();
+    keepers_.push_back(arrivals_->memory);
+    const auto keeper = std::make_shared<std::vector<std::shared_ptr<const void>>>(keepers_);
+    streams_ = exchange_streams(group_, outgoing(wanted, givers), std::move(in), memory, keeper, pieces_);
+  }
+
+  std::vector<IncomingStream> incoming(const std::vector<int>& givers) {
+    size_t bytes = 0;
+    for (Arrival& arrival : arrivals_->tensors) {
+      arrival.at = bytes;
+      bytes += whole_cache_lines(arrival.memory.bytes());
+    }
+    arrivals_->memory = std::make_shared<Buffer>(bytes);
+    std::map<int, IncomingStream> streams;
+    for (size_t i = 0; i < givers.size(); ++i) {
+      const Arrival& arrival = arrivals_->tensors[i];
+      streams[givers[i]].parts.push_back(arrivals_->memory->span().subspan(arrival.at, arrival.memory.bytes()));
+    }
+    std::vector<IncomingStream> all;
+    for (auto& [peer, stream] : streams) all.push_back({peer, std::move(stream.parts)});
+    return all;
+  }
+
+  std::vector<OutgoingStream> outgoing(const std::vector<std::vector<uint64_t>>& wanted,
+                                       const std::vector<std::vector<int>>& givers) const {
+    std::vector<OutgoingStream> streams;
+    for (size_t rank = 0; rank < wanted.size(); ++rank) {
+      OutgoingStream stream = {static_cast<int>(rank), {}, [this](size_t section) { return state_.is_ready(section); }};
+      for (size_t i = 0; i < wanted[rank].size(); ++i) {
+        if (givers[rank][i] != group_.rank()) continue;
+        const HeldTensor& tensor = held_.at(wanted[rank][i]);
+        stream.parts.push_back({{tensor.memory.raw(), tensor.memory.bytes()}, tensor.section});
+      }
+      if (!stream.parts.empty()) streams.push_back(std::move(stream));
+    }
+    return streams;
+  }
+
+  const Communicator& group_;
+  State state_;
+  std::shared_ptr<Arrivals> arrivals_;
+  StreamOptions pieces_;
+  std::vector<std::shared_ptr<const void>> keepers_;  // of what travels
+  std::map<uint64_t, HeldTensor> held_;
+  std::optional<Pending<std::vector<std::vector<uint64_t>>>> lists_;
+  std::optional<Pending<int64_t>> total_;
+  Request streams_;
+  int64_t tested_ns_ = 0;
+};
+
+ExpertMove::ExpertMove(Worker& worker, const Optimizer& optimizer, const Communicator& group, ExpertMaps maps,
+                       const StreamOptions& pieces)
+    : worker_(worker), maps_(std::move(maps)), arrivals_(std::make_shared<Arrivals>()) {
+  worker.gradients().complete_experts_early(true);
+  auto travel = std::make_unique<Travel>(worker, optimizer, group, maps_, arrivals_, pieces);
+  travel_ = Request(worker.job(), fmt::format("moving experts (rank {} of {})", group.rank(), group.size()),
+                    std::move(travel));
+  travel_.hide();
+  worker.poller().watch(travel_, Poller::Kind::other);
+}
+
+ExpertMove::~ExpertMove() {
+  worker_.poller().unwatch(travel_);
+  worker_.gradients().complete_experts_early(false);
+}
+
+int64_t ExpertMove::finish() {
+  worker_.lane().enter("moving experts");
+  worker_.await(travel_);
+  worker_.poller().unwatch(travel_);
+  worker_.kernels().synchronize();
+  worker_.relocate(maps_);
+  for (const auto& [parameter, name] : arrivals_->renamed) {
+    CADRE_ASSERT(parameter->name() == name);
+    ++parameter->version;
+  }
+  Memory& memory = worker_.store().memory();
+  for (const Arrival& arrival : arrivals_->tensors) {
+    memory.write(arrival.memory.raw(), arrivals_->memory->data() + arrival.at, arrival.memory.bytes());
+  }
+  return arrivals_->moved_bytes;
 }
 
 }  // namespace cadre

@@ -1,33 +1,49 @@
 // SPDX-License-Identifier: Apache-2.0
-// Moves experts between the ranks of a running job, in place: each rank holds as many experts as before, so that the state of
-// one that arrives (weights, moments, whatever belongs to its parameters) takes the memory of one that leaves.
+// Moves experts between the ranks of a running job, within one step. Values and moments do not change while the passes of a
+// step run: they travel then, in pieces, into memory of their own. The summed gradients of the step follow as soon as they
+// are complete. Between the gradient norm and the update all ranks take the new maps, and the rank that holds an expert from
+// then on updates it; an update is a function of these four, so its bits are the same. At the end of a step there is one set
+// of maps, and the whole state under it.
+//
+// Each rank holds as many experts as before: one that comes takes the memory of one that leaves.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
-#include <functional>
-#include <vector>
+#include <memory>
 
-#include "runtime/checkpoint/model_checkpoint.hpp"
+#include "comm/group/section_streams.hpp"
+#include "runtime/optim/optimizer.hpp"
 #include "runtime/parallel/worker.hpp"
 
 namespace cadre {
 
-// What a rank of a run exchanges at once while experts move, in each direction.
-inline constexpr size_t kMovePieceBytes = size_t{8} << 20;
+// What one move should bring to a rank at most, unless the experts of one layer are more: it lies beside the state of the rank.
+inline constexpr size_t kMostArrivingBytes = size_t{256} << 20;
 
-// The state of experts that this rank keeps, under the names of checkpoints, in the memory of its store.
-using ExpertState = std::function<std::vector<NamedTensor>()>;
+class ExpertMove {
+ public:
+  // Collective over `group`, which has the ranks of the worker's world and is used by nothing else, with equal maps: before the
+  // passes of a step and after GradientReduction::start_values(). All but `maps` outlive this object. One that is destroyed
+  // before finish() has changed nothing.
+  ExpertMove(Worker& worker, const Optimizer& optimizer, const Communicator& group, ExpertMaps maps,
+             const StreamOptions& pieces = {});
+  ~ExpertMove();
+  ExpertMove(const ExpertMove&) = delete;
+  ExpertMove& operator=(const ExpertMove&) = delete;
 
-struct MovedBytes {
-  int64_t all = 0;      // received by all ranks
-  int64_t busiest = 0;  // sent and received by the rank with most
+  // Collective, when the gradients of the step are summed and no rank reads experts under the old maps any more. Waits for
+  // what is still on its way and takes the new maps. Returns the bytes that all ranks received.
+  int64_t finish();
+
+ private:
+  struct Arrivals;
+  class Travel;
+
+  Worker& worker_;
+  ExpertMaps maps_;
+  std::shared_ptr<Arrivals> arrivals_;
+  Request travel_;
 };
-
-// Collective over the world of `worker`, between steps. Gives the model the experts of `maps`, which has as many on each rank as
-// before, and their state. Ranks exchange at most `piece_bytes` in each direction at a time, more only where each tensor
-// under way gets 4 KiB; that much memory is taken meanwhile. When it throws, state is incomplete: the run goes on from a
-// checkpoint or from partner copies, which know no map.
-MovedBytes move_experts(Worker& worker, const ExpertMaps& maps, const ExpertState& state, size_t piece_bytes);
 
 }  // namespace cadre

@@ -51,6 +51,7 @@ GradientReduction::GradientReduction(const ProcessGroups& groups, Model& model, 
     num_buckets += stage->num_buckets();
   }
   values_.resize(static_cast<size_t>(num_buckets));
+  begun_.resize(static_cast<size_t>(num_buckets));
   if (maps.have_replicas()) {
     replica_group_.emplace(world.split(groups.grid.expert_group(world.rank()), world.rank(), "expert/replicas"));
   }
@@ -79,7 +80,7 @@ void GradientReduction::make_queue(Group& group, DType wire) const {
 }
 
 GradientReduction::~GradientReduction() {
-  for (const Request& request : started_) job_.poller().unwatch(request);
+  for (const Started& sum : started_) job_.poller().unwatch(sum.request);
   for (const Request& request : values_) job_.poller().unwatch(request);
 }
 
@@ -111,18 +112,30 @@ void GradientReduction::start(int stage, int bucket) {
   std::vector<Request> experts =
       guest_group_ ? start_guests(index, bucket) : start_sum(stages_[index].expert, Placement::expert, stored);
   if (std::vector<HeldValues> replicated = replicated_grads(stored); !replicated.empty()) {
-    started.push_back(sum_over_holders(*replica_group_, std::move(replicated), stored, std::move(experts)));
-  } else {
-    std::ranges::move(experts, std::back_inserter(started));
+    std::vector<Request> summed = std::exchange(experts, {});
+    experts.push_back(sum_over_holders(*replica_group_, std::move(replicated), stored, std::move(summed)));
   }
-  keep(std::move(started));
+  keep(std::move(started), stored, Placement::shared);
+  keep(std::move(experts), stored, Placement::expert);
+  begun_[static_cast<size_t>(stored)] = true;
 }
 
-void GradientReduction::keep(std::vector<Request> sums) {
+void GradientReduction::keep(std::vector<Request> sums, int stored_bucket, Placement placement) {
   for (Request& request : sums) {
-    started_.push_back(std::move(request));
-    job_.poller().watch(started_.back(), Poller::Kind::other);
+    started_.push_back({std::move(request), stored_bucket, placement});
+    job_.poller().watch(started_.back().request, Poller::Kind::other);
   }
+}
+
+void GradientReduction::begin_step() { begun_.assign(begun_.size(), false); }
+
+bool GradientReduction::has_expert_sums(int stage, int bucket) const {
+  const size_t index = local_index(stage);
+  const int stored = first_bucket_[index] + bucket;
+  const bool waits = std::ranges::count(waiting_, std::pair(index, bucket)) > 0;
+  return begun_[static_cast<size_t>(stored)] && !waits && std::ranges::none_of(started_, [&](const Started& sum) {
+           return sum.bucket == stored && sum.placement == Placement::expert && !sum.request.done();
+         });
 }
 
 // What guests computed for the experts of the bucket, to their owners. Sums over the ranks that hold the same experts begin when
@@ -141,7 +154,8 @@ std::vector<Request> GradientReduction::start_guests(size_t index, int bucket) {
 }
 
 bool GradientReduction::sums_experts(int stage) const {
-  return replica_group_.has_value() || guest_group_.has_value() || stages_[local_index(stage)].expert.ranks.size() > 1;
+  return experts_early_ || replica_group_.has_value() || guest_group_.has_value() ||
+         stages_[local_index(stage)].expert.ranks.size() > 1;
 }
 
 std::vector<Request> GradientReduction::start_sum(Group& group, Placement placement, int stored_bucket) {
@@ -239,6 +253,10 @@ void GradientReduction::complete_values() {
   }
 }
 
+bool GradientReduction::has_values() const {
+  return !values_changed_ && std::ranges::all_of(values_, [](const Request& request) { return request.done(); });
+}
+
 Request& GradientReduction::values_of(int stage, int bucket) {
   return values_[static_cast<size_t>(first_bucket_[local_index(stage)] + bucket)];
 }
@@ -285,16 +303,17 @@ void GradientReduction::finish() {
   finish_started();
   std::ranges::sort(waiting_);
   for (const auto& [index, bucket] : std::exchange(waiting_, {})) {
-    keep(start_sum(stages_[index].expert, Placement::expert, first_bucket_[index] + bucket));
+    const int stored = first_bucket_[index] + bucket;
+    keep(start_sum(stages_[index].expert, Placement::expert, stored), stored, Placement::expert);
   }
   finish_started();
   add_embedding_copy();
 }
 
 void GradientReduction::finish_started() {
-  for (Request& request : started_) {
-    lanes_.await(request);
-    job_.poller().unwatch(request);
+  for (Started& sum : started_) {
+    lanes_.await(sum.request);
+    job_.poller().unwatch(sum.request);
   }
   started_.clear();
 }

@@ -38,6 +38,13 @@ class GradientReduction {
   bool sums_experts(int stage) const;
   // Waits for all sums that were started.
   void finish();
+  // From the next step on somebody waits for gradients of experts while the step runs: they are computed as if all were summed.
+  void complete_experts_early(bool early) { experts_early_ = early; }
+  // Whether the gradients of the experts of a bucket are complete in this step, on the rank that keeps their moments. Needs
+  // complete_experts_early().
+  bool has_expert_sums(int stage, int bucket) const;
+  // A step begins.
+  void begin_step();
 
   // To be called after an update: each rank has new values of the parameters that it keeps alone.
   void mark_values_changed();
@@ -47,6 +54,8 @@ class GradientReduction {
   void complete_values();
   // Complete when the values of a bucket are; a forward pass awaits it.
   Request& values_of(int stage, int bucket);
+  // Whether the values of all buckets are.
+  bool has_values() const;
 
   // Adds up over all ranks that hold a stage. Collective over them; all pass as many values.
   void sum_over_stage(int stage, std::vector<int64_t>& values) const;
@@ -67,7 +76,7 @@ class GradientReduction {
   void make_queue(Group& group, DType wire) const;
   size_t local_index(int stage) const;
   std::vector<Request> start_guests(size_t index, int bucket);
-  void keep(std::vector<Request> sums);
+  void keep(std::vector<Request> sums, int stored_bucket, Placement placement);
   void finish_started();
   std::vector<Request> start_sum(Group& group, Placement placement, int stored_bucket);
   std::vector<Request> start_values(size_t index, int bucket);
@@ -89,7 +98,14 @@ class GradientReduction {
   std::vector<std::pair<size_t, int>> waiting_;  // stages and buckets of which experts are summed when guests are
   std::optional<Communicator> embedding_group_;  // the pipeline, where two of its ranks hold the embedding
   std::vector<int> embedding_rows_;              // these two
-  std::deque<Request> started_;                  // a deque does not move them
+  struct Started {
+    Request request;
+    int bucket;  // in the store
+    Placement placement;
+  };
+  std::deque<Started> started_;  // a deque does not move them
+  std::vector<bool> begun_;      // by bucket in the store: start() was called in this step
+  bool experts_early_ = false;
   bool values_changed_ = false;
   std::vector<Request> values_;  // of each bucket
 };

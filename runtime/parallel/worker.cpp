@@ -76,6 +76,7 @@ void Worker::fill_store(const WorkerOptions& options) {
 }
 
 void Worker::forget_grads() {
+  gradients_.begin_step();
   store_.forget_grads();
   for (MoeLayer* const layer : mixtures()) layer->forget_shared_grads();
 }

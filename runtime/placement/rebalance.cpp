@@ -125,6 +125,29 @@ std::vector<int> arrivals(const ExpertMap& before, const ExpertMap& after) {
   return counts;
 }
 
+std::vector<ExpertMap> within_arrivals(const std::vector<ExpertMap>& before, const std::vector<ExpertMap>& after,
+                                       const std::vector<std::vector<double>>& weight, int64_t most) {
+  std::vector<double> gain;
+  for (size_t layer = 0; layer < before.size(); ++layer) {
+    gain.push_back(peak_load(slots_of(before[layer]), weight[layer]) -
+                   peak_load(slots_of(after[layer]), weight[layer]));
+  }
+  std::vector<size_t> order(before.size());
+  std::iota(order.begin(), order.end(), size_t{0});
+  std::ranges::stable_sort(order, std::ranges::greater{}, [&](size_t layer) { return gain[layer]; });
+  std::vector<ExpertMap> maps = before;
+  std::vector<int64_t> arrived;
+  for (const size_t layer : order) {
+    const std::vector<int> more = arrivals(before[layer], after[layer]);
+    std::vector<int64_t> with = arrived.empty() ? std::vector<int64_t>(more.size()) : arrived;
+    for (size_t rank = 0; rank < more.size(); ++rank) with[rank] += more[rank];
+    if (!arrived.empty() && std::ranges::max(with) > most) continue;
+    arrived = std::move(with);
+    maps[layer] = after[layer];
+  }
+  return maps;
+}
+
 double MoveEstimate::gain_ms() const {
   const double balanced_ms = step_ms / (expert_share * before + 1.0 - expert_share);
   return balanced_ms * expert_share * (before - after);

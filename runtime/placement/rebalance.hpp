@@ -43,6 +43,11 @@ double busiest_over_mean(const std::vector<ExpertMap>& maps, const std::vector<s
 // Experts that ranks of `after` hold and the same ranks of `before` do not, by rank.
 std::vector<int> arrivals(const ExpertMap& before, const ExpertMap& after);
 
+// Of the layers of `after` those that lower the load of the busiest rank most, in this order, as long as no rank gets more than
+// `most` experts in all, the first in any case; the others as before. weight [layers][E].
+std::vector<ExpertMap> within_arrivals(const std::vector<ExpertMap>& before, const std::vector<ExpertMap>& after,
+                                       const std::vector<std::vector<double>>& weight, int64_t most);
+
 // What a move would bring and cost.
 struct MoveEstimate {
   double step_ms = 0.0;       // of a step as it is

@@ -273,8 +273,7 @@ namespace {
 std::string moves_text(const std::vector<LoggedMove>& moves) {
   constexpr size_t kMostRows = 20;
   const auto number = [](const std::optional<double>& value) { return value ? fmt::format("{:.2f}", *value) : "-"; };
-  TextTable table(
-      {"moved after step", "experts", "MiB", "stall ms", "ranks max/mean", "next step", "gain ms", "got ms"});
+  TextTable table({"moved in step", "experts", "MiB", "stall ms", "ranks max/mean", "next step", "gain ms", "got ms"});
   size_t rows = 0;
   int64_t refused = 0;
   for (const LoggedMove& move : moves) {

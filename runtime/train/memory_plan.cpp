@@ -77,6 +77,25 @@ size_t replicated_bytes(const ParameterStore& store) {
   return bytes;
 }
 
+// What comes of experts in a step.
+size_t moving_bytes(const RunConfig& config, Model& model, const ParameterStore& store) {
+  const auto bytes_of = [&](const Parameter& parameter) {
+    if (parameter.placement != Placement::expert) return size_t{0};
+    return parameter.value.bytes() + moment_bytes(parameter, config.train) + parameter.grad.bytes();
+  };
+  size_t all = 0;
+  for (const Parameter* parameter : store.parameters()) all += bytes_of(*parameter);
+  size_t most_of_layer = 0;
+  for (const auto& stage : model.stages()) {
+    for (int bucket = 0; bucket < stage->num_buckets(); ++bucket) {
+      size_t bytes = 0;
+      stage->each_parameter(bucket, [&](const Parameter& parameter) { bytes += bytes_of(parameter); });
+      most_of_layer = std::max(most_of_layer, bytes);
+    }
+  }
+  return std::min(all, std::max(most_of_layer, kMostArrivingBytes));
+}
+
 // Of an embedding whose copy is on another rank the own half arrives from there, beside the own one.
 size_t embedding_sum_bytes(const Model& model) {
   Parameter* const table = model.stages().front()->embedding_table();
@@ -237,13 +256,9 @@ void plan_on(std::unique_ptr<Transport> transport, const RunConfig& config, cons
     plan.lines.push_back({"partner copies", partner_copy_bytes(config, dry, partner)});
   }
   if (config.parallel.rebalance != 0 && grid.expert > 1) {
-    size_t state = 0;
-    for (const Parameter* parameter : store.parameters()) {
-      if (parameter->placement != Placement::expert) continue;
-      state += parameter->value.bytes() + moment_bytes(*parameter, config.train);
+    if (const size_t bytes = moving_bytes(config, model, store); bytes > 0) {
+      plan.lines.push_back({"moving experts", bytes});
     }
-    const size_t pieces = std::min(kMovePieceBytes, state);
-    plan.lines.push_back({"moving experts", 2 * pieces});  // what comes and what goes
   }
   if (const size_t guests = guest_bytes(config, dry, grid); guests > 0) {
     plan.lines.push_back({"guest gradients", guests});

@@ -9,7 +9,6 @@
 #include "comm/base/median.hpp"
 #include "comm/exchange/choose.hpp"
 #include "layers/model/router_options.hpp"
-#include "runtime/parallel/expert_move.hpp"
 
 namespace cadre {
 namespace {
@@ -73,7 +72,11 @@ void Rebalancer::measure() {
   nodes_ = even_nodes(topology);
   const CostModel costs = measure_costs(group, topology);
   int64_t bytes = 0;
-  for (const NamedTensor& tensor : state()) bytes += static_cast<int64_t>(tensor.memory.bytes());
+  for (const auto& tensors :
+       {name_values(worker_.store(), is_routed_expert), name_moments(optimizer_, is_routed_expert),
+        /*gradients are as large*/ name_values(worker_.store(), is_routed_expert)}) {
+    for (const NamedTensor& tensor : tensors) bytes += static_cast<int64_t>(tensor.memory.bytes());
+  }
   int64_t experts = 0;
   for (const int layer : layers_) {
     const bool here = worker_.model().stage_with(layer) != nullptr;
@@ -86,12 +89,6 @@ void Rebalancer::measure() {
   expert_bytes_ = static_cast<int64_t>(most[1]);
 }
 
-std::vector<NamedTensor> Rebalancer::state() const {
-  std::vector<NamedTensor> tensors = name_values(worker_.store(), is_routed_expert);
-  std::ranges::move(name_moments(optimizer_, is_routed_expert), std::back_inserter(tensors));
-  return tensors;
-}
-
 std::vector<ExpertMap> Rebalancer::maps_now() const {
   std::vector<ExpertMap> maps;
   for (const int layer : layers_) maps.push_back(worker_.expert_maps().of(layer));
@@ -100,15 +97,47 @@ std::vector<ExpertMap> Rebalancer::maps_now() const {
 
 double Rebalancer::median_step_ms() const { return step_ms_.empty() ? 0.0 : median_of(step_ms_); }
 
-// None where no map is better.
-std::optional<Rebalancer::Proposal> Rebalancer::propose(int64_t steps_left) const {
+// What the policy proposes. Planning takes time: each rank plans some of the layers.
+std::vector<int64_t> Rebalancer::plan_layers() const {
+  const std::vector<ExpertMap> before = maps_now();
+  const Communicator& world = worker_.world();
+  std::vector<int64_t> experts;
+  for (size_t layer = 0; layer < before.size(); ++layer) {
+    if (static_cast<int>(layer) % world.size() != world.rank()) {
+      experts.insert(experts.end(), static_cast<size_t>(before[layer].num_replicas()), 0);
+      continue;
+    }
+    const ExpertMap after = place_anew(before[layer], loads_.of_layers()[layer], groups_, nodes_);
+    for (int rank = 0; rank < after.num_ranks(); ++rank)
+      std::ranges::copy(after.experts_of(rank), std::back_inserter(experts));
+  }
+  return experts;
+}
+
+std::vector<ExpertMap> Rebalancer::maps_in(const std::vector<int64_t>& experts) const {
+  std::vector<ExpertMap> maps;
+  auto next = experts.begin();
+  for (const ExpertMap& map : maps_now()) {
+    std::vector<std::vector<int>> experts_of;
+    for (int rank = 0; rank < map.num_ranks(); ++rank) {
+      const auto end = next + static_cast<std::ptrdiff_t>(map.experts_of(rank).size());
+      experts_of.emplace_back(std::exchange(next, end), end);
+    }
+    maps.push_back(ExpertMap::of(map.num_experts(), experts_of));
+  }
+  return maps;
+}
+
+// What becomes of what the policy proposes; none where no map is better.
+std::optional<Rebalancer::Proposal> Rebalancer::weigh(const std::vector<ExpertMap>& best, int64_t steps_left) const {
   const std::vector<ExpertMap> before = maps_now();
   const std::vector<std::vector<double>>& loads = loads_.of_layers();
   Proposal proposal;
+  proposal.maps = within_arrivals(before, best, loads,
+                                  static_cast<int64_t>(kMostArrivingBytes) / std::max<int64_t>(1, expert_bytes_));
   std::vector<int> of_rank(static_cast<size_t>(worker_.grid().expert), 0);
   for (size_t layer = 0; layer < layers_.size(); ++layer) {
-    proposal.maps.push_back(place_anew(before[layer], loads[layer], groups_, nodes_));
-    const std::vector<int> arrived = arrivals(before[layer], proposal.maps.back());
+    const std::vector<int> arrived = arrivals(before[layer], proposal.maps[layer]);
     for (size_t rank = 0; rank < of_rank.size(); ++rank) of_rank[rank] += arrived[rank];
   }
   const int64_t copies = std::accumulate(of_rank.begin(), of_rank.end(), int64_t{0});
@@ -126,79 +155,103 @@ std::optional<Rebalancer::Proposal> Rebalancer::propose(int64_t steps_left) cons
   return proposal;
 }
 
-// 0: nothing is proposed, 1: refused, 2: to move; then the experts of each rank of each layer, which all ranks know the
-// number of.
-std::vector<int64_t> Rebalancer::as_message(const std::optional<Proposal>& proposal, bool moves) const {
-  std::vector<int64_t> message = {!proposal ? 0 : moves ? 2 : 1};
-  for (const ExpertMap& map : proposal ? proposal->maps : maps_now()) {
-    for (int rank = 0; rank < map.num_ranks(); ++rank)
-      std::ranges::copy(map.experts_of(rank), std::back_inserter(message));
-  }
-  return message;
-}
-
-ExpertMaps Rebalancer::maps_in(const std::vector<int64_t>& message) const {
-  ExpertMaps maps = worker_.expert_maps();
-  auto next = message.begin() + 1;
-  for (const int layer : layers_) {
-    const ExpertMap& before = worker_.expert_maps().of(layer);
-    std::vector<std::vector<int>> experts_of;
-    for (int rank = 0; rank < before.num_ranks(); ++rank) {
-      std::vector<int>& experts = experts_of.emplace_back();
-      for (size_t i = 0; i < before.experts_of(rank).size(); ++i) experts.push_back(static_cast<int>(*next++));
-    }
-    maps.set(layer, ExpertMap::of(before.num_experts(), experts_of));
-  }
-  return maps;
-}
-
 void Rebalancer::after_step(StepRecord& record, int64_t steps_left) {
   if (!works_) return;
   loads_.add(record.global.expert_counts);
+  if (look_ && look_->begun) return conclude(record, steps_left);
+  if (record.rebalance.bytes > 0) return;  // moved in this step, whose time is that of no other
   step_ms_.push_back(record.step_ms);
   if (step_ms_.size() > kMostTimes) step_ms_.erase(step_ms_.begin());
-  if (!clock_.tick() || steps_left == 0) return;
-
+  if (!clock_.tick() || look_ || plan_ || steps_left < 2) return;
   const int64_t begin_ns = trace_clock_ns();
-  const TraceSpan span(worker_.job().tracer(), TraceKind::op, {.step = record.step, .phase = "rebalance"});
-  worker_.lane().enter("rebalance");
-  const bool decides = worker_.world().rank() == 0;
-  std::optional<Proposal> proposal;
-  if (decides) {
-    if (last_move_) record.rebalance.got_ms = last_move_->step_ms - median_step_ms();
-    proposal = propose(steps_left);
-  }
-  last_move_.reset();
-  if (proposal) {
-    record.rebalance.gain_ms = proposal->estimate.gain_ms();
-    record.rebalance.cost_ms = proposal->estimate.cost_ms;
-    record.rebalance.before = proposal->estimate.before;
-    record.rebalance.after = proposal->estimate.after;
-  }
-  const bool wanted = proposal && proposal->estimate.pays();
-  const std::vector<int64_t> message =
-      worker_.await(worker_.world().broadcast(as_message(proposal, wanted), /*root=*/0));
-  if (message.front() == 2) {
-    if (proposal) record.rebalance.moved = proposal->copies;
-    move(maps_in(message), record);
-  } else {
-    if (proposal) record.rebalance.refused = proposal->copies;
-    clock_.has_looked();
-  }
-  record.rebalance.stall_ms = milliseconds_from(begin_ns);
+  const TraceSpan span(worker_.job().tracer(), TraceKind::op, {.step = record.step, .phase = "planning of experts"});
+  look_ = {.planned = plan_layers(), .of_all = {}};
+  look_->ms = milliseconds_from(begin_ns);
 }
 
-void Rebalancer::move(const ExpertMaps& maps, StepRecord& record) {
-  const int64_t begin_ns = trace_clock_ns();
-  const MovedBytes moved = move_experts(
-      worker_, maps, [this] { return state(); }, kMovePieceBytes);
-  record.rebalance.bytes = moved.all;
-  if (moved.busiest > 0) {
-    seconds_per_byte_ = milliseconds_from(begin_ns) * 1e-3 / static_cast<double>(moved.busiest);
+void Rebalancer::plan(const ExpertMaps& maps, const StreamOptions& pieces, MoveWatch watch) {
+  if (!move_group_) move_group_.emplace(worker_.world().duplicate("expert move"));
+  plan_ = {maps, pieces, std::move(watch), {}};
+}
+
+void Rebalancer::begin_step() {
+  if (look_) {
+    look_->of_all = worker_.world().all_reduce(std::move(look_->planned), ReduceOp::sum);
+    look_->begun = true;
   }
+  if (!plan_) return;
+  const int64_t begin_ns = trace_clock_ns();
+  tell(MovePhase::travels);
+  move_.emplace(worker_, optimizer_, *move_group_, plan_->maps, plan_->pieces);
+  plan_->record.stall_ms += milliseconds_from(begin_ns);
+}
+
+void Rebalancer::end_passes(StepRecord& record, int64_t steps_left) {
+  if (look_ && look_->begun) decide(record, steps_left);
+  if (move_) switch_experts(record);
+}
+
+// Rank 0 decides; the others hear of it while they update.
+void Rebalancer::decide(StepRecord& record, int64_t steps_left) {
+  const int64_t begin_ns = trace_clock_ns();
+  worker_.lane().enter("rebalance");
+  look_->best = maps_in(worker_.await(std::move(look_->of_all)));
+  std::vector<int64_t> changes(look_->best.size());
+  if (worker_.world().rank() == 0) {
+    if (last_move_) record.rebalance.got_ms = last_move_->step_ms - median_step_ms();
+    look_->proposal = weigh(look_->best, steps_left);
+    const std::vector<ExpertMap> before = maps_now();
+    for (size_t layer = 0; look_->proposal && look_->proposal->estimate.pays() && layer < changes.size(); ++layer) {
+      changes[layer] = look_->proposal->maps[layer] == before[layer] ? 0 : 1;
+    }
+  }
+  last_move_.reset();
+  look_->changes = worker_.world().broadcast(std::move(changes), /*root=*/0);
+  look_->ms += milliseconds_from(begin_ns);
+}
+
+void Rebalancer::conclude(StepRecord& record, int64_t steps_left) {
+  const int64_t begin_ns = trace_clock_ns();
+  Look look = std::move(*look_);
+  look_.reset();
+  const std::vector<int64_t> changes = worker_.await(std::move(look.changes));
+  Rebalance found = {.got_ms = record.rebalance.got_ms};
+  if (const std::optional<Proposal>& proposal = look.proposal) {
+    found.gain_ms = proposal->estimate.gain_ms();
+    found.cost_ms = proposal->estimate.cost_ms;
+    found.before = proposal->estimate.before;
+    found.after = proposal->estimate.after;
+  }
+  found.stall_ms = look.ms + milliseconds_from(begin_ns);
+  if (steps_left > 0 && std::ranges::count(changes, 1) > 0) {
+    ExpertMaps maps = worker_.expert_maps();
+    for (size_t layer = 0; layer < changes.size(); ++layer) {
+      if (changes[layer] == 1) maps.set(layers_[layer], look.best[layer]);
+    }
+    plan(maps);
+    if (look.proposal) found.moved = look.proposal->copies;
+    found.got_ms.reset();  // of the move before, which is in the record of this step
+    plan_->record = found;
+    return;
+  }
+  clock_.has_looked();
+  if (look.proposal) found.refused = look.proposal->copies;
+  record.rebalance = found;
+}
+
+void Rebalancer::switch_experts(StepRecord& record) {
+  const int64_t begin_ns = trace_clock_ns();
+  const TraceSpan span(worker_.job().tracer(), TraceKind::op, {.step = record.step, .phase = "switch of experts"});
+  tell(MovePhase::switches);
+  plan_->record.bytes = move_->finish();
+  move_.reset();
+  tell(MovePhase::over);
+  record.rebalance = plan_->record;
+  plan_.reset();
   last_move_ = {median_step_ms()};
   step_ms_.clear();
   clock_.has_moved();
+  record.rebalance.stall_ms += milliseconds_from(begin_ns);
 }
 
 }  // namespace cadre

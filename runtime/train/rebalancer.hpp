@@ -1,9 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // Re-placement of experts while a run trains (parallel.rebalance). From the mean of the counted loads the policy `cadre`
-// proposes a map; rank 0 weighs the time that it saves against the time that moving takes; all ranks move at one step boundary.
+// proposes a map; rank 0 weighs the time that it saves against the time that moving takes; all ranks move. After the step in which it
+// is time to look, the next one gathers what ranks planned and decides, and the one behind it moves (ExpertMove): ranks wait for each
+// other only where they do anyway.
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <optional>
 #include <string>
 #include <vector>
@@ -11,6 +14,7 @@
 #include "runtime/checkpoint/model_checkpoint.hpp"
 #include "runtime/observe/run_log.hpp"
 #include "runtime/optim/optimizer.hpp"
+#include "runtime/parallel/expert_move.hpp"
 #include "runtime/parallel/worker.hpp"
 #include "runtime/placement/rebalance.hpp"
 
@@ -25,8 +29,17 @@ class Rebalancer {
   // Why experts stay although parallel.rebalance has them move; else empty.
   const std::string& note() const { return note_; }
 
-  // Collective over the world, after each step; `steps_left` are still to come. Puts into the record what was proposed and what
-  // became of it. May move experts: no gradient is kept.
+  // Where a move is, on this rank.
+  enum class MovePhase { travels, switches, over };
+  using MoveWatch = std::function<void(MovePhase)>;
+  // The next step moves experts to `maps`, which have as many on each rank. Collective over the world, between steps.
+  void plan(const ExpertMaps& maps, const StreamOptions& pieces = {}, MoveWatch watch = {});
+
+  // Collective over the world, in each step that may move experts: before its passes, and between the gradient norm and the
+  // update, with the steps that are left behind it. Where that moved experts, gradients are those of others from there on.
+  void begin_step();
+  void end_passes(StepRecord& record, int64_t steps_left);
+  // Collective over the world, after each step; `steps_left` are still to come. Puts into the record what was refused.
   void after_step(StepRecord& record, int64_t steps_left);
 
  private:
@@ -35,16 +48,36 @@ class Rebalancer {
     MoveEstimate estimate;
     int64_t copies = 0;  // over all ranks
   };
+  struct Plan {
+    ExpertMaps maps;
+    StreamOptions pieces;
+    MoveWatch watch;
+    Rebalance record;  // what is known of it
+  };
+  // At a better placement.
+  struct Look {
+    std::vector<int64_t> planned;          // the experts of the ranks of each layer; of layers that others plan 0
+    Pending<std::vector<int64_t>> of_all;  // their sum
+    bool begun = false;
+    std::vector<ExpertMap> best = {};
+    std::optional<Proposal> proposal = {};       // rank 0 only
+    Pending<std::vector<int64_t>> changes = {};  // of each layer: 1 where it moves
+    double ms = 0.0;
+  };
 
   std::string why_not() const;
   void measure();
   std::vector<ExpertMap> maps_now() const;
   double median_step_ms() const;
-  std::optional<Proposal> propose(int64_t steps_left) const;
-  std::vector<int64_t> as_message(const std::optional<Proposal>& proposal, bool moves) const;
-  ExpertMaps maps_in(const std::vector<int64_t>& message) const;
-  void move(const ExpertMaps& maps, StepRecord& record);
-  std::vector<NamedTensor> state() const;
+  std::vector<int64_t> plan_layers() const;
+  std::vector<ExpertMap> maps_in(const std::vector<int64_t>& experts) const;
+  std::optional<Proposal> weigh(const std::vector<ExpertMap>& best, int64_t steps_left) const;
+  void decide(StepRecord& record, int64_t steps_left);
+  void conclude(StepRecord& record, int64_t steps_left);
+  void switch_experts(StepRecord& record);
+  void tell(MovePhase phase) const {
+    if (plan_->watch) plan_->watch(phase);
+  }
 
   Worker& worker_;
   const Optimizer& optimizer_;
@@ -55,14 +88,18 @@ class Rebalancer {
   int groups_ = 1;
   int nodes_ = 1;
   double seconds_per_byte_ = 0.0;
-  int64_t expert_bytes_ = 0;  // of the state of one expert
+  int64_t expert_bytes_ = 0;  // that travel for one expert
   RebalanceClock clock_;
   LoadMean loads_;
   std::vector<double> step_ms_;  // since the last move
   struct LastMove {
     double step_ms = 0.0;  // before it
   };
-  std::optional<LastMove> last_move_;  // whose gain was not yet measured
+  std::optional<Communicator> move_group_;  // made for the first move
+  std::optional<Look> look_;                // of the next step, or of this one
+  std::optional<Plan> plan_;                // the same
+  std::optional<ExpertMove> move_;          // under way
+  std::optional<LastMove> last_move_;       // whose gain was not yet measured
 };
 
 }  // namespace cadre

@@ -71,6 +71,7 @@ class Trainer {
   const std::string& exchange_reason() const { return worker_.lanes().exchange_reason(); }
   const std::string& progress_note() const { return worker_.progress_note(); }
   const std::string& rebalance_note() const { return rebalancer_.note(); }
+  Rebalancer& rebalancer() { return rebalancer_; }
   // What was replayed; a line, or "". Collective over the world.
   std::string replay_report() const { return routing_.report(); }
   // Whether the traces of all ranks lie in the folder of the run.
@@ -93,7 +94,7 @@ class Trainer {
   void check_agreement();
   const TaskLabeller* labeller() const { return labeller_ ? &*labeller_ : nullptr; }
   void begin_stage();
-  StepRecord step(StepWork work);
+  StepRecord step(StepWork work, bool may_move);
   void rebalance(StepRecord& record);
   StepWork work_of_step();
   // The forward and backward passes of a step and the sums of gradients over ranks.

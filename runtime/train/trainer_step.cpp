@@ -110,8 +110,8 @@ StepRecord Trainer::step() {
   std::optional<Outcome> serial;
   if (checks || (traces && config_.trace.compare)) serial = pass_without_overlap(work);
   if (traces || checks) begin_together();
-  StepRecord record = step(work);
-  // Gradients stay until the next step.
+  // Gradients stay until the next step, unless experts move.
+  StepRecord record = step(work, /*may_move=*/!serial);
   if (serial && skipped_in_a_row_ == 0) check_same(*serial, outcome_of(loss_sum_));
   if (forecast_) forecast_->add(record.step_ms * 1e-3);
   if (checks) {
@@ -139,7 +139,7 @@ void Trainer::begin_stage() {
   }
 }
 
-StepRecord Trainer::step(StepWork work) {
+StepRecord Trainer::step(StepWork work, bool may_move) {
   const int64_t begin_ns = trace_clock_ns();
   const TraceSpan span(worker_.job().tracer(), TraceKind::step, {.step = work.step, .phase = "step"});
   TraceRecorder& recorder = tracer_.recorder();
@@ -155,6 +155,7 @@ StepRecord Trainer::step(StepWork work) {
   record.steps = train.steps;
   record.moe_layers = moe_layers_;
   worker_.gradients().start_values();
+  if (may_move) rebalancer_.begin_step();
   LocalStep local = empty_local_step(config_.model);
   local.last_step_ms = last_step_ms_;
   local.last_wait_ms = last_wait_ms_;
@@ -178,6 +179,7 @@ StepRecord Trainer::step(StepWork work) {
   record.global = reduction->finish();
   record.balance_ms += milliseconds(reduction_begin_ns);
   record.grad_norm = gradient_norm(worker_);
+  rebalancer_.end_passes(record, last_step_ - record.step);
   record.learning_rate = learning_rate_at(train, progress_.step);
   if (is_finite(record)) {
     skipped_in_a_row_ = 0;

@@ -15,7 +15,7 @@ run=$folder/run
 # The norm of gradients is a sum in the order of experts on ranks.
 words=(exchange.strategy=flat train.schedule=constant log.every=1000000 train.grad_clip=0 train.warmup_steps=0
   "train.steps=$steps" model.n_routed_experts=8 model.moe_intermediate_size=512 checkpoint.keep=2)
-hits=0 resumes=0
+hits=0 switches=0 resumes=0
 
 # launch moves|stays WORD...: on two ranks, in the background; the launcher is $pid.
 launch() {
@@ -47,7 +47,10 @@ while ((hits < kills)); do
   if ((RANDOM % 2)); then sleep "0.$(printf '%03d' $((RANDOM % 300)))"; within moves_or_is_over; fi
   kill_one || continue
   ((kill < 10 * kills)) || fail "only $hits of $kill kills hit a move"
-  if [[ -e "$run/moving" ]]; then hits=$((hits + 1)); fi
+  if [[ -e "$run/moving" ]]; then
+    hits=$((hits + 1))
+    if grep -q switches "$run/moving"; then switches=$((switches + 1)); fi
+  fi
   if grep -q 'resumed after' "$output"; then resumes=$((resumes + 1)); fi
   expect_exact
   if ((kill % 20 == 0)); then echo "$kill kills, $hits of them during a move, $resumes resumes"; fi
@@ -59,4 +62,4 @@ within all_gone
 wait "$pid" || fail "the last start"
 expect_exact
 [[ "$(tail -n 1 "$run/losses")" == "$(tail -n 1 "$folder/expected/losses")" ]] || fail "another last loss"
-echo "$kill kills, $hits during a move, $ended runs ended before; $resumes resumes; every loss as in the run whose experts stay"
+echo "$kill kills, $((hits - switches)) while experts travelled, $switches during a switch, $ended runs ended before; $resumes resumes; every loss as in the run whose experts stay"

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Trains, and after each step moves all experts to the next rank, in pieces of 4 KiB; a file `moving` in the folder of the run
-// says that a move is under way. For tests/campaigns/kill_moves.sh, which kills it there.
+// Trains, and in each step moves all experts to the next rank, in pieces of 16 KiB; a file `moving` in the folder of the run
+// says what the move is at: `travels` while the passes of the step run, `switches` between the gradient norm and the update. For
+// tests/campaigns/kill_moves.sh, which kills it there.
 // Usage: moving_victim moves|stays RUN.toml [key=value ...]
 #include <fmt/format.h>
 
@@ -8,12 +9,10 @@
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
-#include <iterator>
 #include <span>
 
 #include "launch/job.hpp"
 #include "runtime/config/run_file.hpp"
-#include "runtime/parallel/expert_move.hpp"
 #include "runtime/train/trainer.hpp"
 
 namespace cadre {
@@ -21,7 +20,7 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr size_t kPieceBytes = 4096;
+constexpr size_t kPieceBytes = 16384;
 constexpr int kStepsOfSave = 3;
 
 ExpertMaps moved_on(const ExpertMaps& maps, const std::vector<int>& layers) {
@@ -38,20 +37,21 @@ ExpertMaps moved_on(const ExpertMaps& maps, const std::vector<int>& layers) {
   return to;
 }
 
-void move_all(Trainer& trainer, const fs::path& flag) {
+// The step to come moves all experts.
+void plan_to_move_all(Trainer& trainer, const fs::path& flag) {
   Worker& worker = trainer.worker();
-  const bool is_first = worker.world().rank() == 0;
-  const auto is_expert = [](const Parameter& parameter) { return parameter.placement == Placement::expert; };
-  const ExpertState state = [&] {
-    std::vector<NamedTensor> tensors = name_values(worker.store(), is_expert);
-    std::ranges::move(name_moments(trainer.optimizer(), is_expert), std::back_inserter(tensors));
-    return tensors;
-  };
-  if (is_first) std::ofstream(flag) << "a move\n";
-  move_experts(worker, moved_on(worker.expert_maps(), moe_layers_of(worker.model().config())), state, kPieceBytes);
-  Request together = worker.world().barrier();
-  worker.await(together);
-  if (is_first) fs::remove(flag);
+  Rebalancer::MoveWatch watch;
+  if (worker.world().rank() == 0) {
+    watch = [flag](Rebalancer::MovePhase phase) {
+      if (phase == Rebalancer::MovePhase::over) {
+        fs::remove(flag);
+      } else {
+        std::ofstream(flag) << (phase == Rebalancer::MovePhase::travels ? "travels\n" : "switches\n");
+      }
+    };
+  }
+  const ExpertMaps maps = moved_on(worker.expert_maps(), moe_layers_of(worker.model().config()));
+  trainer.rebalancer().plan(maps, {.piece_bytes = kPieceBytes, .pieces = 2}, watch);
 }
 
 void train(Communicator world, const RunConfig& config, bool moves) {
@@ -60,9 +60,9 @@ void train(Communicator world, const RunConfig& config, bool moves) {
   std::ofstream losses;
   if (is_first) losses.open(fs::path(config.out) / "losses", std::ios::app);
   while (trainer.steps_done() < config.train.steps) {
+    if (moves) plan_to_move_all(trainer, fs::path(config.out) / "moving");
     const StepRecord record = trainer.step();
     if (is_first) losses << fmt::format("{} {:.17g}\n", record.step, record.global.loss) << std::flush;
-    if (moves) move_all(trainer, fs::path(config.out) / "moving");
     if (record.step % kStepsOfSave == 0) trainer.save();
   }
   trainer.save();

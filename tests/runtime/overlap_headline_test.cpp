@@ -129,7 +129,7 @@ TEST(OverlapHeadline, LoadOverTime) {
   EXPECT_THAT(layers[0].counts[1], ElementsAre(7 + 8, 2)) << "steps 3 and 4";
 }
 
-// Experts moved after step 2, a proposal was refused after step 3; step 5 knows what the move saved.
+// Experts moved in step 2, a proposal was refused after step 3; step 5 knows what the move saved.
 TEST(OverlapHeadline, MovesOfExperts) {
   std::vector<LoggedStep> metrics(5);
   for (int i = 0; i < 5; ++i) {
@@ -146,7 +146,7 @@ TEST(OverlapHeadline, MovesOfExperts) {
   EXPECT_EQ(report.moves[1].load_after, std::nullopt);
   EXPECT_EQ(report.moves[1].got_ms, std::nullopt);
   const std::string text = report_text(report);
-  EXPECT_NE(text.find("moved after step"), std::string::npos);
+  EXPECT_NE(text.find("moved in step"), std::string::npos);
   EXPECT_NE(text.find("1 moves refused"), std::string::npos);
   const auto json = report_json(report);
   EXPECT_EQ(json["moves"][0]["bytes"], 1 << 20);

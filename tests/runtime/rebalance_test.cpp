@@ -67,6 +67,26 @@ TEST(Rebalance, keeps_the_number_of_experts_of_each_rank) {
   EXPECT_TRUE(has_even_slots(ExpertMap::of(5, {{0, 1}, {2, 3, 4}})));
 }
 
+// Three layers of two ranks with four experts, of which a swap moves one to each rank.
+TEST(Rebalance, moves_the_layers_that_gain_most_first) {
+  const ExpertMap before = ExpertMap::contiguous(4, 2);
+  const ExpertMap after = ExpertMap::of(4, {{0, 2}, {1, 3}});
+  const std::vector<std::vector<double>> weight = {{2, 2, 1, 1}, {8, 8, 1, 1}, {4, 4, 1, 1}};
+  const auto moved = [&](int64_t most) {
+    std::vector<bool> layers;
+    for (const ExpertMap& map : within_arrivals({before, before, before}, {after, after, after}, weight, most)) {
+      layers.push_back(map == after);
+    }
+    return layers;
+  };
+  EXPECT_EQ(moved(0), (std::vector<bool>{false, true, false}));
+  EXPECT_EQ(moved(2), (std::vector<bool>{false, true, true}));
+  EXPECT_EQ(moved(3), (std::vector<bool>{true, true, true}));
+  // A layer that stays takes nothing of what may arrive.
+  EXPECT_EQ(within_arrivals({before, before}, {before, after}, {{9, 9, 1, 1}, {2, 2, 1, 1}}, 1),
+            (std::vector<ExpertMap>{before, after}));
+}
+
 // Experts take 60 % of an even step of 100 ms. The busiest rank has 1.5 of the mean: 40 + 60 * 1.5 = 130 ms.
 TEST(Rebalance, a_move_pays_where_it_saves_more_than_it_takes) {
   MoveEstimate move = {
