@@ -7,12 +7,14 @@
 
 #include <algorithm>
 #include <cmath>
+#include <csignal>
 #include <map>
 
 #include "comm/base/random.hpp"
 #include "runtime/checkpoint/file.hpp"
 #include "runtime/placement/rebalance.hpp"
 #include "runtime/train/memory_plan.hpp"
+#include "runtime/train/signals.hpp"
 #include "tests/support/ranks.hpp"
 #include "tests/support/small_runs.hpp"
 
@@ -174,6 +176,60 @@ TEST(ExpertMove, a_checkpoint_knows_no_map) {
   const std::vector<double> rest(whole.begin() + 4, whole.end());
   EXPECT_EQ(rest, test::train_on_threads(4, resumed(config), 4));
   test::expect_close(rest, test::train_on_threads(1, resumed(config), 4));
+}
+
+// A signal that comes while experts travel: the step ends, and what it saves goes on to the bit.
+TEST(ExpertMove, a_signal_in_its_middle_loses_nothing) {
+  if (test::runs_under_mpi()) GTEST_SKIP() << "thread ranks only";
+  const test::TemporaryDirectory folder;
+  test::write_file(folder / "text", test::some_text());
+  RunConfig config = moving_run(folder.path());
+  config.train.steps = 8;
+  const std::vector<double> whole = test::train_on_threads(4, config, 8);
+  {
+    const StopSignals signals;
+    run_local_ranks(4, [&](std::unique_ptr<Transport> transport) {
+      Trainer trainer(Communicator(std::move(transport), "world"), config);
+      for (int i = 0; i < 3; ++i) trainer.step();
+      const bool is_first = trainer.worker().world().rank() == 0;
+      trainer.rebalancer().plan(rotated(trainer.worker().expert_maps(), {1, 2}, 1), kPieces,
+                                [is_first](Rebalancer::MovePhase phase) {
+                                  if (is_first && phase == Rebalancer::MovePhase::travels) std::raise(SIGTERM);
+                                });
+      EXPECT_EQ(trainer.run(), RunEnd::stopped);
+      EXPECT_EQ(trainer.steps_done(), 4);
+    });
+  }
+  EXPECT_EQ(std::vector<double>(whole.begin() + 4, whole.end()), test::train_on_threads(4, resumed(config), 4));
+}
+
+// A step without finite loss updates nothing; experts move in it all the same, with the state that they had.
+TEST(ExpertMove, a_skipped_step_moves_what_there_was) {
+  test::on_ranks(
+      [](Communicator& world) {
+        const RunFolder folder(world);
+        Trainer trainer(world.duplicate("run"), moving_run(folder.path()));
+        for (int i = 0; i < 2; ++i) trainer.step();
+        trainer.worker().gradients().complete_values();
+        const auto before = hashes(world, state_of(trainer));
+        const ExpertMaps maps = rotated(trainer.worker().expert_maps(), {1, 2}, 1);
+        trainer.rebalancer().plan(maps, kPieces);
+        Parameter* const gate = *std::ranges::find(trainer.worker().store().parameters(),
+                                                   "model.layers.1.mlp.gate.weight", &Parameter::name);
+        const std::span<float> values(gate->value.data<float>(), static_cast<size_t>(gate->value.numel()));
+        const std::vector<float> kept(values.begin(), values.end());
+        std::ranges::fill(values, 3e38F);
+        ++gate->version;
+        const StepRecord record = trainer.step();
+        std::ranges::copy(kept, values.begin());
+        ++gate->version;
+        EXPECT_EQ(record.skipped_steps, 1);
+        EXPECT_GT(record.rebalance.bytes, 0);
+        EXPECT_EQ(trainer.worker().expert_maps().of(1), maps.of(1));
+        EXPECT_EQ(hashes(world, state_of(trainer)), before);
+        EXPECT_TRUE(std::isfinite(trainer.step().global.loss));
+      },
+      {2});
 }
 
 // Enough tokens that chance makes ranks uneven by little.
