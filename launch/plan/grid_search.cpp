@@ -104,7 +104,8 @@ class Searcher {
     const double least = least_bytes(config, grid, program_of(config));
     if (!fits(least) && !search_.exhaustive) return static_cast<size_t>(least);
     std::optional<size_t> bytes;
-    for (const char* recompute : {"none", "activations", "every:2", "layer"}) {
+    for (const char* recompute : {"none", "activations", "mla_up", "attention", "every:2", "layer"}) {
+      if (std::string_view(recompute) == "mla_up" && !has_latent_attention(config.model)) continue;
       config.train.recompute = recompute;
       bytes = bytes_of(config);
       if (!bytes || fits(static_cast<double>(*bytes))) break;

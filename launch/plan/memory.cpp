@@ -80,6 +80,10 @@ std::vector<Change> changes_of(const RunConfig& config, int64_t ranks) {
   if (!config.parallel.shard_optimizer) changes.push_back({"parallel.shard_optimizer", "true"});
   const Recompute recompute = recompute_of(config.train);
   if (!recompute.activations) changes.push_back({"train.recompute", "activations"});
+  if (recompute.every_layer == 0 && !recompute.attention) {
+    if (!recompute.mla_up && has_latent_attention(config.model)) changes.push_back({"train.recompute", "mla_up"});
+    changes.push_back({"train.recompute", "attention"});
+  }
   for (const int every : {4, 2}) {
     if (recompute.every_layer == 0) changes.push_back({"train.recompute", fmt::format("every:{}", every)});
   }

@@ -64,8 +64,9 @@ Block::Block(const ModelConfig& config, int index, const ExpertMap& map, int exp
 }
 
 Task<Tensor> Block::forward(LaneContext& ctx, Tensor x, Sequences sequences, Saved& saved) const {
-  const Tensor h = attention_part(
-      ctx, x, saved, [&](const Tensor& in) { return attention_.forward(ctx, in, sequences, saved.attention); });
+  saved.x = x;
+  saved.sequences = sequences;
+  const Tensor h = ctx.recompute.attention ? forget_attention(ctx, saved) : attend(ctx, saved);
   Task<Tensor> rest = ffn_part(ctx, h, saved);
   const Tensor y = co_await rest;
   co_return y;
@@ -82,6 +83,22 @@ Task<Tensor> Block::decode(LaneContext& ctx, Tensor x, NextTokens tokens, KvCach
     ctx.routed->rerouted += scratch.moe.router.num_rerouted;
   }
   co_return y;
+}
+
+Tensor Block::attend(LaneContext& ctx, Saved& saved) const {
+  return attention_part(ctx, saved.x, saved, [&](const Tensor& in) {
+    return attention_.forward(ctx, in, saved.sequences, saved.attention);
+  });
+}
+
+// The same, of which only the result is kept.
+Tensor Block::forget_attention(LaneContext& ctx, Saved& saved) const {
+  const Tensor h = ctx.arena.take("attention", ctx.dtype, {saved.x.dim(0), saved.x.dim(1)});
+  const ArenaScope scope(ctx.arena);
+  ctx.kernels.copy(attend(ctx, saved), h);
+  saved.attention = {};
+  saved.attention_norm = {};
+  return h;
 }
 
 Tensor Block::attention_part(LaneContext& ctx, const Tensor& x, Saved& saved,
@@ -134,6 +151,7 @@ Task<void> Block::backward(LaneContext& ctx, Saved& saved, Tensor dy, Tensor dx)
   const Tensor d_sum = is_post_ ? ffn_norm_.input_grad(ctx, saved.ffn_norm, dy) : dy;
   Task<Tensor> through_ffn = ffn_grad(ctx, saved, d_sum);
   const Tensor d_in = co_await through_ffn;
+  if (ctx.recompute.attention) attend(ctx, saved);
   ctx.lane.enter("attention gradient");
   const Tensor dh = is_post_ ? d_in : ffn_norm_.input_grad(ctx, saved.ffn_norm, d_in);
   ctx.kernels.add(dh, d_sum, dh);

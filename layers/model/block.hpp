@@ -29,6 +29,8 @@ class Block {
   Block(const ModelConfig& config, int index, const ExpertMap& map, int expert_rank);
 
   struct Saved {
+    Tensor x;             // the input
+    Sequences sequences;  // with Recompute::attention
     Norm::Saved attention_norm, ffn_norm;
     SelfAttention::Saved attention;
     Ffn::Saved ffn;       // dense layer
@@ -50,6 +52,8 @@ class Block {
   const SelfAttention& attention() const { return attention_; }
 
  private:
+  Tensor attend(LaneContext& ctx, Saved& saved) const;
+  Tensor forget_attention(LaneContext& ctx, Saved& saved) const;
   Tensor attention_part(LaneContext& ctx, const Tensor& x, Saved& saved,
                         const std::function<Tensor(const Tensor&)>& attend) const;
   Task<Tensor> ffn_grad(LaneContext& ctx, Saved& saved, Tensor dy);

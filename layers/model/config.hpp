@@ -180,6 +180,7 @@ double routed_flops_per_token(const ModelConfig& config);
 // backward pass. A number above the last layer is an MTP module's.
 struct LayerElements {
   int64_t attention = 0;
+  int64_t mla_up = 0;  // of these: what makes queries, keys and values of latent vectors
   int64_t router = 0;
   int64_t shared_experts = 0;
   int64_t dense = 0;        // a dense network, or the one behind the experts

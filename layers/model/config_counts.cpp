@@ -7,16 +7,20 @@
 namespace cadre {
 namespace {
 
+int64_t mla_up_weights(const ModelConfig& c) {
+  if (!has_latent_attention(c)) return 0;
+  const int64_t query = c.qk_nope_head_dim + c.qk_rope_head_dim;
+  const int64_t query_source = c.q_lora_rank > 0 ? c.q_lora_rank : c.hidden_size;
+  return c.num_attention_heads * (query_source * query + c.kv_lora_rank * (c.qk_nope_head_dim + c.v_head_dim));
+}
+
 // Elements of the matrices of one layer's attention.
 int64_t attention_weights(const ModelConfig& c) {
   if (!has_latent_attention(c)) {
     return 2 * c.hidden_size * head_dim(c) * (c.num_attention_heads + c.num_key_value_heads);
   }
-  const int64_t heads = c.num_attention_heads;
-  const int64_t query = heads * (c.qk_nope_head_dim + c.qk_rope_head_dim);
-  const int64_t queries = c.q_lora_rank > 0 ? (c.hidden_size + query) * c.q_lora_rank : c.hidden_size * query;
-  return queries + c.hidden_size * (c.kv_lora_rank + c.qk_rope_head_dim) +
-         c.kv_lora_rank * heads * (c.qk_nope_head_dim + c.v_head_dim) + heads * c.v_head_dim * c.hidden_size;
+  return mla_up_weights(c) + c.hidden_size * (c.q_lora_rank + c.kv_lora_rank + c.qk_rope_head_dim) +
+         c.num_attention_heads * c.v_head_dim * c.hidden_size;
 }
 
 // Elements of a query and of a value, all heads together: what a key costs.
@@ -65,7 +69,7 @@ LayerElements layer_elements(const ModelConfig& c, int64_t layer) {
   const int64_t ffn_matrices = is_gated(c) ? 3 : 2;
   const int64_t highway = c.ffn_highway ? c.hidden_size * c.hidden_size : 0;
   const int64_t ffn = highway + ffn_matrices * c.hidden_size * c.intermediate_size;
-  LayerElements elements = {.attention = attention_weights(c)};
+  LayerElements elements = {.attention = attention_weights(c), .mla_up = mla_up_weights(c)};
   if (!is_moe_layer(c, layer)) {
     elements.dense = ffn;
     return elements;

@@ -115,8 +115,7 @@ Task<void> Stage::wait_for_values(LaneContext& ctx, int bucket) const {
 // Of a block that is computed once more, only the input and the output stay.
 Task<Tensor> Stage::forward_block(LaneContext& ctx, size_t block, Tensor x, Saved& saved) const {
   const int layer = layers_.first + static_cast<int>(block);
-  const bool recomputes = ctx.recompute_every > 0 && layer % ctx.recompute_every == 0;
-  if (!recomputes) {
+  if (!ctx.recompute.whole_layer(layer)) {
     Task<Tensor> pass = blocks_[block]->forward(ctx, x, saved.sequences, saved.blocks[block]);
     const Tensor y = co_await pass;
     co_return y;

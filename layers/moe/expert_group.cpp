@@ -35,7 +35,7 @@ void ExpertGroup::forward_into(Context& ctx, const Tensor& x, Saved& saved, cons
   const Arena::Mark mark = ctx.arena.mark();
   saved.inner = activate(ctx, options_, saved.up_out);
   ctx.kernels.grouped_linear(saved.inner, groups_of(saved.offsets, down_), y);
-  if (!ctx.recomputes_activations) return;
+  if (!ctx.recompute.activations) return;
   ctx.arena.release(mark);
   saved.inner = Tensor();
 }

@@ -115,7 +115,7 @@ void Ffn::forward_into(Context& ctx, const Tensor& x, Saved& saved, const Tensor
   saved.up_out = up_.forward(ctx, x, saved.up);
   const Arena::Mark mark = ctx.arena.mark();
   down_.forward_into(ctx, activate(ctx, options_, saved.up_out), saved.down, y);
-  if (!ctx.recomputes_activations) return;
+  if (!ctx.recompute.activations) return;
   ctx.arena.release(mark);
   saved.down.x = Tensor();
 }

@@ -42,10 +42,13 @@ Rope LatentAttention::rope_from(int64_t first) const {
   return rope;
 }
 
-Tensor LatentAttention::queries(Context& ctx, const Tensor& x, const Tensor& positions, Saved& saved) const {
-  Tensor source = x;
-  if (q_a_) source = q_norm_->forward(ctx, q_a_->forward(ctx, x, saved.q_a), saved.q_norm);
-  const Tensor q = q_.forward(ctx, source, saved.q).reshape({x.dim(0), options_.num_heads, query_dim()});
+Tensor LatentAttention::query_source(Context& ctx, const Tensor& x, Saved& saved) const {
+  return q_a_ ? q_a_->forward(ctx, x, saved.q_a) : x;
+}
+
+Tensor LatentAttention::queries(Context& ctx, const Tensor& source, const Tensor& positions, Saved& saved) const {
+  const Tensor normed = q_norm_ ? q_norm_->forward(ctx, source, saved.q_norm) : source;
+  const Tensor q = q_.forward(ctx, normed, saved.q).reshape({source.dim(0), options_.num_heads, query_dim()});
   ctx.kernels.rope(q, positions, rope_from(options_.nope_dim), RopeDirection::forward);
   return q;
 }
@@ -57,7 +60,7 @@ Tensor LatentAttention::latents(Context& ctx, const Tensor& x, const Tensor& pos
   ctx.kernels.rope(turned, positions, rope_from(rank), RopeDirection::forward);
   const Tensor latent = ctx.arena.take("attention", ctx.dtype, {x.dim(0), rank});
   ctx.kernels.copy_columns(columns(turned, 0, rank), columns(latent, 0, rank));
-  return kv_norm_.forward(ctx, latent, saved.kv_norm);
+  return latent;
 }
 
 // Keys and values of every head.
@@ -76,22 +79,32 @@ void LatentAttention::expand(Context& ctx, const Tensor& latent, const Tensor& t
 Tensor LatentAttention::forward(Context& ctx, const Tensor& x, const Sequences& sequences, Saved& saved) const {
   const int64_t heads = options_.num_heads;
   saved.sequences = sequences;
-  saved.queries = queries(ctx, x, sequences.positions, saved);
-  Tensor turned;
-  const Tensor latent = latents(ctx, x, sequences.positions, turned, saved);
-  expand(ctx, latent, turned, saved);
-
+  saved.source = query_source(ctx, x, saved);
+  saved.latent = latents(ctx, x, sequences.positions, saved.turned, saved);
   saved.out = ctx.arena.take("attention", ctx.dtype, {x.dim(0), heads * options_.value_dim});
   saved.lse = ctx.arena.take("attention", ctx.dtype, {sequences.batch, heads, sequences.length});
   const AttentionShape shape = {sequences.batch, sequences.length, sequences.length,   sequences.length, heads,
                                 heads,           query_dim(),      options_.value_dim, scale()};
+  const Arena::Mark mark = ctx.arena.mark();
+  project_up(ctx, saved);
   attend_documents(ctx.kernels, shape, sequences, {saved.queries, saved.keys, saved.values, saved.out, saved.lse});
+  if (ctx.recompute.mla_up) {
+    ctx.arena.release(mark);
+    saved.queries = saved.keys = saved.values = Tensor();
+  }
   return o_proj_.forward(ctx, saved.out, saved.o_proj);
+}
+
+// From the latent vectors to queries, keys and values.
+void LatentAttention::project_up(Context& ctx, Saved& saved) const {
+  saved.queries = queries(ctx, saved.source, saved.sequences.positions, saved);
+  expand(ctx, kv_norm_.forward(ctx, saved.latent, saved.kv_norm), saved.turned, saved);
 }
 
 Tensor LatentAttention::input_grad(Context& ctx, Saved& saved, const Tensor& dy) const {
   const Sequences& sequences = saved.sequences;
   const int64_t heads = options_.num_heads;
+  if (!saved.queries.defined()) project_up(ctx, saved);
   const Tensor dout = o_proj_.input_grad(ctx, saved.o_proj, dy);
   const Tensor dq = ctx.arena.take("attention", ctx.dtype, {dy.dim(0), heads, query_dim()});
   const Tensor dk = ctx.arena.take("attention", ctx.dtype, {dy.dim(0), heads, query_dim()});
@@ -167,7 +180,7 @@ void LatentAttention::append(Context& ctx, const Tensor& x, const NextTokens& to
   const ArenaScope scope(ctx.arena);
   Saved unused;
   Tensor turned;
-  const Tensor latent = latents(ctx, x, tokens.positions, turned, unused);
+  const Tensor latent = kv_norm_.forward(ctx, latents(ctx, x, tokens.positions, turned, unused), unused.kv_norm);
   each_sequence(cache, tokens, [&](int64_t row, int64_t first_cached, const NextTokens::Span& span) {
     const Tensor rows = cache.k.rows(first_cached + span.first, span.count);
     ctx.kernels.copy_columns(columns(latent.rows(row, span.count), 0, options_.kv_rank),
@@ -180,7 +193,7 @@ void LatentAttention::append(Context& ctx, const Tensor& x, const NextTokens& to
 Tensor LatentAttention::decode(Context& ctx, const Tensor& x, const NextTokens& tokens, const KvCache& cache) const {
   append(ctx, x, tokens, cache);
   Saved unused;
-  const Tensor q = queries(ctx, x, tokens.positions, unused);
+  const Tensor q = queries(ctx, query_source(ctx, x, unused), tokens.positions, unused);
   const Tensor out =
       ctx.kernels.rows_independent() ? attend_expanded(ctx, q, tokens, cache) : attend_latents(ctx, q, tokens, cache);
   return o_proj_.forward(ctx, out.reshape({x.dim(0), options_.num_heads * options_.value_dim}), unused.o_proj);

@@ -40,6 +40,10 @@ class LatentAttention {
     Sequences sequences;
     Linear::Saved q_a, q, kv_a, kv_b, o_proj;
     Norm::Saved q_norm, kv_norm;
+    Tensor source;  // [T, QL], what queries are made from; x without a latent query
+    Tensor latent;  // [T, L], what keys and values are made from
+    Tensor turned;  // [T, 1, L + R], the latent with the turned key behind it
+    // These three are made once more in the backward pass with Recompute::mla_up.
     Tensor queries;  // [T, NH, N + R], turned
     Tensor keys;     // [T, NH, N + R]
     Tensor values;   // [T, NH, V]
@@ -64,9 +68,11 @@ class LatentAttention {
   double scale() const;
   Rope rope_from(int64_t first) const;
 
-  Tensor queries(Context& ctx, const Tensor& x, const Tensor& positions, Saved& saved) const;
-  // [T, L], normed, and into `turned` [T, 1, L + R] the latent as it is, with the key turned behind it.
+  Tensor query_source(Context& ctx, const Tensor& x, Saved& saved) const;
+  Tensor queries(Context& ctx, const Tensor& source, const Tensor& positions, Saved& saved) const;
+  // [T, L], and into `turned` [T, 1, L + R] the same with the key turned behind it.
   Tensor latents(Context& ctx, const Tensor& x, const Tensor& positions, Tensor& turned, Saved& saved) const;
+  void project_up(Context& ctx, Saved& saved) const;
   void expand(Context& ctx, const Tensor& latent, const Tensor& turned, Saved& saved) const;
   Tensor queries_grad(Context& ctx, Saved& saved, const Tensor& dq) const;
   void latents_grad(Context& ctx, Saved& saved, const Tensor& dk, const Tensor& dv, const Tensor& dx) const;

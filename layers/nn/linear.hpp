@@ -38,18 +38,27 @@ struct DropoutRows {
   Tensor rows = {};  // i64[T] in host memory; undefined: no dropout
 };
 
+// What the backward pass computes again instead of keeping it: the same bits from less memory, because a forward pass changes
+// nothing that it reads.
+struct Recompute {
+  bool activations = false;  // outputs of activation functions
+  bool mla_up = false;       // queries, keys and values of latent attention, from its latent vectors
+  bool attention = false;    // attention and the norm beside it, from the input of the layer
+  int every_layer = 0;       // layers whose index is a multiple keep their input alone; 0: no layer
+
+  bool whole_layer(int64_t layer) const { return every_layer > 0 && layer % every_layer == 0; }
+};
+
 // What a module needs to run: the back end, the memory of the micro-batch, the element type of activations.
 struct Context {
   const Kernels& kernels;
   Arena& arena;
   DType dtype = DType::f32;
-  // What an activation function gives, which forward needs for a product and backward for its weight gradient, is computed
-  // twice instead of kept: the same bits from less memory.
-  bool recomputes_activations = false;
+  Recompute recompute = {};
   DropoutRows dropout = {};
 
   // The same with products in fp32, as all of a router are.
-  Context fp32() const { return {kernels.fp32(), arena, dtype, recomputes_activations}; }
+  Context fp32() const { return {kernels.fp32(), arena, dtype, recompute}; }
 };
 
 // The same values where the host may use them too, behind the kernels before: there, or in a copy.

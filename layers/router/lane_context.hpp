@@ -27,12 +27,6 @@ struct RoutedTokens {
   int64_t rerouted = 0;  // of them, those whose best expert is dead
 };
 
-// What the backward pass recomputes. The bits are the same, because a forward pass changes nothing that it reads.
-struct Recompute {
-  bool activations = false;  // outputs of activation functions
-  int every_layer = 0;       // layers whose index is a multiple keep their input alone; 0: no layer
-};
-
 struct LaneContext : Context {
   Lane& lane;
   Exchange& exchange;  // of this lane
@@ -45,7 +39,6 @@ struct LaneContext : Context {
   ExpertCache* expert_cache = nullptr;  // at inference: outputs of experts that were computed before
   RoutedTokens* routed = nullptr;       // at inference: added to
   TokenFacts tokens = {};
-  int recompute_every = 0;  // see Recompute::every_layer
   // Complete when the values of a bucket of the stage are; empty: they are. See Stage::each_parameter.
   std::function<Request&(int bucket)> values_of = {};
   // 1 / (sum of the weights of the targets of the global batch): losses of targets are means over these. Empty: token_scale.

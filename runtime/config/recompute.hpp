@@ -7,7 +7,8 @@
 
 namespace cadre {
 
-// none: nothing. activations: outputs of activation functions. layer, every:N: these, and each layer, or each N-th one, from
+// none: nothing. activations: outputs of activation functions. The others these, and mla_up: queries, keys and values of latent
+// attention from its latent vectors; attention: attention with its norm; layer, every:N: each layer, or each N-th one, from
 // its input on. Throws on another text.
 Recompute recompute_of(const TrainConfig& config);
 

@@ -94,7 +94,7 @@ std::vector<Section> sections_of(RunConfig& c) {
            {"epsilon", &c.train.epsilon, more_than(0), "AdamW epsilon"},
            {"recompute", &c.train.recompute, any(),
             "what backward computes again, with the same bits: none | activations (of experts and dense networks) | "
-            "layer "
+            "mla_up (also queries, keys and values of latent attention) | attention (also all of attention) | layer "
             "(also each layer from its input) | every:N (also each N-th layer)"},
            {"moments", &c.train.moments, one_of({"fp32", "bf16"}),
             "type of AdamW's mean and variance; Muon's momentum stays fp32"},

@@ -54,7 +54,7 @@ struct TrainConfig {
   double epsilon = 1e-8;
   std::string moments = "fp32";
   OptimConfig optim;
-  std::string recompute = "activations";  // none | activations | layer | every:N
+  std::string recompute = "activations";  // none | activations | mla_up | attention | layer | every:N
   double grad_clip = 1.0;                 // 0: off
   int64_t max_skipped_steps = 10;         // in a row
   std::string replay;                     // folder of log.routing; empty: routers choose

@@ -130,12 +130,20 @@ void check_row_bits(const RunConfig& config) {
               "sums at the ranks of experts depend on where these lie");
 }
 
+void check_recompute(const RunConfig& config) {
+  const Recompute recompute = recompute_of(config.train);
+  CADRE_CHECK(!recompute.mla_up || has_latent_attention(config.model),
+              "train.recompute = mla_up, allowed: the others for a model without latent attention",
+              "attention computes all of attention again");
+}
+
 void check_routing(const RunConfig& config) {
   const bool uses = !config.train.replay.empty() || !config.log.routing.empty();
   CADRE_CHECK(!uses || config.model.n_routed_experts > 0,
               "train.replay and log.routing, allowed: nothing for a model without experts", "no router chooses here");
   CADRE_CHECK(config.log.routing.empty() || recompute_of(config.train).every_layer == 0,
-              fmt::format("log.routing with train.recompute = {}, allowed: none | activations", config.train.recompute),
+              fmt::format("log.routing with train.recompute = {}, allowed: none | activations | mla_up | attention",
+                          config.train.recompute),
               "what is computed once more is not kept to be written");
   CADRE_CHECK(config.train.replay.empty() || config.train.replay != config.log.routing,
               "train.replay and log.routing name one folder", "a run would overwrite what it replays");
@@ -216,7 +224,7 @@ void check(const RunConfig& config, int num_ranks) {
   errors.collect([&] { check_plugin(config); });
   check_train(config.train, errors);
   errors.collect([&] { train_stages(config.train); });
-  errors.collect([&] { recompute_of(config.train); });
+  errors.collect([&] { check_recompute(config); });
   errors.collect([&] { check_tasks(config); });
   errors.collect([&] { check_adapters(config); });
   check_paths_given(config, errors);

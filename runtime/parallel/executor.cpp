@@ -293,7 +293,7 @@ LiveChunk& ProgramRun::begin(Chunk chunk) {
   tracer_.switch_to({.step = work_.step, .micro_batch = chunk.micro_batch, .phase = "data"});
   const auto lane = static_cast<int>(free - live_.begin());
   *free = std::make_unique<LiveChunk>(worker_, work_, deferred_, lane, chunk);
-  if ((*free)->context.recompute_every > 0) (*free)->loan.emplace(worker_.lanes(), lane);
+  if ((*free)->context.recompute.every_layer > 0) (*free)->loan.emplace(worker_.lanes(), lane);
   return **free;
 }
 

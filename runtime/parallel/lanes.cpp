@@ -177,13 +177,12 @@ Lanes::WorkLoan::~WorkLoan() {
 }
 
 LaneContext Lanes::context(Space& own) const {
-  return {{kernels_, own.arena, DType::f32, recompute_.activations}, own.lane, *own.exchange, combine_, wire_};
+  return {{kernels_, own.arena, DType::f32, recompute_}, own.lane, *own.exchange, combine_, wire_};
 }
 
 LaneContext Lanes::training_context(double token_scale, DeferredQueue& deferred, int index) {
   LaneContext ctx = context(space(index));
   ctx.token_scale = token_scale;
-  ctx.recompute_every = recompute_.every_layer;
   ctx.deferred = &deferred;
   return ctx;
 }

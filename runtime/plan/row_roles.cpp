@@ -55,11 +55,10 @@ StageRole role_of(const RunConfig& config, const PipelineRoutes& routes, const S
                     .is_last = place.is_last(),
                     .num_rows = static_cast<int>(routes.rows_of(place.index).size()),
                     .layers = {}};
-  const int every = recompute_of(config.train).every_layer;
+  const Recompute recompute = recompute_of(config.train);
   const LayerRange layers = layers_of(config.model, place);
   for (int layer = layers.first; layer < layers.last; ++layer) {
-    const bool is_recomputed = every > 0 && layer % every == 0;
-    role.layers.push_back((is_moe_layer(config.model, layer) ? 1 : 0) + (is_recomputed ? 2 : 0));
+    role.layers.push_back((is_moe_layer(config.model, layer) ? 1 : 0) + (recompute.whole_layer(layer) ? 2 : 0));
     if (!config.parallel.placement.empty()) role.layers.push_back(layer);  // each has its own map
   }
   return role;

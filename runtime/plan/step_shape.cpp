@@ -41,7 +41,7 @@ class ShapeMaker {
     shape_.tokens = static_cast<double>(sequences * config.data.sequence_length);
     choose_exchange_times();
     shares_ = bucket_shares(config, shape_.grid, pipeline_routes(shape_.program.routes, config.parallel));
-    recompute_every_ = recompute_of(config.train).every_layer;
+    recompute_ = recompute_of(config.train);
   }
 
   StepShape make() {
@@ -190,7 +190,7 @@ class ShapeMaker {
   }
 
   void block_backward(int64_t layer, int bucket) {
-    if (recompute_every_ > 0 && layer % recompute_every_ == 0) layer_forward(backward(), layer);
+    if (recompute_.whole_layer(layer)) layer_forward(backward(), layer);
     layer_backward(backward(), layer);
     backward().push_back({PartKind::end_bucket, 0.0, 0.0, bucket});
   }
@@ -200,6 +200,8 @@ class ShapeMaker {
     works(parts, product_s(flops_of(elements.dense), machine_.dense.input_grad));
     later(parts, product_s(flops_of(elements.dense), machine_.dense.weight_grad));
     if (elements.experts > 0) mixture_backward(parts, elements, layer);
+    if (recompute_.mla_up) works(parts, product_s(flops_of(elements.mla_up), machine_.attention.forward));
+    if (recompute_.attention) works(parts, product_s(attention_flops(elements), machine_.attention.forward));
     works(parts, product_s(attention_flops(elements), machine_.attention.input_grad));
     later(parts, product_s(attention_flops(elements), machine_.attention.weight_grad));
   }
@@ -278,7 +280,7 @@ class ShapeMaker {
   int next_exchange_ = 0;
   bool sums_experts_ = false;  // of the stage
   std::vector<StageShares> shares_;
-  int recompute_every_ = 0;
+  Recompute recompute_;
 };
 
 }  // namespace

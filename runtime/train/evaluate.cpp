@@ -68,7 +68,7 @@ void evaluate_batch(Worker& worker, const BatchReader& reader, const RunConfig& 
     const Lanes::WorkLoan loan(worker.lanes(), 0);
     ArenaScope scope(worker.arena());
     LaneContext ctx = worker.inference_context();
-    ctx.recompute_every = recompute_of(config.train).every_layer;  // keeps no more of a layer than training does
+    ctx.recompute = recompute_of(config.train);  // keeps no more of a layer than training does
     ctx.tokens = micro_batch.facts(static_cast<uint64_t>(config.seed));
     Task<void> pass = forward_here(worker, ctx, micro_batch, static_cast<int>(index * num_parts + part), local);
     worker.run(pass);

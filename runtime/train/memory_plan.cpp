@@ -227,9 +227,7 @@ void plan_on(std::unique_ptr<Transport> transport, const RunConfig& config, cons
   const bool takes_turns = !may_read_in_place(config, grid);
   if (takes_turns) arena.set_work(&work);
   const Recompute recompute = recompute_of(config.train);
-  LaneContext ctx = {
-      {*kernels, arena, DType::f32, recompute.activations}, lane, *exchange, combine_mode(config.exchange)};
-  ctx.recompute_every = recompute.every_layer;
+  LaneContext ctx = {{*kernels, arena, DType::f32, recompute}, lane, *exchange, combine_mode(config.exchange)};
   if (has_adapters(config) && config.adapter.dropout > 0.0) {
     ctx.dropout = dropout_rows(arena, {}, largest_batch(config, grid.data) * config.data.sequence_length);
   }

@@ -69,7 +69,7 @@ void look_at_layer(const Block::Saved& saved, int64_t layer, Search& search) {
   const auto look = [&](const Tensor& tensor, int64_t part, const char* what) {
     search.look_at(tensor, Era::forward, place_of(layer, part), fmt::format("{} layer {}", what, layer));
   };
-  look(saved.attention_norm.x, 0, "the input of");
+  look(saved.x, 0, "the input of");
   look(saved.ffn_norm.x, 1, "what attention makes in");
   look(saved.moe.x, 2, "the input of the mixture in");
   if (!saved.moe.router.scorer.not_finite.empty()) {

@@ -97,7 +97,8 @@ TEST(MemoryPlan, foresees_the_memory_of_an_evaluation) {
   config.model.num_hidden_layers = 16;
   config.data.validation_fraction = 0.3;
   std::vector<double> losses;
-  for (const char* recompute : {"none", "activations", "every:2", "layer"}) {
+  test::make_latent(config.model);
+  for (const char* recompute : {"none", "activations", "mla_up", "attention", "every:2", "layer"}) {
     SCOPED_TRACE(recompute);
     config.train.recompute = recompute;
     test::on_one_rank([&](Communicator world) {
@@ -107,7 +108,7 @@ TEST(MemoryPlan, foresees_the_memory_of_an_evaluation) {
                 plan_memory(config, Topology::uniform(1, 1), 0).activation_bytes());
     });
   }
-  EXPECT_EQ(losses, std::vector<double>(4, losses.front()));
+  EXPECT_EQ(losses, std::vector<double>(6, losses.front()));
 }
 
 size_t bytes_of(const RunConfig& config, const char* what, int ranks_of_process = 1) {

@@ -23,13 +23,7 @@ RunConfig run_with_modules(const std::filesystem::path& folder, const std::strin
   ModelConfig& model = config.model;
   model.num_nextn_predict_layers = modules;
   model.model_type = model_type;
-  if (model_type == "deepseek_v3") {
-    model.q_lora_rank = 12;
-    model.kv_lora_rank = 10;
-    model.qk_nope_head_dim = 8;
-    model.qk_rope_head_dim = 6;
-    model.v_head_dim = 9;
-  }
+  if (model_type == "deepseek_v3") test::make_latent(model);
   fill_defaults(model);
   return config;
 }

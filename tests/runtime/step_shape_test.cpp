@@ -234,6 +234,8 @@ TEST(StepShape, computes_layers_again_in_the_backward_pass) {
   EXPECT_NEAR(compute_s("layer", &StageTimes::forward), forward, 1e-12);
   const double layer = 32 * (2 * 256 + 16 * 17) / 10e9 + 32 * 2 * 384 / 21e9;
   EXPECT_NEAR(compute_s("every:2", &StageTimes::backward), backward + layer, 1e-6 * backward) << "the first layer";
+  const double attention = 2 * 32 * (2 * 256 + 16 * 17) / 10e9;
+  EXPECT_NEAR(compute_s("attention", &StageTimes::backward), backward + attention, 1e-6 * backward);
 }
 
 TEST(StepShape, busier_ranks_take_longer_and_are_awaited) {

@@ -79,7 +79,8 @@ TEST(Trainer, postponed_weight_gradients_change_no_bit) {
       {1, 2, 4});
 }
 
-// Gated and not, weight gradients at once, later and in two lanes; each from less memory than the one before.
+// Gated and not, with heads and latent vectors, weight gradients at once, later and in two lanes; each from less memory than the
+// one before.
 TEST(Trainer, recomputing_changes_no_bit) {
   test::on_ranks(
       [](Communicator& world) {
@@ -89,22 +90,28 @@ TEST(Trainer, recomputing_changes_no_bit) {
             SCOPED_TRACE(fmt::format("{}, {}", activation, schedule));
             RunConfig kept = small_run(folder.path());
             kept.model.hidden_act = activation;
+            const bool is_latent = std::string_view(activation) == "silu";
+            if (is_latent) test::make_latent(kept.model);
             kept.parallel.schedule = schedule;
             kept.train.recompute = "none";
             const Outcome expected = outcome_of(world.duplicate("kept"), kept, 3);
             const Topology topology = discover_topology(world);
-            size_t before = plan_memory(kept, topology, world.rank()).activation_bytes();
-            for (const char* recompute : {"activations", "every:2", "layer"}) {
+            std::map<std::string_view, size_t> bytes = {
+                {"none", plan_memory(kept, topology, world.rank()).activation_bytes()}};
+            for (const char* recompute : {"activations", "mla_up", "attention", "every:2", "layer"}) {
+              if (std::string_view(recompute) == "mla_up" && !is_latent) continue;
               SCOPED_TRACE(recompute);
               RunConfig recomputed = kept;
               recomputed.train.recompute = recompute;
               EXPECT_EQ(expected, outcome_of(world.duplicate("recomputed"), recomputed, 3));
-              const size_t bytes = plan_memory(recomputed, topology, world.rank()).activation_bytes();
-              if (std::string_view(schedule) == "1f1b") {
-                EXPECT_LT(bytes, before);
-                before = bytes;
-              }
+              bytes[recompute] = plan_memory(recomputed, topology, world.rank()).activation_bytes();
             }
+            if (std::string_view(schedule) != "1f1b") continue;
+            EXPECT_LT(bytes["activations"], bytes["none"]);
+            if (is_latent) EXPECT_LT(bytes["mla_up"], bytes["activations"]);
+            EXPECT_LT(bytes["attention"], bytes[is_latent ? "mla_up" : "activations"]);
+            EXPECT_LT(bytes["every:2"], bytes["activations"]);
+            EXPECT_LT(bytes["layer"], bytes["every:2"]);
           }
         }
       },

@@ -60,6 +60,17 @@ inline RunConfig small_run(const std::filesystem::path& folder) {
   return config;
 }
 
+// Latent attention in place of heads.
+inline void make_latent(ModelConfig& model) {
+  model.model_type = "deepseek_v3";
+  model.q_lora_rank = 12;
+  model.kv_lora_rank = 10;
+  model.qk_nope_head_dim = 8;
+  model.qk_rope_head_dim = 6;
+  model.v_head_dim = 9;
+  fill_defaults(model);
+}
+
 // A folder for a run, with a text to train on.
 class RunFolder {
  public:
