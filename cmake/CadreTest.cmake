@@ -11,7 +11,8 @@ if(CADRE_SANITIZE)
   # Open MPI holds memory until the process ends, in plug-ins that no suppression can name; so leaks are looked for where
   # ranks are threads.
   list(APPEND CADRE_MPI_ENVIRONMENT ASAN_OPTIONS=detect_leaks=0)
-  list(APPEND CADRE_TEST_ENVIRONMENT UBSAN_OPTIONS=print_stacktrace=1 TSAN_OPTIONS=halt_on_error=1)
+  list(APPEND CADRE_TEST_ENVIRONMENT UBSAN_OPTIONS=print_stacktrace=1
+    "TSAN_OPTIONS=halt_on_error=1:suppressions=${PROJECT_SOURCE_DIR}/tests/support/thread_sanitizer.supp")
 endif()
 if(MPI_CXX_LIBRARY_VERSION_STRING MATCHES "Open MPI")
   set(CADRE_MPIEXEC_FLAGS --oversubscribe --bind-to none)
