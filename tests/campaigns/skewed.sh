@@ -36,7 +36,7 @@ run stays 0.8
 if ((steps > 50)); then
   run moves 0.8 parallel.rebalance=auto
 else
-  run moves 0.8 parallel.rebalance=auto trace.first_step=12
+  run moves 0.8 parallel.rebalance=4 trace.first_step=12  # a look that refuses is soon followed by another
   says "moved in step"
 fi
 says " | moved "
