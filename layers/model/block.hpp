@@ -30,7 +30,7 @@ class Block {
 
   struct Saved {
     Tensor x;             // the input
-    Sequences sequences;  // with Recompute::attention
+    Sequences sequences;  // of the forward pass
     Norm::Saved attention_norm, ffn_norm;
     SelfAttention::Saved attention;
     Ffn::Saved ffn;       // dense layer

@@ -10,7 +10,7 @@
 namespace cadre {
 namespace {
 
-constexpr std::array kStopSignals = {SIGUSR1, SIGUSR2, SIGTERM};
+constexpr std::array kStopSignals = {SIGINT, SIGUSR1, SIGUSR2, SIGTERM};
 
 // A handler may touch nothing but what is lock-free.
 std::atomic<bool> g_stop_requested = false;
@@ -25,9 +25,11 @@ StopSignals::StopSignals() {
   action.sa_handler = request_stop;
   // A file that is being written is written to its end. Products of oneDNN 2.6 do not survive a handler on their own stack: what
   // they keep below its end is overwritten, and they then write to wrong addresses. main() gives the thread another stack.
-  action.sa_flags = SA_RESTART | SA_ONSTACK;
+  const int flags = SA_RESTART | SA_ONSTACK;
   sigemptyset(&action.sa_mask);
   for (size_t i = 0; i < kStopSignals.size(); ++i) {
+    // A second Ctrl-C ends the process.
+    action.sa_flags = kStopSignals[i] == SIGINT ? flags | static_cast<int>(SA_RESETHAND) : flags;
     CADRE_CHECK(sigaction(kStopSignals[i], &action, &before_[i]) == 0,
                 fmt::format("signal {} cannot be handled", kStopSignals[i]));
   }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// SIGUSR1, SIGUSR2 and SIGTERM ask a run to save and to stop: a time limit that comes near, a preemption, a user. They
+// SIGINT, SIGUSR1, SIGUSR2 and SIGTERM ask a run to save and to stop: a time limit that comes near, a preemption, a user. They
 // may reach some ranks only, and each at another moment; so a rank never acts on its own flag but on what all agree on.
 // SIGCONT, which Slurm sends along, does nothing.
 #pragma once
@@ -22,7 +22,7 @@ class StopSignals {
   StopSignals& operator=(const StopSignals&) = delete;
 
  private:
-  std::array<struct sigaction, 3> before_{};
+  std::array<struct sigaction, 4> before_{};
 };
 
 // Whether this process was asked to stop.

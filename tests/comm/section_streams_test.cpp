@@ -118,7 +118,7 @@ TEST(SectionStreams, a_section_waits_until_it_is_ready_and_others_do_not_wait_fo
           EXPECT_TRUE(std::ranges::all_of(stream.parts[part], [](std::byte byte) { return byte == std::byte{255}; }));
         }
       }
-      wait(world.all_reduce(int64_t{1}, ReduceOp::sum));  // nobody makes more ready before all have looked
+      wait(world.all_reduce(int64_t{1}, ReduceOp::sum));  // all ranks have looked before one makes more ready
     }
     wait(request);
     expect_arrived(own, streams, kSections);

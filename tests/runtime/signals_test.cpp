@@ -66,7 +66,7 @@ RunConfig run_of_six_steps(const RunFolder& folder) {
 TEST(StopSignals, raise_a_flag_and_leave_no_trace) {
   if (test::runs_under_mpi()) GTEST_SKIP() << "one process is enough";
   EXPECT_FALSE(stop_requested());
-  for (const int signal : {SIGUSR1, SIGUSR2, SIGTERM}) {
+  for (const int signal : {SIGINT, SIGUSR1, SIGUSR2, SIGTERM}) {
     const StopSignals signals;
     EXPECT_EQ(std::raise(SIGCONT), 0);
     EXPECT_FALSE(stop_requested()) << "SIGCONT is no request";
@@ -76,6 +76,15 @@ TEST(StopSignals, raise_a_flag_and_leave_no_trace) {
   EXPECT_FALSE(stop_requested());
   struct sigaction now = {};
   ASSERT_EQ(sigaction(SIGTERM, nullptr, &now), 0);
+  EXPECT_EQ(now.sa_handler, SIG_DFL);
+}
+
+TEST(StopSignals, let_a_second_interrupt_end_the_process) {
+  if (test::runs_under_mpi()) GTEST_SKIP() << "one process is enough";
+  const StopSignals signals;
+  EXPECT_EQ(std::raise(SIGINT), 0);
+  struct sigaction now = {};
+  ASSERT_EQ(sigaction(SIGINT, nullptr, &now), 0);
   EXPECT_EQ(now.sa_handler, SIG_DFL);
 }
 
