@@ -33,6 +33,7 @@ struct Array {
   RankSlices slices;
   bool reduces;
   bool gathers;
+  SumSink sink = {};        // of sums
   RankSlices holders = {};  // of values that are spread over the slices before these are gathered; else none
   int64_t next = 0;         // elements of each slice that are in pieces
   int num_open = 0;         // pieces
@@ -40,6 +41,19 @@ struct Array {
   bool all_begun() const { return next >= longest_of(slices); }
   bool done() const { return all_begun() && num_open == 0; }
 };
+
+// What the sink wants of elements [begin, end), which are summed.
+void hand_over(const Array& array, int64_t begin, int64_t end) {
+  const SumSink& sink = array.sink;
+  if (sink.to.empty()) return;
+  begin = std::max(begin, sink.first);
+  end = std::min(end, sink.first + static_cast<int64_t>(sink.to.size()));
+  const float* const sums = array.values.data();
+  for (int64_t i = begin; i < end; ++i) {
+    float& to = sink.to[static_cast<size_t>(i - sink.first)];
+    to = sink.adds ? to + sums[i] : sums[i];
+  }
+}
 
 struct Parts {  // by rank, in elements
   std::vector<int64_t> counts;
@@ -228,7 +242,9 @@ class ReductionQueue::Pieces {
     if (gathering_.empty() || !gathering_.front().request.test()) return false;
     const Piece& piece = gathering_.front();
     if (piece.array->gathers && gathers_rounded(*piece.array)) widen(piece);
+    if (piece.array->reduces) hand_to_sink(piece);
     --piece.array->num_open;
+    if (piece.array->done()) piece.array->owner = piece.array->sink.owner = nullptr;
     const int64_t taken = trace_clock_ns() - piece.begun_ns;
     if (taken < kFastNs) limit_ = std::min(limit_ + 1, most_pieces(num_ranks()));
     if (taken > kSlowNs) limit_ = std::max(limit_ - 1, kFewestPieces);
@@ -251,6 +267,14 @@ class ReductionQueue::Pieces {
       for (size_t i = 0; i < count; ++i) sum[i] += term(r, i);
     }
     piece.received = Buffer();
+  }
+
+  // Of the parts that this rank has the sums of.
+  void hand_to_sink(const Piece& piece) const {
+    for (size_t r = 0; r < piece.counts.size(); ++r) {
+      if (r != me() && !piece.array->gathers) continue;
+      hand_over(*piece.array, piece.offsets[r], piece.offsets[r] + piece.counts[r]);
+    }
   }
 
   // All ranks have what travelled.
@@ -307,6 +331,7 @@ Request start(const std::shared_ptr<ReductionQueue::Pieces>& pieces, Array array
   std::string what = fmt::format("{} of {} f32 on '{}' (rank {} of {})", array.what, array.slices.back(), group.name(),
                                  group.rank(), group.size());
   const auto shared = std::make_shared<Array>(std::move(array));
+  if (group.size() == 1) hand_over(*shared, 0, shared->slices.back());
   if (group.size() == 1 || shared->all_begun()) return {};
   pieces->add(shared);
   return {group.job(), std::move(what), std::make_unique<ArrayOperation>(pieces, shared),
@@ -318,9 +343,10 @@ Request start(const std::shared_ptr<ReductionQueue::Pieces>& pieces, Array array
 ReductionQueue::ReductionQueue(const Communicator& group, DType wire)
     : pieces_(std::make_shared<Pieces>(group, wire)) {}
 
-Request ReductionQueue::reduce_scatter(std::span<float> values, std::shared_ptr<const void> owner, RankSlices slices) {
-  return start(pieces_,
-               {"reduce_scatter", values, std::move(owner), std::move(slices), /*reduces=*/true, /*gathers=*/false});
+Request ReductionQueue::reduce_scatter(std::span<float> values, std::shared_ptr<const void> owner, RankSlices slices,
+                                       SumSink sink) {
+  return start(pieces_, {"reduce_scatter", values, std::move(owner), std::move(slices), /*reduces=*/true,
+                         /*gathers=*/false, std::move(sink)});
 }
 
 Request ReductionQueue::all_gather(std::span<float> values, std::shared_ptr<const void> owner, RankSlices slices) {
@@ -331,10 +357,10 @@ Request ReductionQueue::all_gather(std::span<float> values, std::shared_ptr<cons
   return start(pieces_, std::move(array));
 }
 
-Request ReductionQueue::all_reduce(std::span<float> values, std::shared_ptr<const void> owner) {
+Request ReductionQueue::all_reduce(std::span<float> values, std::shared_ptr<const void> owner, SumSink sink) {
   RankSlices slices = equal_slices(static_cast<int64_t>(values.size()), group().size());
-  return start(pieces_,
-               {"all_reduce", values, std::move(owner), std::move(slices), /*reduces=*/true, /*gathers=*/true});
+  return start(pieces_, {"all_reduce", values, std::move(owner), std::move(slices), /*reduces=*/true, /*gathers=*/true,
+                         std::move(sink)});
 }
 
 const Communicator& ReductionQueue::group() const { return pieces_->group(); }

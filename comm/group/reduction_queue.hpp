@@ -18,6 +18,15 @@ using RankSlices = std::vector<int64_t>;
 RankSlices equal_slices(int64_t count, int num_ranks);
 int64_t longest_of(const RankSlices& slices);
 
+// Where a rank wants elements [first, first + to.size()) of a sum besides, as soon as they are summed: `to` becomes them, or adds
+// them to what it is. The array may then go.
+struct SumSink {
+  std::span<float> to = {};
+  int64_t first = 0;
+  bool adds = false;
+  std::shared_ptr<const void> owner = {};  // of `to`
+};
+
 // All calls are collective: the ranks of the group make the same calls in the same order. Arrays are equally long on all
 // ranks, lie on the host and are kept by `owner`. A test of any operation of the queue advances all of them.
 class ReductionQueue {
@@ -37,11 +46,13 @@ class ReductionQueue {
 
   // Rank r's slice becomes the sum x_0 + x_1 + .. over the ranks, added in this order whatever the slices are. The other
   // slices stay. A rank sends all slices but its own.
-  Request reduce_scatter(std::span<float> values, std::shared_ptr<const void> owner, RankSlices slices);
+  // A sink lies in this rank's slice. The array's owner is let go when the operation ends.
+  Request reduce_scatter(std::span<float> values, std::shared_ptr<const void> owner, RankSlices slices,
+                         SumSink sink = {});
   // The other slices become those of their ranks; never rounded.
   Request all_gather(std::span<float> values, std::shared_ptr<const void> owner, RankSlices slices);
   // The whole becomes the same sums, equal to the bit on all ranks.
-  Request all_reduce(std::span<float> values, std::shared_ptr<const void> owner);
+  Request all_reduce(std::span<float> values, std::shared_ptr<const void> owner, SumSink sink = {});
 
   const Communicator& group() const;
 

@@ -42,6 +42,8 @@ class Poller {
 
   // Tests what is watched if it is time to.
   void point();
+  // Tests all that is watched. For the time in which the rank waits within an operation of its own.
+  void test_all();
   // Tests the watched requests that are not exchanges. For the time in which the rank waits for an exchange.
   void move_others_on();
 

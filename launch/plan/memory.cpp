@@ -78,6 +78,7 @@ struct Change {
 std::vector<Change> changes_of(const RunConfig& config, int64_t ranks) {
   std::vector<Change> changes;
   if (!config.parallel.shard_optimizer) changes.push_back({"parallel.shard_optimizer", "true"});
+  if (!config.parallel.shard_gradients) changes.push_back({"parallel.shard_gradients", "true"});
   const Recompute recompute = recompute_of(config.train);
   if (!recompute.activations) changes.push_back({"train.recompute", "activations"});
   if (recompute.every_layer == 0 && !recompute.attention) {

@@ -167,19 +167,23 @@ Task<double> Stage::predict_mtp(LaneContext& ctx, TokenBatch batch, Tensor norme
   co_return sum / static_cast<double>(mtp_.size());
 }
 
-Task<Tensor> Stage::backward(LaneContext& ctx, Saved& saved, Tensor dy, Weights weights, BucketDone done) {
+Task<Tensor> Stage::backward(LaneContext& ctx, Saved& saved, Tensor dy, Weights weights, BucketCalls calls) {
+  const auto begin = [&](int bucket) {
+    if (calls.begin) defer(ctx, "gradient reduction", [call = calls.begin, bucket] { call(bucket); });
+  };
   const auto complete = [&](int bucket) {
-    if (done) defer(ctx, "gradient reduction", [done, bucket] { done(bucket); });
+    if (calls.done) defer(ctx, "gradient reduction", [call = calls.done, bucket] { call(bucket); });
     if (ctx.deferred != nullptr) ctx.deferred->end_part();
     if (weights == Weights::at_once) run_deferred(ctx);
   };
   // Head and MTP modules add to the gradient of the embedding: with its part, so that micro-batches add in order.
-  const bool holds =
-      head_ && embedding_ && embeds_at_end(config_) && weights == Weights::later && ctx.deferred != nullptr;
+  const bool holds = embeds_at_both_ends() && weights == Weights::later && ctx.deferred != nullptr;
   if (head_) {
     if (holds) ctx.deferred->hold();
-    Task<Tensor> begin = begin_backward(ctx, saved, weights);
-    dy = co_await begin;
+    begin(num_buckets() - 1);
+    if (embeds_at_both_ends()) begin(kEmbeddingBucket);
+    Task<Tensor> of_head = begin_backward(ctx, saved, weights);
+    dy = co_await of_head;
     complete(num_buckets() - 1);
     if (holds) ctx.deferred->stop_holding();
   }
@@ -197,6 +201,7 @@ Task<Tensor> Stage::backward(LaneContext& ctx, Saved& saved, Tensor dy, Weights 
       Task<Tensor> again = blocks_[i]->forward(ctx, saved.inputs[i], saved.sequences, saved.blocks[i]);
       co_await again;
     }
+    begin(static_cast<int>(i) + 1);
     Task<void> block = blocks_[i]->backward(ctx, saved.blocks[i], dy, dx);
     co_await block;
     complete(static_cast<int>(i) + 1);
@@ -206,6 +211,7 @@ Task<Tensor> Stage::backward(LaneContext& ctx, Saved& saved, Tensor dy, Weights 
   if (!embedding_) co_return dy;
   ctx.lane.enter("embedding weights", -1);
   embedding_->input_grad(ctx, saved.embedding, dy);
+  if (!embeds_at_both_ends()) begin(kEmbeddingBucket);
   defer(ctx, "embedding weights", [this, &ctx, &saved] { embedding_->weight_grad(ctx, saved.embedding); });
   complete(kEmbeddingBucket);
   co_return Tensor();

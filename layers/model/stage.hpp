@@ -53,13 +53,16 @@ class Stage {
     at_once,  // when the task is over; temporary memory is given back block by block
     later,    // when ctx.deferred has run all that was pushed; until then memory and `saved` stay
   };
-  // Called, in the order of ctx.deferred, each time that all weight gradients of one bucket have been added to.
-  using BucketDone = std::function<void(int bucket)>;
+  // Called in the order of ctx.deferred, once a bucket.
+  struct BucketCalls {
+    std::function<void(int bucket)> begin;  // before the first weight gradient is added to
+    std::function<void(int bucket)> done;   // when all of them have been
+  };
 
   // Adds the gradients of (loss_scale x losses + balance losses) to all parameters, where the losses are those of the head
   // plus mtp_loss_factor times the mean of the MTP modules; dx [T,H] for the stage before, undefined
   // in the first. dy [T,H] is what the stage after gave; the last stage begins with its losses.
-  Task<Tensor> backward(LaneContext& ctx, Saved& saved, Tensor dy, Weights weights, BucketDone done = {});
+  Task<Tensor> backward(LaneContext& ctx, Saved& saved, Tensor dy, Weights weights, BucketCalls calls = {});
 
   // The next tokens of sequences with caches, one of each layer, which hold them afterwards; ids i32[T], of which the first
   // stage makes rows. Hidden states [T,H], of the last stage behind the final norm. Collective as forward.
@@ -77,6 +80,8 @@ class Stage {
   // Parameters in buckets that are complete together: embedding, each block, all behind the blocks.
   int num_buckets() const { return static_cast<int>(blocks_.size()) + 2; }
   bool is_block(int bucket) const { return bucket > 0 && bucket < num_buckets() - 1; }
+  // Whether the end of this stage reads the embedding that it begins with. Its bucket then begins with the last one.
+  bool embeds_at_both_ends() const { return head_ && embedding_ && embeds_at_end(config_); }
   // Of a layer of this stage.
   int bucket_of(int layer) const { return std::min(layer - layers_.first + 1, num_buckets() - 1); }
   void each_parameter(int bucket, const ParameterVisitor& visit);

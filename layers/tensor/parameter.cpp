@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <numeric>
 #include <optional>
+#include <utility>
 
 #include "comm/base/check.hpp"
 #include "comm/base/random.hpp"
@@ -60,7 +61,7 @@ void initialise_part(const Init& init, const ParameterPart& part, const Tensor& 
 
 }  // namespace
 
-void ParameterStore::add(Parameter& parameter, int slice) {
+void ParameterStore::add(Parameter& parameter, int slice, GradMemory grads) {
   for (const ParameterPart& part : parameter.parts) {
     CADRE_CHECK(parameter.is_copy || names_.insert(part.name).second,
                 fmt::format("two parameters are named {}", part.name), "every module needs a prefix of its own");
@@ -69,6 +70,7 @@ void ParameterStore::add(Parameter& parameter, int slice) {
   parameters_.push_back(&parameter);
   bucket_of_.push_back(num_buckets_ - 1);
   slice_of_.push_back(slice);
+  grads_of_.push_back(grads);
 }
 
 int ParameterStore::begin_bucket() { return num_buckets_++; }
@@ -102,7 +104,7 @@ void ParameterStore::allocate(DType dtype, bool with_grad, bool dry_run, Memory&
   dtype_ = dtype;
   with_grad_ = with_grad;
   memory_ = &memory;
-  parameter_start_ = lay_out();
+  lay_out();
   const std::vector<size_t>& offsets = parameter_start_;
   const size_t buffers_start = group_start_[kNumTrainedGroups];
   const size_t fixed_start = group_start_[kNumChanging];
@@ -128,7 +130,8 @@ void ParameterStore::allocate(DType dtype, bool with_grad, bool dry_run, Memory&
     parameter.value = parameter.value.with_memory(dry_run ? nullptr : value(), dtype);
     parameter.grad = Tensor();
     if (with_grad && trained) {
-      parameter.grad = parameter.value.with_memory(dry_run ? nullptr : grads_.data() + offsets[i], dtype);
+      const bool lent = dry_run || grads_of_[i] == GradMemory::lent;
+      parameter.grad = parameter.value.with_memory(lent ? nullptr : grads_.data() + grad_start_[i], dtype);
     }
     parameter.grad_is_zero = true;
     ++parameter.version;
@@ -140,23 +143,28 @@ std::byte* ParameterStore::trained_value(size_t offset) {
   return offset < experts_start ? values_.data() + offset : expert_values_.data() + (offset - experts_start);
 }
 
-// Sets where each group starts and returns where each parameter starts, in bytes.
-std::vector<size_t> ParameterStore::lay_out() {
+// Sets where each group and each parameter starts, in bytes.
+void ParameterStore::lay_out() {
   std::vector<size_t> order(parameters_.size());
   std::iota(order.begin(), order.end(), size_t{0});
   std::ranges::stable_sort(order, {}, [this](size_t i) { return std::pair(bucket_of_[i], slice_of_[i]); });
-  std::vector<size_t> offsets(parameters_.size());
+  parameter_start_.assign(parameters_.size(), 0);
+  grad_start_.assign(parameters_.size(), 0);
   size_t offset = 0;
+  size_t grad_offset = 0;
   for (size_t group = 0; group < kNumGroups; ++group) {
     group_start_[group] = offset;
+    if (group < kNumTrainedGroups) grad_group_start_[group] = grad_offset;
     for (const size_t i : order) {
       if (group_of(parameters_[i]->placement) != group) continue;
-      offsets[i] = offset;
-      offset += bytes_of(*parameters_[i]);
+      const size_t bytes = bytes_of(*parameters_[i]);
+      parameter_start_[i] = std::exchange(offset, offset + bytes);
+      if (group >= kNumTrainedGroups || grads_of_[i] == GradMemory::lent) continue;
+      grad_start_[i] = std::exchange(grad_offset, grad_offset + bytes);
     }
   }
   group_start_[kNumGroups] = offset;
-  return offsets;
+  grad_group_start_[kNumTrainedGroups] = grad_offset;
 }
 
 // With what alignment adds.
@@ -185,24 +193,31 @@ void ParameterStore::initialise(uint64_t seed) {
 }
 
 Tensor ParameterStore::grads_of(Placement placement) {
-  return grads_between({group_start_[group_of(placement)], group_start_[group_of(placement) + 1]});
+  return grads_between({grad_group_start_[group_of(placement)], grad_group_start_[group_of(placement) + 1]});
 }
 
-Tensor ParameterStore::grads_of(Placement placement, int bucket) { return grads_between(bytes_of(placement, bucket)); }
+Tensor ParameterStore::grads_of(Placement placement, int bucket) {
+  return grads_between(bytes_of(placement, bucket, [this](size_t i) {
+    return grads_of_[i] == GradMemory::own ? std::optional(grad_start_[i]) : std::nullopt;
+  }));
+}
 
 Tensor ParameterStore::values_of(Placement placement, int bucket) {
-  const Bytes bytes = bytes_of(placement, bucket);
+  const Bytes bytes = bytes_of(placement, bucket, [this](size_t i) { return std::optional(parameter_start_[i]); });
   const Buffer& buffer = placement == Placement::expert ? expert_values_ : values_;
   std::byte* data = buffer.empty() ? nullptr : trained_value(bytes.begin);
   return Tensor(data, dtype_, {static_cast<int64_t>((bytes.end - bytes.begin) / size_of(dtype_))});
 }
 
 // Parameters of one bucket and group lie one behind the other.
-ParameterStore::Bytes ParameterStore::bytes_of(Placement placement, int bucket) const {
+template <class Start>
+ParameterStore::Bytes ParameterStore::bytes_of(Placement placement, int bucket, Start&& start) const {
   std::optional<Bytes> all;
   for (size_t i = 0; i < parameters_.size(); ++i) {
     if (bucket_of_[i] != bucket || parameters_[i]->placement != placement) continue;
-    const Bytes one = {parameter_start_[i], parameter_start_[i] + whole_cache_lines(parameters_[i]->value.bytes())};
+    const std::optional<size_t> begin = start(i);
+    if (!begin) continue;
+    const Bytes one = {*begin, *begin + whole_cache_lines(parameters_[i]->value.bytes())};
     all = all ? Bytes{std::min(all->begin, one.begin), std::max(all->end, one.end)} : one;
   }
   return all.value_or(Bytes());
@@ -225,7 +240,8 @@ void ParameterStore::complete_grads() {
 void ParameterStore::complete_grads(int bucket) {
   for (size_t i = 0; i < parameters_.size(); ++i) {
     const Parameter& parameter = *parameters_[i];
-    if (bucket_of_[i] != bucket || !parameter.grad.defined() || !parameter.grad_is_zero || grads_.empty()) continue;
+    if (bucket_of_[i] != bucket || !parameter.grad.defined() || !parameter.grad_is_zero) continue;
+    if (parameter.grad.raw() == nullptr) continue;
     memory_->fill(parameter.grad.raw(), std::byte{0}, parameter.grad.bytes());
   }
 }

@@ -99,6 +99,12 @@ Parameter make_table(std::string name, int64_t vocabulary, int64_t hidden, doubl
 // A vector [size] without weight decay: the gain or offset of a norm, a bias.
 Parameter make_vector(std::string name, int64_t size, Init::Kind init, Placement placement = Placement::shared);
 
+// Where gradients of a parameter lie.
+enum class GradMemory {
+  own,   // of the store
+  lent,  // whoever computes a gradient gives it memory before; until then it has a shape only
+};
+
 // Gives memory to the parameters of a rank: one buffer of values, one of gradients, each ordered shared, expert, one of
 // buffers and one of what is fixed, so that every group that is reduced together is one span. The parameters stay where they are (in their
 // modules) and must not move once added.
@@ -106,7 +112,7 @@ class ParameterStore {
  public:
   // Throws when one of its names is already there, unless it is a copy. In memory the parameters of a bucket lie in the order
   // of their slices, so that one span holds all of a slice.
-  void add(Parameter& parameter, int slice = 0);
+  void add(Parameter& parameter, int slice = 0, GradMemory grads = GradMemory::own);
 
   // What is added from here on belongs to one more bucket: gradients that are reduced together. Returns its number, from
   // 0. A bucket may stay empty.
@@ -135,12 +141,12 @@ class ParameterStore {
   void initialise(uint64_t seed);
 
   // One-dimensional views over all gradients of a group. A tensor starts at a multiple of 64
-  // bytes; the elements between two tensors are zero. Need with_grad.
+  // bytes; the elements between two tensors are zero. Without those whose memory is lent. Need with_grad.
   Tensor shared_grads() { return grads_of(Placement::shared); }
   Tensor expert_grads() { return grads_of(Placement::expert); }
   // The same of one bucket, shared or expert.
   Tensor grads_of(Placement placement, int bucket);
-  // The values of the same parameters, in the same places.
+  // The values of these and of all others with such a placement, in the same order.
   Tensor values_of(Placement placement, int bucket);
   // Keeps the memory of gradients, or of values, for an operation under way.
   std::shared_ptr<const void> grad_owner() const { return grads_.share(); }
@@ -150,7 +156,7 @@ class ParameterStore {
 
   // Begins a step: the next weight gradient of each parameter overwrites. Touches no memory.
   void forget_grads();
-  // Ends a step: fills with zeros the gradients that were not written since forget_grads.
+  // Ends a step: fills with zeros the gradients that have memory and were not written since forget_grads.
   void complete_grads();
   void complete_grads(int bucket);
 
@@ -158,7 +164,7 @@ class ParameterStore {
   int64_t numel(Placement placement) const;    // elements, without what alignment adds
   size_t value_bytes() const { return group_start_[kNumChanging]; }  // without the fixed ones
   size_t fixed_bytes() const { return group_start_[kNumGroups] - group_start_[kNumChanging]; }
-  size_t grad_bytes() const { return with_grad_ ? group_start_[kNumTrainedGroups] : 0; }
+  size_t grad_bytes() const { return with_grad_ ? grad_group_start_.back() : 0; }
 
  private:
   static constexpr size_t kNumGroups = 4;         // shared, expert, buffer, fixed
@@ -170,23 +176,27 @@ class ParameterStore {
     size_t end = 0;
   };
 
-  std::vector<size_t> lay_out();
+  void lay_out();
   std::byte* trained_value(size_t offset);
   size_t bytes_of(const Parameter& parameter) const;
   Tensor grads_of(Placement placement);
   Tensor grads_between(const Bytes& bytes);
-  Bytes bytes_of(Placement placement, int bucket) const;
+  template <class Start>
+  Bytes bytes_of(Placement placement, int bucket, Start&& start) const;
 
   std::vector<Parameter*> parameters_;
   std::vector<int> bucket_of_;           // each parameter
   std::vector<int> slice_of_;            // each parameter
+  std::vector<GradMemory> grads_of_;     // each parameter
   std::vector<size_t> parameter_start_;  // bytes
+  std::vector<size_t> grad_start_;       // bytes, of gradients with memory of the store
   int num_buckets_ = 0;
   std::unordered_set<std::string> names_;
   DType dtype_ = DType::f32;
   bool with_grad_ = false;
   Memory* memory_ = &host_memory();
-  std::array<size_t, kNumGroups + 1> group_start_{};  // bytes
+  std::array<size_t, kNumGroups + 1> group_start_{};              // bytes
+  std::array<size_t, kNumTrainedGroups + 1> grad_group_start_{};  // bytes
   Buffer values_;
   Buffer expert_values_;
   Buffer buffers_;  // values that the host uses too

@@ -161,6 +161,9 @@ std::vector<Section> sections_of(RunConfig& c) {
             "overlap communication and computation; false: run one operation after the other"},
            {"shard_optimizer", &c.parallel.shard_optimizer, any(),
             "ranks that hold the same parameters share out the state of the optimiser; false: each keeps all of it"},
+           {"shard_gradients", &c.parallel.shard_gradients, any(),
+            "true: each rank keeps the gradients of its share alone; the sums travel once a micro-batch, not once a "
+            "step"},
        }},
       {"exchange",
        {

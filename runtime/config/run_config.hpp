@@ -91,6 +91,7 @@ struct ParallelConfig {
   int64_t postponed = 1;
   bool overlap = true;
   bool shard_optimizer = true;
+  bool shard_gradients = false;
 
   bool operator==(const ParallelConfig&) const = default;
 };

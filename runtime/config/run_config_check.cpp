@@ -165,6 +165,29 @@ void check_balance(const RunConfig& config) {
   }
 }
 
+void check_shards(const RunConfig& config, int num_ranks) {
+  if (!config.parallel.shard_gradients) return;
+  const auto refuse = [](const std::string& with, const char* hint) {
+    throw Error(ErrorKind::input, fmt::format("parallel.shard_gradients = true with {}, allowed: false", with), hint);
+  };
+  if (!config.parallel.shard_optimizer) {
+    refuse("parallel.shard_optimizer = false", "a rank keeps the gradients of which it keeps the moments");
+  }
+  if (config.compute.device != "cpu") refuse("compute.device = cuda", "sums of a device's gradients go to all ranks");
+  if (config.parallel.schedule == "dualpipe") {
+    refuse("parallel.schedule = dualpipe", "rows that hold one stage begin its sums in different orders; dualpipev");
+  }
+  const int64_t row = num_ranks / config.parallel.pipeline;
+  const bool shares_experts = config.parallel.expert != 0 && row > config.parallel.expert;
+  if (shares_experts && config.exchange.balance == "host") {
+    refuse("exchange.balance = host and parallel.expert below the ranks of a row",
+           "guests add to gradients of experts behind all passes");
+  }
+  if (shares_experts && config.parallel.rebalance != 0) {
+    refuse("parallel.rebalance and parallel.expert below the ranks of a row", "gradients move with their experts");
+  }
+}
+
 void check_evaluation(const RunConfig& config) {
   CADRE_CHECK(
       config.train.eval_every == 0 || config.data.validation_fraction > 0 || !config.data.validation.empty(),
@@ -238,6 +261,7 @@ void check(const RunConfig& config, int num_ranks) {
   });
   errors.collect([&] { check_parallel(config, num_ranks); });
   errors.collect([&] { check_balance(config); });
+  errors.collect([&] { check_shards(config, num_ranks); });
   errors.collect([&] { check_routing(config); });
   errors.collect([&] { check_row_bits(config); });
   errors.raise();

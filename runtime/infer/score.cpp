@@ -201,6 +201,7 @@ RunConfig score_config(RunConfig config, const ScoreTokens& tokens) {
 WorkerOptions score_options(const RunConfig& score_config, const Communicator& world, const ScoringOptions& options) {
   WorkerOptions worker = training_options(score_config, world);
   worker.with_grad = options.gradients;
+  worker.parallel.shard_gradients = false;
   worker.parallel.shard_optimizer = false;  // each rank has all sums
   worker.recompute = {};                    // what it looks at is kept
   worker.activation_bytes += worker.work_bytes;

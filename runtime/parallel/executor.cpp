@@ -265,11 +265,13 @@ Task<void> ProgramRun::backward_pass(LiveChunk& one, Stage::Weights weights) {
     dy = co_await rows;
   }
   if (one.context.deferred == &deferred_) deferred_.begin_pass();
-  Stage::BucketDone done;
-  if (work_.reduce_gradients) {
-    done = [this, stage = one.chunk.stage](int bucket) { bucket_done(stage, bucket); };
+  Stage::BucketCalls calls;
+  const bool drops = worker_.gradients().sums_each_pass();
+  if (drops) calls.begin = [this, stage = one.chunk.stage](int bucket) { worker_.gradients().begin(stage, bucket); };
+  if (drops || work_.reduce_gradients) {
+    calls.done = [this, stage = one.chunk.stage](int bucket) { bucket_done(stage, bucket); };
   }
-  Task<Tensor> pass = one.stage.backward(one.context, one.saved, dy, weights, std::move(done));
+  Task<Tensor> pass = one.stage.backward(one.context, one.saved, dy, weights, std::move(calls));
   const Tensor dx = co_await pass;
   if (dx.defined()) {
     Request computed = worker_.kernels().launched();
@@ -284,7 +286,16 @@ void ProgramRun::bucket_done(int stage, int bucket) {
   if (first) {
     for (int i = 0; i < program_.num_micro_batches; ++i) left->second += program_.rank_of({stage, i}) == rank_ ? 1 : 0;
   }
-  if (--left->second == 0) worker_.gradients().start(stage, bucket);
+  const bool is_last = --left->second == 0;
+  GradientReduction& gradients = worker_.gradients();
+  if (!work_.reduce_gradients) {
+    if (work_.gradients_done) work_.gradients_done(worker_.model().stage(stage), bucket);
+    gradients.drop(stage, bucket);
+  } else if (is_last) {
+    gradients.start(stage, bucket);
+  } else if (gradients.sums_each_pass()) {
+    gradients.start(stage, bucket, GradientReduction::Pass::one_of_more);
+  }
 }
 
 LiveChunk& ProgramRun::begin(Chunk chunk) {

@@ -24,6 +24,8 @@ struct StepWork {
   // Called when this rank's last forward pass is over, before the backward pass that follows.
   std::function<void()> forwards_done = {};
   bool reduce_gradients = true;  // as soon as they are complete, bucket by bucket
+  // Where gradients are dropped and not reduced: sees those of a pass of a stage before they are.
+  std::function<void(Stage& stage, int bucket)> gradients_done = {};
   StageWatch forward_done = {};  // sees each forward pass of a stage before its backward
   bool adapter_dropout = false;  // whether inputs of adapters are left out
 };

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <iterator>
+#include <thread>
 #include <utility>
 
 #include "comm/base/check.hpp"
@@ -38,9 +39,14 @@ bool scatters_well(const RankSlices& slices, int64_t count) {
 
 // All ranks hold the same number of stages, and those that share one share them all.
 GradientReduction::GradientReduction(const ProcessGroups& groups, Model& model, const ExpertMaps& maps,
-                                     ParameterStore& store, const OptimizerShards& shards, DType wire, bool balances,
-                                     Lanes& lanes)
-    : job_(groups.world.job()), model_(model), store_(store), shards_(shards), lanes_(lanes) {
+                                     ParameterStore& store, const OptimizerShards& shards,
+                                     GradientShards& gradient_shards, DType wire, bool balances, Lanes& lanes)
+    : job_(groups.world.job()),
+      model_(model),
+      store_(store),
+      shards_(shards),
+      gradient_shards_(gradient_shards),
+      lanes_(lanes) {
   const Communicator& world = groups.world;
   int num_buckets = 0;
   for (const auto& stage : model_.stages()) {
@@ -91,10 +97,49 @@ size_t GradientReduction::local_index(int stage) const {
   return static_cast<size_t>(found - model_.stages().begin());
 }
 
-void GradientReduction::start(int stage, int bucket) {
+void GradientReduction::begin(int stage, int bucket) {
+  if (!gradient_shards_.on()) return;
+  wait_for_room();
+  gradient_shards_.begin(first_bucket_[local_index(stage)] + bucket);
+}
+
+void GradientReduction::drop(int stage, int bucket) {
+  if (!gradient_shards_.on()) return;
+  gradient_shards_.give_back(gradient_shards_.end(first_bucket_[local_index(stage)] + bucket));
+}
+
+// Nothing reads the memory of a pass when no operation keeps it. Its requests may last longer: a sum with the other end of the
+// pipeline is of the shard.
+void GradientReduction::let_go_of_dropped() {
+  constexpr long kNotKept = 2;  // the buffer and the question
+  while (!dropping_.empty() && dropping_.front().memory.share().use_count() == kNotKept) {
+    gradient_shards_.give_back(std::move(dropping_.front().memory));
+    dropping_.pop_front();
+  }
+}
+
+// A rank that waits here moves on what others may wait for before they start the same sum.
+void GradientReduction::wait_for_room() {
+  let_go_of_dropped();
+  if (dropping_.size() <= GradientShards::kSumsUnderWay) return;
+  const Position at = {.step = lanes_.lane().position.step, .phase = "gradient reduction"};
+  const TraceActivity activity(job_.tracer(), TraceKind::wait, at);
+  const Deadline deadline(&job_, lanes_.deadline_seconds());
+  while (dropping_.size() > GradientShards::kSumsUnderWay) {
+    job_.poller().test_all();
+    const Dropping& oldest = dropping_.front();
+    for (size_t i = oldest.first; i < oldest.last; ++i) static_cast<void>(started_[i].request.test());
+    deadline.check(started_[oldest.first].request, at);
+    std::this_thread::yield();
+    let_go_of_dropped();
+  }
+}
+
+void GradientReduction::start(int stage, int bucket, Pass pass) {
   const size_t index = local_index(stage);
   const int stored = first_bucket_[index] + bucket;
   store_.complete_grads(stored);
+  Buffer added = gradient_shards_.on() ? gradient_shards_.end(stored) : Buffer();
   // Sums of holders are added by the host; so is all else where the transport does not follow the device.
   if (!lanes_.transport_follows() || embedding_group_ || replica_group_) lanes_.kernels().synchronize();
   Stage& reduced = *model_.stages()[index];
@@ -102,22 +147,56 @@ void GradientReduction::start(int stage, int bucket) {
   if (reduced.is_block(bucket)) at.layer = reduced.layers().first + bucket - 1;
   Tracer& tracer = job_.tracer();
   const TraceActivity activity(tracer, TraceKind::compute, at);
-  std::vector<Request> started = start_sum(stages_[index].shared, Placement::shared, stored);
+  const size_t first_sum = started_.size();
+  const auto start_of = [&](Placement placement) {
+    Group& group = stages_[index].of(placement);
+    std::vector<Request> sums;
+    if (pass == Pass::last) sums = start_sum(group, placement, stored);
+    if (!added.empty()) std::ranges::move(start_dropped_sum(group, placement, stored, added), std::back_inserter(sums));
+    return sums;
+  };
+  std::vector<Request> started = start_of(Placement::shared);
+  if (pass == Pass::one_of_more) {
+    at.phase = "expert gradient reduction";
+    tracer.switch_to(at);
+    keep(std::move(started), stored, Placement::shared);
+    keep(start_of(Placement::expert), stored, Placement::expert);
+    if (!added.empty()) dropping_.push_back({std::move(added), first_sum, started_.size()});
+    return;
+  }
   if (std::vector<HeldValues> embedding = embedding_grads(reduced, stored); !embedding.empty()) {
     std::vector<Request> summed = std::exchange(started, {});
     started.push_back(sum_over_holders(*embedding_group_, std::move(embedding), /*tag=*/0, std::move(summed)));
   }
   at.phase = "expert gradient reduction";
   tracer.switch_to(at);
-  std::vector<Request> experts =
-      guest_group_ ? start_guests(index, bucket) : start_sum(stages_[index].expert, Placement::expert, stored);
+  std::vector<Request> experts = guest_group_ ? start_guests(index, bucket) : start_of(Placement::expert);
   if (std::vector<HeldValues> replicated = replicated_grads(stored); !replicated.empty()) {
     std::vector<Request> summed = std::exchange(experts, {});
     experts.push_back(sum_over_holders(*replica_group_, std::move(replicated), stored, std::move(summed)));
   }
   keep(std::move(started), stored, Placement::shared);
   keep(std::move(experts), stored, Placement::expert);
+  if (!added.empty()) dropping_.push_back({std::move(added), first_sum, started_.size()});
   begun_[static_cast<size_t>(stored)] = true;
+}
+
+// Of a pass, of the gradients that it added to in memory of its own.
+std::vector<Request> GradientReduction::start_dropped_sum(Group& group, Placement placement, int stored_bucket,
+                                                          Buffer& added) {
+  const std::span<float> values = gradient_shards_.values_of(added, placement, stored_bucket);
+  std::vector<Request> started;
+  if (values.empty()) return started;
+  CADRE_ASSERT(group.queue);
+  RankSlices slices = slices_of(placement, stored_bucket, group.ranks.size());
+  const std::span<float> all = values.first(static_cast<size_t>(slices.back()));
+  SumSink sink = gradient_shards_.sink_of(placement, stored_bucket);
+  if (scatters_well(slices, static_cast<int64_t>(all.size()))) {
+    started.push_back(group.queue->reduce_scatter(all, added.share(), std::move(slices), std::move(sink)));
+  } else {
+    started.push_back(group.queue->all_reduce(all, added.share(), std::move(sink)));
+  }
+  return started;
 }
 
 void GradientReduction::keep(std::vector<Request> sums, int stored_bucket, Placement placement) {
@@ -127,7 +206,10 @@ void GradientReduction::keep(std::vector<Request> sums, int stored_bucket, Place
   }
 }
 
-void GradientReduction::begin_step() { begun_.assign(begun_.size(), false); }
+void GradientReduction::begin_step() {
+  begun_.assign(begun_.size(), false);
+  gradient_shards_.forget();
+}
 
 bool GradientReduction::has_expert_sums(int stage, int bucket) const {
   const size_t index = local_index(stage);
@@ -162,6 +244,10 @@ std::vector<Request> GradientReduction::start_sum(Group& group, Placement placem
   std::vector<Request> started;
   if (group.ranks.size() == 1) return started;
   const std::span<float> values = elements_of(store_.grads_of(placement, stored_bucket));
+  if (gradient_shards_.on()) {  // these are the gradients that all keep
+    started.push_back(group.queue->all_reduce(values, store_.grad_owner()));
+    return started;
+  }
   if (group.queue) {
     const RankSlices slices = slices_of(placement, stored_bucket, group.ranks.size());
     const bool scatters = shards_.sharded() && scatters_well(slices, static_cast<int64_t>(values.size()));
@@ -281,8 +367,10 @@ std::vector<HeldValues> GradientReduction::embedding_grads(Stage& stage, int sto
   if (!embedding_group_) return held;
   for (Parameter* parameter : store_.parameters_of(stored_bucket)) {
     if (parameter != stage.embedding_table() && parameter != stage.embedding_copy()) continue;
-    if (!parameter->grad.defined()) continue;
-    held.push_back({elements_of(parameter->grad), store_.grad_owner(), embedding_rows_, &store_.memory()});
+    if (!parameter->grad.defined() || parameter->grad.raw() == nullptr) continue;  // none: the sum is elsewhere
+    const bool dropped = gradient_shards_.drops(*parameter);
+    held.push_back({elements_of(parameter->grad), dropped ? gradient_shards_.shard_owner() : store_.grad_owner(),
+                    embedding_rows_, &store_.memory()});
   }
   return held;
 }
@@ -292,6 +380,7 @@ void GradientReduction::add_embedding_copy() {
   const Parameter* const table = model_.stages().front()->embedding_table();
   const Parameter* const copy = model_.stages().back()->embedding_copy();
   if (table == nullptr || copy == nullptr || !table->grad.defined()) return;
+  if (table->grad.raw() == nullptr || copy->grad.raw() == nullptr) return;  // the sums are elsewhere
   lanes_.kernels().add(table->grad, copy->grad, table->grad);
   lanes_.kernels().copy(table->grad, copy->grad);
   lanes_.kernels().synchronize();
@@ -315,6 +404,7 @@ void GradientReduction::finish_started() {
     lanes_.await(sum.request);
     job_.poller().unwatch(sum.request);
   }
+  let_go_of_dropped();
   started_.clear();
 }
 

@@ -15,6 +15,7 @@
 #include "layers/model/expert_maps.hpp"
 #include "layers/model/model.hpp"
 #include "layers/tensor/parameter.hpp"
+#include "runtime/parallel/gradient_shards.hpp"
 #include "runtime/parallel/lanes.hpp"
 #include "runtime/parallel/optimizer_shards.hpp"
 
@@ -25,15 +26,22 @@ class GradientReduction {
   // Collective over the world of `groups`. The store holds the buckets of the model's stages, one after the other; all
   // arguments outlive this object.
   GradientReduction(const ProcessGroups& groups, Model& model, const ExpertMaps& maps, ParameterStore& store,
-                    const OptimizerShards& shards, DType wire, bool balances, Lanes& lanes);
+                    const OptimizerShards& shards, GradientShards& gradient_shards, DType wire, bool balances,
+                    Lanes& lanes);
   // After an error the poller still watches what is under way.
   ~GradientReduction();
   GradientReduction(const GradientReduction&) = delete;
   GradientReduction& operator=(const GradientReduction&) = delete;
 
+  // Before a pass adds to the gradients of a bucket of a stage. Waits until there is room for another sum under way.
+  void begin(int stage, int bucket);
   // Starts the sum of a bucket of a stage. Collective over its holders: all start the buckets of a stage in the same order,
-  // each once a step, and finish together.
-  void start(int stage, int bucket);
+  // each once a step, and finish together. Where gradients are dropped, once a pass, also before the last one.
+  enum class Pass { one_of_more, last };
+  void start(int stage, int bucket, Pass pass = Pass::last);
+  bool sums_each_pass() const { return gradient_shards_.on(); }
+  // In place of start(): gives up what a pass added, where gradients are dropped.
+  void drop(int stage, int bucket);
   // Whether gradients of experts of a stage are summed over ranks. If not, start() does not read them.
   bool sums_experts(int stage) const;
   // Waits for all sums that were started.
@@ -71,11 +79,20 @@ class GradientReduction {
 
     Group& of(Placement placement) { return placement == Placement::expert ? expert : shared; }
   };
+  // Sums of dropped gradients under way: the memory that they read, and where they are among the started ones.
+  struct Dropping {
+    Buffer memory;
+    size_t first;
+    size_t last;
+  };
 
   static StageGroups make_groups(const ProcessGroups& groups, int stage);
   void make_queue(Group& group, DType wire) const;
   size_t local_index(int stage) const;
   std::vector<Request> start_guests(size_t index, int bucket);
+  void wait_for_room();
+  void let_go_of_dropped();
+  std::vector<Request> start_dropped_sum(Group& group, Placement placement, int stored_bucket, Buffer& added);
   void keep(std::vector<Request> sums, int stored_bucket, Placement placement);
   void finish_started();
   std::vector<Request> start_sum(Group& group, Placement placement, int stored_bucket);
@@ -90,6 +107,7 @@ class GradientReduction {
   Model& model_;
   ParameterStore& store_;
   const OptimizerShards& shards_;
+  GradientShards& gradient_shards_;
   Lanes& lanes_;
   std::deque<StageGroups> stages_;               // of this rank, ascending; queues refer to groups
   std::vector<int> first_bucket_;                // of each of them in the store
@@ -103,8 +121,9 @@ class GradientReduction {
     int bucket;  // in the store
     Placement placement;
   };
-  std::deque<Started> started_;  // a deque does not move them
-  std::vector<bool> begun_;      // by bucket in the store: start() was called in this step
+  std::deque<Started> started_;    // a deque does not move them
+  std::deque<Dropping> dropping_;  // oldest first
+  std::vector<bool> begun_;        // by bucket in the store: start() was called in this step
   bool experts_early_ = false;
   bool values_changed_ = false;
   std::vector<Request> values_;  // of each bucket

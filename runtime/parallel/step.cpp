@@ -69,7 +69,7 @@ double gradient_norm(Worker& worker) {
 uint64_t gradient_hash(Worker& worker) {
   Digester digester;
   for (const Parameter* parameter : worker.store().parameters()) {
-    if (!parameter->grad.defined()) continue;
+    if (!parameter->grad.defined() || parameter->grad.raw() == nullptr) continue;  // none: another rank keeps it
     const OnHost grad(parameter->grad, worker.store().memory());
     digester.append({grad->raw(), grad->bytes()});
   }

@@ -41,7 +41,8 @@ Worker::Worker(Communicator world, const WorkerOptions& options)
       lanes_(groups_, *kernels_, options),
       shards_(model_, groups_.routes, groups_.grid, groups_.world.rank(),
               options.with_grad && options.parallel.shard_optimizer),
-      gradients_(groups_, model_, maps_, store_, shards_, gradient_wire(options.exchange),
+      gradient_shards_(shards_, options.parallel.shard_gradients),
+      gradients_(groups_, model_, maps_, store_, shards_, gradient_shards_, gradient_wire(options.exchange),
                  options.exchange.balance == "host", lanes_),
       with_grad_(options.with_grad) {
   fill_store(options);
@@ -62,7 +63,8 @@ void Worker::fill_store(const WorkerOptions& options) {
     for (int bucket = 0; bucket < stage->num_buckets(); ++bucket) {
       store_.begin_bucket();
       stage->each_parameter(bucket, [&](Parameter& parameter) {
-        store_.add(parameter, shards_.owner(parameter).value_or(world().size()));  // behind the slices: what all keep
+        const int slice = shards_.owner(parameter).value_or(world().size());  // behind the slices: what all keep
+        store_.add(parameter, slice, gradient_shards_.drops(parameter) ? GradMemory::lent : GradMemory::own);
       });
     }
   }
@@ -72,6 +74,7 @@ void Worker::fill_store(const WorkerOptions& options) {
   }
   store_.allocate(DType::f32, with_grad_, /*dry_run=*/false, kernels_->memory(),
                   host_experts_ ? &host_experts_->memory() : nullptr);
+  gradient_shards_.allocate(model_, /*dry_run=*/false);
   if (host_experts_) host_experts_->publish(mixtures(), with_grad_);
 }
 

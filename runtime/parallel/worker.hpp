@@ -9,6 +9,7 @@
 
 #include "comm/progress/progress_thread.hpp"
 #include "runtime/parallel/gradient_reduction.hpp"
+#include "runtime/parallel/gradient_shards.hpp"
 #include "runtime/parallel/host_experts.hpp"
 #include "runtime/parallel/optimizer_shards.hpp"
 
@@ -49,6 +50,7 @@ class Worker {
   }
   GradientReduction& gradients() { return gradients_; }
   const OptimizerShards& shards() const { return shards_; }
+  const GradientShards& gradient_shards() const { return gradient_shards_; }
 
   Lanes& lanes() { return lanes_; }
   const Lanes& lanes() const { return lanes_; }
@@ -84,6 +86,7 @@ class Worker {
   ParameterStore store_;
   Lanes lanes_;
   OptimizerShards shards_;
+  GradientShards gradient_shards_;
   GradientReduction gradients_;
   std::vector<const Parameter*> first_held_;  // sorted
   bool with_grad_;

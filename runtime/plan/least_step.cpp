@@ -12,9 +12,10 @@ struct StageLoad {
   double forward = 0.0;
   double backward = 0.0;  // of its work that is not deferred
   double deferred = 0.0;
-  double link = 0.0;  // exchanges of both passes
-  double adds = 0.0;  // of a step, after deferred work
-  double bulk = 0.0;  // of a step, on the link
+  double link = 0.0;    // exchanges of both passes
+  double adds = 0.0;    // of a step or of a pass, after deferred work
+  double sums = 0.0;    // of a step or, as adds, of a pass; on the link
+  double values = 0.0;  // of a step, on the link
 };
 
 StageLoad load_of(const StageTimes& stage) {
@@ -30,7 +31,8 @@ StageLoad load_of(const StageTimes& stage) {
   add_pass(stage.backward, load.backward);
   for (const BucketTraffic& bucket : stage.buckets) {
     load.adds += bucket.add_s;
-    load.bulk += bucket.reduce_s + bucket.values_s;
+    load.sums += bucket.reduce_s;
+    load.values += bucket.values_s;
   }
   return load;
 }
@@ -66,8 +68,9 @@ double least_step_s(const StepShape& shape) {
       const StageLoad& load = loads[static_cast<size_t>(stage)];
       const auto passes = static_cast<double>(passes_on(program, stage, row));
       pipelined += passes * (load.forward + load.backward);
-      postponed += passes * load.deferred + load.adds;
-      link += passes * load.link + load.bulk;
+      const double sums = program.sums_each_pass ? passes : 1.0;
+      postponed += passes * load.deferred + sums * load.adds;
+      link += passes * load.link + sums * load.sums + load.values;
     }
     // The first pass of a row is of its first stage, or of a later one that more stages stand before.
     const auto first = static_cast<size_t>(stages.front());

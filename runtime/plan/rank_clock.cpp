@@ -218,7 +218,7 @@ bool RankClock::run_one_deferred() {
   if (item.bucket < 0) return true;
   const auto stage = static_cast<size_t>(item.stage);
   const auto bucket = static_cast<size_t>(item.bucket);
-  if (--backwards_left_[stage][bucket] > 0) return true;
+  if (--backwards_left_[stage][bucket] > 0 && !program_.sums_each_pass) return true;
   const BucketTraffic& traffic = stages_[stage].buckets[bucket];
   if (traffic.reduce_s > 0.0) last_bulk_ = link_.add_bulk(now_, traffic.reduce_s);
   compute(traffic.add_s);

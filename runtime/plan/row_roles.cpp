@@ -94,7 +94,8 @@ double least_bytes(const RunConfig& config, const Grid& grid, const Program& pro
       for (int layer = layers.first; layer < layers.last; ++layer) weights += weights_of(config, grid, layer);
       kept += layers.last - layers.first;
     }
-    most = std::max(most, 2.0 * weights + of_row[static_cast<size_t>(row)].lanes * kept * rows);
+    const double copies = config.parallel.shard_gradients ? 1.0 : 2.0;  // without a share of the gradients
+    most = std::max(most, copies * weights + of_row[static_cast<size_t>(row)].lanes * kept * rows);
   }
   return sizeof(float) * most;
 }

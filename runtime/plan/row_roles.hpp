@@ -28,7 +28,7 @@ StageRole role_of(const RunConfig& config, const PipelineRoutes& routes, const S
 // keeps most micro-batches. Ascending.
 std::vector<int> rows_to_plan(const RunConfig& config, const Program& program);
 
-// Bytes that the first rank of some row needs at least: values and gradients of its matrices in fp32, without embeddings; and of
+// Bytes that the first rank of some row needs at least: values and gradients, where these are not shared out, of its matrices in fp32, without embeddings; and of
 // each micro-batch that it keeps [T,H] of each layer, and two more where rows come from other ranks. 0 where experts differ or
 // weights are fixed.
 double least_bytes(const RunConfig& config, const Grid& grid, const Program& program);

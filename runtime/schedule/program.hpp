@@ -70,6 +70,8 @@ struct Program {
   // Behind the last forward pass of a rank deferred work runs layer by layer, that the sums of gradients may begin early. Not
   // where ops name weight gradients.
   bool ends_by_layer = false;
+  // Gradients are summed over ranks once a backward pass, not once a step.
+  bool sums_each_pass = false;
 
   int micro_batches_a_route() const { return num_micro_batches / static_cast<int>(routes.size()); }
   int route_of(int micro_batch) const { return micro_batch / micro_batches_a_route(); }

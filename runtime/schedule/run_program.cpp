@@ -13,7 +13,9 @@ Program program_named(const std::string& schedule, const RunConfig& config) {
   Program program = make_program(schedule, static_cast<int>(config.parallel.pipeline),
                                  static_cast<int>(config.train.micro_batches), static_cast<int>(config.parallel.ramp));
   program.num_postponed = static_cast<int>(config.parallel.postponed);
-  program.ends_by_layer = std::ranges::none_of(program.ops, [](const OpList& ops) {
+  program.sums_each_pass = config.parallel.shard_optimizer && config.parallel.shard_gradients;
+  // Sums of each pass start in the order of the passes on all ranks.
+  program.ends_by_layer = !program.sums_each_pass && std::ranges::none_of(program.ops, [](const OpList& ops) {
     return std::ranges::find(ops, OpKind::backward_weight, &Op::kind) != ops.end();
   });
   return program;
@@ -26,6 +28,7 @@ std::vector<std::string> possible_schedules(const RunConfig& config) {
   for (const std::string& name : schedule_names()) {
     const bool for_one = name == "1f1b" || name == "pair";
     if (config.parallel.pipeline == 1 && !for_one) continue;
+    if (config.parallel.shard_gradients && name == "dualpipe") continue;
     const Program program = program_named(name, config);
     if (program.note.empty() && program.num_stages <= config.model.num_hidden_layers) names.push_back(name);
   }

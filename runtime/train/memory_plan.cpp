@@ -112,13 +112,25 @@ size_t reduced_bytes(const RunConfig& config, const Model& model, ParameterStore
     return config.compute.device == "cpu" ? std::min(bytes, ReductionQueue::most_bytes(ranks)) : 0;
   };
   const auto rows = static_cast<int>(routes.rows_of(routes.stages_of(0).front().index).size());
-  const size_t shared = store.shared_grads().bytes();
+  const auto bytes_of = [&](Placement placement) {
+    return static_cast<size_t>(store.numel(placement)) * sizeof(float);
+  };
   size_t bytes = replicated_bytes(store) + embedding_sum_bytes(model);
   const int shared_ranks = grid.data * rows;
   const int expert_ranks = grid.data / grid.expert * rows;
-  if (shared_ranks > 1) bytes += under_way(shared, shared_ranks);
-  if (expert_ranks > 1) bytes += under_way(store.grad_bytes() - shared, expert_ranks);
+  if (shared_ranks > 1) bytes += under_way(bytes_of(Placement::shared), shared_ranks);
+  if (expert_ranks > 1) bytes += under_way(bytes_of(Placement::expert), expert_ranks);
   return bytes;
+}
+
+GradientShards::Passes passes_of(const Program& program, int row) {
+  const OpList& ops = program.ops[static_cast<size_t>(row)];
+  const auto is_backward = [](const Op& op) {
+    return op.kind == OpKind::backward || op.kind == OpKind::backward_input || op.kind == OpKind::overlapped;
+  };
+  const auto merges = [&](const Op& op) { return is_backward(op) && op.with_next; };
+  if (std::ranges::any_of(ops, merges)) return GradientShards::Passes::side_by_side;
+  return std::ranges::count_if(ops, is_backward) > 1 ? GradientShards::Passes::in_turn : GradientShards::Passes::one;
 }
 
 // Moments that this rank keeps, and what updates take in turn.
@@ -158,13 +170,20 @@ struct DryModel {
       : model(config.model, routes.stages_of(grid.stage(rank)),
               place_experts(config.model, config.parallel, grid.expert), grid.expert_rank(rank),
               adapter_options(config)),
-        shards(model, routes, grid, rank, config.parallel.shard_optimizer) {
-    store.add_all(model);
+        shards(model, routes, grid, rank, config.parallel.shard_optimizer),
+        gradient_shards(shards, config.parallel.shard_gradients) {
+    for (const auto& stage : model.stages()) {
+      stage->each_parameter([this](Parameter& parameter) {
+        store.add(parameter, /*slice=*/0, gradient_shards.drops(parameter) ? GradMemory::lent : GradMemory::own);
+      });
+    }
     store.allocate(DType::f32, /*with_grad=*/true, /*dry_run=*/true);
+    gradient_shards.allocate(model, /*dry_run=*/true);
   }
 
   Model model;
   OptimizerShards shards;
+  GradientShards gradient_shards;
   ParameterStore store;
 };
 
@@ -242,8 +261,11 @@ void plan_on(std::unique_ptr<Transport> transport, const RunConfig& config, cons
 
   const OptimizerBytes optimizer = optimizer_bytes(config.train, store, dry.shards);
   plan.lines = {{"parameters", in_huge_pages(store.value_bytes())},
-                {"gradients", in_huge_pages(store.grad_bytes())},
+                {"gradients", in_huge_pages(store.grad_bytes()) + in_huge_pages(dry.gradient_shards.shard_bytes())},
                 {"optimizer moments", in_huge_pages(optimizer.moments)}};
+  if (const size_t bytes = dry.gradient_shards.most_pass_bytes(model, passes_of(program, grid.stage(rank)))) {
+    plan.lines.push_back({"gradients of passes", in_huge_pages(bytes)});
+  }
   if (optimizer.scratch > 0) plan.lines.push_back({"optimizer updates", optimizer.scratch});
   if (store.fixed_bytes() > 0) plan.lines.insert(plan.lines.begin(), {"fixed weights", store.fixed_bytes()});
   if (config.checkpoint.async) {

@@ -4,7 +4,9 @@
 #include <algorithm>
 #include <charconv>
 #include <cmath>
+#include <functional>
 #include <limits>
+#include <set>
 #include <string_view>
 
 #include "comm/base/check.hpp"
@@ -80,17 +82,20 @@ void look_at_layer(const Block::Saved& saved, int64_t layer, Search& search) {
   }
 }
 
-void look_at_parameters(Worker& worker, int64_t num_layers, Search& search, bool gradients) {
+// Those that are not looked for are undefined.
+using TensorOf = std::function<Tensor(const Parameter&)>;
+
+void look_at_parameters(Worker& worker, int64_t num_layers, Search& search, Era era, const TensorOf& tensor_of) {
   constexpr int64_t kMost = int64_t{1} << 20;  // parameters of a layer on a rank
   int64_t index = 0;
   for (const Parameter* parameter : worker.store().parameters()) {
     const int64_t layer = layer_of(parameter->name(), num_layers);
     ++index;
-    if (gradients) {
-      search.look_at(parameter->grad, Era::backward, (num_layers - layer + 1) * kMost - index,
+    if (era == Era::backward) {
+      search.look_at(tensor_of(*parameter), era, (num_layers - layer + 1) * kMost - index,
                      "the gradient of " + parameter->name());
     } else {
-      search.look_at(parameter->value, Era::weights, (layer + 1) * kMost + index, parameter->name());
+      search.look_at(tensor_of(*parameter), era, (layer + 1) * kMost + index, parameter->name());
     }
   }
 }
@@ -116,7 +121,8 @@ NonFinite earliest(const Worker& worker, const Search& mine) {
 NonFinite find_non_finite(Worker& worker, Executor& executor, StepWork work) {
   const ModelConfig& model = worker.model().config();
   Search search(worker.kernels());
-  look_at_parameters(worker, model.num_hidden_layers, search, /*gradients=*/false);
+  look_at_parameters(worker, model.num_hidden_layers, search, Era::weights,
+                     [](const Parameter& parameter) { return parameter.value; });
 
   work.forwards_done = {};
   work.reduce_gradients = false;
@@ -132,11 +138,23 @@ NonFinite find_non_finite(Worker& worker, Executor& executor, StepWork work) {
     }
     search.look_at(y, Era::forward, place_of(stage.layers().last, 0), "the input of the stage after");
   };
+  // Dropped ones of each pass, all others when all passes are over.
+  const GradientShards& shards = worker.gradient_shards();
+  work.gradients_done = [&](Stage& stage, int bucket) {
+    std::set<const Parameter*> added;
+    stage.each_parameter(bucket, [&](const Parameter& parameter) {
+      if (shards.drops(parameter)) added.insert(&parameter);
+    });
+    look_at_parameters(worker, model.num_hidden_layers, search, Era::backward, [&](const Parameter& parameter) {
+      return added.contains(&parameter) ? parameter.grad : Tensor();
+    });
+  };
   LocalStep local = empty_local_step(model);
   worker.forget_grads();
   executor.run(work, local, Overlap::off);
   search.look_at(local.loss_sum + local.mtp_loss_sum, Era::loss, "the loss");
-  look_at_parameters(worker, model.num_hidden_layers, search, /*gradients=*/true);
+  look_at_parameters(worker, model.num_hidden_layers, search, Era::backward,
+                     [&](const Parameter& parameter) { return shards.drops(parameter) ? Tensor() : parameter.grad; });
   return earliest(worker, search);
 }
 

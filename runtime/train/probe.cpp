@@ -25,6 +25,7 @@ RunConfig one_micro_batch_of(const RunConfig& config, int num_ranks) {
   probe.parallel.expert = grid.expert;
   probe.parallel.schedule = "1f1b";
   probe.parallel.shard_optimizer = false;
+  probe.parallel.shard_gradients = false;
   probe.parallel.placement.clear();
   probe.train.batch = parts(parts(config.train.batch, config.train.micro_batches), grid.data) * num_ranks;
   probe.train.micro_batches = 1;

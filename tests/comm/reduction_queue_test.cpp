@@ -84,6 +84,35 @@ TEST(ReductionQueue, AddsInTheOrderOfRanks) {
   });
 }
 
+// The first sum replaces what is there, the second is added; the array may go when the operation has ended.
+TEST(ReductionQueue, HandsSumsToASink) {
+  test::on_ranks([](Communicator& world) {
+    ReductionQueue queue(world);
+    const auto me = static_cast<size_t>(world.rank());
+    const RankSlices slices = equal_slices(kLong, world.size());
+    const int64_t first = slices[me] + 5;
+    const auto size = static_cast<size_t>(slices[me + 1] - 3 - first);
+    const Owned scattered = own(std::vector<float>(size, 7.0F));
+    const Owned whole = own(std::vector<float>(kLong, 7.0F));
+    for (int id = 0; id < 2; ++id) {
+      Owned values = own(terms(id, world.rank(), kLong));
+      Owned others = own(*values);
+      const std::weak_ptr<std::vector<float>> kept = values;
+      Request one = queue.reduce_scatter(*values, values, slices, {*scattered, first, /*adds=*/id > 0, scattered});
+      Request two = queue.all_reduce(*others, others, {*whole, 0, /*adds=*/id > 0, whole});
+      values = nullptr;
+      wait(one);
+      EXPECT_TRUE(kept.expired());
+      wait(two);
+    }
+    const std::vector<float> second = sum_in_order(1, world.size(), kLong);
+    std::vector<float> sum = sum_in_order(0, world.size(), kLong);
+    for (size_t i = 0; i < kLong; ++i) sum[i] += second[i];
+    EXPECT_TRUE(*whole == sum);
+    EXPECT_TRUE(std::equal(scattered->begin(), scattered->end(), sum.begin() + first));
+  });
+}
+
 TEST(ReductionQueue, GathersEachSliceFromItsRank) {
   test::on_ranks([](Communicator& world) {
     ReductionQueue queue(world, DType::bf16);  // values are not rounded

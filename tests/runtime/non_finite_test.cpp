@@ -199,6 +199,14 @@ TEST(NonFinite, is_found_where_it_was_made) {
   // In a gradient: gate = 0 makes its output zero, and down, up large the gradient of gate infinite.
   EXPECT_THAT(said({{expert("gate"), 0.0F}, {expert("up"), 1e28F}, {expert("down"), 1e28F}}, 1, 0),
               HasSubstr("rank 1: the gradient of " + expert("gate") + " is not finite"));
+  // The same where it is dropped before the step ends; each rank holds the expert.
+  RunConfig sharded = config;
+  sharded.parallel.expert = 1;
+  sharded.parallel.shard_gradients = true;
+  std::swap(config, sharded);
+  EXPECT_THAT(said({{expert("gate"), 0.0F}, {expert("up"), 1e28F}, {expert("down"), 1e28F}}, 1, 0),
+              HasSubstr("rank 0: the gradient of " + expert("gate") + " is not finite"));
+  std::swap(config, sharded);
   // In attention, on all ranks: the lowest is named.
   EXPECT_THAT(said({{"model.layers.1.self_attn.v_proj.weight", 3e38F}}, 1, 0),
               HasSubstr("rank 0: what attention makes in layer 1 is not finite"));
