@@ -8,6 +8,7 @@
 #include <exception>
 #include <fstream>
 #include <limits>
+#include <map>
 #include <mutex>
 #include <string_view>
 #include <thread>
@@ -23,6 +24,7 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr size_t kBatchBytes = size_t{1} << 20;
+constexpr int kBatchesAThread = 4;  // encoded, and not written
 constexpr const char* kTokenizeHint = "give text files, JSON Lines (*.jsonl) or folders of them";
 
 struct RawDocument {
@@ -115,7 +117,8 @@ struct EncodedBatch {
   int64_t empty = 0;
 };
 
-// Threads take batches in turn, encode them side by side and write them in their order.
+// Threads take batches in turn, encode them side by side and write them in their order: whoever has made the next one writes those
+// that are ready behind it too.
 class ParallelTokenizer {
  public:
   ParallelTokenizer(const TokenizeOptions& options, const Tokenizer& tokenizer)
@@ -153,24 +156,40 @@ class ParallelTokenizer {
   bool take_and_write() {
     std::vector<RawDocument> documents;
     int64_t number = 0;
+    if (!wait_for_room()) return false;
     {
       const std::lock_guard lock(reading_);
       documents = reader_.next();
       number = num_read_++;
     }
     if (documents.empty()) return false;
-    const EncodedBatch batch = encode(documents);
-    std::unique_lock lock(mutex_);
-    written_.wait(lock, [&] { return num_written_ == number || failure_; });
+    EncodedBatch encoded = encode(documents);
+    const std::lock_guard lock(mutex_);
     if (failure_) return false;
+    encoded_.emplace(number, std::move(encoded));
+    for (auto next = encoded_.begin(); next != encoded_.end() && next->first == num_written_;) {
+      write(next->second);
+      next = encoded_.erase(next);
+    }
+    written_.notify_all();
+    return true;
+  }
+
+  // A slow batch holds up the writing of those behind it, of which only so many are kept. False when another thread has failed.
+  bool wait_for_room() {
+    std::unique_lock lock(mutex_);
+    const auto most = static_cast<size_t>(kBatchesAThread * options_.threads);
+    written_.wait(lock, [&] { return encoded_.size() < most || failure_; });
+    return !failure_;
+  }
+
+  void write(const EncodedBatch& batch) {
     writer_.append(batch.tokens, batch.lengths);
     summary_.documents += std::ssize(batch.lengths);
     summary_.tokens += std::ssize(batch.tokens);
     summary_.bytes += batch.bytes;
     summary_.empty += batch.empty;
     ++num_written_;
-    written_.notify_all();
-    return true;
   }
 
   EncodedBatch encode(const std::vector<RawDocument>& documents) const {
@@ -207,6 +226,7 @@ class ParallelTokenizer {
   std::mutex mutex_;  // of all below
   std::condition_variable written_;
   IndexedFileWriter writer_;
+  std::map<int64_t, EncodedBatch> encoded_;  // not written, by number
   int64_t num_written_ = 0;
   TokenizeSummary summary_;
   std::exception_ptr failure_;
