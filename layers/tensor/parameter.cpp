@@ -4,10 +4,12 @@
 #include <algorithm>
 #include <numeric>
 #include <optional>
+#include <type_traits>
 #include <utility>
 
 #include "comm/base/check.hpp"
 #include "comm/base/random.hpp"
+#include "layers/tensor/normal_values.hpp"
 #include "layers/tensor/on_host.hpp"
 
 namespace cadre {
@@ -50,6 +52,10 @@ template <class T>
 void initialise_part(const Init& init, const ParameterPart& part, const Tensor& rows, uint64_t seed) {
   const Random random(seed, "init", hash_name(part.name));
   T* values = rows.data<T>();
+  if constexpr (std::is_same_v<T, float>) {
+    if (init.kind == Init::Kind::normal)
+      return fill_normal(random, init.scale, {values, static_cast<size_t>(rows.numel())});
+  }
   for (int64_t i = 0; i < rows.numel(); ++i) {
     switch (init.kind) {
       case Init::Kind::zeros: values[i] = T{0}; break;

@@ -1,0 +1,27 @@
+// SPDX-License-Identifier: Apache-2.0
+// Normal values drawn several at a time have the bits of those drawn one by one.
+#include "layers/tensor/normal_values.hpp"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <vector>
+
+namespace cadre {
+namespace {
+
+TEST(FillNormal, HasTheBitsOfTheScalarFunction) {
+  for (const double scale : {0.02, 1.0, 3e-40}) {
+    for (const size_t size : {size_t{0}, size_t{1}, size_t{255}, size_t{257}, size_t{1} << 20}) {
+      const Random random(11, "init", size);
+      std::vector<float> values(size);
+      fill_normal(random, scale, values);
+      size_t different = 0;
+      for (size_t i = 0; i < size; ++i) different += values[i] != static_cast<float>(scale * random.normal(i)) ? 1 : 0;
+      EXPECT_EQ(different, 0U) << scale << ", " << size;
+    }
+  }
+}
+
+}  // namespace
+}  // namespace cadre
