@@ -4,6 +4,8 @@
 #include <algorithm>
 #include <map>
 #include <optional>
+#include <set>
+#include <string>
 #include <utility>
 
 #include "comm/base/check.hpp"
@@ -40,10 +42,7 @@ class Searcher {
         grid.parallel.pipeline = pipeline;
         grid.parallel.expert = expert;
         grid.exchange.strategy = "auto";
-        for (const std::string& schedule : possible_schedules(grid)) {
-          grid.parallel.schedule = schedule;
-          consider(grid);
-        }
+        consider_all(grid);
       }
     }
     found_.fitting = static_cast<int64_t>(entries_.size());
@@ -69,19 +68,63 @@ class Searcher {
     size_t number;
   };
 
-  void consider(RunConfig config) {
-    config.train.recompute = "none";
-    if (!can_run(config)) return;
-    size_t bytes = 0;
-    if (search_.limit_gib > 0.0) {
-      const std::optional<size_t> least = fit(config);
-      if (!least) return;
-      if (!fits(static_cast<double>(*least))) {
-        ++found_.too_large;
-        return;
+  // Fewer micro-batches are larger, so that none fits where more did not.
+  void consider_all(RunConfig grid) {
+    std::set<std::string> too_large;
+    for (const int64_t micro_batches : micro_batches_of(grid)) {
+      grid.train.micro_batches = micro_batches;
+      for (const std::string& schedule : possible_schedules(grid)) {
+        grid.parallel.schedule = schedule;
+        if (too_large.contains(schedule) && !search_.exhaustive) {
+          found_.too_large += can_run(grid) ? 1 : 0;
+        } else if (!consider(grid)) {
+          too_large.insert(schedule);
+        }
       }
-      bytes = *least;
     }
+  }
+
+  // Descending; each gives every rank of a row a sequence, but for the number that the configuration says.
+  std::vector<int64_t> micro_batches_of(const RunConfig& grid) const {
+    const int64_t given = search_.config.train.micro_batches;
+    if (search_.keeps_micro_batches) return {given};
+    const int64_t most = grid.train.batch * grid.parallel.pipeline / topology_.num_ranks();
+    std::vector<int64_t> counts;
+    for (const int64_t count : {4 * given, 2 * given, given, given / 2, given / 4}) {
+      if (count == given || (count > 0 && count <= most)) counts.push_back(count);
+    }
+    return counts;
+  }
+
+  // Whether it is not too large.
+  bool consider(RunConfig config) {
+    config.train.recompute = "none";
+    if (!can_run(config)) return true;
+    if (search_.limit_gib <= 0.0) {
+      add(std::move(config), 0);
+      return true;
+    }
+    RunConfig sharded = config;
+    const std::optional<bool> fits_whole = add_fitting(config);
+    if (!fits_whole || (*fits_whole && config.train.recompute == "none")) return true;
+    sharded.parallel.shard_gradients = true;
+    const bool is_other = !config.parallel.shard_gradients && can_run(sharded);
+    const bool fits_sharded = is_other && add_fitting(sharded).value_or(false);
+    if (*fits_whole || fits_sharded) return true;
+    ++found_.too_large;
+    return false;
+  }
+
+  // Whether it fits with some recomputing, which `config` has then. None where it cannot run.
+  std::optional<bool> add_fitting(RunConfig& config) {
+    const std::optional<size_t> bytes = fit(config);
+    if (!bytes) return std::nullopt;
+    if (!fits(static_cast<double>(*bytes))) return false;
+    add(config, *bytes);
+    return true;
+  }
+
+  void add(RunConfig config, size_t bytes) {
     StepShape shape = shape_step(config, topology_, search_.machine, skew(static_cast<int>(config.parallel.expert)));
     const double least_s = least_step_s(shape);
     entries_.push_back({std::move(config), std::move(shape), bytes, least_s, entries_.size()});

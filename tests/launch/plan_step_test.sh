@@ -35,7 +35,15 @@ says "predicted ms a step: serial" "1f1b" "zb1p" "dualpipe " "dualpipev"
 search=(plan search "$folder/run.toml" model.num_hidden_layers=4 train.micro_batches=4 --ranks 4 --hosts 2 --cluster "$folder/cluster.toml")
 alone "${search[@]}" --json "$folder/search.json"
 succeeded "plan search"
-says "4 ranks on 2 hosts" "0 more too large" "best: parallel.pipeline="
+says "4 ranks on 2 hosts" "0 more too large" "best: parallel.pipeline=" " train.micro_batches="
+micro_batches_found() { sed '1,2d;/^best/d' "$output" | awk '{print $4}' | sort -un | tr '\n' ' '; }
+alone "${search[@]}" train.batch=64 --show 1000
+[[ $(micro_batches_found) == "1 2 4 8 16 " ]] || fail "the search took other micro-batches: $(micro_batches_found)"
+best_of() { awk 'NR == 3 {print $8}' "$output"; }
+varied=$(best_of)
+alone "${search[@]}" train.batch=64 --show 1000 --keep-micro-batches
+[[ $(micro_batches_found) == "4 " ]] || fail "--keep-micro-batches took others: $(micro_batches_found)"
+awk "BEGIN {exit !($varied <= $(best_of))}" || fail "more choices made the best step slower"
 alone "${search[@]}" --limit 0.00001
 refused 2 "fits into --limit"
 
