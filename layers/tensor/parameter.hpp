@@ -102,7 +102,7 @@ Parameter make_vector(std::string name, int64_t size, Init::Kind init, Placement
 // Where gradients of a parameter lie.
 enum class GradMemory {
   own,   // of the store
-  lent,  // whoever computes a gradient gives it memory before; until then it has a shape only
+  lent,  // a shape only, until the code that computes the gradient gives it memory
 };
 
 // Gives memory to the parameters of a rank: one buffer of values, one of gradients, each ordered shared, expert, one of

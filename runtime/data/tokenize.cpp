@@ -117,8 +117,8 @@ struct EncodedBatch {
   int64_t empty = 0;
 };
 
-// Threads take batches in turn, encode them side by side and write them in their order: whoever has made the next one writes those
-// that are ready behind it too.
+// Threads take batches in turn, encode them side by side and write them in their order: the thread that finishes the batch to be
+// written next also writes the finished batches behind it.
 class ParallelTokenizer {
  public:
   ParallelTokenizer(const TokenizeOptions& options, const Tokenizer& tokenizer)

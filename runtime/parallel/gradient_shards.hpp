@@ -34,7 +34,7 @@ class GradientShards {
   // How the backward passes of a step follow one another on a rank.
   enum class Passes {
     one,           // of one micro-batch through one stage
-    in_turn,       //
+    in_turn,       // of several micro-batches, each through all buckets before the next
     side_by_side,  // of each bucket those of several micro-batches, one after the other
   };
   // Bytes that gradients of the passes take at most, with kSumsUnderWay sums under way.
