@@ -95,10 +95,10 @@ class BenchRig {
   // Collective: all ranks begin a piece of work together.
   std::vector<TimesOverRanks> measure(const std::function<void(int64_t)>& before,
                                       const std::vector<std::function<void()>>& works);
-
- private:
+  // The milliseconds that this rank takes for the work. Collective: all ranks begin it together.
   double timed_ms(const std::function<void()>& work);
 
+ private:
   BenchOptions options_;
   Lane lane_;
   std::unique_ptr<Kernels> kernels_;

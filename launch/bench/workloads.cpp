@@ -43,6 +43,11 @@ std::string_view name_of(Workload workload) {
   return kNames[static_cast<size_t>(workload)];
 }
 
+Workload workload_named(std::string_view name) {
+  CADRE_ASSERT(name.size() == 2 && name[1] >= '0' && name[1] - '0' < kNumWorkloads);
+  return static_cast<Workload>(name[1] - '0');
+}
+
 std::vector<int32_t> draw_routing(Workload workload, const Draw& draw, const ExpertMap& map) {
   const auto num_experts = static_cast<size_t>(map.num_experts());
   std::vector<double> log_weight;

@@ -25,7 +25,8 @@ enum class Workload : uint8_t {
 };
 inline constexpr int kNumWorkloads = 8;
 
-std::string_view name_of(Workload workload);  // "W0 balanced"
+std::string_view name_of(Workload workload);     // "W0 balanced"
+Workload workload_named(std::string_view name);  // "W0"
 
 struct Draw {
   int64_t tokens;  // of a rank, at most

@@ -25,6 +25,7 @@ small=(--ranks 2 --tokens 64 --hidden 64 --iterations 2 --warmup 1)
 written bench.exchange "$folder/exchange" bench exchange "${small[@]}" --experts 4 --top-k 2 --strategy all --json "$folder/exchange"
 written bench.overlap "$folder/overlap" bench overlap "${small[@]}" --json "$folder/overlap"
 written bench.layer "$folder/layer" bench layer "${small[@]}" --ffn 32 --experts 4 --top-k 2 --json "$folder/layer"
+written bench.layer_workloads "$folder/workloads" bench layer "${small[@]}" --ffn 32 --experts 8 --top-k 2 --workload all --balance host --json "$folder/workloads"
 written bench.router "$folder/router" bench router "${small[@]}" --experts 16 --top-k 2 --json "$folder/router"
 written bench.permute "$folder/permute" bench permute "${small[@]}" --experts 8 --top-k 2 --json "$folder/permute"
 written bench.attention "$folder/attention" bench attention --length 24 --heads 2 --head-dim 6 --value-dim 4 --iterations 1 --json "$folder/attention"
