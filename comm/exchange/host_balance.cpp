@@ -11,7 +11,7 @@ namespace cadre {
 namespace {
 
 constexpr int64_t kLeastTile = 16;
-constexpr int64_t kTilesOfMean = 64;
+constexpr int64_t kTilesOfMean = 50;
 
 // The ranks of one host, and what each of them computes of which expert.
 class HostLoads {
@@ -27,19 +27,22 @@ class HostLoads {
   }
 
   // Calls give(expert, rank, rows) for each piece that `rank` computes for the owner of the expert. Each piece uses up the
-  // surplus of a rank, the room of a rank or an expert.
+  // surplus of a rank, the room of a rank or an expert. An owner keeps no remnant of less than a tile where the other rank can
+  // take it: its products would read all weights for few rows.
   template <class Give>
   void balance(int64_t wanted_tile, const Give& give) {
     const auto count = static_cast<int64_t>(ranks_.size());
     const int64_t mean = (total_ + count - 1) / count;
     const int64_t tile = wanted_tile > 0 ? wanted_tile : balance_tile(mean);
+    const auto is_even = [&](int64_t rows) { return rows * count <= total_ + tile * count; };
     while (true) {
       const auto busiest = std::ranges::max_element(loads_);
-      if (*busiest * count <= total_ + tile * count) return;
+      if (is_even(*busiest)) return;
       const auto idlest = std::ranges::min_element(loads_);
       const int expert = largest_expert(ranks_[static_cast<size_t>(busiest - loads_.begin())]);
       int64_t& kept = kept_[static_cast<size_t>(expert)];
-      const int64_t piece = std::min({*busiest - mean, mean - *idlest, kept});
+      int64_t piece = std::min({*busiest - mean, mean - *idlest, kept});
+      if (kept - piece < tile && is_even(*idlest + kept)) piece = kept;
       kept -= piece;
       *busiest -= piece;
       *idlest += piece;

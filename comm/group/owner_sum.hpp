@@ -10,7 +10,8 @@
 
 namespace cadre {
 
-// Values in host memory, of the same size on the owner and on its guests.
+// Values in host memory, of the same size on the owner and on its guests. The owner's are read and written while the sum is
+// under way.
 struct OwnedValues {
   std::span<float> values;
   std::shared_ptr<const void> keeper;  // of the memory of `values`
@@ -18,9 +19,9 @@ struct OwnedValues {
   std::vector<int> guests;             // ranks of the group that send; a guest needs to know none but itself
 };
 
-// Adds to the values of the owner those of its guests: ((x + g_0) + g_1) + .., guests in the order of the list. The owner and
-// each of its guests call it with the values that they have in common in the same order and with the same `tag`. Complete on
-// a guest when its values are sent, and they may change.
+// Adds to the values of the owner those of its guests: ((x + g_0) + g_1) + .., guests in the order of the list, piece by piece.
+// An owner and its guests list its values in the same order and call it with the same `tag`. Complete on a guest when its values
+// are sent, and they may change.
 Request sum_at_owners(const Communicator& group, std::vector<OwnedValues> all, int tag);
 
 }  // namespace cadre

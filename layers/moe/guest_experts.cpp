@@ -35,6 +35,7 @@ Expert& GuestExperts::expert(int id, int owner, int index, uint64_t version) {
       place_grads(*guest.expert, unwritten_grads_.data());
     }
   }
+  guest.is_needed = true;
   guest.expert->each_parameter([version](Parameter& weight) { weight.version = version; });
   return *guest.expert;
 }
@@ -58,10 +59,13 @@ void GuestExperts::begin_grads(const Expert& expert) {
 }
 
 void GuestExperts::forget_grads() {
+  std::erase_if(guests_, [](const auto& id_and_guest) { return !id_and_guest.second.is_needed; });
   for (auto& [id, guest] : guests_) {
-    if (!guest.grads.empty()) taken_.push_back(std::move(guest.grads));
+    guest.is_needed = false;
+    if (guest.grads.empty()) continue;
+    taken_.push_back(std::move(guest.grads));
+    place_grads(*guest.expert, unwritten_grads_.data());
   }
-  guests_.clear();
   for (Buffer& buffer : taken_) pool_.give_back(std::move(buffer));
   taken_.clear();
 }

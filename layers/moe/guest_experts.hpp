@@ -31,21 +31,23 @@ class GuestExperts {
 
   const std::vector<int>& host_of_rank() const { return weights_.host_of_rank; }
 
-  // Expert `id`, which is expert `index` of rank `owner`. `version` changes whenever the weights may have. The expert lives until
-  // the next forget_grads().
+  // Expert `id`, which is expert `index` of rank `owner`. `version` changes whenever the weights may have. The expert lives as
+  // long as no step passes without a call for it.
   Expert& expert(int id, int owner, int index, uint64_t version);
   // Weight gradients that are made of that expert from now on are added up, until take_grads().
   void begin_grads(const Expert& expert);
-  // A step begins: forgets all gradients, and all copies that kernels keep of weights. No pass is under way.
+  // A step begins: forgets all gradients, and experts that the last step did not need, with the copies that kernels keep of
+  // their weights. No pass is under way.
   void forget_grads();
   // What was added up, in the order of ids, and forgets it. Its memory is used again after the next forget_grads().
   std::vector<OwnedValues> take_grads(int rank);
 
  private:
   struct Guest {
-    std::unique_ptr<Expert> expert;
-    int owner;
-    Buffer grads;  // none: no gradient in this step
+    std::unique_ptr<Expert> expert = nullptr;
+    int owner = 0;
+    bool is_needed = true;  // in this step
+    Buffer grads = {};      // none: no gradient in this step
   };
 
   void place_grads(Expert& expert, std::byte* memory) const;

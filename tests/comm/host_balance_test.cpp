@@ -82,6 +82,16 @@ TEST(HostBalance, leaves_alone_what_is_even_to_a_tile) {
   EXPECT_EQ(balance_rows(std::vector<int64_t>(8, 0), owners, std::vector<int>{0, 0}, 1).map, owners);
 }
 
+TEST(HostBalance, moves_an_expert_whole_rather_than_leave_a_few_rows) {
+  const ExpertMap owners = ExpertMap::contiguous(4, 2);
+  const std::vector<int64_t> counts = {20, 0,  0, 0,
+                                       20, 43, 0, 1};  // 83 and 1: the mean is 42, of expert 1 two rows would stay
+  const BalancedRows balanced = balance_rows(counts, owners, std::vector<int>{0, 0}, 4);
+  EXPECT_EQ(balanced.map, ExpertMap::of(4, {{0, 1}, {1, 2, 3}}));
+  EXPECT_EQ(balanced.rows, (std::vector<int64_t>{40, 0, 43, 0, 1}));
+  EXPECT_EQ(balance_rows(counts, owners, std::vector<int>{0, 0}, 1).rows, (std::vector<int64_t>{40, 2, 41, 0, 1}));
+}
+
 TEST(HostBalance, keeps_any_counts_even_and_whole) {
   const Random random(7, "counts", 0);
   uint64_t draw = 0;
