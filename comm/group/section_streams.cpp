@@ -15,7 +15,7 @@ constexpr size_t kReceiversTested = 2;
 
 // A part of a stream that one message holds; none reaches into the next part.
 template <class Byte>
-struct Piece {
+struct StreamPiece {
   std::span<Byte> bytes;
   size_t section = 0;
 };
@@ -24,13 +24,14 @@ struct Piece {
 template <class Byte>
 class Cursor {
  public:
-  Cursor(std::vector<Piece<Byte>> parts, size_t piece_bytes) : parts_(std::move(parts)), piece_bytes_(piece_bytes) {
+  Cursor(std::vector<StreamPiece<Byte>> parts, size_t piece_bytes)
+      : parts_(std::move(parts)), piece_bytes_(piece_bytes) {
     skip_empty();
   }
 
   bool at_end() const { return part_ == parts_.size(); }
-  Piece<Byte> piece() const {
-    const Piece<Byte>& part = parts_[part_];
+  StreamPiece<Byte> piece() const {
+    const StreamPiece<Byte>& part = parts_[part_];
     return {part.bytes.subspan(offset_, std::min(piece_bytes_, part.bytes.size() - offset_)), part.section};
   }
   void advance() {
@@ -46,7 +47,7 @@ class Cursor {
     }
   }
 
-  std::vector<Piece<Byte>> parts_;
+  std::vector<StreamPiece<Byte>> parts_;
   size_t piece_bytes_;
   size_t part_ = 0;
   size_t offset_ = 0;
@@ -183,7 +184,7 @@ Request exchange_streams(const Communicator& group, std::vector<OutgoingStream> 
   std::vector<Receiver> receivers;
   int64_t sent = 0;
   for (OutgoingStream& stream : out) {
-    std::vector<Piece<const std::byte>> parts;
+    std::vector<StreamPiece<const std::byte>> parts;
     for (const OutgoingStream::Part& part : stream.parts) {
       parts.push_back({part.bytes, part.section});
       sent += static_cast<int64_t>(part.bytes.size());
@@ -191,7 +192,7 @@ Request exchange_streams(const Communicator& group, std::vector<OutgoingStream> 
     senders.push_back({stream.peer, {std::move(parts), options.piece_bytes}, std::move(stream.is_ready)});
   }
   for (const IncomingStream& stream : in) {
-    std::vector<Piece<std::byte>> parts;
+    std::vector<StreamPiece<std::byte>> parts;
     for (const std::span<std::byte> part : stream.parts) parts.push_back({part});
     receivers.push_back({stream.peer, {std::move(parts), options.piece_bytes}});
   }

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "comm/base/exact_sum.hpp"
 #include "layers/tensor/on_host.hpp"
 #include "runtime/checkpoint/file.hpp"
 
@@ -58,12 +59,12 @@ Task<void> forward(const Stage& stage, LaneContext& ctx, MicroBatch& micro_batch
 
 double gradient_norm(Worker& worker) {
   worker.lane().enter("gradient norm");
-  double square = 0.0;
+  ExactSum square;  // whichever rank holds a parameter
   for (const Parameter* parameter : worker.store().parameters()) {
     if (!parameter->grad.defined() || parameter->frozen || !worker.counts(*parameter)) continue;
-    square += worker.kernels().sum_squares(parameter->grad);
+    square.add(worker.kernels().sum_squares(parameter->grad));
   }
-  return std::sqrt(worker.await(worker.world().all_reduce(square, ReduceOp::sum)));
+  return std::sqrt(ExactSum(worker.await(worker.world().all_reduce(square.words(), ReduceOp::sum))).value());
 }
 
 uint64_t gradient_hash(Worker& worker) {

@@ -12,7 +12,7 @@ write=$2
 steps=$3
 launcher=("${@:4}")
 words=("train.steps=$steps" train.schedule=constant train.warmup_steps=0 train.eval_every=0 log.every=1000000
-  exchange.combine=slot_order train.grad_clip=0 # the norm of gradients is a sum in the order of experts on ranks
+  exchange.combine=slot_order train.grad_clip=0.2
   model.n_routed_experts=32 model.bias_update_rate=0 model.aux_loss_alpha=0)
 if ((steps > 50)); then
   words+=(model.hidden_size=128 model.num_hidden_layers=4 model.num_attention_heads=4 model.intermediate_size=512
