@@ -16,7 +16,7 @@ bool uses_muon(const Parameter& parameter, const TrainConfig& config) {
 }  // namespace
 
 Optimizer::Optimizer(ParameterStore& store, const TrainConfig& config, const Choice& keeps)
-    : config_(config), stages_(train_stages(config)) {
+    : config_(config), stages_(train_stages(config)), memory_(store.memory()) {
   const bool halved = config.moments == "bf16";
   size_t bytes = 0;
   for (Parameter* parameter : store.parameters()) {
@@ -91,6 +91,26 @@ void Optimizer::update(const Kernels& kernels, const Moments& moments, double le
                               .grad_scale = grad_scale,
                               .step = updates_[static_cast<size_t>(moments.part)]};
   kernels.adamw(settings, parameter.value, parameter.grad, moments.first, moments.second);
+}
+
+std::shared_ptr<const void> Optimizer::moment_owner() const {
+  auto all = std::make_shared<std::vector<std::shared_ptr<const void>>>();
+  all->push_back(buffer_.share());
+  for (const Buffer& buffer : more_) all->push_back(buffer.share());
+  return all;
+}
+
+std::byte* Optimizer::take_spare(size_t bytes) {
+  const auto found = spare_.find(bytes);
+  if (found == spare_.end()) return more_.emplace_back(bytes, memory_).data();
+  std::byte* const spare = found->second;
+  spare_.erase(found);
+  return spare;
+}
+
+void Optimizer::replace(Tensor& moment, std::byte* spare) {
+  spare_.emplace(moment.bytes(), moment.raw());
+  moment = moment.with_memory(spare, moment.dtype());
 }
 
 // Made by the first update, which a model that is only read never has.

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <memory>
 #include <utility>
 #include <vector>
@@ -51,16 +52,26 @@ class Optimizer {
 
   const std::vector<Moments>& moments() const { return moments_; }
   // Keeps their memory for an operation under way.
-  std::shared_ptr<const void> moment_owner() const { return buffer_.share(); }
+  std::shared_ptr<const void> moment_owner() const;
+
+  // Memory for so many bytes of moments that come from another rank. It belongs to the optimiser.
+  std::byte* take_spare(size_t bytes);
+  // From now on the moment of moments()[index] is what lies in spare memory of its size; the memory that it had is spare.
+  void replace_first(size_t index, std::byte* spare) { replace(moments_[index].first, spare); }
+  void replace_second(size_t index, std::byte* spare) { replace(moments_[index].second, spare); }
 
  private:
   void update(const Kernels& kernels, const Moments& moments, double learning_rate, double grad_scale);
   std::byte* scratch(Memory& memory);
+  void replace(Tensor& moment, std::byte* spare);
 
   TrainConfig config_;
   std::vector<TrainStage> stages_;
+  Memory& memory_;
   Buffer buffer_;
-  Buffer scratch_;  // of Muon
+  std::vector<Buffer> more_;                 // beside it, for what take_spare() did not find
+  std::multimap<size_t, std::byte*> spare_;  // by bytes
+  Buffer scratch_;                           // of Muon
   std::vector<Moments> moments_;
   std::vector<int64_t> skipped_;
   UpdateCounts updates_ = {};

@@ -39,21 +39,14 @@ struct HeldTensor {
   size_t section;
 };
 
-// A tensor of an expert that comes.
-struct Arrival {
-  uint64_t key;
-  Tensor memory;  // where it belongs from the switch on
-  size_t section;
-  size_t at = 0;  // where it lies until then
-};
-
 using Visit = std::function<void(Part, const Tensor&, size_t section)>;
 
 // The mixture layers of the model that are on this rank, and what is known of them.
 class State {
  public:
-  State(Worker& worker, const Optimizer& optimizer) : worker_(worker), layers_(moe_layers_of(worker.model().config())) {
-    for (const Optimizer::Moments& moments : optimizer.moments()) moments_[moments.parameter] = &moments;
+  State(Worker& worker, const Optimizer& optimizer)
+      : worker_(worker), optimizer_(optimizer), layers_(moe_layers_of(worker.model().config())) {
+    for (size_t i = 0; i < optimizer.moments().size(); ++i) moments_[optimizer.moments()[i].parameter] = i;
   }
 
   size_t num_sections() const { return kFirstGradients + layers_.size(); }
@@ -64,8 +57,9 @@ class State {
     visit(Part::value, parameter.value, kValues);
     const auto found = moments_.find(&parameter);
     if (found == moments_.end()) return;
-    visit(Part::first, found->second->first, kMoments);
-    if (found->second->second.defined()) visit(Part::second, found->second->second, kMoments);
+    const Optimizer::Moments& moments = optimizer_.moments()[found->second];
+    visit(Part::first, moments.first, kMoments);
+    if (moments.second.defined()) visit(Part::second, moments.second, kMoments);
     if (!parameter.frozen) visit(Part::gradient, parameter.grad, kFirstGradients + layers_.size() - 1 - mixture);
   }
 
@@ -85,12 +79,15 @@ class State {
     return gradients.has_expert_sums(stage.place().index, stage.bucket_of(layer));
   }
 
+  // Of a parameter that has moments here.
+  size_t index_of(const Parameter& parameter) const { return moments_.at(&parameter); }
   Worker& worker() const { return worker_; }
 
  private:
   Worker& worker_;
+  const Optimizer& optimizer_;
   std::vector<int> layers_;
-  std::unordered_map<const Parameter*, const Optimizer::Moments*> moments_;
+  std::unordered_map<const Parameter*, size_t> moments_;  // their index
 };
 
 // Experts that some rank of `after` holds and the same rank of `before` does not.
@@ -106,21 +103,34 @@ std::vector<bool> moving(const ExpertMap& before, const ExpertMap& after) {
 
 }  // namespace
 
+// A tensor of an expert that comes.
+struct ExpertMove::Arrival {
+  uint64_t key;
+  Part part;
+  Parameter* parameter;  // whose it is from the switch on
+  size_t moments;        // of that parameter, for moments
+  Tensor memory;         // where it belongs by then
+  size_t section;
+  std::byte* at = nullptr;  // where it arrives
+};
+
 struct ExpertMove::Arrivals {
   std::vector<Arrival> tensors;                             // by section
   std::vector<std::pair<Parameter*, std::string>> renamed;  // and the name that each gets
-  std::shared_ptr<Buffer> memory = nullptr;
-  int64_t moved_bytes = 0;  // over all ranks, when all has travelled
+  Buffer memory = {};                                       // of those that have no spare memory
+  int64_t moved_bytes = 0;                                  // over all ranks, when all has travelled
 };
 
 // Who gives what to whom is gathered first; then the streams run.
 class ExpertMove::Travel : public PendingOperation {
  public:
-  Travel(Worker& worker, const Optimizer& optimizer, const Communicator& group, const ExpertMaps& maps,
+  Travel(Worker& worker, Optimizer& optimizer, const Communicator& group, const ExpertMaps& maps,
          std::shared_ptr<Arrivals> arrivals, const StreamOptions& pieces)
-      : group_(group), state_(worker, optimizer), arrivals_(std::move(arrivals)), pieces_(pieces) {
-    const ParameterStore& store = worker.store();
-    keepers_ = {store.value_owner(Placement::expert), store.grad_owner(), optimizer.moment_owner()};
+      : group_(group),
+        optimizer_(optimizer),
+        state_(worker, optimizer),
+        arrivals_(std::move(arrivals)),
+        pieces_(pieces) {
     look_at_experts(maps);
     std::vector<uint64_t> message = {held_.size()};
     for (const auto& [key, tensor] : held_) message.push_back(key);
@@ -177,7 +187,9 @@ class ExpertMove::Travel : public PendingOperation {
       moe->each_successor(after, rank, [&](Parameter& parameter, const std::string& name) {
         arrivals_->renamed.emplace_back(&parameter, name);
         state_.each_part(parameter, mixture, [&](Part part, const Tensor& tensor, size_t section) {
-          arrivals_->tensors.push_back({key_of(name, part), tensor, section});
+          const bool is_moment = part == Part::first || part == Part::second;
+          arrivals_->tensors.push_back(
+              {key_of(name, part), part, &parameter, is_moment ? state_.index_of(parameter) : 0, tensor, section});
         });
       });
     }
@@ -204,27 +216,44 @@ class ExpertMove::Travel : public PendingOperation {
     for (const Arrival& arrival : arrivals_->tensors) received += static_cast<int64_t>(arrival.memory.bytes());
     total_.emplace(group_.all_reduce(received, ReduceOp::sum));
     total_->request().hide();
-    Memory& memory = state_.worker().store().memory();
-    keepers_.push_back(arrivals_->memory);
-    const auto keeper = std::make_shared<std::vector<std::shared_ptr<const void>>>(keepers_);
-    streams_ = exchange_streams(group_, outgoing(wanted, givers), std::move(in), memory, keeper, pieces_);
+    ParameterStore& store = state_.worker().store();
+    const auto keeper = std::make_shared<std::vector<std::shared_ptr<const void>>>();
+    *keeper = {store.value_owner(Placement::expert), store.grad_owner(), optimizer_.moment_owner(),
+               arrivals_->memory.share()};
+    streams_ = exchange_streams(group_, outgoing(wanted, givers), std::move(in), store.memory(), keeper, pieces_);
   }
 
   std::vector<IncomingStream> incoming(const std::vector<int>& givers) {
-    size_t bytes = 0;
-    for (Arrival& arrival : arrivals_->tensors) {
-      arrival.at = bytes;
-      bytes += whole_cache_lines(arrival.memory.bytes());
-    }
-    arrivals_->memory = std::make_shared<Buffer>(bytes);
+    place_arrivals();
     std::map<int, IncomingStream> streams;
     for (size_t i = 0; i < givers.size(); ++i) {
       const Arrival& arrival = arrivals_->tensors[i];
-      streams[givers[i]].parts.push_back(arrivals_->memory->span().subspan(arrival.at, arrival.memory.bytes()));
+      streams[givers[i]].parts.emplace_back(arrival.at, arrival.memory.bytes());
     }
     std::vector<IncomingStream> all;
     for (auto& [peer, stream] : streams) all.push_back({peer, std::move(stream.parts)});
     return all;
+  }
+
+  // Moments on the host arrive where they stay.
+  void place_arrivals() {
+    const bool on_host = state_.worker().store().memory().is_on_host();
+    size_t bytes = 0;
+    for (Arrival& arrival : arrivals_->tensors) {
+      const bool is_moment = arrival.part == Part::first || arrival.part == Part::second;
+      if (is_moment && on_host) {
+        arrival.at = optimizer_.take_spare(arrival.memory.bytes());
+      } else {
+        bytes += whole_cache_lines(arrival.memory.bytes());
+      }
+    }
+    arrivals_->memory = Buffer(bytes);
+    std::byte* next = arrivals_->memory.data();
+    for (Arrival& arrival : arrivals_->tensors) {
+      if (arrival.at != nullptr) continue;
+      arrival.at = next;
+      next += whole_cache_lines(arrival.memory.bytes());
+    }
   }
 
   std::vector<OutgoingStream> outgoing(const std::vector<std::vector<uint64_t>>& wanted,
@@ -243,10 +272,10 @@ class ExpertMove::Travel : public PendingOperation {
   }
 
   const Communicator& group_;
+  Optimizer& optimizer_;
   State state_;
   std::shared_ptr<Arrivals> arrivals_;
   StreamOptions pieces_;
-  std::vector<std::shared_ptr<const void>> keepers_;  // of what travels
   std::map<uint64_t, HeldTensor> held_;
   std::optional<Pending<std::vector<std::vector<uint64_t>>>> lists_;
   std::optional<Pending<int64_t>> total_;
@@ -254,9 +283,9 @@ class ExpertMove::Travel : public PendingOperation {
   int64_t tested_ns_ = 0;
 };
 
-ExpertMove::ExpertMove(Worker& worker, const Optimizer& optimizer, const Communicator& group, ExpertMaps maps,
+ExpertMove::ExpertMove(Worker& worker, Optimizer& optimizer, const Communicator& group, ExpertMaps maps,
                        const StreamOptions& pieces)
-    : worker_(worker), maps_(std::move(maps)), arrivals_(std::make_shared<Arrivals>()) {
+    : worker_(worker), optimizer_(optimizer), maps_(std::move(maps)), arrivals_(std::make_shared<Arrivals>()) {
   worker.gradients().complete_experts_early(true);
   auto travel = std::make_unique<Travel>(worker, optimizer, group, maps_, arrivals_, pieces);
   travel_ = Request(worker.job(), fmt::format("moving experts (rank {} of {})", group.rank(), group.size()),
@@ -266,6 +295,7 @@ ExpertMove::ExpertMove(Worker& worker, const Optimizer& optimizer, const Communi
 }
 
 ExpertMove::~ExpertMove() {
+  for (auto& [parameter, grad] : grads_) parameter->grad = grad;
   worker_.poller().unwatch(travel_);
   worker_.gradients().complete_experts_early(false);
 }
@@ -280,11 +310,22 @@ int64_t ExpertMove::finish() {
     CADRE_ASSERT(parameter->name() == name);
     ++parameter->version;
   }
-  Memory& memory = worker_.store().memory();
-  for (const Arrival& arrival : arrivals_->tensors) {
-    memory.write(arrival.memory.raw(), arrivals_->memory->data() + arrival.at, arrival.memory.bytes());
-  }
+  for (const Arrival& arrival : arrivals_->tensors) take(arrival);
   return arrivals_->moved_bytes;
+}
+
+void ExpertMove::take(const Arrival& arrival) {
+  Memory& memory = worker_.store().memory();
+  if (arrival.part == Part::value || !memory.is_on_host()) {
+    return memory.write(arrival.memory.raw(), arrival.at, arrival.memory.bytes());
+  }
+  switch (arrival.part) {
+    case Part::first: return optimizer_.replace_first(arrival.moments, arrival.at);
+    case Part::second: return optimizer_.replace_second(arrival.moments, arrival.at);
+    default: break;
+  }
+  grads_.emplace_back(arrival.parameter, arrival.memory);
+  arrival.parameter->grad = arrival.memory.with_memory(arrival.at, arrival.memory.dtype());
 }
 
 }  // namespace cadre

@@ -31,7 +31,7 @@ int even_nodes(const Topology& topology) {
 
 }  // namespace
 
-Rebalancer::Rebalancer(Worker& worker, const RunConfig& config, const Optimizer& optimizer)
+Rebalancer::Rebalancer(Worker& worker, const RunConfig& config, Optimizer& optimizer)
     : worker_(worker),
       optimizer_(optimizer),
       expert_share_(std::min(
@@ -244,7 +244,6 @@ void Rebalancer::switch_experts(StepRecord& record) {
   const TraceSpan span(worker_.job().tracer(), TraceKind::op, {.step = record.step, .phase = "switch of experts"});
   tell(MovePhase::switches);
   plan_->record.bytes = move_->finish();
-  move_.reset();
   tell(MovePhase::over);
   record.rebalance = plan_->record;
   plan_.reset();

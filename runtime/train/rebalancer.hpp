@@ -24,7 +24,7 @@ class Rebalancer {
  public:
   // Collective over the world of the worker: measures the bandwidth between ranks where experts can move. All arguments
   // outlive this object.
-  Rebalancer(Worker& worker, const RunConfig& config, const Optimizer& optimizer);
+  Rebalancer(Worker& worker, const RunConfig& config, Optimizer& optimizer);
 
   // Why experts stay although parallel.rebalance has them move; else empty.
   const std::string& note() const { return note_; }
@@ -39,6 +39,8 @@ class Rebalancer {
   // update, with the steps that are left behind it. Where that moved experts, gradients are those of others from there on.
   void begin_step();
   void end_passes(StepRecord& record, int64_t steps_left);
+  // When the update has read the gradients, before anything writes them.
+  void end_update() { move_.reset(); }
   // Collective over the world, after each step; `steps_left` are still to come. Puts into the record what was refused.
   void after_step(StepRecord& record, int64_t steps_left);
 
@@ -80,7 +82,7 @@ class Rebalancer {
   }
 
   Worker& worker_;
-  const Optimizer& optimizer_;
+  Optimizer& optimizer_;
   std::vector<int> layers_ = moe_layers_of(worker_.model().config());
   std::string note_;
   bool works_ = false;

@@ -181,12 +181,16 @@ StepRecord Trainer::step(StepWork work, bool may_move) {
   record.grad_norm = gradient_norm(worker_);
   rebalancer_.end_passes(record, last_step_ - record.step);
   record.learning_rate = learning_rate_at(train, progress_.step);
-  if (is_finite(record)) {
+  const bool updates = is_finite(record);
+  if (updates) {
     skipped_in_a_row_ = 0;
     worker_.lane().enter("optimizer");
     optimizer_.update(worker_.kernels(), record.learning_rate, clip_factor(record.grad_norm, train.grad_clip),
                       record.step);
     worker_.gradients().mark_values_changed();
+  }
+  rebalancer_.end_update();
+  if (updates) {
     update_routers(record.global);
   } else {
     skip(work, record);

@@ -120,7 +120,7 @@ TEST(ExpertMove, whole_state_arrives_to_the_bit) {
           std::vector<std::string> names;
           for (const NamedTensor& tensor : state_of(trainer)) names.push_back(tensor.name);
           // Without a step between begin and end.
-          ExpertMove move(trainer.worker(), trainer.optimizer(), group,
+          ExpertMove move(trainer.worker(), const_cast<Optimizer&>(trainer.optimizer()), group,
                           rotated(trainer.worker().expert_maps(), {1, 2}, 1), kPieces);
           EXPECT_EQ(before, hashes(world, state_of(trainer)));
           EXPECT_GT(move.finish(), 0);
