@@ -157,6 +157,7 @@ OrderedJson json_of(const StepRecord& record, const LineOrigin& origin) {
           {"move_load_after", json_of(record.rebalance.after)},
           {"move_gain_ms", json_of(record.rebalance.gain_ms)},
           {"move_cost_ms", json_of(record.rebalance.cost_ms)},
+          {"move_took_ms", json_of(record.rebalance.took_ms)},
           {"move_got_ms", json_of(record.rebalance.got_ms)},
           {"layers", layers_json(record)}};
 }

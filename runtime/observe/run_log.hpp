@@ -29,7 +29,8 @@ struct Rebalance {
   double stall_ms = 0.0;  // that planning and switching took, while the run did nothing else
   // Of the proposal, where there was one: busiest rank / mean before and after, time saved in a step, time of the move.
   std::optional<double> before = std::nullopt, after = std::nullopt, gain_ms = std::nullopt, cost_ms = std::nullopt;
-  std::optional<double> got_ms = std::nullopt;  // that the last move saved in a step: medians of steps before and after
+  std::optional<double> took_ms = std::nullopt;  // the step of the move, beyond the median of those before
+  std::optional<double> got_ms = std::nullopt;   // that the last move saved in a step: medians of steps before and after
 };
 
 struct StepRecord {

@@ -150,7 +150,14 @@ std::vector<ExpertMap> within_arrivals(const std::vector<ExpertMap>& before, con
 
 double MoveEstimate::gain_ms() const {
   const double balanced_ms = step_ms / (expert_share * before + 1.0 - expert_share);
-  return balanced_ms * expert_share * (before - after);
+  return gain_factor * balanced_ms * expert_share * (before - after);
+}
+
+void MoveHistory::follow(double& factor, double expected_ms, double measured_ms) {
+  constexpr double kMost = 8.0;
+  if (!(expected_ms > 0.0)) return;
+  const double ratio = std::clamp(measured_ms / expected_ms, 1.0 / kMost, kMost);
+  factor = std::clamp(factor * (1.0 + ratio) / 2.0, 1.0 / kMost, kMost);
 }
 
 bool RebalanceClock::tick() {

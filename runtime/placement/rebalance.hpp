@@ -2,6 +2,7 @@
 // Whether and where experts should move while a run trains: plain values and pure functions of counted loads.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <span>
 #include <vector>
@@ -54,12 +55,34 @@ struct MoveEstimate {
   double expert_share = 0.0;  // of its computation when ranks are even, that of routed experts
   double before = 1.0;        // busiest / mean
   double after = 1.0;
-  double cost_ms = 0.0;
+  double copy_ms = 0.0;      // at the switch, when all wait
+  double transfer_ms = 0.0;  // behind the passes of the step
+  double gain_factor = 1.0;  // of what such estimates promised, what was got: MoveHistory
+  double cost_factor = 1.0;
   int64_t horizon = 0;  // steps over which it must pay
 
   // Of a step, whose experts wait for the busiest rank: T (s before + 1 - s) = step_ms, gain = T s (before - after).
   double gain_ms() const;
-  bool pays() const { return gain_ms() * static_cast<double>(horizon) > cost_ms; }
+  // The switch, and what of the transfer does not fit behind the step.
+  double cost_ms() const { return cost_factor * (copy_ms + std::max(0.0, transfer_ms - step_ms)); }
+  bool pays() const { return gain_ms() * static_cast<double>(horizon) > cost_ms(); }
+};
+
+// How estimates of moves compare with what was measured. Each factor goes half of the way to the ratio that a move shows, which
+// is cut to [1/8, 8]: one step of a busy machine says little.
+class MoveHistory {
+ public:
+  double gain_factor() const { return gain_factor_; }
+  double cost_factor() const { return cost_factor_; }
+  // `expected` as MoveEstimate gave it with the factor of that time.
+  void add_gain(double expected_ms, double got_ms) { follow(gain_factor_, expected_ms, got_ms); }
+  void add_cost(double expected_ms, double took_ms) { follow(cost_factor_, expected_ms, took_ms); }
+
+ private:
+  static void follow(double& factor, double expected_ms, double measured_ms);
+
+  double gain_factor_ = 1.0;
+  double cost_factor_ = 1.0;
 };
 
 // When a run looks whether to move. every > 0: after each `every` steps. Automatic: kFirstLook steps after its begin or

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cstring>
 #include <iterator>
 #include <numeric>
 
@@ -27,6 +28,21 @@ int even_nodes(const Topology& topology) {
       topology.host_of_rank ==
           Topology::uniform(topology.num_hosts(), topology.num_ranks() / topology.num_hosts()).host_of_rank;
   return even ? topology.num_hosts() : 1;
+}
+
+// Seconds that a byte takes from one place of this rank's memory to another.
+double copy_beta_s() {
+  constexpr size_t kBytes = size_t{8} << 20;
+  Buffer from(kBytes);
+  Buffer to(kBytes);
+  std::vector<double> seconds;
+  for (int round = 0; round < 4; ++round) {  // the first touches the memory
+    std::memset(from.data(), round, kBytes);
+    const int64_t begin_ns = trace_clock_ns();
+    std::memcpy(to.data(), from.data(), kBytes);
+    if (round > 0) seconds.push_back(static_cast<double>(trace_clock_ns() - begin_ns) * 1e-9);
+  }
+  return std::ranges::min(seconds) / static_cast<double>(kBytes);
 }
 
 }  // namespace
@@ -82,11 +98,19 @@ void Rebalancer::measure() {
     const bool here = worker_.model().stage_with(layer) != nullptr;
     if (here) experts += static_cast<int64_t>(worker_.expert_maps().of(layer).experts_of(group.rank()).size());
   }
-  const double of_expert = experts == 0 ? 0.0 : static_cast<double>(bytes) / static_cast<double>(experts);
-  const std::array<double, 2> mine = {std::max(costs.host.beta_s, costs.network.beta_s), of_expert};
+  int64_t values = 0;
+  for (const NamedTensor& tensor : name_values(worker_.store(), is_routed_expert)) {
+    values += static_cast<int64_t>(tensor.memory.bytes());
+  }
+  const double per_expert = experts == 0 ? 0.0 : 1.0 / static_cast<double>(experts);
+  const std::array<double, 4> mine = {std::max(costs.host.beta_s, costs.network.beta_s), copy_beta_s(),
+                                      static_cast<double>(bytes) * per_expert,
+                                      static_cast<double>(values) * per_expert};
   const auto most = worker_.await(worker_.world().all_reduce(mine, ReduceOp::max));
   seconds_per_byte_ = most[0];
-  expert_bytes_ = static_cast<int64_t>(most[1]);
+  copy_seconds_per_byte_ = most[1];
+  expert_bytes_ = static_cast<int64_t>(most[2]);
+  value_bytes_ = static_cast<int64_t>(most[3]);
 }
 
 std::vector<ExpertMap> Rebalancer::maps_now() const {
@@ -144,13 +168,16 @@ std::optional<Rebalancer::Proposal> Rebalancer::weigh(const std::vector<ExpertMa
   if (copies == 0) return std::nullopt;
   const int columns = worker_.grid().data / worker_.grid().expert;
   proposal.copies = copies * columns;
-  // As many experts leave a rank as arrive.
-  const double busiest_bytes = 2.0 * static_cast<double>(std::ranges::max(of_rank) * expert_bytes_);
+  const auto busiest = static_cast<double>(std::ranges::max(of_rank));
   proposal.estimate = {.step_ms = median_step_ms(),
                        .expert_share = expert_share_,
                        .before = busiest_over_mean(before, loads),
                        .after = busiest_over_mean(proposal.maps, loads),
-                       .cost_ms = busiest_bytes * seconds_per_byte_ * 1e3,
+                       .copy_ms = busiest * static_cast<double>(value_bytes_) * copy_seconds_per_byte_ * 1e3,
+                       // As many experts leave a rank as arrive.
+                       .transfer_ms = 2.0 * busiest * static_cast<double>(expert_bytes_) * seconds_per_byte_ * 1e3,
+                       .gain_factor = history_.gain_factor(),
+                       .cost_factor = history_.cost_factor(),
                        .horizon = std::min(clock_.horizon(), steps_left)};
   return proposal;
 }
@@ -159,7 +186,10 @@ void Rebalancer::after_step(StepRecord& record, int64_t steps_left) {
   if (!works_) return;
   loads_.add(record.global.expert_counts);
   if (look_ && look_->begun) return conclude(record, steps_left);
-  if (record.rebalance.bytes > 0) return;  // moved in this step, whose time is that of no other
+  if (record.rebalance.bytes > 0) {  // moved in this step, whose time is that of no other
+    if (last_move_ && last_move_->step_ms > 0.0) weigh_move(record);
+    return;
+  }
   step_ms_.push_back(record.step_ms);
   if (step_ms_.size() > kMostTimes) step_ms_.erase(step_ms_.begin());
   if (!clock_.tick() || look_ || plan_ || steps_left < 2) return;
@@ -191,6 +221,13 @@ void Rebalancer::end_passes(StepRecord& record, int64_t steps_left) {
   if (move_) switch_experts(record);
 }
 
+// What the step in which experts moved took beyond others, and at least what ranks were seen to wait.
+void Rebalancer::weigh_move(StepRecord& record) {
+  Rebalance& move = record.rebalance;
+  move.took_ms = std::max(record.step_ms - last_move_->step_ms, move.stall_ms);
+  if (move.cost_ms) history_.add_cost(*move.cost_ms, *move.took_ms);
+}
+
 // Rank 0 decides; the others hear of it while they update.
 void Rebalancer::decide(StepRecord& record, int64_t steps_left) {
   const int64_t begin_ns = trace_clock_ns();
@@ -198,7 +235,10 @@ void Rebalancer::decide(StepRecord& record, int64_t steps_left) {
   look_->best = maps_in(worker_.await(std::move(look_->of_all)));
   std::vector<int64_t> changes(look_->best.size());
   if (worker_.world().rank() == 0) {
-    if (last_move_) record.rebalance.got_ms = last_move_->step_ms - median_step_ms();
+    if (last_move_) {
+      record.rebalance.got_ms = last_move_->step_ms - median_step_ms();
+      if (last_move_->gain_ms) history_.add_gain(*last_move_->gain_ms, *record.rebalance.got_ms);
+    }
     look_->proposal = weigh(look_->best, steps_left);
     const std::vector<ExpertMap> before = maps_now();
     for (size_t layer = 0; look_->proposal && look_->proposal->estimate.pays() && layer < changes.size(); ++layer) {
@@ -218,7 +258,7 @@ void Rebalancer::conclude(StepRecord& record, int64_t steps_left) {
   Rebalance found = {.got_ms = record.rebalance.got_ms};
   if (const std::optional<Proposal>& proposal = look.proposal) {
     found.gain_ms = proposal->estimate.gain_ms();
-    found.cost_ms = proposal->estimate.cost_ms;
+    found.cost_ms = proposal->estimate.cost_ms();
     found.before = proposal->estimate.before;
     found.after = proposal->estimate.after;
   }
@@ -247,7 +287,7 @@ void Rebalancer::switch_experts(StepRecord& record) {
   tell(MovePhase::over);
   record.rebalance = plan_->record;
   plan_.reset();
-  last_move_ = {median_step_ms()};
+  last_move_ = {median_step_ms(), record.rebalance.gain_ms};
   step_ms_.clear();
   clock_.has_moved();
   record.rebalance.stall_ms += milliseconds_from(begin_ns);

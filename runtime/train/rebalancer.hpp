@@ -74,6 +74,7 @@ class Rebalancer {
   std::vector<int64_t> plan_layers() const;
   std::vector<ExpertMap> maps_in(const std::vector<int64_t>& experts) const;
   std::optional<Proposal> weigh(const std::vector<ExpertMap>& best, int64_t steps_left) const;
+  void weigh_move(StepRecord& record);
   void decide(StepRecord& record, int64_t steps_left);
   void conclude(StepRecord& record, int64_t steps_left);
   void switch_experts(StepRecord& record);
@@ -89,13 +90,17 @@ class Rebalancer {
   double expert_share_;  // of the computation of an even step
   int groups_ = 1;
   int nodes_ = 1;
-  double seconds_per_byte_ = 0.0;
+  double seconds_per_byte_ = 0.0;       // between ranks
+  double copy_seconds_per_byte_ = 0.0;  // of a rank
+  int64_t value_bytes_ = 0;             // of one expert, that are copied at the switch
+  MoveHistory history_;
   int64_t expert_bytes_ = 0;  // that travel for one expert
   RebalanceClock clock_;
   LoadMean loads_;
   std::vector<double> step_ms_;  // since the last move
   struct LastMove {
-    double step_ms = 0.0;  // before it
+    double step_ms = 0.0;           // before it
+    std::optional<double> gain_ms;  // that was expected, on rank 0
   };
   std::optional<Communicator> move_group_;  // made for the first move
   std::optional<Look> look_;                // of the next step, or of this one

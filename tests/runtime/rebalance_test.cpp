@@ -90,14 +90,41 @@ TEST(Rebalance, moves_the_layers_that_gain_most_first) {
 // Experts take 60 % of an even step of 100 ms. The busiest rank has 1.5 of the mean: 40 + 60 * 1.5 = 130 ms.
 TEST(Rebalance, a_move_pays_where_it_saves_more_than_it_takes) {
   MoveEstimate move = {
-      .step_ms = 130.0, .expert_share = 0.6, .before = 1.5, .after = 1.1, .cost_ms = 95.0, .horizon = 4};
+      .step_ms = 130.0, .expert_share = 0.6, .before = 1.5, .after = 1.1, .copy_ms = 95.0, .horizon = 4};
   EXPECT_NEAR(move.gain_ms(), 24.0, 1e-9);  // 130 - (40 + 66)
   EXPECT_TRUE(move.pays());                 // 4 * 24 = 96
-  move.cost_ms = 97.0;
+  move.copy_ms = 97.0;
   EXPECT_FALSE(move.pays());
-  move.cost_ms = 0.0;
+  move.copy_ms = 0.0;
+  EXPECT_TRUE(move.pays());
   move.after = 1.5;
   EXPECT_FALSE(move.pays());
+}
+
+// What travels behind a step costs as much of it as it is longer.
+TEST(Rebalance, a_transfer_costs_what_no_step_hides) {
+  MoveEstimate move = {.step_ms = 130.0, .copy_ms = 3.0, .transfer_ms = 129.0};
+  EXPECT_DOUBLE_EQ(move.cost_ms(), 3.0);
+  move.transfer_ms = 150.0;
+  EXPECT_DOUBLE_EQ(move.cost_ms(), 23.0);
+  move.cost_factor = 0.5;
+  EXPECT_DOUBLE_EQ(move.cost_ms(), 11.5);
+  move = {.step_ms = 130.0, .expert_share = 0.6, .before = 1.5, .after = 1.1, .gain_factor = 0.25};
+  EXPECT_NEAR(move.gain_ms(), 6.0, 1e-9);
+}
+
+TEST(Rebalance, estimates_follow_what_moves_took_and_brought) {
+  MoveHistory history;
+  EXPECT_EQ(history.cost_factor(), 1.0);
+  // A move that costs 6 and whose estimate is 2 times the factor: the factor goes to 3.
+  for (int move = 0; move < 20; ++move) history.add_cost(2.0 * history.cost_factor(), 6.0);
+  EXPECT_NEAR(history.cost_factor(), 3.0, 1e-3);
+  history.add_gain(10.0, 5.0);
+  EXPECT_DOUBLE_EQ(history.gain_factor(), 0.75);
+  for (int move = 0; move < 20; ++move) history.add_gain(10.0, -5.0);  // chance
+  EXPECT_DOUBLE_EQ(history.gain_factor(), 1.0 / 8.0);
+  history.add_gain(0.0, 5.0);  // nothing was promised
+  EXPECT_DOUBLE_EQ(history.gain_factor(), 1.0 / 8.0);
 }
 
 std::vector<int> looks(RebalanceClock clock, int steps, int move_at) {
