@@ -172,7 +172,10 @@ class Searcher {
   const LoadSkew& skew(int group) {
     const auto found = skews_.find(group);
     if (found != skews_.end()) return found->second;
-    return skews_.emplace(group, skew_of_loads(search_.loads, search_.config.model, group)).first->second;
+    return skews_
+        .emplace(group,
+                 skew_of_loads(search_.loads, search_.config, group, topology_.num_ranks() / topology_.num_hosts()))
+        .first->second;
   }
 
   // In the order of their bounds, until none that is left can be among the fastest.

@@ -54,8 +54,9 @@ ExpertLoads read_loads(const std::string& argument) {
   return loads_from_json(read_json_file(argument), argument);
 }
 
-LoadSkew skew_of_loads(const std::string& argument, const ModelConfig& model, int group) {
+LoadSkew skew_of_loads(const std::string& argument, const RunConfig& config, int group, int ranks_a_host) {
   if (argument.empty()) return {};
+  const ModelConfig& model = config.model;
   const ExpertLoads loads = read_loads(argument);
   CADRE_CHECK(
       loads.num_experts() == model.n_routed_experts,
@@ -63,7 +64,8 @@ LoadSkew skew_of_loads(const std::string& argument, const ModelConfig& model, in
       "name a run of this model");
   CADRE_CHECK(!loads.layers.empty(), fmt::format("--loads {}: the layers are not named", argument),
               "name the folder of a run");
-  return skew_of(loads.layers, loads.weight, model.num_experts_per_tok, group);
+  return skew_of(loads.layers, loads.weight, model.num_experts_per_tok, group,
+                 ranks_that_share(config, group, ranks_a_host));
 }
 
 }  // namespace cadre

@@ -3,7 +3,7 @@
 
 #include <string>
 
-#include "layers/model/config.hpp"
+#include "runtime/config/run_config.hpp"
 #include "runtime/placement/plan.hpp"
 #include "runtime/plan/step_shape.hpp"
 
@@ -13,7 +13,7 @@ namespace cadre {
 // that has none.
 ExpertLoads read_loads(const std::string& argument);
 
-// The same as factors of a model whose experts are cut over `group` ranks; an empty argument: even loads.
-LoadSkew skew_of_loads(const std::string& argument, const ModelConfig& model, int group);
+// The same as factors of a run whose experts are cut over `group` ranks; an empty argument: even loads.
+LoadSkew skew_of_loads(const std::string& argument, const RunConfig& config, int group, int ranks_a_host);
 
 }  // namespace cadre

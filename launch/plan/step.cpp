@@ -96,16 +96,16 @@ void run_plan_step(const PlanStepArguments& options, const Job& job) {
   RunConfig config = load_run_config(options.run_file, options.overrides);
   check(config, static_cast<int>(options.ranks));
   const Topology topology = topology_of(options);
+  const Grid grid = Grid::make(topology.num_ranks(), static_cast<int>(config.parallel.pipeline),
+                               static_cast<int>(config.parallel.expert));
+  const LoadSkew skew = skew_of_loads(options.loads, config, grid.expert, topology.num_ranks() / topology.num_hosts());
   if (config.parallel.schedule == "auto") {
-    const ScheduleChoice choice = choose_schedule(config, topology, machine);
+    const ScheduleChoice choice = choose_schedule(config, topology, machine, skew);
     fmt::print("{}\n", choice.reason);
     config.parallel.schedule = choice.schedule;
     config.parallel.overlap = choice.overlap;
   }
-  const Grid grid = Grid::make(topology.num_ranks(), static_cast<int>(config.parallel.pipeline),
-                               static_cast<int>(config.parallel.expert));
-  const StepShape shape =
-      shape_step(config, topology, machine, skew_of_loads(options.loads, config.model, grid.expert));
+  const StepShape shape = shape_step(config, topology, machine, skew);
   verify(shape.program);
   const StepPrediction step = predict_step(shape, machine.peak_gflops(), config.parallel.overlap);
   print_step(shape, step, options.hosts);

@@ -148,16 +148,23 @@ std::vector<ExpertMap> within_arrivals(const std::vector<ExpertMap>& before, con
   return maps;
 }
 
-double MoveEstimate::gain_ms() const {
+double MoveEstimate::plain_gain_ms() const {
   const double balanced_ms = step_ms / (expert_share * before + 1.0 - expert_share);
-  return gain_factor * balanced_ms * expert_share * (before - after);
+  return balanced_ms * expert_share * (before - after);
 }
 
-void MoveHistory::follow(double& factor, double expected_ms, double measured_ms) {
+double MoveHistory::Sums::factor() const {
   constexpr double kMost = 8.0;
-  if (!(expected_ms > 0.0)) return;
-  const double ratio = std::clamp(measured_ms / expected_ms, 1.0 / kMost, kMost);
-  factor = std::clamp(factor * (1.0 + ratio) / 2.0, 1.0 / kMost, kMost);
+  const double expected_ms = prior_ms_ + expected_ms_;
+  return expected_ms > 0.0 ? std::clamp((prior_ms_ + measured_ms_) / expected_ms, 1.0 / kMost, kMost) : 1.0;
+}
+
+void MoveHistory::Sums::add(double expected_ms, double measured_ms, double step_ms) {
+  constexpr double kKept = 0.75;
+  constexpr double kPrior = 0.05;
+  expected_ms_ = kKept * expected_ms_ + expected_ms;
+  measured_ms_ = kKept * measured_ms_ + measured_ms;
+  prior_ms_ = kPrior * step_ms;
 }
 
 bool RebalanceClock::tick() {

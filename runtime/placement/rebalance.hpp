@@ -62,27 +62,37 @@ struct MoveEstimate {
   int64_t horizon = 0;  // steps over which it must pay
 
   // Of a step, whose experts wait for the busiest rank: T (s before + 1 - s) = step_ms, gain = T s (before - after).
-  double gain_ms() const;
-  // The switch, and what of the transfer does not fit behind the step.
-  double cost_ms() const { return cost_factor * (copy_ms + std::max(0.0, transfer_ms - step_ms)); }
+  double plain_gain_ms() const;
+  double gain_ms() const { return gain_factor * plain_gain_ms(); }
+  // The switch; and a quarter of the transfer, as the cores that compute carry it, or what does not fit behind the step.
+  double plain_cost_ms() const { return copy_ms + std::max(0.25 * transfer_ms, transfer_ms - step_ms); }
+  double cost_ms() const { return cost_factor * plain_cost_ms(); }
   bool pays() const { return gain_ms() * static_cast<double>(horizon) > cost_ms(); }
 };
 
-// How estimates of moves compare with what was measured. Each factor goes half of the way to the ratio that a move shows, which
-// is cut to [1/8, 8]: one step of a busy machine says little.
+// How plain estimates of moves compare with what was measured: sums of both, in which a small move that chance hides says little
+// and older moves count ever less. 5 % of a step are taken to have been estimated right.
 class MoveHistory {
  public:
-  double gain_factor() const { return gain_factor_; }
-  double cost_factor() const { return cost_factor_; }
-  // `expected` as MoveEstimate gave it with the factor of that time.
-  void add_gain(double expected_ms, double got_ms) { follow(gain_factor_, expected_ms, got_ms); }
-  void add_cost(double expected_ms, double took_ms) { follow(cost_factor_, expected_ms, took_ms); }
+  double gain_factor() const { return gain_.factor(); }
+  double cost_factor() const { return cost_.factor(); }
+  void add_gain(double expected_ms, double got_ms, double step_ms) { gain_.add(expected_ms, got_ms, step_ms); }
+  void add_cost(double expected_ms, double took_ms, double step_ms) { cost_.add(expected_ms, took_ms, step_ms); }
 
  private:
-  static void follow(double& factor, double expected_ms, double measured_ms);
+  class Sums {
+   public:
+    double factor() const;  // in [1/8, 8]
+    void add(double expected_ms, double measured_ms, double step_ms);
 
-  double gain_factor_ = 1.0;
-  double cost_factor_ = 1.0;
+   private:
+    double expected_ms_ = 0.0;
+    double measured_ms_ = 0.0;
+    double prior_ms_ = 0.0;
+  };
+
+  Sums gain_;
+  Sums cost_;
 };
 
 // When a run looks whether to move. every > 0: after each `every` steps. Automatic: kFirstLook steps after its begin or

@@ -6,7 +6,7 @@
 #include <numeric>
 
 #include "comm/base/check.hpp"
-#include "comm/exchange/expert_map.hpp"
+#include "comm/exchange/host_balance.hpp"
 #include "layers/model/stage.hpp"
 #include "runtime/config/recompute.hpp"
 #include "runtime/plan/bucket_traffic.hpp"
@@ -175,6 +175,10 @@ class ShapeMaker {
     works(parts, product_s(flops_of(elements.router), machine_.router.forward));
     const int told = starts(parts, {0.0, told_s_});
     awaits(parts, told);
+    if (config_.exchange.balance == "host") {  // ranks tell each other their counts first
+      const int counted = starts(parts, {0.0, told_s_});
+      awaits(parts, counted);
+    }
     works(parts, bytes_s(packed_bytes_of_rows(), machine_.dispatch));
     const int rows = starts(parts, times_.dispatch, row_skew);
     works(parts, product_s(flops_of(elements.shared_experts), machine_.shared_experts.forward));
@@ -283,10 +287,27 @@ class ShapeMaker {
   Recompute recompute_;
 };
 
+// The slots that each rank computes of each expert, as in a micro-batch of very many.
+BalancedRows rows_of_ranks(const std::vector<double>& counts, double total, int ranks, int sharing) {
+  constexpr double kSlots = 1e12;
+  const ExpertMap owners = ExpertMap::contiguous(static_cast<int>(counts.size()), ranks);
+  std::vector<int64_t> slots(counts.size() * static_cast<size_t>(ranks), 0);  // all of the first source
+  for (size_t expert = 0; expert < counts.size(); ++expert) {
+    slots[expert] = static_cast<int64_t>(std::llround(counts[expert] / total * kSlots));
+  }
+  std::vector<int> host_of_rank;
+  for (int rank = 0; rank < ranks; ++rank) host_of_rank.push_back(rank / sharing);
+  return balance_rows(slots, owners, host_of_rank);
+}
+
 }  // namespace
 
+int ranks_that_share(const RunConfig& config, int group, int ranks_a_host) {
+  return config.exchange.balance == "host" ? std::gcd(group, ranks_a_host) : 1;
+}
+
 LoadSkew skew_of(const std::vector<int>& layers, const std::vector<std::vector<double>>& counts, int64_t top_k,
-                 int ranks) {
+                 int ranks, int sharing) {
   LoadSkew skew;
   for (size_t row = 0; row < counts.size(); ++row) {
     const auto layer = static_cast<size_t>(layers[row]);
@@ -297,14 +318,16 @@ LoadSkew skew_of(const std::vector<int>& layers, const std::vector<std::vector<d
     const double total = std::accumulate(counts[row].begin(), counts[row].end(), 0.0);
     if (total <= 0.0) continue;
     const auto experts = static_cast<double>(counts[row].size());
-    const ExpertMap map = ExpertMap::contiguous(static_cast<int>(counts[row].size()), ranks);
+    const BalancedRows placed = rows_of_ranks(counts[row], total, ranks, sharing);
+    const auto slots = static_cast<double>(std::accumulate(placed.rows.begin(), placed.rows.end(), int64_t{0}));
     double most_work = 0.0;
     double most_rows = 0.0;  // of a token
     for (int rank = 0; rank < ranks; ++rank) {
       double load = 0.0;
       double missed = 1.0;
-      for (const int expert : map.experts_of(rank)) {
-        const double share = counts[row][static_cast<size_t>(expert)] / total;
+      for (int replica = 0; replica < placed.map.num_replicas(); ++replica) {
+        if (placed.map.replica_rank(replica) != rank) continue;
+        const double share = static_cast<double>(placed.rows[static_cast<size_t>(replica)]) / slots;
         load += share;
         missed *= 1.0 - std::min(1.0, share * static_cast<double>(top_k));
       }

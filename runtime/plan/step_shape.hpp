@@ -29,9 +29,13 @@ struct LoadSkew {
 };
 
 // `counts` of each mixture layer [experts], for `layers` of the model, whose tokens take `top_k` experts each, with experts cut
-// over `ranks` in equal runs. Experts are taken to be chosen independently of each other.
+// over `ranks` in equal runs. `sharing` ranks at a time compute rows of each other's experts (ranks_that_share). Experts are
+// taken to be chosen independently of each other.
 LoadSkew skew_of(const std::vector<int>& layers, const std::vector<std::vector<double>>& counts, int64_t top_k,
-                 int ranks);
+                 int ranks, int sharing = 1);
+
+// Ranks of an expert-parallel group of so many that are on one host and share their rows (exchange.balance = host); else 1.
+int ranks_that_share(const RunConfig& config, int group, int ranks_a_host);
 
 struct StepShape {
   Program program;

@@ -225,7 +225,9 @@ void Rebalancer::end_passes(StepRecord& record, int64_t steps_left) {
 void Rebalancer::weigh_move(StepRecord& record) {
   Rebalance& move = record.rebalance;
   move.took_ms = std::max(record.step_ms - last_move_->step_ms, move.stall_ms);
-  if (move.cost_ms) history_.add_cost(*move.cost_ms, *move.took_ms);
+  if (!last_move_->estimate) return;
+  const double more_ms = record.step_ms - last_move_->step_ms;  // also where chance makes it less than nothing
+  history_.add_cost(last_move_->estimate->plain_cost_ms(), more_ms, last_move_->step_ms);
 }
 
 // Rank 0 decides; the others hear of it while they update.
@@ -237,7 +239,9 @@ void Rebalancer::decide(StepRecord& record, int64_t steps_left) {
   if (worker_.world().rank() == 0) {
     if (last_move_) {
       record.rebalance.got_ms = last_move_->step_ms - median_step_ms();
-      if (last_move_->gain_ms) history_.add_gain(*last_move_->gain_ms, *record.rebalance.got_ms);
+      if (last_move_->estimate) {
+        history_.add_gain(last_move_->estimate->plain_gain_ms(), *record.rebalance.got_ms, last_move_->step_ms);
+      }
     }
     look_->proposal = weigh(look_->best, steps_left);
     const std::vector<ExpertMap> before = maps_now();
@@ -272,6 +276,7 @@ void Rebalancer::conclude(StepRecord& record, int64_t steps_left) {
     if (look.proposal) found.moved = look.proposal->copies;
     found.got_ms.reset();  // of the move before, which is in the record of this step
     plan_->record = found;
+    if (look.proposal) plan_->estimate = look.proposal->estimate;
     return;
   }
   clock_.has_looked();
@@ -286,8 +291,9 @@ void Rebalancer::switch_experts(StepRecord& record) {
   plan_->record.bytes = move_->finish();
   tell(MovePhase::over);
   record.rebalance = plan_->record;
+  const std::optional<MoveEstimate> estimate = plan_->estimate;
   plan_.reset();
-  last_move_ = {median_step_ms(), record.rebalance.gain_ms};
+  last_move_ = {median_step_ms(), estimate};
   step_ms_.clear();
   clock_.has_moved();
   record.rebalance.stall_ms += milliseconds_from(begin_ns);

@@ -54,7 +54,8 @@ class Rebalancer {
     ExpertMaps maps;
     StreamOptions pieces;
     MoveWatch watch;
-    Rebalance record;  // what is known of it
+    Rebalance record;                           // what is known of it
+    std::optional<MoveEstimate> estimate = {};  // on rank 0
   };
   // At a better placement.
   struct Look {
@@ -99,8 +100,8 @@ class Rebalancer {
   LoadMean loads_;
   std::vector<double> step_ms_;  // since the last move
   struct LastMove {
-    double step_ms = 0.0;           // before it
-    std::optional<double> gain_ms;  // that was expected, on rank 0
+    double step_ms = 0.0;                  // before it
+    std::optional<MoveEstimate> estimate;  // on rank 0
   };
   std::optional<Communicator> move_group_;  // made for the first move
   std::optional<Look> look_;                // of the next step, or of this one

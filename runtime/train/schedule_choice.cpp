@@ -35,11 +35,12 @@ std::string broadcast_text(const Communicator& world, const std::string& mine) {
 
 }  // namespace
 
-ScheduleChoice choose_schedule(const RunConfig& config, const Topology& topology, const Machine& machine) {
+ScheduleChoice choose_schedule(const RunConfig& config, const Topology& topology, const Machine& machine,
+                               const LoadSkew& skew) {
   const auto shape_of = [&](const std::string& schedule) {
     RunConfig one = config;
     one.parallel.schedule = schedule;
-    return shape_step(one, topology, machine);
+    return shape_step(one, topology, machine, skew);
   };
   const StepPrediction serial = predict_step(shape_of("1f1b"), machine.peak_gflops(), /*overlap=*/false);
   ScheduleChoice choice = {

@@ -30,7 +30,8 @@ struct ScheduleChoice {
 
 // The fastest schedule of those that can run; of two that differ by less than 1 % the one that stands first in the list of
 // schedules. None that is predicted to take longer than 1f1b run serially; where all are, that. Pure.
-ScheduleChoice choose_schedule(const RunConfig& config, const Topology& topology, const Machine& machine);
+ScheduleChoice choose_schedule(const RunConfig& config, const Topology& topology, const Machine& machine,
+                               const LoadSkew& skew = {});
 
 // `config` with a choice in place of "auto": that of the checkpoint which the run goes on from, where that has the same pipeline;
 // else by measurement. `forecast` is filled in the second case; `note` on rank 0 says what was chosen and why. Collective over

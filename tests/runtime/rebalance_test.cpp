@@ -101,29 +101,34 @@ TEST(Rebalance, a_move_pays_where_it_saves_more_than_it_takes) {
   EXPECT_FALSE(move.pays());
 }
 
-// What travels behind a step costs as much of it as it is longer.
+// What travels behind a step costs a quarter of its time, or what is longer than the step.
 TEST(Rebalance, a_transfer_costs_what_no_step_hides) {
-  MoveEstimate move = {.step_ms = 130.0, .copy_ms = 3.0, .transfer_ms = 129.0};
-  EXPECT_DOUBLE_EQ(move.cost_ms(), 3.0);
-  move.transfer_ms = 150.0;
-  EXPECT_DOUBLE_EQ(move.cost_ms(), 23.0);
+  MoveEstimate move = {.step_ms = 130.0, .copy_ms = 3.0, .transfer_ms = 100.0};
+  EXPECT_DOUBLE_EQ(move.cost_ms(), 28.0);
+  move.transfer_ms = 230.0;
+  EXPECT_DOUBLE_EQ(move.cost_ms(), 103.0);
   move.cost_factor = 0.5;
-  EXPECT_DOUBLE_EQ(move.cost_ms(), 11.5);
+  EXPECT_DOUBLE_EQ(move.cost_ms(), 51.5);
+  EXPECT_DOUBLE_EQ(move.plain_cost_ms(), 103.0);
   move = {.step_ms = 130.0, .expert_share = 0.6, .before = 1.5, .after = 1.1, .gain_factor = 0.25};
   EXPECT_NEAR(move.gain_ms(), 6.0, 1e-9);
+  EXPECT_NEAR(move.plain_gain_ms(), 24.0, 1e-9);
 }
 
 TEST(Rebalance, estimates_follow_what_moves_took_and_brought) {
   MoveHistory history;
   EXPECT_EQ(history.cost_factor(), 1.0);
-  // A move that costs 6 and whose estimate is 2 times the factor: the factor goes to 3.
-  for (int move = 0; move < 20; ++move) history.add_cost(2.0 * history.cost_factor(), 6.0);
-  EXPECT_NEAR(history.cost_factor(), 3.0, 1e-3);
-  history.add_gain(10.0, 5.0);
-  EXPECT_DOUBLE_EQ(history.gain_factor(), 0.75);
-  for (int move = 0; move < 20; ++move) history.add_gain(10.0, -5.0);  // chance
-  EXPECT_DOUBLE_EQ(history.gain_factor(), 1.0 / 8.0);
-  history.add_gain(0.0, 5.0);  // nothing was promised
+  history.add_cost(/*expected_ms=*/5.0, /*took_ms=*/15.0, /*step_ms=*/100.0);
+  EXPECT_DOUBLE_EQ(history.cost_factor(), 2.0);  // (5 + 15) / (5 + 5)
+  history.add_cost(6.25, 18.75, 100.0);
+  EXPECT_DOUBLE_EQ(history.cost_factor(), 35.0 / 15.0);  // (5 + 0.75 * 15 + 18.75) / (5 + 0.75 * 5 + 6.25)
+  EXPECT_EQ(history.gain_factor(), 1.0);
+  history.add_gain(20.0, 10.0, 100.0);
+  EXPECT_DOUBLE_EQ(history.gain_factor(), 0.6);
+  // What chance adds to a move that promised little is little.
+  history.add_gain(0.1, 2.0, 100.0);
+  EXPECT_NEAR(history.gain_factor(), 14.5 / 20.1, 1e-12);
+  for (int move = 0; move < 20; ++move) history.add_gain(10.0, -50.0, 100.0);
   EXPECT_DOUBLE_EQ(history.gain_factor(), 1.0 / 8.0);
 }
 

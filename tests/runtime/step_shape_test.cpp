@@ -238,6 +238,27 @@ TEST(StepShape, computes_layers_again_in_the_backward_pass) {
   EXPECT_NEAR(compute_s("attention", &StageTimes::backward), backward + attention, 1e-6 * backward);
 }
 
+// Of 10 slots of 5 tokens the first of 4 ranks has 7 and the second 1: on one host each computes 2.5 and 2 % at most, in pairs 4.
+TEST(StepShape, ranks_that_share_rows_are_even) {
+  const std::vector<std::vector<double>> counts = {{4, 3, 1, 0, 1, 0, 0, 1}};
+  EXPECT_NEAR(skew_of({0}, counts, 2, 4).work_of(0), 2.8, 1e-9);
+  EXPECT_NEAR(skew_of({0}, counts, 2, 4, 2).work_of(0), 1.6, 0.02 * 1.6);
+  EXPECT_GE(skew_of({0}, counts, 2, 4, 2).work_of(0), 1.6 - 1e-9);
+  EXPECT_NEAR(skew_of({0}, counts, 2, 4, 4).work_of(0), 1.0, 0.02);
+  EXPECT_LT(skew_of({0}, counts, 2, 4, 4).rows_of(0), skew_of({0}, counts, 2, 4).rows_of(0));
+  RunConfig config = small_run();
+  EXPECT_EQ(ranks_that_share(config, 8, 4), 1);
+  config.exchange.balance = "host";
+  EXPECT_EQ(ranks_that_share(config, 8, 4), 4);
+  EXPECT_EQ(ranks_that_share(config, 2, 4), 2);
+  // One more small message in each layer.
+  const Topology host = Topology::uniform(1, 2);
+  config.exchange.balance = "none";
+  const size_t messages = starts_of(shape_step(config, host, machine_of_tens()).stages[0].forward).size();
+  config.exchange.balance = "host";
+  EXPECT_EQ(starts_of(shape_step(config, host, machine_of_tens()).stages[0].forward).size(), messages + 1);
+}
+
 TEST(StepShape, busier_ranks_take_longer_and_are_awaited) {
   // Of 8 slots of 4 tokens 6 are on the first rank, whose share of rows is 1 - 1/4 (3/4)^3.
   const LoadSkew skew = skew_of({1}, {{3, 1, 1, 1, 1, 1, 0, 0}}, /*top_k=*/2, 2);
