@@ -55,7 +55,8 @@ class Agreement {
 };
 
 // Collective: runs `action`; no rank returns before all are done. None when it threw on no rank. `phase` names the work in
-// the message of a wait that takes too long.
+// the message of a wait that takes too long. Where `action` itself timed out and others do not come within seconds, throws
+// what `action` threw.
 std::optional<Failure> attempt_together(const Communicator& world, double deadline_seconds, const char* phase,
                                         const std::function<void()>& action);
 

@@ -19,6 +19,10 @@ namespace {
 
 // Where MPI puts the memory that ranks of a host share.
 constexpr char kSharedMemoryPath[] = "/dev/shm";
+// Open MPI adds its own state to a window and refuses one unless a twentieth more is free: on the rank that creates the file
+// only, so that the others would wait for it.
+constexpr uint64_t kWindowStateBytes = 1 << 20;
+constexpr uint64_t kSpareFraction = 20;
 
 size_t free_shared_bytes() {
   struct statvfs space {};
@@ -72,6 +76,7 @@ Window make_window(const MpiProcess& process, MPI_Comm comm, int size, size_t by
   auto free_bytes = static_cast<uint64_t>(free_shared_bytes());
   CADRE_MPI(MPI_Allreduce(MPI_IN_PLACE, &wanted, 1, MPI_UINT64_T, MPI_SUM, comm));
   CADRE_MPI(MPI_Allreduce(MPI_IN_PLACE, &free_bytes, 1, MPI_UINT64_T, MPI_MIN, comm));  // so that all decide alike
+  wanted += wanted / kSpareFraction + kWindowStateBytes;
   if (wanted > free_bytes) {
     throw Error(
         ErrorKind::environment,

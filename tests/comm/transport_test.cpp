@@ -5,10 +5,12 @@
 #include <unistd.h>
 
 #include <atomic>
+#include <chrono>
 #include <cmath>
 #include <fstream>
 #include <memory>
 #include <numeric>
+#include <thread>
 #include <vector>
 
 #include "comm/base/check.hpp"
@@ -229,6 +231,24 @@ TEST(BlockingCall, gives_results_and_errors_and_has_a_deadline) {
   EXPECT_TRUE(job.left_calls_behind()->load());
   released->store(true);
   released->notify_all();
+}
+
+// A rank whose part timed out waits for the others of the attempt for seconds, not for a second deadline.
+TEST(AttemptTogether, ends_soon_after_a_part_that_timed_out) {
+  if (test::runs_under_mpi()) return;
+  run_local_ranks(2, [](std::unique_ptr<Transport> transport) {
+    const Communicator world(std::move(transport), "world");
+    if (world.rank() == 1) return std::this_thread::sleep_for(std::chrono::seconds(4));
+    const auto start = std::chrono::steady_clock::now();
+    try {
+      attempt_together(world, 60.0, "trying", [] { throw Error(ErrorKind::timeout, "rank 1 is late"); });
+      ADD_FAILURE() << "the attempt ended without rank 1";
+    } catch (const Error& error) {
+      EXPECT_EQ(error.kind(), ErrorKind::timeout);
+      EXPECT_EQ(error.text(), "rank 1 is late");
+    }
+    EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(4));
+  });
 }
 
 size_t resident_bytes() {

@@ -2,15 +2,16 @@
 # SPDX-License-Identifier: Apache-2.0
 # Runs a program under Open MPI on several hosts that are namespaces of this machine. Ranks of one host share its name,
 # its memory and its address; ranks of different hosts have TCP and nothing else.
-# Usage: hosts.sh HOSTS RANKS_PER_HOST [--rate RATE] -- PROGRAM [ARGUMENT...]
-#   --rate RATE  what each host can send and receive, e.g. 2gbit (as tc writes it); without it, no limit
+# Usage: hosts.sh HOSTS RANKS_PER_HOST [--rate RATE] [--short-memory SIZE] -- PROGRAM [ARGUMENT...]
+#   --rate RATE          what each host can send and receive, e.g. 2gbit (as tc writes it); without it, no limit
+#   --short-memory SIZE  of /dev/shm of the last host, e.g. 16m (as mount writes it); without it, half of the memory
 # MPIEXEC names mpirun; OMPI_MCA_pml=ucx has it use UCX. Exit code: the program's, or 77 with one line of reason where
 # such hosts cannot be made.
 # What this makes lies in namespaces of its own: nothing clashes with another run, and the kernel takes it away with the
 # last process, which dies with this script however the script ends.
 set -euo pipefail
 
-usage="usage: hosts.sh HOSTS RANKS_PER_HOST [--rate RATE] -- PROGRAM [ARGUMENT...]"
+usage="usage: hosts.sh HOSTS RANKS_PER_HOST [--rate RATE] [--short-memory SIZE] -- PROGRAM [ARGUMENT...]"
 mpiexec=${MPIEXEC:-mpirun}
 subnet=10.77.0
 
@@ -25,14 +26,16 @@ limit_rate() {
   need nsenter --target "$pid" --net tc qdisc add dev eth0 "${limit[@]}"
 }
 
-# run_inside FOLDER HOSTS RANKS_PER_HOST RATE PROGRAM...: the first process of the new namespaces. Makes a switch, the
+# run_inside FOLDER HOSTS RANKS_PER_HOST RATE SIZE PROGRAM...: the first process of the new namespaces. Makes a switch, the
 # hosts, and an agent that stands in for ssh; then lets mpirun do what it does between machines.
 run_inside() {
-  local folder=$1 num_hosts=$2 ranks=$3 rate=$4 hosts="" i
+  local folder=$1 num_hosts=$2 ranks=$3 rate=$4 size=$5 hosts="" memory i
   need mount -t tmpfs tmpfs "$folder"
   make_switch
   for ((i = 0; i < num_hosts; ++i)); do
-    make_host "$folder" "$i" "host$i"
+    memory=()
+    if ((i == num_hosts - 1)) && [[ -n "$size" ]]; then memory=("$size"); fi
+    make_host "$folder" "$i" "host$i" "${memory[@]}"
     if [[ -n "$rate" ]]; then limit_rate "$folder" "$i" "$rate"; fi
     hosts+="${hosts:+,}$subnet.$((i + 1)):$ranks"
   done
@@ -47,7 +50,7 @@ END
     --mca plm rsh --mca plm_rsh_agent "$folder/agent" --mca routed direct --mca oob_tcp_if_include "$subnet.0/24" \
     --mca pml "${OMPI_MCA_pml:-ob1}" --mca btl self,vader,tcp --mca btl_tcp_if_include "$subnet.0/24" \
     --mca orte_tmpdir_base "$folder" \
-    "${@:5}"
+    "${@:6}"
 }
 
 if [[ "${1:-}" == --inside ]]; then
@@ -55,12 +58,12 @@ if [[ "${1:-}" == --inside ]]; then
   exit
 fi
 
-rate=""
+rate="" size=""
 arguments=("$@")
-if [[ "${3:-}" == --rate ]]; then
-  rate=${4:-}
-  arguments=("${@:1:2}" "${@:5}")
-fi
+while [[ "${arguments[2]:-}" == @(--rate|--short-memory) ]]; do
+  if [[ "${arguments[2]}" == --rate ]]; then rate=${arguments[3]:-}; else size=${arguments[3]:-}; fi
+  arguments=("${arguments[@]:0:2}" "${arguments[@]:4}")
+done
 if ((${#arguments[@]} < 4)) || [[ ! "${arguments[*]:0:3}" =~ ^[1-9][0-9]?\ [1-9][0-9]?\ --$ ]]; then
   echo "$usage" >&2
   exit 2
@@ -68,4 +71,4 @@ fi
 
 need_commands ip tc unshare nsenter setpriv "$mpiexec"
 [[ "$("$mpiexec" --version 2>&1)" == *"(Open"@(" MPI"|RTE)")"* ]] || skip "$mpiexec is not that of Open MPI"
-in_namespaces "$0" "${arguments[@]:0:2}" "$rate" "${arguments[@]:3}"
+in_namespaces "$0" "${arguments[@]:0:2}" "$rate" "$size" "${arguments[@]:3}"

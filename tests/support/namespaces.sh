@@ -28,14 +28,15 @@ make_switch() {
   need ip link set switch up
 }
 
-# make_host FOLDER I NAME: host I, its address <subnet>.<I + 1>, a port of the switch, and FOLDER/<address> with the
-# process that keeps its namespaces. /dev/shm is its own, so that ranks of two hosts cannot share memory; UCX looks at /sys.
+# make_host FOLDER I NAME [SIZE]: host I, its address <subnet>.<I + 1>, a port of the switch, and FOLDER/<address> with the
+# process that keeps its namespaces. /dev/shm is its own, of SIZE (default: half of the memory), so that ranks of two hosts
+# cannot share memory; UCX looks at /sys.
 make_host() {
   local address=$subnet.$(($2 + 1)) ready pid
   # shellcheck disable=SC2016  # the shell of the host expands it
   exec {ready}< <(exec unshare --net --uts --mount bash -c '
-    hostname "$0" && ip link set lo up && mount -t sysfs sysfs /sys && mount -t tmpfs tmpfs /dev/shm && echo $$ &&
-      exec sleep infinity' "$3" 2>"$1/error")
+    hostname "$0" && ip link set lo up && mount -t sysfs sysfs /sys && mount -t tmpfs -o "size=$1" tmpfs /dev/shm &&
+      echo $$ && exec sleep infinity' "$3" "${4:-50%}" 2>"$1/error")
   read -r pid <&"$ready" || skip "no host can be made: $(tail -n 1 "$1/error")"
   echo "$pid" >"$1/$address"
   need ip link add "port$2" type veth peer name eth0 netns "$pid"
