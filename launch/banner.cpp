@@ -14,7 +14,6 @@
 
 #include "comm/base/console.hpp"
 #include "comm/device/nccl.hpp"
-#include "comm/group/grid.hpp"
 #include "comm/group/topology.hpp"
 #include "comm/job/wait.hpp"
 #include "comm/liveness/liveness.hpp"

@@ -15,7 +15,7 @@
 #include "comm/base/check.hpp"
 #include "comm/base/console.hpp"
 #include "comm/job/wait.hpp"
-#include "runtime/infer/stop_strings.hpp"
+#include "runtime/infer/sampling.hpp"
 
 namespace cadre {
 namespace {

@@ -9,8 +9,6 @@
 
 #include "comm/base/check.hpp"
 #include "comm/base/console.hpp"
-#include "comm/base/help_text.hpp"
-#include "launch/reference.hpp"
 #include "runtime/checkpoint/safetensors_header.hpp"
 #include "runtime/config/run_file.hpp"
 
@@ -189,6 +187,11 @@ void run_one_of(const std::string& path, const std::string& summary, const std::
 }
 
 }  // namespace
+
+std::string placeholder(const Field& field) {
+  if (std::holds_alternative<int64_t*>(field.member)) return "N";
+  return std::holds_alternative<double*>(field.member) ? "X" : "TEXT";
+}
 
 void run_command_line(const std::vector<Command>& commands, const std::vector<std::string>& words, const Job& job) {
   if (!words.empty() && words.front() == "--version") return print(job, fmt::format("cadre {}\n", CADRE_VERSION));

@@ -63,6 +63,9 @@ Command plan_step_command();
 // rank calls it. Throws on words that no command takes.
 void run_command_line(const std::vector<Command>& commands, const std::vector<std::string>& words, const Job& job);
 
+// What stands for the value of an option: "N", "X" or "TEXT".
+std::string placeholder(const Field& field);
+
 // Prints the report of a traced run, and writes RUN_DIR/report.json and RUN_DIR/report.html. The traces of all ranks must be there.
 void show_report(const std::string& run_dir);
 

@@ -21,7 +21,7 @@
 #include "runtime/checkpoint/companion_files.hpp"
 #include "runtime/checkpoint/model_checkpoint.hpp"
 #include "runtime/checkpoint/safetensors.hpp"
-#include "runtime/config/task_config.hpp"
+#include "runtime/config/parsed_keys.hpp"
 #include "runtime/data/dataset.hpp"
 #include "runtime/tokenizer/bytes.hpp"
 #include "runtime/tokenizer/tokenizer.hpp"

@@ -10,7 +10,7 @@
 #include <string>
 #include <vector>
 
-#include "comm/group/grid.hpp"
+#include "comm/group/topology.hpp"
 #include "launch/checkpoint_argument.hpp"
 #include "launch/command.hpp"
 #include "layers/model/accounting.hpp"

@@ -23,9 +23,8 @@
 #include <utility>
 #include <vector>
 
-#include "comm/base/error_list.hpp"
+#include "comm/base/check.hpp"
 #include "comm/base/host_name.hpp"
-#include "comm/base/stack_trace.hpp"
 #include "comm/base/trace.hpp"
 #include "comm/transport/local.hpp"
 #include "comm/transport/transport.hpp"

@@ -18,7 +18,4 @@ Command reference_command(const std::function<std::vector<Command>()>& commands)
 // and text.
 std::map<std::string, std::string> reference_files(const std::vector<Command>& commands);
 
-// What stands for the value of an option: "N", "X" or "TEXT".
-std::string placeholder(const Field& field);
-
 }  // namespace cadre

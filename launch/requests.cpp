@@ -10,7 +10,7 @@
 #include "comm/base/check.hpp"
 #include "launch/checkpoint_argument.hpp"
 #include "layers/model/router_options.hpp"
-#include "runtime/config/task_config.hpp"
+#include "runtime/config/parsed_keys.hpp"
 
 namespace cadre {
 namespace {

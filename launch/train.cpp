@@ -15,23 +15,14 @@
 #include "launch/checkpoint_argument.hpp"
 #include "launch/command.hpp"
 #include "launch/leftovers.hpp"
-#include "launch/run_paths.hpp"
+#include "launch/run_start.hpp"
 #include "layers/kernels/kernels.hpp"
-#include "runtime/checkpoint/adapter_files.hpp"
 #include "runtime/checkpoint/directory.hpp"
-#include "runtime/checkpoint/model_checkpoint.hpp"
-#include "runtime/checkpoint/safetensors.hpp"
-#include "runtime/checkpoint/stored_values.hpp"
-#include "runtime/config/adapter_config.hpp"
-#include "runtime/config/config_changes.hpp"
+#include "runtime/config/parsed_keys.hpp"
 #include "runtime/config/run_file.hpp"
 #include "runtime/config/step_changes.hpp"
-#include "runtime/observe/process_memory.hpp"
+#include "runtime/observe/process.hpp"
 #include "runtime/parallel/devices.hpp"
-#include "runtime/parallel/products.hpp"
-#include "runtime/tokenizer/bytes.hpp"
-#include "runtime/tokenizer/tokenizer.hpp"
-#include "runtime/train/adapter_base.hpp"
 #include "runtime/train/host_memory.hpp"
 #include "runtime/train/memory_plan.hpp"
 #include "runtime/train/recovery.hpp"
@@ -216,131 +207,11 @@ void train_with_survivors(const RunConfig& config, const Job& job) {
   });
 }
 
-// A run has a folder of its own.
-void check_out_folder(const RunConfig& config) {
-  const std::string weights = weights_in(config.out);
-  CADRE_CHECK(weights.empty(), fmt::format("out = {} holds the weights of a model ({})", config.out, weights),
-              fmt::format("name another folder; train.init={} starts from these weights", config.out));
-}
-
-// What a config.json that the model was made from has and the run does not use.
-std::string model_config_notes(const std::filesystem::path& path) {
-  if (path.empty()) return "";
-  std::vector<std::string> unused;
-  read_model_config(path, &unused);
-  std::string notes = unused_keys_note(path, unused);
-  const std::string weights = weights_in(path.parent_path());
-  if (!weights.empty()) {
-    notes +=
-        fmt::format("note: {}: only the shape is read; the weights beside it ({}) are not used, as train.init would\n",
-                    path.string(), weights);
-  }
-  return notes;
-}
-
-// train.init; or what checkpoint.resume names where another program wrote it, which has no state to go on from.
-std::string weights_to_start_from(const RunConfig& config) {
-  const std::string& resume = config.checkpoint.resume;
-  if (!config.train.init.empty() || resume == "auto" || resume == "never") return config.train.init;
-  const std::filesystem::path path = resume;
-  std::error_code none;
-  const bool is_foreign =
-      std::filesystem::exists(path / kConfigFile, none) && !std::filesystem::exists(path / kManifestFile, none);
-  return is_foreign ? resume : "";
-}
-
-// The keys of [model] that a run has otherwise than the files that it starts from: "model.hidden_size = 128, there 32".
-std::string model_keys_of_run(const ModelConfig& stored, const ModelConfig& model) {
-  RunConfig there;
-  RunConfig here;
-  there.model = stored;
-  here.model = model;
-  std::string text;
-  for (const KeyChange& change : changed_keys(there, here)) {
-    text += fmt::format("{}{} = {}, there {}", text.empty() ? "" : "; ", change.key, change.now, change.before);
-  }
-  return text;
-}
-
-// What `init` means; where that was pruned, what the adapters of the run have kept of it.
-std::filesystem::path find_base(const RunConfig& config, const std::string& init) {
-  const std::string kept = on_kept_base(config).train.init;
-  const bool is_gone = has_adapters(config) && kept != config.train.init && checkpoints_at(init).empty();
-  return find_checkpoint(is_gone ? kept : init);
-}
-
-// What the files have and the run does not use, and what it has otherwise.
-std::string notes_on_init(const RunConfig& config) {
-  const std::filesystem::path checkpoint = find_base(config, config.train.init);
-  const std::string others = model_keys_of_run(read_model_config(checkpoint), config.model);
-  return checkpoint_notes(checkpoint) +
-         (others.empty() ? "" : fmt::format("note: {}: this run has {}\n", checkpoint.string(), others));
-}
-
-// Without MTP modules, which may be new.
-int64_t size_of_shape(ModelConfig model) {
-  model.num_nextn_predict_layers = 0;
-  return count_parameters(model).total;
-}
-
-// Keys of the run file may change how the model is trained, not which tensors it has.
-void check_shape(const std::filesystem::path& checkpoint, const ModelConfig& model) {
-  constexpr const char* kHint =
-      "leave the keys of its shape, such as model.num_hidden_layers, to the config.json in train.init";
-  const ModelConfig stored = read_model_config(checkpoint);
-  CADRE_CHECK(size_of_shape(stored) == size_of_shape(model),
-              fmt::format("{}: the model of this run has another shape: {}", checkpoint.string(),
-                          model_keys_of_run(stored, model)),
-              kHint);
-  const std::vector<std::string> known = unread_tensors(checkpoint, stored);
-  for (const std::string& name : unread_tensors(checkpoint, model)) {
-    CADRE_CHECK(std::ranges::find(known, name) != known.end(),
-                fmt::format("{}: the model of this run has no place for {}", checkpoint.string(), name), kHint);
-  }
-}
-
-// MTP modules would only train adapters that no other program knows of.
-void resolve_adapters(const std::filesystem::path& base, RunConfig& config) {
-  config.model.num_nextn_predict_layers = 0;
-  if (config.adapter.weights != "auto") return;
-  const ShardedReader reader(base);
-  const bool has_fp8 =
-      std::ranges::any_of(reader.weight_map(), [](const auto& entry) { return is_scale_name(entry.first); });
-  config.adapter.weights = has_fp8 ? "fp8" : "bf16";
-}
-
-// The directory that weights come from defines the model, below what run file and command line say of it, and, instead of
-// bytes, the tokenizer.
-RunConfig config_of_run(const TrainArguments& options) {
+void run_train(const TrainArguments& options, const Job& job) {
   std::vector<std::string> overrides = options.overrides;
   if (!options.metrics.empty()) overrides.push_back("log.metrics=" + options.metrics);
   if (!options.replay.empty()) overrides.push_back("train.replay=" + options.replay);
-  RunConfig config = load_run_config(options.run_file, overrides);
-  const std::string init = weights_to_start_from(config);
-  if (init.empty()) return config;
-  const std::filesystem::path checkpoint = find_base(config, init);
-  CADRE_CHECK(!is_adapter(checkpoint), fmt::format("train.init = {} holds adapters and no model", init),
-              "merge them first: cadre export MODEL --adapter DIR --out NEW; or begin with them: adapter.init=DIR");
-  const std::filesystem::path model = checkpoint / kConfigFile;
-  std::error_code none;
-  CADRE_CHECK(config.model_config_read.empty() || std::filesystem::equivalent(config.model_config_read, model, none),
-              fmt::format("model.config = {} and train.init = {} are given", config.model_config_read, init),
-              "leave out model.config: the config.json in train.init defines the model");
-  overrides.push_back("model.config=" + model.string());
-  config = load_run_config(options.run_file, overrides);
-  if (config.train.init.empty()) {
-    config.train.init = init;
-    config.checkpoint.resume = "auto";
-  }
-  if (has_adapters(config)) resolve_adapters(checkpoint, config);
-  check_shape(checkpoint, config.model);
-  const bool has_tokenizer = !read_tokenizer_files(checkpoint.string()).empty();
-  if (config.data.tokenizer == kByteTokenizer && has_tokenizer) config.data.tokenizer = checkpoint.string();
-  return config;
-}
-
-void run_train(const TrainArguments& options, const Job& job) {
-  RunConfig config = config_of_run(options);
+  RunConfig config = config_of_run(options.run_file, overrides);
   if (options.print_out) {
     if (job.rank() != 0) return;
     fmt::print("{}\n", config.out);
@@ -367,9 +238,7 @@ void run_train(const TrainArguments& options, const Job& job) {
   check_recovery(config, num_ranks, job.context());
   config = with_end_of_text(std::move(config));
   check_out_folder(config);
-  if (job.rank() == 0) {
-    say(config.train.init.empty() ? model_config_notes(config.model_config_read) : notes_on_init(config));
-  }
+  if (job.rank() == 0) say(notes_on_start(config));
   job.context().set_deadline(config.exchange.deadline_s);
   if (config.recover == "survivors" && job.size() > 1) return train_with_survivors(config, job);
   job.on_ranks(options.ranks, [&](Communicator world) {

@@ -8,8 +8,6 @@
 #include <cstring>
 #include <utility>
 
-#include "comm/base/out_of_memory.hpp"
-
 namespace cadre {
 namespace {
 

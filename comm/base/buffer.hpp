@@ -5,8 +5,12 @@
 #include <cstddef>
 #include <memory>
 #include <span>
+#include <string>
 #include <utility>
 #include <vector>
+
+#include "comm/base/check.hpp"
+#include "comm/base/trace.hpp"
 
 namespace cadre {
 
@@ -99,6 +103,24 @@ class BufferPool {
   Memory* memory_;
   Outgrown outgrown_;
   std::vector<Buffer> free_;
+};
+
+// Memory that a host or a device does not have.
+
+// ErrorKind::environment.
+class OutOfMemory final : public Error {
+ public:
+  explicit OutOfMemory(const std::string& text, const std::string& hint,
+                       std::source_location where = std::source_location::current())
+      : Error(ErrorKind::environment, text, hint, where), where_(where) {}
+
+  // The same, with what the rank was at and how many tokens the micro-batch there has.
+  Error at(const Position& position, int64_t num_tokens) const {
+    return {kind(), fmt::format("{}, {} tokens: {}", position.describe(), num_tokens, text()), hint(), where_};
+  }
+
+ private:
+  std::source_location where_;
 };
 
 }  // namespace cadre

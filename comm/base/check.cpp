@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "comm/base/check.hpp"
 
-#include <string_view>
+#include <boost/stacktrace.hpp>
 
-#include "comm/base/stack_trace.hpp"
+#include <mutex>
+#include <string_view>
+#include <utility>
 
 namespace cadre {
 namespace {
@@ -20,6 +22,19 @@ std::string one_line(const std::string& text) {
     }
   }
   return line;
+}
+
+constexpr size_t kMostFrames = 48;
+
+struct Noted {
+  std::mutex mutex;
+  std::string text;
+  boost::stacktrace::stacktrace stack{0, 0};
+};
+
+Noted& noted() {
+  static auto* const newest = new Noted;  // also there while the process ends
+  return *newest;
 }
 
 }  // namespace
@@ -46,6 +61,33 @@ int exit_code(ErrorKind kind) {
     case ErrorKind::internal: return 70;
   }
   return 70;
+}
+
+void ErrorList::raise() const {
+  if (errors_.empty()) return;
+  if (errors_.size() == 1) throw errors_.front();
+  std::string all;
+  for (const Error& error : errors_) {
+    all += all.empty() ? "" : kNextError;
+    all += &error == &errors_.back() ? error.text() : std::string(error.what());
+  }
+  throw Error(ErrorKind::input, all, errors_.back().hint());
+}
+
+std::string stack_trace() { return to_string(boost::stacktrace::stacktrace(1, kMostFrames)); }
+
+void note_stack(const std::string& text) {
+  boost::stacktrace::stacktrace stack(1, kMostFrames);
+  Noted& newest = noted();
+  const std::lock_guard lock(newest.mutex);
+  newest.text = text;
+  newest.stack = std::move(stack);
+}
+
+std::string noted_stack(const std::string& text) {
+  Noted& newest = noted();
+  const std::lock_guard lock(newest.mutex);
+  return newest.text == text && !text.empty() ? to_string(newest.stack) : "";
 }
 
 }  // namespace cadre

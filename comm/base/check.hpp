@@ -12,6 +12,7 @@
 #include <source_location>
 #include <string>
 #include <type_traits>
+#include <vector>
 
 namespace cadre {
 
@@ -59,6 +60,46 @@ int checked_int(Integer value, const char* what, std::source_location where = st
   }
   return static_cast<int>(wide);
 }
+
+// Several errors of input as one: all that is wrong with a configuration, not only the first.
+//
+//   ErrorList errors;
+//   errors.collect([&] { CADRE_CHECK(width > 0, "width = 0, allowed: integer >= 1"); });
+//   errors.collect([&] { read_shape(file); });
+//   errors.raise();
+
+// Stands between two errors in the text of one; `main` prints each on a line of its own.
+inline constexpr const char* kNextError = "; also: ";
+
+class ErrorList {
+ public:
+  // Runs `part`, whose errors of kind input are kept; others pass through.
+  template <class Part>
+  void collect(Part&& part) {
+    try {
+      part();
+    } catch (const Error& error) {
+      if (error.kind() != ErrorKind::input) throw;
+      errors_.push_back(error);
+    }
+  }
+
+  bool empty() const { return errors_.empty(); }
+
+  // Throws the only error, or one whose text has all with their hints; nothing when there is none.
+  void raise() const;
+
+ private:
+  std::vector<Error> errors_;
+};
+
+// The functions that the calling thread is in, innermost first, one a line. Slow: symbols are looked up.
+std::string stack_trace();
+
+// Keeps the stack of the calling thread for the error with this text; a later one takes its place. Quick.
+void note_stack(const std::string& text);
+// What was kept for it, as stack_trace(); empty if nothing was.
+std::string noted_stack(const std::string& text);
 
 }  // namespace cadre
 

@@ -27,4 +27,10 @@ int terminal_descriptor();
 // Colours the first word of lines that begin with "warning:", "note:", "ALARM:" or "step N".
 std::string highlight(std::string_view text);
 
+// The layout of --help.
+
+// An entry of --help, at most 100 columns wide: `name` at the left, `help` from column `name_width` on, beside the name or,
+// where that is long, below it, wrapped at blanks.
+std::string help_entry(std::string_view name, std::string_view help, size_t name_width = 32);
+
 }  // namespace cadre

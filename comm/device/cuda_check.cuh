@@ -7,7 +7,7 @@
 #include <source_location>
 #include <string>
 
-#include "comm/base/out_of_memory.hpp"
+#include "comm/base/buffer.hpp"
 
 namespace cadre::gpu {
 

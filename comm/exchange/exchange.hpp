@@ -14,7 +14,7 @@
 #include "comm/exchange/plan.hpp"
 #include "comm/group/communicator.hpp"
 #include "comm/group/topology.hpp"
-#include "comm/wire/row_codec.hpp"
+#include "comm/wire/format.hpp"
 
 namespace cadre {
 

@@ -11,7 +11,7 @@
 
 #include "comm/exchange/plan.hpp"
 #include "comm/job/request.hpp"
-#include "comm/wire/row_codec.hpp"
+#include "comm/wire/format.hpp"
 
 namespace cadre {
 

@@ -61,7 +61,7 @@ struct Parts {  // by rank, in elements
 };
 
 // A part of each slice.
-struct Piece {
+struct SumPiece {
   std::shared_ptr<Array> array;
   std::vector<int64_t> counts;
   std::vector<int64_t> offsets;  // in the array
@@ -111,13 +111,13 @@ class ReductionQueue::Pieces {
   void move_on() {
     while (begin_piece() || finish_reducing() || finish_gathering()) {
     }
-    for (Piece& piece : reducing_) static_cast<void>(piece.request.test());
-    for (Piece& piece : gathering_) static_cast<void>(piece.request.test());
+    for (SumPiece& piece : reducing_) static_cast<void>(piece.request.test());
+    for (SumPiece& piece : gathering_) static_cast<void>(piece.request.test());
   }
 
   std::string missing() const {
     for (const auto* stage : {&gathering_, &reducing_}) {
-      for (const Piece& piece : *stage) {
+      for (const SumPiece& piece : *stage) {
         if (!piece.request.done()) return piece.request.missing();
       }
     }
@@ -141,7 +141,7 @@ class ReductionQueue::Pieces {
     if (waiting_.empty() || reducing_.size() + gathering_.size() >= limit_) return false;
     const std::shared_ptr<Array>& array = waiting_.front();
     const int64_t length = ReductionQueue::piece_elements(num_ranks()) / num_ranks();
-    Piece piece = {.array = array, .counts = {}, .offsets = {}, .begun_ns = trace_clock_ns()};
+    SumPiece piece = {.array = array, .counts = {}, .offsets = {}, .begun_ns = trace_clock_ns()};
     for (int r = 0; r < num_ranks(); ++r) {
       const int64_t begin =
           std::min(array->slices[static_cast<size_t>(r)] + array->next, array->slices[static_cast<size_t>(r) + 1]);
@@ -157,7 +157,7 @@ class ReductionQueue::Pieces {
   }
 
   // Part r of the piece goes to rank r.
-  void begin_reducing(Piece& piece) const {
+  void begin_reducing(SumPiece& piece) const {
     const int64_t mine = piece.counts[me()];
     Parts received = {std::vector<int64_t>(piece.counts.size(), mine), {}};
     for (int64_t r = 0; r < num_ranks(); ++r) received.offsets.push_back(r * mine);
@@ -166,7 +166,7 @@ class ReductionQueue::Pieces {
   }
 
   // Of part r of the piece, what this rank holds goes to rank r.
-  void begin_spreading(Piece& piece) const {
+  void begin_spreading(SumPiece& piece) const {
     const RankSlices& holders = piece.array->holders;
     const auto common = [&](size_t part, size_t holder, Parts& parts) {
       const int64_t begin = std::max(piece.offsets[part], holders[holder]);
@@ -185,7 +185,7 @@ class ReductionQueue::Pieces {
   }
 
   // This rank's part goes to all.
-  void begin_gathering(Piece& piece) const {
+  void begin_gathering(SumPiece& piece) const {
     const size_t size = piece.counts.size();
     const Parts sent = {std::vector<int64_t>(size, piece.counts[me()]),
                         std::vector<int64_t>(size, piece.offsets[me()])};
@@ -203,7 +203,7 @@ class ReductionQueue::Pieces {
   bool gathers_rounded(const Array& array) const { return array.reduces && wire_ == DType::bf16; }
 
   // `sent` of the array; `received` in elements of `wire` from `memory` on.
-  void exchange(const Communicator& group, Piece& piece, DType wire, Parts sent, std::byte* memory,
+  void exchange(const Communicator& group, SumPiece& piece, DType wire, Parts sent, std::byte* memory,
                 Parts received) const {
     sent.counts[me()] = received.counts[me()] = 0;
     const float* const values = piece.array->values.data();
@@ -230,7 +230,7 @@ class ReductionQueue::Pieces {
 
   bool finish_reducing() {
     if (reducing_.empty() || !reducing_.front().request.test()) return false;
-    Piece piece = std::move(reducing_.front());
+    SumPiece piece = std::move(reducing_.front());
     reducing_.pop_front();
     if (piece.array->reduces) add_up(piece);
     if (piece.array->gathers) begin_gathering(piece);
@@ -240,7 +240,7 @@ class ReductionQueue::Pieces {
 
   bool finish_gathering() {
     if (gathering_.empty() || !gathering_.front().request.test()) return false;
-    const Piece& piece = gathering_.front();
+    const SumPiece& piece = gathering_.front();
     if (piece.array->gathers && gathers_rounded(*piece.array)) widen(piece);
     if (piece.array->reduces) hand_to_sink(piece);
     --piece.array->num_open;
@@ -253,7 +253,7 @@ class ReductionQueue::Pieces {
   }
 
   // In the order of ranks, this one's own term unrounded.
-  void add_up(Piece& piece) const {
+  void add_up(SumPiece& piece) const {
     const auto count = static_cast<size_t>(piece.counts[me()]);
     const std::span<float> sum = piece.array->values.subspan(static_cast<size_t>(piece.offsets[me()]), count);
     const std::vector<float> mine(sum.begin(), sum.end());
@@ -278,7 +278,7 @@ class ReductionQueue::Pieces {
   }
 
   // All ranks have what travelled.
-  void widen(const Piece& piece) const {
+  void widen(const SumPiece& piece) const {
     const bf16* arrived = piece.received.as<bf16>();
     for (size_t r = 0; r < piece.counts.size(); ++r) {
       float* const part = piece.array->values.data() + piece.offsets[r];
@@ -292,8 +292,8 @@ class ReductionQueue::Pieces {
   DType wire_;
   size_t limit_ = kFewestPieces;
   std::deque<std::shared_ptr<Array>> waiting_;
-  std::deque<Piece> reducing_;
-  std::deque<Piece> gathering_;
+  std::deque<SumPiece> reducing_;
+  std::deque<SumPiece> gathering_;
 };
 
 namespace {

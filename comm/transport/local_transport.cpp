@@ -15,10 +15,8 @@
 
 #include "comm/base/buffer.hpp"
 #include "comm/base/check.hpp"
-#include "comm/base/out_of_memory.hpp"
 #include "comm/job/wait.hpp"
 #include "comm/transport/local.hpp"
-#include "comm/transport/mailbox.hpp"
 
 namespace cadre {
 namespace {

@@ -8,7 +8,6 @@
 #include <utility>
 
 #include "comm/base/check.hpp"
-#include "comm/base/stack_trace.hpp"
 #include "comm/transport/mpi.hpp"
 
 namespace cadre {

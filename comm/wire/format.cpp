@@ -67,6 +67,18 @@ void decode_as(const RowFormat& format, const std::byte* wire, std::byte* values
               fmt::format("no {} on the wire for {}", name_of(format.wire), name_of(format.dtype)));
 }
 
+class HostCodec final : public RowCodec {
+ public:
+  void encode(const RowFormat& format, const Elements& rows, int64_t count, std::byte* wire) const override {
+    for (int64_t i = 0; i < count; ++i, wire += format.wire_bytes()) encode_row(format, rows.at(i), wire);
+  }
+  void decode(const RowFormat& format, const Elements& wire, int64_t count, std::byte* values) const override {
+    for (int64_t i = 0; i < count; ++i, values += format.row_bytes()) decode_row(format, wire.at(i), values);
+  }
+  Memory& memory() const override { return host_memory(); }
+  Request done() const override { return {}; }
+};
+
 }  // namespace
 
 std::string_view name_of(Wire wire) {
@@ -134,6 +146,11 @@ void add_row(const RowFormat& format, const std::byte* values, std::byte* sum) {
     case DType::i64: return add_as(int64_t{});
     default: throw Error(ErrorKind::internal, fmt::format("no sums of {} rows", name_of(format.dtype)));
   }
+}
+
+const RowCodec& host_codec() {
+  static const HostCodec codec;
+  return codec;
 }
 
 }  // namespace cadre

@@ -11,7 +11,7 @@
 #include "comm/base/check.hpp"
 #include "comm/base/random.hpp"
 #include "comm/job/wait.hpp"
-#include "layers/tensor/on_host.hpp"
+#include "layers/tensor/tensor.hpp"
 #include "runtime/checkpoint/file.hpp"
 #include "runtime/parallel/devices.hpp"
 

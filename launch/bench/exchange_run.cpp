@@ -12,7 +12,7 @@
 #include "comm/base/check.hpp"
 #include "comm/progress/engine.hpp"
 #include "layers/moe/rows.hpp"
-#include "layers/tensor/on_host.hpp"
+#include "layers/tensor/tensor.hpp"
 #include "runtime/parallel/devices.hpp"
 
 namespace cadre {

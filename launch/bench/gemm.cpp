@@ -13,7 +13,7 @@
 #include "launch/bench/bench.hpp"
 #include "launch/bench/gemm_products.hpp"
 #include "layers/kernels/kernels.hpp"
-#include "runtime/parallel/products.hpp"
+#include "runtime/parallel/devices.hpp"
 
 namespace cadre {
 namespace {

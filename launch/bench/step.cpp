@@ -19,7 +19,7 @@
 #include "layers/model/config.hpp"
 #include "runtime/config/run_file.hpp"
 #include "runtime/optim/optimizer.hpp"
-#include "runtime/parallel/products.hpp"
+#include "runtime/parallel/devices.hpp"
 #include "runtime/train/probe.hpp"
 #include "runtime/train/resume.hpp"
 

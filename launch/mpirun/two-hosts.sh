@@ -15,21 +15,10 @@ folder=$(cd "$(dirname "$0")" && pwd)
 source "$folder/../program.sh"
 need_arguments 2 "$@"
 cadre=$(find_cadre "$folder") || exit
-# shellcheck source=launch/hosts.sh
-source "$folder/../hosts.sh"
-hostfile=$1
-check_hostfile "$hostfile" || exit
-shift
-threads=${CADRE_THREADS:-1}
-
-network=()
-if [[ -n "${CADRE_NETWORK:-}" ]]; then
-  network=(--mca btl_tcp_if_include "$CADRE_NETWORK" --mca oob_tcp_if_include "$CADRE_NETWORK")
-fi
-if ((EUID == 0)); then export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1; fi
 
 # Without -n mpirun fills every slot. ob1 over tcp is what runs on any network.
-exec mpirun --hostfile "$hostfile" --map-by "slot:PE=$threads" --bind-to core \
-  --mca pml ob1 --mca btl self,vader,tcp "${network[@]}" \
-  -x OMP_NUM_THREADS="$threads" -x OPENBLAS_NUM_THREADS="$threads" \
-  "$cadre" train "$1" compute.threads="$threads" "${@:2}"
+options=(--mca pml ob1 --mca btl "self,vader,tcp")
+if [[ -n "${CADRE_NETWORK:-}" ]]; then
+  options+=(--mca btl_tcp_if_include "$CADRE_NETWORK" --mca oob_tcp_if_include "$CADRE_NETWORK")
+fi
+train_on_hosts "$cadre" "$@"

@@ -13,12 +13,6 @@ folder=$(cd "$(dirname "$0")" && pwd)
 source "$folder/../program.sh"
 need_arguments 2 "$@"
 cadre=$(find_cadre "$folder") || exit
-# shellcheck source=launch/hosts.sh
-source "$folder/../hosts.sh"
-hostfile=$1
-check_hostfile "$hostfile" || exit
-shift
-threads=${CADRE_THREADS:-1}
 
 options=(--mca pml ucx)
 if [[ "${CADRE_ANY_NETWORK:-0}" == 1 ]]; then
@@ -27,8 +21,4 @@ fi
 for variable in UCX_TLS UCX_NET_DEVICES; do
   if [[ -v $variable ]]; then options+=(-x "$variable"); fi
 done
-if ((EUID == 0)); then export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1; fi
-
-exec mpirun --hostfile "$hostfile" --map-by "slot:PE=$threads" --bind-to core "${options[@]}" \
-  -x OMP_NUM_THREADS="$threads" -x OPENBLAS_NUM_THREADS="$threads" \
-  "$cadre" train "$1" compute.threads="$threads" "${@:2}"
+train_on_hosts "$cadre" "$@"

@@ -9,12 +9,12 @@
 #include <utility>
 
 #include "comm/base/check.hpp"
-#include "comm/group/grid.hpp"
-#include "launch/plan/loads.hpp"
+#include "comm/group/topology.hpp"
 #include "launch/plan/memory.hpp"
-#include "runtime/observe/process_memory.hpp"
+#include "launch/plan/planned_job.hpp"
+#include "runtime/observe/process.hpp"
 #include "runtime/plan/row_roles.hpp"
-#include "runtime/schedule/run_program.hpp"
+#include "runtime/schedule/make_program.hpp"
 
 namespace cadre {
 namespace {

@@ -13,15 +13,15 @@
 #include <vector>
 
 #include "comm/base/check.hpp"
-#include "comm/group/grid.hpp"
+#include "comm/group/topology.hpp"
 #include "launch/command.hpp"
 #include "launch/plan/planned_job.hpp"
 #include "runtime/checkpoint/file.hpp"
-#include "runtime/config/recompute.hpp"
+#include "runtime/config/parsed_keys.hpp"
 #include "runtime/config/run_file.hpp"
-#include "runtime/observe/process_memory.hpp"
+#include "runtime/observe/process.hpp"
 #include "runtime/plan/row_roles.hpp"
-#include "runtime/schedule/run_program.hpp"
+#include "runtime/schedule/make_program.hpp"
 
 namespace cadre {
 

@@ -11,10 +11,10 @@
 #include "comm/base/check.hpp"
 #include "comm/base/trace.hpp"
 #include "launch/command.hpp"
-#include "launch/plan/loads.hpp"
+#include "launch/plan/planned_job.hpp"
 #include "runtime/checkpoint/file.hpp"
-#include "runtime/placement/eplb.hpp"
 #include "runtime/placement/plan.hpp"
+#include "runtime/placement/policies.hpp"
 
 namespace cadre {
 namespace {

@@ -9,7 +9,10 @@
 #include "comm/base/fields.hpp"
 #include "comm/group/topology.hpp"
 #include "launch/command.hpp"
+#include "runtime/config/run_config.hpp"
+#include "runtime/placement/plan.hpp"
 #include "runtime/plan/machine.hpp"
+#include "runtime/plan/step_shape.hpp"
 
 namespace cadre {
 
@@ -37,5 +40,12 @@ Topology topology_of(const PlannedJob& job);
 
 // The machine that --cluster names. Throws ErrorKind::input as topology_of, or where it lacks the network of several hosts.
 Machine machine_of(const TimedJob& job);
+
+// How busy each expert was: of the folder of a run, its metrics.jsonl, or a JSON file of loads. Throws ErrorKind::input where
+// that has none.
+ExpertLoads read_loads(const std::string& argument);
+
+// The same as factors of a run whose experts are cut over `group` ranks; an empty argument: even loads.
+LoadSkew skew_of_loads(const std::string& argument, const RunConfig& config, int group, int ranks_a_host);
 
 }  // namespace cadre

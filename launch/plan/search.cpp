@@ -13,7 +13,7 @@
 #include "launch/plan/planned_job.hpp"
 #include "runtime/checkpoint/file.hpp"
 #include "runtime/config/run_file.hpp"
-#include "runtime/observe/process_memory.hpp"
+#include "runtime/observe/process.hpp"
 
 namespace cadre {
 namespace {

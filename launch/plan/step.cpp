@@ -13,7 +13,6 @@
 #include "comm/base/check.hpp"
 #include "comm/base/console.hpp"
 #include "launch/command.hpp"
-#include "launch/plan/loads.hpp"
 #include "launch/plan/planned_job.hpp"
 #include "runtime/checkpoint/file.hpp"
 #include "runtime/config/run_file.hpp"
@@ -21,7 +20,7 @@
 #include "runtime/plan/step_timeline.hpp"
 #include "runtime/schedule/make_program.hpp"
 #include "runtime/schedule/verify.hpp"
-#include "runtime/train/measure_machine.hpp"
+#include "runtime/train/probe.hpp"
 #include "runtime/train/resume.hpp"
 #include "runtime/train/schedule_choice.hpp"
 

@@ -7,7 +7,7 @@
 #include <cstring>
 #include <span>
 
-#include "comm/wire/elements.hpp"
+#include "comm/wire/format.hpp"
 
 namespace cadre::moe {
 inline namespace v1 {

@@ -7,7 +7,7 @@
 
 #include "comm/base/check.hpp"
 #include "comm/base/trace.hpp"
-#include "layers/tensor/on_host.hpp"
+#include "layers/tensor/tensor.hpp"
 
 namespace cadre {
 namespace {

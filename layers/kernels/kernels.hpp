@@ -21,7 +21,7 @@
 
 #include "comm/base/buffer.hpp"
 #include "comm/job/request.hpp"
-#include "comm/wire/row_codec.hpp"
+#include "comm/wire/format.hpp"
 #include "layers/kernels/product_choice.hpp"
 #include "layers/tensor/parameter.hpp"
 #include "layers/tensor/tensor.hpp"

@@ -9,7 +9,6 @@
 #include <optional>
 
 #include "comm/wire/fp8.hpp"
-#include "layers/model/architecture.hpp"
 #include "layers/model/family.hpp"
 
 namespace cadre {

@@ -8,7 +8,6 @@
 #include <span>
 #include <utility>
 
-#include "layers/model/architecture.hpp"
 #include "layers/model/config_reader.hpp"
 #include "layers/model/family.hpp"
 

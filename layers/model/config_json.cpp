@@ -8,7 +8,6 @@
 #include <string_view>
 
 #include "comm/base/check.hpp"
-#include "layers/model/architecture.hpp"
 #include "layers/model/config_reader.hpp"
 #include "layers/model/family.hpp"
 #include "layers/model/router_options.hpp"

@@ -12,10 +12,18 @@
 #include <string>
 
 #include "layers/model/block.hpp"
-#include "layers/model/token_batch.hpp"
+#include "layers/nn/attention.hpp"
 #include "layers/nn/embedding.hpp"
 
 namespace cadre {
+
+// The tokens of one micro-batch on this rank: ids and targets i32[T], T = batch * length; a target of -1 has no loss.
+struct TokenBatch {
+  Tensor ids;
+  Tensor targets;
+  Sequences sequences;
+  Tensor weights = {};  // f32[T] in host memory, of the loss of each target; undefined: all are 1
+};
 
 class MtpModule {
  public:

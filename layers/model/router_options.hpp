@@ -5,7 +5,7 @@
 #include <string>
 
 #include "layers/model/config.hpp"
-#include "layers/moe/expert_options.hpp"
+#include "layers/moe/expert.hpp"
 
 namespace cadre {
 

@@ -12,7 +12,6 @@
 #include <span>
 #include <vector>
 
-#include "layers/model/expert_maps.hpp"
 #include "layers/model/mtp_module.hpp"
 #include "layers/model/stage_place.hpp"
 

@@ -7,9 +7,38 @@
 #include <memory>
 #include <string>
 
-#include "layers/moe/expert_options.hpp"
+#include "layers/nn/ffn.hpp"
+#include "layers/router/options.hpp"
 
 namespace cadre {
+
+// What the routed experts of a layer are made of.
+
+struct ExpertOptions {
+  FfnOptions ffn = {};  // SwiGLU where kinds are typed, and its width even
+  ExpertKinds kinds = ExpertKinds::same;
+  int inner_experts = 0;  // of one that is a mixture
+  int inner_top_k = 0;
+  Projection projection = Projection::gate;  // which of them these experts are, where kinds are projections
+
+  bool is_down() const { return kinds == ExpertKinds::projections && projection == Projection::down; }
+  bool is_narrow() const { return kinds == ExpertKinds::projections && projection != Projection::down; }
+  // Of a row that comes, and of one that goes.
+  int64_t width_in() const { return is_down() ? ffn.width : ffn.hidden; }
+  int64_t width_out() const { return is_narrow() ? ffn.width : ffn.hidden; }
+  // The global id of expert `id` of the map: the map of a projection counts those of its kind alone.
+  int global_id(int id) const { return kinds == ExpertKinds::projections ? 3 * id + static_cast<int>(projection) : id; }
+};
+
+// The network of expert `id`, or one of those of a mixture.
+FfnOptions ffn_of_expert(const ExpertOptions& options, int id);
+
+// Elements of the weights of expert `id`, and of those that one row meets.
+struct ExpertWeights {
+  int64_t total = 0;
+  int64_t active = 0;
+};
+ExpertWeights weights_of_expert(const ExpertOptions& options, int id);
 
 class Expert {
  public:

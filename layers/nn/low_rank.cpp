@@ -7,7 +7,7 @@
 #include <cmath>
 
 #include "comm/base/random.hpp"
-#include "layers/tensor/on_host.hpp"
+#include "layers/tensor/tensor.hpp"
 
 namespace cadre {
 namespace {

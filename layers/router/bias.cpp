@@ -8,7 +8,6 @@
 #include "layers/tensor/tensor.hpp"
 
 namespace cadre {
-
 namespace {
 
 constexpr double kQualityUnit = 0x1p-20;

@@ -4,9 +4,7 @@
 #include <algorithm>
 #include <numeric>
 
-#include "layers/router/local_losses.hpp"
-#include "layers/router/loss_sums.hpp"
-#include "layers/router/noisy_load.hpp"
+#include "layers/router/loss_terms.hpp"
 #include "layers/tensor/tensor.hpp"
 
 namespace cadre {

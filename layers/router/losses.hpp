@@ -27,7 +27,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "layers/router/balance_terms.hpp"
+#include "layers/router/loss_terms.hpp"
 #include "layers/router/options.hpp"
 #include "layers/router/routing.hpp"
 #include "layers/router/score.hpp"

@@ -10,7 +10,7 @@
 #include "comm/base/check.hpp"
 #include "comm/base/random.hpp"
 #include "layers/tensor/normal_values.hpp"
-#include "layers/tensor/on_host.hpp"
+#include "layers/tensor/tensor.hpp"
 
 namespace cadre {
 

@@ -10,7 +10,7 @@
 #include <vector>
 
 #include "layers/model/config.hpp"
-#include "runtime/chat/format.hpp"
+#include "runtime/chat/conversation.hpp"
 #include "runtime/tokenizer/tokenizer.hpp"
 
 namespace cadre {

@@ -13,7 +13,7 @@
 #include <vector>
 
 #include "runtime/checkpoint/file.hpp"
-#include "runtime/config/train_stages.hpp"
+#include "runtime/config/step_changes.hpp"
 #include "runtime/data/order.hpp"
 
 namespace cadre {

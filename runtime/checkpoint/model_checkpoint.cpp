@@ -9,7 +9,7 @@
 #include <string_view>
 
 #include "comm/wire/fp8.hpp"
-#include "layers/tensor/on_host.hpp"
+#include "layers/tensor/tensor.hpp"
 #include "runtime/checkpoint/safetensors.hpp"
 #include "runtime/checkpoint/stored_values.hpp"
 

@@ -12,7 +12,6 @@
 #include "comm/job/wait.hpp"
 
 namespace cadre {
-
 namespace {
 
 using Lists = std::vector<std::vector<uint64_t>>;

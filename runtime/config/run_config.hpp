@@ -16,7 +16,7 @@ namespace cadre {
 
 struct DataConfig {
   std::string path;
-  std::string mixture;              // of data sets by task, in place of path: data_mixture.hpp
+  std::string mixture;              // of data sets by task, in place of path: parsed_keys.hpp
   std::string tokenizer = "bytes";  // or the path of one
   int64_t sequence_length = 128;
   std::string format = "text";       // or json_lines, conversations
@@ -44,7 +44,7 @@ struct TrainConfig {
   int64_t micro_batches = 1;  // the global batch is cut in that many
   double learning_rate = 1e-3;
   double min_learning_rate = 1e-4;
-  std::string stages;  // of progressive training, see train_stages.hpp; empty: all is trained in all steps
+  std::string stages;  // of progressive training, see step_changes.hpp; empty: all is trained in all steps
   std::string schedule = "cosine";
   int64_t warmup_steps = 0;
   int64_t decay_steps = 0;  // of wsd
@@ -65,7 +65,7 @@ struct TrainConfig {
   bool operator==(const TrainConfig&) const = default;
 };
 
-// Low-rank adapters on fixed weights; adapter_config.hpp reads it.
+// Low-rank adapters on fixed weights; parsed_keys.hpp reads it.
 struct AdapterConfig {
   int64_t rank = 0;  // 0: none
   double alpha = 16.0;
@@ -155,7 +155,7 @@ struct LogConfig {
   bool operator==(const LogConfig&) const = default;
 };
 
-// Lists are separated by commas; task_config.hpp reads them. Keywords and experts are those of layers/moe/task.
+// Lists are separated by commas; parsed_keys.hpp reads them. Keywords and experts are those of layers/moe/task.
 struct TaskConfig {
   bool recognise = false;
   std::string priority{kTaskPriority};

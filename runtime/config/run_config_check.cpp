@@ -7,16 +7,11 @@
 #include <utility>
 
 #include "comm/base/check.hpp"
-#include "comm/base/error_list.hpp"
 #include "comm/exchange/exchange.hpp"
 #include "layers/kernels/product_choice.hpp"
-#include "runtime/config/adapter_config.hpp"
-#include "runtime/config/data_mixture.hpp"
-#include "runtime/config/recompute.hpp"
+#include "runtime/config/parsed_keys.hpp"
 #include "runtime/config/run_config.hpp"
 #include "runtime/config/step_changes.hpp"
-#include "runtime/config/task_config.hpp"
-#include "runtime/config/train_stages.hpp"
 
 namespace cadre {
 namespace {

@@ -15,8 +15,7 @@
 #include <utility>
 
 #include "comm/base/check.hpp"
-#include "comm/base/error_list.hpp"
-#include "comm/base/help_text.hpp"
+#include "comm/base/console.hpp"
 #include "comm/base/regular_file.hpp"
 #include "runtime/config/key_synonyms.hpp"
 #include "runtime/config/step_changes.hpp"

@@ -6,7 +6,7 @@
 #include <algorithm>
 #include <utility>
 
-#include "runtime/data/packing.hpp"
+#include "runtime/data/marks.hpp"
 
 namespace cadre {
 namespace {

@@ -11,11 +11,10 @@
 
 #include "comm/base/check.hpp"
 #include "runtime/chat/chat.hpp"
-#include "runtime/config/task_config.hpp"
+#include "runtime/config/parsed_keys.hpp"
 #include "runtime/data/conversations.hpp"
 #include "runtime/data/documents.hpp"
 #include "runtime/data/indexed_file.hpp"
-#include "runtime/data/json_lines.hpp"
 #include "runtime/data/token_source.hpp"
 #include "runtime/tokenizer/bytes.hpp"
 #include "runtime/tokenizer/tokenizer.hpp"

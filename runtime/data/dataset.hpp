@@ -10,7 +10,7 @@
 #include <vector>
 
 #include "layers/router/task.hpp"
-#include "runtime/config/data_mixture.hpp"
+#include "runtime/config/parsed_keys.hpp"
 #include "runtime/config/run_config.hpp"
 #include "runtime/data/documents.hpp"
 #include "runtime/data/order.hpp"

@@ -2,6 +2,7 @@
 #include "runtime/data/documents.hpp"
 
 #include <fmt/format.h>
+#include <nlohmann/json.hpp>
 #include <sys/stat.h>
 
 #include <algorithm>
@@ -12,6 +13,7 @@
 #include <utility>
 
 #include "comm/base/check.hpp"
+#include "comm/base/regular_file.hpp"
 
 namespace cadre {
 namespace {
@@ -107,25 +109,6 @@ class Walk {
   bool through_link_ = false;
 };
 
-}  // namespace
-
-FileList list_files(const fs::path& folder) { return Walk(folder).run(); }
-
-void check_file_or_folder(const fs::path& path, const char* key) {
-  std::error_code error;
-  const fs::file_type type = fs::status(path, error).type();
-  const bool is_there = type != fs::file_type::not_found && type != fs::file_type::none;
-  CADRE_CHECK(is_there,
-              fmt::format("{} = {} does not exist{}", key, path.string(),
-                          fs::is_symlink(path, error) ? ": a symbolic link that leads to no file" : ""),
-              kKindHint);
-  CADRE_CHECK(type == fs::file_type::regular || type == fs::file_type::directory,
-              fmt::format("{} = {} is {}, allowed: a file or a folder", key, path.string(), file_kind_name(type)),
-              kKindHint);
-}
-
-namespace {
-
 constexpr const char* kDocumentsHint = "data.path is a text file, a folder of text files, or an llm.c token file";
 
 // Appends; the file may be changing, so its size is not asked for.
@@ -172,7 +155,25 @@ Documents read_single(const fs::path& path) {
   return documents;
 }
 
+constexpr const char* kJsonLinesHint =
+    R"(a line is an object such as {"text": "..."}; data.text_field names the field)";
+
 }  // namespace
+
+FileList list_files(const fs::path& folder) { return Walk(folder).run(); }
+
+void check_file_or_folder(const fs::path& path, const char* key) {
+  std::error_code error;
+  const fs::file_type type = fs::status(path, error).type();
+  const bool is_there = type != fs::file_type::not_found && type != fs::file_type::none;
+  CADRE_CHECK(is_there,
+              fmt::format("{} = {} does not exist{}", key, path.string(),
+                          fs::is_symlink(path, error) ? ": a symbolic link that leads to no file" : ""),
+              kKindHint);
+  CADRE_CHECK(type == fs::file_type::regular || type == fs::file_type::directory,
+              fmt::format("{} = {} is {}, allowed: a file or a folder", key, path.string(), file_kind_name(type)),
+              kKindHint);
+}
 
 std::string_view Documents::document(size_t index) const {
   const size_t end = index + 1 < size() ? begin[index + 1] - separator_bytes : text.size();
@@ -186,6 +187,41 @@ Documents read_documents(const std::string& path, std::string_view separator) {
   std::string named;
   for (const LeftOut& file : documents.left_out) named += fmt::format("; {}: {}", file.path, file.why);
   CADRE_CHECK(documents.size() > 0, fmt::format("data.path = {} holds no text{}", path, named), kDocumentsHint);
+  return documents;
+}
+
+bool is_json_lines(const std::filesystem::path& path) {
+  const std::string extension = path.extension();
+  return extension == ".jsonl" || extension == ".ndjson" || extension == ".json";
+}
+
+std::string text_of_json_line(std::string_view line, const std::string& field, const std::string& where) {
+  auto object = nlohmann::json::parse(line, nullptr, /*allow_exceptions=*/false);
+  CADRE_CHECK(object.is_object(), fmt::format("{}: not a JSON object in UTF-8", where), kJsonLinesHint);
+  const auto found = object.find(field);
+  CADRE_CHECK(found != object.end() && found->is_string(),
+              fmt::format("{}: {} is {}, allowed: a string", where, field,
+                          found == object.end() ? "missing" : "a JSON " + std::string(found->type_name())),
+              kJsonLinesHint);
+  return std::move(found->get_ref<std::string&>());
+}
+
+Documents read_json_lines(const std::string& path, const std::string& field, std::string_view separator) {
+  expect_regular_file(path, kJsonLinesHint);
+  std::ifstream file(path, std::ios::binary);
+  Documents documents;
+  documents.separator_bytes = separator.size();
+  std::string line;
+  for (int64_t number = 1; std::getline(file, line); ++number) {
+    if (line.find_first_not_of(" \t\r") == std::string::npos) continue;
+    const std::string text = text_of_json_line(line, field, fmt::format("{}: line {}", path, number));
+    if (text.empty()) continue;
+    if (documents.size() > 0) documents.text += separator;
+    documents.begin.push_back(documents.text.size());
+    documents.text += text;
+  }
+  CADRE_CHECK(file.eof() && !file.bad(), fmt::format("{}: cannot be read", path), kJsonLinesHint);
+  CADRE_CHECK(documents.size() > 0, fmt::format("{}: no text in it", path), kJsonLinesHint);
   return documents;
 }
 

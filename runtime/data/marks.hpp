@@ -36,4 +36,11 @@ struct Marking {
 double mark_window(const Marking& marking, int64_t first, std::span<const int32_t> window, std::span<int32_t> targets,
                    BatchMarks& marks);
 
+// Documents of different lengths to sequences of one length.
+
+// The documents of each sequence, by index. No document is longer than a sequence, and none is cut. The longest come first,
+// each into the fullest sequence that has room (best-fit decreasing: Johnson et al. 1974); then sequences are ordered by
+// their first document in the data, and documents in a sequence too. A pure function of its arguments.
+std::vector<std::vector<size_t>> pack(std::span<const int64_t> lengths, int64_t sequence_length);
+
 }  // namespace cadre

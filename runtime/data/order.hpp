@@ -10,7 +10,7 @@
 #include <string>
 #include <vector>
 
-#include "runtime/config/data_mixture.hpp"
+#include "runtime/config/parsed_keys.hpp"
 #include "runtime/data/marks.hpp"
 #include "runtime/data/token_source.hpp"
 

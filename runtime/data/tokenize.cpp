@@ -16,7 +16,7 @@
 
 #include "comm/base/check.hpp"
 #include "comm/base/regular_file.hpp"
-#include "runtime/data/json_lines.hpp"
+#include "runtime/data/documents.hpp"
 
 namespace cadre {
 namespace {

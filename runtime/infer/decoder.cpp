@@ -7,7 +7,7 @@
 #include <utility>
 
 #include "comm/base/check.hpp"
-#include "runtime/config/data_mixture.hpp"
+#include "runtime/config/parsed_keys.hpp"
 
 namespace cadre {
 namespace {

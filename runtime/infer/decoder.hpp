@@ -9,8 +9,8 @@
 #include <vector>
 
 #include "layers/moe/expert_cache.hpp"
-#include "runtime/parallel/recorded_routing.hpp"
 #include "runtime/parallel/worker.hpp"
+#include "runtime/train/step_routing.hpp"
 
 namespace cadre {
 

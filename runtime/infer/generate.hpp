@@ -18,7 +18,6 @@
 #include "runtime/data/dataset.hpp"
 #include "runtime/infer/decoder.hpp"
 #include "runtime/infer/sampling.hpp"
-#include "runtime/infer/stop_strings.hpp"
 #include "runtime/parallel/worker.hpp"
 #include "runtime/tokenizer/utf8.hpp"
 

@@ -7,10 +7,10 @@
 #include <string>
 #include <vector>
 
-#include "runtime/config/data_mixture.hpp"
+#include "runtime/config/parsed_keys.hpp"
 #include "runtime/parallel/gather_results.hpp"
-#include "runtime/parallel/recorded_routing.hpp"
 #include "runtime/parallel/worker.hpp"
+#include "runtime/train/step_routing.hpp"
 
 namespace cadre {
 

@@ -12,7 +12,6 @@
 
 #include "runtime/observe/matching.hpp"
 #include "runtime/observe/rank_trace.hpp"
-#include "runtime/observe/run_json.hpp"
 
 namespace cadre {
 namespace {
@@ -326,6 +325,22 @@ std::string merged_chrome_trace(const std::vector<RankTrace>& traces) {
   Arrows arrows(traces, slices, events);
   for (const Operation& operation : match_flights(traces)) arrows.draw(operation);
   return file_text(base, other, events);
+}
+
+nlohmann::json run_json(const TracedRun& run) {
+  return {{"cadre_version", run.cadre_version},
+          {"mpi", run.mpi},
+          {"ranks", run.num_ranks},
+          {"hosts", run.num_hosts},
+          {"pipeline", run.pipeline},
+          {"data", run.data},
+          {"expert", run.expert},
+          {"schedule", run.schedule},
+          {"micro_batches", run.num_micro_batches},
+          {"exchange", run.exchange},
+          {"threads", run.threads},
+          {"seed", run.seed},
+          {"config_hash", run.config_hash}};
 }
 
 }  // namespace cadre

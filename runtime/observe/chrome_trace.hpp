@@ -3,6 +3,8 @@
 // ops, 1 for computation, 2 for exposed waits; requests in flight, which may overlap, are async events.
 #pragma once
 
+#include <nlohmann/json_fwd.hpp>
+
 #include <cstdint>
 #include <string>
 #include <tuple>
@@ -48,6 +50,9 @@ std::vector<int> disjoint_lanes(const std::vector<const TracedEvent*>& events);
 // Times in a file count from this time on, in microseconds: whole hours of the clock of rank 0, so that the files of all
 // ranks lie on one axis and a double holds each nanosecond.
 int64_t chrome_base_ns(int64_t first_ns);
+
+// What a run was, as traces and reports write it.
+nlohmann::json run_json(const TracedRun& run);
 
 std::string chrome_trace(const RankTrace& trace);
 

@@ -10,7 +10,7 @@
 #include <string>
 #include <utility>
 
-#include "comm/group/grid.hpp"
+#include "comm/group/topology.hpp"
 #include "runtime/schedule/make_program.hpp"
 
 namespace cadre {

@@ -16,7 +16,7 @@
 #include "comm/base/check.hpp"
 #include "runtime/checkpoint/file.hpp"
 #include "runtime/observe/chrome_trace.hpp"
-#include "runtime/observe/machine.hpp"
+#include "runtime/observe/process.hpp"
 #include "runtime/observe/rank_trace.hpp"
 
 namespace cadre {

@@ -6,7 +6,6 @@
 #include "runtime/optim/muon.hpp"
 
 namespace cadre {
-
 namespace {
 
 bool uses_muon(const Parameter& parameter, const TrainConfig& config) {

@@ -14,7 +14,7 @@
 #include "layers/kernels/kernels.hpp"
 #include "layers/tensor/parameter.hpp"
 #include "runtime/config/run_config.hpp"
-#include "runtime/config/train_stages.hpp"
+#include "runtime/config/step_changes.hpp"
 
 namespace cadre {
 

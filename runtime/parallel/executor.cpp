@@ -10,9 +10,8 @@
 #include <utility>
 
 #include "comm/base/buffer.hpp"
-#include "comm/base/out_of_memory.hpp"
 #include "runtime/parallel/pipeline_rows.hpp"
-#include "runtime/schedule/concurrency.hpp"
+#include "runtime/schedule/verify.hpp"
 
 namespace cadre {
 namespace {

@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "runtime/parallel/step.hpp"
-#include "runtime/schedule/run_program.hpp"
+#include "runtime/schedule/make_program.hpp"
 
 namespace cadre {
 

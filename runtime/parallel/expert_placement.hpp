@@ -4,7 +4,7 @@
 
 #include "comm/group/communicator.hpp"
 #include "layers/model/config.hpp"
-#include "layers/model/expert_maps.hpp"
+#include "layers/model/stage_place.hpp"
 #include "runtime/config/run_config.hpp"
 
 namespace cadre {

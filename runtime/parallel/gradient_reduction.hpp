@@ -11,9 +11,10 @@
 #include <vector>
 
 #include "comm/group/holder_sum.hpp"
+#include "comm/group/owner_sum.hpp"
 #include "comm/group/reduction_queue.hpp"
-#include "layers/model/expert_maps.hpp"
 #include "layers/model/model.hpp"
+#include "layers/model/stage_place.hpp"
 #include "layers/tensor/parameter.hpp"
 #include "runtime/parallel/gradient_shards.hpp"
 #include "runtime/parallel/lanes.hpp"

@@ -4,7 +4,6 @@
 #include <utility>
 
 namespace cadre {
-
 namespace {
 
 Tensor view(std::vector<int32_t>& values) { return {values.data(), DType::i32, {static_cast<int64_t>(values.size())}}; }

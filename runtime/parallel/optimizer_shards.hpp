@@ -9,7 +9,7 @@
 #include <unordered_map>
 #include <vector>
 
-#include "comm/group/grid.hpp"
+#include "comm/group/topology.hpp"
 #include "layers/model/model.hpp"
 #include "runtime/parallel/process_groups.hpp"
 

@@ -5,7 +5,7 @@
 #include <vector>
 
 #include "comm/group/communicator.hpp"
-#include "comm/group/grid.hpp"
+#include "comm/group/topology.hpp"
 #include "layers/model/stage.hpp"
 #include "layers/tensor/parameter.hpp"
 #include "runtime/config/run_config.hpp"

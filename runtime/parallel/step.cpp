@@ -5,7 +5,7 @@
 #include <cmath>
 
 #include "comm/base/exact_sum.hpp"
-#include "layers/tensor/on_host.hpp"
+#include "layers/tensor/tensor.hpp"
 #include "runtime/checkpoint/file.hpp"
 
 namespace cadre {

@@ -9,8 +9,7 @@
 
 #include "comm/base/check.hpp"
 #include "layers/model/model.hpp"
-#include "runtime/placement/cadre_policy.hpp"
-#include "runtime/placement/eplb.hpp"
+#include "runtime/placement/policies.hpp"
 
 namespace cadre {
 namespace {

@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "layers/model/config.hpp"
-#include "layers/model/expert_maps.hpp"
+#include "layers/model/stage_place.hpp"
 #include "runtime/placement/expert_slots.hpp"
 
 namespace cadre {

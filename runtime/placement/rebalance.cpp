@@ -5,7 +5,7 @@
 #include <iterator>
 #include <numeric>
 
-#include "runtime/placement/cadre_policy.hpp"
+#include "runtime/placement/policies.hpp"
 
 namespace cadre {
 namespace {

@@ -6,9 +6,8 @@
 #include <utility>
 
 #include "layers/model/stage.hpp"
-#include "runtime/config/adapter_config.hpp"
-#include "runtime/config/recompute.hpp"
-#include "runtime/schedule/concurrency.hpp"
+#include "runtime/config/parsed_keys.hpp"
+#include "runtime/schedule/verify.hpp"
 
 namespace cadre {
 namespace {

@@ -5,7 +5,7 @@
 #include <compare>
 #include <vector>
 
-#include "comm/group/grid.hpp"
+#include "comm/group/topology.hpp"
 #include "runtime/config/run_config.hpp"
 #include "runtime/parallel/process_groups.hpp"
 #include "runtime/schedule/program.hpp"

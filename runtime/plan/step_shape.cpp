@@ -8,9 +8,9 @@
 #include "comm/base/check.hpp"
 #include "comm/exchange/host_balance.hpp"
 #include "layers/model/stage.hpp"
-#include "runtime/config/recompute.hpp"
+#include "runtime/config/parsed_keys.hpp"
 #include "runtime/plan/bucket_traffic.hpp"
-#include "runtime/schedule/run_program.hpp"
+#include "runtime/schedule/make_program.hpp"
 
 namespace cadre {
 namespace {

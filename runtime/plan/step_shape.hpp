@@ -5,7 +5,6 @@
 #include <string>
 #include <vector>
 
-#include "comm/group/grid.hpp"
 #include "comm/group/topology.hpp"
 #include "runtime/config/run_config.hpp"
 #include "runtime/plan/machine.hpp"

@@ -8,7 +8,7 @@
 #include <string>
 #include <vector>
 
-#include "runtime/observe/process_memory.hpp"
+#include "runtime/observe/process.hpp"
 #include "runtime/report/text_table.hpp"
 
 namespace cadre {

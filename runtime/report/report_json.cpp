@@ -4,7 +4,7 @@
 
 #include <ctime>
 
-#include "runtime/observe/run_json.hpp"
+#include "runtime/observe/chrome_trace.hpp"
 #include "runtime/report/report.hpp"
 
 namespace cadre {

@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "runtime/config/run_config.hpp"
 #include "runtime/schedule/program.hpp"
 #include "runtime/schedule/walk.hpp"
 
@@ -22,5 +23,14 @@ Program make_program(const std::string& name, int num_ranks, int num_micro_batch
 // outside the formula's assumptions (weight gradients dearer than the rest) can make it negative: then 0.
 double formula_bubble(const Program& program, const Cost& cost);
 std::string formula_text(const Program& program);
+
+// The program that a configuration asks for.
+
+// What parallel.schedule may be chosen from: schedules that can run with this pipeline, these micro-batches and layers.
+std::vector<std::string> possible_schedules(const RunConfig& config);
+
+// The program of the step that `config` describes. With parallel.schedule = auto the one of those possible that keeps most
+// micro-batches at once, for plans of memory. Throws when the model has fewer layers than it has stages.
+Program program_of(const RunConfig& config);
 
 }  // namespace cadre

@@ -25,4 +25,20 @@ struct Footprint {
 // Throws an Error that names rank, position and op where one of these fails.
 Footprint verify(const Program& program);
 
+// How much of a program is under way at once on each rank: what its memory depends on.
+
+struct Concurrency {
+  int lanes = 0;  // micro-batches between the begin of their forward pass and the end of their weight gradients
+  int works =
+      0;  // of them, those in a pass, or between the begin of their backward pass and the end of their weight gradients
+  int passes = 1;       // that run side by side
+  bool defers = false;  // weight gradients run after their pass
+};
+
+// Of each rank. Forward passes count as works where layers are computed again, because only then they keep less than they compute.
+// Pure.
+std::vector<Concurrency> concurrency_of(const Program& program, bool recomputes);
+// Of the rank that has most.
+int most_lanes(const std::vector<Concurrency>& of_rank);
+
 }  // namespace cadre

@@ -1,15 +1,66 @@
 // SPDX-License-Identifier: Apache-2.0
+// Schema of the file: launch/schemas/best.schema.json.
 #include "runtime/train/evaluate.hpp"
 
-#include <algorithm>
-#include <cmath>
-#include <optional>
+#include <nlohmann/json.hpp>
 
-#include "runtime/config/recompute.hpp"
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <fstream>
+#include <optional>
+#include <utility>
+
+#include "comm/job/wait.hpp"
+#include "runtime/checkpoint/file.hpp"
+#include "runtime/config/parsed_keys.hpp"
 #include "runtime/observe/step_metrics.hpp"
 #include "runtime/train/signals.hpp"
 
 namespace cadre {
+namespace {
+
+Evaluation given_up() {
+  Evaluation evaluation;
+  evaluation.loss = std::nan("");
+  evaluation.stop_requested = true;
+  return evaluation;
+}
+
+// The micro-batches of `count` sequences from the first one of batch `index` on. All ranks leave out those that hold none.
+void evaluate_batch(Worker& worker, const BatchReader& reader, const RunConfig& config, int64_t index, int64_t count,
+                    const TaskLabeller* labeller, LocalStep& local) {
+  const int64_t num_parts = config.train.micro_batches;
+  for (int64_t part = 0; part < num_parts; ++part) {
+    const SequenceRange global = part_of({0, count}, part, num_parts);
+    if (global.count == 0) continue;
+    MicroBatch micro_batch(reader, index, part_of(global, worker.data_rank(), worker.grid().data),
+                           config.data.sequence_length);
+    micro_batch.recognise_tasks(labeller);
+    const Lanes::WorkLoan loan(worker.lanes(), 0);
+    ArenaScope scope(worker.arena());
+    LaneContext ctx = worker.inference_context();
+    ctx.recompute = recompute_of(config.train);  // keeps no more of a layer than training does
+    ctx.tokens = micro_batch.facts(static_cast<uint64_t>(config.seed));
+    Task<void> pass = forward_here(worker, ctx, micro_batch, static_cast<int>(index * num_parts + part), local);
+    worker.run(pass);
+  }
+}
+
+// Step and loss; zeros where there is no such file, or one that is damaged.
+std::array<double, 2> read_best(const std::filesystem::path& file) {
+  std::error_code none;
+  if (!std::filesystem::is_regular_file(file, none)) return {0.0, 0.0};
+  std::ifstream stream(file);
+  const auto content = nlohmann::json::parse(stream, nullptr, /*allow_exceptions=*/false);
+  if (!content.is_object()) return {0.0, 0.0};
+  const auto number = [&](const char* key) {
+    return content.contains(key) && content[key].is_number() ? content[key].get<double>() : 0.0;
+  };
+  return {number("step"), number("validation_loss")};
+}
+
+}  // namespace
 
 Task<void> forward_here(Worker& worker, LaneContext& ctx, MicroBatch& micro_batch, int index, LocalStep& local,
                         StageWatch watch) {
@@ -46,37 +97,6 @@ Task<void> forward_here(Worker& worker, LaneContext& ctx, MicroBatch& micro_batc
   }
 }
 
-namespace {
-
-Evaluation given_up() {
-  Evaluation evaluation;
-  evaluation.loss = std::nan("");
-  evaluation.stop_requested = true;
-  return evaluation;
-}
-
-// The micro-batches of `count` sequences from the first one of batch `index` on. All ranks leave out those that hold none.
-void evaluate_batch(Worker& worker, const BatchReader& reader, const RunConfig& config, int64_t index, int64_t count,
-                    const TaskLabeller* labeller, LocalStep& local) {
-  const int64_t num_parts = config.train.micro_batches;
-  for (int64_t part = 0; part < num_parts; ++part) {
-    const SequenceRange global = part_of({0, count}, part, num_parts);
-    if (global.count == 0) continue;
-    MicroBatch micro_batch(reader, index, part_of(global, worker.data_rank(), worker.grid().data),
-                           config.data.sequence_length);
-    micro_batch.recognise_tasks(labeller);
-    const Lanes::WorkLoan loan(worker.lanes(), 0);
-    ArenaScope scope(worker.arena());
-    LaneContext ctx = worker.inference_context();
-    ctx.recompute = recompute_of(config.train);  // keeps no more of a layer than training does
-    ctx.tokens = micro_batch.facts(static_cast<uint64_t>(config.seed));
-    Task<void> pass = forward_here(worker, ctx, micro_batch, static_cast<int>(index * num_parts + part), local);
-    worker.run(pass);
-  }
-}
-
-}  // namespace
-
 Evaluation evaluate(Worker& worker, const BatchReader& reader, const RunConfig& config, int64_t num_batches,
                     const TaskLabeller* labeller) {
   LocalStep local = empty_local_step(worker.model().config());
@@ -96,6 +116,35 @@ Evaluation evaluate(Worker& worker, const BatchReader& reader, const RunConfig& 
   GlobalStep global = reduction.finish();
   return {global.loss,           global.num_tokens,  std::move(global.expert_counts),
           global.stop_requested, global.loss_weight, global.rerouted};
+}
+
+BestEvaluation::BestEvaluation(const Communicator& world, std::filesystem::path folder, int64_t steps_done,
+                               int64_t patience, int64_t eval_every)
+    : folder_(std::move(folder)), patience_(patience), eval_every_(eval_every) {
+  if (patience == 0) return;
+  const std::array<double, 2> mine =
+      world.rank() == 0 && steps_done > 0 ? read_best(folder_ / kBestFile) : std::array<double, 2>{0.0, 0.0};
+  const auto found = wait(world.all_reduce(mine, ReduceOp::sum));
+  const auto step = static_cast<int64_t>(found[0]);
+  if (step <= 0 || step > steps_done || !std::isfinite(found[1])) return;
+  step_ = step;
+  loss_ = found[1];
+}
+
+bool BestEvaluation::add(int64_t step, double loss) {
+  if (!std::isfinite(loss) || (step_ > 0 && step_ != step && loss >= loss_)) return false;
+  step_ = step;
+  loss_ = loss;
+  return true;
+}
+
+void BestEvaluation::write() const {
+  const nlohmann::ordered_json content = {{"step", step_}, {"validation_loss", loss_}};
+  write_text_file(folder_ / kBestFile, content.dump() + "\n");
+}
+
+bool BestEvaluation::is_over(int64_t step) const {
+  return patience_ > 0 && step_ > 0 && step - step_ >= patience_ * eval_every_;
 }
 
 }  // namespace cadre

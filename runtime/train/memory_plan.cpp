@@ -7,23 +7,22 @@
 #include <numeric>
 
 #include "comm/base/check.hpp"
-#include "comm/group/grid.hpp"
+#include "comm/group/topology.hpp"
 #include "comm/progress/engine.hpp"
 #include "comm/transport/local.hpp"
 #include "layers/model/model.hpp"
 #include "layers/tensor/parameter.hpp"
 #include "runtime/checkpoint/model_checkpoint.hpp"
 #include "runtime/checkpoint/partner_copies.hpp"
-#include "runtime/config/adapter_config.hpp"
-#include "runtime/config/recompute.hpp"
+#include "runtime/config/parsed_keys.hpp"
 #include "runtime/config/step_changes.hpp"
-#include "runtime/observe/process_memory.hpp"
+#include "runtime/observe/process.hpp"
 #include "runtime/parallel/expert_move.hpp"
 #include "runtime/parallel/expert_placement.hpp"
 #include "runtime/parallel/micro_batch.hpp"
-#include "runtime/schedule/concurrency.hpp"
-#include "runtime/schedule/run_program.hpp"
-#include "runtime/train/product_memory.hpp"
+#include "runtime/schedule/make_program.hpp"
+#include "runtime/schedule/verify.hpp"
+#include "runtime/train/host_memory.hpp"
 
 namespace cadre {
 namespace {
@@ -51,18 +50,18 @@ TokenBatch tokens_of(int64_t num_sequences, int64_t length) {
   return {ids, ids, {num_sequences, length, ids}};
 }
 
-// Whether no message takes memory for rows. Rows of a device are sent as messages, and so are those of a group of one rank.
-bool reads_in_place(const RunConfig& config, const Topology& topology, const Grid& grid) {
-  const std::string& strategy = config.exchange.strategy;
-  return config.compute.device == "cpu" &&
-         (strategy == "shared" || (strategy == "auto" && topology.num_hosts() == 1 && grid.expert > 1));
-}
-
-// Whether rows may be read where they are computed: then each lane computes in memory of its own, which others see.
+// Whether rows may be read where they are computed: then each lane computes in memory of its own, which others see. Rows of a
+// device are sent as messages, and so are those of a group of one rank.
 bool may_read_in_place(const RunConfig& config, const Grid& grid) {
   const std::string& strategy = config.exchange.strategy;
   return config.compute.device == "cpu" && (strategy != "auto" || grid.expert > 1) && strategy != "flat" &&
          strategy != "all_gather";
+}
+
+// Whether no message takes memory for rows.
+bool reads_in_place(const RunConfig& config, const Topology& topology, const Grid& grid) {
+  const std::string& strategy = config.exchange.strategy;
+  return may_read_in_place(config, grid) && (strategy == "shared" || (strategy == "auto" && topology.num_hosts() == 1));
 }
 
 size_t in_huge_pages(size_t bytes) {

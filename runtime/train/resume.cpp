@@ -23,11 +23,11 @@
 #include "runtime/checkpoint/model_checkpoint.hpp"
 #include "runtime/checkpoint/safetensors.hpp"
 #include "runtime/checkpoint/stored_values.hpp"
-#include "runtime/config/adapter_config.hpp"
 #include "runtime/config/config_changes.hpp"
+#include "runtime/config/parsed_keys.hpp"
 #include "runtime/config/run_file.hpp"
 #include "runtime/config/step_changes.hpp"
-#include "runtime/parallel/products.hpp"
+#include "runtime/parallel/devices.hpp"
 #include "runtime/tokenizer/bytes.hpp"
 #include "runtime/train/saver.hpp"
 

@@ -10,8 +10,8 @@
 #include "comm/base/check.hpp"
 #include "comm/base/median.hpp"
 #include "comm/job/wait.hpp"
-#include "runtime/schedule/run_program.hpp"
-#include "runtime/train/measure_machine.hpp"
+#include "runtime/schedule/make_program.hpp"
+#include "runtime/train/probe.hpp"
 #include "runtime/train/resume.hpp"
 
 namespace cadre {

@@ -11,14 +11,14 @@
 #include "runtime/checkpoint/companion_files.hpp"
 #include "runtime/checkpoint/directory.hpp"
 #include "runtime/checkpoint/file.hpp"
-#include "runtime/config/adapter_config.hpp"
+#include "runtime/config/parsed_keys.hpp"
 #include "runtime/config/run_file.hpp"
 #include "runtime/config/step_changes.hpp"
 #include "runtime/data/token_source.hpp"
-#include "runtime/train/adapter_base.hpp"
 #include "runtime/train/evaluate.hpp"
 #include "runtime/train/memory_plan.hpp"
 #include "runtime/train/resume.hpp"
+#include "runtime/train/run_folder.hpp"
 
 namespace cadre {
 namespace {

@@ -16,7 +16,7 @@
 #include "runtime/parallel/executor.hpp"
 #include "runtime/parallel/worker.hpp"
 #include "runtime/tokenizer/tokenizer.hpp"
-#include "runtime/train/best_evaluation.hpp"
+#include "runtime/train/evaluate.hpp"
 #include "runtime/train/rebalancer.hpp"
 #include "runtime/train/saver.hpp"
 #include "runtime/train/schedule_choice.hpp"

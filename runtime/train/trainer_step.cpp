@@ -7,7 +7,7 @@
 
 #include "comm/base/trace.hpp"
 #include "runtime/checkpoint/directory.hpp"
-#include "runtime/config/adapter_config.hpp"
+#include "runtime/config/parsed_keys.hpp"
 #include "runtime/optim/lr_schedule.hpp"
 #include "runtime/parallel/step.hpp"
 #include "runtime/train/non_finite.hpp"

@@ -10,9 +10,8 @@
 #include <cstdlib>
 #include <sstream>
 
-#include "comm/base/error_list.hpp"
+#include "comm/base/check.hpp"
 #include "comm/base/fields.hpp"
-#include "comm/base/help_text.hpp"
 
 namespace cadre {
 namespace {

@@ -15,7 +15,7 @@
 
 #include "comm/base/check.hpp"
 #include "comm/exchange/plan.hpp"
-#include "comm/group/grid.hpp"
+#include "comm/group/agreement.hpp"
 #include "comm/group/topology.hpp"
 #include "comm/job/wait.hpp"
 #include "comm/transport/local.hpp"

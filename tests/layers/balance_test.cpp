@@ -4,9 +4,8 @@
 
 #include <cmath>
 
-#include "layers/router/balance_terms.hpp"
 #include "layers/router/capacity.hpp"
-#include "layers/router/noisy_load.hpp"
+#include "layers/router/loss_terms.hpp"
 #include "tests/support/layer_run.hpp"
 
 namespace cadre {

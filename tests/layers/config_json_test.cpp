@@ -8,8 +8,8 @@
 #include <cmath>
 #include <functional>
 
-#include "layers/model/architecture.hpp"
 #include "layers/model/config.hpp"
+#include "layers/model/family.hpp"
 #include "layers/model/router_options.hpp"
 #include "tests/support/messages.hpp"
 

@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Experts that run all at once on the twin of a GPU, against the same experts one after the other on the reference: outputs,
 // input gradients and weight gradients, over two micro-batches, with one expert frozen and one without rows.
-#include "layers/moe/expert_group.hpp"
-
 #include <gtest/gtest.h>
 
 #include <numeric>

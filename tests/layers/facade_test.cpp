@@ -10,7 +10,7 @@
 #include "comm/base/random.hpp"
 #include "layers/facade/dispatcher.hpp"
 #include "layers/facade/moe.hpp"
-#include "layers/tensor/on_host.hpp"
+#include "layers/tensor/tensor.hpp"
 #include "tests/support/exchanges.hpp"
 #include "tests/support/following_transport.hpp"
 #include "tests/support/gpu_twin.hpp"

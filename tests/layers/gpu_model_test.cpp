@@ -10,8 +10,8 @@
 
 #include "comm/progress/engine.hpp"
 #include "layers/model/model.hpp"
-#include "layers/tensor/on_host.hpp"
 #include "layers/tensor/parameter.hpp"
+#include "layers/tensor/tensor.hpp"
 #include "tests/support/fast_back_ends.hpp"
 #include "tests/support/ranks.hpp"
 #include "tests/support/tensors.hpp"

@@ -8,7 +8,7 @@
 #include <limits>
 #include <vector>
 
-#include "layers/router/loss_sums.hpp"
+#include "layers/router/loss_terms.hpp"
 #include "layers/router/weights.hpp"
 #include "tests/support/fast_kernels.hpp"
 

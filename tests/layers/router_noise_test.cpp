@@ -5,7 +5,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "layers/router/noisy_load.hpp"
+#include "layers/router/loss_terms.hpp"
 #include "tests/support/eight_tokens.hpp"
 
 namespace cadre {

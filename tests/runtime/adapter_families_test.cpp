@@ -11,7 +11,7 @@
 #include "runtime/checkpoint/adapter_files.hpp"
 #include "runtime/checkpoint/export.hpp"
 #include "runtime/checkpoint/stored_values.hpp"
-#include "runtime/config/adapter_config.hpp"
+#include "runtime/config/parsed_keys.hpp"
 #include "runtime/infer/score.hpp"
 #include "tests/support/files.hpp"
 #include "tests/support/messages.hpp"

@@ -10,7 +10,7 @@
 #include "runtime/checkpoint/export.hpp"
 #include "runtime/checkpoint/file.hpp"
 #include "runtime/checkpoint/stored_values.hpp"
-#include "runtime/config/adapter_config.hpp"
+#include "runtime/config/parsed_keys.hpp"
 #include "runtime/infer/score.hpp"
 #include "runtime/train/memory_plan.hpp"
 #include "tests/support/files.hpp"

@@ -1,13 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // Early stopping: which evaluation is the best, when a run is over, what a later job finds; and a run that ends so.
-#include "runtime/train/best_evaluation.hpp"
-
 #include <gtest/gtest.h>
 
 #include <cmath>
 
 #include "runtime/checkpoint/directory.hpp"
 #include "runtime/checkpoint/manifest.hpp"
+#include "runtime/train/evaluate.hpp"
 #include "runtime/train/saver.hpp"
 #include "tests/support/ranks.hpp"
 #include "tests/support/small_runs.hpp"

@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // What Cadre's placement promises, over random cases of all sizes: it is legal, never worse than eplb or than the experts in
 // a row, and moves little from a placement before.
-#include "runtime/placement/cadre_policy.hpp"
-
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -12,7 +10,7 @@
 
 #include "comm/base/check.hpp"
 #include "comm/base/random.hpp"
-#include "runtime/placement/eplb.hpp"
+#include "runtime/placement/policies.hpp"
 
 namespace cadre {
 namespace {

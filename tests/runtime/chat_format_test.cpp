@@ -5,7 +5,7 @@
 #include <nlohmann/json.hpp>
 
 #include "runtime/chat/chat.hpp"
-#include "runtime/chat/format.hpp"
+#include "runtime/chat/conversation.hpp"
 #include "runtime/tokenizer/bytes.hpp"
 #include "tests/support/files.hpp"
 #include "tests/support/messages.hpp"

@@ -1,11 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // How much is under way at once, against programs whose ops can be counted by hand.
-#include "runtime/schedule/concurrency.hpp"
-
 #include <gtest/gtest.h>
 
 #include "runtime/schedule/generators.hpp"
 #include "runtime/schedule/make_program.hpp"
+#include "runtime/schedule/verify.hpp"
 
 namespace cadre {
 namespace {

@@ -9,9 +9,9 @@
 #include <array>
 #include <numeric>
 
-#include "runtime/data/packing.hpp"
+#include "runtime/data/marks.hpp"
 #include "runtime/tokenizer/bytes.hpp"
-#include "runtime/train/best_evaluation.hpp"
+#include "runtime/train/evaluate.hpp"
 #include "runtime/train/saver.hpp"
 #include "tests/support/messages.hpp"
 #include "tests/support/ranks.hpp"

@@ -1,14 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 // The balancer of DeepSeek on the example that it was published with (2 layers, 12 experts, 16 slots, 4 groups, 2 nodes, 8
 // ranks): the result, and every step on the way, worked out by hand and with a script.
-#include "runtime/placement/eplb.hpp"
-
 #include <gtest/gtest.h>
 
 #include <string>
 #include <vector>
 
 #include "comm/base/check.hpp"
+#include "runtime/placement/policies.hpp"
 
 namespace cadre {
 namespace {

@@ -11,7 +11,7 @@
 #include <vector>
 
 #include "runtime/data/dataset.hpp"
-#include "runtime/data/json_lines.hpp"
+#include "runtime/data/documents.hpp"
 #include "runtime/data/tokenize.hpp"
 #include "runtime/tokenizer/bytes.hpp"
 #include "tests/support/files.hpp"

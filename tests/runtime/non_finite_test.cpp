@@ -11,7 +11,7 @@
 #include <limits>
 #include <optional>
 
-#include "layers/tensor/on_host.hpp"
+#include "layers/tensor/tensor.hpp"
 #include "runtime/train/trainer.hpp"
 #include "tests/support/closed_memory.hpp"
 #include "tests/support/files.hpp"

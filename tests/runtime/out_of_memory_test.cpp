@@ -1,13 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // Memory that a step wants and cannot have: the error says which layer asked, what it was at, and how many tokens the
 // micro-batch has.
-#include "comm/base/out_of_memory.hpp"
-
 #include <gtest/gtest.h>
 
 #include <set>
 #include <string>
 
+#include "comm/base/buffer.hpp"
 #include "comm/transport/local.hpp"
 #include "runtime/parallel/executor.hpp"
 #include "tests/support/ranks.hpp"

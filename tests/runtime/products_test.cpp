@@ -1,7 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
 // The choice of products: kept in a cache, agreed by all ranks, and taken over from the checkpoint that a run goes on from.
-#include "runtime/parallel/products.hpp"
-
 #include <gtest/gtest.h>
 
 #include <filesystem>
@@ -11,6 +9,7 @@
 
 #include "comm/base/check.hpp"
 #include "runtime/checkpoint/directory.hpp"
+#include "runtime/parallel/devices.hpp"
 #include "runtime/train/resume.hpp"
 #include "tests/support/files.hpp"
 #include "tests/support/ranks.hpp"

@@ -8,7 +8,7 @@
 #include <algorithm>
 #include <string>
 
-#include "runtime/schedule/run_program.hpp"
+#include "runtime/schedule/make_program.hpp"
 #include "runtime/train/memory_plan.hpp"
 #include "tests/support/planned_run.hpp"
 

@@ -11,7 +11,7 @@
 #include <fstream>
 #include <sstream>
 
-#include "layers/model/architecture.hpp"
+#include "layers/model/family.hpp"
 #include "runtime/config/config_changes.hpp"
 #include "runtime/config/key_synonyms.hpp"
 #include "runtime/config/run_file.hpp"

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // Texts end before a stop string, wherever pieces are cut.
-#include "runtime/infer/stop_strings.hpp"
-
 #include <gtest/gtest.h>
 
 #include <utility>
+
+#include "runtime/infer/sampling.hpp"
 
 namespace cadre {
 namespace {

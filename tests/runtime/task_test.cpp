@@ -10,9 +10,9 @@
 #include <memory>
 
 #include "layers/kernels/kernels.hpp"
-#include "layers/router/complexity.hpp"
+#include "layers/router/eligibility.hpp"
 #include "layers/router/weights.hpp"
-#include "runtime/config/task_config.hpp"
+#include "runtime/config/parsed_keys.hpp"
 #include "runtime/data/dataset.hpp"
 #include "runtime/tokenizer/bytes.hpp"
 #include "runtime/tokenizer/tokenizer.hpp"

@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Progressive training: what each stage trains moves and what it freezes keeps every bit, whatever the step; a run that
 // stops in the middle of a stage goes on with the same bits.
-#include "runtime/config/train_stages.hpp"
-
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -11,6 +9,7 @@
 #include <map>
 
 #include "runtime/checkpoint/manifest.hpp"
+#include "runtime/config/step_changes.hpp"
 #include "runtime/train/trainer.hpp"
 #include "tests/support/files.hpp"
 #include "tests/support/messages.hpp"

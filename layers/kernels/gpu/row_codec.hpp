@@ -9,8 +9,8 @@
 #include <type_traits>
 #include <utility>
 
+#include "comm/wire/format.hpp"
 #include "comm/wire/fp8.hpp"
-#include "comm/wire/row_codec.hpp"
 #include "layers/kernels/gpu/call.hpp"
 #include "layers/kernels/gpu/elements.hpp"
 #include "layers/kernels/gpu/rows.hpp"
