@@ -2,7 +2,7 @@
 # Tests of the tree itself: one script each in cmake/guards, run as guard/<name>. Exit code 77 means skipped, with the
 # reason printed. guard/self-test plants an offence for each of them and demands that it be found.
 
-foreach(guard layering files names state return-codes format shellcheck)
+foreach(guard layering files includes names state return-codes format shellcheck)
   add_test(NAME guard/${guard} COMMAND "${PROJECT_SOURCE_DIR}/cmake/guards/${guard}" "${PROJECT_SOURCE_DIR}")
 endforeach()
 # Every formula that `tests/campaign mutate` breaks stands in the file that it names.
@@ -10,15 +10,26 @@ add_test(NAME guard/mutations COMMAND "${PROJECT_SOURCE_DIR}/tests/campaigns/mut
   WORKING_DIRECTORY "${PROJECT_SOURCE_DIR}")
 add_test(NAME guard/self-test COMMAND "${PROJECT_SOURCE_DIR}/cmake/guards/self-test")
 
-# The program's own headers belong to no library; this one exists to have them compiled alone too.
-file(GLOB_RECURSE launch_headers CONFIGURE_DEPENDS "${PROJECT_SOURCE_DIR}/launch/*.hpp")
-add_library(cadre_launch_headers INTERFACE)
-target_sources(cadre_launch_headers INTERFACE FILE_SET HEADERS BASE_DIRS "${PROJECT_SOURCE_DIR}" FILES ${launch_headers})
-target_link_libraries(cadre_launch_headers INTERFACE cadre::runtime Boost::program_options)
-add_test(NAME guard/headers COMMAND "${CMAKE_COMMAND}" --build "${PROJECT_BINARY_DIR}" --target
-         all_verify_interface_header_sets)
-set_tests_properties(guard/layering guard/files guard/names guard/state guard/return-codes guard/format guard/shellcheck guard/self-test
-  guard/mutations PROPERTIES TIMEOUT 60 LABELS guard SKIP_RETURN_CODE 77)
+# Each header is compiled alone, but for the standard library (guard/includes) and others in the precompiled header.
+file(GLOB_RECURSE headers CONFIGURE_DEPENDS RELATIVE "${PROJECT_SOURCE_DIR}" "${PROJECT_SOURCE_DIR}/launch/*.hpp")
+get_property(libraries GLOBAL PROPERTY CADRE_LIBRARIES)
+foreach(library IN LISTS libraries)
+  get_target_property(of_library ${library} HEADER_SET)
+  foreach(header IN LISTS of_library)
+    cmake_path(RELATIVE_PATH header BASE_DIRECTORY "${PROJECT_SOURCE_DIR}")
+    list(APPEND headers "${header}")
+  endforeach()
+endforeach()
+add_library(cadre_headers OBJECT EXCLUDE_FROM_ALL)
+foreach(header IN LISTS headers)
+  file(CONFIGURE OUTPUT "${PROJECT_BINARY_DIR}/headers/${header}.cpp" CONTENT "#include \"${header}\"\n")
+  target_sources(cadre_headers PRIVATE "${PROJECT_BINARY_DIR}/headers/${header}.cpp")
+endforeach()
+target_link_libraries(cadre_headers PRIVATE cadre::runtime Boost::program_options GTest::gtest cadre_test_settings)
+target_precompile_headers(cadre_headers REUSE_FROM cadre_test_support)
+add_test(NAME guard/headers COMMAND "${CMAKE_COMMAND}" --build "${PROJECT_BINARY_DIR}" --target cadre_headers)
+set_tests_properties(guard/layering guard/files guard/includes guard/names guard/state guard/return-codes guard/format guard/shellcheck
+  guard/self-test guard/mutations PROPERTIES TIMEOUT 60 LABELS guard SKIP_RETURN_CODE 77)
 set_tests_properties(guard/headers PROPERTIES TIMEOUT 900 LABELS guard RUN_SERIAL ON)
 
 # Installs into the build folder, then builds and runs a project that knows Cadre only through find_package. Sanitized

@@ -22,9 +22,6 @@ endif()
 option(CADRE_UNITY "Compile several sources of a library at once: half of the time of a whole build" ON)
 mark_as_advanced(CADRE_UNITY)
 
-# Each header of a library is also compiled alone, by the test guard/headers.
-set(CMAKE_VERIFY_INTERFACE_HEADER_SETS ON)
-
 add_library(cadre_settings INTERFACE)
 target_compile_features(cadre_settings INTERFACE cxx_std_20)
 target_compile_options(cadre_settings INTERFACE

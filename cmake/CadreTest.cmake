@@ -18,28 +18,42 @@ if(MPI_CXX_LIBRARY_VERSION_STRING MATCHES "Open MPI")
   set(CADRE_MPIEXEC_FLAGS --oversubscribe --bind-to none)
 endif()
 
-# cadre_add_test(FILE folder/unit_test.cpp [RANKS n...] [LABELS label...]): the executable folder_unit_test, run as test
-# folder/unit in one process (its ranks are threads there) and, with RANKS, as folder/unit.mpi<n> under mpirun -n <n>. The
-# thread sanitizer cannot see Open MPI's locks, so its preset has the first kind only.
-function(cadre_add_test)
-  cmake_parse_arguments(arg "" "FILE" "RANKS;LABELS" ${ARGN})
-  cmake_path(GET arg_FILE PARENT_PATH folder)
-  cmake_path(GET arg_FILE STEM unit)
-  string(REPLACE "/" "_" target "${folder}_${unit}")
-  string(REGEX REPLACE "_test$" "" name "${folder}/${unit}")
-
-  add_executable(${target} ${arg_FILE})
+# cadre_test_program(VARIABLE FOLDER LABELS): the program of a folder's tests, made at its first use.
+function(cadre_test_program variable folder labels)
+  set(target ${folder}_tests)
+  if("gpu" IN_LIST labels)
+    set(target ${folder}_gpu_tests)
+  endif()
+  set(${variable} ${target} PARENT_SCOPE)
+  if(TARGET ${target})
+    return()
+  endif()
+  add_executable(${target})
   target_link_libraries(${target} PRIVATE cadre_test_support cadre_test_settings)
   target_precompile_headers(${target} REUSE_FROM cadre_test_support)
+  cadre_compile_together(${target})
   if(TARGET cadre::${folder})
     target_link_libraries(${target} PRIVATE cadre::${folder})
   endif()
-  set_property(GLOBAL APPEND PROPERTY CADRE_TEST_FILES "${CMAKE_CURRENT_SOURCE_DIR}/${arg_FILE}")
-  if("gpu" IN_LIST arg_LABELS)
+  if("gpu" IN_LIST labels)
     add_dependencies(gpu_tests ${target})
   endif()
+endfunction()
 
-  add_test(NAME ${name} COMMAND ${target})
+# cadre_add_test(FILE folder/unit_test.cpp [RANKS n...] [LABELS label...]): adds the file to the program folder_tests, or with
+# label gpu to folder_gpu_tests. Its tests run as test folder/unit in one process (ranks are threads there) and, with RANKS, as
+# folder/unit.mpi<n> under mpirun -n <n>. The thread sanitizer cannot see Open MPI's locks, so its preset has the first kind
+# only. Files of a program are compiled in batches: the code of a file lies in a namespace of the file's name.
+function(cadre_add_test)
+  cmake_parse_arguments(arg "" "FILE" "RANKS;LABELS" ${ARGN})
+  cmake_path(GET arg_FILE PARENT_PATH folder)
+  string(REGEX REPLACE "_test\\.cpp$" "" name "${arg_FILE}")
+  cadre_test_program(target "${folder}" "${arg_LABELS}")
+  target_sources(${target} PRIVATE ${arg_FILE})
+  set_property(GLOBAL PROPERTY "CADRE_TEST_PROGRAM ${arg_FILE}" ${target})
+  set_property(GLOBAL APPEND PROPERTY CADRE_TEST_FILES "${CMAKE_CURRENT_SOURCE_DIR}/${arg_FILE}")
+
+  add_test(NAME ${name} COMMAND ${target} ${name})
   set_tests_properties(${name} PROPERTIES
     TIMEOUT 300 LABELS "${arg_LABELS}" ENVIRONMENT "${CADRE_TEST_ENVIRONMENT}")
   if(CADRE_SANITIZE STREQUAL "thread")
@@ -47,7 +61,7 @@ function(cadre_add_test)
   endif()
   foreach(ranks IN LISTS arg_RANKS)
     add_test(NAME ${name}.mpi${ranks} COMMAND
-      ${MPIEXEC_EXECUTABLE} ${MPIEXEC_NUMPROC_FLAG} ${ranks} ${CADRE_MPIEXEC_FLAGS} $<TARGET_FILE:${target}>)
+      ${MPIEXEC_EXECUTABLE} ${MPIEXEC_NUMPROC_FLAG} ${ranks} ${CADRE_MPIEXEC_FLAGS} $<TARGET_FILE:${target}> ${name})
     set_tests_properties(${name}.mpi${ranks} PROPERTIES
       TIMEOUT 300 PROCESSORS ${ranks} LABELS "mpi;${arg_LABELS}"
       ENVIRONMENT "${CADRE_TEST_ENVIRONMENT};${CADRE_MPI_ENVIRONMENT}")
@@ -61,13 +75,13 @@ function(cadre_add_hosts_test)
   if(CADRE_SANITIZE STREQUAL "thread")
     return()
   endif()
-  string(REGEX REPLACE "_test\\.cpp$" "" name "${arg_FILE}")
-  string(REPLACE "/" "_" target "${name}_test")
-  string(APPEND name ".hosts${arg_HOSTS}x${arg_RANKS_PER_HOST}")
+  get_property(target GLOBAL PROPERTY "CADRE_TEST_PROGRAM ${arg_FILE}")
+  string(REGEX REPLACE "_test\\.cpp$" "" unit "${arg_FILE}")
+  set(name "${unit}.hosts${arg_HOSTS}x${arg_RANKS_PER_HOST}")
   math(EXPR ranks "${arg_HOSTS} * ${arg_RANKS_PER_HOST}")
 
   add_test(NAME ${name} COMMAND "${PROJECT_SOURCE_DIR}/tests/support/hosts.sh" ${arg_HOSTS} ${arg_RANKS_PER_HOST} --
-    $<TARGET_FILE:${target}>)
+    $<TARGET_FILE:${target}> ${unit})
   set_tests_properties(${name} PROPERTIES
     TIMEOUT 300 PROCESSORS ${ranks} LABELS "mpi;hosts" SKIP_RETURN_CODE 77
     ENVIRONMENT
@@ -80,10 +94,10 @@ function(cadre_add_cpu_tests)
   cmake_parse_arguments(arg "" "" "FILES" ${ARGN})
   foreach(file IN LISTS arg_FILES)
     string(REGEX REPLACE "_test\\.cpp$" "" name "${file}")
-    string(REPLACE "/" "_" target "${name}_test")
+    get_property(target GLOBAL PROPERTY "CADRE_TEST_PROGRAM ${file}")
     foreach(kind avx2 avx512 avx512_bf16)
       add_test(NAME ${name}.${kind}
-        COMMAND "${PROJECT_SOURCE_DIR}/tests/support/cpu.sh" ${kind} $<TARGET_FILE:${target}>)
+        COMMAND "${PROJECT_SOURCE_DIR}/tests/support/cpu.sh" ${kind} $<TARGET_FILE:${target}> ${name})
       set_tests_properties(${name}.${kind} PROPERTIES
         TIMEOUT 300 LABELS cpus SKIP_RETURN_CODE 77 ENVIRONMENT "${CADRE_TEST_ENVIRONMENT}")
     endforeach()

@@ -2,6 +2,7 @@
 // The CHECKPOINT argument of commands: which directory it means, and how the model in it was trained.
 #pragma once
 
+#include <cstdint>
 #include <filesystem>
 #include <string>
 #include <vector>

@@ -2,6 +2,7 @@
 // The texts that `cadre generate` is asked to go on with, and what each asks of the router.
 #pragma once
 
+#include <cstdint>
 #include <string>
 #include <vector>
 

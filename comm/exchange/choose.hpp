@@ -3,6 +3,7 @@
 // routing, and says why.
 #pragma once
 
+#include <cstdint>
 #include <memory>
 #include <string>
 #include <vector>

@@ -2,6 +2,7 @@
 // What the strategies share: the announcement of counts, buffers, traffic, and messages between pairs of ranks.
 #pragma once
 
+#include <cstdint>
 #include <memory>
 #include <string_view>
 #include <utility>

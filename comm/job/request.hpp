@@ -2,8 +2,10 @@
 // A communication under way. Move-only; owns what the transport needs until the operation is complete.
 #pragma once
 
+#include <cstdint>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "comm/base/trace.hpp"

@@ -3,6 +3,8 @@
 #pragma once
 
 #include <memory>
+#include <span>
+#include <string>
 #include <utility>
 
 #include "comm/transport/transport.hpp"

@@ -2,6 +2,7 @@
 // Products with weights of one shape, timed: y = x W^T, dx = dy W, dW = dy^T x, by the libraries that a back end has.
 #pragma once
 
+#include <cstdint>
 #include <deque>
 #include <functional>
 #include <memory>

@@ -2,9 +2,11 @@
 // Behind moe.hpp: what a dispatcher and its batches own.
 #pragma once
 
+#include <cstdint>
 #include <functional>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 

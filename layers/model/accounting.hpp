@@ -2,6 +2,7 @@
 // What a mixture costs beside dense models, how its experts could be cut finer, and how soon all of them are used.
 #pragma once
 
+#include <cstdint>
 #include <string>
 #include <vector>
 

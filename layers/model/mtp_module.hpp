@@ -8,6 +8,7 @@
 // position, number and all other facts of token i. Its losses, balance losses too, are means over all T tokens.
 #pragma once
 
+#include <cstdint>
 #include <optional>
 #include <string>
 

@@ -2,7 +2,9 @@
 // From the keys of a model to the options of its routers and experts.
 #pragma once
 
+#include <cstdint>
 #include <string>
+#include <vector>
 
 #include "layers/model/config.hpp"
 #include "layers/moe/expert.hpp"

@@ -2,6 +2,7 @@
 // The attention of a layer: multi-head or latent, as the model has it.
 #pragma once
 
+#include <cstdint>
 #include <string>
 #include <variant>
 

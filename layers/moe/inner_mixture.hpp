@@ -5,6 +5,7 @@
 // experts are used costs no rank more than another, so their gate has no balance loss.
 #pragma once
 
+#include <cstdint>
 #include <string>
 #include <vector>
 

@@ -3,6 +3,8 @@
 // expert-parallel group: a router, the routed experts, and the shared expert.
 #pragma once
 
+#include <cstdint>
+#include <functional>
 #include <optional>
 #include <string>
 #include <string_view>

@@ -2,6 +2,7 @@
 // Rows of an exchange as the kernels read them: base and stride, indices as tensors; and the sums of a combine.
 #pragma once
 
+#include <cstdint>
 #include <span>
 #include <vector>
 

@@ -2,6 +2,7 @@
 // The two ends of a model: token ids to rows, and rows to logits and losses.
 #pragma once
 
+#include <cstdint>
 #include <optional>
 #include <string>
 

@@ -2,6 +2,7 @@
 // The feed-forward network of a dense layer, of a shared expert and of every routed expert; with a highway gate, too.
 #pragma once
 
+#include <cstdint>
 #include <string>
 #include <string_view>
 

@@ -5,6 +5,7 @@
 // never makes keys or values. Both give the same outputs.
 #pragma once
 
+#include <cstdint>
 #include <optional>
 #include <string>
 

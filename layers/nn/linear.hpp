@@ -3,6 +3,7 @@
 // y = x W^T + b.
 #pragma once
 
+#include <cstdint>
 #include <optional>
 #include <string>
 #include <string_view>

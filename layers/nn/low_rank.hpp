@@ -4,6 +4,8 @@
 // h is small and is computed again for the gradient of b.
 #pragma once
 
+#include <string>
+
 #include "layers/nn/linear.hpp"
 
 namespace cadre {

@@ -2,6 +2,7 @@
 // Normalisation of rows: RMSNorm (the default of DeepSeek-V3) or LayerNorm (GPT-2).
 #pragma once
 
+#include <cstdint>
 #include <optional>
 #include <string>
 

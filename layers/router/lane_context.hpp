@@ -2,7 +2,10 @@
 // What a module needs when it talks to other ranks: the context of its micro-batch, and the lane that carries it.
 #pragma once
 
+#include <cstdint>
+#include <functional>
 #include <optional>
+#include <utility>
 
 #include "comm/exchange/dispatch.hpp"
 #include "comm/job/poll.hpp"

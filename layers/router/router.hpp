@@ -2,8 +2,10 @@
 // Picks experts for each token and weighs them: the pieces of routing.hpp in a row, and their way back.
 #pragma once
 
+#include <cstdint>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 

@@ -8,6 +8,7 @@
 // for each group of neighbouring experts, and an expert's score is softmax(group) softmax(expert within its group).
 #pragma once
 
+#include <cstdint>
 #include <span>
 #include <string>
 #include <vector>

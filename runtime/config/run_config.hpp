@@ -150,7 +150,7 @@ struct LogConfig {
   std::string progress = "auto";
   std::string metrics = "jsonl";  // csv: metrics.csv beside metrics.jsonl
   bool tensorboard = false;
-  std::string routing;  // folder for the experts that tokens visited; empty: none
+  std::string routing = {};  // folder for the experts that tokens visited; empty: none
 
   bool operator==(const LogConfig&) const = default;
 };

@@ -3,6 +3,7 @@
 // units of two experts need not correspond, so that the mean of unlike ones is no good expert: what was lost is measured.
 #pragma once
 
+#include <cstdint>
 #include <string>
 #include <vector>
 

@@ -4,6 +4,7 @@
 // where the program asks for them, always in the order of micro-batches: overlap changes no bit.
 #pragma once
 
+#include <cstdint>
 #include <functional>
 #include <optional>
 #include <vector>

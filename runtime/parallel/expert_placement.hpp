@@ -2,6 +2,8 @@
 // Where a run puts its experts: in a row, with redundant ones, or as a file of `cadre plan placement` says.
 #pragma once
 
+#include <string>
+
 #include "comm/group/communicator.hpp"
 #include "layers/model/config.hpp"
 #include "layers/model/stage_place.hpp"

@@ -5,6 +5,7 @@
 // sum arrives at the parameter's owner alone, which hands the new value to the others before the next step reads it.
 #pragma once
 
+#include <cstdint>
 #include <deque>
 #include <optional>
 #include <utility>

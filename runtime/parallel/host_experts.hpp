@@ -3,6 +3,7 @@
 // (exchange.balance = host).
 #pragma once
 
+#include <cstdint>
 #include <memory>
 #include <vector>
 

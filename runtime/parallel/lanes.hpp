@@ -3,9 +3,11 @@
 // the memory of its activations. Tasks on different lanes run interleaved on one thread.
 #pragma once
 
+#include <cstdint>
 #include <functional>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "comm/exchange/choose.hpp"

@@ -3,6 +3,7 @@
 // back, as messages to another rank or as copies on the same one.
 #pragma once
 
+#include <cstdint>
 #include <map>
 #include <vector>
 

@@ -2,6 +2,7 @@
 // The parts of a step that training and evaluation share: one micro-batch through a stage, and the norm of the gradients.
 #pragma once
 
+#include <cstdint>
 #include <functional>
 
 #include "runtime/observe/step_metrics.hpp"

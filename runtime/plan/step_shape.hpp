@@ -2,6 +2,7 @@
 // What the ranks of a job do in a step, by configuration and machine: the times of each stage's passes, sums and updates.
 #pragma once
 
+#include <cstdint>
 #include <string>
 #include <vector>
 

@@ -2,6 +2,7 @@
 // A model on one row of ranks that runs single micro-batches of random tokens and measures the time of each phase.
 #pragma once
 
+#include <cstdint>
 #include <map>
 #include <string>
 #include <vector>

@@ -3,6 +3,8 @@
 // that fails is said and costs the run nothing but that checkpoint.
 #pragma once
 
+#include <cstdint>
+#include <filesystem>
 #include <functional>
 #include <memory>
 #include <optional>

@@ -3,6 +3,7 @@
 // the fastest is taken. The choice is kept with the run, so that a resume takes the same.
 #pragma once
 
+#include <cstdint>
 #include <optional>
 #include <string>
 #include <vector>

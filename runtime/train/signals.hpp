@@ -6,6 +6,7 @@
 
 #include <array>
 #include <csignal>
+#include <cstdint>
 
 #include "comm/base/buffer.hpp"
 #include "comm/group/communicator.hpp"

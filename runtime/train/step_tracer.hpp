@@ -6,6 +6,7 @@
 #include <filesystem>
 #include <optional>
 #include <set>
+#include <string>
 
 #include "comm/base/trace.hpp"
 #include "runtime/observe/rank_trace.hpp"

@@ -2,7 +2,11 @@
 // The training run of one rank: steps, evaluation, checkpoints, logs.
 #pragma once
 
+#include <cstdint>
 #include <optional>
+#include <string>
+#include <utility>
+#include <vector>
 
 #include "comm/base/trace.hpp"
 #include "runtime/checkpoint/manifest.hpp"

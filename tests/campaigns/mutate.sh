@@ -52,14 +52,19 @@ check_list() {
   return "$failed"
 }
 
-target_of() { echo "${1//\//_}_test"; }
+# target_of TEST: the program that holds it.
+target_of() {
+  local kind=""
+  ! grep -q "FILE $1_test\.cpp.*gpu" "$tree/tests/CMakeLists.txt" || kind=gpu_
+  echo "${1%%/*}_${kind}tests"
+}
 
 # notices TEST: builds it and says whether it fails; fails itself when nothing is built.
 notices() {
   local target code=0
   target=$(target_of "$1")
   cmake --build "$build" --target "$target" >"$folder/build.log" 2>&1 || return 2
-  timeout 300 "$build/tests/$target" >"$folder/test.log" 2>&1 || code=$?
+  timeout 300 "$build/tests/$target" "$1" >"$folder/test.log" 2>&1 || code=$?
   ((code != 0))
 }
 

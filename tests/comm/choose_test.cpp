@@ -9,7 +9,7 @@
 #include "comm/base/check.hpp"
 #include "tests/support/ranks.hpp"
 
-namespace cadre {
+namespace cadre::choose_test {
 namespace {
 
 ExchangeWorkload workload(int64_t tokens, int top_k, int64_t width = 2048) {
@@ -103,4 +103,4 @@ TEST(Choose, shared_between_hosts_is_refused_with_the_way_out) {
 }
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::choose_test

@@ -13,7 +13,7 @@
 #include "comm/base/check.hpp"
 #include "comm/base/fields.hpp"
 
-namespace cadre {
+namespace cadre::console_test {
 namespace {
 
 using testing::HasSubstr;
@@ -102,4 +102,4 @@ TEST(ErrorList, ThrowsAllErrorsAtOnce) {
 }
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::console_test

@@ -12,7 +12,7 @@
 #include "comm/progress/engine.hpp"
 #include "tests/support/exchanges.hpp"
 
-namespace cadre {
+namespace cadre::dispatch_test {
 namespace {
 
 constexpr int kTopK = 3;
@@ -296,4 +296,4 @@ TEST(Dispatch, places_rows_by_expert_then_source_then_token) {
 }
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::dispatch_test

@@ -13,7 +13,7 @@
 #include "tests/support/exchanges.hpp"
 #include "tests/support/ranks.hpp"
 
-namespace cadre {
+namespace cadre::exchange_test {
 namespace {
 
 void each_exchange(const test::ExchangeNeeds& needs, const std::function<void(Communicator&, Exchange&)>& body) {
@@ -375,4 +375,4 @@ TEST(Exchange, conserves_rows_and_slots) {
 }
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::exchange_test

@@ -14,7 +14,7 @@
 
 #include "comm/liveness/watch_graph.hpp"
 
-namespace cadre {
+namespace cadre::handshake_test {
 namespace {
 
 using namespace std::chrono_literals;
@@ -231,4 +231,4 @@ TEST_F(HandshakeTest, a_link_survives_partial_sends) {
 }
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::handshake_test

@@ -14,7 +14,7 @@
 #include "tests/support/exchanges.hpp"
 #include "tests/support/ranks.hpp"
 
-namespace cadre {
+namespace cadre::hierarchical_test {
 namespace {
 
 // --- layouts --------------------------------------------------------------------------------------------------------
@@ -332,4 +332,4 @@ TEST(HostTraffic, is_what_the_plans_predict_to_the_byte) {
 }
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::hierarchical_test

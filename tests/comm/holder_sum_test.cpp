@@ -11,7 +11,7 @@
 #include "comm/base/random.hpp"
 #include "tests/support/ranks.hpp"
 
-namespace cadre {
+namespace cadre::holder_sum_test {
 namespace {
 
 // What `rank` holds of value `id`: numbers whose float sums depend on the order.
@@ -100,4 +100,4 @@ TEST(HolderSum, begins_when_what_comes_before_is_complete) {
 }
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::holder_sum_test

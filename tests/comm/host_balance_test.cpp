@@ -13,7 +13,7 @@
 #include "comm/base/random.hpp"
 #include "launch/bench/workloads.hpp"
 
-namespace cadre {
+namespace cadre::host_balance_test {
 namespace {
 
 // Rows that each rank of the map computes.
@@ -154,4 +154,4 @@ TEST(HostBalance, evens_out_every_workload) {
 }
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::host_balance_test

@@ -12,7 +12,7 @@
 #include "comm/transport/local.hpp"
 #include "tests/support/ranks.hpp"
 
-namespace cadre {
+namespace cadre::job_context_test {
 namespace {
 
 struct Outcome {
@@ -72,4 +72,4 @@ TEST(JobContext, TracesOnTheThreadThatAttachedTheRecorder) {
 }
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::job_context_test

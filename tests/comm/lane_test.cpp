@@ -10,7 +10,7 @@
 #include "comm/progress/engine.hpp"
 #include "tests/support/ranks.hpp"
 
-namespace cadre {
+namespace cadre::lane_test {
 namespace {
 
 using test::on_ranks;
@@ -142,4 +142,4 @@ TEST(Trace, activities_follow_each_other_without_gaps) {
 }
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::lane_test

@@ -15,7 +15,7 @@
 #include "tests/support/messages.hpp"
 #include "tests/support/ranks.hpp"
 
-namespace cadre {
+namespace cadre::large_plan_test {
 namespace {
 
 constexpr int64_t kRows = 133;
@@ -209,4 +209,4 @@ TEST(LargePlan, refuses_to_plan_more_slots_than_an_int_holds) {
 }
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::large_plan_test

@@ -10,7 +10,7 @@
 #include "comm/transport/transport.hpp"
 #include "tests/support/ranks.hpp"
 
-namespace cadre {
+namespace cadre::liveness_test {
 namespace {
 
 void meet(const Communicator& world) {
@@ -95,4 +95,4 @@ TEST(Liveness, agreement_is_of_all_and_has_a_deadline) {
 }
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::liveness_test

@@ -13,7 +13,7 @@
 #include "layers/kernels/gpu/cuda.hpp"
 #include "tests/support/ranks.hpp"
 
-namespace cadre {
+namespace cadre::nccl_test {
 namespace {
 
 constexpr int64_t kWidth = 9;
@@ -104,4 +104,4 @@ TEST(Nccl, MovesWhatMpiMoves) {
 }
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::nccl_test

@@ -10,7 +10,7 @@
 #include "comm/base/random.hpp"
 #include "tests/support/ranks.hpp"
 
-namespace cadre {
+namespace cadre::owner_sum_test {
 namespace {
 
 constexpr size_t kSizes[] = {1000, 1, 0, 700'000, 37};  // one of many pieces
@@ -67,4 +67,4 @@ TEST(OwnerSum, adds_guests_in_order_to_the_owner) {
 }
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::owner_sum_test

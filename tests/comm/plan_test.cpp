@@ -10,7 +10,7 @@
 #include "comm/base/check.hpp"
 #include "comm/base/random.hpp"
 
-namespace cadre {
+namespace cadre::plan_test {
 namespace {
 
 // top_k different experts for each token; about one slot in eight is masked.
@@ -226,4 +226,4 @@ TEST(ExpertBatch, keeps_source_order_inside_each_expert) {
 }
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::plan_test

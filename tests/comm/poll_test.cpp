@@ -9,7 +9,7 @@
 
 #include "comm/progress/deferred.hpp"
 
-namespace cadre {
+namespace cadre::poll_test {
 namespace {
 
 // Complete once it has been tested so often, or told so.
@@ -182,4 +182,4 @@ TEST(DeferredQueue, RunsEarlyPartsFirstWhenAsked) {
 }
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::poll_test

@@ -7,7 +7,7 @@
 
 #include "tests/support/ranks.hpp"
 
-namespace cadre {
+namespace cadre::progress_thread_test {
 namespace {
 
 using test::on_ranks;
@@ -50,4 +50,4 @@ TEST(ProgressThread, LeavesMessagesWhole) {
 }
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::progress_thread_test

@@ -6,7 +6,7 @@
 #include <cmath>
 #include <set>
 
-namespace cadre {
+namespace cadre::random_test {
 namespace {
 
 TEST(Random, is_a_function_of_seed_purpose_id_and_index) {
@@ -43,4 +43,4 @@ TEST(Random, below_reaches_every_value_and_no_other) {
 }
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::random_test

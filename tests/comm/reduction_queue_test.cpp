@@ -13,7 +13,7 @@
 #include "comm/base/random.hpp"
 #include "tests/support/ranks.hpp"
 
-namespace cadre {
+namespace cadre::reduction_queue_test {
 namespace {
 
 constexpr size_t kLong = 300'003;  // several pieces
@@ -195,4 +195,4 @@ TEST(ReductionQueue, Bf16RoundsWhatTravels) {
 }
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::reduction_queue_test

@@ -8,7 +8,7 @@
 
 #include "comm/job/job_context.hpp"
 
-namespace cadre {
+namespace cadre::request_test {
 namespace {
 
 class Never : public PendingOperation {
@@ -76,4 +76,4 @@ TEST(Request, LeavesItsMemoryToTheJobWhenItIsGivenUp) {
 }
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::request_test

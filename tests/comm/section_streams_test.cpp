@@ -11,7 +11,7 @@
 #include "comm/base/buffer.hpp"
 #include "tests/support/ranks.hpp"
 
-namespace cadre {
+namespace cadre::section_streams_test {
 namespace {
 
 constexpr StreamOptions kOptions = {.piece_bytes = 64, .pieces = 4};
@@ -140,4 +140,4 @@ TEST(SectionStreams, one_that_is_given_up_harms_nobody) {
 }
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::section_streams_test

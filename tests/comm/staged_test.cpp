@@ -16,7 +16,7 @@
 #include "comm/job/wait.hpp"
 #include "tests/support/ranks.hpp"
 
-namespace cadre {
+namespace cadre::staged_test {
 namespace {
 
 constexpr size_t kDeviceBytes = size_t{1} << 16;
@@ -185,4 +185,4 @@ TEST(Staged, CopiesNothingOfTheHost) {
 }
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::staged_test

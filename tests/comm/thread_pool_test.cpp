@@ -14,7 +14,7 @@
 
 #include "comm/base/check.hpp"
 
-namespace cadre {
+namespace cadre::thread_pool_test {
 namespace {
 
 class Pool : public testing::TestWithParam<int> {
@@ -137,4 +137,4 @@ TEST(ThreadPool, ItsOwnThreadPollsBetweenParts) {
 }
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::thread_pool_test

@@ -21,7 +21,7 @@
 #include "comm/transport/local.hpp"
 #include "tests/support/ranks.hpp"
 
-namespace cadre {
+namespace cadre::transport_test {
 namespace {
 
 using test::on_ranks;
@@ -311,4 +311,4 @@ TEST(Grid, fits_or_says_why_not) {
 }
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::transport_test

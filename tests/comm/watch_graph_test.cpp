@@ -11,7 +11,7 @@
 
 #include "comm/base/random.hpp"
 
-namespace cadre {
+namespace cadre::watch_graph_test {
 namespace {
 
 using Graph = std::vector<std::vector<int>>;
@@ -98,4 +98,4 @@ TEST(WatchGraph, a_thousand_random_sets_of_eight_deaths_leave_the_others_connect
 }
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::watch_graph_test

@@ -16,7 +16,7 @@
 #include "comm/wire/fp8.hpp"
 #include "tests/support/wire_bounds.hpp"
 
-namespace cadre {
+namespace cadre::wire_test {
 namespace {
 
 using test::fp8_bound;
@@ -261,4 +261,4 @@ TEST(RowFormat, adds_rows_and_refuses_what_it_cannot_round) {
 }
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::wire_test

@@ -15,7 +15,7 @@
 #include "runtime/checkpoint/file.hpp"
 #include "tests/support/files.hpp"
 
-namespace cadre {
+namespace cadre::leftovers_test {
 namespace {
 
 namespace fs = std::filesystem;
@@ -83,4 +83,4 @@ TEST(Leftovers, only_old_segments_that_nobody_maps_are_removed) {
 }
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::leftovers_test

@@ -9,7 +9,7 @@
 
 #include "tests/support/ranks.hpp"
 
-namespace cadre {
+namespace cadre::network_test {
 namespace {
 
 using testing::AllOf;
@@ -69,4 +69,4 @@ TEST(Network, MeasuresOneNeighbourAndOneRankOfEachOtherHost) {
 }
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::network_test

@@ -4,7 +4,7 @@
 
 #include <gtest/gtest.h>
 
-namespace cadre {
+namespace cadre::accounting_test {
 namespace {
 
 // 8 of 256 experts: 86.9 % of them after 64 tokens, 99.83 % after 200, all but 1.3 in ten million after 500.
@@ -103,4 +103,4 @@ TEST(FineGrained, Golden) {
 }
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::accounting_test

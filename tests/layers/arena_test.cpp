@@ -4,7 +4,7 @@
 
 #include <gtest/gtest.h>
 
-namespace cadre {
+namespace cadre::arena_test {
 namespace {
 
 constexpr size_t kBytes = 64;
@@ -77,4 +77,4 @@ TEST(WorkScope, a_dry_run_counts_both) {
 }
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::arena_test

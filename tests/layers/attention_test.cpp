@@ -10,7 +10,7 @@
 #include "tests/support/messages.hpp"
 #include "tests/support/tensors.hpp"
 
-namespace cadre {
+namespace cadre::attention_test {
 namespace {
 
 constexpr int64_t kBatch = 2;
@@ -164,4 +164,4 @@ TEST_F(AttentionTest, RefusesHeadsThatDoNotDivide) {
 }
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::attention_test

@@ -8,7 +8,7 @@
 #include "layers/router/loss_terms.hpp"
 #include "tests/support/layer_run.hpp"
 
-namespace cadre {
+namespace cadre::balance_test {
 namespace {
 
 using test::LayerCase;
@@ -148,4 +148,4 @@ TEST(Capacity, a_factor_is_rounded_up) {
 }
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::balance_test

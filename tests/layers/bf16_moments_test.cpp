@@ -8,7 +8,7 @@
 #include "layers/kernels/kernels.hpp"
 #include "tests/support/tensors.hpp"
 
-namespace cadre {
+namespace cadre::bf16_moments_test {
 namespace {
 
 constexpr AdamWStep kStep = {.learning_rate = 3e-3,
@@ -80,4 +80,4 @@ TEST(Bf16Moments, EqualTheReference) {
 }
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::bf16_moments_test

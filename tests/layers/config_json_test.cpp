@@ -13,7 +13,7 @@
 #include "layers/model/router_options.hpp"
 #include "tests/support/messages.hpp"
 
-namespace cadre {
+namespace cadre::config_json_test {
 namespace {
 
 using nlohmann::json;
@@ -371,4 +371,4 @@ TEST(ConfigJson, DeepSeeksNameStandsOnlyOverWhatItsClassesCompute) {
 }
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::config_json_test

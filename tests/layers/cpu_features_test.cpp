@@ -11,7 +11,7 @@
 #include "layers/kernels/cpu/products.hpp"
 #include "tests/support/messages.hpp"
 
-namespace cadre {
+namespace cadre::cpu_features_test {
 namespace {
 
 std::string value_of(const char* variable) {
@@ -67,4 +67,4 @@ TEST(CpuFeatures, RefusesALimitThatItDoesNotKnow) {
 }
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::cpu_features_test

@@ -16,7 +16,7 @@
 #include "layers/kernels/kernels.hpp"
 #include "tests/support/tensors.hpp"
 
-namespace cadre {
+namespace cadre::cpu_products_test {
 namespace {
 
 struct Backend {
@@ -258,4 +258,4 @@ TEST(CpuProducts, VectorRoundingEqualsScalarRounding) {
 }
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::cpu_products_test

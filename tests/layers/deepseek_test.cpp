@@ -12,7 +12,7 @@
 #include "tests/support/ranks.hpp"
 #include "tests/support/tensors.hpp"
 
-namespace cadre {
+namespace cadre::deepseek_test {
 namespace {
 
 using test::DeepSeekReference;
@@ -372,4 +372,4 @@ INSTANTIATE_TEST_SUITE_P(Configurations, DeepSeek, testing::ValuesIn(cases()), [
 });
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::deepseek_test

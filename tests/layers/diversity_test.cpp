@@ -6,7 +6,7 @@
 
 #include <vector>
 
-namespace cadre {
+namespace cadre::diversity_test {
 namespace {
 
 // Outputs of three, one, two and no experts of four tokens.
@@ -65,4 +65,4 @@ TEST(Diversity, leaves_an_output_of_zero_alone) {
 }
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::diversity_test

@@ -16,7 +16,7 @@
 #include "tests/support/ranks.hpp"
 #include "tests/support/tensors.hpp"
 
-namespace cadre {
+namespace cadre::documents_test {
 namespace {
 
 using Lengths = std::vector<int64_t>;
@@ -270,4 +270,4 @@ TEST(DocumentModel, WeightsMultiplyLossesAndGradients) {
 }
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::documents_test

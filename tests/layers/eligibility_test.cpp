@@ -8,7 +8,7 @@
 #include <limits>
 #include <vector>
 
-namespace cadre {
+namespace cadre::eligibility_test {
 namespace {
 
 constexpr double kInf = std::numeric_limits<double>::infinity();
@@ -57,4 +57,4 @@ TEST(Eligibility, conditions_count_positions_in_their_sequence_and_tasks_by_numb
 }
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::eligibility_test

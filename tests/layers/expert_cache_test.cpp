@@ -14,7 +14,7 @@
 #include "layers/tensor/parameter.hpp"
 #include "tests/support/tensors.hpp"
 
-namespace cadre {
+namespace cadre::expert_cache_test {
 namespace {
 
 constexpr int64_t kHidden = 24;
@@ -143,4 +143,4 @@ TEST_F(ExpertCacheTest, ForgetsWhatWasNotUsedForLongest) {
 }
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::expert_cache_test

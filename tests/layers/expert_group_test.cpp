@@ -12,7 +12,7 @@
 #include "tests/support/gpu_twin.hpp"
 #include "tests/support/tensors.hpp"
 
-namespace cadre {
+namespace cadre::expert_group_test {
 namespace {
 
 constexpr int64_t kHidden = 24;
@@ -99,4 +99,4 @@ TEST_P(TypedExperts, RunOneAfterTheOther) {
 INSTANTIATE_TEST_SUITE_P(Activations, TypedExperts, testing::Values(Activation::silu));
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::expert_group_test

@@ -16,7 +16,7 @@
 #include "tests/support/gpu_twin.hpp"
 #include "tests/support/ranks.hpp"
 
-namespace cadre::moe {
+namespace cadre::moe::facade_test {
 namespace {
 
 constexpr int kTopK = 3;
@@ -327,4 +327,4 @@ TEST(Facade, makes_plans_without_ranks) {
 TEST(Facade, knows_its_version) { EXPECT_EQ(version(), CADRE_MOE_VERSION); }
 
 }  // namespace
-}  // namespace cadre::moe
+}  // namespace cadre::moe::facade_test

@@ -8,7 +8,7 @@
 #include "layers/model/config.hpp"
 #include "tests/support/messages.hpp"
 
-namespace cadre {
+namespace cadre::family_config_test {
 namespace {
 
 using nlohmann::json;
@@ -212,4 +212,4 @@ TEST(FamilyConfig, AFamilyIsReadAsTheOneItWasWrittenAs) {
 }
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::family_config_test

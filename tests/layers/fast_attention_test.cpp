@@ -12,7 +12,7 @@
 #include "tests/support/fast_back_ends.hpp"
 #include "tests/support/tensors.hpp"
 
-namespace cadre {
+namespace cadre::fast_attention_test {
 namespace {
 
 constexpr double u = 0x1p-24;
@@ -143,4 +143,4 @@ INSTANTIATE_TEST_SUITE_P(Shapes, FastAttention,
                          [](const auto& one) { return std::get<0>(one.param).name + std::to_string(one.index); });
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::fast_attention_test

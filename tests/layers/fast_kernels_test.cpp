@@ -12,7 +12,7 @@
 #include <utility>
 #include <vector>
 
-namespace cadre {
+namespace cadre::fast_kernels_test {
 namespace {
 
 using FastKernels = test::FastKernels;
@@ -388,4 +388,4 @@ TEST_P(FastKernels, EmptyBatches) {
 INSTANTIATE_TEST_SUITE_P(BackEnds, FastKernels, test::each_fast_back_end(), test::name_of_back_end);
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::fast_kernels_test

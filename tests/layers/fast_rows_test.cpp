@@ -10,7 +10,7 @@
 #include "layers/nn/attention.hpp"
 #include "tests/support/fast_kernels.hpp"
 
-namespace cadre {
+namespace cadre::fast_rows_test {
 namespace {
 
 using FastKernels = test::FastKernels;
@@ -188,4 +188,4 @@ TEST_P(FastKernels, FourColumns) {
 INSTANTIATE_TEST_SUITE_P(BackEnds, FastKernels, test::each_fast_back_end(), test::name_of_back_end);
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::fast_rows_test

@@ -16,7 +16,7 @@
 #include "layers/tensor/parameter.hpp"
 #include "tests/support/tensors.hpp"
 
-namespace cadre {
+namespace cadre::fp8_products_test {
 namespace {
 
 constexpr int64_t kTile = 128;
@@ -240,4 +240,4 @@ TEST(Fp8, TheHeadKeepsHighPrecision) {
 }
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::fp8_products_test

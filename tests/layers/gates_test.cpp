@@ -12,7 +12,7 @@
 #include "tests/support/layer_run.hpp"
 #include "tests/support/ranks.hpp"
 
-namespace cadre {
+namespace cadre::gates_test {
 namespace {
 
 using test::LayerCase;
@@ -265,4 +265,4 @@ TEST(Gates, the_bias_alone_makes_a_skewed_start_even) {
 }
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::gates_test

@@ -18,7 +18,7 @@
 #include "tests/support/gpu_twin_machine.hpp"
 #include "tests/support/tensors.hpp"
 
-namespace cadre {
+namespace cadre::gpu_bodies_test {
 namespace {
 
 using test::TwinMemory;
@@ -324,4 +324,4 @@ TEST(GpuFp8, RoundsAsTheHostDoes) {
 }
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::gpu_bodies_test

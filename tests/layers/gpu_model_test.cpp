@@ -16,7 +16,7 @@
 #include "tests/support/ranks.hpp"
 #include "tests/support/tensors.hpp"
 
-namespace cadre {
+namespace cadre::gpu_model_test {
 namespace {
 
 constexpr int64_t kSequences = 2;
@@ -196,4 +196,4 @@ TEST(GpuModel, DeviceTrainsAsTheCpuDoes) {
 }
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::gpu_model_test

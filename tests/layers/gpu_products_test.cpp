@@ -15,7 +15,7 @@
 #include "tests/support/gpu_twin.hpp"
 #include "tests/support/tensors.hpp"
 
-namespace cadre {
+namespace cadre::gpu_products_test {
 namespace {
 
 struct Shape {
@@ -251,4 +251,4 @@ TEST_P(Fp8OnDevice, OfGroupsIsThatOfTheCpu) {
 INSTANTIATE_TEST_SUITE_P(Precisions, Fp8OnDevice, testing::Values(Precision::fp8, Precision::fp8_ue8m0));
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::gpu_products_test

@@ -12,7 +12,7 @@
 #include "layers/router/weights.hpp"
 #include "tests/support/fast_kernels.hpp"
 
-namespace cadre {
+namespace cadre::gpu_router_test {
 namespace {
 
 constexpr int64_t kTokens = 12;
@@ -105,4 +105,4 @@ TEST_P(GpuRouter, GoesBackAsThePiecesDo) {
 INSTANTIATE_TEST_SUITE_P(, GpuRouter, test::each_fast_back_end(), test::name_of_back_end);
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::gpu_router_test

@@ -17,7 +17,7 @@
 #include "tests/support/cuda_on_threads.hpp"
 #include "tests/support/tensors.hpp"
 
-namespace cadre {
+namespace cadre::gpu_twin_test {
 namespace {
 
 using test::TwinMemory;
@@ -277,4 +277,4 @@ TEST(GpuTwin, ProductsInFp8KeepTheirBits) {
 }
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::gpu_twin_test

@@ -15,7 +15,7 @@
 #include "tests/support/gradient_check.hpp"
 #include "tests/support/tensors.hpp"
 
-namespace cadre {
+namespace cadre::gradients_test {
 namespace {
 
 using test::dot;
@@ -393,4 +393,4 @@ TEST_F(GradientsTest, SoftmaxAndSigmoid) {
 }
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::gradients_test

@@ -8,7 +8,7 @@
 
 #include "tests/support/fast_kernels.hpp"
 
-namespace cadre {
+namespace cadre::grouped_products_test {
 namespace {
 
 using test::u;
@@ -101,4 +101,4 @@ TEST_P(GroupedProducts, NoRowsAtAll) {
 INSTANTIATE_TEST_SUITE_P(BackEnds, GroupedProducts, test::each_fast_back_end(), test::name_of_back_end);
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::grouped_products_test

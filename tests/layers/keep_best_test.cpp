@@ -13,7 +13,7 @@
 #include "tests/support/exchanges.hpp"
 #include "tests/support/ranks.hpp"
 
-namespace cadre {
+namespace cadre::keep_best_test {
 namespace {
 
 constexpr int kColumns = 5;
@@ -88,4 +88,4 @@ TEST(KeepBest, keys_sort_as_numbers_do) {
 }
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::keep_best_test

@@ -12,7 +12,7 @@
 #include "tests/support/messages.hpp"
 #include "tests/support/tensors.hpp"
 
-namespace cadre {
+namespace cadre::latent_attention_test {
 namespace {
 
 constexpr int64_t kBatch = 2;
@@ -141,4 +141,4 @@ TEST(YarnRope, MultipliesByTheRatioOfBothScales) {
 }
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::latent_attention_test

@@ -6,7 +6,7 @@
 #include "tests/support/messages.hpp"
 #include "tests/support/model_configs.hpp"
 
-namespace cadre {
+namespace cadre::model_config_counts_test {
 namespace {
 
 using test::deepseek_moe_16b;
@@ -132,4 +132,4 @@ TEST(ModelConfig, CountsEveryVariantByHand) {
 }
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::model_config_counts_test

@@ -11,7 +11,7 @@
 #include "tests/support/messages.hpp"
 #include "tests/support/model_configs.hpp"
 
-namespace cadre {
+namespace cadre::model_config_refusals_test {
 namespace {
 
 using nlohmann::json;
@@ -200,4 +200,4 @@ TEST(ModelConfig, RefusesLatentAttentionThatCannotBe) {
 }
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::model_config_refusals_test

@@ -6,7 +6,7 @@
 #include "layers/model/config.hpp"
 #include "tests/support/model_configs.hpp"
 
-namespace cadre {
+namespace cadre::model_config_test {
 namespace {
 
 using nlohmann::json;
@@ -127,4 +127,4 @@ TEST(ModelConfig, LayerFrequencyCountsFromLayerZero) {
 }
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::model_config_test

@@ -12,7 +12,7 @@
 #include "tests/support/gradient_check.hpp"
 #include "tests/support/ranks.hpp"
 
-namespace cadre {
+namespace cadre::model_test {
 namespace {
 
 constexpr int64_t kSequences = 2;
@@ -214,4 +214,4 @@ TEST(Model, the_mean_of_shared_experts_divides_by_their_number) {
 }
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::model_test

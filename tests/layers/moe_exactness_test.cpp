@@ -13,7 +13,7 @@
 
 #include "tests/support/moe_runs.hpp"
 
-namespace cadre {
+namespace cadre::moe_exactness_test {
 namespace {
 
 using test::BackEnd;
@@ -270,4 +270,4 @@ TEST(MoeExactness, cases_are_what_they_say) {
 }
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::moe_exactness_test

@@ -10,7 +10,7 @@
 #include "tests/support/gradient_check.hpp"
 #include "tests/support/layer_run.hpp"
 
-namespace cadre {
+namespace cadre::moe_layer_test {
 namespace {
 
 using test::LayerCase;
@@ -158,4 +158,4 @@ TEST(MoeLayer, slot_order_gives_the_same_bits_for_any_spread_of_experts) {
 }
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::moe_layer_test

@@ -9,7 +9,7 @@
 #include "tests/support/gradient_check.hpp"
 #include "tests/support/router_cases.hpp"
 
-namespace cadre {
+namespace cadre::moe_routers_test {
 namespace {
 
 using test::kHidden;
@@ -328,4 +328,4 @@ TEST(MoeRouters, buffers_learn_the_same_on_any_number_of_ranks) {
 }
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::moe_routers_test

@@ -9,7 +9,7 @@
 #include "tests/support/moe_runs.hpp"
 #include "tests/support/wire_bounds.hpp"
 
-namespace cadre {
+namespace cadre::moe_wire_test {
 namespace {
 
 using test::Cut;
@@ -204,4 +204,4 @@ TEST(MoeWire, the_error_of_all_outputs_together_is_that_of_one_rounding) {
 }
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::moe_wire_test

@@ -15,7 +15,7 @@
 #include "layers/kernels/cpu/products.hpp"
 #include "tests/support/tensors.hpp"
 
-namespace cadre {
+namespace cadre::narrow_products_test {
 namespace {
 
 struct Format {
@@ -231,4 +231,4 @@ INSTANTIATE_TEST_SUITE_P(Formats, NarrowProducts, testing::ValuesIn(kFormats),
                          [](const auto& instance) { return std::string(instance.param.name); });
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::narrow_products_test

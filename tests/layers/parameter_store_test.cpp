@@ -13,7 +13,7 @@
 #include "tests/support/messages.hpp"
 #include "tests/support/tensors.hpp"
 
-namespace cadre {
+namespace cadre::parameter_store_test {
 namespace {
 
 using test::values_of;
@@ -187,4 +187,4 @@ TEST(ParameterStore, RefusesGradientsOfAStoreWithout) {
 }
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::parameter_store_test

@@ -7,7 +7,7 @@
 
 #include "comm/base/check.hpp"
 
-namespace cadre {
+namespace cadre::product_choice_test {
 namespace {
 
 TEST(ProductChoice, IsWhatItsTextSays) {
@@ -57,4 +57,4 @@ TEST(ProductChoice, AMeasurementIsAChoice) {
 }
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::product_choice_test

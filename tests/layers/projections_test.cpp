@@ -7,7 +7,7 @@
 #include "layers/model/router_options.hpp"
 #include "tests/support/layer_run.hpp"
 
-namespace cadre {
+namespace cadre::projections_test {
 namespace {
 
 using test::LayerCase;
@@ -105,4 +105,4 @@ TEST(Projections, are_counted_as_single_matrices) {
 }
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::projections_test

@@ -9,7 +9,7 @@
 #include "layers/nn/attention.hpp"
 #include "tests/support/tensors.hpp"
 
-namespace cadre {
+namespace cadre::reference_kernels_test {
 namespace {
 
 using test::values_of;
@@ -342,4 +342,4 @@ INSTANTIATE_TEST_SUITE_P(Types, ReferenceKernels, testing::Values(DType::f32, DT
                          [](const auto& parameter) { return std::string(name_of(parameter.param)); });
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::reference_kernels_test

@@ -7,7 +7,7 @@
 
 #include "tests/support/moe_runs.hpp"
 
-namespace cadre {
+namespace cadre::replicas_test {
 namespace {
 
 using test::BackEnd;
@@ -133,4 +133,4 @@ TEST(Replicas, share_the_rows) {
 }
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::replicas_test

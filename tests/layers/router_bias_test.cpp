@@ -8,7 +8,7 @@
 
 #include "tests/support/eight_tokens.hpp"
 
-namespace cadre {
+namespace cadre::router_bias_test {
 namespace {
 
 using test::Ids;
@@ -59,4 +59,4 @@ TEST(RouterValues, history_counts_negative_gradients_as_successes) {
 }
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::router_bias_test

@@ -6,7 +6,7 @@
 
 #include "tests/support/eight_tokens.hpp"
 
-namespace cadre {
+namespace cadre::router_losses_test {
 namespace {
 
 using test::biased_sigmoid;
@@ -148,4 +148,4 @@ TEST(RouterValues, counts_have_the_gradient_of_the_counts_that_scores_expect) {
 }
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::router_losses_test

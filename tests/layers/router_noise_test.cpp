@@ -8,7 +8,7 @@
 #include "layers/router/loss_terms.hpp"
 #include "tests/support/eight_tokens.hpp"
 
-namespace cadre {
+namespace cadre::router_noise_test {
 namespace {
 
 using test::case_of;
@@ -97,4 +97,4 @@ TEST(RouterValues, jitter_multiplies_the_input_within_its_bounds) {
 }
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::router_noise_test

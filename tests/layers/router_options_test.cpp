@@ -4,7 +4,7 @@
 
 #include <gtest/gtest.h>
 
-namespace cadre {
+namespace cadre::router_options_test {
 namespace {
 
 ModelConfig config() {
@@ -174,4 +174,4 @@ TEST(RouterOptions, selection_and_capacity) {
 }
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::router_options_test

@@ -7,7 +7,7 @@
 
 #include "tests/support/router_cases.hpp"
 
-namespace cadre {
+namespace cadre::router_rules_test {
 namespace {
 
 using test::kHidden;
@@ -250,4 +250,4 @@ TEST(RouterRules, a_logit_that_is_not_finite_is_an_error_with_layer_count_and_to
 }
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::router_rules_test

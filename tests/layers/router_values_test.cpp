@@ -4,7 +4,7 @@
 
 #include "tests/support/eight_tokens.hpp"
 
-namespace cadre {
+namespace cadre::router_values_test {
 namespace {
 
 using test::biased_sigmoid;
@@ -132,4 +132,4 @@ TEST(RouterValues, a_capacity_may_be_a_number_of_tokens) {
 }
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::router_values_test

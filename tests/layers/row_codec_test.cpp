@@ -9,7 +9,7 @@
 
 #include "tests/support/fast_kernels.hpp"
 
-namespace cadre {
+namespace cadre::row_codec_test {
 namespace {
 
 constexpr Wire kWires[] = {Wire::same, Wire::bf16, Wire::fp8};
@@ -111,4 +111,4 @@ TEST_P(RowCodecs, PacksAsTheHostDoes) {
 INSTANTIATE_TEST_SUITE_P(, RowCodecs, test::each_fast_back_end(), test::name_of_back_end);
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::row_codec_test

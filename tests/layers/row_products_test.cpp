@@ -11,7 +11,7 @@
 #include "layers/kernels/kernels.hpp"
 #include "tests/support/tensors.hpp"
 
-namespace cadre {
+namespace cadre::row_products_test {
 namespace {
 
 constexpr int64_t kRowCounts[] = {1, 2, 3, 4, 5, 6, 7, 12, 13, 64, 65};
@@ -177,4 +177,4 @@ TEST_F(RowProducts, AFewQueriesAttendIndependently) {
 }
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::row_products_test

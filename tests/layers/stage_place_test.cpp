@@ -11,7 +11,7 @@
 
 #include "comm/base/random.hpp"
 
-namespace cadre {
+namespace cadre::stage_place_test {
 namespace {
 
 using ::testing::ElementsAre;
@@ -133,4 +133,4 @@ TEST(LayersOf, the_last_stage_of_deepseek_v3_has_one_layer) {
 }
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::stage_place_test

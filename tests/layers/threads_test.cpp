@@ -11,7 +11,7 @@
 #include "layers/kernels/kernels.hpp"
 #include "tests/support/tensors.hpp"
 
-namespace cadre {
+namespace cadre::threads_test {
 namespace {
 
 constexpr int64_t kRows = 700;
@@ -185,4 +185,4 @@ TEST_F(Threads, RowsAndOptimizer) {
 }
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::threads_test

@@ -6,7 +6,7 @@
 
 #include <vector>
 
-namespace cadre {
+namespace cadre::token_facts_test {
 namespace {
 
 std::vector<int64_t> numbers(const TokenFacts& facts, int64_t count) {
@@ -69,4 +69,4 @@ TEST(TokenFacts, nothing_is_left_of_sequences_of_one_token) {
 }
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::token_facts_test

@@ -18,7 +18,7 @@
 #include "tests/support/score_comparison.hpp"
 #include "tests/support/small_runs.hpp"
 
-namespace cadre {
+namespace cadre::adapter_families_test {
 namespace {
 
 namespace fs = std::filesystem;
@@ -217,4 +217,4 @@ TEST(AdapterPatterns, AreThoseOfJoinedExperts) {
 }
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::adapter_families_test

@@ -18,7 +18,7 @@
 #include "tests/support/score_comparison.hpp"
 #include "tests/support/small_runs.hpp"
 
-namespace cadre {
+namespace cadre::adapters_test {
 namespace {
 
 namespace fs = std::filesystem;
@@ -236,4 +236,4 @@ TEST_F(Adapters, RefuseWhatTheModelHasNot) {
 }
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::adapters_test

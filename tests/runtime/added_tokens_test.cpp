@@ -9,7 +9,7 @@
 #include "tests/support/messages.hpp"
 #include "tests/support/tokenizer_samples.hpp"
 
-namespace cadre {
+namespace cadre::added_tokens_test {
 namespace {
 
 using nlohmann::json;
@@ -88,4 +88,4 @@ TEST(ByteLevelBpe, numbers_added_tokens_as_tokenizers_does) {
 }
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::added_tokens_test

@@ -12,7 +12,7 @@
 #include "tests/support/files.hpp"
 #include "tests/support/step_records.hpp"
 
-namespace cadre {
+namespace cadre::balance_alarm_test {
 namespace {
 
 using test::example_step;
@@ -92,4 +92,4 @@ TEST(BalanceAlarm, TheSummaryNamesTheOptionToChange) {
 }
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::balance_alarm_test

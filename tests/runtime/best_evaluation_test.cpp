@@ -11,7 +11,7 @@
 #include "tests/support/ranks.hpp"
 #include "tests/support/small_runs.hpp"
 
-namespace cadre {
+namespace cadre::best_evaluation_test {
 namespace {
 
 namespace fs = std::filesystem;
@@ -86,4 +86,4 @@ TEST(BestEvaluation, EndsARunAndKeepsItsCheckpoint) {
 }
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::best_evaluation_test

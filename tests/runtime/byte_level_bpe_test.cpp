@@ -10,7 +10,7 @@
 #include "tests/support/messages.hpp"
 #include "tests/support/tokenizer_samples.hpp"
 
-namespace cadre {
+namespace cadre::byte_level_bpe_test {
 namespace {
 
 using nlohmann::json;
@@ -102,4 +102,4 @@ TEST(ByteLevelBpe, says_what_its_tables_do_not_know) {
 }
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::byte_level_bpe_test

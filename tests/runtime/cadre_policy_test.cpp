@@ -12,7 +12,7 @@
 #include "comm/base/random.hpp"
 #include "runtime/placement/policies.hpp"
 
-namespace cadre {
+namespace cadre::cadre_policy_test {
 namespace {
 
 // Loads are sums of up to a few hundred shares, in another order: some 1e-14 of a load.
@@ -266,4 +266,4 @@ TEST(CadrePolicy, refuses_what_cannot_be) {
 }
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::cadre_policy_test

@@ -10,7 +10,7 @@
 #include "tests/support/files.hpp"
 #include "tests/support/messages.hpp"
 
-namespace cadre {
+namespace cadre::chat_format_test {
 namespace {
 
 using test::expect_message;
@@ -219,4 +219,4 @@ TEST(Conversations, LinesAreChecked) {
 }
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::chat_format_test

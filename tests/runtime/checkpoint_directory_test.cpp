@@ -12,7 +12,7 @@
 #include "runtime/checkpoint/manifest.hpp"
 #include "tests/support/files.hpp"
 
-namespace cadre {
+namespace cadre::checkpoint_directory_test {
 namespace {
 
 namespace fs = std::filesystem;
@@ -383,4 +383,4 @@ TEST_F(DamageTest, FileNamesMustStayInside) {
 }
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::checkpoint_directory_test

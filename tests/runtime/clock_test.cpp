@@ -7,7 +7,7 @@
 #include "runtime/observe/trace_file.hpp"
 #include "tests/support/ranks.hpp"
 
-namespace cadre {
+namespace cadre::clock_test {
 namespace {
 
 using test::on_ranks;
@@ -63,4 +63,4 @@ TEST(Clock, KeepsTheOrderOfTimes) {
 }
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::clock_test

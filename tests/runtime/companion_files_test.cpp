@@ -10,7 +10,7 @@
 #include "tests/support/files.hpp"
 #include "tests/support/naive_tokenizer.hpp"
 
-namespace cadre {
+namespace cadre::companion_files_test {
 namespace {
 
 using nlohmann::json;
@@ -105,4 +105,4 @@ TEST(TokenizerFiles, ComeWithAllThatBelongsToThem) {
 }
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::companion_files_test

@@ -6,7 +6,7 @@
 #include "runtime/schedule/make_program.hpp"
 #include "runtime/schedule/verify.hpp"
 
-namespace cadre {
+namespace cadre::concurrency_test {
 namespace {
 
 // 1F1B of 4 rows: row r has 4 - r micro-batches under way, and one pass at a time.
@@ -55,4 +55,4 @@ TEST(Concurrency, of_split_backward_passes) {
 }
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::concurrency_test

@@ -17,7 +17,7 @@
 #include "tests/support/ranks.hpp"
 #include "tests/support/small_runs.hpp"
 
-namespace cadre {
+namespace cadre::conversations_test {
 namespace {
 
 using test::expect_message;
@@ -294,4 +294,4 @@ TEST(ConversationData, HoldsOutWholeConversationsOrAFileOfItsOwn) {
 }
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::conversations_test

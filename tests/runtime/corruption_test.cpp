@@ -22,7 +22,7 @@
 #include "tests/support/ranks.hpp"
 #include "tests/support/small_runs.hpp"
 
-namespace cadre {
+namespace cadre::corruption_test {
 namespace {
 
 LogConfig with_table() {
@@ -265,4 +265,4 @@ TEST(Corruption, of_metrics_is_cut_off_or_refused) {
 }
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::corruption_test

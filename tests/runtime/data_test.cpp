@@ -17,7 +17,7 @@
 #include "runtime/tokenizer/bytes.hpp"
 #include "tests/support/messages.hpp"
 
-namespace cadre {
+namespace cadre::data_test {
 namespace {
 
 using test::expect_message;
@@ -372,4 +372,4 @@ TEST_F(DataTest, OpensAMixture) {
 }
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::data_test

@@ -11,7 +11,7 @@
 #include "comm/base/random.hpp"
 #include "tests/support/ranks.hpp"
 
-namespace cadre {
+namespace cadre::decoder_test {
 namespace {
 
 constexpr int64_t kVocabulary = 50;
@@ -144,4 +144,4 @@ INSTANTIATE_TEST_SUITE_P(Models, DecoderBits,
                          });
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::decoder_test

@@ -13,7 +13,7 @@
 #include "tests/support/messages.hpp"
 #include "tests/support/ranks.hpp"
 
-namespace cadre {
+namespace cadre::devices_test {
 namespace {
 
 DeviceSeat seat(int device, int num_devices, std::string_view name) {
@@ -88,4 +88,4 @@ TEST(Devices, WithOneEveryRankHasKernels) {
 }
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::devices_test

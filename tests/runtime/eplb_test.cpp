@@ -9,7 +9,7 @@
 #include "comm/base/check.hpp"
 #include "runtime/placement/policies.hpp"
 
-namespace cadre {
+namespace cadre::eplb_test {
 namespace {
 
 using Ints = std::vector<int>;
@@ -110,4 +110,4 @@ TEST(Eplb, refuses_sizes_that_do_not_divide) {
 }
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::eplb_test

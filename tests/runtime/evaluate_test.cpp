@@ -9,7 +9,7 @@
 #include "tests/support/ranks.hpp"
 #include "tests/support/small_runs.hpp"
 
-namespace cadre {
+namespace cadre::evaluate_test {
 namespace {
 
 constexpr int64_t kLength = 16;
@@ -90,4 +90,4 @@ TEST(Evaluate, IsTheSameOnAnyRanksMicroBatchesAndGrid) {
 }
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::evaluate_test

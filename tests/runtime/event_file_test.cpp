@@ -12,7 +12,7 @@
 #include "tests/support/files.hpp"
 #include "tests/support/step_records.hpp"
 
-namespace cadre {
+namespace cadre::event_file_test {
 namespace {
 
 using testing::HasSubstr;
@@ -121,4 +121,4 @@ TEST(EventFile, RefusesAFolderWithoutMetrics) {
 }
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::event_file_test

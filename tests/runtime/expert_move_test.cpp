@@ -18,7 +18,7 @@
 #include "tests/support/ranks.hpp"
 #include "tests/support/small_runs.hpp"
 
-namespace cadre {
+namespace cadre::expert_move_test {
 namespace {
 
 using test::resumed;
@@ -327,4 +327,4 @@ TEST(ExpertMove, says_why_nothing_moves) {
 }
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::expert_move_test

@@ -19,7 +19,7 @@
 #include "tests/support/ranks.hpp"
 #include "tests/support/tensors.hpp"
 
-namespace cadre {
+namespace cadre::experts_test {
 namespace {
 
 namespace fs = std::filesystem;
@@ -313,4 +313,4 @@ TEST_F(ExpertsTest, TrainingGoesOnFromAGrownModelOnAnyNumberOfRanks) {
 }
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::experts_test

@@ -17,7 +17,7 @@
 #include "tests/support/files.hpp"
 #include "tests/support/ranks.hpp"
 
-namespace cadre {
+namespace cadre::export_test {
 namespace {
 
 namespace fs = std::filesystem;
@@ -205,4 +205,4 @@ TEST(Bf16Moments, AreHalfAsLargeAndComeBackFromACheckpointBitForBit) {
 }
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::export_test

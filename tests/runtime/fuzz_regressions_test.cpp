@@ -12,14 +12,15 @@
 #include "tests/fuzz/readers.hpp"
 #include "tests/support/files.hpp"
 
-namespace cadre {
+namespace cadre::fuzz_regressions_test {
 namespace {
 
 using Reader = void (*)(std::span<const uint8_t>);
 
 void feed(const char* target, Reader read, size_t least) {
   std::vector<std::filesystem::path> files;
-  for (const auto& item : std::filesystem::directory_iterator(std::filesystem::path(CADRE_REGRESSIONS) / target)) {
+  for (const auto& item :
+       std::filesystem::directory_iterator(std::filesystem::path(CADRE_TEST_FOLDER) / "fuzz/regressions" / target)) {
     files.push_back(item.path());
   }
   std::ranges::sort(files);
@@ -62,7 +63,7 @@ TEST(FuzzRegressions, BadSafetensorsGiveOneClearLine) {
       {"empty_header_padded", ""},
       {"empty_header_led", ""},
   };
-  const auto folder = std::filesystem::path(CADRE_REGRESSIONS) / "safetensors";
+  const auto folder = std::filesystem::path(CADRE_TEST_FOLDER) / "fuzz/regressions" / "safetensors";
   for (const auto& [file, words] : kVectors) {
     SCOPED_TRACE(file);
     const auto open = [&, path = folder / file] { SafetensorsReader reader(path); };
@@ -83,4 +84,4 @@ TEST(FuzzRegressions, TokenBin) { feed("token_bin", fuzz::read_token_bin, 13); }
 TEST(FuzzRegressions, TokenizerJson) { feed("tokenizer_json", fuzz::read_tokenizer_json, 14); }
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::fuzz_regressions_test

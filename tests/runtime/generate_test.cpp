@@ -13,7 +13,7 @@
 #include "tests/support/messages.hpp"
 #include "tests/support/ranks.hpp"
 
-namespace cadre {
+namespace cadre::generate_test {
 namespace {
 
 using Tokens = std::vector<int32_t>;
@@ -293,4 +293,4 @@ TEST(Generate, EachTextVisitsAsManyExpertsAsItAsksFor) {
 }
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::generate_test

@@ -17,7 +17,7 @@
 #include "tests/support/ranks.hpp"
 #include "tests/support/small_runs.hpp"
 
-namespace cadre {
+namespace cadre::host_experts_test {
 namespace {
 
 using test::expect_close;
@@ -256,4 +256,4 @@ TEST(HostExperts, have_no_replicas_beside_them) {
 }
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::host_experts_test

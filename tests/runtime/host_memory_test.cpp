@@ -10,7 +10,7 @@
 #include "tests/support/files.hpp"
 #include "tests/support/ranks.hpp"
 
-namespace cadre {
+namespace cadre::host_memory_test {
 namespace {
 
 using test::TemporaryDirectory;
@@ -106,4 +106,4 @@ TEST(HostMemory, the_ranks_that_share_a_limit_count_together) {
 }
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::host_memory_test

@@ -21,7 +21,7 @@
 #include "tests/support/messages.hpp"
 #include "tests/support/score_comparison.hpp"
 
-namespace cadre {
+namespace cadre::huggingface_test {
 namespace {
 
 namespace fs = std::filesystem;
@@ -272,4 +272,4 @@ TEST(JsonFile, NestedTooDeepIsRefused) {
 }
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::huggingface_test

@@ -17,7 +17,7 @@
 #include "tests/support/files.hpp"
 #include "tests/support/messages.hpp"
 
-namespace cadre {
+namespace cadre::indexed_file_test {
 namespace {
 
 using test::expect_message;
@@ -234,4 +234,4 @@ TEST_F(IndexedFileTest, json_lines_are_documents) {
 }
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::indexed_file_test

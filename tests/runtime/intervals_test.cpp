@@ -9,7 +9,7 @@
 
 #include "runtime/report/step_sums.hpp"
 
-namespace cadre {
+namespace cadre::intervals_test {
 namespace {
 
 using List = std::vector<Interval>;
@@ -119,4 +119,4 @@ TEST(Intervals, AgreeWithABitmap) {
 }
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::intervals_test

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
 # Kills rank 1 of 3 before each reduction of a step in turn: the others end well before the deadline and name it.
-# Usage: killed_rank_test.sh LATE_RANK_TEST MPIRUN [FLAG...]
+# Usage: killed_rank_test.sh RUNTIME_TESTS MPIRUN [FLAG...]
 set -euo pipefail
 program=$1 launcher=("${@:2}")
 output=$(mktemp)

@@ -19,7 +19,7 @@
 #include "tests/support/score_comparison.hpp"
 #include "tests/support/small_runs.hpp"
 
-namespace cadre {
+namespace cadre::late_device_test {
 namespace {
 
 using test::RunFolder;
@@ -261,4 +261,4 @@ TEST(LateDevice, DecodesAsTheCpuDoes) {
 }
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::late_device_test

@@ -20,7 +20,7 @@
 #include "tests/support/ranks.hpp"
 #include "tests/support/small_runs.hpp"
 
-namespace cadre {
+namespace cadre::late_rank_test {
 namespace {
 
 constexpr int kLateRank = 1;
@@ -168,4 +168,4 @@ TEST(KilledRank, is_named_by_the_others) {
 }
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::late_rank_test

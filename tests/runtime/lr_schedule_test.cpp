@@ -7,7 +7,7 @@
 #include <cmath>
 #include <string>
 
-namespace cadre {
+namespace cadre::lr_schedule_test {
 namespace {
 
 TrainConfig train(const std::string& schedule) {
@@ -70,4 +70,4 @@ TEST(LrSchedule, WorksAtTheEdges) {
 }
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::lr_schedule_test

@@ -14,7 +14,7 @@
 #include "tests/support/ranks.hpp"
 #include "tests/support/small_runs.hpp"
 
-namespace cadre {
+namespace cadre::marks_test {
 namespace {
 
 using Ids = std::vector<int32_t>;
@@ -179,4 +179,4 @@ TEST(Marks, PackedLossIsThatOfTheDocumentsOneByOneOnAnyRanks) {
 }
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::marks_test

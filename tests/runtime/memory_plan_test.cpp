@@ -14,7 +14,7 @@
 #include "tests/support/ranks.hpp"
 #include "tests/support/small_runs.hpp"
 
-namespace cadre {
+namespace cadre::memory_plan_test {
 namespace {
 
 using test::small_run;
@@ -179,4 +179,4 @@ TEST(MemoryPlan, counts_the_libraries_that_are_used) {
 }
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::memory_plan_test

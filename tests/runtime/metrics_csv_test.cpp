@@ -13,7 +13,7 @@
 #include "tests/support/files.hpp"
 #include "tests/support/step_records.hpp"
 
-namespace cadre {
+namespace cadre::metrics_csv_test {
 namespace {
 
 using test::example_step;
@@ -128,4 +128,4 @@ TEST_F(MetricsCsvTest, ATableThatWasEditedByHandIsNamed) {
 }
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::metrics_csv_test

@@ -12,7 +12,7 @@
 #include "tests/support/checkpoints.hpp"
 #include "tests/support/files.hpp"
 
-namespace cadre {
+namespace cadre::model_checkpoint_load_test {
 namespace {
 
 namespace fs = std::filesystem;
@@ -153,4 +153,4 @@ TEST_F(LoadTest, Bf16IsConverted) {
 }
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::model_checkpoint_load_test

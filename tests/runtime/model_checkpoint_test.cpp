@@ -19,7 +19,7 @@
 #include "tests/support/files.hpp"
 #include "tests/support/ranks.hpp"
 
-namespace cadre {
+namespace cadre::model_checkpoint_test {
 namespace {
 
 namespace fs = std::filesystem;
@@ -215,4 +215,4 @@ TEST(FailedSave, TheWrongRanksWriteExperts) {
 }
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::model_checkpoint_test

@@ -16,7 +16,7 @@
 #include "tests/support/small_runs.hpp"
 #include "tests/support/tensors.hpp"
 
-namespace cadre {
+namespace cadre::muon_test {
 namespace {
 
 using test::outcome_of;
@@ -262,4 +262,4 @@ TEST(Muon, the_plan_knows_its_memory) {
 }
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::muon_test

@@ -12,7 +12,7 @@
 #include "tests/support/files.hpp"
 #include "tests/support/messages.hpp"
 
-namespace cadre {
+namespace cadre::nfc_test {
 namespace {
 
 namespace fs = std::filesystem;
@@ -62,4 +62,4 @@ TEST(Nfc, InASequenceOfOneCountsAndBesideAnotherIsRefused) {
 }
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::nfc_test

@@ -19,7 +19,7 @@
 #include "tests/support/ranks.hpp"
 #include "tests/support/small_runs.hpp"
 
-namespace cadre {
+namespace cadre::non_finite_test {
 namespace {
 
 using test::RunFolder;
@@ -213,4 +213,4 @@ TEST(NonFinite, is_found_where_it_was_made) {
 }
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::non_finite_test

@@ -11,7 +11,7 @@
 #include "tests/support/ranks.hpp"
 #include "tests/support/small_runs.hpp"
 
-namespace cadre {
+namespace cadre::optimizer_shards_test {
 namespace {
 
 using test::outcome_of;
@@ -155,4 +155,4 @@ TEST(OptimizerShards, AnyRanksGoOnFromAnyCheckpoint) {
 }
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::optimizer_shards_test

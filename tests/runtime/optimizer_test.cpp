@@ -4,7 +4,7 @@
 
 #include <gtest/gtest.h>
 
-namespace cadre {
+namespace cadre::optimizer_test {
 namespace {
 
 // Steps t = 1, 2, 3 with g = 0.5 grad: m = 0.9 m + 0.1 g, v = 0.95 v + 0.05 g^2,
@@ -49,4 +49,4 @@ TEST(Optimizer, clipping_brings_the_norm_to_the_limit) {
 }
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::optimizer_test

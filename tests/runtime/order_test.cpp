@@ -10,7 +10,7 @@
 
 #include "tests/support/messages.hpp"
 
-namespace cadre {
+namespace cadre::order_test {
 namespace {
 
 using test::expect_message;
@@ -233,4 +233,4 @@ TEST(TokenSource, FingerprintsTokensHoweverTheyAreStored) {
 }
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::order_test

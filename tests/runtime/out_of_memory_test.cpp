@@ -12,7 +12,7 @@
 #include "tests/support/ranks.hpp"
 #include "tests/support/small_runs.hpp"
 
-namespace cadre {
+namespace cadre::out_of_memory_test {
 namespace {
 
 constexpr int64_t kSequences = 3;
@@ -92,4 +92,4 @@ TEST(OutOfMemory, SaysLayerAndTokens) {
 }
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::out_of_memory_test

@@ -13,7 +13,7 @@
 #include "runtime/report/report.hpp"
 #include "tests/support/traces.hpp"
 
-namespace cadre {
+namespace cadre::overlap_headline_test {
 namespace {
 
 using test::add;
@@ -155,4 +155,4 @@ TEST(OverlapHeadline, MovesOfExperts) {
 }
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::overlap_headline_test

@@ -14,7 +14,7 @@
 #include "tests/support/messages.hpp"
 #include "tests/support/traces.hpp"
 
-namespace cadre {
+namespace cadre::overlap_test {
 namespace {
 
 using test::add;
@@ -357,4 +357,4 @@ TEST(Overlap, OneRankHasNoCommunication) {
 }
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::overlap_test

@@ -11,7 +11,7 @@
 #include "tests/support/checkpoints.hpp"
 #include "tests/support/ranks.hpp"
 
-namespace cadre {
+namespace cadre::partner_copies_test {
 namespace {
 
 using namespace test;
@@ -128,4 +128,4 @@ TEST(PartnerCopies, the_newest_step_that_all_have_counts) {
 }
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::partner_copies_test

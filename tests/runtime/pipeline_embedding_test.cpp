@@ -9,7 +9,7 @@
 #include "tests/support/ranks.hpp"
 #include "tests/support/small_runs.hpp"
 
-namespace cadre {
+namespace cadre::pipeline_embedding_test {
 namespace {
 
 using test::expect_close;
@@ -137,4 +137,4 @@ TEST(PipelineEmbedding, is_saved_once_and_resumed_by_any_pipeline) {
 }
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::pipeline_embedding_test

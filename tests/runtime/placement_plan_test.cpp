@@ -6,7 +6,7 @@
 #include "runtime/placement/plan.hpp"
 #include "tests/support/messages.hpp"
 
-namespace cadre {
+namespace cadre::placement_plan_test {
 namespace {
 
 using nlohmann::json;
@@ -121,4 +121,4 @@ TEST(PlacementPlan, fits_the_model_without_its_modules) {
 }
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::placement_plan_test

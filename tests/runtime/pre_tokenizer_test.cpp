@@ -8,7 +8,7 @@
 #include "runtime/tokenizer/regex.hpp"
 #include "tests/support/tokenizer_samples.hpp"
 
-namespace cadre {
+namespace cadre::pre_tokenizer_test {
 namespace {
 
 using nlohmann::json;
@@ -148,4 +148,4 @@ TEST(PreTokenizer, puts_parts_together_as_tokenizers_does) {
 }
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::pre_tokenizer_test

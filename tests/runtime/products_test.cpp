@@ -14,7 +14,7 @@
 #include "tests/support/files.hpp"
 #include "tests/support/ranks.hpp"
 
-namespace cadre {
+namespace cadre::products_test {
 namespace {
 
 namespace fs = std::filesystem;
@@ -95,4 +95,4 @@ TEST(Products, ARunGoesOnWithTheChoiceOfItsCheckpoint) {
 }
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::products_test

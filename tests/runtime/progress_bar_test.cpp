@@ -11,7 +11,7 @@
 #include <functional>
 #include <string>
 
-namespace cadre {
+namespace cadre::progress_bar_test {
 namespace {
 
 using testing::AllOf;
@@ -101,4 +101,4 @@ TEST_F(ProgressBarTest, DrawsNothingIntoAFile) {
 }
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::progress_bar_test

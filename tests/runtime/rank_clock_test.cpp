@@ -14,7 +14,7 @@
 #include "runtime/schedule/generators.hpp"
 #include "runtime/schedule/make_program.hpp"
 
-namespace cadre {
+namespace cadre::rank_clock_test {
 namespace {
 
 constexpr double kRounding = 1e-9;
@@ -380,4 +380,4 @@ TEST(TimelineSvg, has_a_row_of_bars_for_each_row_and_a_safe_title) {
 }
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::rank_clock_test

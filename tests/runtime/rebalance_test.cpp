@@ -8,7 +8,7 @@
 #include <numeric>
 #include <random>
 
-namespace cadre {
+namespace cadre::rebalance_test {
 namespace {
 
 TEST(Rebalance, loads_are_means_and_then_moving_means) {
@@ -155,4 +155,4 @@ TEST(Rebalance, looks_ever_less_often_until_something_moved) {
 }
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::rebalance_test

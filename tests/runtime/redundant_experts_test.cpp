@@ -17,7 +17,7 @@
 #include "tests/support/ranks.hpp"
 #include "tests/support/small_runs.hpp"
 
-namespace cadre {
+namespace cadre::redundant_experts_test {
 namespace {
 
 using test::expect_close;
@@ -245,4 +245,4 @@ TEST(RedundantExperts, a_placement_of_something_else_is_refused) {
 }
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::redundant_experts_test

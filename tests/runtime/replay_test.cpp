@@ -18,7 +18,7 @@
 #include "tests/support/ranks.hpp"
 #include "tests/support/small_runs.hpp"
 
-namespace cadre {
+namespace cadre::replay_test {
 namespace {
 
 using test::RunFolder;
@@ -200,4 +200,4 @@ TEST(Replay, texts_with_other_routers_are_the_same) {
 }
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::replay_test

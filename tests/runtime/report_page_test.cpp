@@ -16,7 +16,7 @@
 #include "tests/support/files.hpp"
 #include "tests/support/sample_report.hpp"
 
-namespace cadre {
+namespace cadre::report_page_test {
 namespace {
 
 namespace tree = boost::property_tree;
@@ -362,4 +362,4 @@ TEST(ReportPage, RefusesWhatIsNoReport) {
 }
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::report_page_test

@@ -15,7 +15,7 @@
 #include "tests/support/messages.hpp"
 #include "tests/support/traces.hpp"
 
-namespace cadre {
+namespace cadre::report_test {
 namespace {
 
 using test::exchange_traces;
@@ -375,4 +375,4 @@ TEST(MetricsFile, GivesTheBalanceOfItsSteps) {
 }
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::report_test

@@ -13,7 +13,7 @@
 #include "tests/support/ranks.hpp"
 #include "tests/support/small_runs.hpp"
 
-namespace cadre {
+namespace cadre::resume_test {
 namespace {
 
 namespace fs = std::filesystem;
@@ -204,4 +204,4 @@ TEST(Resume, goes_on_with_another_configuration) {
 }
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::resume_test

@@ -14,7 +14,7 @@
 #include "tests/support/ranks.hpp"
 #include "tests/support/small_runs.hpp"
 
-namespace cadre {
+namespace cadre::row_bits_test {
 namespace {
 
 struct ExactCase {
@@ -146,4 +146,4 @@ TEST(RowBits, sums_at_experts_are_refused) {
 }
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::row_bits_test

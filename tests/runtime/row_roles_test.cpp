@@ -12,7 +12,7 @@
 #include "runtime/train/memory_plan.hpp"
 #include "tests/support/planned_run.hpp"
 
-namespace cadre {
+namespace cadre::row_roles_test {
 namespace {
 
 using test::small_run;
@@ -76,4 +76,4 @@ TEST(RowRoles, least_memory_is_of_weights_and_of_the_rows_that_layers_keep) {
 }
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::row_roles_test

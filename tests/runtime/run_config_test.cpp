@@ -18,7 +18,7 @@
 #include "runtime/config/step_changes.hpp"
 #include "tests/support/messages.hpp"
 
-namespace cadre {
+namespace cadre::run_config_test {
 namespace {
 
 using test::expect_message;
@@ -370,4 +370,4 @@ TEST(RunConfig, ShippedModelsHaveDeepSeeksName) {
 }
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::run_config_test

@@ -15,7 +15,7 @@
 
 #include "tests/support/files.hpp"
 
-namespace cadre {
+namespace cadre::run_lock_test {
 namespace {
 
 namespace fs = std::filesystem;
@@ -173,4 +173,4 @@ TEST_F(RunLockTest, ALinkIsNotFollowed) {
 }
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::run_lock_test

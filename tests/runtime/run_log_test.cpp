@@ -19,7 +19,7 @@
 #include "tests/support/files.hpp"
 #include "tests/support/step_records.hpp"
 
-namespace cadre {
+namespace cadre::run_log_test {
 namespace {
 
 using test::error_of;
@@ -384,4 +384,4 @@ TEST_F(RunLogTest, LinesDoNotWaitForEver) {
 }
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::run_log_test

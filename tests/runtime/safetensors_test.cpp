@@ -17,7 +17,7 @@
 
 #include "tests/support/files.hpp"
 
-namespace cadre {
+namespace cadre::safetensors_test {
 namespace {
 
 using test::error_of;
@@ -387,4 +387,4 @@ TEST_F(SafetensorsTest, AFullDiskKeepsTheOldFile) {
 }
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::safetensors_test

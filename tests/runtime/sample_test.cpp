@@ -11,7 +11,7 @@
 #include "comm/base/check.hpp"
 #include "runtime/infer/generate.hpp"
 
-namespace cadre {
+namespace cadre::sample_test {
 namespace {
 
 const std::vector<float> kLogits = {0.5F, 2.0F, -1.0F, 2.0F, 1.0F};
@@ -130,4 +130,4 @@ TEST(Sample, LeavesOutWhatIsNoToken) {
 }
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::sample_test

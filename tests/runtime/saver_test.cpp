@@ -17,7 +17,7 @@
 #include "tests/support/ranks.hpp"
 #include "tests/support/small_runs.hpp"
 
-namespace cadre {
+namespace cadre::saver_test {
 namespace {
 
 namespace fs = std::filesystem;
@@ -207,4 +207,4 @@ TEST_F(SaverOnThreads, partner_copies_are_in_the_memory_plan) {
 }
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::saver_test

@@ -24,7 +24,7 @@
 #include "tests/support/files.hpp"
 #include "tests/support/lone_rank.hpp"
 
-namespace cadre {
+namespace cadre::scale_test {
 namespace {
 
 using test::CountedBytes;
@@ -278,4 +278,4 @@ TEST(Scale, parameters_are_shared_out_over_any_number_of_ranks) {
 }
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::scale_test

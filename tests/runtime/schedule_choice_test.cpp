@@ -8,7 +8,7 @@
 #include "runtime/plan/predict_step.hpp"
 #include "tests/support/planned_run.hpp"
 
-namespace cadre {
+namespace cadre::schedule_choice_test {
 namespace {
 
 using test::machine_of_tens;
@@ -70,4 +70,4 @@ TEST(ForecastCheck, speaks_where_a_forecast_is_more_than_a_tenth_off) {
 }
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::schedule_choice_test

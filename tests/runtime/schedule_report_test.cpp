@@ -13,7 +13,7 @@
 #include "runtime/schedule/make_program.hpp"
 #include "runtime/schedule/report.hpp"
 
-namespace cadre {
+namespace cadre::schedule_report_test {
 namespace {
 
 namespace tree = boost::property_tree;
@@ -132,4 +132,4 @@ TEST(ScheduleReport, ChartTakesAnyCostAndSize) {
 }
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::schedule_report_test

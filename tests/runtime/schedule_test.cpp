@@ -13,7 +13,7 @@
 #include "runtime/schedule/verify.hpp"
 #include "runtime/schedule/walk.hpp"
 
-namespace cadre {
+namespace cadre::schedule_test {
 namespace {
 
 // All costs of a test are multiples of 0.1 that add up to less than 1000.
@@ -259,4 +259,4 @@ TEST(Schedule, GivesEveryMessageATagOfItsOwn) {
 }
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::schedule_test

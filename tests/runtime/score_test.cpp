@@ -19,7 +19,7 @@
 #include "tests/support/ranks.hpp"
 #include "tests/support/score_comparison.hpp"
 
-namespace cadre {
+namespace cadre::score_test {
 namespace {
 
 using test::ScoreTensor;
@@ -277,4 +277,4 @@ TEST(Score, TellsTheRouterTheTaskOfEachToken) {
 }
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::score_test

@@ -19,7 +19,7 @@
 #include <sentencepiece_trainer.h>
 #endif
 
-namespace cadre {
+namespace cadre::sentencepiece_test {
 namespace {
 
 #ifdef CADRE_TEST_SENTENCEPIECE
@@ -215,4 +215,4 @@ TEST(SentencePiece, is_refused_where_it_is_not_built_in) {
 #endif
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::sentencepiece_test

@@ -13,7 +13,7 @@
 #include "runtime/checkpoint/safetensors.hpp"
 #include "tests/support/files.hpp"
 
-namespace cadre {
+namespace cadre::sharded_test {
 namespace {
 
 using test::error_of;
@@ -125,4 +125,4 @@ TEST_F(ShardedTest, RefusesAnIndexThatIsNone) {
 }
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::sharded_test

@@ -20,7 +20,7 @@
 #include "tests/support/ranks.hpp"
 #include "tests/support/small_runs.hpp"
 
-namespace cadre {
+namespace cadre::signals_test {
 namespace {
 
 namespace fs = std::filesystem;
@@ -226,4 +226,4 @@ TEST(StopSignals, the_steps_traced_so_far_are_written) {
 }
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::signals_test

@@ -13,7 +13,7 @@
 #include "tests/support/ranks.hpp"
 #include "tests/support/small_runs.hpp"
 
-namespace cadre {
+namespace cadre::speculation_test {
 namespace {
 
 using Tokens = std::vector<int32_t>;
@@ -177,4 +177,4 @@ INSTANTIATE_TEST_SUITE_P(Models, Speculation,
                          });
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::speculation_test

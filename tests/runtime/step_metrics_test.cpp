@@ -14,7 +14,7 @@
 #include "comm/job/wait.hpp"
 #include "tests/support/ranks.hpp"
 
-namespace cadre {
+namespace cadre::step_metrics_test {
 namespace {
 
 using test::on_ranks;
@@ -208,4 +208,4 @@ TEST(StepReduction, FindsSlotsThatAreNotConserved) {
 }
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::step_metrics_test

@@ -13,7 +13,7 @@
 #include "runtime/plan/predict_step.hpp"
 #include "tests/support/planned_run.hpp"
 
-namespace cadre {
+namespace cadre::step_shape_test {
 namespace {
 
 using test::machine_of_tens;
@@ -282,4 +282,4 @@ TEST(StepShape, busier_ranks_take_longer_and_are_awaited) {
 }
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::step_shape_test

@@ -8,7 +8,7 @@
 
 #include "tests/support/ranks.hpp"
 
-namespace cadre {
+namespace cadre::step_test {
 namespace {
 
 WorkerOptions small_worker() {
@@ -47,4 +47,4 @@ TEST(GradientNorm, is_the_root_of_the_squares_of_every_parameter_once) {
 }
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::step_test

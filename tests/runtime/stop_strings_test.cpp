@@ -6,7 +6,7 @@
 
 #include "runtime/infer/sampling.hpp"
 
-namespace cadre {
+namespace cadre::stop_strings_test {
 namespace {
 
 // What is given back of a text that comes in pieces of `size` bytes, and whether it was stopped.
@@ -44,4 +44,4 @@ TEST(StopStrings, HoldBackOnlyWhatMayBeOne) {
 }
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::stop_strings_test

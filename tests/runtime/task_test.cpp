@@ -20,7 +20,7 @@
 #include "tests/support/messages.hpp"
 #include "tests/support/tensors.hpp"
 
-namespace cadre {
+namespace cadre::task_test {
 namespace {
 
 using testing::ElementsAre;
@@ -215,4 +215,4 @@ TEST(Complexity, IsGuessedFromTheWords) {
 }
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::task_test

@@ -7,7 +7,7 @@
 
 #include "runtime/infer/generate.hpp"
 
-namespace cadre {
+namespace cadre::text_stream_test {
 namespace {
 
 using Pieces = std::vector<std::string>;
@@ -45,4 +45,4 @@ TEST_F(TextStreamTest, TextsComeOneAfterTheOther) {
 }
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::text_stream_test

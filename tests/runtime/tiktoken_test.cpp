@@ -15,7 +15,7 @@
 #include "tests/support/files.hpp"
 #include "tests/support/messages.hpp"
 
-namespace cadre {
+namespace cadre::tiktoken_test {
 namespace {
 
 namespace fs = std::filesystem;
@@ -110,4 +110,4 @@ TEST_F(WrongTiktoken, NeedsItsConfiguration) {
 }
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::tiktoken_test

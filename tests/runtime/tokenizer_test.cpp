@@ -9,7 +9,7 @@
 #include "tests/support/files.hpp"
 #include "tests/support/tokenizer_samples.hpp"
 
-namespace cadre {
+namespace cadre::tokenizer_test {
 namespace {
 
 using nlohmann::json;
@@ -161,4 +161,4 @@ TEST(OpenTokenizer, takes_what_a_directory_has) {
 }
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::tokenizer_test

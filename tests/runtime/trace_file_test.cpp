@@ -23,7 +23,7 @@
 #include "tests/support/messages.hpp"
 #include "tests/support/traces.hpp"
 
-namespace cadre {
+namespace cadre::trace_file_test {
 namespace {
 
 using test::add;
@@ -379,4 +379,4 @@ TEST(HtaTrace, LeavesOutWhatIsNoOverlap) {
 }
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::trace_file_test

@@ -16,7 +16,7 @@
 #include "tests/support/ranks.hpp"
 #include "tests/support/shared_directory.hpp"
 
-namespace cadre {
+namespace cadre::train_stages_test {
 namespace {
 
 namespace fs = std::filesystem;
@@ -198,4 +198,4 @@ TEST(TrainStages, ResumesInTheMiddleOfAStage) {
 }
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::train_stages_test

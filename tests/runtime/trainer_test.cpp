@@ -13,7 +13,7 @@
 #include "tests/support/ranks.hpp"
 #include "tests/support/small_runs.hpp"
 
-namespace cadre {
+namespace cadre::trainer_test {
 namespace {
 
 using test::expect_close;
@@ -108,7 +108,9 @@ TEST(Trainer, recomputing_changes_no_bit) {
             }
             if (std::string_view(schedule) != "1f1b") continue;
             EXPECT_LT(bytes["activations"], bytes["none"]);
-            if (is_latent) EXPECT_LT(bytes["mla_up"], bytes["activations"]);
+            if (is_latent) {
+              EXPECT_LT(bytes["mla_up"], bytes["activations"]);
+            }
             EXPECT_LT(bytes["attention"], bytes[is_latent ? "mla_up" : "activations"]);
             EXPECT_LT(bytes["every:2"], bytes["activations"]);
             EXPECT_LT(bytes["layer"], bytes["every:2"]);
@@ -240,4 +242,4 @@ TEST(Trainer, another_model_does_not_resume) {
 }
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::trainer_test

@@ -7,7 +7,7 @@
 
 #include "runtime/tokenizer/utf8.hpp"
 
-namespace cadre {
+namespace cadre::utf8_stream_test {
 namespace {
 
 using Shown = std::vector<std::string>;
@@ -48,4 +48,4 @@ TEST(Utf8Stream, takes_pieces_of_any_length) {
 }
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::utf8_stream_test

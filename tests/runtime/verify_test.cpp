@@ -16,7 +16,7 @@
 #include "comm/base/check.hpp"
 #include "runtime/schedule/make_program.hpp"
 
-namespace cadre {
+namespace cadre::verify_test {
 namespace {
 
 // What verify says against the program; empty when it finds nothing.
@@ -329,4 +329,4 @@ TEST(Verify, AgreesWithASecondOpinionOnEveryDropRepeatAndSwap) {
 }
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::verify_test

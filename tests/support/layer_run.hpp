@@ -18,6 +18,7 @@
 #include "layers/tensor/parameter.hpp"
 #include "tests/support/exchanges.hpp"
 #include "tests/support/ranks.hpp"
+#include "tests/support/tensors.hpp"
 
 namespace cadre::test {
 
@@ -25,10 +26,6 @@ namespace cadre::test {
 inline constexpr double kSameUpToRounding = 1e-12;
 
 using Values = std::vector<double>;
-
-inline Values values_of(const Tensor& tensor) {
-  return {tensor.data<double>(), tensor.data<double>() + tensor.numel()};
-}
 
 struct LayerCase {
   MoeOptions options;

@@ -2,6 +2,9 @@
 // oneDNN's single-precision product, private to gemm.cpp; a build without oneDNN has none.
 #pragma once
 
+#include <cstdint>
+#include <string>
+
 #include "layers/kernels/cpu/gemm.hpp"
 
 namespace cadre {

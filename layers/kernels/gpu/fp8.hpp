@@ -4,6 +4,7 @@
 #pragma once
 
 #include <bit>
+#include <cstdint>
 
 #include "comm/wire/fp8.hpp"
 #include "layers/kernels/gpu/elements.hpp"

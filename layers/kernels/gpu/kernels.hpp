@@ -4,6 +4,7 @@
 // host.
 #pragma once
 
+#include <cstdint>
 #include <memory>
 #include <string_view>
 #include <utility>

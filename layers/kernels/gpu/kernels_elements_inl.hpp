@@ -2,8 +2,11 @@
 // GpuKernels: products, element-wise functions, the optimiser step, attention and rotary positions.
 #pragma once
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <cmath>
+#include <cstdint>
 
 #include "layers/kernels/gpu/attention.hpp"
 #include "layers/kernels/gpu/elements.hpp"

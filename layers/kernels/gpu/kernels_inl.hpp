@@ -2,6 +2,15 @@
 // All of GpuKernels, for the one file that instantiates it for a machine.
 #pragma once
 
+#include <fmt/format.h>
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string_view>
+#include <utility>
+#include <vector>
+
 #include "layers/kernels/gpu/fp8_products.hpp"
 #include "layers/kernels/gpu/kernels.hpp"
 #include "layers/kernels/gpu/kernels_elements_inl.hpp"

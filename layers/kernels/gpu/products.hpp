@@ -3,6 +3,7 @@
 // itself is the machine's.
 #pragma once
 
+#include <cstdint>
 #include <memory>
 #include <type_traits>
 #include <utility>

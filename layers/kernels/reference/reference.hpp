@@ -3,6 +3,7 @@
 // fp64, the result rounded once. Clarity is its only virtue.
 #pragma once
 
+#include <cstdint>
 #include <string_view>
 #include <type_traits>
 
