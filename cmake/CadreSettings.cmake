@@ -19,8 +19,8 @@ if(CADRE_CCACHE AND NOT CMAKE_CXX_COMPILER_LAUNCHER)
     "${CMAKE_COMMAND}" -E env CCACHE_SLOPPINESS=pch_defines,time_macros "${CADRE_CCACHE}")
 endif()
 
-option(CADRE_UNITY "Compile several sources of a library at once: half of the time of a whole build" ON)
-mark_as_advanced(CADRE_UNITY)
+set(CADRE_BATCH 6 CACHE STRING "Sources compiled at once; more build the whole sooner and one edited source later, 1: each alone")
+mark_as_advanced(CADRE_BATCH)
 
 add_library(cadre_settings INTERFACE)
 target_compile_features(cadre_settings INTERFACE cxx_std_20)
@@ -38,10 +38,10 @@ if(CADRE_FUZZ)
   target_compile_options(cadre_settings INTERFACE -fsanitize=fuzzer-no-link)
 endif()
 
-# cadre_compile_together(TARGET): sources of a target in batches. Small enough that an edited one is compiled in seconds.
+# cadre_compile_together(TARGET): sources of a target in batches.
 function(cadre_compile_together target)
-  set_target_properties(${target} PROPERTIES UNITY_BUILD ${CADRE_UNITY} UNITY_BUILD_BATCH_SIZE 6)
-  if(CADRE_UNITY)
+  if(CADRE_BATCH GREATER 1)
+    set_target_properties(${target} PROPERTIES UNITY_BUILD ON UNITY_BUILD_BATCH_SIZE ${CADRE_BATCH})
     # A type of an anonymous namespace in a source that another one includes: GCC takes that for a header.
     target_compile_options(${target} PRIVATE $<$<COMPILE_LANG_AND_ID:CXX,GNU>:-Wno-subobject-linkage>)
   endif()

@@ -13,7 +13,7 @@ namespace {
 
 constexpr size_t kHugePage = size_t{2} << 20;
 
-class HostMemory final : public Memory {
+class HeapMemory final : public Memory {
  public:
   std::byte* allocate(size_t bytes) override {
     const size_t alignment = bytes >= kHugePage ? kHugePage : kCacheLine;
@@ -45,7 +45,7 @@ void Memory::read(std::byte* to, const std::byte* from, size_t bytes) {
 void Memory::write(std::byte* to, const std::byte* from, size_t bytes) { Memory::read(to, from, bytes); }
 
 Memory& host_memory() {
-  static auto& memory = *new HostMemory;  // has no state; it outlives every buffer
+  static auto& memory = *new HeapMemory;  // has no state; it outlives every buffer
   return memory;
 }
 

@@ -33,7 +33,7 @@ struct Agreement::Record {
   std::array<uint64_t, 4> numbers = {};
 };
 
-Agreement::Record Agreement::record_of(const Part& part) {
+Agreement::Record Agreement::record_of(const AccountOrError& part) {
   Record record;
   if (const auto* account = std::get_if<Account>(&part)) {
     if (account->text.size() >= sizeof record.text) {
@@ -56,7 +56,7 @@ Error Failure::error(const std::string& what) const {
   return {kind, fmt::format("{} failed on rank {}: {}", what, rank, text), hint};
 }
 
-Part part_of(const std::function<Account()>& work) {
+AccountOrError part_of(const std::function<Account()>& work) {
   try {
     return work();
   } catch (const Error& error) {
@@ -66,7 +66,8 @@ Part part_of(const std::function<Account()>& work) {
   }
 }
 
-Agreement::Agreement(const Communicator& world, const Part& mine) : records_(world.all_gather(record_of(mine))) {}
+Agreement::Agreement(const Communicator& world, const AccountOrError& mine)
+    : records_(world.all_gather(record_of(mine))) {}
 
 std::optional<Failure> Agreement::failure() const {
   const std::vector<Record>& all = records_.value();

@@ -31,16 +31,16 @@ struct Account {
   std::string text = {};
   std::array<uint64_t, 4> numbers = {};
 };
-using Part = std::variant<Account, Error>;
+using AccountOrError = std::variant<Account, Error>;
 
 // Runs `work`; whatever it throws is its result.
-Part part_of(const std::function<Account()>& work);
+AccountOrError part_of(const std::function<Account()>& work);
 
 // The accounts on their way to all ranks. Move-only.
 class Agreement {
  public:
   // Collective over `world`; does not wait.
-  Agreement(const Communicator& world, const Part& mine);
+  Agreement(const Communicator& world, const AccountOrError& mine);
 
   Request& request() { return records_.request(); }
   // Only once the request is complete: none when all parts are done, and then what each rank told.
@@ -49,7 +49,7 @@ class Agreement {
 
  private:
   struct Record;
-  static Record record_of(const Part& part);
+  static Record record_of(const AccountOrError& part);
 
   Pending<std::vector<Record>> records_;  // of all ranks
 };

@@ -270,7 +270,7 @@ class ReductionQueue::Pieces {
   }
 
   // Of the parts that this rank has the sums of.
-  void hand_to_sink(const Piece& piece) const {
+  void hand_to_sink(const SumPiece& piece) const {
     for (size_t r = 0; r < piece.counts.size(); ++r) {
       if (r != me() && !piece.array->gathers) continue;
       hand_over(*piece.array, piece.offsets[r], piece.offsets[r] + piece.counts[r]);

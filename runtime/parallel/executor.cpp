@@ -57,7 +57,7 @@ struct LiveChunk {
   ArenaScope scope;
   LaneContext context;
   std::optional<Lanes::WorkLoan> loan;  // during the forward pass, and from the backward pass on
-  std::optional<WorkScope> work;        // of the backward pass
+  std::optional<WorkScope> work_scope;  // of the backward pass
   Stage::Saved saved;
   LocalStep local;              // what its forward pass was like
   Buffer input;                 // of the forward pass
@@ -311,7 +311,7 @@ LiveChunk& ProgramRun::begin(Chunk chunk) {
 LiveChunk& ProgramRun::begin_backward(Chunk chunk) {
   LiveChunk& one = live(chunk);
   one.loan.emplace(worker_.lanes(), one.lane);
-  one.work.emplace(worker_.arena(one.lane));
+  one.work_scope.emplace(worker_.arena(one.lane));
   return one;
 }
 

@@ -142,7 +142,7 @@ TEST(GpuAttention, RoundsProbabilitiesToBf16) {
 
 // 10 experts in 4 groups are 3 3 2 2; 8 of 10 experts are more than one kept group has. Several bins of experts, and a bin
 // that is not full, in 300.
-TEST(GpuRouter, IsThePiecesOfTheRouter) {
+TEST(GpuRouterBodies, IsThePiecesOfTheRouter) {
   struct Case {
     int64_t experts, groups, kept, summed, top_k;
   };
@@ -182,7 +182,7 @@ TEST(GpuRouter, IsThePiecesOfTheRouter) {
   EXPECT_GT(num_limited, 0);
 }
 
-TEST(GpuRouter, NeverChoosesNaN) {
+TEST(GpuRouterBodies, NeverChoosesNaN) {
   const auto kernels = test::make_gpu_twin(TwinOrder::ascending, TwinMemory::reached);
   Arena arena(Arena::Mode::real, true);
   const Tensor logits = test::random_tensor(arena, DType::f32, {2, 40}, 1);
@@ -204,7 +204,7 @@ TEST(GpuRouter, NeverChoosesNaN) {
   }
 }
 
-TEST(GpuRouter, LeavesToThePiecesWhatItHasNoRoomFor) {
+TEST(GpuRouterBodies, LeavesToThePiecesWhatItHasNoRoomFor) {
   const auto kernels = test::make_gpu_twin(TwinOrder::ascending, TwinMemory::reached);
   EXPECT_TRUE(kernels->can_route({}, 1024));
   EXPECT_FALSE(kernels->can_route({}, 1025));
