@@ -133,15 +133,15 @@ void write_descriptions(const fs::path& staged, const CheckpointState& state, co
 }
 
 // Runs on a detached thread: a call that hangs in a file system must not hang the rank.
-std::future<Part> in_background(std::function<Part()> work) {
-  std::packaged_task<Part()> task(std::move(work));
-  std::future<Part> result = task.get_future();
+std::future<AccountOrError> in_background(std::function<AccountOrError()> work) {
+  std::packaged_task<AccountOrError()> task(std::move(work));
+  std::future<AccountOrError> result = task.get_future();
   std::thread(std::move(task)).detach();
   return result;
 }
 
-std::future<Part> at_once(const std::function<Part()>& work) {
-  std::promise<Part> promise;
+std::future<AccountOrError> at_once(const std::function<AccountOrError()>& work) {
+  std::promise<AccountOrError> promise;
   promise.set_value(work());
   return promise.get_future();
 }

@@ -83,7 +83,7 @@ class CheckpointSave {
   CheckpointRanks ranks_;
   std::shared_ptr<Job> job_;
   Stage stage_ = Stage::stage;
-  std::future<Part> working_;
+  std::future<AccountOrError> working_;
   std::optional<Agreement> agreement_;
   SaveOutcome outcome_;
 };
