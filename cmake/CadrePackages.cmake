@@ -16,7 +16,7 @@ install(DIRECTORY "${reference_dir}/" DESTINATION "${CMAKE_INSTALL_DATADIR}" OPT
 
 install(PROGRAMS launch/quickstart launch/supervise launch/compare-routers launch/make-conversations launch/metrics-to-wandb.py
         DESTINATION "${CMAKE_INSTALL_DATADIR}/cadre")
-install(FILES launch/hosts.sh launch/program.sh DESTINATION "${CMAKE_INSTALL_DATADIR}/cadre")
+install(FILES launch/program.sh DESTINATION "${CMAKE_INSTALL_DATADIR}/cadre")
 install(DIRECTORY launch/containers DESTINATION "${CMAKE_INSTALL_DATADIR}/cadre")
 install(FILES launch/modulefile DESTINATION "${CMAKE_INSTALL_DATADIR}/cadre/modulefiles/cadre" RENAME "${PROJECT_VERSION}")
 

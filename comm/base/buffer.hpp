@@ -2,8 +2,12 @@
 // Owns bytes: every large allocation of Cadre is a Buffer.
 #pragma once
 
+#include <fmt/format.h>
+
 #include <cstddef>
+#include <cstdint>
 #include <memory>
+#include <source_location>
 #include <span>
 #include <string>
 #include <utility>

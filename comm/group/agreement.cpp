@@ -87,7 +87,7 @@ std::optional<Failure> attempt_together(const Communicator& world, double deadli
     action();
     return Account{};
   };
-  const Part mine = part_of(work);
+  const AccountOrError mine = part_of(work);
   Agreement agreement(world, mine);
   const auto* const error = std::get_if<Error>(&mine);
   if (error == nullptr || error->kind() != ErrorKind::timeout) {

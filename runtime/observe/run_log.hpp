@@ -30,7 +30,7 @@ struct Rebalance {
   // Of the proposal, where there was one: busiest rank / mean before and after, time saved in a step, time of the move.
   std::optional<double> before = std::nullopt, after = std::nullopt, gain_ms = std::nullopt, cost_ms = std::nullopt;
   std::optional<double> took_ms = std::nullopt;  // the step of the move, beyond the median of those before
-  std::optional<double> got_ms = std::nullopt;   // that the last move saved in a step: medians of steps before and after
+  std::optional<double> got_ms = std::nullopt;  // that the last move saved in a step: medians of steps before and after
 };
 
 struct StepRecord {

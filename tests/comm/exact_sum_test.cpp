@@ -9,7 +9,7 @@
 #include <limits>
 #include <random>
 
-namespace cadre {
+namespace cadre::exact_sum_test {
 namespace {
 
 double sum_of(const std::vector<double>& values) {
@@ -78,4 +78,4 @@ TEST(ExactSum, tells_what_is_not_finite) {
 }
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::exact_sum_test

@@ -23,7 +23,7 @@ deb=$(find "$folder" -maxdepth 1 -name 'cadre_*.deb')
 dpkg-deb --contents "$deb" >"$folder/contents"
 for file in bin/cadre include/cadre/comm/exchange/plan.hpp share/man/man1/cadre-train.1 \
   share/bash-completion/completions/cadre share/zsh/vendor-completions/_cadre share/cadre/quickstart \
-  share/cadre/supervise share/cadre/hosts.sh share/cadre/slurm/train.sbatch share/cadre/mpirun/one-node.sh \
+  share/cadre/supervise share/cadre/slurm/train.sbatch share/cadre/mpirun/one-node.sh \
   share/cadre/configs/quickstart.toml share/cadre/containers/cadre.def share/cadre/modulefiles/cadre/; do
   grep -q "\./usr/$file" "$folder/contents" || fail "no $file in the package"
 done

@@ -7,7 +7,7 @@
 #include <cmath>
 #include <vector>
 
-namespace cadre {
+namespace cadre::normal_values_test {
 namespace {
 
 TEST(FillNormal, HasTheBitsOfTheScalarFunction) {
@@ -23,5 +23,22 @@ TEST(FillNormal, HasTheBitsOfTheScalarFunction) {
   }
 }
 
+// Where a value lies halfway between two floats the last bit of a double decides, in which vectors err.
+TEST(FillNormal, HasTheBitsOfTheScalarFunctionBetweenTwoFloats) {
+  constexpr size_t kSize = 256;
+  const Random random(11, "init", 0);
+  std::vector<float> values(kSize);
+  size_t different = 0;
+  for (size_t i = 0; i < kSize; ++i) {
+    const double unscaled = random.normal(i);
+    const auto below = static_cast<float>(0.02 * unscaled);
+    const double halfway = (double{below} + double{std::nextafter(below, 1.0F)}) / 2;
+    const double scale = halfway / unscaled;
+    fill_normal(random, scale, values);
+    different += values[i] != static_cast<float>(scale * unscaled) ? 1 : 0;
+  }
+  EXPECT_EQ(different, 0U);
+}
+
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::normal_values_test

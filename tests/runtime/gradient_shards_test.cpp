@@ -14,7 +14,7 @@
 #include "tests/support/ranks.hpp"
 #include "tests/support/small_runs.hpp"
 
-namespace cadre {
+namespace cadre::gradient_shards_test {
 namespace {
 
 using test::Outcome;
@@ -223,4 +223,4 @@ TEST(GradientShards, AreRefusedWhereTheyCannotBeDropped) {
 }
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::gradient_shards_test

@@ -92,8 +92,8 @@ TEST_F(MetricsCsvTest, WritesATableWithTheSameColumns) {
   const std::vector<std::string> columns = cells_of(lines[0]);
   EXPECT_EQ(columns.front(), "step");
   EXPECT_EQ(columns.back(), "validation_loss");
-  // 46 values of the step, 11 of each of the two layers, the validation loss.
-  EXPECT_EQ(columns.size(), 46U + 2 * 11U + 1);
+  // 47 values of the step, 11 of each of the two layers, the validation loss.
+  EXPECT_EQ(columns.size(), 47U + 2 * 11U + 1);
   expect_row(columns, cells_of(lines[5]), json_lines(out_ / "metrics.jsonl")[4]);
   const std::vector<std::string> evaluation = cells_of(lines[6]);
   EXPECT_EQ(evaluation.front(), "5");

@@ -122,6 +122,7 @@ TEST(StepLine, SaysWhatMoved) {
   EXPECT_EQ(json["rebalance_ms"], 12.34);
   EXPECT_EQ(json["move_load_before"], 1.625);
   EXPECT_EQ(json["move_gain_ms"], 7.5);
+  EXPECT_TRUE(json["move_took_ms"].is_null());
   EXPECT_TRUE(json["move_got_ms"].is_null());
   record.rebalance = {.refused = 3};
   EXPECT_EQ(step_line(record), step_line(example_step()));
@@ -140,7 +141,7 @@ TEST(StepJson, HasAStableSchema) {
                                 "dead_experts", "device_cv", "device_max_over_mean", "wait_ms_max", "wait_ms_mean",
                                 "step_ms_max", "time", "run", "tokens_so_far", "moved_experts", "refused_experts",
                                 "moved_bytes", "rebalance_ms", "move_load_before", "move_load_after", "move_gain_ms",
-                                "move_cost_ms", "move_got_ms", "layers"));
+                                "move_cost_ms", "move_took_ms", "move_got_ms", "layers"));
   std::vector<std::string> layer_keys;
   for (const auto& item : json["layers"][1].items()) layer_keys.push_back(item.key());
   EXPECT_THAT(layer_keys, ElementsAre("layer", "expert_cv", "max_vio", "min", "max", "mean", "entropy", "dead",

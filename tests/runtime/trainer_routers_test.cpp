@@ -11,7 +11,7 @@
 #include "tests/support/ranks.hpp"
 #include "tests/support/small_runs.hpp"
 
-namespace cadre {
+namespace cadre::trainer_routers_test {
 namespace {
 
 using test::expect_close;
@@ -183,4 +183,4 @@ TEST(TrainerRouters, what_routers_learned_is_in_the_checkpoint) {
 }
 
 }  // namespace
-}  // namespace cadre
+}  // namespace cadre::trainer_routers_test
