@@ -13,7 +13,7 @@ fail() {
   exit 1
 }
 
-if ! "${launcher[0]}" --version | grep -q 'Open MPI'; then
+if [[ "$("${launcher[0]}" --version)" != *open-mpi.org* ]]; then
   echo "skipped: needs Open MPI's --enable-recovery"
   exit 77
 fi
