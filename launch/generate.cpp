@@ -40,6 +40,7 @@ struct GenerateArguments {
   int64_t batch = 0;
   std::string speculate = "auto";
   int64_t cache_mib = 0;
+  int64_t rebalance = 0;
   std::string dead_experts;
   std::string placement;
   ComputeArguments compute;
@@ -242,12 +243,15 @@ void run_generate(const GenerateArguments& options, const Job& job) {
     }
     std::optional<ExpertCache> cache;
     if (options.cache_mib > 0) cache.emplace(static_cast<size_t>(options.cache_mib) << 20);
+    std::optional<PassRebalancer> rebalancer;
+    if (options.rebalance != 0) rebalancer.emplace(worker, options.rebalance);
     GenerateOptions generate_options = {.max_new = options.max_new,
                                         .end_tokens = end_tokens,
                                         .stop_strings = options.stop,
                                         .piece = [&tokenizer](int32_t token) { return tokenizer->piece(token); },
                                         .log_probabilities = !options.logprobs.empty(),
                                         .cache = cache ? &*cache : nullptr,
+                                        .rebalancer = rebalancer ? &*rebalancer : nullptr,
                                         .replay = replay ? &*replay : nullptr,
                                         .labeller = labeller ? &*labeller : nullptr};
     if (cache) generate_options.batch = 1;  // what it knows are the rows of a whole pass
@@ -261,6 +265,11 @@ void run_generate(const GenerateArguments& options, const Job& job) {
       print_texts(worker, requests, *tokenizer, generate_options, options.logprobs);
     }
     if (cache) print_cache(worker, *cache);
+    if (rebalancer && worker.world().rank() == 0) {
+      const std::string& note = rebalancer->note();
+      fmt::print(stderr, "{}\n",
+                 note.empty() ? describe(rebalancer->moves()) : "note: --rebalance moves no expert: " + note);
+    }
   });
 }
 
@@ -301,6 +310,11 @@ Command generate_command() {
             "the checkpoint has them"},
            {"cache-mib", &options->cache_mib, between(0, 1 << 20),
             "memory per rank for a cache of expert outputs, in MiB; 0: none"},
+           steps_or_auto(
+               "rebalance", options->rebalance,
+               "passes from one look at the load of experts to the next, after which they move to other ranks "
+               "where that pays; auto: 4 passes, later more; 0: they stay. Texts are equal to the bit with "
+               "--row-bits independent"),
            {"complexity", &options->requests.complexity, any(),
             "complexity of a request: simple | medium | complex | critical, or auto: by its words. It sets the "
             "experts per token (task.k_... of the run). One for all prompts, or one each, separated by commas"},

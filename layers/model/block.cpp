@@ -2,6 +2,7 @@
 #include "layers/model/block.hpp"
 
 #include <algorithm>
+#include <functional>
 
 #include "comm/base/check.hpp"
 #include "layers/model/family.hpp"
@@ -81,6 +82,9 @@ Task<Tensor> Block::decode(LaneContext& ctx, Tensor x, NextTokens tokens, KvCach
   if (moe_ && ctx.routed != nullptr) {
     ctx.routed->tokens += x.dim(0);
     ctx.routed->rerouted += scratch.moe.router.num_rerouted;
+    const std::vector<int64_t>& counts = scratch.moe.router.counts;
+    std::vector<int64_t>& slots = ctx.routed->slots.try_emplace(index_, counts.size(), 0).first->second;
+    std::ranges::transform(counts, slots, slots.begin(), std::plus<>());
   }
   co_return y;
 }

@@ -4,8 +4,10 @@
 
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <optional>
 #include <utility>
+#include <vector>
 
 #include "comm/exchange/dispatch.hpp"
 #include "comm/job/poll.hpp"
@@ -27,7 +29,8 @@ struct WireFormats {
 // What routers saw, over the layers.
 struct RoutedTokens {
   int64_t tokens = 0;
-  int64_t rerouted = 0;  // of them, those whose best expert is dead
+  int64_t rerouted = 0;                            // of them, those whose best expert is dead
+  std::map<int, std::vector<int64_t>> slots = {};  // by layer: [E], that routers gave each expert
 };
 
 struct LaneContext : Context {

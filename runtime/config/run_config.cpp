@@ -11,9 +11,6 @@
 #include "comm/exchange/exchange.hpp"
 
 namespace cadre {
-namespace {
-
-// A number of steps, or kAutoRebalance.
 Field steps_or_auto(std::string name, int64_t& member, std::string help) {
   Allowed allowed;
   allowed.form = "auto, or an integer >= 0";
@@ -31,8 +28,6 @@ Field steps_or_auto(std::string name, int64_t& member, std::string help) {
           }};
   return {std::move(name), text, std::move(allowed), std::move(help)};
 }
-
-}  // namespace
 
 std::vector<Section> sections_of(RunConfig& c) {
   std::vector<Field> model = {{"config", &c.model_config, any(), "a Hugging Face config.json to start from"}};

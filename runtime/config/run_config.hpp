@@ -212,6 +212,9 @@ struct Section {
 };
 std::vector<Section> sections_of(RunConfig& config);
 
+// A number of steps or passes, or "auto": kAutoRebalance.
+Field steps_or_auto(std::string name, int64_t& member, std::string help);
+
 // What stands before the name of a field: "train.", or nothing at the top level.
 std::string key_prefix(const Section& section);
 

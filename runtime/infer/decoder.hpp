@@ -5,7 +5,9 @@
 
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "layers/moe/expert_cache.hpp"
@@ -43,6 +45,8 @@ class Decoder {
 
   // So far, on this rank; also those that were read once more, with drafts before them.
   const RoutedTokens& routed() const { return routed_; }
+  // Its slots, which start anew.
+  std::map<int, std::vector<int64_t>> take_slots() { return std::exchange(routed_.slots, {}); }
   const ReplayCounts& replayed() const { return replayed_; }
   int num_drafts() const { return worker_.model().last_stage().num_mtp(); }
 

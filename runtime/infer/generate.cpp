@@ -44,6 +44,7 @@ struct Text {
   std::vector<int32_t> drafts;  // of what comes next
   int64_t num_read = 0;
   int64_t num_made = 0;
+  bool is_over = false;
   std::vector<int32_t> tasks = {};  // of the first tokens, as far as they have been asked for
   std::optional<TaskLabeller::Sequence> labels = {};
   std::optional<StopStrings> stop = {};  // where there are any
@@ -73,8 +74,13 @@ class Generation {
   GenerateStatistics run() {
     for (fill_slots(); std::ranges::any_of(in_slot_, [](size_t text) { return text != kNoToken; }); fill_slots()) {
       ++worker_.lane().position.step;
+      const int64_t begin_ns = trace_clock_ns();
       const std::vector<Made> made = go_on();
       share(made);
+      if (options_.rebalancer != nullptr) {
+        const double pass_ms = static_cast<double>(trace_clock_ns() - begin_ns) * 1e-6;
+        options_.rebalancer->after_pass(pass_ms, decoder_.take_slots(), passes_left());
+      }
       if (num_drafts_ > 0) draft();
     }
     sum(statistics_.drafted);
@@ -96,6 +102,13 @@ class Generation {
     return in_slot_[own_slot * static_cast<size_t>(num_ranks()) + static_cast<size_t>(worker_.expert_group().rank())];
   }
   size_t num_own_slots() const { return static_cast<size_t>(slots_of_rank()); }
+
+  // At most, where no draft is right.
+  int64_t passes_left() const {
+    int64_t tokens = 0;
+    for (const Text& text : texts_) tokens += text.is_over ? 0 : options_.max_new - text.num_made;
+    return (tokens + num_slots_ - 1) / num_slots_;
+  }
 
   void fill_slots() {
     for (size_t& text : in_slot_) {
@@ -222,6 +235,7 @@ class Generation {
       is_over = ++text.num_made == options_.max_new || (text.stop && text.stop->is_over());
       if (is_over) break;
     }
+    text.is_over = is_over;
     if (is_over) emit(index, std::nullopt);
     return is_over;
   }

@@ -17,6 +17,7 @@
 #include "layers/moe/expert_cache.hpp"
 #include "runtime/data/dataset.hpp"
 #include "runtime/infer/decoder.hpp"
+#include "runtime/infer/pass_rebalancer.hpp"
 #include "runtime/infer/sampling.hpp"
 #include "runtime/parallel/worker.hpp"
 #include "runtime/tokenizer/utf8.hpp"
@@ -45,6 +46,7 @@ struct GenerateOptions {
   bool emits_on_all_ranks = false;                      // else on the first
   bool log_probabilities = false;                       // of emitted tokens are wanted
   ExpertCache* cache = nullptr;                         // of this rank; nullptr: every output of an expert is computed
+  PassRebalancer* rebalancer = nullptr;                 // moves experts between passes; nullptr: they stay
   // Routing of the first tokens of each text, prompt and what is made: equally many of each text, one text after the other. What
   // lies behind is left to the routers, as are MTP modules.
   const RecordedRouting* replay = nullptr;

@@ -34,6 +34,7 @@ class Worker {
   int data_rank() const { return groups_.data_rank(); }
 
   Model& model() { return model_; }
+  const Model& model() const { return model_; }
   const ExpertMaps& expert_maps() const { return maps_; }
   // Names the experts that are here after `maps`, which has as many on each rank; see Experts::relocate. The values of those
   // that were not here are to be filled. Between steps; all ranks of the world with equal maps.

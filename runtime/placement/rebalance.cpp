@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <iterator>
 #include <numeric>
+#include <utility>
 
 #include "runtime/placement/policies.hpp"
 
@@ -102,6 +103,36 @@ ExpertMap place_anew(const ExpertMap& before, std::span<const double> weight, in
     experts_of[static_cast<size_t>(order[i])].assign(experts.begin(), experts.end());
   }
   return ExpertMap::of(before.num_experts(), experts_of);
+}
+
+std::vector<int64_t> plan_some_layers(const std::vector<ExpertMap>& before,
+                                      const std::vector<std::vector<double>>& weight, int groups, int nodes,
+                                      int planner, int planners) {
+  std::vector<int64_t> experts;
+  for (size_t layer = 0; layer < before.size(); ++layer) {
+    if (static_cast<int>(layer) % planners != planner) {
+      experts.insert(experts.end(), static_cast<size_t>(before[layer].num_replicas()), 0);
+      continue;
+    }
+    const ExpertMap after = place_anew(before[layer], weight[layer], groups, nodes);
+    for (int rank = 0; rank < after.num_ranks(); ++rank)
+      std::ranges::copy(after.experts_of(rank), std::back_inserter(experts));
+  }
+  return experts;
+}
+
+std::vector<ExpertMap> maps_of_plan(const std::vector<ExpertMap>& before, std::span<const int64_t> experts) {
+  std::vector<ExpertMap> maps;
+  auto next = experts.begin();
+  for (const ExpertMap& map : before) {
+    std::vector<std::vector<int>> experts_of;
+    for (int rank = 0; rank < map.num_ranks(); ++rank) {
+      const auto end = next + static_cast<std::ptrdiff_t>(map.experts_of(rank).size());
+      experts_of.emplace_back(std::exchange(next, end), end);
+    }
+    maps.push_back(ExpertMap::of(map.num_experts(), experts_of));
+  }
+  return maps;
 }
 
 double busiest_over_mean(const std::vector<ExpertMap>& maps, const std::vector<std::vector<double>>& weight) {

@@ -38,6 +38,14 @@ bool has_even_slots(const ExpertMap& map);
 // those of PlacementSizes. Needs has_even_slots().
 ExpertMap place_anew(const ExpertMap& before, std::span<const double> weight, int groups, int nodes);
 
+// The layers that rank `planner` of `planners` plans, as the experts of the ranks of each layer, `before` and `weight` by layer;
+// of layers that others plan zeros, so that the sum over all planners is the whole.
+std::vector<int64_t> plan_some_layers(const std::vector<ExpertMap>& before,
+                                      const std::vector<std::vector<double>>& weight, int groups, int nodes,
+                                      int planner, int planners);
+// The maps of that sum.
+std::vector<ExpertMap> maps_of_plan(const std::vector<ExpertMap>& before, std::span<const int64_t> experts);
+
 // Expected load of the busiest rank / mean, where layers wait for each other: sum of the largest over sum of the means.
 double busiest_over_mean(const std::vector<ExpertMap>& maps, const std::vector<std::vector<double>>& weight);
 

@@ -2,14 +2,9 @@
 #include "runtime/train/rebalancer.hpp"
 
 #include <algorithm>
-#include <array>
-#include <cstring>
-#include <iterator>
 #include <numeric>
 
 #include "comm/base/median.hpp"
-#include "comm/exchange/choose.hpp"
-#include "layers/model/router_options.hpp"
 
 namespace cadre {
 namespace {
@@ -20,30 +15,6 @@ constexpr size_t kMostTimes = 64;
 double milliseconds_from(int64_t begin_ns) { return static_cast<double>(trace_clock_ns() - begin_ns) * 1e-6; }
 
 bool is_routed_expert(const Parameter& parameter) { return parameter.placement == Placement::expert; }
-
-// Hosts whose ranks follow each other, equally many on each; else 1.
-int even_nodes(const Topology& topology) {
-  const bool even =
-      topology.num_ranks() % topology.num_hosts() == 0 &&
-      topology.host_of_rank ==
-          Topology::uniform(topology.num_hosts(), topology.num_ranks() / topology.num_hosts()).host_of_rank;
-  return even ? topology.num_hosts() : 1;
-}
-
-// Seconds that a byte takes from one place of this rank's memory to another.
-double copy_beta_s() {
-  constexpr size_t kBytes = size_t{8} << 20;
-  Buffer from(kBytes);
-  Buffer to(kBytes);
-  std::vector<double> seconds;
-  for (int round = 0; round < 4; ++round) {  // the first touches the memory
-    std::memset(from.data(), round, kBytes);
-    const int64_t begin_ns = trace_clock_ns();
-    std::memcpy(to.data(), from.data(), kBytes);
-    if (round > 0) seconds.push_back(static_cast<double>(trace_clock_ns() - begin_ns) * 1e-9);
-  }
-  return std::ranges::min(seconds) / static_cast<double>(kBytes);
-}
 
 }  // namespace
 
@@ -59,106 +30,38 @@ Rebalancer::Rebalancer(Worker& worker, const RunConfig& config, Optimizer& optim
     return;
   }
   works_ = true;
-  const GroupLimit& limit = router_options(config.model).eligibility.groups;
-  groups_ = limit.limits() ? limit.groups : 1;
   measure();
 }
 
 // The same on all ranks.
 std::string Rebalancer::why_not() const {
   const Grid& grid = worker_.grid();
-  if (grid.expert == 1) return "each rank holds all experts";
-  const std::vector<ExpertMap> maps = maps_now();
-  const bool replicated = worker_.expert_maps().have_replicas();
-  if (replicated && worker_.shards().sharded() && grid.data > grid.expert) {
+  const bool shared_out = worker_.shards().sharded() && grid.data > grid.expert;
+  if (grid.expert > 1 && shared_out && worker_.expert_maps().have_replicas()) {
     return "ranks that hold the same experts share out their state, and which experts have copies would change; "
            "parallel.shard_optimizer=false lets them move";
   }
-  if (!std::ranges::all_of(maps, has_even_slots)) {
-    return "ranks hold unequal numbers of experts; choose parallel.redundant_experts or parallel.placement so that "
-           "they "
-           "differ by one at most";
-  }
-  return "";
+  return why_experts_stay(worker_);
 }
 
 void Rebalancer::measure() {
-  const Communicator& group = worker_.expert_group();
-  const Topology topology = discover_topology(group);
-  nodes_ = even_nodes(topology);
-  const CostModel costs = measure_costs(group, topology);
-  int64_t bytes = 0;
-  for (const auto& tensors :
-       {name_values(worker_.store(), is_routed_expert), name_moments(optimizer_, is_routed_expert),
-        /*gradients are as large*/ name_values(worker_.store(), is_routed_expert)}) {
-    for (const NamedTensor& tensor : tensors) bytes += static_cast<int64_t>(tensor.memory.bytes());
+  int64_t state_bytes = 0;
+  for (const auto& tensors : {name_moments(optimizer_, is_routed_expert),
+                              /*gradients are as large*/ name_values(worker_.store(), is_routed_expert)}) {
+    for (const NamedTensor& tensor : tensors) state_bytes += static_cast<int64_t>(tensor.memory.bytes());
   }
-  int64_t experts = 0;
-  for (const int layer : layers_) {
-    const bool here = worker_.model().stage_with(layer) != nullptr;
-    if (here) experts += static_cast<int64_t>(worker_.expert_maps().of(layer).experts_of(group.rank()).size());
-  }
-  int64_t values = 0;
-  for (const NamedTensor& tensor : name_values(worker_.store(), is_routed_expert)) {
-    values += static_cast<int64_t>(tensor.memory.bytes());
-  }
-  const double per_expert = experts == 0 ? 0.0 : 1.0 / static_cast<double>(experts);
-  const std::array<double, 4> mine = {std::max(costs.host.beta_s, costs.network.beta_s), copy_beta_s(),
-                                      static_cast<double>(bytes) * per_expert,
-                                      static_cast<double>(values) * per_expert};
-  const auto most = worker_.await(worker_.world().all_reduce(mine, ReduceOp::max));
-  seconds_per_byte_ = most[0];
-  copy_seconds_per_byte_ = most[1];
-  expert_bytes_ = static_cast<int64_t>(most[2]);
-  value_bytes_ = static_cast<int64_t>(most[3]);
-}
-
-std::vector<ExpertMap> Rebalancer::maps_now() const {
-  std::vector<ExpertMap> maps;
-  for (const int layer : layers_) maps.push_back(worker_.expert_maps().of(layer));
-  return maps;
+  setting_ = measure_moves(worker_, state_bytes);
 }
 
 double Rebalancer::median_step_ms() const { return step_ms_.empty() ? 0.0 : median_of(step_ms_); }
 
-// What the policy proposes. Planning takes time: each rank plans some of the layers.
-std::vector<int64_t> Rebalancer::plan_layers() const {
-  const std::vector<ExpertMap> before = maps_now();
-  const Communicator& world = worker_.world();
-  std::vector<int64_t> experts;
-  for (size_t layer = 0; layer < before.size(); ++layer) {
-    if (static_cast<int>(layer) % world.size() != world.rank()) {
-      experts.insert(experts.end(), static_cast<size_t>(before[layer].num_replicas()), 0);
-      continue;
-    }
-    const ExpertMap after = place_anew(before[layer], loads_.of_layers()[layer], groups_, nodes_);
-    for (int rank = 0; rank < after.num_ranks(); ++rank)
-      std::ranges::copy(after.experts_of(rank), std::back_inserter(experts));
-  }
-  return experts;
-}
-
-std::vector<ExpertMap> Rebalancer::maps_in(const std::vector<int64_t>& experts) const {
-  std::vector<ExpertMap> maps;
-  auto next = experts.begin();
-  for (const ExpertMap& map : maps_now()) {
-    std::vector<std::vector<int>> experts_of;
-    for (int rank = 0; rank < map.num_ranks(); ++rank) {
-      const auto end = next + static_cast<std::ptrdiff_t>(map.experts_of(rank).size());
-      experts_of.emplace_back(std::exchange(next, end), end);
-    }
-    maps.push_back(ExpertMap::of(map.num_experts(), experts_of));
-  }
-  return maps;
-}
-
 // What becomes of what the policy proposes; none where no map is better.
 std::optional<Rebalancer::Proposal> Rebalancer::weigh(const std::vector<ExpertMap>& best, int64_t steps_left) const {
-  const std::vector<ExpertMap> before = maps_now();
+  const std::vector<ExpertMap> before = mixture_maps(worker_, layers_);
   const std::vector<std::vector<double>>& loads = loads_.of_layers();
   Proposal proposal;
-  proposal.maps = within_arrivals(before, best, loads,
-                                  static_cast<int64_t>(kMostArrivingBytes) / std::max<int64_t>(1, expert_bytes_));
+  proposal.maps = within_arrivals(
+      before, best, loads, static_cast<int64_t>(kMostArrivingBytes) / std::max<int64_t>(1, setting_.expert_bytes));
   std::vector<int> of_rank(static_cast<size_t>(worker_.grid().expert), 0);
   for (size_t layer = 0; layer < layers_.size(); ++layer) {
     const std::vector<int> arrived = arrivals(before[layer], proposal.maps[layer]);
@@ -169,16 +72,17 @@ std::optional<Rebalancer::Proposal> Rebalancer::weigh(const std::vector<ExpertMa
   const int columns = worker_.grid().data / worker_.grid().expert;
   proposal.copies = copies * columns;
   const auto busiest = static_cast<double>(std::ranges::max(of_rank));
-  proposal.estimate = {.step_ms = median_step_ms(),
-                       .expert_share = expert_share_,
-                       .before = busiest_over_mean(before, loads),
-                       .after = busiest_over_mean(proposal.maps, loads),
-                       .copy_ms = busiest * static_cast<double>(value_bytes_) * copy_seconds_per_byte_ * 1e3,
-                       // As many experts leave a rank as arrive.
-                       .transfer_ms = 2.0 * busiest * static_cast<double>(expert_bytes_) * seconds_per_byte_ * 1e3,
-                       .gain_factor = history_.gain_factor(),
-                       .cost_factor = history_.cost_factor(),
-                       .horizon = std::min(clock_.horizon(), steps_left)};
+  proposal.estimate = {
+      .step_ms = median_step_ms(),
+      .expert_share = expert_share_,
+      .before = busiest_over_mean(before, loads),
+      .after = busiest_over_mean(proposal.maps, loads),
+      .copy_ms = busiest * static_cast<double>(setting_.value_bytes) * setting_.copy_seconds_per_byte * 1e3,
+      // As many experts leave a rank as arrive.
+      .transfer_ms = 2.0 * busiest * static_cast<double>(setting_.expert_bytes) * setting_.seconds_per_byte * 1e3,
+      .gain_factor = history_.gain_factor(),
+      .cost_factor = history_.cost_factor(),
+      .horizon = std::min(clock_.horizon(), steps_left)};
   return proposal;
 }
 
@@ -195,7 +99,9 @@ void Rebalancer::after_step(StepRecord& record, int64_t steps_left) {
   if (!clock_.tick() || look_ || plan_ || steps_left < 2) return;
   const int64_t begin_ns = trace_clock_ns();
   const TraceSpan span(worker_.job().tracer(), TraceKind::op, {.step = record.step, .phase = "planning of experts"});
-  look_ = {.planned = plan_layers(), .of_all = {}};
+  look_ = {.planned = plan_some_layers(mixture_maps(worker_, layers_), loads_.of_layers(), setting_.groups,
+                                       setting_.nodes, worker_.world().rank(), worker_.world().size()),
+           .of_all = {}};
   look_->ms = milliseconds_from(begin_ns);
 }
 
@@ -234,7 +140,7 @@ void Rebalancer::weigh_move(StepRecord& record) {
 void Rebalancer::decide(StepRecord& record, int64_t steps_left) {
   const int64_t begin_ns = trace_clock_ns();
   worker_.lane().enter("rebalance");
-  look_->best = maps_in(worker_.await(std::move(look_->of_all)));
+  look_->best = maps_of_plan(mixture_maps(worker_, layers_), worker_.await(std::move(look_->of_all)));
   std::vector<int64_t> changes(look_->best.size());
   if (worker_.world().rank() == 0) {
     if (last_move_) {
@@ -244,7 +150,7 @@ void Rebalancer::decide(StepRecord& record, int64_t steps_left) {
       }
     }
     look_->proposal = weigh(look_->best, steps_left);
-    const std::vector<ExpertMap> before = maps_now();
+    const std::vector<ExpertMap> before = mixture_maps(worker_, layers_);
     for (size_t layer = 0; look_->proposal && look_->proposal->estimate.pays() && layer < changes.size(); ++layer) {
       changes[layer] = look_->proposal->maps[layer] == before[layer] ? 0 : 1;
     }

@@ -15,6 +15,7 @@
 #include "runtime/observe/run_log.hpp"
 #include "runtime/optim/optimizer.hpp"
 #include "runtime/parallel/expert_move.hpp"
+#include "runtime/parallel/move_setting.hpp"
 #include "runtime/parallel/worker.hpp"
 #include "runtime/placement/rebalance.hpp"
 
@@ -70,10 +71,7 @@ class Rebalancer {
 
   std::string why_not() const;
   void measure();
-  std::vector<ExpertMap> maps_now() const;
   double median_step_ms() const;
-  std::vector<int64_t> plan_layers() const;
-  std::vector<ExpertMap> maps_in(const std::vector<int64_t>& experts) const;
   std::optional<Proposal> weigh(const std::vector<ExpertMap>& best, int64_t steps_left) const;
   void weigh_move(StepRecord& record);
   void decide(StepRecord& record, int64_t steps_left);
@@ -89,13 +87,8 @@ class Rebalancer {
   std::string note_;
   bool works_ = false;
   double expert_share_;  // of the computation of an even step
-  int groups_ = 1;
-  int nodes_ = 1;
-  double seconds_per_byte_ = 0.0;       // between ranks
-  double copy_seconds_per_byte_ = 0.0;  // of a rank
-  int64_t value_bytes_ = 0;             // of one expert, that are copied at the switch
+  MoveSetting setting_;
   MoveHistory history_;
-  int64_t expert_bytes_ = 0;  // that travel for one expert
   RebalanceClock clock_;
   LoadMean loads_;
   std::vector<double> step_ms_;  // since the last move

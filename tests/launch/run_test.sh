@@ -69,6 +69,15 @@ succeeded "generate with a cache"
 says " % of "
 ! grep -q " 0.0 % of" "$output" || fail "the second text found nothing in the cache"
 head -c 45 "$output" | cmp - <(head -c 45 "$folder/generated") >&2 || fail "the cache changed the text"
+# Experts may move between passes: the text stays.
+on_two_ranks "${generate[@]}" --rebalance 3 --row-bits independent
+succeeded "generate with experts that may move"
+says "experts  "
+head -c 46 "$output" | cmp - "$folder/generated" >&2 || fail "experts that may move changed the text"
+alone "${generate[@]}" --rebalance auto
+says "note: --rebalance moves no expert: each rank holds all experts"
+alone "${generate[@]}" --rebalance often
+refused 2 "--rebalance" "auto, or an integer >= 0"
 alone generate "$checkpoint" --prompt "用Java实现: 1 + 1" --max-new 1 --explain --complexity simple
 succeeded "generate --explain"
 says "task     CODING" "keyword  实现 of CODING" "keyword  + of MATH" "experts  none of 4 belong to the task, but the router gets no task" \

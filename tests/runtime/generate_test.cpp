@@ -3,9 +3,11 @@
 // the end token ends it on all ranks.
 #include "runtime/infer/generate.hpp"
 
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <map>
 #include <memory>
 #include <vector>
 
@@ -290,6 +292,87 @@ TEST(Generate, EachTextVisitsAsManyExpertsAsItAsksFor) {
   EXPECT_EQ(together[2], texts_of(2, {1}).front());
   EXPECT_NE(together[0], together[1]);
   EXPECT_NE(together[0], together[2]);
+}
+
+constexpr double kLongPassMs = 1e6;  // so long that every better placement pays
+
+// Of each mixture layer of tiny_options() with 16 experts: expert e gets more than e + 1, with the favourite in front.
+std::map<int, std::vector<int64_t>> skewed_slots(int favourite) {
+  std::vector<int64_t> slots(16);
+  for (size_t i = 0; i < slots.size(); ++i) slots[(i + static_cast<size_t>(favourite)) % 16] = int64_t{1} << (16 - i);
+  return {{1, slots}, {2, slots}};
+}
+
+TEST(Generate, ExpertsMoveWhileTheTextsStayTheSame) {
+  WorkerOptions worker_options = tiny_options();
+  worker_options.model.n_routed_experts = 16;
+  std::vector<TextRequest> requests;
+  for (int32_t i = 0; i < 6; ++i) requests.push_back({{i, 14, 15}, {.temperature = 0.8, .seed = 7}});
+  test::on_ranks(
+      [&](Communicator& world) {
+        Worker worker(world.duplicate("generation"), worker_options);
+        worker.store().initialise(5);
+        const auto texts_of = [&](PassRebalancer* rebalancer, GenerateStatistics& statistics) {
+          std::vector<Tokens> texts(requests.size());
+          const GenerateOptions options = {.max_new = 32,
+                                           .batch = 4,
+                                           .emits_on_all_ranks = true,
+                                           .log_probabilities = true,
+                                           .rebalancer = rebalancer};
+          statistics = generate(worker, requests, options, [&](size_t text, std::optional<int32_t> token) {
+            if (!token) return;
+            texts[text].push_back(*token);
+            if (rebalancer == nullptr || text != 0 || texts[text].size() % 8 != 0) return;
+            rebalancer->after_pass(kLongPassMs, skewed_slots(static_cast<int>(texts[text].size())), 100);
+          });
+          return texts;
+        };
+        GenerateStatistics stays;
+        GenerateStatistics moves;
+        const std::vector<Tokens> expected = texts_of(nullptr, stays);
+        PassRebalancer rebalancer(worker, /*every=*/1);
+        EXPECT_EQ(texts_of(&rebalancer, moves), expected);
+        EXPECT_GE(rebalancer.moves().times, 2);
+        EXPECT_EQ(moves.log_probabilities, stays.log_probabilities);
+      },
+      {2, 4});
+}
+
+TEST(PassRebalancer, MovesWhereItPays) {
+  WorkerOptions worker_options = tiny_options();
+  worker_options.model.n_routed_experts = 16;
+  test::on_ranks(
+      [&](Communicator& world) {
+        Worker worker(world.duplicate("generation"), worker_options);
+        const ExpertMaps before = worker.expert_maps();
+        const auto slots = world.rank() == 1 ? skewed_slots(0) : std::map<int, std::vector<int64_t>>{};
+        PassRebalancer rebalancer(worker, /*every=*/2);
+        for (int pass = 0; pass < 2; ++pass) rebalancer.after_pass(/*pass_ms=*/0.0, slots, /*passes_left=*/100);
+        EXPECT_EQ(rebalancer.moves().refused, 1);
+        for (int pass = 0; pass < 2; ++pass) rebalancer.after_pass(kLongPassMs, slots, /*passes_left=*/0);
+        EXPECT_EQ(rebalancer.moves().refused, 2);
+        rebalancer.after_pass(kLongPassMs, slots, 100);
+        EXPECT_EQ(worker.expert_maps(), before);
+        rebalancer.after_pass(kLongPassMs, slots, 100);
+        const PassRebalancer::Moves& moves = rebalancer.moves();
+        EXPECT_EQ(moves.times, 1);
+        EXPECT_GT(moves.bytes, 0);
+        // Each rank had the heaviest neighbours; the heaviest expert alone is more than half of all slots.
+        EXPECT_GT(moves.before, moves.after);
+        EXPECT_NE(worker.expert_maps(), before);
+        EXPECT_THAT(describe(moves), testing::HasSubstr("experts  moved 1 times, "));
+      },
+      {2, 4});
+}
+
+TEST(PassRebalancer, SaysWhyNothingMoves) {
+  test::on_one_rank([&](Communicator world) {
+    Worker worker(std::move(world), tiny_options());
+    PassRebalancer rebalancer(worker, 1);
+    EXPECT_EQ(rebalancer.note(), "each rank holds all experts");
+    rebalancer.after_pass(kLongPassMs, skewed_slots(0), 100);
+    EXPECT_EQ(rebalancer.moves().times, 0);
+  });
 }
 
 }  // namespace
