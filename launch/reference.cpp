@@ -321,7 +321,7 @@ _cadre_keys_or_files() {{
     esac
     return
   fi
-  _describe -o key keys -q -S =
+  _describe key keys -q -S =
   _files
 }}
 {}

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# Man pages that man renders without a warning, completion in a bash, and one that zsh can read. Usage: reference_test.sh CADRE
+# Man pages that man renders without a warning, completion in a bash and in an interactive zsh. Usage: reference_test.sh CADRE
 # shellcheck source=tests/launch/common.sh
 source "$(dirname "$0")/common.sh" "$@"
 
@@ -64,4 +64,24 @@ if [[ "$(completes cadre inspect train.le; cat "$output")" == *train.learning_ra
   fail "bash offers keys where none are taken"
 fi
 
-if command -v zsh >/dev/null; then zsh -n "$folder/share/zsh/vendor-completions/_cadre" || fail "zsh cannot read its completion"; fi
+# zsh_offers LINE TEXT: an interactive zsh that gets LINE and a tab shows TEXT in its list or in the line that it makes of it.
+zsh_offers() {
+  # shellcheck disable=SC2016 # zsh expands them
+  timeout 60 zsh -f -c '
+    zmodload zsh/zpty
+    zpty shell "zsh -f -i"
+    zpty -w shell "PS1=; fpath=($1 \$fpath); autoload -U compinit; compinit -u -D"
+    zpty -w shell "show() { print -r -- \"<\$BUFFER>\" }; zle -N show; bindkey ^X show; print REA\"\"DY"
+    zpty -r shell out "*READY*"
+    zpty -w -n shell "$2"$'"'\t\x18'"'
+    zpty -r shell out "*$3*"' zsh "$folder/share/zsh/vendor-completions" "$1" "$2" || fail "zsh does not offer $2 for $1"
+}
+if command -v zsh >/dev/null; then
+  zsh_offers "cadre tra" "<cadre train >"
+  zsh_offers "cadre plan mem" "<cadre plan memory >"
+  zsh_offers "cadre generate --cache" "<cadre generate --cache-mib >"
+  zsh_offers "cadre train run.toml train.lea" "<cadre train run.toml train.learning_rate=>"
+  zsh_offers "cadre train run.toml train.schedule=" "wsd"
+else
+  echo "no zsh: its completion is not tried"
+fi
