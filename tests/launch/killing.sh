@@ -25,14 +25,15 @@ all_gone() { is_gone && ! pgrep -f "$folder/run.toml" >/dev/null; }
 # folder is removed.
 kill_one() {
   local victims
-  mapfile -t victims < <(pgrep -P "$pid")
-  victims+=("$pid")
-  if kill -9 "${victims[RANDOM % ${#victims[@]}]}" 2>/dev/null; then
+  until is_gone; do
+    mapfile -t victims < <(pgrep -P "$pid")  # also a child of the launcher that ends of itself
+    victims+=("$pid")
+    kill -9 "${victims[RANDOM % ${#victims[@]}]}" 2>/dev/null || continue
     kill=$((kill + 1))
     within all_gone
     wait "$pid" 2>/dev/null || true
     return 0
-  fi
+  done
   within all_gone
   wait "$pid" || fail "a run that was not killed"
   expect_exact
