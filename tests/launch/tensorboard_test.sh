@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
 # Event files of a run and of its conversion, read by TensorBoard. Usage: tensorboard_test.sh CADRE. Skipped without Python's
-# tensorboard (PYTHON names the interpreter); runtime/event_file_test checks the bytes everywhere.
+# tensorboard (CADRE_TEST_PYTHON names the interpreter); runtime/event_file_test checks the bytes everywhere.
 # shellcheck source=tests/launch/common.sh
 source "$(dirname "$0")/common.sh" "$@"
 
@@ -10,7 +10,7 @@ succeeded train
 alone report "$folder/run" --tensorboard "$folder/converted"
 succeeded report
 says "TensorBoard"
-python=${PYTHON:-python3}
+python=${CADRE_TEST_PYTHON:-python3}
 # What the example for Weights & Biases sends, to a module that only notes it.
 cat >"$folder/wandb.py" <<'END'
 class Run:
