@@ -111,7 +111,8 @@ for grid in "64 4 16" "512 8 64" "2048 16 64"; do
     says "$num_ranks ranks on" "schedule $schedule, exchange hierarchical"
   done
 done
-alone plan search "${v3[@]}" --ranks 64 --hosts 8 "${cluster[@]}" train.batch=960 train.micro_batches=60 --limit 512 --keep-micro-batches
+alone plan search "${v3[@]}" --ranks 64 --hosts 8 "${cluster[@]}" train.batch=256 train.micro_batches=16 \
+  data.sequence_length=512 --limit 512 --keep-micro-batches
 succeeded "plan search of DeepSeek-V3"
 says "best: parallel.pipeline="
 
