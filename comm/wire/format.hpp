@@ -69,7 +69,7 @@ struct Elements {
 };
 
 // Puts rows into the form they travel in, and back. The host does it at once; the codec of a device does it in the order of
-// what the device is told, so that rows need not be there yet.
+// the work queued on the device; rows need not be there yet.
 
 class RowCodec {
  public:

@@ -180,7 +180,7 @@ std::vector<OpList> with_messages(const Program& compute, const Receives& receiv
   return lists;
 }
 
-// Each receive right in front of the op that needs it: the earliest any op can start when sends wait for nobody.
+// Each receive right in front of the op that needs it: the earliest any op can start when no send waits for its receive.
 Receives latest_receives(const Program& compute) {
   Receives receives;
   for (const OpList& list : compute.ops) {

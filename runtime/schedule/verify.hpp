@@ -21,7 +21,7 @@ struct Footprint {
 //     forward, and a weight gradient once after each split backward and after no other;
 //   - all that needs rows from another rank has one receive posted before it, and the other rank one send behind the op
 //     that makes them, each with the right peer;
-//   - every rank gets to the end of its list, with sends that wait for nobody and with sends that wait for their receive.
+//   - every rank gets to the end of its list, with sends that do not wait and with sends that wait for their receive.
 // Throws an Error that names rank, position and op where one of these fails.
 Footprint verify(const Program& program);
 

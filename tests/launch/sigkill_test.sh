@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
 # SIGKILL of a random rank, or of mpirun, at random moments, every third one as soon as a save begins; after each the run
-# goes on. Every loss that it ever writes down is, to the bit, that of a run that nobody killed; on another number of ranks
+# goes on. Every loss that it ever writes down is, to the bit, that of a run without kills; on another number of ranks
 # within 1e-5. Nothing hangs, and nothing stays behind once the run has started again.
 # Usage: sigkill_test.sh CADRE KILLS MPIRUN [FLAG...]
 # shellcheck source=tests/launch/common.sh
@@ -37,7 +37,7 @@ nap() { sleep "$(printf '0.%03d' $((RANDOM % $1)))"; }
 # losses FILE: "STEP LOSS" of each whole line, evaluations left out.
 losses() { sed -nE 's/^\{"step":([0-9]+),"loss":([^,]*),.*\}$/\1 \2/p' "$1"; }
 
-# expect_exact: what the run wrote down is what the run that nobody killed did, step by step.
+# expect_exact: what the run wrote down is what the run without kills did, step by step.
 expect_exact() {
   [[ -e "$run/metrics.jsonl" ]] || return 0
   losses "$run/metrics.jsonl" >"$folder/losses"
@@ -64,7 +64,7 @@ resume_elsewhere() {
 
 launch "$ranks" out="$folder/expected_run" steps="$steps"
 within all_gone
-wait "$pid" || fail "the run that nobody kills"
+wait "$pid" || fail "the run without kills"
 losses "$folder/expected_run/metrics.jsonl" >"$folder/expected"
 (($(wc -l <"$folder/expected") == steps)) || fail "not $steps losses"
 
